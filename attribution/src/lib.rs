@@ -1,0 +1,7 @@
+//! Attribution methods and their metrics over any model of `pipe-models`.
+//!
+//! Usable without the engine.
+
+mod score;
+
+pub use score::Score;

@@ -1,0 +1,244 @@
+//! What a running stage sees: its inputs, its outputs, and the few things it may ask of the engine.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use pipe_cache::Digest;
+
+use crate::error::StageError;
+
+/// A read-only artifact, as a stage sees it.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    /// Its type, such as `table<images>`.
+    pub artifact_type: String,
+    /// The digest of its content.
+    pub digest: Digest,
+    /// Its files, sorted by path.
+    pub files: Vec<ArtifactFile>,
+    /// For an external source: what the TOML says (`file:data/breastmnist.npz`).
+    pub origin: Option<String>,
+}
+
+/// One file of an artifact.
+#[derive(Clone, Debug)]
+pub struct ArtifactFile {
+    /// The path inside the artifact, with `/`.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Where it can be read now. Never written to.
+    pub location: PathBuf,
+}
+
+impl Artifact {
+    /// The file of this path inside the artifact.
+    pub fn file(&self, path: &str) -> Option<&ArtifactFile> {
+        self.files.iter().find(|file| file.path == path)
+    }
+
+    /// The only file.
+    ///
+    /// # Errors
+    /// If there are none or several.
+    pub fn single_file(&self) -> Result<&ArtifactFile, StageError> {
+        match self.files.as_slice() {
+            [file] => Ok(file),
+            files => Err(StageError::input(
+                self.origin.as_deref().unwrap_or("input"),
+                format!("one file is expected, {} were found", files.len()),
+            )),
+        }
+    }
+
+    /// The files whose path ends in `extension` (with its dot), in path order.
+    pub fn files_ending(&self, extension: &str) -> impl Iterator<Item = &ArtifactFile> {
+        self.files.iter().filter(move |file| file.path.ends_with(extension))
+    }
+}
+
+/// One artifact of an input, with the axis assignment of its producer.
+#[derive(Clone, Debug)]
+pub struct InputArtifact {
+    /// The axis assignment of the producing node; empty for external sources.
+    pub axes: BTreeMap<String, String>,
+    /// The name of the producing stage, for reports; empty for external sources. Never in a key.
+    pub stage: String,
+    /// The artifact.
+    pub artifact: Artifact,
+}
+
+/// One part of a table that a stage has written.
+#[derive(Clone, Debug)]
+pub struct TablePart {
+    /// The file, relative to the port's folder.
+    pub path: String,
+    /// The logical digest of its rows.
+    pub digest: Digest,
+    /// Its number of rows.
+    pub rows: u64,
+}
+
+/// Where a stage writes one artifact.
+#[derive(Debug)]
+pub struct OutputWriter {
+    folder: PathBuf,
+    parts: Option<Vec<TablePart>>,
+}
+
+impl OutputWriter {
+    /// A writer into `folder`, which exists and is empty.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, parts: None }
+    }
+
+    /// The path of a new file, its parent folders made.
+    ///
+    /// # Errors
+    /// If `relative` leaves the port's folder, or a folder cannot be made.
+    pub fn path(&self, relative: &str) -> Result<PathBuf, StageError> {
+        let inside = !relative.is_empty()
+            && Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside {
+            return Err(StageError::failed(format!("output path `{relative}` leaves the output folder")));
+        }
+        let path = self.folder.join(relative);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|error| StageError::environment(format!("making `{}`", parent.display()), error))?;
+        }
+        Ok(path)
+    }
+
+    /// Declares the files written so far as one table of these parts, in this order. The artifact's
+    /// digest is then that of its rows instead of that of its bytes.
+    pub fn set_table(&mut self, parts: Vec<TablePart>) {
+        self.parts = Some(parts);
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The parts, if it is a table.
+    pub fn table(&self) -> Option<&[TablePart]> {
+        self.parts.as_deref()
+    }
+}
+
+/// What a stage may tell and ask the engine while it runs; implemented by the executor.
+pub trait StageHost: Sync {
+    /// Work done so far, in units of the stage (`images`, `steps`), with current figures (`loss`).
+    fn progress(&self, done: u64, total: u64, unit: &str, figures: &[(&str, f64)]);
+    /// A line for the log of this attempt.
+    fn log(&self, line: &str);
+    /// A warning that the run's summary repeats.
+    fn warn(&self, message: &str);
+    /// Whether the stage shall stop at the next safe point.
+    fn cancelled(&self) -> bool;
+}
+
+/// Everything a stage has while it runs.
+pub struct StageContext<'a> {
+    /// The inputs by port name, each a list (one artifact unless the port takes many).
+    pub(crate) inputs: BTreeMap<String, Vec<InputArtifact>>,
+    /// The outputs by port name.
+    pub(crate) outputs: BTreeMap<String, OutputWriter>,
+    pub(crate) host: &'a dyn StageHost,
+    pub(crate) threads: usize,
+    pub(crate) scratch: PathBuf,
+    pub(crate) provenance: String,
+}
+
+impl<'a> StageContext<'a> {
+    /// A context; the executor and tests of kinds make one.
+    pub fn new(
+        inputs: BTreeMap<String, Vec<InputArtifact>>,
+        outputs: BTreeMap<String, OutputWriter>,
+        host: &'a dyn StageHost,
+        threads: usize,
+        scratch: PathBuf,
+        provenance: String,
+    ) -> Self {
+        Self { inputs, outputs, host, threads, scratch, provenance }
+    }
+
+    /// The only artifact of a required input.
+    ///
+    /// # Errors
+    /// If the port has none or several: validation has excluded both.
+    pub fn input(&self, port: &str) -> Result<&Artifact, StageError> {
+        match self.inputs(port) {
+            [one] => Ok(&one.artifact),
+            several => Err(StageError::failed(format!(
+                "input `{port}` has {} artifacts, one is expected",
+                several.len()
+            ))),
+        }
+    }
+
+    /// The artifact of an input that may be left out.
+    pub fn optional_input(&self, port: &str) -> Option<&Artifact> {
+        self.inputs(port).first().map(|input| &input.artifact)
+    }
+
+    /// All artifacts of an input, in the producers' node order; empty if it was left out.
+    pub fn inputs(&self, port: &str) -> &[InputArtifact] {
+        self.inputs.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// All inputs by name, for kinds whose inputs are freely named.
+    pub fn all_inputs(&self) -> impl Iterator<Item = (&str, &[InputArtifact])> {
+        self.inputs.iter().map(|(name, artifacts)| (name.as_str(), artifacts.as_slice()))
+    }
+
+    /// Where to write the artifact of an output port.
+    ///
+    /// # Errors
+    /// If the kind did not declare the port.
+    pub fn output(&mut self, port: &str) -> Result<&mut OutputWriter, StageError> {
+        self.outputs
+            .get_mut(port)
+            .ok_or_else(|| StageError::failed(format!("output port `{port}` was not declared")))
+    }
+
+    /// The number of threads that this action may use; the calling thread is inside a pool of it.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// A private folder that lives as long as the attempt.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// The provenance that stored files carry in their `pipe` metadata: one JSON object of kind,
+    /// implementation version, parameters and input digests.
+    pub fn provenance(&self) -> &str {
+        &self.provenance
+    }
+
+    /// The host, for work that outlives a borrow of the context.
+    pub fn host(&self) -> &'a dyn StageHost {
+        self.host
+    }
+
+    /// Reports progress.
+    pub fn progress(&self, done: u64, total: u64, unit: &str, figures: &[(&str, f64)]) {
+        self.host.progress(done, total, unit, figures);
+    }
+
+    /// Warns.
+    pub fn warn(&self, message: &str) {
+        self.host.warn(message);
+    }
+
+    /// Returns early when the run was asked to stop: call it at every safe point.
+    ///
+    /// # Errors
+    /// [`StageError::Cancelled`].
+    pub fn check_cancelled(&self) -> Result<(), StageError> {
+        if self.host.cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+    }
+}

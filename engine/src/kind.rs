@@ -1,0 +1,315 @@
+//! What the engine knows of a stage kind: one small trait.
+//!
+//! A kind states facts (name, version, typed ports), has a plain struct of parameters, and one
+//! function that runs. Everything generic (schema, defaults, canonical parameters) follows from the
+//! struct; the engine itself sees the object-safe [`AnyKind`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pipe_cache::Value;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::context::StageContext;
+use crate::error::StageError;
+
+/// The type of an artifact, such as `table<images>` or `checkpoint`. The engine only compares it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ArtifactType(pub &'static str);
+
+impl ArtifactType {
+    /// Files from outside the study, named by `file:...`.
+    pub const FILE: Self = Self("file");
+    /// Any tree of files.
+    pub const TREE: Self = Self("tree");
+}
+
+/// How the rows of an input enter the rows of the outputs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InputClass {
+    /// Row i of the output depends on row i of this input and on inputs that are not `Map`.
+    Map,
+    /// Partials per part are merged in part order.
+    Reduce,
+    /// The whole input is read.
+    Whole,
+}
+
+/// An input port.
+#[derive(Clone, Debug)]
+pub struct InputPort {
+    /// The name under `inputs` in TOML.
+    pub name: &'static str,
+    /// One sentence for `pipe schema` and for errors.
+    pub summary: &'static str,
+    /// The types it accepts; empty: any.
+    pub accepts: &'static [ArtifactType],
+    /// Whether the stage cannot run without it.
+    pub required: bool,
+    /// Whether a fan-in (`stage[axis=*].port`) or a list of references is accepted.
+    pub many: bool,
+    /// Whether the axis assignments of a fan-in are part of the input, and so of the key.
+    pub axes: bool,
+    /// How rows flow.
+    pub class: InputClass,
+}
+
+impl InputPort {
+    /// A required input that is read whole.
+    pub const fn required(
+        name: &'static str,
+        accepts: &'static [ArtifactType],
+        summary: &'static str,
+    ) -> Self {
+        Self { name, summary, accepts, required: true, many: false, axes: false, class: InputClass::Whole }
+    }
+
+    /// An input that may be left out.
+    pub const fn optional(
+        name: &'static str,
+        accepts: &'static [ArtifactType],
+        summary: &'static str,
+    ) -> Self {
+        Self { required: false, ..Self::required(name, accepts, summary) }
+    }
+
+    /// An input that takes one or many artifacts, with their axis assignments as metadata.
+    pub const fn fan_in(name: &'static str, accepts: &'static [ArtifactType], summary: &'static str) -> Self {
+        Self { many: true, axes: true, ..Self::required(name, accepts, summary) }
+    }
+}
+
+/// An output port: one artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputPort {
+    /// The name after the dot in a reference.
+    pub name: String,
+    /// The type of the artifact.
+    pub artifact: ArtifactType,
+    /// One sentence.
+    pub summary: String,
+}
+
+impl OutputPort {
+    /// An output port.
+    pub fn new(name: impl Into<String>, artifact: ArtifactType, summary: impl Into<String>) -> Self {
+        Self { name: name.into(), artifact, summary: summary.into() }
+    }
+}
+
+/// Whether a kind's result may depend on the floating-point environment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Numerics {
+    /// Exact arithmetic only: results are the same on every machine.
+    Exact,
+    /// Tensor arithmetic: the numerics class of the device enters the key.
+    Tensor,
+}
+
+/// The default of `resources.cpu`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DefaultCpu {
+    /// One core.
+    One,
+    /// All cores of the machine.
+    All,
+}
+
+/// The facts of a kind.
+#[derive(Clone, Debug)]
+pub struct KindDescription {
+    /// The name in TOML, such as `finetune.classify`.
+    pub name: &'static str,
+    /// One sentence a newcomer understands.
+    pub summary: &'static str,
+    /// Raised by hand whenever results change.
+    pub implementation: i64,
+    /// The version of the schemas of the outputs.
+    pub schema_version: i64,
+    /// Whether the numerics class enters the key.
+    pub numerics: Numerics,
+    /// The default of `resources.cpu`.
+    pub cpu: DefaultCpu,
+    /// The input ports, in the order in which help shows them.
+    pub inputs: Vec<InputPort>,
+    /// A port for inputs whose names the user chooses (`report`, `command`); its `name` is unused.
+    pub free_inputs: Option<InputPort>,
+}
+
+/// A mistake in the parameters that their types cannot express.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterProblem {
+    /// The parameter, as a dotted path (`head.kind`).
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+    /// What would be right.
+    pub help: Option<String>,
+}
+
+/// A stage kind: what a stage reads, computes and writes.
+pub trait StageKind: Send + Sync + 'static {
+    /// The parameters: a plain struct, `#[serde(deny_unknown_fields)]`, with defaults.
+    /// Use `i64`, `f64`, `bool`, `String`, unit enums, `Vec`, `Option` and nested structs of these.
+    type Params: Serialize + DeserializeOwned + JsonSchema;
+
+    /// The facts.
+    fn describe(&self) -> KindDescription;
+
+    /// The output ports under these parameters.
+    fn outputs(&self, params: &Self::Params) -> Vec<OutputPort>;
+
+    /// What is wrong with the parameters beyond their types; nothing by default.
+    fn check(&self, _params: &Self::Params) -> Vec<ParameterProblem> {
+        Vec::new()
+    }
+
+    /// Parameters that are left out of the key when they equal their default, as (name, default):
+    /// lets a kind grow a parameter without invalidating what exists.
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Does the work. Reads inputs from and writes outputs to `context`, nothing else: no clock, no
+    /// environment, no network, no other file.
+    ///
+    /// # Errors
+    /// See [`StageError`].
+    fn run(&self, params: &Self::Params, context: &mut StageContext<'_>) -> Result<(), StageError>;
+}
+
+/// Parameters after defaults were filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedParams {
+    /// As JSON, all defaults present: what `show` prints and what [`AnyKind::run`] takes back.
+    pub json: serde_json::Value,
+    /// The canonical form that enters the key (key-neutral defaults left out).
+    pub canonical: Value,
+}
+
+/// The object-safe side of [`StageKind`]: what the engine uses.
+pub trait AnyKind: Send + Sync {
+    /// The facts.
+    fn describe(&self) -> KindDescription;
+    /// The JSON Schema of the parameters (draft-07).
+    fn schema(&self) -> serde_json::Value;
+    /// Parses parameters and fills in defaults.
+    ///
+    /// # Errors
+    /// Problems that the schema could not show.
+    fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>>;
+    /// The output ports under resolved parameters.
+    fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
+    /// Runs under resolved parameters.
+    ///
+    /// # Errors
+    /// See [`StageError`].
+    fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError>;
+}
+
+impl<K: StageKind> AnyKind for K {
+    fn describe(&self) -> KindDescription {
+        StageKind::describe(self)
+    }
+
+    fn schema(&self) -> serde_json::Value {
+        let generator = schemars::generate::SchemaSettings::draft07()
+            .with(|settings| settings.inline_subschemas = true)
+            .into_generator();
+        generator.into_root_schema_for::<K::Params>().to_value()
+    }
+
+    fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>> {
+        let typed: K::Params = serde_json::from_value(params.clone()).map_err(|error| {
+            vec![ParameterProblem { path: String::new(), message: error.to_string(), help: None }]
+        })?;
+        let problems = StageKind::check(self, &typed);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let json = serde_json::to_value(&typed).map_err(|error| {
+            vec![ParameterProblem { path: String::new(), message: error.to_string(), help: None }]
+        })?;
+        let mut key_json = json.clone();
+        if let Some(table) = key_json.as_object_mut() {
+            let defaults: Option<serde_json::Value> =
+                serde_json::from_value::<K::Params>(serde_json::json!({}))
+                    .ok()
+                    .and_then(|defaults| serde_json::to_value(defaults).ok());
+            for name in StageKind::key_neutral(self) {
+                let default = defaults.as_ref().and_then(|defaults| defaults.get(*name));
+                if default.is_some() && table.get(*name) == default {
+                    table.remove(*name);
+                }
+            }
+        }
+        Ok(ResolvedParams { json, canonical: canonical(&key_json) })
+    }
+
+    fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort> {
+        match serde_json::from_value(resolved.json.clone()) {
+            Ok(params) => StageKind::outputs(self, &params),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let params = serde_json::from_value(resolved.json.clone())
+            .map_err(|error| StageError::failed(format!("parameters cannot be read back: {error}")))?;
+        StageKind::run(self, &params, context)
+    }
+}
+
+/// The canonical form of a JSON value: whole numbers as integers, all others as floats.
+pub fn canonical(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::None,
+        serde_json::Value::Bool(value) => Value::Bool(*value),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(integer) => Value::Integer(integer),
+            None => Value::Float(number.as_f64().unwrap_or(f64::MAX)),
+        },
+        serde_json::Value::String(text) => Value::String(text.clone()),
+        serde_json::Value::Array(items) => Value::List(items.iter().map(canonical).collect()),
+        serde_json::Value::Object(entries) => {
+            Value::Table(entries.iter().map(|(key, value)| (key.clone(), canonical(value))).collect())
+        }
+    }
+}
+
+/// The kinds that a program offers.
+#[derive(Clone, Default)]
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
+}
+
+impl Registry {
+    /// A registry without kinds.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a kind under the name it describes itself with.
+    ///
+    /// # Panics
+    /// If the name is taken: two kinds of one name are a programming error.
+    #[must_use]
+    pub fn with(mut self, kind: impl StageKind) -> Self {
+        let name = StageKind::describe(&kind).name;
+        let previous = self.kinds.insert(name, Arc::new(kind));
+        assert!(previous.is_none(), "kind `{name}` is registered twice");
+        self
+    }
+
+    /// The kind of this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<dyn AnyKind>> {
+        self.kinds.get(name)
+    }
+
+    /// All kinds, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Arc<dyn AnyKind>)> {
+        self.kinds.iter().map(|(name, kind)| (*name, kind))
+    }
+}

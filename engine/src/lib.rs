@@ -1,0 +1,18 @@
+//! The engine of `pipe`: TOML -> plan -> schedule -> commit.
+//!
+//! It knows kinds, nodes, actions and artifacts, and nothing of tensors, tables or data sets.
+
+#![forbid(unsafe_code)]
+
+mod context;
+mod error;
+mod kind;
+pub mod pipeline;
+
+pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
+pub use error::StageError;
+pub use kind::{
+    AnyKind, ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort,
+    ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
+};
+pub use pipe_cache as cache;

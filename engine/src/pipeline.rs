@@ -1,0 +1,159 @@
+//! A study after validation: what the planner and the scheduler work on. No templates, matrices or
+//! profiles are left, and every value knows where it came from.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pipe_cache::Digest;
+
+use crate::kind::{AnyKind, KindDescription, OutputPort, ResolvedParams};
+
+/// Index of a node in [`Pipeline::nodes`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NodeId(pub usize);
+
+/// A place in a file, or a command-line option.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Bytes `span` of file number `file` of [`Pipeline::sources`].
+    File {
+        /// Index into the sources.
+        file: usize,
+        /// Byte range.
+        span: Range<usize>,
+        /// The profile that set it, if one did.
+        profile: Option<String>,
+    },
+    /// `--set` or `--var`, as typed.
+    CommandLine(String),
+    /// The kind's default.
+    Default,
+}
+
+/// A TOML file that was read.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    /// Its path, as given or as resolved from an include.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
+}
+
+impl SourceFile {
+    /// Line and column, both from 1, of byte `offset`; columns count characters.
+    pub fn line_column(&self, offset: usize) -> (usize, usize) {
+        let before = &self.text[..offset.min(self.text.len())];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    }
+}
+
+/// A validated study.
+#[derive(Clone)]
+pub struct Pipeline {
+    /// `[pipeline] name`.
+    pub name: String,
+    /// The pipeline file.
+    pub path: PathBuf,
+    /// The nearest ancestor that holds `.pipe/` or `.git`, else the file's folder.
+    pub project: PathBuf,
+    /// The profiles chosen, in order.
+    pub profiles: Vec<String>,
+    /// The files read; the first is the pipeline file.
+    pub sources: Vec<SourceFile>,
+    /// The stages, in file order.
+    pub stages: Vec<Stage>,
+    /// The nodes: stages in file order, matrix order inside. Not topologically sorted.
+    pub nodes: Vec<Node>,
+}
+
+/// A stage: the nodes that one `[stage.NAME]` makes.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Its `doc`.
+    pub doc: Option<String>,
+    /// The axes of its matrix, in declared order.
+    pub axes: Vec<String>,
+    /// Its nodes.
+    pub nodes: Vec<NodeId>,
+    /// Where its table begins.
+    pub origin: Origin,
+}
+
+/// One instance of a stage.
+#[derive(Clone)]
+pub struct Node {
+    /// The stage's name.
+    pub stage: String,
+    /// `stage[axis=value,...]`, or just `stage` without axes.
+    pub name: String,
+    /// The axis assignment in declared order; a table value appears as its `id`.
+    pub axes: Vec<(String, String)>,
+    /// The facts of the kind.
+    pub description: KindDescription,
+    /// The kind.
+    pub kind: Arc<dyn AnyKind>,
+    /// Parameters with defaults.
+    pub params: ResolvedParams,
+    /// Where each parameter came from, by dotted path.
+    pub origins: BTreeMap<String, Origin>,
+    /// Inputs in port-name order.
+    pub inputs: Vec<NodeInput>,
+    /// Output ports.
+    pub outputs: Vec<OutputPort>,
+    /// Resources.
+    pub resources: Resources,
+    /// Where the stage's table begins.
+    pub origin: Origin,
+}
+
+/// An input of a node.
+#[derive(Clone, Debug)]
+pub struct NodeInput {
+    /// The port.
+    pub name: String,
+    /// Its sources: one, or the members of a fan-in in the producer's node order.
+    pub sources: Vec<InputSource>,
+    /// Whether the axis assignments are part of the input and of the key.
+    pub with_axes: bool,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// Where an input artifact comes from.
+#[derive(Clone, Debug)]
+pub enum InputSource {
+    /// A port of another node.
+    Node {
+        /// The node.
+        node: NodeId,
+        /// Its port.
+        port: String,
+    },
+    /// Files outside the study: `file:PATH` or a glob, relative to the TOML file that writes it.
+    File {
+        /// As written, after `file:`.
+        pattern: String,
+        /// Absolute path or glob.
+        path: PathBuf,
+    },
+    /// A pinned blob: `store:b3:<hex>`.
+    Blob(Digest),
+}
+
+/// Resources of one action.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Resources {
+    /// Cores; `None`: the kind's default.
+    pub cpu: Option<usize>,
+    /// Devices of the kind GPU.
+    pub gpu: usize,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Wall time limit, in seconds.
+    pub time: Option<u64>,
+}

@@ -1,0 +1,3 @@
+//! The program `pipe`: joins the engine with the stage kinds.
+
+fn main() {}

@@ -1,0 +1,38 @@
+//! The types of the artifacts that flow between stages.
+
+use pipe_engine::ArtifactType;
+
+/// Images with their split, one row per distinct image.
+pub const IMAGES: ArtifactType = ArtifactType("table<images>");
+/// Class labels of images.
+pub const LABELS: ArtifactType = ArtifactType("table<labels>");
+/// Captions of images.
+pub const CAPTIONS: ArtifactType = ArtifactType("table<captions>");
+/// Questions about images, with answers.
+pub const QUESTIONS: ArtifactType = ArtifactType("table<questions>");
+/// Masks of regions in images.
+pub const MASKS: ArtifactType = ArtifactType("table<masks>");
+/// Token ids of texts.
+pub const TOKENS: ArtifactType = ArtifactType("table<tokens>");
+/// Figures that a generator's planted truths imply.
+pub const EXPECTED: ArtifactType = ArtifactType("table<expected>");
+/// Predictions, one row per sample.
+pub const PREDICTIONS: ArtifactType = ArtifactType("table<predictions>");
+/// Figures with confidence intervals, one row per figure.
+pub const METRICS: ArtifactType = ArtifactType("table<metrics>");
+/// Retrieval ranks, one row per query.
+pub const RANKS: ArtifactType = ArtifactType("table<ranks>");
+/// Scores of explanations, one row per sample, method and metric.
+pub const ATTRIBUTION_SCORES: ArtifactType = ArtifactType("table<attribution_scores>");
+/// Learning curves, one row per figure and epoch.
+pub const TRAINING_LOG: ArtifactType = ArtifactType("table<training_log>");
+/// A model: configuration, tensors, tokeniser, preprocessing; perhaps a head.
+pub const CHECKPOINT: ArtifactType = ArtifactType("checkpoint");
+/// A tokeniser: `tokenizer.json`.
+pub const TOKENIZER: ArtifactType = ArtifactType("tokenizer");
+/// Embeddings as an Arrow file.
+pub const EMBEDDINGS: ArtifactType = ArtifactType("embeddings");
+/// Saliency maps as an Arrow file.
+pub const SALIENCY: ArtifactType = ArtifactType("saliency");
+/// A page for people.
+pub const REPORT: ArtifactType = ArtifactType("report");

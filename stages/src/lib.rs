@@ -1,0 +1,9 @@
+//! The stage kinds of `pipe`: what each reads, computes and writes. The only crate that knows the
+//! engine, the models and the attribution methods.
+
+#![forbid(unsafe_code)]
+
+pub mod artifact;
+mod registry;
+
+pub use registry::registry;

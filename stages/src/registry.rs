@@ -1,0 +1,8 @@
+//! All stage kinds of the program, one line each.
+
+use pipe_engine::Registry;
+
+/// The registry with every kind.
+pub fn registry() -> Registry {
+    Registry::new()
+}
