@@ -1,0 +1,62 @@
+"""Opens every result of a study with the readers that analysts use: pyarrow, Polars, DuckDB.
+
+usage: read_results.py RESULTS_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import duckdb
+import polars
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+
+def check_parquet(path: Path) -> int:
+    table = pyarrow.parquet.read_table(path, partitioning=None)
+    assert all(field.nullable for field in table.schema), f"{path}: a column is not nullable"
+    assert b"pipe" in (table.schema.metadata or {}), f"{path}: no `pipe` metadata for pyarrow"
+    provenance = json.loads(table.schema.metadata[b"pipe"])
+    assert provenance["version"] == 1 and provenance["kind"], path
+    frame = polars.read_parquet(path, hive_partitioning=False)
+    assert frame.height == table.num_rows, f"{path}: Polars reads {frame.height} of {table.num_rows} rows"
+    rows = duckdb.sql(f"select count(*) from read_parquet('{path}', hive_partitioning=false)").fetchone()[0]
+    assert rows == table.num_rows, f"{path}: DuckDB reads {rows} of {table.num_rows} rows"
+    keys = duckdb.sql(f"select key from parquet_kv_metadata('{path}')").fetchall()
+    assert (b"pipe",) in keys, f"{path}: no `pipe` metadata for DuckDB"
+    return table.num_rows
+
+
+def check_arrow(path: Path) -> int:
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    for field in table.schema:
+        if isinstance(field.type, pa.BaseExtensionType):
+            column = table.column(field.name).combine_chunks()
+            if isinstance(column, pa.ChunkedArray):
+                column = column.chunk(0)
+            tensor = column.to_numpy_ndarray()
+            assert tensor.shape[0] == table.num_rows, path
+            assert tuple(tensor.shape[1:]) == tuple(field.type.shape), path
+    return table.num_rows
+
+
+def main() -> None:
+    results = Path(sys.argv[1])
+    parquet = sorted(results.rglob("*.parquet"))
+    arrow = sorted(results.rglob("*.arrow"))
+    assert parquet and arrow, f"{results}: {len(parquet)} Parquet and {len(arrow)} Arrow files"
+    rows = sum(map(check_parquet, parquet)) + sum(map(check_arrow, arrow))
+
+    # One glob reads every figure of the study; the axes are columns.
+    glob = f"{results}/**/metrics/**/*.parquet"
+    figures = duckdb.sql(
+        f"select count(*), count(distinct metric) from read_parquet('{glob}', hive_partitioning=true, union_by_name=true)"
+    ).fetchone()
+    assert figures[0] > 0, f"no figures under {glob}"
+    print(f"{len(parquet)} Parquet and {len(arrow)} Arrow files, {rows} rows; {figures[0]} figures of {figures[1]} metrics")
+
+
+main()
