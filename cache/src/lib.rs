@@ -1,13 +1,69 @@
 //! The content-addressed store of `pipe`: blobs, action records, leases, staging.
 //!
 //! It knows bytes, keys and digests, and nothing of stages, tables or tensors.
+//!
+//! ```
+//! # use pipe_cache::*;
+//! # let folder = std::env::temp_dir().join(format!("pipe-cache-doc-{}", std::process::id()));
+//! let store = Store::open_with_cache(&folder, Durability::Full, None)?;
+//! let key = ActionKey {
+//!     kind: "tokenize".to_owned(),
+//!     implementation: 1,
+//!     schema_version: 1,
+//!     params: Value::Table([("max_len".to_owned(), Value::Integer(77))].into()),
+//!     inputs: vec![],
+//!     shard: None,
+//!     numerics: "none".to_owned(),
+//! };
+//! assert!(store.lookup(&key.digest())?.is_none());
+//!
+//! let staging = store.stage()?;
+//! std::fs::write(staging.output_folder("tokens")?.join("tokens.txt"), "a b c").unwrap();
+//! let output = StagedOutput { port: "tokens".to_owned(), artifact_type: "tree".to_owned(), parts: None };
+//! staging.commit(&key, &[output], RecordMeta::default())?;
+//!
+//! let record = store.lookup(&key.digest())?.expect("it was committed");
+//! assert_eq!(record.outputs["tokens"].files[0].path, "tokens.txt");
+//! # drop(store);
+//! # std::fs::remove_dir_all(folder).unwrap();
+//! # Ok::<(), StoreError>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
+mod clear;
 mod content;
 mod digest;
+#[cfg(test)]
+mod faults;
+mod fs;
+mod key;
+mod lease;
+mod owner;
+mod read;
+mod record;
+mod runs;
+mod session;
+mod sources;
+mod staging;
+mod store;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use content::{part_digest, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
+pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
+pub use key::{ActionKey, KeyArtifact, KeyInput};
+pub use lease::{Lease, LeaseAttempt, LeaseInfo};
+pub use owner::Owner;
+pub use read::{Damage, Reading, StoredFile, Verify};
+pub use record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
+pub use runs::RunFolder;
+pub use sources::{Source, SourceError, SourceFile, Sources};
+pub use staging::{CommitOutcome, Committed, StagedOutput, Staging};
+pub use store::{Store, StoreError, user_cache_folder};
 pub use value::Value;
+
+/// The first line of a store's file `FORMAT`.
+const FORMAT_LINE: &str = "pipe-store 1";

@@ -1,0 +1,100 @@
+//! A fault injector for the tests of the commit protocol: stops at the n-th change and remembers what
+//! a power loss would take away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// A change of the file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    MakeFolder,
+    Write,
+    SyncFile,
+    SyncFolder,
+    Link,
+    Rename,
+    Mode,
+    Remove,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Changes that still succeed; none: all do.
+    left: Option<u64>,
+    made: u64,
+    /// Names whose folder was not flushed since.
+    unsynced_names: BTreeSet<PathBuf>,
+    /// Inodes whose bytes were flushed.
+    synced_files: BTreeMap<u64, ()>,
+}
+
+impl Faults {
+    /// Lets `changes` more changes succeed; every later one fails, as after the death of the program.
+    pub(crate) fn die_after(&self, changes: u64) {
+        self.state().left = Some(changes);
+    }
+
+    /// The number of changes so far.
+    pub(crate) fn made(&self) -> u64 {
+        self.state().made
+    }
+
+    pub(crate) fn step(&self, change: Change, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        match &mut state.left {
+            Some(0) => return Err(io::Error::other("the program died here")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        state.made += 1;
+        match change {
+            Change::MakeFolder | Change::Write | Change::Link | Change::Rename => {
+                state.unsynced_names.insert(path.to_owned());
+            }
+            Change::SyncFile => {
+                if let Ok(metadata) = std::fs::metadata(path) {
+                    state.synced_files.insert(metadata.ino(), ());
+                }
+            }
+            Change::SyncFolder => {
+                state.unsynced_names.retain(|name| name.parent() != Some(path));
+            }
+            Change::Mode | Change::Remove => {}
+        }
+        Ok(())
+    }
+
+    /// What a power loss may leave of `root`: unflushed files are empty, unflushed names are gone.
+    pub(crate) fn lose_power(&self, root: &Path, names_too: bool) {
+        let state = self.state();
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let entry = entry.unwrap();
+                let metadata = entry.metadata().unwrap();
+                let path = entry.path();
+                let is_staged = path.starts_with(root.join("tmp"));
+                if metadata.is_dir() {
+                    folders.push(path);
+                } else if !is_staged && names_too && state.unsynced_names.contains(&path) {
+                    std::fs::remove_file(path).unwrap();
+                } else if !is_staged && !state.synced_files.contains_key(&metadata.ino()) {
+                    std::fs::remove_file(&path).unwrap();
+                    std::fs::write(&path, b"").unwrap();
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

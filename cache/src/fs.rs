@@ -1,0 +1,322 @@
+//! The one door to the file system: every change that the store makes goes through [`Disk`].
+//!
+//! Two promises are kept here and nowhere else: a file that appears under its final name is whole
+//! (written aside, then linked or renamed), and under [`Durability::Full`] it is still whole after a
+//! power loss (file first, folder second).
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW};
+
+#[cfg(test)]
+use crate::faults::Faults;
+
+/// How much a commit waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// Files and folders are flushed to the disk: a commit survives a power loss.
+    #[default]
+    Full,
+    /// Nothing is flushed: a commit survives the death of the program; after a power loss, empty or
+    /// short files are found by verification.
+    Rename,
+}
+
+/// A failed operation on a path.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} `{}`: {source}", path.display())]
+pub struct FsError {
+    /// What was attempted, as in "writing".
+    pub operation: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// The cause.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FsError {
+    /// An error of `operation` on `path`.
+    pub fn new(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self { operation, path: path.into(), source }
+    }
+
+    /// Whether the cause is a full disk or an exhausted quota.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    }
+}
+
+/// The file system, at one level of durability.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk {
+    durability: Durability,
+    #[cfg(test)]
+    pub(crate) faults: Option<std::sync::Arc<Faults>>,
+}
+
+/// Announces a change to the fault injector of the tests; nothing in a built program.
+macro_rules! step {
+    ($disk:expr, $change:ident, $path:expr) => {
+        #[cfg(test)]
+        if let Some(faults) = &$disk.faults {
+            faults
+                .step(crate::faults::Change::$change, $path)
+                .map_err(|error| FsError::new("(injected fault)", $path, error))?;
+        }
+    };
+}
+
+impl Disk {
+    pub(crate) fn new(durability: Durability) -> Self {
+        Self {
+            durability,
+            #[cfg(test)]
+            faults: None,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.durability == Durability::Full
+    }
+
+    /// Makes a folder and its parents.
+    pub(crate) fn make_folder(&self, path: &Path) -> Result<(), FsError> {
+        step!(self, MakeFolder, path);
+        fs::create_dir_all(path).map_err(|error| FsError::new("making the folder", path, error))
+    }
+
+    /// Makes a folder whose parent exists; whether it is new.
+    pub(crate) fn make_subfolder(&self, path: &Path) -> Result<bool, FsError> {
+        step!(self, MakeFolder, path);
+        match fs::create_dir(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(FsError::new("making the folder", path, error)),
+        }
+    }
+
+    /// Writes a file that does not exist yet, and flushes it.
+    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        step!(self, Write, path);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(|error| FsError::new("creating", path, error))?;
+        file.write_all(bytes).map_err(|error| FsError::new("writing", path, error))?;
+        if self.is_full() {
+            step!(self, SyncFile, path);
+            file.sync_all().map_err(|error| FsError::new("flushing", path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Replaces `path` by a file of these bytes in one step: readers see the old or the new one.
+    pub(crate) fn write_atomic(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = path.with_file_name(format!(".{name}.{}", nonce()));
+        let written = self.write_new(&aside, bytes).and_then(|()| self.rename(&aside, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&aside);
+        }
+        written?;
+        match path.parent() {
+            Some(parent) => self.sync_folder(parent),
+            None => Ok(()),
+        }
+    }
+
+    /// Flushes the bytes of a file.
+    pub(crate) fn sync_file(&self, path: &Path) -> Result<(), FsError> {
+        if self.is_full() {
+            step!(self, SyncFile, path);
+            File::open(path)
+                .and_then(|file| file.sync_all())
+                .map_err(|error| FsError::new("flushing", path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Flushes the entries of a folder.
+    pub(crate) fn sync_folder(&self, path: &Path) -> Result<(), FsError> {
+        if self.is_full() {
+            step!(self, SyncFolder, path);
+            File::open(path)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| FsError::new("flushing the folder", path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Gives `from` the name `to` unless that exists; whether it did not exist. `from` may or may not
+    /// be left: file systems without hard links rename instead.
+    pub(crate) fn link_new(&self, from: &Path, to: &Path) -> Result<bool, FsError> {
+        step!(self, Link, to);
+        let linked = match fs::hard_link(from, to) {
+            Err(error) if lacks_hard_links(&error) => {
+                rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(Into::into)
+            }
+            other => other,
+        };
+        match linked {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(FsError::new("linking", to, error)),
+        }
+    }
+
+    /// Renames, replacing the target.
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<(), FsError> {
+        step!(self, Rename, to);
+        fs::rename(from, to).map_err(|error| FsError::new("renaming to", to, error))
+    }
+
+    /// Renames away; whether there was something to rename.
+    pub(crate) fn move_away(&self, from: &Path, to: &Path) -> Result<bool, FsError> {
+        step!(self, Rename, from);
+        match fs::rename(from, to) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(FsError::new("moving away", from, error)),
+        }
+    }
+
+    /// Mode 0444: what is in the store is never written again.
+    pub(crate) fn make_read_only(&self, path: &Path) -> Result<(), FsError> {
+        step!(self, Mode, path);
+        fs::set_permissions(path, Permissions::from_mode(0o444))
+            .map_err(|error| FsError::new("making read-only", path, error))
+    }
+
+    /// Sets the modification time to the file server's now.
+    pub(crate) fn touch(&self, path: &Path) -> Result<(), FsError> {
+        step!(self, Mode, path);
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        rustix::fs::utimensat(
+            CWD,
+            path,
+            &Timestamps { last_access: now, last_modification: now },
+            AtFlags::empty(),
+        )
+        .map_err(|error| FsError::new("touching", path, error.into()))
+    }
+
+    /// Removes a file if it exists.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<(), FsError> {
+        step!(self, Remove, path);
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(FsError::new("removing", path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a folder with all it holds, if it exists.
+    pub(crate) fn remove_tree(&self, path: &Path) -> Result<(), FsError> {
+        step!(self, Remove, path);
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(FsError::new("removing", path, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a file of at most `limit` bytes; none if it does not exist.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FsError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FsError::new("opening", path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| FsError::new("reading", path, error))?;
+    if bytes.len() as u64 > limit {
+        let error = io::Error::new(ErrorKind::InvalidData, format!("longer than {limit} bytes"));
+        return Err(FsError::new("reading", path, error));
+    }
+    Ok(Some(bytes))
+}
+
+/// The names in a folder, sorted; empty if the folder does not exist. Names that are not UTF-8 are
+/// left out: the store writes none.
+pub(crate) fn list(path: &Path) -> Result<Vec<String>, FsError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(FsError::new("listing", path, error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| FsError::new("listing", path, error))?;
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// How a file came to its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyMethod {
+    /// A clone that shares its blocks until one side is written.
+    Reflink,
+    /// Bytes were copied.
+    Copy,
+}
+
+/// Makes `to`, which must not exist, an independent writable copy of `from`: a reflink where the file
+/// system offers it, else the bytes.
+///
+/// # Errors
+/// If either file cannot be opened, `to` exists, or there is no space.
+pub fn reflink_or_copy(from: &Path, to: &Path) -> Result<CopyMethod, FsError> {
+    let source = File::open(from).map_err(|error| FsError::new("opening", from, error))?;
+    let target = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(to)
+        .map_err(|error| FsError::new("creating", to, error))?;
+    if clone_blocks(&target, &source) {
+        return Ok(CopyMethod::Reflink);
+    }
+    let copied = io::copy(&mut &source, &mut &target);
+    if let Err(error) = copied {
+        let _ = fs::remove_file(to);
+        return Err(FsError::new("copying to", to, error));
+    }
+    Ok(CopyMethod::Copy)
+}
+
+#[cfg(target_os = "linux")]
+fn clone_blocks(target: &File, source: &File) -> bool {
+    rustix::fs::ioctl_ficlone(target, source).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn clone_blocks(_target: &File, _source: &File) -> bool {
+    false
+}
+
+/// Whether `path` is relative, not empty, and made of plain names joined by `/`.
+pub(crate) fn is_plain_relative(path: &str) -> bool {
+    !path.is_empty()
+        && !path.contains(['\0', '\\'])
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+/// A name that no other call, thread, process or host has made.
+pub(crate) fn nonce() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+fn lacks_hard_links(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.raw_os_error().is_some_and(|code| {
+        let code = Errno::from_raw_os_error(code);
+        code == Errno::PERM || code == Errno::OPNOTSUPP || code == Errno::NOSYS || code == Errno::MLINK
+    })
+}

@@ -1,0 +1,93 @@
+//! The action key: the name of one piece of work, made of everything that may change its result.
+//!
+//! | in the key | why |
+//! |---|---|
+//! | kind | other kinds compute other things |
+//! | implementation version | raised by hand when the same inputs give another result |
+//! | output schema version | the same values in other columns are another result |
+//! | parameters, all defaults filled in | writing a default out, or moving it, changes nothing |
+//! | inputs: name and *content* digest | equal content stops the wave, whoever produced it |
+//! | axes of a fan-in | only where the consumer asks for them: a report shows them |
+//! | shard | for a row-wise kind, the rows instead of the whole table |
+//! | numerics class | device, data type and library version change last digits |
+//!
+//! Not in the key, because no byte of a result depends on it: names of stages and axes, comments, file
+//! names and line order, resources, retries, threads, log level, folders, host, the program itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, Value};
+
+const CONTEXT: &str = "pipe action v1";
+
+/// One artifact of an input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyArtifact {
+    /// The axis assignment of its producer, in a fan-in whose consumer asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axes: Option<BTreeMap<String, Value>>,
+    /// The digest of its content.
+    pub digest: Digest,
+}
+
+/// One named input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyInput {
+    /// The port's name.
+    pub name: String,
+    /// Its artifacts, in the producers' order; empty for the principal input of a shard.
+    pub artifacts: Vec<KeyArtifact>,
+}
+
+/// The components of an action key, in clear: what a record stores and what `why` compares.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionKey {
+    /// The kind's name.
+    pub kind: String,
+    /// The kind's implementation version.
+    pub implementation: i64,
+    /// The version of the schemas of its outputs.
+    pub schema_version: i64,
+    /// The parameters, a table.
+    pub params: Value,
+    /// The inputs, in any order.
+    pub inputs: Vec<KeyInput>,
+    /// The digest of the shard's rows, for an action on one shard.
+    pub shard: Option<Digest>,
+    /// The numerics class; `none` for kinds without floating-point arithmetic.
+    pub numerics: String,
+}
+
+impl ActionKey {
+    /// The value that is hashed.
+    pub fn value(&self) -> Value {
+        let mut inputs: Vec<&KeyInput> = self.inputs.iter().collect();
+        inputs.sort_by(|left, right| left.name.as_bytes().cmp(right.name.as_bytes()));
+        let inputs = inputs.into_iter().map(|input| {
+            let artifacts = input.artifacts.iter().map(|artifact| {
+                let axes = artifact.axes.clone().map_or(Value::None, Value::Table);
+                Value::List(vec![axes, Value::Digest(artifact.digest)])
+            });
+            Value::List(vec![Value::string(&input.name), Value::List(artifacts.collect())])
+        });
+        Value::List(vec![
+            Value::string(&self.kind),
+            Value::Integer(self.implementation),
+            Value::Integer(self.schema_version),
+            self.params.clone(),
+            Value::List(inputs.collect()),
+            self.shard.map_or(Value::None, Value::Digest),
+            Value::string(&self.numerics),
+        ])
+    }
+
+    /// The key.
+    pub fn digest(&self) -> Digest {
+        self.value().digest(CONTEXT)
+    }
+}

@@ -1,0 +1,164 @@
+//! Leases: who works on an action, so that two processes on one store do not do it twice.
+//!
+//! A lease is a courtesy, not a lock: commits are create-once, so a wrong takeover costs time, never
+//! correctness. Therefore nothing ever has to be unlocked by hand.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+use crate::fs::{list, nonce, read_bounded};
+use crate::owner::{HEARTBEAT, Owner, SILENCE};
+use crate::session::{Session, age, server_now};
+use crate::store::{Store, StoreError};
+
+const LEASE_LIMIT: u64 = 1 << 16;
+
+/// What a lease file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    /// Distinguishes this lease from any other of the same key.
+    pub nonce: String,
+    /// The run that took it.
+    pub run: String,
+    /// The process that took it.
+    pub owner: Owner,
+    /// When it was taken, RFC 3339 in UTC, for people: expiry goes by the file's time.
+    pub since: String,
+    /// The period of the owner's signs of life, in seconds.
+    pub heartbeat_seconds: u64,
+}
+
+/// The outcome of asking for a lease.
+#[derive(Debug)]
+pub enum LeaseAttempt {
+    /// It is ours until dropped.
+    Acquired(Lease),
+    /// Someone has it; none where the file cannot be read (it dies after 300 s).
+    Busy(Option<LeaseInfo>),
+}
+
+/// A lease that is held; dropping it releases it.
+#[derive(Debug)]
+pub struct Lease {
+    store: Store,
+    session: Arc<Session>,
+    path: PathBuf,
+    info: LeaseInfo,
+}
+
+impl Lease {
+    /// What the lease file says.
+    pub fn info(&self) -> &LeaseInfo {
+        &self.info
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.session.heartbeat().forget(&self.path);
+        if read(&self.path).is_some_and(|info| info.nonce == self.info.nonce) {
+            let _ = self.store.shared.disk.remove_file(&self.path);
+        }
+    }
+}
+
+impl Store {
+    /// The leases of the store by key, dead ones included: what `status` shows.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn leases(&self) -> Result<Vec<(Digest, LeaseInfo)>, StoreError> {
+        let folder = self.folder("lease");
+        let names = list(&folder)?;
+        Ok(names
+            .iter()
+            .filter_map(|name| {
+                let key = name.strip_suffix(".json")?.parse().ok()?;
+                Some((key, read(&folder.join(name))?))
+            })
+            .collect())
+    }
+}
+
+pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAttempt, StoreError> {
+    let session = store.session()?;
+    let disk = &store.shared.disk;
+    let path = store.folder("lease").join(format!("{key}.json"));
+    let info = LeaseInfo {
+        nonce: nonce(),
+        run: run.to_owned(),
+        owner: store.owner().clone(),
+        since: jiff::Timestamp::now().to_string(),
+        heartbeat_seconds: HEARTBEAT.as_secs(),
+    };
+    let staged = session.fresh_path();
+    let text = serde_json::to_vec(&info).expect("a lease is strings and integers");
+    disk.write_new(&staged, &text)?;
+    // Each round either wins, meets a living owner, or removes a dead one.
+    let attempt = loop {
+        if disk.link_new(&staged, &path)? {
+            session.heartbeat().watch(path.clone());
+            let lease = Lease { store: store.clone(), session: Arc::clone(&session), path, info };
+            break LeaseAttempt::Acquired(lease);
+        }
+        let holder = read(&path);
+        if !path.exists() {
+            continue;
+        }
+        if !is_dead(store, &path, holder.as_ref())? {
+            break LeaseAttempt::Busy(holder);
+        }
+        take_away(store, &session, &path, holder.as_ref())?;
+    };
+    disk.remove_file(&staged)?;
+    Ok(attempt)
+}
+
+/// Removes the leases of dead owners.
+pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
+    let folder = store.folder("lease");
+    for name in list(&folder)? {
+        let path = folder.join(name);
+        let holder = read(&path);
+        if is_dead(store, &path, holder.as_ref())? {
+            take_away(store, &*store.session()?, &path, holder.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
+fn is_dead(store: &Store, path: &Path, holder: Option<&LeaseInfo>) -> Result<bool, StoreError> {
+    let now = server_now(&store.shared.disk, &store.folder("tmp"))?;
+    let silence = age(path, now);
+    Ok(match holder {
+        Some(holder) => holder.owner.is_dead(store.owner(), silence),
+        None => silence > SILENCE,
+    })
+}
+
+/// Renames a dead lease away: of several that try, one has it. If what was caught is not the dead lease
+/// but one that a faster process took meanwhile, it is put back.
+fn take_away(
+    store: &Store,
+    session: &Session,
+    path: &Path,
+    dead: Option<&LeaseInfo>,
+) -> Result<(), StoreError> {
+    let disk = &store.shared.disk;
+    let caught = session.fresh_path();
+    if disk.move_away(path, &caught)? {
+        if read(&caught).map(|info| info.nonce) != dead.map(|info| info.nonce.clone()) {
+            disk.link_new(&caught, path)?;
+        }
+        disk.remove_file(&caught)?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Option<LeaseInfo> {
+    let text = read_bounded(path, LEASE_LIMIT).ok().flatten()?;
+    serde_json::from_slice(&text).ok()
+}

@@ -1,0 +1,236 @@
+//! Reading: looking up records, verifying blobs, and what happens to damaged ones.
+//!
+//! A damaged blob is moved to `quarantine/`; every record that names it is then a miss, because one of
+//! its blobs is not there, and the action simply runs again.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::Digest;
+use crate::fs::{FsError, nonce, read_bounded};
+use crate::owner::boot_id;
+use crate::record::{OutputRecord, Record};
+use crate::staging::hash_file;
+use crate::store::{Store, StoreError};
+
+/// Blobs from this length on are hashed once per boot; shorter ones at each reading.
+const LARGE: u64 = 64 << 20;
+
+/// A record lists files; ten thousand of them take about a megabyte.
+const RECORD_LIMIT: u64 = 256 << 20;
+
+/// How far a blob is checked before it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Verify {
+    /// By length, and by digest unless it is large and was verified in this boot.
+    #[default]
+    Once,
+    /// By length and digest.
+    Always,
+    /// By length only.
+    Size,
+    /// Not at all.
+    Never,
+}
+
+/// A file of an artifact, where it can be read now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// The path inside the artifact.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The blob. Never written to.
+    pub location: PathBuf,
+}
+
+/// What is wrong with a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The blob.
+    pub blob: Digest,
+    /// What is wrong: for an event and the run's summary.
+    pub reason: String,
+    /// Where the damaged bytes are now; none if the blob was not there.
+    pub quarantined: Option<PathBuf>,
+}
+
+/// The outcome of reading an artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// All files are there and sound, sorted by path.
+    Files(Vec<StoredFile>),
+    /// Some are not: every record that names them is now a miss.
+    Damaged(Vec<Damage>),
+}
+
+impl Store {
+    /// The record of a key, if there is a sound one and all its blobs are there with their lengths.
+    ///
+    /// # Errors
+    /// If the store cannot be read. A damaged record is none, not an error.
+    pub fn lookup(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        let Some(record) = self.record(key)? else { return Ok(None) };
+        let files = record.outputs.values().flat_map(|output| &output.files);
+        for file in files {
+            match blob_metadata(&self.blob_path(&file.blob))? {
+                Some(metadata) if metadata.len() == file.bytes => {}
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(record))
+    }
+
+    /// The record of a key, if there is a sound one, whether its blobs are there or not: what a lazy
+    /// plan and `why` need.
+    ///
+    /// # Errors
+    /// If the store cannot be read. A damaged record is none, not an error.
+    pub fn record(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        let path = self.record_path(key);
+        let bytes = match read_bounded(&path, RECORD_LIMIT) {
+            Ok(bytes) => bytes,
+            Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => None,
+            Err(error) => return Err(error.into()),
+        };
+        let record =
+            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| Record::from_text(&text));
+        Ok(record.filter(|record| record.key == *key))
+    }
+
+    /// Verifies the blobs of an artifact and tells where to read them.
+    ///
+    /// # Errors
+    /// If the store cannot be read. Damage is an outcome, not an error.
+    pub fn read(&self, output: &OutputRecord, verify: Verify) -> Result<Reading, StoreError> {
+        let mut files = Vec::with_capacity(output.files.len());
+        let mut damages = Vec::new();
+        for file in &output.files {
+            match self.verify_blob(&file.blob, file.bytes, verify)? {
+                Some(damage) => damages.push(damage),
+                None => files.push(StoredFile {
+                    path: file.path.clone(),
+                    bytes: file.bytes,
+                    location: self.blob_path(&file.blob),
+                }),
+            }
+        }
+        Ok(if damages.is_empty() { Reading::Files(files) } else { Reading::Damaged(damages) })
+    }
+
+    /// Checks one blob; a damaged one is moved to quarantine. None if it is sound.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or quarantine not be written.
+    pub fn verify_blob(
+        &self,
+        blob: &Digest,
+        bytes: u64,
+        verify: Verify,
+    ) -> Result<Option<Damage>, StoreError> {
+        if verify == Verify::Never {
+            return Ok(None);
+        }
+        let path = self.blob_path(blob);
+        let Some(metadata) = blob_metadata(&path)? else {
+            let reason = "it is missing".to_owned();
+            return Ok(Some(Damage { blob: *blob, reason, quarantined: None }));
+        };
+        if metadata.len() != bytes {
+            let reason = format!("it has {} bytes instead of {bytes}", metadata.len());
+            return self.quarantine(blob, &path, reason).map(Some);
+        }
+        let stamp = Stamp::of(&metadata);
+        let known = bytes >= LARGE && self.shared.verified.contains(blob, &stamp);
+        if verify == Verify::Size || (verify == Verify::Once && known) {
+            return Ok(None);
+        }
+        let (_, found) = hash_file(&path)?;
+        if found != *blob {
+            let reason = format!("its content has the digest {}", found.to_short());
+            return self.quarantine(blob, &path, reason).map(Some);
+        }
+        if bytes >= LARGE {
+            self.shared.verified.remember(&self.shared.disk, blob, stamp);
+        }
+        Ok(None)
+    }
+
+    fn quarantine(&self, blob: &Digest, path: &Path, reason: String) -> Result<Damage, StoreError> {
+        let target = self.folder("quarantine").join(format!("{blob}-{}", nonce()));
+        let moved = self.shared.disk.move_away(path, &target)?;
+        Ok(Damage { blob: *blob, reason, quarantined: moved.then_some(target) })
+    }
+}
+
+/// The state of a blob's file; none if it is missing or no file.
+fn blob_metadata(path: &Path) -> Result<Option<Metadata>, FsError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(metadata.is_file().then_some(metadata)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(FsError::new("reading the state of", path, error)),
+    }
+}
+
+/// What tells that a file was not changed: inode, modification time in ns, size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stamp {
+    inode: u64,
+    modified: i128,
+    size: u64,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Self { inode: metadata.ino(), modified, size: metadata.len() }
+    }
+}
+
+/// The large blobs that were verified in this boot; kept in the user's cache folder, because a boot is
+/// longer than a run.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    file: Option<PathBuf>,
+    known: Mutex<BTreeMap<Digest, Stamp>>,
+}
+
+impl Verified {
+    pub(crate) fn new(cache: Option<&Path>) -> Self {
+        let boot = boot_id();
+        let plain = !boot.is_empty() && boot.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let file = cache.filter(|_| plain).map(|folder| folder.join(format!("verified-{boot}")));
+        let text = file.as_deref().and_then(|file| read_bounded(file, 64 << 20).ok().flatten());
+        let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
+        Self { file, known: Mutex::new(text.lines().filter_map(parse_verified).collect()) }
+    }
+
+    fn contains(&self, blob: &Digest, stamp: &Stamp) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(blob) == Some(stamp)
+    }
+
+    fn remember(&self, disk: &crate::fs::Disk, blob: &Digest, stamp: Stamp) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(*blob, stamp);
+        let Some(file) = &self.file else { return };
+        let text: String = known
+            .iter()
+            .map(|(blob, stamp)| format!("{blob} {} {} {}\n", stamp.inode, stamp.modified, stamp.size))
+            .collect();
+        // Forgetting costs one more hash.
+        let _ = file.parent().map(std::fs::create_dir_all);
+        let _ = disk.write_atomic(file, text.as_bytes());
+    }
+}
+
+fn parse_verified(line: &str) -> Option<(Digest, Stamp)> {
+    let mut fields = line.split(' ');
+    let blob = fields.next()?.parse().ok()?;
+    let inode = fields.next()?.parse().ok()?;
+    let modified = fields.next()?.parse().ok()?;
+    let size = fields.next()?.parse().ok()?;
+    Some((blob, Stamp { inode, modified, size }))
+}

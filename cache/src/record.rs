@@ -1,0 +1,203 @@
+//! The record of an action: the stored fact that this key produced these artifacts.
+//!
+//! JSON with sorted keys, one line per top-level field, so that two records compare line by line. The
+//! line `digest` is the digest of all other lines. Whatever does not read back consistently is no
+//! record: the action is a miss.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fs::is_plain_relative;
+use crate::{ActionKey, Digest, table_digest, tree_digest};
+
+const FORMAT: u32 = 1;
+const SELF_DIGEST: &str = "pipe record v1";
+
+/// A stored result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The action key.
+    pub key: Digest,
+    /// What the key was made of.
+    pub components: ActionKey,
+    /// The artifacts by port.
+    pub outputs: BTreeMap<String, OutputRecord>,
+    /// How it came about; in no key.
+    pub meta: RecordMeta,
+}
+
+/// One artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputRecord {
+    /// Its type, such as `table<images>`.
+    #[serde(rename = "type")]
+    pub artifact_type: String,
+    /// The digest of its content: what keys downstream are made of.
+    pub content: Digest,
+    /// The number of rows of a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// The parts of a table, in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Vec<PartRecord>>,
+    /// Its files, sorted by path.
+    pub files: Vec<FileRecord>,
+}
+
+impl OutputRecord {
+    /// The bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// The content digest that follows from the parts or files.
+    pub(crate) fn content_digest(&self) -> Digest {
+        match &self.parts {
+            Some(parts) => table_digest(&parts.iter().map(|part| part.digest).collect::<Vec<_>>()),
+            None => tree_digest(self.files.iter().map(|file| (file.path.as_str(), file.bytes, file.blob))),
+        }
+    }
+
+    fn is_consistent(&self) -> bool {
+        let paths_are_safe = self.files.iter().all(|file| is_plain_relative(&file.path));
+        let sorted = self.files.is_sorted_by(|left, right| left.path < right.path);
+        let parts_have_files = self.parts.as_ref().is_none_or(|parts| {
+            self.rows == Some(parts.iter().map(|part| part.rows).fold(0, u64::saturating_add))
+                && parts.len() == self.files.len()
+                && parts.iter().all(|part| self.files.iter().any(|file| file.path == part.path))
+        });
+        paths_are_safe && sorted && parts_have_files && self.content == self.content_digest()
+    }
+}
+
+/// One part of a table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(String, u64, Digest)", into = "(String, u64, Digest)")]
+pub struct PartRecord {
+    /// The file, relative to the artifact.
+    pub path: String,
+    /// Its number of rows.
+    pub rows: u64,
+    /// The digest of its rows.
+    pub digest: Digest,
+}
+
+impl From<(String, u64, Digest)> for PartRecord {
+    fn from((path, rows, digest): (String, u64, Digest)) -> Self {
+        Self { path, rows, digest }
+    }
+}
+
+impl From<PartRecord> for (String, u64, Digest) {
+    fn from(part: PartRecord) -> Self {
+        (part.path, part.rows, part.digest)
+    }
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(String, u64, Digest)", into = "(String, u64, Digest)")]
+pub struct FileRecord {
+    /// The path inside the artifact, with `/`.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The blob that holds it.
+    pub blob: Digest,
+}
+
+impl From<(String, u64, Digest)> for FileRecord {
+    fn from((path, bytes, blob): (String, u64, Digest)) -> Self {
+        Self { path, bytes, blob }
+    }
+}
+
+impl From<FileRecord> for (String, u64, Digest) {
+    fn from(file: FileRecord) -> Self {
+        (file.path, file.bytes, file.blob)
+    }
+}
+
+/// How a record came about.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordMeta {
+    /// When, RFC 3339 in UTC.
+    pub created: String,
+    /// The run.
+    pub run: String,
+    /// The host.
+    pub host: String,
+    /// Wall time of the action, in seconds of the monotonic clock.
+    pub duration_seconds: f64,
+    /// Processor time, in seconds, where it was measured.
+    pub cpu_seconds: Option<f64>,
+    /// The greatest resident memory of the process while it ran, in bytes.
+    pub peak_memory_bytes: Option<u64>,
+    /// The device, such as `cpu`.
+    pub device: Option<String>,
+    /// The git revision of the project, if it has one.
+    pub revision: Option<String>,
+}
+
+impl Record {
+    /// The text that is stored.
+    pub(crate) fn to_text(&self) -> String {
+        let line = |name: &str, value: serde_json::Value| format!("\"{name}\": {value}");
+        let json = |value: Result<serde_json::Value, serde_json::Error>| {
+            value.expect("records hold strings, integers and finite floats only")
+        };
+        let mut lines = vec![
+            line("components", json(serde_json::to_value(&self.components))),
+            line("format", FORMAT.into()),
+            line("key", json(serde_json::to_value(self.key))),
+            line("meta", json(serde_json::to_value(&self.meta))),
+            line("outputs", json(serde_json::to_value(&self.outputs))),
+        ];
+        let digest = self_digest(lines.iter().map(String::as_str));
+        lines.insert(1, line("digest", digest.to_hex().into()));
+        format!("{{\n{}\n}}\n", lines.join(",\n"))
+    }
+
+    /// Reads a stored text back; none if it is damaged or does not agree with itself.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Stored {
+            components: ActionKey,
+            digest: Digest,
+            format: u32,
+            key: Digest,
+            meta: RecordMeta,
+            outputs: BTreeMap<String, OutputRecord>,
+        }
+        let stored: Stored = serde_json::from_str(text).ok()?;
+        let body = text.strip_prefix("{\n")?.strip_suffix("\n}\n")?;
+        let lines = body.split('\n').map(|line| line.strip_suffix(',').unwrap_or(line));
+        let digest = self_digest(lines.filter(|line| !line.starts_with("\"digest\": ")));
+        let consistent = stored.format == FORMAT
+            && stored.digest == digest
+            && stored.key == stored.components.digest()
+            && stored.outputs.values().all(OutputRecord::is_consistent);
+        let Stored { components, key, meta, outputs, .. } = stored;
+        consistent.then_some(Self { key, components, outputs, meta })
+    }
+
+    /// Whether both hold the same artifacts, whatever their encoding.
+    pub fn has_equal_outputs(&self, other: &Self) -> bool {
+        let contents = |record: &Self| -> Vec<(String, String, Digest)> {
+            let outputs = record.outputs.iter();
+            outputs.map(|(port, o)| (port.clone(), o.artifact_type.clone(), o.content)).collect()
+        };
+        contents(self) == contents(other)
+    }
+}
+
+fn self_digest<'a>(lines: impl Iterator<Item = &'a str>) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(SELF_DIGEST);
+    for line in lines {
+        hasher.update(line.as_bytes());
+        hasher.update(b"\n");
+    }
+    hasher.finalize().into()
+}

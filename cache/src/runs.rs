@@ -1,0 +1,100 @@
+//! The folder of one run: plan, events and logs. Each run writes only into its own, so no two
+//! processes append to one file.
+
+use std::path::{Path, PathBuf};
+
+use crate::Digest;
+use crate::fs::list;
+use crate::store::{Store, StoreError};
+
+/// The folder `runs/<id>/`.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    id: String,
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// The run's id: a UUID of version 7, so ids sort by time.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `plan.json`.
+    pub fn plan(&self) -> PathBuf {
+        self.path.join("plan.json")
+    }
+
+    /// `events.jsonl`.
+    pub fn events(&self) -> PathBuf {
+        self.path.join("events.jsonl")
+    }
+
+    /// `logs/<node>.<attempt>.log`, with everything in the node's name escaped that is unusual in a
+    /// file name; long names end in a digest.
+    pub fn log(&self, node: &str, attempt: u32) -> PathBuf {
+        let mut name = String::new();
+        for byte in node.bytes() {
+            if byte.is_ascii_alphanumeric() || b"_.=,[]-".contains(&byte) {
+                name.push(char::from(byte));
+            } else {
+                name.push_str(&format!("%{byte:02x}"));
+            }
+        }
+        if name.len() > 180 {
+            name.truncate(160);
+            name.push('~');
+            name.push_str(&Digest::of(node.as_bytes()).to_short());
+        }
+        self.path.join("logs").join(format!("{name}.{attempt}.log"))
+    }
+}
+
+impl Store {
+    /// Makes the folder of a new run, with its `logs/`.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn new_run(&self) -> Result<RunFolder, StoreError> {
+        let id = uuid::Uuid::now_v7().to_string();
+        let path = self.folder("runs").join(&id);
+        self.shared.disk.make_folder(&path.join("logs"))?;
+        Ok(RunFolder { id, path })
+    }
+
+    /// The folder of an earlier run.
+    ///
+    /// # Errors
+    /// If the id is not one, or no such run is here.
+    pub fn run(&self, id: &str) -> Result<RunFolder, StoreError> {
+        let known = uuid::Uuid::try_parse(id).is_ok_and(|uuid| uuid.to_string() == id);
+        let path = self.folder("runs").join(id);
+        if known && path.is_dir() {
+            Ok(RunFolder { id: id.to_owned(), path })
+        } else {
+            Err(StoreError::RunId(id.to_owned()))
+        }
+    }
+
+    /// All runs, oldest first.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn runs(&self) -> Result<Vec<RunFolder>, StoreError> {
+        let names = list(&self.folder("runs"))?;
+        Ok(names.iter().filter_map(|id| self.run(id).ok()).collect())
+    }
+
+    /// Replaces a file of a run's folder in one step.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_atomic(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        Ok(self.shared.disk.write_atomic(path, bytes)?)
+    }
+}

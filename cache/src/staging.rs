@@ -1,0 +1,319 @@
+//! Staging of one attempt, and its commit: the order of operations that makes a store crash-safe.
+//!
+//! 1. Outputs are written under `tmp/` and hashed.
+//! 2. Each file is flushed.
+//! 3. Each file is linked into `cas/`; one that is there already stays.
+//! 4. The folders are flushed: from here the blobs are there, though nothing names them yet.
+//! 5. The record is written under `tmp/`, flushed, linked into `ac/`, its folder flushed: the commit.
+//! 6. Staging is removed (the caller drops the lease after that).
+//!
+//! A crash before 5 leaves staging of a dead owner and perhaps orphaned blobs, after 5 a hit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::fs::{FsError, is_plain_relative};
+use crate::read::Verify;
+use crate::record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
+use crate::store::{Store, StoreError};
+use crate::{ActionKey, Digest};
+
+/// A private folder for one attempt, removed when dropped.
+#[derive(Debug)]
+pub struct Staging {
+    store: Store,
+    folder: PathBuf,
+}
+
+/// One output of an attempt, whose files lie in [`Staging::output_folder`].
+#[derive(Clone, Debug)]
+pub struct StagedOutput {
+    /// The port.
+    pub port: String,
+    /// The type of the artifact.
+    pub artifact_type: String,
+    /// The parts, in order, if the files are one table.
+    pub parts: Option<Vec<PartRecord>>,
+}
+
+/// A finished commit.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The record that stands in the store: the one to go on with.
+    pub record: Record,
+    /// How it came to stand there.
+    pub outcome: CommitOutcome,
+}
+
+/// How a commit ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CommitOutcome {
+    /// The record is new.
+    Created,
+    /// There was a record with equal outputs.
+    Equal,
+    /// There was a damaged record, or one whose blobs were missing; it was replaced.
+    Repaired,
+    /// There was a sound record with *other* outputs: the kind is not deterministic. The existing
+    /// record stands.
+    Nondeterministic {
+        /// The outputs of this attempt.
+        attempted: BTreeMap<String, OutputRecord>,
+    },
+}
+
+impl Staging {
+    pub(crate) fn start(store: Store, folder: PathBuf) -> Result<Self, StoreError> {
+        store.shared.disk.make_subfolder(&folder)?;
+        Ok(Self { store, folder })
+    }
+
+    /// The attempt's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the empty folder for the files of a port.
+    ///
+    /// # Errors
+    /// If the name is no plain name or the folder cannot be made.
+    pub fn output_folder(&self, port: &str) -> Result<PathBuf, StoreError> {
+        let folder = self.port_folder(port)?;
+        self.store.shared.disk.make_folder(&folder)?;
+        Ok(folder)
+    }
+
+    /// Makes the folder for files that the attempt needs only while it runs.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn scratch(&self) -> Result<PathBuf, StoreError> {
+        let folder = self.folder.join("scratch");
+        self.store.shared.disk.make_folder(&folder)?;
+        Ok(folder)
+    }
+
+    /// Commits the outputs under `key`; the steps are those of the module's documentation.
+    ///
+    /// # Errors
+    /// If an output holds something else than plain files, does not agree with its parts, or the file
+    /// system refuses. Nothing is then visible under `key`.
+    pub fn commit(
+        self,
+        key: &ActionKey,
+        outputs: &[StagedOutput],
+        mut meta: RecordMeta,
+    ) -> Result<Committed, StoreError> {
+        let mut staged = Vec::new();
+        let mut records = BTreeMap::new();
+        for output in outputs {
+            let (files, record) = self.hash_output(output)?;
+            staged.extend(files);
+            if records.insert(output.port.clone(), record).is_some() {
+                return Err(refuse(&output.port, "it is given twice".to_owned()));
+            }
+        }
+        let disk = &self.store.shared.disk;
+        for (path, _) in &staged {
+            disk.sync_file(path)?;
+        }
+        let mut folders = BTreeSet::new();
+        for (path, file) in &staged {
+            folders.extend(self.store_blob(path, file)?);
+        }
+        for folder in &folders {
+            disk.sync_folder(folder)?;
+        }
+        // JSON has no other numbers; a clock that misbehaves must not lose a result.
+        meta.duration_seconds = if meta.duration_seconds.is_finite() { meta.duration_seconds } else { 0.0 };
+        meta.cpu_seconds = meta.cpu_seconds.filter(|seconds| seconds.is_finite());
+        let record = Record { key: key.digest(), components: key.clone(), outputs: records, meta };
+        let committed = self.store_record(record)?;
+        disk.remove_tree(&self.folder)?;
+        Ok(committed)
+    }
+
+    fn port_folder(&self, port: &str) -> Result<PathBuf, StoreError> {
+        if !is_plain_relative(port) || port.contains('/') {
+            return Err(refuse(port, "the name is not a plain name".to_owned()));
+        }
+        Ok(self.folder.join("out").join(port))
+    }
+
+    /// The files of a port with where they lie, and its record.
+    fn hash_output(
+        &self,
+        output: &StagedOutput,
+    ) -> Result<(Vec<(PathBuf, FileRecord)>, OutputRecord), StoreError> {
+        let root = self.port_folder(&output.port)?;
+        let mut found = Vec::new();
+        list_files(&root, &output.port, &mut found)?;
+        let mut files = Vec::with_capacity(found.len());
+        for (relative, path, metadata) in found {
+            // A second name would let the file change behind the store's back.
+            if metadata.nlink() > 1 {
+                self.separate(&path)?;
+            }
+            let (bytes, blob) = hash_file(&path)?;
+            files.push((path, FileRecord { path: relative, bytes, blob }));
+        }
+        files.sort_by(|left, right| left.1.path.cmp(&right.1.path));
+        if let Some(parts) = &output.parts {
+            let named: BTreeSet<&str> = parts.iter().map(|part| part.path.as_str()).collect();
+            let there: BTreeSet<&str> = files.iter().map(|(_, file)| file.path.as_str()).collect();
+            if named.len() != parts.len() || named != there {
+                let reason = format!("its parts are {named:?}, its files {there:?}");
+                return Err(refuse(&output.port, reason));
+            }
+        }
+        let mut record = OutputRecord {
+            artifact_type: output.artifact_type.clone(),
+            content: Digest::of(b""),
+            rows: output
+                .parts
+                .as_ref()
+                .map(|parts| parts.iter().map(|part| part.rows).fold(0, u64::saturating_add)),
+            parts: output.parts.clone(),
+            files: files.iter().map(|(_, file)| file.clone()).collect(),
+        };
+        record.content = record.content_digest();
+        Ok((files, record))
+    }
+
+    fn separate(&self, path: &Path) -> Result<(), StoreError> {
+        let copy = self.folder.join(format!("copy-{}", crate::fs::nonce()));
+        crate::fs::reflink_or_copy(path, &copy)?;
+        self.store.shared.disk.rename(&copy, path)?;
+        Ok(())
+    }
+
+    /// Links one file into `cas/`; returns the folders to flush.
+    fn store_blob(&self, staged: &Path, file: &FileRecord) -> Result<Vec<PathBuf>, StoreError> {
+        let disk = &self.store.shared.disk;
+        let target = self.store.blob_path(&file.blob);
+        let (folder, mut touched) = make_parent(&self.store, &target)?;
+        disk.make_read_only(staged)?;
+        // The second round follows after a damaged blob was moved to quarantine.
+        for _ in 0..2 {
+            if disk.link_new(staged, &target)? {
+                touched.push(folder);
+                return Ok(touched);
+            }
+            if self.store.verify_blob(&file.blob, file.bytes, Verify::Always)?.is_none() {
+                // A younger time keeps the garbage collector away until the record stands.
+                disk.touch(&target)?;
+                return Ok(touched);
+            }
+        }
+        // Another process put it back meanwhile, and it was whole when it did.
+        Ok(touched)
+    }
+
+    fn store_record(&self, record: Record) -> Result<Committed, StoreError> {
+        let disk = &self.store.shared.disk;
+        let staged = self.folder.join("record.json");
+        let target = self.store.record_path(&record.key);
+        let (folder, parents) = make_parent(&self.store, &target)?;
+        disk.write_new(&staged, record.to_text().as_bytes())?;
+        disk.make_read_only(&staged)?;
+        let outcome = if disk.link_new(&staged, &target)? {
+            CommitOutcome::Created
+        } else {
+            match self.store.lookup(&record.key)? {
+                Some(existing) if existing.has_equal_outputs(&record) => {
+                    return Ok(Committed { record: existing, outcome: CommitOutcome::Equal });
+                }
+                Some(existing) => {
+                    let attempted = record.outputs;
+                    let outcome = CommitOutcome::Nondeterministic { attempted };
+                    return Ok(Committed { record: existing, outcome });
+                }
+                None => {
+                    disk.rename(&staged, &target)?;
+                    CommitOutcome::Repaired
+                }
+            }
+        };
+        disk.sync_folder(&folder)?;
+        for parent in parents {
+            disk.sync_folder(&parent)?;
+        }
+        Ok(Committed { record, outcome })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // After a commit there is nothing left; what cannot be removed is swept later.
+        let _ = self.store.shared.disk.remove_tree(&self.folder);
+    }
+}
+
+/// Makes the two-letter folder of a blob or record; returns it, and its parent if it is new.
+fn make_parent(store: &Store, target: &Path) -> Result<(PathBuf, Vec<PathBuf>), StoreError> {
+    let folder = target.parent().expect("blobs and records lie in folders").to_owned();
+    let mut parents = Vec::new();
+    if store.shared.disk.make_subfolder(&folder)? {
+        parents.extend(folder.parent().map(Path::to_owned));
+    }
+    Ok((folder, parents))
+}
+
+/// Length and BLAKE3 of a file; large ones by memory map and on several threads.
+pub(crate) fn hash_file(path: &Path) -> Result<(u64, Digest), FsError> {
+    let length = File::open(path)
+        .and_then(|file| file.metadata())
+        .map_err(|error| FsError::new("opening", path, error))?
+        .len();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_mmap_rayon(path).map_err(|error| FsError::new("hashing", path, error))?;
+    let hashed = hasher.count();
+    if hashed != length {
+        let error = std::io::Error::other(format!("it changed from {length} to {hashed} bytes"));
+        return Err(FsError::new("hashing", path, error));
+    }
+    Ok((length, hasher.finalize().into()))
+}
+
+/// Lists the plain files below `root` as (relative path, path, metadata), without recursion.
+fn list_files(
+    root: &Path,
+    port: &str,
+    found: &mut Vec<(String, PathBuf, Metadata)>,
+) -> Result<(), StoreError> {
+    let mut folders = vec![(String::new(), root.to_owned())];
+    while let Some((prefix, folder)) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && prefix.is_empty() => continue,
+            Err(error) => return Err(FsError::new("listing", folder, error).into()),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| FsError::new("listing", &folder, error))?;
+            let path = entry.path();
+            let Ok(name) = entry.file_name().into_string() else {
+                return Err(refuse(port, format!("the file name `{}` is not UTF-8", path.display())));
+            };
+            let relative = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+            if !is_plain_relative(&relative) {
+                return Err(refuse(port, format!("the file name `{relative}` cannot be stored")));
+            }
+            let metadata =
+                entry.metadata().map_err(|error| FsError::new("reading the state of", &path, error))?;
+            if metadata.is_dir() {
+                folders.push((relative, path));
+            } else if metadata.is_file() {
+                found.push((relative, path, metadata));
+            } else {
+                return Err(refuse(port, format!("`{relative}` is a link or a device, not a file")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refuse(port: &str, reason: String) -> StoreError {
+    StoreError::Output { port: port.to_owned(), reason }
+}

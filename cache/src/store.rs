@@ -1,0 +1,270 @@
+//! The store as a folder: its format, its subfolders, and what a process does when it opens it.
+//!
+//! | path | holds |
+//! |---|---|
+//! | `FORMAT` | `pipe-store 1`, and the store's own id on the second line |
+//! | `cas/ab/cdef...` | blobs, mode 0444, named by their digest |
+//! | `ac/ab/cdef....json` | records, named by the action key |
+//! | `ckpt/<key>/<step>/` | training checkpoints |
+//! | `lease/<key>.json` | who works on an action |
+//! | `runs/<run id>/` | plan, events and logs of a run |
+//! | `pins/<name>` | what a person wants kept |
+//! | `tmp/<host>-<pid>-<nonce>/` | staging |
+//! | `quarantine/` | damaged blobs |
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounded};
+use crate::lease::{self, LeaseAttempt};
+use crate::owner::Owner;
+use crate::read::Verified;
+use crate::session::{self, Session};
+use crate::sources::Sources;
+use crate::staging::Staging;
+use crate::{Digest, FORMAT_LINE};
+
+/// What the store reports.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The folder is a store of another version, or no store at all.
+    #[error("`{}` is not a store that this program reads: {reason}", path.display())]
+    Format {
+        /// The folder.
+        path: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
+    /// A stage left outputs that cannot be stored.
+    #[error("output `{port}`: {reason}")]
+    Output {
+        /// The port.
+        port: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A run id that names no folder of `runs/`.
+    #[error("`{0}` is not a run id")]
+    RunId(String),
+}
+
+impl StoreError {
+    /// Whether the cause is a full disk or an exhausted quota.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Fs(error) if error.is_no_space())
+    }
+}
+
+/// An open store. Clones are handles of the same process-wide session; the last one to go removes its
+/// staging.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    root: PathBuf,
+    uuid: String,
+    cache: Option<PathBuf>,
+    owner: Owner,
+    pub(crate) disk: Disk,
+    pub(crate) verified: Verified,
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+const FOLDERS: [&str; 8] = ["cas", "ac", "ckpt", "lease", "runs", "pins", "tmp", "quarantine"];
+
+impl Store {
+    /// Opens the store at `path`, or makes one there, and removes what dead processes left in it.
+    ///
+    /// # Errors
+    /// If the folder holds something else, or cannot be read and written.
+    pub fn open(path: &Path, durability: Durability) -> Result<Self, StoreError> {
+        Self::open_with_cache(path, durability, user_cache_folder())
+    }
+
+    /// As [`Store::open`], with caches that can be rebuilt in a folder under `cache` instead of the
+    /// user's; `None` keeps none.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with_cache(
+        path: &Path,
+        durability: Durability,
+        cache: Option<PathBuf>,
+    ) -> Result<Self, StoreError> {
+        Self::open_on(Disk::new(durability), path, cache)
+    }
+
+    /// Opens the store at `path` if there is one; makes, changes and removes nothing.
+    ///
+    /// # Errors
+    /// If the folder holds something else or cannot be read.
+    pub fn open_existing(path: &Path, durability: Durability) -> Result<Option<Self>, StoreError> {
+        let disk = Disk::new(durability);
+        match read_format(path)? {
+            Some(uuid) => Ok(Some(Self::with_parts(disk, path, uuid, user_cache_folder()))),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn open_on(disk: Disk, path: &Path, cache: Option<PathBuf>) -> Result<Self, StoreError> {
+        let uuid = match read_format(path)? {
+            Some(uuid) => uuid,
+            None => create(&disk, path)?,
+        };
+        for folder in FOLDERS {
+            disk.make_subfolder(&path.join(folder))?;
+        }
+        let store = Self::with_parts(disk, path, uuid, cache);
+        session::sweep(&store.shared.disk, &store.folder("tmp"), &store.shared.owner)?;
+        lease::sweep(&store)?;
+        Ok(store)
+    }
+
+    fn with_parts(disk: Disk, path: &Path, uuid: String, cache: Option<PathBuf>) -> Self {
+        let cache = cache.map(|folder| folder.join(&uuid));
+        let shared = Shared {
+            root: path.to_owned(),
+            verified: Verified::new(cache.as_deref()),
+            uuid,
+            cache,
+            owner: Owner::current(),
+            disk,
+            session: Mutex::new(None),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The store's folder.
+    pub fn root(&self) -> &Path {
+        &self.shared.root
+    }
+
+    /// The store's own id.
+    pub fn uuid(&self) -> &str {
+        &self.shared.uuid
+    }
+
+    /// This process, as leases and records name it.
+    pub fn owner(&self) -> &Owner {
+        &self.shared.owner
+    }
+
+    /// Where a blob lies, whether it is there or not.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.to_hex();
+        self.folder("cas").join(&hex[..2]).join(&hex[2..])
+    }
+
+    /// Where the record of a key lies, whether it is there or not.
+    pub fn record_path(&self, key: &Digest) -> PathBuf {
+        let hex = key.to_hex();
+        self.folder("ac").join(&hex[..2]).join(format!("{}.json", &hex[2..]))
+    }
+
+    /// Where the training checkpoints of an action lie, whether there are any or not.
+    pub fn checkpoint_folder(&self, key: &Digest) -> PathBuf {
+        self.folder("ckpt").join(key.to_hex())
+    }
+
+    /// A new staging folder for one attempt.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn stage(&self) -> Result<Staging, StoreError> {
+        let session = self.session()?;
+        Staging::start(self.clone(), session.fresh_path())
+    }
+
+    /// Takes the lease of an action, or tells who has it.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn lease(&self, key: &Digest, run: &str) -> Result<LeaseAttempt, StoreError> {
+        lease::acquire(self, key, run)
+    }
+
+    /// The hasher of external sources, with this store's memory of files that did not change.
+    pub fn sources(&self) -> Sources {
+        Sources::open(self.shared.disk.clone(), self.shared.cache.as_deref())
+    }
+
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        self.shared.root.join(name)
+    }
+
+    pub(crate) fn session(&self) -> Result<Arc<Session>, StoreError> {
+        let mut session = self.shared.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = &*session {
+            return Ok(Arc::clone(session));
+        }
+        let tmp = self.folder("tmp");
+        let started = Arc::new(Session::start(&self.shared.disk, &tmp, &self.shared.owner)?);
+        *session = Some(Arc::clone(&started));
+        Ok(started)
+    }
+}
+
+/// The user's folder for caches that can be rebuilt: `$XDG_CACHE_HOME/pipe` or `~/.cache/pipe`.
+pub fn user_cache_folder() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(base.join("pipe"))
+}
+
+fn read_format(path: &Path) -> Result<Option<String>, StoreError> {
+    let format = path.join("FORMAT");
+    let refuse = |reason: String| StoreError::Format { path: path.to_owned(), reason };
+    let Some(bytes) = read_bounded(&format, 4096)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines();
+    match lines.next() {
+        Some(FORMAT_LINE) => {}
+        Some(other) if other.starts_with("pipe-store ") => {
+            return Err(refuse(format!("its format is `{other}`, this program writes `{FORMAT_LINE}`")));
+        }
+        _ => return Err(refuse("its file FORMAT says something else".to_owned())),
+    }
+    // The id becomes a folder name in the user's cache.
+    match lines.next() {
+        Some(uuid) if is_plain_relative(uuid) && uuid.len() == 36 && !uuid.contains('/') => {
+            Ok(Some(uuid.to_owned()))
+        }
+        _ => Err(refuse("its file FORMAT has no store id on the second line".to_owned())),
+    }
+}
+
+fn create(disk: &Disk, path: &Path) -> Result<String, StoreError> {
+    disk.make_folder(path)?;
+    // A folder of someone else's is not turned into a store by a mistyped path.
+    let names = crate::fs::list(path)?;
+    if let Some(stranger) =
+        names.iter().find(|name| !FOLDERS.contains(&name.as_str()) && !name.starts_with('.'))
+    {
+        return Err(StoreError::Format {
+            path: path.to_owned(),
+            reason: format!("it has no file FORMAT and holds `{stranger}`"),
+        });
+    }
+    let uuid = uuid::Uuid::now_v7().to_string();
+    let aside = path.join(format!(".FORMAT.{}", nonce()));
+    disk.write_new(&aside, format!("{FORMAT_LINE}\n{uuid}\n").as_bytes())?;
+    let created = disk.link_new(&aside, &path.join("FORMAT"));
+    let removed = disk.remove_file(&aside);
+    let created = created?;
+    removed?;
+    disk.sync_folder(path)?;
+    if created {
+        return Ok(uuid);
+    }
+    // Another process was first.
+    read_format(path)?.ok_or_else(|| StoreError::Format {
+        path: path.to_owned(),
+        reason: "its file FORMAT vanished".to_owned(),
+    })
+}
