@@ -1,7 +1,7 @@
 //! A fault injector for the tests of the commit protocol: stops at the n-th change and remembers what
 //! a power loss would take away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ struct State {
     /// Names whose folder was not flushed since.
     unsynced_names: BTreeSet<PathBuf>,
     /// Inodes whose bytes were flushed.
-    synced_files: BTreeMap<u64, ()>,
+    synced_files: BTreeSet<u64>,
 }
 
 impl Faults {
@@ -57,11 +57,13 @@ impl Faults {
         state.made += 1;
         match change {
             Change::MakeFolder | Change::Write | Change::Link | Change::Rename => {
-                state.unsynced_names.insert(path.to_owned());
+                if !path.exists() {
+                    state.unsynced_names.insert(path.to_owned());
+                }
             }
             Change::SyncFile => {
                 if let Ok(metadata) = std::fs::metadata(path) {
-                    state.synced_files.insert(metadata.ino(), ());
+                    state.synced_files.insert(metadata.ino());
                 }
             }
             Change::SyncFolder => {
@@ -82,11 +84,14 @@ impl Faults {
                 let metadata = entry.metadata().unwrap();
                 let path = entry.path();
                 let is_staged = path.starts_with(root.join("tmp"));
-                if metadata.is_dir() {
+                let is_lost = !is_staged && names_too && state.unsynced_names.contains(&path);
+                if metadata.is_dir() && is_lost {
+                    std::fs::remove_dir_all(path).unwrap();
+                } else if metadata.is_dir() {
                     folders.push(path);
-                } else if !is_staged && names_too && state.unsynced_names.contains(&path) {
+                } else if is_lost {
                     std::fs::remove_file(path).unwrap();
-                } else if !is_staged && !state.synced_files.contains_key(&metadata.ino()) {
+                } else if !is_staged && !state.synced_files.contains(&metadata.ino()) {
                     std::fs::remove_file(&path).unwrap();
                     std::fs::write(&path, b"").unwrap();
                 }

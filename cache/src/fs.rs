@@ -79,6 +79,13 @@ impl Disk {
         }
     }
 
+    /// The same file system, flushing always.
+    pub(crate) fn flushing(&self) -> Self {
+        let mut disk = self.clone();
+        disk.durability = Durability::Full;
+        disk
+    }
+
     fn is_full(&self) -> bool {
         self.durability == Durability::Full
     }

@@ -190,15 +190,14 @@ impl Staging {
     }
 
     /// Links one file into `cas/`; returns the folders to flush.
-    fn store_blob(&self, staged: &Path, file: &FileRecord) -> Result<Vec<PathBuf>, StoreError> {
+    fn store_blob(&self, staged: &Path, file: &FileRecord) -> Result<[PathBuf; 2], StoreError> {
         let disk = &self.store.shared.disk;
         let target = self.store.blob_path(&file.blob);
-        let (folder, mut touched) = make_parent(&self.store, &target)?;
+        let touched = make_parent(&self.store, &target)?;
         disk.make_read_only(staged)?;
         // The second round follows after a damaged blob was moved to quarantine.
         for _ in 0..2 {
             if disk.link_new(staged, &target)? {
-                touched.push(folder);
                 return Ok(touched);
             }
             if self.store.verify_blob(&file.blob, file.bytes, Verify::Always)?.is_none() {
@@ -215,7 +214,7 @@ impl Staging {
         let disk = &self.store.shared.disk;
         let staged = self.folder.join("record.json");
         let target = self.store.record_path(&record.key);
-        let (folder, parents) = make_parent(&self.store, &target)?;
+        let folders = make_parent(&self.store, &target)?;
         disk.write_new(&staged, record.to_text().as_bytes())?;
         disk.make_read_only(&staged)?;
         let outcome = if disk.link_new(&staged, &target)? {
@@ -236,9 +235,8 @@ impl Staging {
                 }
             }
         };
-        disk.sync_folder(&folder)?;
-        for parent in parents {
-            disk.sync_folder(&parent)?;
+        for folder in folders {
+            disk.sync_folder(&folder)?;
         }
         Ok(Committed { record, outcome })
     }
@@ -251,14 +249,13 @@ impl Drop for Staging {
     }
 }
 
-/// Makes the two-letter folder of a blob or record; returns it, and its parent if it is new.
-fn make_parent(store: &Store, target: &Path) -> Result<(PathBuf, Vec<PathBuf>), StoreError> {
+/// Makes the two-letter folder of a blob or record; returns it and its parent, the folders to flush.
+/// The parent too, always: another process may have made the folder and not have flushed it yet.
+fn make_parent(store: &Store, target: &Path) -> Result<[PathBuf; 2], StoreError> {
     let folder = target.parent().expect("blobs and records lie in folders").to_owned();
-    let mut parents = Vec::new();
-    if store.shared.disk.make_subfolder(&folder)? {
-        parents.extend(folder.parent().map(Path::to_owned));
-    }
-    Ok((folder, parents))
+    store.shared.disk.make_subfolder(&folder)?;
+    let parent = folder.parent().expect("these folders lie in the store").to_owned();
+    Ok([folder, parent])
 }
 
 /// Length and BLAKE3 of a file; large ones by memory map and on several threads.

@@ -117,8 +117,12 @@ impl Store {
             Some(uuid) => uuid,
             None => create(&disk, path)?,
         };
+        let mut grown = false;
         for folder in FOLDERS {
-            disk.make_subfolder(&path.join(folder))?;
+            grown |= disk.make_subfolder(&path.join(folder))?;
+        }
+        if grown {
+            disk.sync_folder(path)?;
         }
         let store = Self::with_parts(disk, path, uuid, cache);
         session::sweep(&store.shared.disk, &store.folder("tmp"), &store.shared.owner)?;
@@ -240,6 +244,8 @@ fn read_format(path: &Path) -> Result<Option<String>, StoreError> {
 }
 
 fn create(disk: &Disk, path: &Path) -> Result<String, StoreError> {
+    // Once per store, whatever the durability: without this file nothing else can be found again.
+    let disk = disk.flushing();
     disk.make_folder(path)?;
     // A folder of someone else's is not turned into a store by a mistyped path.
     let names = crate::fs::list(path)?;

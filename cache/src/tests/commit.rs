@@ -1,0 +1,186 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::{CommitOutcome, Digest, StoreError, table_digest, tree_digest};
+
+#[test]
+fn a_committed_action_is_a_hit_with_its_components_in_clear() {
+    let (_folder, store) = store();
+    let key = action(1);
+    let committed = commit(&store, &key, &[("b/c.txt", ""), ("a.txt", "hello")]);
+    assert_eq!(committed.outcome, CommitOutcome::Created);
+    let record = store.lookup(&key.digest()).unwrap().unwrap();
+    assert_eq!(record, committed.record);
+    assert_eq!(record.components, key);
+    let output = &record.outputs["out"];
+    assert_eq!(output.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["a.txt", "b/c.txt"]);
+    let expected = [("a.txt", 5, Digest::of(b"hello")), ("b/c.txt", 0, Digest::of(b""))];
+    assert_eq!(output.content, tree_digest(expected));
+    assert_eq!(output.bytes(), 5);
+    let mode = std::fs::metadata(store.blob_path(&Digest::of(b"hello"))).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o444);
+}
+
+#[test]
+fn a_record_has_one_line_per_field_in_sorted_order() {
+    let (_folder, store) = store();
+    commit(&store, &action(1), &[("a", "1")]);
+    let text = std::fs::read_to_string(store.record_path(&action(1).digest())).unwrap();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    assert_eq!(names, ["components", "digest", "format", "key", "meta", "outputs"]);
+}
+
+#[test]
+fn staging_is_gone_after_the_commit_and_after_the_process() {
+    let (_folder, store) = store();
+    commit(&store, &action(1), &[("a", "1")]);
+    let staging = store.stage().unwrap();
+    let abandoned = staging.folder().to_owned();
+    drop(staging);
+    assert!(!abandoned.exists());
+    let tmp = store.root().join("tmp");
+    assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 1, "the session's own folder");
+    drop(store);
+    assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
+}
+
+#[test]
+fn the_same_outputs_twice_are_a_success_and_the_first_record_stands() {
+    let (_folder, store) = store();
+    let first = commit(&store, &action(1), &[("a", "1")]);
+    let second = commit(&store, &action(1), &[("a", "1")]);
+    assert_eq!(second.outcome, CommitOutcome::Equal);
+    assert_eq!(first.record, second.record);
+}
+
+#[test]
+fn other_outputs_under_the_same_key_are_reported_and_the_first_record_wins() {
+    let (_folder, store) = store();
+    let first = commit(&store, &action(1), &[("a", "1")]);
+    let second = commit(&store, &action(1), &[("a", "2")]);
+    let CommitOutcome::Nondeterministic { attempted } = second.outcome else { panic!("{second:?}") };
+    assert_eq!(second.record, first.record);
+    assert_ne!(attempted["out"].content, first.record.outputs["out"].content);
+    assert_eq!(store.lookup(&action(1).digest()).unwrap().unwrap(), first.record);
+}
+
+#[test]
+fn two_actions_with_equal_bytes_share_one_blob() {
+    let (_folder, store) = store();
+    commit(&store, &action(1), &[("a", "same")]);
+    commit(&store, &action(2), &[("b", "same"), ("c", "same")]);
+    assert_eq!(count(&store, "cas"), 1);
+}
+
+#[test]
+fn a_table_is_named_by_its_rows_and_not_by_its_bytes() {
+    let (_folder, store) = store();
+    let parts = |digest| vec![PartRecord { path: "part-00000.parquet".to_owned(), rows: 3, digest }];
+    let contents: Vec<Digest> = ["one encoding", "another"]
+        .iter()
+        .zip(1..)
+        .map(|(bytes, n)| {
+            let staging = store.stage().unwrap();
+            std::fs::write(staging.output_folder("out").unwrap().join("part-00000.parquet"), bytes).unwrap();
+            let output = table(parts(Digest::of(b"rows")));
+            let record = staging.commit(&action(n), &[output], RecordMeta::default()).unwrap().record;
+            assert_eq!(record.outputs["out"].rows, Some(3));
+            record.outputs["out"].content
+        })
+        .collect();
+    assert_eq!(contents, [table_digest(&[Digest::of(b"rows")]); 2]);
+}
+
+#[test]
+fn a_table_with_a_file_that_is_no_part_is_refused() {
+    let (_folder, store) = store();
+    let staging = store.stage().unwrap();
+    std::fs::write(staging.output_folder("out").unwrap().join("stray"), "x").unwrap();
+    let error = staging.commit(&action(1), &[table(vec![])], RecordMeta::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Output { .. }), "{error}");
+    assert!(store.lookup(&action(1).digest()).unwrap().is_none());
+}
+
+#[test]
+fn a_link_among_the_outputs_is_refused() {
+    let (_folder, store) = store();
+    let staging = store.stage().unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", staging.output_folder("out").unwrap().join("a")).unwrap();
+    let error = staging.commit(&action(1), &[tree()], RecordMeta::default()).unwrap_err();
+    assert!(error.to_string().contains("link"), "{error}");
+}
+
+#[test]
+fn an_output_with_a_second_name_cannot_change_the_blob_later() {
+    let (folder, store) = store();
+    let mine = folder.path().join("mine");
+    std::fs::write(&mine, "stored").unwrap();
+    let staging = store.stage().unwrap();
+    std::fs::hard_link(&mine, staging.output_folder("out").unwrap().join("a")).unwrap();
+    staging.commit(&action(1), &[tree()], RecordMeta::default()).unwrap();
+    std::fs::write(&mine, "edited").unwrap();
+    assert_eq!(std::fs::read(store.blob_path(&Digest::of(b"stored"))).unwrap(), b"stored");
+}
+
+#[test]
+fn ports_are_plain_names() {
+    let (_folder, store) = store();
+    let staging = store.stage().unwrap();
+    for port in ["", "..", "a/b", "/etc"] {
+        assert!(staging.output_folder(port).is_err(), "{port}");
+    }
+}
+
+#[test]
+fn two_processes_that_open_a_new_store_agree_on_its_id() {
+    let folder = TempDir::new().unwrap();
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| open(folder.path()).uuid().to_owned())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[test]
+fn a_store_of_another_version_and_a_strangers_folder_are_refused() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("thesis.docx"), "mine").unwrap();
+    let refused = |path: &Path| {
+        let error = Store::open_with_cache(path, Durability::Rename, None).unwrap_err();
+        assert!(matches!(error, StoreError::Format { .. }), "{error}");
+        error.to_string()
+    };
+    assert!(refused(folder.path()).contains("thesis.docx"));
+    assert!(!folder.path().join("cas").exists());
+    std::fs::write(folder.path().join("FORMAT"), "pipe-store 2\n").unwrap();
+    assert!(refused(folder.path()).contains("pipe-store 2"));
+    std::fs::write(folder.path().join("FORMAT"), "pipe-store 1\n../../x\n").unwrap();
+    refused(folder.path());
+}
+
+#[test]
+fn looking_for_a_store_makes_none() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store");
+    assert!(Store::open_existing(&path, Durability::Rename).unwrap().is_none());
+    assert!(!path.exists());
+    let uuid = open(folder.path()).uuid().to_owned();
+    assert_eq!(Store::open_existing(&path, Durability::Rename).unwrap().unwrap().uuid(), uuid);
+}
+
+#[test]
+fn runs_sort_by_time_and_their_logs_stay_inside() {
+    let (_folder, store) = store();
+    let first = store.new_run().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    let second = store.new_run().unwrap();
+    let ids: Vec<String> = store.runs().unwrap().iter().map(|run| run.id().to_owned()).collect();
+    assert_eq!(ids, [first.id(), second.id()]);
+    let hostile = format!("x[a=../../../etc/{}]", "é".repeat(300));
+    let log = first.log(&hostile, 1);
+    assert_eq!(log.parent().unwrap(), first.path().join("logs"));
+    assert!(log.file_name().unwrap().len() < 255);
+    for id in ["..", "", "nothing", "/etc"] {
+        assert!(store.run(id).is_err(), "{id}");
+    }
+}
