@@ -7,6 +7,7 @@
 mod context;
 mod error;
 mod kind;
+pub mod language;
 pub mod pipeline;
 
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};

@@ -1,0 +1,225 @@
+//! TOML values that remember where they were written.
+
+use std::collections::BTreeMap;
+
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::Diagnostic;
+use crate::pipeline::Origin;
+
+/// A value with its origin.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) value: ItemValue,
+    pub(crate) origin: Origin,
+}
+
+/// A TOML value. Dates have no use in a study and are refused when read.
+#[derive(Clone, Debug)]
+pub(crate) enum ItemValue {
+    String(String),
+    Integer(i64),
+    Float(f64),
+    Bool(bool),
+    List(Vec<Item>),
+    Table(Table),
+}
+
+/// A table, in the order of the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table {
+    entries: Vec<Entry>,
+    index: BTreeMap<String, usize>,
+}
+
+/// A key with its value.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_origin: Origin,
+    pub(crate) item: Item,
+}
+
+impl Table {
+    pub(crate) fn get(&self, key: &str) -> Option<&Item> {
+        self.entry(key).map(|entry| &entry.item)
+    }
+
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.index.get(key).map(|index| &self.entries[*index])
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Item> {
+        self.index.get(key).map(|index| &mut self.entries[*index].item)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.key.as_str())
+    }
+
+    /// Adds or replaces; returns the entry that was there.
+    pub(crate) fn insert(&mut self, entry: Entry) -> Option<Entry> {
+        match self.index.get(&entry.key) {
+            Some(index) => Some(std::mem::replace(&mut self.entries[*index], entry)),
+            None => {
+                self.index.insert(entry.key.clone(), self.entries.len());
+                self.entries.push(entry);
+                None
+            }
+        }
+    }
+}
+
+impl Item {
+    /// The type's name, for people.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.value {
+            ItemValue::String(_) => "a string",
+            ItemValue::Integer(_) => "an integer",
+            ItemValue::Float(_) => "a float",
+            ItemValue::Bool(_) => "a boolean",
+            ItemValue::List(_) => "a list",
+            ItemValue::Table(_) => "a table",
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            ItemValue::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_table(&self) -> Option<&Table> {
+        match &self.value {
+            ItemValue::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_list(&self) -> Option<&[Item]> {
+        match &self.value {
+            ItemValue::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The value on one line, as TOML would write it.
+    pub(crate) fn display(&self) -> String {
+        match &self.value {
+            ItemValue::String(text) => format!("{text:?}"),
+            ItemValue::Integer(value) => value.to_string(),
+            ItemValue::Float(value) => format!("{value:?}"),
+            ItemValue::Bool(value) => value.to_string(),
+            ItemValue::List(items) => {
+                format!("[{}]", items.iter().map(Self::display).collect::<Vec<_>>().join(", "))
+            }
+            ItemValue::Table(table) => {
+                let entries: Vec<String> =
+                    table.iter().map(|entry| format!("{} = {}", entry.key, entry.item.display())).collect();
+                format!("{{ {} }}", entries.join(", "))
+            }
+        }
+    }
+
+    /// Equal in value, wherever written.
+    pub(crate) fn same_value(&self, other: &Self) -> bool {
+        self.display() == other.display()
+    }
+
+    /// As JSON; a float that is whole stays a float.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        match &self.value {
+            ItemValue::String(text) => text.clone().into(),
+            ItemValue::Integer(value) => (*value).into(),
+            ItemValue::Float(value) => (*value).into(),
+            ItemValue::Bool(value) => (*value).into(),
+            ItemValue::List(items) => items.iter().map(Self::json).collect(),
+            ItemValue::Table(table) => {
+                table.iter().map(|entry| (entry.key.clone(), entry.item.json())).collect()
+            }
+        }
+    }
+}
+
+/// Parses one file; syntax errors become E001 and what could be read is returned.
+pub(crate) fn parse(file: usize, text: &str, diagnostics: &mut Vec<Diagnostic>) -> Table {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        let origin = Origin::File { file, span, profile: None };
+        // A key that stands twice is a mistake of its own kind.
+        let code = if error.message().contains("duplicate key") { "E007" } else { "E001" };
+        diagnostics.push(Diagnostic::new(code, &origin, error.message().trim().to_owned()));
+    }
+    let origin = |span| Origin::File { file, span, profile: None };
+    convert_table(table.get_ref(), &origin, diagnostics)
+}
+
+/// Parses the right side of `--var` and `--set`: a TOML value, else the text as a string.
+pub(crate) fn parse_option(option: &str, text: &str) -> Item {
+    let origin = Origin::CommandLine(option.to_owned());
+    let mut diagnostics = Vec::new();
+    match DeValue::parse(text) {
+        Ok(value) => {
+            let item = convert(value.get_ref(), origin.clone(), &|_| origin.clone(), &mut diagnostics);
+            if diagnostics.is_empty() {
+                return item;
+            }
+            Item { value: ItemValue::String(text.to_owned()), origin }
+        }
+        Err(_) => Item { value: ItemValue::String(text.to_owned()), origin },
+    }
+}
+
+type OriginOf<'a> = dyn Fn(std::ops::Range<usize>) -> Origin + 'a;
+
+fn convert_table(table: &DeTable<'_>, origin: &OriginOf<'_>, diagnostics: &mut Vec<Diagnostic>) -> Table {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    let mut converted = Table::default();
+    for (key, value) in entries {
+        converted.insert(Entry {
+            key: key.get_ref().to_string(),
+            key_origin: origin(key.span()),
+            item: convert(value.get_ref(), origin(value.span()), origin, diagnostics),
+        });
+    }
+    converted
+}
+
+fn convert(
+    value: &DeValue<'_>,
+    place: Origin,
+    origin: &OriginOf<'_>,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Item {
+    let mut refuse = |message: String| {
+        diagnostics.push(Diagnostic::new("E003", &place, message));
+        ItemValue::String(String::new())
+    };
+    let value = match value {
+        DeValue::String(text) => ItemValue::String(text.to_string()),
+        DeValue::Integer(integer) => {
+            match i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()) {
+                Ok(value) => ItemValue::Integer(value),
+                Err(_) => refuse(format!("`{}` does not fit into 64 bits", integer.as_str())),
+            }
+        }
+        DeValue::Float(float) => match float.as_str().replace('_', "").parse::<f64>() {
+            Ok(value) if value.is_finite() => ItemValue::Float(value),
+            _ => refuse(format!("`{}` is not a finite number", float.as_str())),
+        },
+        DeValue::Boolean(value) => ItemValue::Bool(*value),
+        DeValue::Datetime(date) => refuse(format!("`{date}` is a date; a study has no use for dates")),
+        DeValue::Array(items) => ItemValue::List(
+            items.iter().map(|item| convert(item.get_ref(), origin(item.span()), origin, diagnostics)).collect(),
+        ),
+        DeValue::Table(table) => ItemValue::Table(convert_table(table, origin, diagnostics)),
+    };
+    Item { value, origin: place }
+}

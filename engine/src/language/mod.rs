@@ -1,0 +1,125 @@
+//! From TOML text to a validated [`Pipeline`](crate::pipeline::Pipeline).
+//!
+//! Nothing here stops at the first mistake: every step returns what it could understand and adds what
+//! it could not to one list of diagnostics, each with its place. The order of the steps is
+//!
+//! 1. `files`: the pipeline file and what it includes, parsed into [`item::Item`]s that keep the origin
+//!    of every value;
+//! 2. `overrides`: profiles, then `--var`, then `--set`;
+//! 3. `matrix`: the axis assignments of each stage;
+//! 4. `expand`: templates, kind, parameters and inputs of each node;
+//! 5. `check`: cycles, artifact types, colliding results, names that nothing uses.
+
+mod check;
+mod diagnostic;
+mod expand;
+mod files;
+mod item;
+mod matrix;
+mod overrides;
+mod params;
+mod reference;
+mod render;
+mod schema;
+mod select;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+pub use diagnostic::{Diagnostic, Label, Severity};
+pub use render::{render_json, render_text};
+pub use schema::schema;
+pub use select::select;
+
+use crate::kind::Registry;
+use crate::pipeline::{Pipeline, SourceFile};
+
+/// What the command line adds to the file.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// `--profile`, in order.
+    pub profiles: Vec<String>,
+    /// `--var name=value`.
+    pub vars: Vec<String>,
+    /// `--set path=value`.
+    pub sets: Vec<String>,
+}
+
+/// The outcome of [`load`].
+pub struct Loaded {
+    /// The study, if there was no error.
+    pub pipeline: Option<Pipeline>,
+    /// Everything that is wrong or doubtful, sorted by place.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The files read, for rendering.
+    pub sources: Vec<SourceFile>,
+}
+
+impl Loaded {
+    /// Whether any diagnostic is an error.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+}
+
+/// Reads and validates the study at `path`. Reads no source data and runs nothing.
+pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
+    let mut files = files::read(path);
+    let mut diagnostics = std::mem::take(&mut files.diagnostics);
+    let sources = std::mem::take(&mut files.sources);
+    overrides::apply(&mut files.document, options, &mut diagnostics);
+    let expanded = expand::expand(&files.document, registry, &sources, &mut diagnostics);
+    check::check(&files.document, &expanded, &sources, &mut diagnostics);
+    diagnostics.sort_by_key(Diagnostic::place);
+    diagnostics.dedup();
+    let mut loaded = Loaded { pipeline: None, diagnostics, sources };
+    if !loaded.has_errors() {
+        loaded.pipeline = Some(Pipeline {
+            name: files.document.name.unwrap_or_default(),
+            path: path.to_owned(),
+            project: project_root(path),
+            profiles: options.profiles.clone(),
+            sources: loaded.sources.clone(),
+            stages: expanded.stages,
+            nodes: expanded.nodes,
+        });
+    }
+    loaded
+}
+
+/// The nearest ancestor of the pipeline file that holds `.pipe/` or `.git`, else its folder.
+fn project_root(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let folder = absolute.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
+    folder
+        .ancestors()
+        .find(|folder| folder.join(".pipe").is_dir() || folder.join(".git").exists())
+        .map_or_else(|| folder.clone(), Path::to_owned)
+}
+
+/// Whether `name` may name a stage, axis, parameter or output.
+fn is_name(name: &str) -> bool {
+    let mut characters = name.chars();
+    characters.next().is_some_and(|first| first.is_ascii_lowercase())
+        && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// The help for an unknown name: the nearest known one, or the whole list if it is short.
+fn suggestion<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let known: Vec<&str> = known.into_iter().collect();
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(unknown, candidate), *candidate))
+        .filter(|(distance, candidate)| *distance <= 2 && *distance < candidate.chars().count())
+        .min();
+    match nearest {
+        Some((_, nearest)) => Some(format!("did you mean `{nearest}`?")),
+        None if known.is_empty() => None,
+        None if known.len() <= 8 => {
+            Some(format!("known are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")))
+        }
+        None => None,
+    }
+}

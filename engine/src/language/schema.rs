@@ -1,0 +1,108 @@
+//! The JSON Schema of pipeline files, for completion and checks in editors.
+
+use serde_json::{Value as Json, json};
+
+use crate::kind::Registry;
+
+/// The draft-07 schema of a pipeline file with the kinds of `registry`.
+///
+/// A parameter or input may be a template (`"${...}"`) wherever its own type is wanted.
+pub fn schema(registry: &Registry) -> Json {
+    let names: Vec<&str> = registry.iter().map(|(name, _)| name).collect();
+    let mut rules = Vec::new();
+    for (name, kind) in registry.iter() {
+        let description = kind.describe();
+        let mut params = kind.schema();
+        if let Some(table) = params.as_object_mut() {
+            table.remove("$schema");
+            table.remove("title");
+            table.remove("required");
+            if let Some(properties) = table.get_mut("properties").and_then(Json::as_object_mut) {
+                for property in properties.values_mut() {
+                    *property = or_template(property.take());
+                }
+            }
+        }
+        let mut inputs = serde_json::Map::new();
+        for port in &description.inputs {
+            inputs.insert(port.name.to_owned(), reference(port.summary, port.many));
+        }
+        let additional = match &description.free_inputs {
+            Some(port) => reference(port.summary, port.many),
+            None => Json::Bool(false),
+        };
+        rules.push(json!({
+            "if": { "properties": { "kind": { "const": name } } },
+            "then": { "properties": {
+                "kind": { "description": description.summary },
+                "params": or_template(params),
+                "inputs": { "type": "object", "properties": inputs, "additionalProperties": additional },
+            } },
+        }));
+    }
+    let axis_value = json!({ "type": ["string", "integer", "boolean", "object"] });
+    let assignments = json!({ "type": "array", "items": { "type": "object" } });
+    let stage = json!({
+        "type": "object",
+        "required": ["kind"],
+        "additionalProperties": false,
+        "properties": {
+            "kind": { "anyOf": [{ "enum": names }, template()], "description": "what the stage does" },
+            "doc": { "type": "string", "description": "one sentence for people; never in a key" },
+            "matrix": {
+                "description": "axes: lists of values, or \"@stage\" for that stage's values",
+                "anyOf": [
+                    { "type": "string" },
+                    { "type": "object", "additionalProperties": {
+                        "anyOf": [{ "type": "string" }, { "type": "array", "items": axis_value }] } },
+                ],
+            },
+            "include": assignments, "exclude": assignments,
+            "inputs": { "type": "object" },
+            "params": {},
+            "resources": { "type": "object", "additionalProperties": false, "properties": {
+                "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
+                "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),
+                "mem": { "type": ["string", "integer"] }, "time": { "type": ["string", "integer"] } } },
+            "retry": { "type": "object" },
+            "checkpoint": { "type": "object" },
+            "frozen": { "type": "array", "items": { "type": "string" } },
+        },
+        "allOf": rules,
+    });
+    json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "A study of `pipe`",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "pipeline": { "type": "object", "required": ["name", "format"], "additionalProperties": false, "properties": {
+                "name": { "type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$" },
+                "format": { "const": 1 },
+                "doc": { "type": "string" },
+                "include": { "type": "array", "items": { "type": "string" } } } },
+            "vars": { "type": "object" },
+            "stage": { "type": "object", "additionalProperties": stage },
+            "profile": { "type": "object", "additionalProperties": {
+                "type": "object", "additionalProperties": false,
+                "properties": { "vars": { "type": "object" }, "set": { "type": "object" } } } },
+            "executor": { "type": "object" },
+        },
+    })
+}
+
+fn template() -> Json {
+    json!({ "type": "string", "pattern": "\\$\\{" })
+}
+
+fn or_template(schema: Json) -> Json {
+    match schema {
+        Json::Bool(true) => schema,
+        schema => json!({ "anyOf": [schema, template()] }),
+    }
+}
+
+fn reference(summary: &str, many: bool) -> Json {
+    let one = json!({ "type": "string", "description": summary });
+    if many { json!({ "anyOf": [one, { "type": "array", "items": one }], "description": summary }) } else { one }
+}
