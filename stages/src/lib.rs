@@ -5,5 +5,6 @@
 
 pub mod artifact;
 mod registry;
+mod report;
 
 pub use registry::registry;

@@ -1,0 +1,153 @@
+//! Charts as SVG: bars with intervals and curves. Colours come from the page's style sheet, so that they
+//! follow light and dark; every chart stands beside the table of its numbers.
+
+use maud::{Markup, html};
+
+use super::figures::{Better, Group, better};
+use super::words::{metric_name, number};
+
+const WIDTH: f64 = 640.0;
+const LABEL: f64 = 210.0;
+const VALUE: f64 = 150.0;
+const ROW: f64 = 24.0;
+
+/// Rows of a chart beyond this number are left to the table.
+const MOST_ROWS: usize = 40;
+
+/// A horizontal bar per row of the table, with its interval.
+pub(super) fn bars(group: &Group, metric: &str) -> Markup {
+    let values = group.values(metric);
+    let left_out = values.len().saturating_sub(MOST_ROWS);
+    let values = &values[..values.len().min(MOST_ROWS)];
+    let ends = values.iter().flat_map(|(_, figure)| [figure.value, figure.low, figure.high]).flatten();
+    let (lowest, highest) = ends.fold((0.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
+    // Shares are drawn on the whole of their scale.
+    let top = if highest <= 1.0 && better(metric) != Better::Neither { 1.0 } else { highest };
+    let span = (top - lowest).max(f64::MIN_POSITIVE);
+    let plot = WIDTH - LABEL - VALUE;
+    let x = |value: f64| LABEL + (value - lowest) / span * plot;
+    let height = values.len() as f64 * ROW + 26.0;
+    let best = group.best(metric);
+    let title = format!("{} by {}", metric_name(metric), group.key_names.join(" and "));
+    let ticks: Vec<f64> = (0..=4).map(|tick| lowest + span * f64::from(tick) / 4.0).collect();
+    html! {
+        figure .chart {
+            svg viewBox=(format!("0 0 {WIDTH} {height}")) role="img" aria-label=(title) {
+                title { (title) }
+                @for tick in &ticks {
+                    line .grid x1=(at(x(*tick))) x2=(at(x(*tick))) y1="0" y2=(at(height - 20.0)) {}
+                    text .tick x=(at(x(*tick))) y=(at(height - 6.0)) text-anchor="middle" { (number(*tick)) }
+                }
+                @for (place, (row, figure)) in values.iter().enumerate() {
+                    @let y = place as f64 * ROW;
+                    @let value = figure.value.unwrap_or(0.0);
+                    @let (from, to) = if value < 0.0 { (value, 0.0) } else { (0.0, value) };
+                    @let is_best = best.contains(row);
+                    text x=(at(LABEL - 8.0)) y=(at(y + 16.0)) text-anchor="end" {
+                        (shorten(&group.rows[*row].label(), 34))
+                    }
+                    rect .bar .best[is_best] x=(at(x(from))) y=(at(y + 5.0)) height="14"
+                        width=(at((x(to) - x(from)).max(1.0))) {}
+                    @if let (Some(low), Some(high)) = (figure.low, figure.high) {
+                        path .interval d=(whisker(x(low), x(high), y + 12.0)) {}
+                    }
+                    text .value .best[is_best] x=(at(WIDTH - VALUE + 10.0)) y=(at(y + 16.0)) {
+                        (number(value))
+                        @if let (Some(low), Some(high)) = (figure.low, figure.high) {
+                            " [" (number(low)) ", " (number(high)) "]"
+                        }
+                        @if is_best { " \u{2605}" }
+                    }
+                }
+            }
+            figcaption {
+                (title) ". Bars with 95 % intervals where they were computed; \u{2605} marks the best."
+                @if left_out > 0 { " " (left_out) " more rows are in the table." }
+            }
+        }
+    }
+}
+
+/// A line of a curve chart.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Curve {
+    pub(super) label: String,
+    /// Points in order of x.
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+/// The dash patterns that tell curves apart where colours do not.
+const DASHES: [&str; 4] = ["none", "7 3", "2 3", "9 3 2 3"];
+const COLOURS: usize = 6;
+
+/// Curves over a common x axis, each named beside its last point.
+pub(super) fn curves(title: &str, x_name: &str, curves: &[Curve]) -> Markup {
+    let points = || curves.iter().flat_map(|curve| &curve.points);
+    let range = |pick: fn(&(f64, f64)) -> f64| {
+        points()
+            .map(pick)
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+    };
+    let ((left, right), (bottom, top)) = (range(|point| point.0), range(|point| point.1));
+    if !(left.is_finite() && bottom.is_finite()) {
+        return html! {};
+    }
+    let (plot_width, plot_height, margin) = (WIDTH - 60.0, 200.0, 50.0);
+    let x = |value: f64| margin + (value - left) / (right - left).max(f64::MIN_POSITIVE) * plot_width;
+    let y = |value: f64| 8.0 + (top - value) / (top - bottom).max(f64::MIN_POSITIVE) * plot_height;
+    html! {
+        figure .chart {
+            svg viewBox=(format!("0 0 {WIDTH} 250")) role="img" aria-label=(title) {
+                title { (title) }
+                @for share in [0.0, 0.5, 1.0] {
+                    @let value = bottom + (top - bottom) * share;
+                    line .grid x1=(at(margin)) x2=(at(margin + plot_width)) y1=(at(y(value))) y2=(at(y(value))) {}
+                    text .tick x=(at(margin - 6.0)) y=(at(y(value) + 4.0)) text-anchor="end" { (number(value)) }
+                }
+                @for share in [0.0, 0.5, 1.0] {
+                    @let value = left + (right - left) * share;
+                    text .tick x=(at(x(value))) y="226" text-anchor="middle" { (number(value)) }
+                }
+                text .tick x=(at(margin + plot_width / 2.0)) y="244" text-anchor="middle" { (x_name) }
+                @for (index, curve) in curves.iter().enumerate() {
+                    @let path: Vec<String> =
+                        curve.points.iter().map(|point| format!("{},{}", at(x(point.0)), at(y(point.1)))).collect();
+                    polyline class=(format!("curve c{}", index % COLOURS)) points=(path.join(" "))
+                        stroke-dasharray=(DASHES[index / COLOURS % DASHES.len()]) {}
+                }
+            }
+            figcaption { (title) }
+            ul .legend {
+                @for (index, curve) in curves.iter().enumerate() {
+                    li {
+                        svg viewBox="0 0 30 8" class="swatch" aria-hidden="true" {
+                            line class=(format!("curve c{}", index % COLOURS)) x1="0" x2="30" y1="4" y2="4"
+                                stroke-dasharray=(DASHES[index / COLOURS % DASHES.len()]) {}
+                        }
+                        " " (curve.label)
+                        @if let Some((_, last)) = curve.points.last() { ": " (number(*last)) " at the end" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn whisker(from: f64, to: f64, y: f64) -> String {
+    let [from, to, y, above, below] = [from, to, y, y - 4.0, y + 4.0].map(at);
+    format!("M{from} {y}H{to}M{from} {above}V{below}M{to} {above}V{below}")
+}
+
+/// A coordinate, with one decimal.
+fn at(value: f64) -> String {
+    format!("{value:.1}")
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(most - 1).collect();
+    short.push('\u{2026}');
+    short
+}

@@ -1,0 +1,287 @@
+//! Figures of all inputs in one form, and their grouping into tables.
+//!
+//! A figure is a number with its interval and the *keys* that say what it is a figure of: the axes of
+//! the study (`model=medical`) and the columns of the table (`modality=text`). Keys that differ within a
+//! table become columns, those that do not go into its caption.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow_array::RecordBatch;
+
+use super::columns::{numbers, texts};
+
+/// Columns of a metrics table that tell its rows apart, beside the axes.
+const KEY_COLUMNS: [&str; 8] =
+    ["model", "method", "modality", "protocol", "matching", "subset", "seed", "baseline"];
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Figure {
+    /// The report's input it came by.
+    pub(super) input: String,
+    /// What tells it apart from figures of the same metric.
+    pub(super) keys: BTreeMap<String, String>,
+    pub(super) task: Option<String>,
+    pub(super) dataset: Option<String>,
+    pub(super) split: Option<String>,
+    /// With `@k` where it has one.
+    pub(super) metric: String,
+    /// For figures of one class only.
+    pub(super) class: Option<String>,
+    pub(super) value: Option<f64>,
+    pub(super) low: Option<f64>,
+    pub(super) high: Option<f64>,
+    pub(super) n: Option<i64>,
+    /// Why there is no value.
+    pub(super) reason: Option<String>,
+}
+
+/// The figures of one metrics table.
+pub(super) fn figures(input: &str, axes: &BTreeMap<String, String>, batch: &RecordBatch) -> Vec<Figure> {
+    let text = |name: &str| texts(batch, name);
+    let [task, dataset, split, metric, class, reason] =
+        ["task", "dataset", "split", "metric", "class", "reason"].map(text);
+    let keys: Vec<(&str, Vec<Option<String>>)> =
+        KEY_COLUMNS.iter().map(|name| (*name, texts(batch, name))).collect();
+    let [value, low, high, n, k] = ["value", "ci_low", "ci_high", "n", "k"].map(|name| numbers(batch, name));
+    (0..batch.num_rows())
+        .filter_map(|row| {
+            let mut row_keys: BTreeMap<String, String> = keys
+                .iter()
+                .filter_map(|(name, column)| Some(((*name).to_owned(), column[row].clone()?)))
+                .collect();
+            row_keys.extend(axes.clone());
+            let dataset = row_keys.remove("dataset").or_else(|| dataset[row].clone());
+            let name = metric[row].clone()?;
+            let metric = match k[row] {
+                Some(k) if !name.contains('@') => format!("{name}@{k}"),
+                _ => name,
+            };
+            Some(Figure {
+                input: input.to_owned(),
+                keys: row_keys,
+                task: task[row].clone(),
+                dataset,
+                split: split[row].clone(),
+                metric,
+                class: class[row].clone(),
+                value: value[row],
+                low: low[row],
+                high: high[row],
+                n: n[row].map(|n| n as i64),
+                reason: reason[row].clone(),
+            })
+        })
+        .collect()
+}
+
+/// Which way a metric is better.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Better {
+    Higher,
+    Lower,
+    /// A figure that describes and does not rank.
+    Neither,
+}
+
+/// Which way a metric is better, by its name.
+pub(super) fn better(metric: &str) -> Better {
+    let has = |parts: &[&str]| parts.iter().any(|part| metric.contains(part));
+    if has(&["share", "gap", "delta", "chance", "floor", "ceiling", "count", "reliance", "rho"]) {
+        Better::Neither
+    } else if has(&[
+        "loss",
+        "ece",
+        "calibration",
+        "brier",
+        "nll",
+        "error",
+        "mae",
+        "median_rank",
+        "mean_rank",
+        "deletion",
+    ]) {
+        Better::Lower
+    } else {
+        Better::Higher
+    }
+}
+
+/// The metrics that answer a task's question, most telling first.
+const HEADLINES: [&str; 9] = [
+    "auroc_macro",
+    "macro_auroc",
+    "auroc",
+    "auc",
+    "accuracy_overall",
+    "accuracy",
+    "recall@10",
+    "recall@5",
+    "f1",
+];
+
+/// The metric that stands for a table in the summary and in its chart.
+pub(super) fn headline<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) -> Option<String> {
+    let has_value = |figure: &&Figure| figure.class.is_none() && figure.value.is_some();
+    let known = HEADLINES.iter().find_map(|name| {
+        figures.clone().filter(has_value).map(|figure| &figure.metric).find(|metric| {
+            let metric = metric.to_lowercase();
+            metric == *name || metric.ends_with(&format!(".{name}")) || metric.ends_with(&format!("_{name}"))
+        })
+    });
+    known.cloned().or_else(|| {
+        let ranked = |figure: &&Figure| better(&figure.metric) != Better::Neither;
+        figures.filter(has_value).find(ranked).map(|figure| figure.metric.clone())
+    })
+}
+
+/// Figures that make one table: same input, task, data set and split.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) input: String,
+    pub(super) task: Option<String>,
+    pub(super) dataset: Option<String>,
+    pub(super) split: Option<String>,
+    /// Keys that differ, in the order of the columns.
+    pub(super) key_names: Vec<String>,
+    /// Keys that do not.
+    pub(super) constant: BTreeMap<String, String>,
+    /// The metrics, in the order in which they came.
+    pub(super) metrics: Vec<String>,
+    /// The rows, in the order in which they came.
+    pub(super) rows: Vec<GroupRow>,
+}
+
+/// A row of a table: one value per key name, then figures by metric.
+#[derive(Debug)]
+pub(super) struct GroupRow {
+    pub(super) keys: Vec<Option<String>>,
+    pub(super) figures: BTreeMap<String, Figure>,
+}
+
+impl GroupRow {
+    /// What the row is called where there is one line for it.
+    pub(super) fn label(&self) -> String {
+        let parts: Vec<&str> = self.keys.iter().flatten().map(String::as_str).collect();
+        if parts.is_empty() { "this model".to_owned() } else { parts.join(" \u{b7} ") }
+    }
+}
+
+impl Group {
+    /// The values of a metric with their row's index, in row order.
+    pub(super) fn values(&self, metric: &str) -> Vec<(usize, &Figure)> {
+        let rows = self.rows.iter().enumerate();
+        rows.filter_map(|(index, row)| Some((index, row.figures.get(metric)?)))
+            .filter(|(_, figure)| figure.value.is_some())
+            .collect()
+    }
+
+    /// The rows with the best value of a metric; none where it does not rank or there is only one row.
+    pub(super) fn best(&self, metric: &str) -> Vec<usize> {
+        let values = self.values(metric);
+        let sign = match better(metric) {
+            Better::Higher => 1.0,
+            Better::Lower => -1.0,
+            Better::Neither => return Vec::new(),
+        };
+        let signed = |figure: &Figure| figure.value.unwrap_or(f64::NAN) * sign;
+        let best = values.iter().map(|(_, figure)| signed(figure)).fold(f64::NEG_INFINITY, f64::max);
+        if values.len() < 2 {
+            return Vec::new();
+        }
+        values.iter().filter(|(_, figure)| signed(figure) == best).map(|(index, _)| *index).collect()
+    }
+
+    /// Whether its rows differ in what the model was given to see: then it is about bias.
+    pub(super) fn is_about_bias(&self) -> bool {
+        let named = ["bias", "ablat", "monomodal", "unimodal"].iter().any(|part| self.input.contains(part));
+        named || self.key_names.iter().any(|name| name == "modality" || name == "ablation")
+    }
+
+    /// Constant keys as words for a caption.
+    pub(super) fn constants(&self) -> String {
+        self.constant.iter().map(|(key, value)| format!("{key} {value}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Groups figures into tables; figures of single classes are left to `classes`.
+pub(super) fn group(figures: &[Figure], classes: bool) -> Vec<Group> {
+    let mut order: Vec<[Option<&str>; 4]> = Vec::new();
+    let mut groups: Vec<Vec<&Figure>> = Vec::new();
+    for figure in figures.iter().filter(|figure| figure.class.is_some() == classes) {
+        let place = [
+            Some(figure.input.as_str()),
+            figure.task.as_deref(),
+            figure.dataset.as_deref(),
+            figure.split.as_deref(),
+        ];
+        match order.iter().position(|known| *known == place) {
+            Some(index) => groups[index].push(figure),
+            None => {
+                order.push(place);
+                groups.push(vec![figure]);
+            }
+        }
+    }
+    groups.into_iter().map(|figures| table(&figures)).collect()
+}
+
+fn table(figures: &[&Figure]) -> Group {
+    let mut names: BTreeMap<&str, BTreeSet<Option<&str>>> = BTreeMap::new();
+    for figure in figures {
+        names.extend(
+            figure
+                .keys
+                .keys()
+                .filter(|key| !names.contains_key(key.as_str()))
+                .map(|key| (key.as_str(), BTreeSet::new()))
+                .collect::<Vec<_>>(),
+        );
+    }
+    for (name, values) in &mut names {
+        values.extend(figures.iter().map(|figure| figure.keys.get(*name).map(String::as_str)));
+    }
+    let (differing, constant): (Vec<_>, Vec<_>) = names.into_iter().partition(|(_, values)| values.len() > 1);
+    let mut key_names: Vec<String> = differing.into_iter().map(|(name, _)| name.to_owned()).collect();
+    let mut has_classes = false;
+    if figures.iter().any(|figure| figure.class.is_some()) {
+        has_classes = true;
+        key_names.push("class".to_owned());
+    }
+    // What is compared stands first.
+    key_names.sort_by_key(|name| (name == "class", name != "model", name.clone()));
+    let mut metrics: Vec<String> = Vec::new();
+    let mut rows: Vec<GroupRow> = Vec::new();
+    for figure in figures {
+        if !metrics.contains(&figure.metric) {
+            metrics.push(figure.metric.clone());
+        }
+        let keys: Vec<Option<String>> = key_names
+            .iter()
+            .map(|name| match name.as_str() {
+                "class" if has_classes => figure.class.clone(),
+                name => figure.keys.get(name).cloned(),
+            })
+            .collect();
+        let row = rows.iter().position(|row| row.keys == keys && !row.figures.contains_key(&figure.metric));
+        let row = row.unwrap_or_else(|| {
+            rows.push(GroupRow { keys, figures: BTreeMap::new() });
+            rows.len() - 1
+        });
+        rows[row].figures.insert(figure.metric.clone(), (*figure).clone());
+    }
+    let first = figures[0];
+    Group {
+        input: first.input.clone(),
+        task: first.task.clone(),
+        dataset: first.dataset.clone(),
+        split: first.split.clone(),
+        key_names,
+        constant: constant
+            .into_iter()
+            .filter_map(|(name, values)| Some((name.to_owned(), values.into_iter().next()??.to_owned())))
+            .collect(),
+        metrics,
+        rows,
+    }
+}

@@ -1,0 +1,271 @@
+//! The gallery: for a few samples the original, its mask, and every method's map and overlay.
+//!
+//! Samples are chosen by a rule that is printed, never by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use image::DynamicImage;
+use maud::{Markup, html};
+use pipe_engine::{Artifact, StageError};
+
+use super::picture::{Drawn, colour_bar, decode, original, outlined};
+use super::pictures::Pictures;
+use super::saliency::{self, Explanation, Metadata};
+use super::words::{number, title};
+
+/// One artifact of maps and the keys that tell it apart.
+pub(super) struct Maps<'a> {
+    pub(super) input: &'a str,
+    pub(super) axes: &'a BTreeMap<String, String>,
+    pub(super) artifact: &'a Artifact,
+}
+
+/// What is known of the samples beside their maps.
+pub(super) trait Samples {
+    /// The encoded image of each wanted sample.
+    ///
+    /// # Errors
+    /// If a table cannot be read.
+    fn images(
+        &self,
+        axes: &BTreeMap<String, String>,
+        ids: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Vec<u8>>, StageError>;
+    /// The encoded mask of each wanted sample that has one.
+    ///
+    /// # Errors
+    /// If a table cannot be read.
+    fn masks(&self, ids: &BTreeSet<String>) -> Result<BTreeMap<String, Vec<u8>>, StageError>;
+    /// The sample's label in words.
+    fn label(&self, id: &str) -> Option<&str>;
+    /// Whether the sample has a mask.
+    fn has_mask(&self, id: &str) -> bool;
+}
+
+/// A set of maps with its metadata, read for the chosen samples.
+struct Shown<'a> {
+    maps: &'a Maps<'a>,
+    metadata: Metadata,
+    explanations: BTreeMap<String, Explanation>,
+    name: String,
+    signed: bool,
+}
+
+/// The gallery of one input.
+///
+/// # Errors
+/// If an artifact cannot be read.
+pub(super) fn gallery(
+    maps: &[Maps<'_>],
+    samples: &dyn Samples,
+    most: usize,
+    pictures: &mut Pictures,
+) -> Result<Markup, StageError> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for one in maps {
+        let mut ids = BTreeSet::new();
+        saliency::read(one.artifact, |id| {
+            ids.insert(id.to_owned());
+            false
+        })?;
+        for id in ids {
+            *counts.entry(id).or_default() += 1;
+        }
+    }
+    let (chosen, rule) = choose(&counts, samples, most);
+    let wanted: BTreeSet<String> = chosen.iter().cloned().collect();
+    let mut shown = Vec::new();
+    for one in maps {
+        let (metadata, explanations) = saliency::read(one.artifact, |id| wanted.contains(id))?;
+        let signed = explanations
+            .values()
+            .filter_map(|explanation| explanation.map.as_ref())
+            .any(|map| map.values.iter().any(|&value| value < 0.0));
+        shown.push(Shown { maps: one, metadata, explanations, name: String::new(), signed });
+    }
+    name_all(&mut shown);
+    let mut images: BTreeMap<String, DynamicImage> = BTreeMap::new();
+    for one in &shown {
+        let missing: BTreeSet<String> =
+            wanted.iter().filter(|id| !images.contains_key(*id)).cloned().collect();
+        if missing.is_empty() {
+            break;
+        }
+        for (id, bytes) in samples.images(one.maps.axes, &missing)? {
+            images.extend(decode(&bytes).map(|image| (id, image)));
+        }
+    }
+    let masks = samples.masks(&wanted)?;
+    let cases: Vec<Markup> = chosen
+        .iter()
+        .map(|id| {
+            case(id, &shown, images.get(id), masks.get(id).map(Vec::as_slice), samples.label(id), pictures)
+        })
+        .collect();
+    let input = maps.first().map_or("", |maps| maps.input);
+    Ok(html! {
+        h3 { (title(input)) }
+        p .note { (rule) " " (legend(&shown, pictures)) }
+        @for case in &cases { (case) }
+    })
+}
+
+/// The samples that most artifacts explain, one class after the other.
+fn choose(counts: &BTreeMap<String, usize>, samples: &dyn Samples, most: usize) -> (Vec<String>, String) {
+    let top = counts.values().copied().max().unwrap_or(0);
+    let common: Vec<&String> = counts.iter().filter(|(_, count)| **count == top).map(|(id, _)| id).collect();
+    let masked: Vec<&String> = common.iter().copied().filter(|id| samples.has_mask(id)).collect();
+    let only_masked = !masked.is_empty();
+    let pool = if only_masked { masked } else { common };
+    let mut classes: BTreeMap<Option<&str>, Vec<&String>> = BTreeMap::new();
+    for id in pool {
+        classes.entry(samples.label(id)).or_default().push(id);
+    }
+    let longest = classes.values().map(Vec::len).max().unwrap_or(0);
+    let in_turn = (0..longest).flat_map(|turn| classes.values().filter_map(move |ids| ids.get(turn)));
+    let chosen: Vec<String> = in_turn.take(most).map(|id| (*id).clone()).collect();
+    let rule = format!(
+        "Shown are {} of {} explained samples{}: the first of each class in the order of their ids, then the \
+         second, and so on.",
+        chosen.len(),
+        counts.len(),
+        if only_masked { ", among those with a mask" } else { "" }
+    );
+    (chosen, rule)
+}
+
+/// Names each set of maps by the keys in which they differ.
+fn name_all(shown: &mut [Shown<'_>]) {
+    let keys = |one: &Shown<'_>| -> BTreeMap<String, String> {
+        let told = ["method", "model", "layer", "baseline", "reference"];
+        let mut keys: BTreeMap<String, String> = told
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), one.metadata.get(*name)?.clone())))
+            .collect();
+        keys.extend(one.maps.axes.clone());
+        keys
+    };
+    let all: Vec<BTreeMap<String, String>> = shown.iter().map(keys).collect();
+    let names: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
+    let differing: Vec<&String> = names
+        .into_iter()
+        .filter(|name| all.iter().map(|keys| keys.get(*name)).collect::<BTreeSet<_>>().len() > 1)
+        .collect();
+    for (one, keys) in shown.iter_mut().zip(&all) {
+        let parts: Vec<&str> =
+            differing.iter().filter_map(|name| keys.get(*name)).map(String::as_str).collect();
+        one.name = match (parts.as_slice(), keys.get("method")) {
+            ([], Some(method)) => method.clone(),
+            ([], None) => title(one.maps.input),
+            (parts, _) => parts.join(" \u{b7} "),
+        };
+    }
+}
+
+fn legend(shown: &[Shown<'_>], pictures: &mut Pictures) -> Markup {
+    let mut bar = |signed: bool, low: &str, high: &str| {
+        let source = pictures.source(&colour_bar(signed));
+        html! {
+            span .scale { (low) " " img src=(source) alt="colour scale" width="128" height="12"; " " (high) }
+        }
+    };
+    html! {
+        "Within a row all maps are drawn on one scale, after division by the value printed below each map: the \
+         one under which 98 % of its absolute mass lies. Overlays are half map, half grey original, enlarged \
+         without smoothing. "
+        @if shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
+        @if shown.iter().any(|one| !one.signed) { (bar(false, "0", "1")) }
+    }
+}
+
+fn case(
+    id: &str,
+    shown: &[Shown<'_>],
+    image: Option<&DynamicImage>,
+    mask: Option<&[u8]>,
+    label: Option<&str>,
+    pictures: &mut Pictures,
+) -> Markup {
+    let picture = image.map(original);
+    let outline = picture
+        .as_ref()
+        .zip(mask.and_then(decode))
+        .map(|(picture, mask)| outlined(picture, &mask.to_luma8()));
+    html! {
+        section .case {
+            h4 { (id) @if let Some(label) = label { " \u{2013} " (label) } }
+            div .strip {
+                figure {
+                    @match &picture {
+                        Some(picture) => {
+                            img src=(pictures.source(picture)) alt=(format!("original of {id}")) width="112";
+                        },
+                        None => { p .reason { "no image was given" } },
+                    }
+                    figcaption { "original" }
+                }
+                @if let Some(outline) = &outline {
+                    figure {
+                        img src=(pictures.source(outline)) alt=(format!("original of {id} with its mask outlined")) width="112";
+                        figcaption { "mask outlined" }
+                    }
+                }
+                @for one in shown {
+                    (explained(id, one, picture.as_ref(), pictures))
+                }
+            }
+        }
+    }
+}
+
+fn explained(
+    id: &str,
+    one: &Shown<'_>,
+    picture: Option<&image::RgbImage>,
+    pictures: &mut Pictures,
+) -> Markup {
+    let explanation = one.explanations.get(id);
+    let map = explanation.and_then(|explanation| explanation.map.as_ref());
+    html! {
+        figure .pair {
+            @match (map, explanation) {
+                (Some(map), Some(explanation)) => {
+                    @let drawn = Drawn::new(map, one.signed);
+                    @let (row, column) = peak(map);
+                    img src=(pictures.source(&drawn.picture())) width="112"
+                        alt=(format!("map of {} for {id}, greatest at row {row}, column {column}", one.name));
+                    @if let Some(picture) = picture {
+                        img src=(pictures.source(&drawn.overlay(picture))) width="112"
+                            alt=(format!("overlay of {} on {id}", one.name));
+                    }
+                    figcaption {
+                        b { (one.name) } br;
+                        @if explanation.status == "all_zero" { "zero everywhere" } @else { "scale " (number(f64::from(drawn.divisor))) }
+                        @if let Some(target) = &explanation.target { ", target " (target) }
+                        @if let Some(score) = explanation.score { ", score " (number(score)) }
+                        @if let Some(gap) = explanation.completeness_gap { ", completeness gap " (number(gap)) }
+                    }
+                },
+                (_, Some(explanation)) => {
+                    p .reason { (explanation.status) }
+                    figcaption { b { (one.name) } }
+                },
+                (_, None) => {
+                    p .reason { "not explained" }
+                    figcaption { b { (one.name) } }
+                },
+            }
+        }
+    }
+}
+
+/// Row and column of the greatest value; the first of equal ones.
+fn peak(map: &saliency::Map) -> (usize, usize) {
+    let mut best = 0;
+    for (index, value) in map.values.iter().enumerate() {
+        if *value > map.values[best] {
+            best = index;
+        }
+    }
+    (best / map.width, best % map.width)
+}

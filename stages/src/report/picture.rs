@@ -1,0 +1,201 @@
+//! Pictures of the gallery: originals, maps, overlays and masks, as small PNG files.
+//!
+//! Maps are drawn on one scale from -1 to 1 (signed, red for, blue against) or 0 to 1 (unsigned,
+//! viridis), after division by the value below which 98 % of the map's absolute mass lies: a few extreme
+//! pixels then do not make the rest invisible. The divisor is printed beside each map.
+
+use std::io::Cursor;
+
+use image::imageops::{FilterType, resize};
+use image::{DynamicImage, GrayImage, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+
+use super::saliency::Map;
+
+/// The longest side of a picture on the page.
+const LONGEST_SIDE: u32 = 256;
+
+/// The share of the absolute mass that is drawn at full colour.
+const OUTLIERS: f64 = 0.02;
+
+/// Decodes an image and makes it fit the page; none if it cannot be decoded.
+pub(super) fn decode(bytes: &[u8]) -> Option<DynamicImage> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?;
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(20_000);
+    limits.max_image_height = Some(20_000);
+    limits.max_alloc = Some(1 << 30);
+    reader.limits(limits);
+    reader.decode().ok()
+}
+
+/// The original, at most [`LONGEST_SIDE`] pixels wide and high.
+pub(super) fn original(image: &DynamicImage) -> RgbImage {
+    let longest = image.width().max(image.height());
+    if longest <= LONGEST_SIDE {
+        return image.to_rgb8();
+    }
+    let side = |length: u32| (u64::from(length) * u64::from(LONGEST_SIDE) / u64::from(longest)).max(1) as u32;
+    resize(&image.to_rgb8(), side(image.width()), side(image.height()), FilterType::Triangle)
+}
+
+/// A map with its colours decided.
+pub(super) struct Drawn {
+    /// Values in [-1, 1].
+    scaled: Map,
+    /// Whether it has both signs: then the colours diverge around 0.
+    pub(super) signed: bool,
+    /// What the values were divided by; 0 for a map of zeros.
+    pub(super) divisor: f32,
+}
+
+impl Drawn {
+    /// Decides scale and colours; `signed` where any map of the same method has negative values.
+    pub(super) fn new(map: &Map, signed: bool) -> Self {
+        let divisor = divisor(&map.values);
+        let scale = |value: &f32| if divisor > 0.0 { (value / divisor).clamp(-1.0, 1.0) } else { 0.0 };
+        let values = map.values.iter().map(scale).collect();
+        Self { scaled: Map { values, ..*map }, signed, divisor }
+    }
+
+    /// The map alone, one pixel per value.
+    pub(super) fn picture(&self) -> RgbImage {
+        RgbImage::from_fn(self.scaled.width as u32, self.scaled.height as u32, |x, y| {
+            self.colour(x as usize, y as usize)
+        })
+    }
+
+    /// Half map, half grey original; the map is enlarged to the image without smoothing.
+    pub(super) fn overlay(&self, original: &RgbImage) -> RgbImage {
+        let (width, height) = original.dimensions();
+        RgbImage::from_fn(width, height, |x, y| {
+            let column = x as usize * self.scaled.width / width as usize;
+            let row = y as usize * self.scaled.height / height as usize;
+            let Rgb([red, green, blue]) = *original.get_pixel(x, y);
+            let grey = (u16::from(red) * 77 + u16::from(green) * 150 + u16::from(blue) * 29) >> 8;
+            let Rgb(colour) = self.colour(column, row);
+            Rgb(colour.map(|channel| ((u16::from(channel) + grey) / 2) as u8))
+        })
+    }
+
+    fn colour(&self, x: usize, y: usize) -> Rgb<u8> {
+        colour(f64::from(self.scaled.values[y * self.scaled.width + x]), self.signed)
+    }
+}
+
+/// The colour of a value: RdBu reversed for signed maps in [-1, 1], viridis for unsigned in [0, 1].
+pub(super) fn colour(value: f64, signed: bool) -> Rgb<u8> {
+    let colour = if signed {
+        colorous::RED_BLUE.eval_continuous(0.5 - value.clamp(-1.0, 1.0) / 2.0)
+    } else {
+        colorous::VIRIDIS.eval_continuous(value.clamp(0.0, 1.0))
+    };
+    Rgb(colour.as_array())
+}
+
+/// The absolute value below which all but the outlying share of the absolute mass lies.
+fn divisor(values: &[f32]) -> f32 {
+    let mut sorted: Vec<f32> = values.iter().map(|value| value.abs()).collect();
+    sorted.sort_unstable_by(f32::total_cmp);
+    let total: f64 = sorted.iter().map(|&value| f64::from(value)).sum();
+    let mut mass = 0.0;
+    for &value in &sorted {
+        mass += f64::from(value);
+        if mass >= total * (1.0 - OUTLIERS) && value > 0.0 {
+            return value;
+        }
+    }
+    0.0
+}
+
+/// The original with the mask's outline in yellow; any value but 0 is inside.
+pub(super) fn outlined(original: &RgbImage, mask: &GrayImage) -> RgbImage {
+    let (width, height) = original.dimensions();
+    let inside = |x: u32, y: u32| {
+        let column = (u64::from(x) * u64::from(mask.width()) / u64::from(width)) as u32;
+        let row = (u64::from(y) * u64::from(mask.height()) / u64::from(height)) as u32;
+        mask.get_pixel(column, row).0[0] != 0
+    };
+    RgbImage::from_fn(width, height, |x, y| {
+        let on_edge = inside(x, y)
+            && (x == 0
+                || y == 0
+                || x + 1 == width
+                || y + 1 == height
+                || !inside(x - 1, y)
+                || !inside(x + 1, y)
+                || !inside(x, y - 1)
+                || !inside(x, y + 1));
+        if on_edge { Rgb([255, 214, 0]) } else { *original.get_pixel(x, y) }
+    })
+}
+
+/// A strip of the scale, from its lowest to its highest value.
+pub(super) fn colour_bar(signed: bool) -> RgbImage {
+    RgbImage::from_fn(128, 1, |x, _| {
+        let share = f64::from(x) / 127.0;
+        colour(if signed { share * 2.0 - 1.0 } else { share }, signed)
+    })
+}
+
+/// PNG bytes.
+pub(super) fn png(picture: &RgbImage) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png).expect("a picture in memory is always encodable");
+    bytes.into_inner()
+}
+
+/// Base64 with padding (RFC 4648, section 4).
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group =
+            chunk.iter().fold(0u32, |group, &byte| group << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+        for digit in 0..4 {
+            let index = (group >> (18 - 6 * digit)) & 63;
+            text.push(if digit <= chunk.len() { char::from(DIGITS[index as usize]) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_as_in_the_rfc() {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+
+    #[test]
+    fn the_scale_leaves_two_percent_of_the_mass_out() {
+        // 98 ones and one pixel of 2: the ones hold 98 % of a mass of 100.
+        let mut values = vec![1.0; 98];
+        values.push(2.0);
+        assert_eq!(divisor(&values), 1.0);
+        assert_eq!(divisor(&[0.0; 4]), 0.0);
+        assert_eq!(divisor(&[]), 0.0);
+    }
+
+    #[test]
+    fn positive_is_red_and_negative_blue() {
+        let Rgb([red, _, blue]) = colour(1.0, true);
+        assert!(red > blue);
+        let Rgb([red, _, blue]) = colour(-1.0, true);
+        assert!(blue > red);
+    }
+
+    #[test]
+    fn the_outline_encloses_the_mask() {
+        let original = RgbImage::new(6, 6);
+        let mask = GrayImage::from_fn(3, 3, |x, y| image::Luma([u8::from(x == 1 && y == 1)]));
+        let outlined = outlined(&original, &mask);
+        let yellow = outlined.pixels().filter(|pixel| pixel.0 != [0, 0, 0]).count();
+        assert_eq!(yellow, 4);
+    }
+}

@@ -1,0 +1,120 @@
+//! Saliency maps as they are stored: an Arrow file with one map per row.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Float32Type;
+use arrow_array::{Array as _, RecordBatch};
+use arrow_ipc::reader::FileReader;
+use arrow_schema::{Field, Schema};
+use pipe_engine::{Artifact, StageError};
+
+use super::columns::{numbers, texts};
+
+/// Maps with more values than this on one side are no pictures.
+const LONGEST_SIDE: usize = 4096;
+
+/// One map, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Map {
+    pub(super) height: usize,
+    pub(super) width: usize,
+    /// Finite values; those that were not are 0.
+    pub(super) values: Vec<f32>,
+}
+
+/// What is stored for one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Explanation {
+    pub(super) target: Option<String>,
+    pub(super) score: Option<f64>,
+    pub(super) completeness_gap: Option<f64>,
+    pub(super) status: String,
+    /// Nothing where the method gave no map.
+    pub(super) map: Option<Map>,
+}
+
+/// The metadata of the file's schema: method, model, layer, baseline and parameters.
+pub(super) type Metadata = BTreeMap<String, String>;
+
+/// Calls `visit` with each sample's id; where it answers yes, its row is read.
+///
+/// # Errors
+/// If the artifact holds no Arrow file of this layout.
+pub(super) fn read(
+    artifact: &Artifact,
+    mut wanted: impl FnMut(&str) -> bool,
+) -> Result<(Metadata, BTreeMap<String, Explanation>), StageError> {
+    let mut metadata = Metadata::new();
+    let mut explanations = BTreeMap::new();
+    for file in artifact.files_ending(".arrow") {
+        let fail = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
+        let opened = File::open(&file.location).map_err(|error| fail(&error))?;
+        let reader = FileReader::try_new(BufReader::new(opened), None).map_err(|error| fail(&error))?;
+        let schema = reader.schema();
+        metadata.extend(schema.metadata().clone());
+        let shape = shape_of(&schema);
+        for batch in reader {
+            let batch = batch.map_err(|error| fail(&error))?;
+            read_batch(&batch, shape, &mut wanted, &mut explanations);
+        }
+    }
+    Ok((metadata, explanations))
+}
+
+fn read_batch(
+    batch: &RecordBatch,
+    shape: Option<(usize, usize)>,
+    wanted: &mut impl FnMut(&str) -> bool,
+    explanations: &mut BTreeMap<String, Explanation>,
+) {
+    let ids = texts(batch, "id");
+    let targets = texts(batch, "target");
+    let scores = numbers(batch, "score");
+    let gaps = numbers(batch, "completeness_gap");
+    let statuses = texts(batch, "status");
+    let valid = numbers(batch, "valid");
+    for (row, id) in ids.into_iter().enumerate() {
+        let Some(id) = id.filter(|id| wanted(id)) else { continue };
+        let status = statuses[row].clone().unwrap_or_else(|| "ok".to_owned());
+        let is_valid = valid[row] != Some(0.0) && !status.starts_with("not_applicable");
+        let map = shape.filter(|_| is_valid).and_then(|shape| map_of(batch, row, shape));
+        explanations.insert(
+            id,
+            Explanation {
+                target: targets[row].clone(),
+                score: scores[row],
+                completeness_gap: gaps[row],
+                status,
+                map,
+            },
+        );
+    }
+}
+
+fn map_of(batch: &RecordBatch, row: usize, (height, width): (usize, usize)) -> Option<Map> {
+    let column = batch.column_by_name("saliency")?.as_fixed_size_list_opt()?;
+    if column.is_null(row) || column.value_length() as usize != height * width {
+        return None;
+    }
+    let values = column.value(row);
+    let values = values.as_primitive_opt::<Float32Type>()?;
+    let finite = |value: Option<f32>| value.filter(|value| value.is_finite()).unwrap_or(0.0);
+    Some(Map { height, width, values: values.iter().map(finite).collect() })
+}
+
+/// Height and width from the tensor's metadata; a leading axis of length 1 is dropped.
+fn shape_of(schema: &Schema) -> Option<(usize, usize)> {
+    let field: &Field = schema.field_with_name("saliency").ok()?;
+    let text = field.metadata().get("ARROW:extension:metadata")?;
+    let json: serde_json::Value = serde_json::from_str(text).ok()?;
+    let shape: Option<Vec<usize>> =
+        json.get("shape")?.as_array()?.iter().map(|side| Some(side.as_u64()? as usize)).collect();
+    let shape = shape.filter(|shape| shape.iter().all(|side| (1..=LONGEST_SIDE).contains(side)))?;
+    match shape.as_slice() {
+        [height, width] | [1, height, width] => Some((*height, *width)),
+        _ => None,
+    }
+}
