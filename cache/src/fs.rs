@@ -159,17 +159,16 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives `from` the name `to` unless that exists; whether it did not exist. `from` may or may not
-    /// be left: file systems without hard links rename instead.
+    /// Gives `from` the name `to` unless that exists; whether it did not exist. Where the file system
+    /// cannot rename so, `from` keeps its name beside the new one.
     pub(crate) fn link_new(&self, from: &Path, to: &Path) -> Result<bool, FsError> {
         step!(self, Link, to);
-        let linked = match fs::hard_link(from, to) {
-            Err(error) if lacks_hard_links(&error) => {
-                rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(Into::into)
-            }
-            other => other,
+        use rustix::io::Errno;
+        let placed = match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(from, to),
+            other => other.map_err(io::Error::from),
         };
-        match linked {
+        match placed {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(FsError::new("linking", to, error)),
@@ -318,12 +317,4 @@ pub(crate) fn is_plain_relative(path: &str) -> bool {
 /// A name that no other call, thread, process or host has made.
 pub(crate) fn nonce() -> String {
     uuid::Uuid::now_v7().simple().to_string()
-}
-
-fn lacks_hard_links(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    error.raw_os_error().is_some_and(|code| {
-        let code = Errno::from_raw_os_error(code);
-        code == Errno::PERM || code == Errno::OPNOTSUPP || code == Errno::NOSYS || code == Errno::MLINK
-    })
 }

@@ -123,7 +123,7 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     for name in list(&folder)? {
         let path = folder.join(name);
         let holder = read(&path);
-        if is_dead(store, &path, holder.as_ref())? {
+        if path.exists() && is_dead(store, &path, holder.as_ref())? {
             take_away(store, &*store.session()?, &path, holder.as_ref())?;
         }
     }

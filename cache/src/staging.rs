@@ -81,7 +81,7 @@ impl Staging {
     /// If the name is no plain name or the folder cannot be made.
     pub fn output_folder(&self, port: &str) -> Result<PathBuf, StoreError> {
         let folder = self.port_folder(port)?;
-        self.store.shared.disk.make_folder(&folder)?;
+        self.store.shared.disk.make_subfolder(&folder)?;
         Ok(folder)
     }
 
@@ -91,7 +91,7 @@ impl Staging {
     /// If it cannot be made.
     pub fn scratch(&self) -> Result<PathBuf, StoreError> {
         let folder = self.folder.join("scratch");
-        self.store.shared.disk.make_folder(&folder)?;
+        self.store.shared.disk.make_subfolder(&folder)?;
         Ok(folder)
     }
 
@@ -139,7 +139,7 @@ impl Staging {
         if !is_plain_relative(port) || port.contains('/') {
             return Err(refuse(port, "the name is not a plain name".to_owned()));
         }
-        Ok(self.folder.join("out").join(port))
+        Ok(self.folder.join(format!("out-{port}")))
     }
 
     /// The files of a port with where they lie, and its record.
