@@ -36,7 +36,7 @@ pub(super) fn bars(group: &Group, metric: &str) -> Markup {
                 title { (title) }
                 @for tick in &ticks {
                     line .grid x1=(at(x(*tick))) x2=(at(x(*tick))) y1="0" y2=(at(height - 20.0)) {}
-                    text .tick x=(at(x(*tick))) y=(at(height - 6.0)) text-anchor="middle" { (number(*tick)) }
+                    text .tick x=(at(x(*tick))) y=(at(height - 6.0)) text-anchor="middle" { (tick_text(*tick)) }
                 }
                 @for (place, (row, figure)) in values.iter().enumerate() {
                     @let y = place as f64 * ROW;
@@ -106,7 +106,9 @@ pub(super) fn curves(title: &str, x_name: &str, curves: &[Curve]) -> Markup {
                 }
                 @for share in [0.0, 0.5, 1.0] {
                     @let value = left + (right - left) * share;
-                    text .tick x=(at(x(value))) y="226" text-anchor="middle" { (number(value)) }
+                    text .tick x=(at(x(value))) y="226" text-anchor=(if share == 1.0 { "end" } else { "middle" }) {
+                        (tick_text(value))
+                    }
                 }
                 text .tick x=(at(margin + plot_width / 2.0)) y="244" text-anchor="middle" { (x_name) }
                 @for (index, curve) in curves.iter().enumerate() {
@@ -131,6 +133,11 @@ pub(super) fn curves(title: &str, x_name: &str, curves: &[Curve]) -> Markup {
             }
         }
     }
+}
+
+/// A place on an axis: whole numbers without decimals.
+fn tick_text(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { number(value) }
 }
 
 fn whisker(from: f64, to: f64, y: f64) -> String {

@@ -34,6 +34,18 @@ pub(super) struct Figure {
     pub(super) n: Option<i64>,
     /// Why there is no value.
     pub(super) reason: Option<String>,
+    /// The greatest value that any model can reach, where the data tell.
+    pub(super) ceiling: Option<f64>,
+}
+
+impl Figure {
+    /// Whether it is a control: a map or a model that knows nothing, against which others are read.
+    pub(super) fn is_control(&self) -> bool {
+        const NAMES: [&str; 9] =
+            ["random", "centre", "center", "edge", "uniform", "constant", "majority", "noise", "control"];
+        let named = |value: &String| NAMES.iter().any(|name| value.to_lowercase().contains(name));
+        ["method", "model", "weights", "control"].iter().filter_map(|key| self.keys.get(*key)).any(named)
+    }
 }
 
 /// The figures of one metrics table.
@@ -70,6 +82,7 @@ pub(super) fn figures(input: &str, axes: &BTreeMap<String, String>, batch: &Reco
                 high: high[row],
                 n: n[row].map(|n| n as i64),
                 reason: reason[row].clone(),
+                ceiling: None,
             })
         })
         .collect()
@@ -160,6 +173,11 @@ pub(super) struct GroupRow {
 }
 
 impl GroupRow {
+    /// Whether its figures are those of a control.
+    pub(super) fn is_control(&self) -> bool {
+        self.figures.values().any(Figure::is_control)
+    }
+
     /// What the row is called where there is one line for it.
     pub(super) fn label(&self) -> String {
         let parts: Vec<&str> = self.keys.iter().flatten().map(String::as_str).collect();
@@ -227,21 +245,13 @@ pub(super) fn group(figures: &[Figure], classes: bool) -> Vec<Group> {
 }
 
 fn table(figures: &[&Figure]) -> Group {
-    let mut names: BTreeMap<&str, BTreeSet<Option<&str>>> = BTreeMap::new();
-    for figure in figures {
-        names.extend(
-            figure
-                .keys
-                .keys()
-                .filter(|key| !names.contains_key(key.as_str()))
-                .map(|key| (key.as_str(), BTreeSet::new()))
-                .collect::<Vec<_>>(),
-        );
-    }
-    for (name, values) in &mut names {
-        values.extend(figures.iter().map(|figure| figure.keys.get(*name).map(String::as_str)));
-    }
-    let (differing, constant): (Vec<_>, Vec<_>) = names.into_iter().partition(|(_, values)| values.len() > 1);
+    let all: BTreeSet<&str> =
+        figures.iter().flat_map(|figure| figure.keys.keys()).map(String::as_str).collect();
+    let values = |name: &str| -> BTreeSet<Option<&str>> {
+        figures.iter().map(|figure| figure.keys.get(name).map(String::as_str)).collect()
+    };
+    let names = all.into_iter().map(|name| (name, values(name)));
+    let (differing, constant): (Vec<_>, Vec<_>) = names.partition(|(_, values)| values.len() > 1);
     let mut key_names: Vec<String> = differing.into_iter().map(|(name, _)| name.to_owned()).collect();
     let mut has_classes = false;
     if figures.iter().any(|figure| figure.class.is_some()) {

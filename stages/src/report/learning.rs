@@ -10,9 +10,15 @@ use super::collect::Collected;
 use super::columns::{numbers, texts};
 use super::words::{metric_name, title};
 
+/// Points by (figure, split).
+type Logged = BTreeMap<(String, Option<String>), Vec<(f64, f64)>>;
+
+/// A curve with the axes of the artifact it comes from.
+type Drawn<'a> = (BTreeMap<&'a str, &'a str>, Curve);
+
 /// One chart per input and figure, a curve per artifact and split.
 pub(super) fn learning(collected: &Collected) -> Vec<Markup> {
-    let mut charts: BTreeMap<(&str, String), Vec<(BTreeMap<&str, &str>, Curve)>> = BTreeMap::new();
+    let mut charts: BTreeMap<(&str, String), Vec<Drawn<'_>>> = BTreeMap::new();
     let mut x_name = "step";
     for table in &collected.logs {
         let given = &collected.given[table.given];
@@ -36,11 +42,11 @@ pub(super) fn learning(collected: &Collected) -> Vec<Markup> {
 }
 
 /// Points by (figure, split), from a long table (`metric`, `value`) or one with a column per figure.
-fn read(batch: &RecordBatch) -> (&'static str, BTreeMap<(String, Option<String>), Vec<(f64, f64)>>) {
+fn read(batch: &RecordBatch) -> (&'static str, Logged) {
     let x_name = ["step", "epoch"].into_iter().find(|name| batch.column_by_name(name).is_some());
     let x_name = x_name.unwrap_or("epoch");
     let (places, splits) = (numbers(batch, x_name), texts(batch, "split"));
-    let mut logged: BTreeMap<(String, Option<String>), Vec<(f64, f64)>> = BTreeMap::new();
+    let mut logged: Logged = BTreeMap::new();
     let mut add = |metric: &str, row: usize, value: Option<f64>| {
         let place = places[row].unwrap_or(row as f64);
         if let Some(value) = value {
@@ -70,7 +76,7 @@ fn read(batch: &RecordBatch) -> (&'static str, BTreeMap<(String, Option<String>)
 }
 
 /// Labels each curve by the axes in which they differ, and its split.
-fn name_curves(input: &str, drawn: &mut [(BTreeMap<&str, &str>, Curve)]) {
+fn name_curves(input: &str, drawn: &mut [Drawn<'_>]) {
     let names: BTreeSet<&str> = drawn.iter().flat_map(|(keys, _)| keys.keys().copied()).collect();
     let differing: Vec<&str> = names
         .into_iter()

@@ -202,7 +202,7 @@ fn sections(
     }
     let section = |id, title, content| Section { id, title, content };
     Ok(vec![
-        section("answer", "Answer", vec![answers(&performance)]),
+        section("answer", "Answer", vec![answers(&performance, &bias, &scores)]),
         section("performance", "Performance", performance_section(&performance, &classes)),
         section("learning", "Learning", learning::learning(collected)),
         section("bias", "Bias: what one modality alone reaches", bias_section(&bias)),
@@ -214,7 +214,7 @@ fn sections(
     ])
 }
 
-const SCORES_NOTE: &str = "Means over the explained samples with 1.96 standard errors. Read the pointing game and \
+const SCORES_NOTE: &str = "Means over the explained samples with 95 % intervals. Read the pointing game and \
     the relevance mass beside their controls: a random map, a centre map and the same method on a model with random \
     weights. Only the distance from these says something about the model.";
 

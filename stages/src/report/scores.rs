@@ -1,4 +1,5 @@
-//! Scores of explanations: means over samples, with their intervals, as figures.
+//! Scores of explanations: means over samples, with their intervals, as figures. Scores that are 0 or 1
+//! have Wilson's interval, others the normal one.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +16,12 @@ struct Sums {
     n: i64,
     sum: f64,
     squares: f64,
-    undefined: i64,
+    /// Whether all values were 0 or 1: then their mean is a share.
+    shares_only: bool,
     reason: Option<String>,
 }
 
-/// One figure per method and metric: the mean over the samples, and 1.96 standard errors to either side.
+/// One figure per method and metric: the mean over the samples with its 95 % interval.
 pub(super) fn mean_scores(
     input: &str,
     axes: &BTreeMap<String, String>,
@@ -43,7 +45,7 @@ pub(super) fn mean_scores(
         row_keys.extend(axes.clone());
         let place = *places.entry((row_keys.clone(), metric.clone())).or_insert_with(|| {
             order.push((row_keys, metric));
-            sums.push(Sums::default());
+            sums.push(Sums { shares_only: true, ..Sums::default() });
             sums.len() - 1
         });
         let sums = &mut sums[place];
@@ -52,9 +54,9 @@ pub(super) fn mean_scores(
                 sums.n += 1;
                 sums.sum += value;
                 sums.squares += value * value;
+                sums.shares_only &= value == 0.0 || value == 1.0;
             }
             None => {
-                sums.undefined += 1;
                 sums.reason = sums.reason.take().or_else(|| reasons[row].clone());
             }
         }
@@ -65,9 +67,13 @@ pub(super) fn mean_scores(
 fn figure(input: &str, mut keys: BTreeMap<String, String>, metric: String, sums: Sums) -> Figure {
     let n = sums.n as f64;
     let mean = (sums.n > 0).then(|| sums.sum / n);
-    let error = mean.filter(|_| sums.n > 1).map(|mean| {
+    let interval = mean.filter(|_| sums.n > 1).map(|mean| {
+        if sums.shares_only {
+            return wilson(mean, n);
+        }
         let variance = ((sums.squares - n * mean * mean) / (n - 1.0)).max(0.0);
-        1.96 * (variance / n).sqrt()
+        let error = Z * (variance / n).sqrt();
+        (mean - error, mean + error)
     });
     Figure {
         input: input.to_owned(),
@@ -78,9 +84,31 @@ fn figure(input: &str, mut keys: BTreeMap<String, String>, metric: String, sums:
         metric,
         class: None,
         value: mean,
-        low: mean.zip(error).map(|(mean, error)| mean - error),
-        high: mean.zip(error).map(|(mean, error)| mean + error),
+        low: interval.map(|(low, _)| low),
+        high: interval.map(|(_, high)| high),
         n: Some(sums.n),
+        ceiling: None,
         reason: mean.is_none().then(|| sums.reason.unwrap_or_else(|| "no sample".to_owned())),
+    }
+}
+
+/// The quantile of the normal distribution for 95 %.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// Wilson's interval of a share of `n`.
+fn wilson(share: f64, n: f64) -> (f64, f64) {
+    let z2 = Z * Z;
+    let centre = (share + z2 / (2.0 * n)) / (1.0 + z2 / n);
+    let half = Z / (1.0 + z2 / n) * (share * (1.0 - share) / n + z2 / (4.0 * n * n)).sqrt();
+    ((centre - half).max(0.0), (centre + half).min(1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn wilsons_interval_of_three_in_four() {
+        // R: prop.test(3, 4, correct = FALSE)$conf.int
+        let (low, high) = super::wilson(0.75, 4.0);
+        assert!((low - 0.300_641_8).abs() < 1e-6 && (high - 0.954_412_7).abs() < 1e-6, "{low} {high}");
     }
 }

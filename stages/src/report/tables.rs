@@ -5,9 +5,12 @@ use maud::{Markup, html};
 use super::figures::{Better, Figure, Group, better, headline};
 use super::words::{metric_name, number, title};
 
-/// The sentences above everything: per table the best row, its interval, and how clear the lead is.
-pub(super) fn answers(groups: &[Group]) -> Markup {
-    let answers: Vec<Markup> = groups.iter().filter_map(answer).collect();
+/// The sentences above everything: per table the best row, its interval, and how clear the lead is; then
+/// what one modality alone reaches, and what the explanations point at.
+pub(super) fn answers(performance: &[Group], bias: &[Group], scores: &[Group]) -> Markup {
+    let mut answers: Vec<Markup> = performance.iter().filter_map(answer).collect();
+    answers.extend(bias.iter().filter_map(bias_answer));
+    answers.extend(scores.iter().filter_map(transparency_answer));
     html! {
         @if answers.is_empty() {
             p { "No figures were given to this report." }
@@ -42,6 +45,47 @@ fn answer(group: &Group) -> Option<Markup> {
                 },
                 _ => {},
             }
+        }
+        "."
+    })
+}
+
+/// What one modality alone reaches, in one sentence per table.
+fn bias_answer(group: &Group) -> Option<Markup> {
+    let metric = headline(group.rows.iter().flat_map(|row| row.figures.values()))?;
+    let values = group.values(&metric);
+    if values.is_empty() || values.len() > 8 {
+        return None;
+    }
+    Some(html! {
+        b { (heading(group)) ": " }
+        (metric_name(&metric)) " of "
+        @for (place, (row, figure)) in values.iter().enumerate() {
+            @if place > 0 { "; " }
+            (group.rows[*row].label()) " " (cell_text(figure))
+        }
+        "."
+    })
+}
+
+/// How far the best explanation is from the best control.
+fn transparency_answer(group: &Group) -> Option<Markup> {
+    let known = ["pointing_game", "relevance_mass", "mass"];
+    let metric = known.iter().find_map(|name| group.metrics.iter().find(|metric| metric.contains(name)))?;
+    let greatest = |control: bool| {
+        let rows =
+            group.values(metric).into_iter().filter(|(row, _)| group.rows[*row].is_control() == control);
+        rows.max_by(|left, right| left.1.value.unwrap_or(0.0).total_cmp(&right.1.value.unwrap_or(0.0)))
+    };
+    let (row, figure) = greatest(false)?;
+    Some(html! {
+        b { (heading(group)) ": " }
+        (metric_name(metric)) " is greatest for " b { (group.rows[row].label()) } ", " (cell_text(figure))
+        @match greatest(true) {
+            Some((control, other)) => {
+                "; the greatest of the controls is " (group.rows[control].label()) " with " (cell_text(other))
+            },
+            None => "; no control was given beside it",
         }
         "."
     })
@@ -95,7 +139,11 @@ pub(super) fn table(group: &Group, ranked: bool) -> Markup {
                             @if group.key_names.is_empty() { th scope="row" { (row.label()) } }
                             @for (place, key) in row.keys.iter().enumerate() {
                                 @let text = key.as_deref().unwrap_or("\u{2013}");
-                                @if place == 0 { th scope="row" { (text) } } @else { td { (text) } }
+                                @if place == 0 {
+                                    th scope="row" { (text) @if row.is_control() { span .note { " (control)" } } }
+                                } @else {
+                                    td { (text) }
+                                }
                             }
                             @for (metric, best) in group.metrics.iter().zip(&best) {
                                 (cell(row.figures.get(metric), best.contains(&index)))
@@ -157,6 +205,9 @@ fn cell(figure: Option<&Figure>, best: bool) -> Markup {
                 },
                 Some(figure) => {
                     @if best { b { (cell_text(figure)) } " \u{2605}" } @else { (cell_text(figure)) }
+                    @if let Some(ceiling) = figure.ceiling {
+                        br; span .note { "at most " (number(ceiling)) " possible" }
+                    }
                 },
             }
         }
