@@ -75,7 +75,8 @@ fn transparency_answer(group: &Group) -> Option<Markup> {
     let greatest = |control: bool| {
         let rows =
             group.values(metric).into_iter().filter(|(row, _)| group.rows[*row].is_control() == control);
-        rows.max_by(|left, right| left.1.value.unwrap_or(0.0).total_cmp(&right.1.value.unwrap_or(0.0)))
+        // Backwards, because of equal ones `max_by` takes the last.
+        rows.rev().max_by(|left, right| left.1.value.unwrap_or(0.0).total_cmp(&right.1.value.unwrap_or(0.0)))
     };
     let (row, figure) = greatest(false)?;
     Some(html! {
