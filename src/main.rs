@@ -1,3 +1,7 @@
 //! The program `pipe`: joins the engine with the stage kinds.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pipe_engine::main(&pipe_stages::registry())
+}

@@ -104,6 +104,11 @@ impl Sources {
         Self { disk, file, memory: Mutex::new(Memory { entries, ..Memory::default() }) }
     }
 
+    /// Hashes without remembering anything: for commands that make no store.
+    pub fn without_memory() -> Self {
+        Self { disk: Disk::default(), file: None, memory: Mutex::new(Memory::default()) }
+    }
+
     /// Hashes the source that `pattern` names, relative to the folder `base`.
     ///
     /// # Errors

@@ -280,9 +280,16 @@ pub fn canonical(json: &serde_json::Value) -> Value {
 }
 
 /// The kinds that a program offers.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
+    numerics: String,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned() }
+    }
 }
 
 impl Registry {
@@ -301,6 +308,18 @@ impl Registry {
         let previous = self.kinds.insert(name, Arc::new(kind));
         assert!(previous.is_none(), "kind `{name}` is registered twice");
         self
+    }
+
+    /// Sets the numerics class of this machine: what enters the key of kinds with tensor arithmetic.
+    #[must_use]
+    pub fn with_numerics(mut self, class: impl Into<String>) -> Self {
+        self.numerics = class.into();
+        self
+    }
+
+    /// The numerics class of this machine.
+    pub fn numerics(&self) -> &str {
+        &self.numerics
     }
 
     /// The kind of this name.

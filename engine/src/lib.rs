@@ -4,12 +4,24 @@
 
 #![forbid(unsafe_code)]
 
+mod action;
+mod attempt;
+mod cli;
 mod context;
 mod error;
+mod events;
+pub mod exit;
+mod history;
 mod kind;
 pub mod language;
 pub mod pipeline;
+mod plan;
+mod progress;
+mod publish;
+mod run;
+mod why;
 
+pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::StageError;
 pub use kind::{

@@ -69,10 +69,14 @@ fn cycles(expanded: &Expanded, _sources: &[SourceFile], diagnostics: &mut Vec<Di
     }
     let mut cycle = way.split_off(place[&current]);
     cycle.reverse();
-    let names: Vec<&str> = cycle.iter().chain(cycle.first()).map(|index| nodes[*index].name.as_str()).collect();
+    let names: Vec<&str> =
+        cycle.iter().chain(cycle.first()).map(|index| nodes[*index].name.as_str()).collect();
     let edge = |consumer: usize, producer: usize| {
         nodes[consumer].inputs.iter().find(|input| {
-            input.sources.iter().any(|source| matches!(source, InputSource::Node { node, .. } if node.0 == producer))
+            input
+                .sources
+                .iter()
+                .any(|source| matches!(source, InputSource::Node { node, .. } if node.0 == producer))
         })
     };
     let mut diagnostic = None;
@@ -81,7 +85,11 @@ fn cycles(expanded: &Expanded, _sources: &[SourceFile], diagnostics: &mut Vec<Di
         let Some(input) = edge(consumer, *producer) else { continue };
         let text = format!("`{}` reads `{}`", nodes[consumer].name, nodes[*producer].name);
         diagnostic = Some(match diagnostic {
-            None => Diagnostic::new("E006", &input.origin, format!("stages depend on each other: {}", names.join(" -> "))),
+            None => Diagnostic::new(
+                "E006",
+                &input.origin,
+                format!("stages depend on each other: {}", names.join(" -> ")),
+            ),
             Some(diagnostic) => Diagnostic::also(diagnostic, &input.origin, text),
         });
     }
@@ -119,7 +127,8 @@ fn names(expanded: &Expanded, diagnostics: &mut Vec<Diagnostic>) {
     for node in &expanded.nodes {
         if let Some(other) = paths.insert(node.name.to_lowercase(), node) {
             let message = format!("`{}` and `{}` would be published to one path", other.name, node.name);
-            diagnostics.push(Diagnostic::new("E014", &node.origin, message).also(&other.origin, "the other one"));
+            diagnostics
+                .push(Diagnostic::new("E014", &node.origin, message).also(&other.origin, "the other one"));
         }
     }
 }

@@ -14,9 +14,7 @@ use super::reference::{self, OutputReference, Reference};
 use super::template::Scope;
 use super::{params, suggestion};
 use crate::kind::{AnyKind, InputPort, KindDescription, Registry, ResolvedParams};
-use crate::pipeline::{
-    InputSource, Node, NodeId, NodeInput, Origin, Resources, SourceFile, Stage,
-};
+use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, Resources, SourceFile, Stage};
 
 /// What came of the stages.
 pub(crate) struct Expanded {
@@ -26,8 +24,19 @@ pub(crate) struct Expanded {
     pub(crate) used_vars: BTreeSet<String>,
 }
 
-const STAGE_KEYS: [&str; 11] =
-    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry", "checkpoint", "frozen"];
+const STAGE_KEYS: [&str; 11] = [
+    "kind",
+    "doc",
+    "matrix",
+    "include",
+    "exclude",
+    "inputs",
+    "params",
+    "resources",
+    "retry",
+    "checkpoint",
+    "frozen",
+];
 
 /// A node whose references are not resolved yet.
 struct Draft {
@@ -68,7 +77,8 @@ pub(crate) fn expand(
         for values in &matrix.assignments {
             let axes = matrix.axes.iter().map(String::as_str).zip(values);
             let scope = scope.with_axes(axes);
-            let draft = draft(&entry.key, &entry.key_origin, table, matrix, values, &scope, &mut kinds, diagnostics);
+            let draft =
+                draft(&entry.key, &entry.key_origin, table, matrix, values, &scope, &mut kinds, diagnostics);
             drafts.extend(draft);
         }
         stages.push(Stage {
@@ -296,11 +306,7 @@ fn connect(
     for draft in &drafts {
         all_inputs.push(node_inputs(draft, &joiner, sources, diagnostics));
     }
-    drafts
-        .into_iter()
-        .zip(all_inputs)
-        .map(|(draft, inputs)| Node { inputs, ..draft.node })
-        .collect()
+    drafts.into_iter().zip(all_inputs).map(|(draft, inputs)| Node { inputs, ..draft.node }).collect()
 }
 
 fn node_inputs(
@@ -316,7 +322,9 @@ fn node_inputs(
         let Some(port) = port.or(description.free_inputs.as_ref()) else {
             let known = description.inputs.iter().map(|port| port.name);
             let message = format!("kind `{}` has no input `{}`", description.name, entry.key);
-            diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(suggestion(&entry.key, known)));
+            diagnostics.push(
+                Diagnostic::new("E002", &entry.key_origin, message).help(suggestion(&entry.key, known)),
+            );
             continue;
         };
         let written: Vec<&Item> = match &entry.item.value {
@@ -328,7 +336,8 @@ fn node_inputs(
             match item.as_str() {
                 Some(text) => source(text, item, port, draft, joiner, sources, &mut members, diagnostics),
                 None => {
-                    let message = format!("input `{}` has to be a reference, this is {}", entry.key, item.type_name());
+                    let message =
+                        format!("input `{}` has to be a reference, this is {}", entry.key, item.type_name());
                     diagnostics.push(Diagnostic::new("E003", &item.origin, message));
                 }
             }
@@ -349,7 +358,8 @@ fn node_inputs(
     }
     for port in description.inputs.iter().filter(|port| port.required) {
         if draft.inputs.get(port.name).is_none() {
-            let message = format!("stage `{}` lacks input `{}`: {}", draft.node.stage, port.name, port.summary);
+            let message =
+                format!("stage `{}` lacks input `{}`: {}", draft.node.stage, port.name, port.summary);
             diagnostics.push(Diagnostic::new("E010", &draft.node.origin, message));
         }
     }
@@ -457,7 +467,8 @@ impl Joiner<'_> {
                 let name = if pairs.is_empty() {
                     stage.name.clone()
                 } else {
-                    let pairs: Vec<String> = pairs.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+                    let pairs: Vec<String> =
+                        pairs.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
                     format!("{}[{}]", stage.name, pairs.join(","))
                 };
                 match self.by_name.get(&name) {
@@ -482,7 +493,10 @@ impl Joiner<'_> {
                 .copied()
                 .filter(|id| {
                     let axes = &self.drafts[id.0].node.axes;
-                    wanted.iter().zip(axes).all(|((_, value), (_, actual))| value.as_ref().is_none_or(|value| value == actual))
+                    wanted
+                        .iter()
+                        .zip(axes)
+                        .all(|((_, value), (_, actual))| value.as_ref().is_none_or(|value| value == actual))
                 })
                 .collect(),
         };

@@ -55,7 +55,10 @@ impl Files {
     fn open(&mut self, path: &Path, from: &Origin) -> Option<Table> {
         let text = std::fs::metadata(path).map_err(|error| error.to_string()).and_then(|metadata| {
             if metadata.len() > FILE_LIMIT {
-                return Err(format!("it has {} bytes; a pipeline file has at most {FILE_LIMIT}", metadata.len()));
+                return Err(format!(
+                    "it has {} bytes; a pipeline file has at most {FILE_LIMIT}",
+                    metadata.len()
+                ));
             }
             let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
             String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
@@ -85,7 +88,11 @@ impl Files {
             return;
         };
         let Some(section) = entry.item.as_table() else {
-            self.diagnostics.push(Diagnostic::new("E003", &entry.item.origin, "`pipeline` has to be a table"));
+            self.diagnostics.push(Diagnostic::new(
+                "E003",
+                &entry.item.origin,
+                "`pipeline` has to be a table",
+            ));
             return;
         };
         for entry in section.iter() {
@@ -113,9 +120,9 @@ impl Files {
                 let legal = item.as_str().filter(|name| {
                     name.len() <= 64
                         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-                        && name.chars().all(|c| {
-                            c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-'
-                        })
+                        && name
+                            .chars()
+                            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
                 });
                 self.document.name = legal.map(str::to_owned);
                 if legal.is_none() {
@@ -155,7 +162,8 @@ impl Files {
 
     fn merge_section(&mut self, section: &Entry) {
         let Some(table) = section.item.as_table() else {
-            let message = format!("`{}` has to be a table, this is {}", section.key, section.item.type_name());
+            let message =
+                format!("`{}` has to be a table, this is {}", section.key, section.item.type_name());
             self.diagnostics.push(Diagnostic::new("E003", &section.item.origin, message));
             return;
         };
@@ -223,10 +231,15 @@ impl Files {
     }
 
     fn includes(&mut self, table: &Table, path: &Path, chain: &mut Vec<PathBuf>) {
-        let include = table.get("pipeline").and_then(Item::as_table).and_then(|section| section.get("include"));
+        let include =
+            table.get("pipeline").and_then(Item::as_table).and_then(|section| section.get("include"));
         let Some(include) = include else { return };
         let Some(patterns) = include.as_list() else {
-            self.diagnostics.push(Diagnostic::new("E003", &include.origin, "`include` has to be a list of paths"));
+            self.diagnostics.push(Diagnostic::new(
+                "E003",
+                &include.origin,
+                "`include` has to be a list of paths",
+            ));
             return;
         };
         let folder = path.parent().unwrap_or(Path::new("."));

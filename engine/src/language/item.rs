@@ -217,7 +217,10 @@ fn convert(
         DeValue::Boolean(value) => ItemValue::Bool(*value),
         DeValue::Datetime(date) => refuse(format!("`{date}` is a date; a study has no use for dates")),
         DeValue::Array(items) => ItemValue::List(
-            items.iter().map(|item| convert(item.get_ref(), origin(item.span()), origin, diagnostics)).collect(),
+            items
+                .iter()
+                .map(|item| convert(item.get_ref(), origin(item.span()), origin, diagnostics))
+                .collect(),
         ),
         DeValue::Table(table) => ItemValue::Table(convert_table(table, origin, diagnostics)),
     };

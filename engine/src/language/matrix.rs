@@ -69,7 +69,8 @@ pub(crate) fn expand_all(
         if waiting.len() == before {
             for name in waiting {
                 if let Some(entry) = document.stages.entry(name) {
-                    let message = format!("the axes of `{name}` are taken from stages that take theirs from it");
+                    let message =
+                        format!("the axes of `{name}` are taken from stages that take theirs from it");
                     diagnostics.push(Diagnostic::new("E006", &entry.key_origin, message));
                 }
                 done.insert(name.to_owned(), Matrix::default());
@@ -117,7 +118,8 @@ fn expand_stage(
         return Matrix { excluded: BTreeSet::new(), ..matrix };
     }
     let Some(table) = item.as_table() else {
-        let message = format!("`matrix` has to be a table of axes or \"@stage\", this is {}", item.type_name());
+        let message =
+            format!("`matrix` has to be a table of axes or \"@stage\", this is {}", item.type_name());
         diagnostics.push(Diagnostic::new("E003", &item.origin, message));
         return Matrix::default();
     };
@@ -127,14 +129,17 @@ fn expand_stage(
         if !is_name(&entry.key) {
             let message = format!("`{}` is not a legal axis name", entry.key);
             diagnostics.push(
-                Diagnostic::new("E015", &entry.key_origin, message).help("a name is [a-z][a-z0-9_]*".to_owned()),
+                Diagnostic::new("E015", &entry.key_origin, message)
+                    .help("a name is [a-z][a-z0-9_]*".to_owned()),
             );
         }
         let values = match entry.item.as_str() {
             Some(text) if text.starts_with('@') => {
                 let matrix = borrow(text, &entry.item.origin, diagnostics).unwrap_or_default();
                 match matrix.axes.iter().position(|axis| *axis == entry.key) {
-                    Some(index) => distinct(matrix.assignments.into_iter().map(|mut values| values.swap_remove(index))),
+                    Some(index) => {
+                        distinct(matrix.assignments.into_iter().map(|mut values| values.swap_remove(index)))
+                    }
                     None => {
                         let message = format!("stage `{}` has no axis `{}`", &text[1..], entry.key);
                         let help = suggestion(&entry.key, matrix.axes.iter().map(String::as_str));
@@ -146,13 +151,19 @@ fn expand_stage(
             _ => {
                 let resolved = match &entry.item.value {
                     // Templates inside table values stay: they may name axes of the node.
-                    ItemValue::List(items) if items.iter().any(|item| item.as_table().is_some()) => entry.item.clone(),
+                    ItemValue::List(items) if items.iter().any(|item| item.as_table().is_some()) => {
+                        entry.item.clone()
+                    }
                     _ => scope.resolve(&entry.item, diagnostics),
                 };
                 match resolved.value {
                     ItemValue::List(items) => items,
                     _ => {
-                        let message = format!("axis `{}` has to be a list of values, this is {}", entry.key, resolved.type_name());
+                        let message = format!(
+                            "axis `{}` has to be a list of values, this is {}",
+                            entry.key,
+                            resolved.type_name()
+                        );
                         diagnostics.push(Diagnostic::new("E003", &entry.item.origin, message));
                         Vec::new()
                     }
@@ -259,14 +270,21 @@ fn assignments_of<'a>(
     assignments
 }
 
-fn exclude(name: &str, stage: &Table, matrix: &mut Matrix, scope: &Scope<'_>, diagnostics: &mut Vec<Diagnostic>) {
+fn exclude(
+    name: &str,
+    stage: &Table,
+    matrix: &mut Matrix,
+    scope: &Scope<'_>,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
     for (origin, pattern) in assignments_of("exclude", stage, matrix, scope, diagnostics) {
         let axes = matrix.axes.clone();
-        let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut matrix.assignments).into_iter().partition(|values| {
-            axes.iter().zip(values).all(|(axis, value)| {
-                pattern.get(axis).is_none_or(|wanted| value_name(wanted) == value_name(value))
-            })
-        });
+        let (out, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut matrix.assignments).into_iter().partition(|values| {
+                axes.iter().zip(values).all(|(axis, value)| {
+                    pattern.get(axis).is_none_or(|wanted| value_name(wanted) == value_name(value))
+                })
+            });
         if out.is_empty() {
             diagnostics.push(Diagnostic::new("E016", &origin, "this `exclude` matches no node"));
         }
@@ -275,7 +293,13 @@ fn exclude(name: &str, stage: &Table, matrix: &mut Matrix, scope: &Scope<'_>, di
     }
 }
 
-fn include(name: &str, stage: &Table, matrix: &mut Matrix, scope: &Scope<'_>, diagnostics: &mut Vec<Diagnostic>) {
+fn include(
+    name: &str,
+    stage: &Table,
+    matrix: &mut Matrix,
+    scope: &Scope<'_>,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
     for (origin, assignment) in assignments_of("include", stage, matrix, scope, diagnostics) {
         let missing: Vec<&str> =
             matrix.axes.iter().map(String::as_str).filter(|axis| !assignment.contains_key(*axis)).collect();
@@ -287,7 +311,11 @@ fn include(name: &str, stage: &Table, matrix: &mut Matrix, scope: &Scope<'_>, di
         let values: Assignment = matrix.axes.iter().map(|axis| assignment[axis].clone()).collect();
         let new_name = node_name(name, &matrix.axes, &values);
         if matrix.assignments.iter().any(|other| node_name(name, &matrix.axes, other) == new_name) {
-            diagnostics.push(Diagnostic::new("E007", &origin, format!("`{new_name}` is in the matrix already")));
+            diagnostics.push(Diagnostic::new(
+                "E007",
+                &origin,
+                format!("`{new_name}` is in the matrix already"),
+            ));
         } else {
             matrix.assignments.push(values);
         }

@@ -117,9 +117,10 @@ fn suggestion<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Op
     match nearest {
         Some((_, nearest)) => Some(format!("did you mean `{nearest}`?")),
         None if known.is_empty() => None,
-        None if known.len() <= 8 => {
-            Some(format!("known are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")))
-        }
+        None if known.len() <= 8 => Some(format!(
+            "known are {}",
+            known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        )),
         None => None,
     }
 }

@@ -15,7 +15,8 @@ pub(crate) fn apply(document: &mut Document, options: &LoadOptions, diagnostics:
         let Some(profile) = document.profiles.get(name) else {
             let origin = Origin::CommandLine(format!("--profile {name}"));
             let help = suggestion(name, document.profiles.keys().map(String::as_str));
-            diagnostics.push(Diagnostic::new("E002", &origin, format!("unknown profile `{name}`")).help(help));
+            diagnostics
+                .push(Diagnostic::new("E002", &origin, format!("unknown profile `{name}`")).help(help));
             continue;
         };
         let vars: Vec<Entry> = profile.vars.iter().cloned().collect();
@@ -90,9 +91,8 @@ fn set_path(
     item: Item,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
-    let unknown = |message: String, help: Option<String>| {
-        Diagnostic::new("E002", &key_origin, message).help(help)
-    };
+    let unknown =
+        |message: String, help: Option<String>| Diagnostic::new("E002", &key_origin, message).help(help);
     let Some(rest) = path.strip_prefix("stage.") else {
         let help = "a path begins with `stage.NAME.`, a variable is set by `--var` or `vars`".to_owned();
         diagnostics.push(unknown(format!("`{path}` addresses nothing"), Some(help)));
@@ -118,7 +118,8 @@ fn set_path(
     };
     const SETTABLE: [&str; 4] = ["params", "resources", "inputs", "retry"];
     if !SETTABLE.contains(first) || rest.is_empty() {
-        let help = suggestion(first, SETTABLE).or(Some("`params`, `resources`, `inputs` and `retry` have keys to set".to_owned()));
+        let help = suggestion(first, SETTABLE)
+            .or(Some("`params`, `resources`, `inputs` and `retry` have keys to set".to_owned()));
         diagnostics.push(unknown(format!("`{path}` cannot be set"), help));
         return;
     }

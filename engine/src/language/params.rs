@@ -86,7 +86,8 @@ impl Checker<'_> {
             let names: Vec<&str> = allowed.iter().filter_map(Json::as_str).collect();
             let help = item.as_str().and_then(|text| suggestion(text, names.iter().copied()));
             let message = format!("parameter `{path}` cannot be {}", item.display());
-            let all = format!("one of {}", allowed.iter().map(Json::to_string).collect::<Vec<_>>().join(", "));
+            let all =
+                format!("one of {}", allowed.iter().map(Json::to_string).collect::<Vec<_>>().join(", "));
             self.diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help).help(all));
             return Json::Null;
         }
@@ -101,9 +102,11 @@ impl Checker<'_> {
                 let number = text.parse::<f64>().ok().filter(|value| value.is_finite());
                 match number.filter(|_| accepts("number") || accepts("integer")) {
                     Some(number) => {
-                        let message = format!("parameter `{path}` is a number written as the string {text:?}");
+                        let message =
+                            format!("parameter `{path}` is a number written as the string {text:?}");
                         self.diagnostics.push(
-                            Diagnostic::new("W103", &item.origin, message).help("leave out the quotes".to_owned()),
+                            Diagnostic::new("W103", &item.origin, message)
+                                .help("leave out the quotes".to_owned()),
                         );
                         let value = match text.parse::<i64>() {
                             Ok(value) if accepts("integer") => ItemValue::Integer(value),
@@ -115,19 +118,24 @@ impl Checker<'_> {
                 }
             }
             ItemValue::String(_) => item.json(),
-            ItemValue::Integer(value) if accepts("integer") => self.in_range(schema, *value as f64, item, path, Json::from(*value)),
+            ItemValue::Integer(value) if accepts("integer") => {
+                self.in_range(schema, *value as f64, item, path, Json::from(*value))
+            }
             ItemValue::Integer(value) if accepts("number") => {
                 let value = *value as f64;
                 self.in_range(schema, value, item, path, Json::from(value))
             }
-            ItemValue::Float(value) if accepts("number") => self.in_range(schema, *value, item, path, Json::from(*value)),
+            ItemValue::Float(value) if accepts("number") => {
+                self.in_range(schema, *value, item, path, Json::from(*value))
+            }
             ItemValue::Bool(value) if accepts("boolean") => Json::from(*value),
             ItemValue::List(items) if accepts("array") => {
                 let length = items.len() as u64;
                 let outside = schema["minItems"].as_u64().is_some_and(|least| length < least)
                     || schema["maxItems"].as_u64().is_some_and(|most| length > most);
                 if outside {
-                    let message = format!("parameter `{path}` has {length} items, which is too few or too many");
+                    let message =
+                        format!("parameter `{path}` has {length} items, which is too few or too many");
                     self.diagnostics.push(Diagnostic::new("E003", &item.origin, message));
                 }
                 let element = &schema["items"];
@@ -179,10 +187,11 @@ impl Checker<'_> {
             && above.is_none_or(|above| value > above)
             && below.is_none_or(|below| value < below);
         if !inside {
-            let bounds: Vec<String> = [(least, "at least"), (above, "above"), (most, "at most"), (below, "below")]
-                .into_iter()
-                .filter_map(|(bound, words)| Some(format!("{words} {}", bound?)))
-                .collect();
+            let bounds: Vec<String> =
+                [(least, "at least"), (above, "above"), (most, "at most"), (below, "below")]
+                    .into_iter()
+                    .filter_map(|(bound, words)| Some(format!("{words} {}", bound?)))
+                    .collect();
             let message = format!("parameter `{path}` is out of range: {}", item.display());
             let help = format!("it has to be {}{}", bounds.join(" and "), default_of(schema));
             self.diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help));

@@ -32,7 +32,10 @@ pub(crate) fn parse(text: &str) -> Result<Reference, (String, Option<String>)> {
         };
     }
     if let Some(digest) = text.strip_prefix("store:b3:") {
-        return digest.parse().map(Reference::Blob).map_err(|error: pipe_cache::ParseDigestError| (error.to_string(), None));
+        return digest
+            .parse()
+            .map(Reference::Blob)
+            .map_err(|error: pipe_cache::ParseDigestError| (error.to_string(), None));
     }
     for scheme in ["hf:", "https:", "zenodo:"] {
         if text.starts_with(scheme) {
@@ -45,7 +48,10 @@ pub(crate) fn parse(text: &str) -> Result<Reference, (String, Option<String>)> {
     parse_output(text).map(Reference::Output).ok_or_else(|| {
         (
             format!("`{text}` is not a reference"),
-            Some("write `stage.port`, `stage[axis=value].port`, `stage[axis=*].port` or `file:PATH`".to_owned()),
+            Some(
+                "write `stage.port`, `stage[axis=value].port`, `stage[axis=*].port` or `file:PATH`"
+                    .to_owned(),
+            ),
         )
     })
 }

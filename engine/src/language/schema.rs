@@ -104,5 +104,9 @@ fn or_template(schema: Json) -> Json {
 
 fn reference(summary: &str, many: bool) -> Json {
     let one = json!({ "type": "string", "description": summary });
-    if many { json!({ "anyOf": [one, { "type": "array", "items": one }], "description": summary }) } else { one }
+    if many {
+        json!({ "anyOf": [one, { "type": "array", "items": one }], "description": summary })
+    } else {
+        one
+    }
 }

@@ -47,7 +47,8 @@ pub fn select(pipeline: &Pipeline, target: &str) -> Result<Vec<NodeId>, Box<Diag
         .copied()
         .filter(|id| {
             wanted.selectors.iter().all(|(axis, value)| {
-                value == "*" || pipeline.nodes[id.0].axes.iter().any(|(name, actual)| name == axis && actual == value)
+                value == "*"
+                    || pipeline.nodes[id.0].axes.iter().any(|(name, actual)| name == axis && actual == value)
             })
         })
         .collect();

@@ -54,7 +54,13 @@ impl<'a> Scope<'a> {
         Item { value, origin: item.origin.clone() }
     }
 
-    fn resolve_text(&self, text: &str, item: &Item, open: &mut Vec<String>, diagnostics: &mut Vec<Diagnostic>) -> Item {
+    fn resolve_text(
+        &self,
+        text: &str,
+        item: &Item,
+        open: &mut Vec<String>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Item {
         // A string that is nothing but one template keeps the value's type.
         if let Some(inner) = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'))
             && !inner.contains(['{', '}'])
@@ -89,7 +95,10 @@ impl<'a> Scope<'a> {
                 match &value.value {
                     ItemValue::String(text) => resolved.push_str(text),
                     ItemValue::List(_) | ItemValue::Table(_) => {
-                        let message = format!("`${{{inner}}}` is {}, which has no place inside a string", value.type_name());
+                        let message = format!(
+                            "`${{{inner}}}` is {}, which has no place inside a string",
+                            value.type_name()
+                        );
                         diagnostics.push(Diagnostic::new("E003", &item.origin, message));
                     }
                     _ => resolved.push_str(&value.display()),
@@ -102,13 +111,21 @@ impl<'a> Scope<'a> {
     }
 
     /// The value of `name`, `name.field` or `name[0]`, itself without templates.
-    fn lookup(&self, path: &str, at: &Item, open: &mut Vec<String>, diagnostics: &mut Vec<Diagnostic>) -> Option<Item> {
+    fn lookup(
+        &self,
+        path: &str,
+        at: &Item,
+        open: &mut Vec<String>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Option<Item> {
         let name_end = path.find(['.', '[']).unwrap_or(path.len());
         let name = path[..name_end].trim();
         let mut current = if let Some(axis) = self.axes.get(name) {
             // A table value is named by its `id` where a plain value is wanted.
             match (&axis.value, path.len() == name_end) {
-                (ItemValue::Table(table), true) => table.get("id").cloned().unwrap_or_else(|| (*axis).clone()),
+                (ItemValue::Table(table), true) => {
+                    table.get("id").cloned().unwrap_or_else(|| (*axis).clone())
+                }
                 _ => (*axis).clone(),
             }
         } else if let Some(var) = self.vars.get(name) {

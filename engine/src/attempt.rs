@@ -1,0 +1,244 @@
+//! One execution of an action: staging, the stage itself in a pool of its own, commit.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pipe_cache::{
+    ActionKey, CommitOutcome, Committed, Lease, PartRecord, RecordMeta, StagedOutput, Store, StoreError,
+};
+
+use crate::context::{InputArtifact, OutputWriter, StageContext, StageHost};
+use crate::error::StageError;
+use crate::events::EventLog;
+use crate::pipeline::Node;
+
+/// Progress of one action is written at most this often.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+/// candle and gemm recurse little, but a deep model's graph is dropped recursively.
+const STACK_BYTES: usize = 16 << 20;
+
+/// Everything an attempt needs, owned by its thread.
+pub(crate) struct Attempt {
+    pub(crate) node: Node,
+    pub(crate) key: ActionKey,
+    pub(crate) inputs: BTreeMap<String, Vec<InputArtifact>>,
+    pub(crate) threads: usize,
+    pub(crate) store: Store,
+    pub(crate) run: String,
+    pub(crate) log: PathBuf,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) cancelled: Arc<AtomicBool>,
+    pub(crate) lease: Lease,
+}
+
+/// How it ended.
+pub(crate) struct Finished {
+    pub(crate) result: Result<Committed, AttemptError>,
+    pub(crate) wall: Duration,
+}
+
+/// Why it did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttemptError {
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    #[error("panicked: {0}")]
+    Panic(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("ran for more than the {0} s that `resources.time` allows")]
+    Timeout(u64),
+}
+
+impl Attempt {
+    /// Runs to the end, whatever happens inside the stage.
+    pub(crate) fn execute(self) -> Finished {
+        let started = Instant::now();
+        let result = self.run_stage(started);
+        // Held until the record stands, so that another process waits instead of working twice.
+        drop(self.lease);
+        Finished { result, wall: started.elapsed() }
+    }
+
+    fn run_stage(&self, started: Instant) -> Result<Committed, AttemptError> {
+        let staging = self.store.stage()?;
+        let mut outputs = BTreeMap::new();
+        for port in &self.node.outputs {
+            outputs.insert(port.name.clone(), OutputWriter::new(staging.output_folder(&port.name)?));
+        }
+        let host = Host {
+            node: self.node.name.clone(),
+            events: Arc::clone(&self.events),
+            cancelled: Arc::clone(&self.cancelled),
+            deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
+            log: Mutex::new(File::create(&self.log).ok()),
+            last_progress: Mutex::new(None),
+        };
+        let provenance = provenance(&self.key, &self.node.params.json);
+        let mut context = StageContext::new(
+            self.inputs.clone(),
+            outputs,
+            &host,
+            self.threads,
+            staging.scratch()?,
+            provenance,
+        );
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .stack_size(STACK_BYTES)
+            .thread_name(|index| format!("stage-{index}"))
+            .build()
+            .map_err(|error| StageError::because("starting the stage's threads", error))?;
+        let outcome = pool.install(|| {
+            std::panic::catch_unwind(AssertUnwindSafe(|| self.node.kind.run(&self.node.params, &mut context)))
+        });
+        let outcome = match outcome {
+            Ok(result) => result.map_err(AttemptError::from),
+            Err(panic) => Err(AttemptError::Panic(panic_text(panic.as_ref()))),
+        };
+        if let Err(error) = outcome {
+            host.log(&format!("{}: {}", self.node.name, chain(&error)));
+            let timed_out = host.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            return Err(match (error, self.node.resources.time) {
+                (AttemptError::Stage(StageError::Cancelled), Some(seconds))
+                    if timed_out && !self.cancelled.load(Ordering::Relaxed) =>
+                {
+                    AttemptError::Timeout(seconds)
+                }
+                (error, _) => error,
+            });
+        }
+        let mut staged = Vec::new();
+        for port in &self.node.outputs {
+            let writer = &context.outputs[&port.name];
+            let empty =
+                std::fs::read_dir(writer.folder()).map_or(true, |mut entries| entries.next().is_none());
+            if empty {
+                let message = format!("the stage wrote nothing to its output `{}`", port.name);
+                return Err(StageError::failed(message).into());
+            }
+            staged.push(StagedOutput {
+                port: port.name.clone(),
+                artifact_type: port.artifact.0.to_owned(),
+                parts: writer.table().map(|parts| {
+                    parts
+                        .iter()
+                        .map(|part| PartRecord {
+                            path: part.path.clone(),
+                            rows: part.rows,
+                            digest: part.digest,
+                        })
+                        .collect()
+                }),
+            });
+        }
+        let meta = RecordMeta {
+            created: crate::events::now(),
+            run: self.run.clone(),
+            host: self.store.owner().host.clone(),
+            duration_seconds: started.elapsed().as_secs_f64(),
+            ..RecordMeta::default()
+        };
+        let committed = staging.commit(&self.key, &staged, meta)?;
+        if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
+            self.events.emit(
+                "nondeterminism",
+                serde_json::json!({ "subject": self.node.name, "detail": "gave another result under the same key; the stored one stands" }),
+            );
+        }
+        Ok(committed)
+    }
+}
+
+/// What stored files say of where they come from.
+fn provenance(key: &ActionKey, params: &serde_json::Value) -> String {
+    let inputs: serde_json::Map<String, serde_json::Value> = key
+        .inputs
+        .iter()
+        .map(|input| {
+            let digests: Vec<String> =
+                input.artifacts.iter().map(|artifact| artifact.digest.to_hex()).collect();
+            (input.name.clone(), digests.into())
+        })
+        .collect();
+    serde_json::json!({
+        "version": 1,
+        "kind": key.kind,
+        "implementation": key.implementation,
+        "params": params,
+        "inputs": inputs,
+    })
+    .to_string()
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned())
+}
+
+/// The engine's side of a running stage.
+struct Host {
+    node: String,
+    events: Arc<EventLog>,
+    cancelled: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+    log: Mutex<Option<File>>,
+    last_progress: Mutex<Option<Instant>>,
+}
+
+impl StageHost for Host {
+    fn progress(&self, done: u64, total: u64, unit: &str, figures: &[(&str, f64)]) {
+        let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_PERIOD) || done == total;
+        if !due {
+            return;
+        }
+        *last = Some(Instant::now());
+        let metrics: serde_json::Map<String, serde_json::Value> =
+            figures.iter().map(|(name, value)| ((*name).to_owned(), serde_json::json!(value))).collect();
+        self.events.emit(
+            "progress",
+            serde_json::json!({ "node": self.node, "done": done, "total": total, "unit": unit, "metrics": metrics }),
+        );
+    }
+
+    fn log(&self, line: &str) {
+        if let Some(file) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        self.log(&format!("warning: {message}"));
+        self.events.emit("warning", serde_json::json!({ "subject": self.node, "detail": message }));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}

@@ -1,0 +1,250 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::{CliError, print};
+use crate::exit;
+
+/// A build system for studies that compare foundation models.
+///
+/// A study is one TOML file. `pipe run study.toml` makes every result of it up to date and runs nothing
+/// else.
+#[derive(Parser, Debug)]
+#[command(name = "pipe", version, after_help = exit::TABLE, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// The store; by default `.pipe` in the project of the pipeline file
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Places")]
+    store: Option<PathBuf>,
+    /// Where results are published; by default `results` in the project of the pipeline file
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Places")]
+    results: Option<PathBuf>,
+    /// A profile of the pipeline file; may be given several times, later ones win
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Study")]
+    pub(crate) profile: Vec<String>,
+    /// Sets a variable of the pipeline: `--var seeds=[0,1]`
+    #[arg(long, global = true, value_name = "NAME=VALUE", help_heading = "Study")]
+    pub(crate) var: Vec<String>,
+    /// Sets a value of a stage: `--set stage.tuned.params.lr=2e-5`
+    #[arg(long, global = true, value_name = "PATH=VALUE", help_heading = "Study")]
+    pub(crate) set: Vec<String>,
+    /// Colour of messages
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, help_heading = "Output")]
+    color: Colour,
+    /// Machine output on standard output: one JSON object, or JSON Lines of events for `run`
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) json: bool,
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    pub(crate) quiet: bool,
+    /// Say more: results found in the store, every stage on a line of its own
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub(crate) verbose: bool,
+}
+
+/// When messages are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl Global {
+    /// `--store`, then PIPE_STORE.
+    pub(crate) fn store(&self) -> Option<PathBuf> {
+        self.store.clone().or_else(|| std::env::var_os("PIPE_STORE").map(PathBuf::from))
+    }
+
+    /// `--results`, then PIPE_RESULTS.
+    pub(crate) fn results(&self) -> Option<PathBuf> {
+        self.results.clone().or_else(|| std::env::var_os("PIPE_RESULTS").map(PathBuf::from))
+    }
+
+    /// Whether messages on standard error are coloured.
+    pub(crate) fn colour(&self) -> bool {
+        use std::io::IsTerminal;
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        match self.color {
+            Colour::Always => true,
+            Colour::Never => false,
+            Colour::Auto if set("NO_COLOR") => false,
+            Colour::Auto if set("CLICOLOR_FORCE") => true,
+            Colour::Auto => {
+                std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+            }
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Makes every result of a study up to date
+    #[command(
+        after_help = "Examples:\n  pipe run study.toml\n  pipe run study.toml tuned --set stage.tuned.params.lr=2e-5\n  pipe run study.toml --profile smoke"
+    )]
+    Run(RunArguments),
+    /// Says what would run, and why
+    #[command(
+        after_help = "Examples:\n  pipe plan study.toml\n  pipe plan study.toml --check && echo up to date"
+    )]
+    Plan(PlanArguments),
+    /// Says why a node would run: the causes, root first
+    Why(TargetArguments),
+    /// Shows what runs now, how the last run ended, and what is up to date
+    Status(FileArguments),
+    /// Shows a node: its parameters, inputs, outputs and where each value was set
+    #[command(
+        after_help = "Examples:\n  pipe show study.toml 'tuned[model=clip]'\n  pipe show study.toml --resolved"
+    )]
+    Show(ShowArguments),
+    /// Lists runs, or prints the log of a node of the last run
+    Log(ShowArguments),
+    /// Draws the graph of a study
+    Graph(GraphArguments),
+    /// Finds every mistake of a pipeline file, with its place
+    Check(FileArguments),
+    /// Prints the JSON Schema of pipeline files, for editors
+    Schema,
+    /// Removes published results, never the store
+    Clean(FileArguments),
+    /// Examines the machine and the store
+    Doctor(OptionalFileArguments),
+    /// Prints completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct FileArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OptionalFileArguments {
+    /// The pipeline file whose project is examined
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TargetArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A stage, a node, or a glob over nodes
+    #[arg(value_name = "NODE", required = true)]
+    pub(crate) targets: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ShowArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A stage, a node, or a glob over nodes; all by default
+    #[arg(value_name = "NODE")]
+    pub(crate) targets: Vec<String>,
+    /// Print every value with the place that set it
+    #[arg(long)]
+    pub(crate) resolved: bool,
+}
+
+#[derive(Args, Debug, Default)]
+pub(crate) struct Selection {
+    /// Stages, nodes or globs to bring up to date; all by default. What they depend on is included
+    #[arg(value_name = "TARGET", help_heading = "Selection")]
+    pub(crate) targets: Vec<String>,
+    /// Only the targets themselves: their inputs have to be there
+    #[arg(long, help_heading = "Selection")]
+    pub(crate) only: bool,
+    /// The targets and everything that depends on them
+    #[arg(long, conflicts_with = "only", help_heading = "Selection")]
+    pub(crate) downstream: bool,
+    /// Leave these out, and what depends on them
+    #[arg(long, value_name = "TARGET", help_heading = "Selection")]
+    pub(crate) exclude: Vec<String>,
+    /// Run these whatever is in the store
+    #[arg(short, long, value_name = "TARGET", help_heading = "Selection")]
+    pub(crate) force: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+    /// Say what would run and stop
+    #[arg(short = 'n', long, help_heading = "Execution")]
+    pub(crate) dry_run: bool,
+    /// Cores to use; by default all
+    #[arg(short, long, value_name = "CORES", help_heading = "Execution")]
+    pub(crate) jobs: Option<usize>,
+    /// After a failure start nothing new; `now` also stops what runs
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "new", value_parser = ["new", "now"], help_heading = "Execution")]
+    pub(crate) fail_fast: Option<String>,
+    /// Seconds that running stages have to reach a safe point after an interrupt
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
+    pub(crate) grace: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PlanArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+    /// Exit with 6 if anything would run
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// How the graph is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphFormat {
+    /// An indented list
+    Text,
+    /// Graphviz
+    Dot,
+    /// Mermaid
+    Mermaid,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct GraphArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = GraphFormat::Text)]
+    pub(crate) format: GraphFormat,
+    /// One node for each instance instead of one for each stage
+    #[arg(long)]
+    pub(crate) nodes: bool,
+}
+
+pub(crate) fn completions(shell: clap_complete::Shell) -> Result<u8, CliError> {
+    use clap::CommandFactory;
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "pipe", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}

@@ -1,0 +1,100 @@
+//! The command line: arguments, commands, and what people read.
+
+mod arguments;
+mod doctor;
+mod graph;
+mod inspect;
+mod run;
+mod signals;
+mod study;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::exit;
+use crate::kind::Registry;
+use arguments::{Arguments, Command};
+
+/// Runs the program with the kinds of `registry` and returns its exit code.
+pub fn main(registry: &Registry) -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
+        }
+    };
+    let result = match &arguments.command {
+        Command::Run(run) => run::run(&arguments, run, registry),
+        Command::Plan(plan) => inspect::plan(&arguments, plan, registry),
+        Command::Why(target) => inspect::why(&arguments, target, registry),
+        Command::Status(file) => inspect::status(&arguments, file, registry),
+        Command::Show(show) => inspect::show(&arguments, show, registry),
+        Command::Log(log) => inspect::log(&arguments, log, registry),
+        Command::Graph(graph) => graph::graph(&arguments, graph, registry),
+        Command::Check(file) => study::check(&arguments, file, registry),
+        Command::Schema => print(&format!("{:#}\n", crate::language::schema(registry))),
+        Command::Clean(file) => inspect::clean(&arguments, file, registry),
+        Command::Doctor(file) => doctor::doctor(&arguments, file, registry),
+        Command::Completions { shell } => arguments::completions(*shell),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprint!("{failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// A failed command: what is printed, and the exit code.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    pub(crate) code: u8,
+    pub(crate) text: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl std::fmt::Display for CliError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)?;
+        if !self.text.ends_with('\n') {
+            f.write_str("\n")?;
+        }
+        match &self.hint {
+            Some(hint) => writeln!(f, "  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl CliError {
+    pub(crate) fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), hint: None }
+    }
+
+    pub(crate) fn environment(doing: &str, error: &dyn std::error::Error) -> Self {
+        let text = format!("error: {doing}\n  cause: {}", crate::attempt::chain(error));
+        Self { code: exit::ENVIRONMENT, text, hint: None }
+    }
+}
+
+impl From<pipe_cache::StoreError> for CliError {
+    fn from(error: pipe_cache::StoreError) -> Self {
+        let mut failure = Self::environment("the store cannot be used", &error);
+        failure.hint = Some(if error.is_no_space() {
+            "free some space, or name another store with `--store` or PIPE_STORE".to_owned()
+        } else {
+            "name a folder that you may write to with `--store` or PIPE_STORE".to_owned()
+        });
+        failure
+    }
+}
+
+/// Prints a result. A reader that went away is no error.
+pub(crate) fn print(text: &str) -> Result<u8, CliError> {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(exit::DONE)
+}

@@ -1,0 +1,182 @@
+//! Opening a study: the file, its diagnostics, its places.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use pipe_cache::{Durability, Store};
+
+use super::arguments::{Arguments, FileArguments, Selection};
+use super::{CliError, print};
+use crate::action::SourceDigests;
+use crate::exit;
+use crate::history::History;
+use crate::kind::Registry;
+use crate::language::{self, LoadOptions, Severity};
+use crate::pipeline::{NodeId, Pipeline};
+use crate::plan::{Plan, Wanted};
+
+/// A loaded study with its places.
+pub(crate) struct Study {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) store_path: PathBuf,
+    pub(crate) results: PathBuf,
+}
+
+impl Study {
+    /// Loads and validates; warnings are printed, errors end the command.
+    pub(crate) fn load(arguments: &Arguments, path: &Path, registry: &Registry) -> Result<Self, CliError> {
+        let global = &arguments.global;
+        let loaded = language::load(path, &load_options(arguments), registry);
+        if !loaded.diagnostics.is_empty() {
+            let has_errors = loaded.has_errors();
+            if has_errors && global.json {
+                print(&format!("{:#}\n", language::render_json(&loaded.diagnostics, &loaded.sources)))?;
+                return Err(CliError::new(exit::USAGE, ""));
+            }
+            if has_errors || !global.quiet {
+                let text = language::render_text(&loaded.diagnostics, &loaded.sources, global.colour());
+                if has_errors {
+                    return Err(CliError::new(exit::USAGE, text));
+                }
+                eprint!("{text}");
+            }
+        }
+        let pipeline = loaded.pipeline.ok_or_else(|| CliError::new(exit::USAGE, "the pipeline is empty"))?;
+        let store_path = global.store().unwrap_or_else(|| pipeline.project.join(".pipe"));
+        let results = global.results().unwrap_or_else(|| pipeline.project.join("results"));
+        Ok(Self { pipeline, store_path, results })
+    }
+
+    /// The store, made if it is not there.
+    pub(crate) fn open(&self) -> Result<Store, CliError> {
+        Ok(Store::open(&self.store_path, Durability::Full)?)
+    }
+
+    /// The store if there is one: commands that only look make nothing.
+    pub(crate) fn open_existing(&self) -> Result<Option<Store>, CliError> {
+        Ok(Store::open_existing(&self.store_path, Durability::Full)?)
+    }
+
+    /// The nodes that a selection wants.
+    pub(crate) fn wanted(&self, selection: &Selection) -> Result<Wanted, CliError> {
+        let select = |targets: &[String]| -> Result<BTreeSet<NodeId>, CliError> {
+            let mut nodes = BTreeSet::new();
+            for target in targets {
+                nodes.extend(self.select(target)?);
+            }
+            Ok(nodes)
+        };
+        let forced = select(&selection.force)?;
+        let mut nodes = if selection.targets.is_empty() {
+            None
+        } else {
+            let targets = select(&selection.targets)?;
+            let targets = if selection.downstream {
+                Wanted::with_descendants(&self.pipeline, targets)
+            } else {
+                targets
+            };
+            Some(if selection.only { targets } else { Wanted::with_ancestors(&self.pipeline, targets) })
+        };
+        if !selection.exclude.is_empty() {
+            let out = Wanted::with_descendants(&self.pipeline, select(&selection.exclude)?);
+            let all = nodes.unwrap_or_else(|| (0..self.pipeline.nodes.len()).map(NodeId).collect());
+            nodes = Some(all.difference(&out).copied().collect());
+        }
+        Ok(Wanted { nodes, forced })
+    }
+
+    /// The nodes of one target.
+    pub(crate) fn select(&self, target: &str) -> Result<Vec<NodeId>, CliError> {
+        language::select(&self.pipeline, target).map_err(|diagnostic| {
+            let text =
+                language::render_text(std::slice::from_ref(&*diagnostic), &self.pipeline.sources, false);
+            CliError::new(exit::USAGE, text)
+        })
+    }
+
+    /// Hashes the external sources of what is wanted; all that are missing are named at once.
+    pub(crate) fn hash_sources(
+        &self,
+        store: Option<&Store>,
+        wanted: &Wanted,
+    ) -> Result<SourceDigests, CliError> {
+        let nodes = self.pipeline.nodes.iter().enumerate();
+        let nodes = nodes.filter(|(index, _)| wanted.contains(NodeId(*index))).map(|(_, node)| node);
+        let temporary;
+        let sources = match store {
+            Some(store) => store.sources(),
+            None => {
+                // No store yet: hash without a memory.
+                temporary = pipe_cache::Sources::without_memory();
+                temporary
+            }
+        };
+        SourceDigests::hash(nodes, &sources).map_err(|missing| {
+            let mut text = String::new();
+            for source in &missing {
+                text.push_str(&format!(
+                    "error: node `{}` reads `file:{}`\n  cause: {}\n",
+                    source.node,
+                    source.pattern,
+                    crate::attempt::chain(&source.error)
+                ));
+            }
+            let mut error = CliError::new(exit::INPUT_DATA, text);
+            error.hint = Some("a path is relative to the file that writes it".to_owned());
+            error
+        })
+    }
+
+    /// The plan, as `run` would make it.
+    pub(crate) fn plan(
+        &self,
+        store: Option<&Store>,
+        wanted: &Wanted,
+        numerics: &str,
+    ) -> Result<(Plan, SourceDigests, History), CliError> {
+        let sources = self.hash_sources(store, wanted)?;
+        let history = match store {
+            Some(store) => History::read(store, &self.pipeline)?,
+            None => History::default(),
+        };
+        let plan = Plan::make(&self.pipeline, store, &sources, numerics, wanted, &history)?;
+        Ok((plan, sources, history))
+    }
+}
+
+fn load_options(arguments: &Arguments) -> LoadOptions {
+    LoadOptions {
+        profiles: arguments.global.profile.clone(),
+        vars: arguments.global.var.clone(),
+        sets: arguments.global.set.clone(),
+    }
+}
+
+/// `pipe check`.
+pub(crate) fn check(
+    arguments: &Arguments,
+    file: &FileArguments,
+    registry: &Registry,
+) -> Result<u8, CliError> {
+    let loaded = language::load(&file.pipeline, &load_options(arguments), registry);
+    let code = if loaded.has_errors() { exit::USAGE } else { exit::DONE };
+    if arguments.global.json {
+        print(&format!("{:#}\n", language::render_json(&loaded.diagnostics, &loaded.sources)))?;
+        return Ok(code);
+    }
+    eprint!("{}", language::render_text(&loaded.diagnostics, &loaded.sources, arguments.global.colour()));
+    if let Some(pipeline) = &loaded.pipeline
+        && !arguments.global.quiet
+    {
+        let warnings = loaded.diagnostics.iter().filter(|one| one.severity == Severity::Warning).count();
+        let note = if warnings == 0 { "no mistakes" } else { "no errors" };
+        print(&format!(
+            "{}: {} stages, {} nodes, {note}\n",
+            file.pipeline.display(),
+            pipeline.stages.len(),
+            pipeline.nodes.len()
+        ))?;
+    }
+    Ok(code)
+}

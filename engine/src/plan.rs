@@ -1,0 +1,190 @@
+//! What would run, and why: the one planner behind `plan`, `why`, `status` and `run`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pipe_cache::{ActionKey, Digest, Record, Store, StoreError};
+
+use crate::action::{self, SourceDigests};
+use crate::history::History;
+use crate::pipeline::{NodeId, Pipeline};
+use crate::why::{self, DirtyReason};
+
+/// Where a node stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Status {
+    /// Its result is in the store.
+    Hit,
+    /// It has to run.
+    Run(Vec<DirtyReason>),
+    /// It depends on results that do not exist yet.
+    Maybe(Vec<DirtyReason>),
+    /// It was not asked for.
+    NotWanted,
+}
+
+/// The plan of a pipeline.
+pub(crate) struct Plan {
+    pub(crate) order: Vec<NodeId>,
+    pub(crate) status: Vec<Status>,
+    pub(crate) keys: Vec<Option<(Digest, ActionKey)>>,
+    pub(crate) records: Vec<Option<Record>>,
+}
+
+/// What is wanted of a plan.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    /// The nodes asked for and their ancestors; `None`: all.
+    pub(crate) nodes: Option<BTreeSet<NodeId>>,
+    /// Nodes that run whatever is in the store.
+    pub(crate) forced: BTreeSet<NodeId>,
+}
+
+impl Wanted {
+    pub(crate) fn contains(&self, id: NodeId) -> bool {
+        self.nodes.as_ref().is_none_or(|nodes| nodes.contains(&id))
+    }
+
+    /// The targets with everything they depend on.
+    pub(crate) fn with_ancestors(pipeline: &Pipeline, targets: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let mut waiting: Vec<NodeId> = targets.iter().copied().collect();
+        let mut nodes = targets;
+        while let Some(id) = waiting.pop() {
+            for producer in action::producers(&pipeline.nodes[id.0]) {
+                if nodes.insert(producer) {
+                    waiting.push(producer);
+                }
+            }
+        }
+        nodes
+    }
+
+    /// The targets with everything that depends on them.
+    pub(crate) fn with_descendants(pipeline: &Pipeline, targets: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let consumers = action::consumers(pipeline);
+        let mut waiting: Vec<NodeId> = targets.iter().copied().collect();
+        let mut nodes = targets;
+        while let Some(id) = waiting.pop() {
+            for consumer in &consumers[id.0] {
+                if nodes.insert(*consumer) {
+                    waiting.push(*consumer);
+                }
+            }
+        }
+        nodes
+    }
+}
+
+impl Plan {
+    /// Looks every wanted node up, in topological order. Without a store everything runs.
+    pub(crate) fn make(
+        pipeline: &Pipeline,
+        store: Option<&Store>,
+        sources: &SourceDigests,
+        numerics: &str,
+        wanted: &Wanted,
+        history: &History,
+    ) -> Result<Self, StoreError> {
+        let count = pipeline.nodes.len();
+        let mut plan = Self {
+            order: action::topological(pipeline),
+            status: vec![Status::NotWanted; count],
+            keys: vec![None; count],
+            records: vec![None; count],
+        };
+        for position in 0..plan.order.len() {
+            let id = plan.order[position];
+            if !wanted.contains(id) {
+                continue;
+            }
+            let node = &pipeline.nodes[id.0];
+            let key = action::key(pipeline, node, &plan.records, sources, numerics);
+            let forced = wanted.forced.contains(&id);
+            plan.status[id.0] = match key {
+                Some(key) => {
+                    let digest = key.digest();
+                    let record = match store {
+                        Some(store) if !forced => store.lookup(&digest)?,
+                        _ => None,
+                    };
+                    let status = if record.is_some() {
+                        Status::Hit
+                    } else {
+                        Status::Run(why::reasons(
+                            pipeline,
+                            node,
+                            Some((&digest, &key)),
+                            &plan,
+                            store,
+                            history,
+                            forced,
+                        ))
+                    };
+                    plan.records[id.0] = record;
+                    plan.keys[id.0] = Some((digest, key));
+                    status
+                }
+                None => Status::Maybe(why::reasons(pipeline, node, None, &plan, store, history, forced)),
+            };
+        }
+        Ok(plan)
+    }
+
+    /// (hit, run, maybe).
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        let count = |wanted: fn(&Status) -> bool| self.status.iter().filter(|status| wanted(status)).count();
+        (
+            count(|status| *status == Status::Hit),
+            count(|status| matches!(status, Status::Run(_))),
+            count(|status| matches!(status, Status::Maybe(_))),
+        )
+    }
+
+    /// Whether every wanted node is a hit.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        let (_, run, maybe) = self.counts();
+        run + maybe == 0
+    }
+
+    /// The plan for `--json`, one object per wanted node in topological order.
+    pub(crate) fn json(&self, pipeline: &Pipeline) -> serde_json::Value {
+        let nodes: Vec<serde_json::Value> = self
+            .order
+            .iter()
+            .filter(|id| self.status[id.0] != Status::NotWanted)
+            .map(|id| {
+                let node = &pipeline.nodes[id.0];
+                let (word, reasons) = self.words(*id);
+                serde_json::json!({
+                    "node": node.name,
+                    "kind": node.description.name,
+                    "status": word,
+                    "key": self.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
+                    "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let (hit, run, maybe) = self.counts();
+        serde_json::json!({
+            "version": 1, "pipeline": pipeline.name, "hit": hit, "run": run, "maybe": maybe, "nodes": nodes,
+        })
+    }
+
+    /// The status as a word, with its reasons.
+    pub(crate) fn words(&self, id: NodeId) -> (&'static str, &[DirtyReason]) {
+        match &self.status[id.0] {
+            Status::Hit => ("hit", &[]),
+            Status::Run(reasons) => ("run", reasons),
+            Status::Maybe(reasons) => ("maybe", reasons),
+            Status::NotWanted => ("not wanted", &[]),
+        }
+    }
+
+    /// Node name to key, of all nodes whose key is known: what a run remembers.
+    pub(crate) fn known_keys(&self, pipeline: &Pipeline) -> BTreeMap<String, Digest> {
+        self.keys
+            .iter()
+            .enumerate()
+            .filter_map(|(index, key)| Some((pipeline.nodes[index].name.clone(), key.as_ref()?.0)))
+            .collect()
+    }
+}

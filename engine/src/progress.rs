@@ -1,0 +1,135 @@
+//! What a person sees while a run goes on, on standard error: bars on a terminal, else plain lines.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::Value as Json;
+
+/// A line for a stage without news at most this often, where there is no terminal.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// How much is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// Start and end of stages.
+    Normal,
+    /// Hits and checkpoints too.
+    Verbose,
+}
+
+/// The reader of the event stream that draws.
+pub(crate) struct Display {
+    verbosity: Verbosity,
+    bars: Option<MultiProgress>,
+    running: BTreeMap<String, Running>,
+}
+
+struct Running {
+    bar: Option<ProgressBar>,
+    said: Instant,
+}
+
+impl Display {
+    pub(crate) fn new(verbosity: Verbosity, terminal: bool) -> Self {
+        let bars = (terminal && verbosity == Verbosity::Normal).then(MultiProgress::new);
+        Self { verbosity, bars, running: BTreeMap::new() }
+    }
+
+    fn line(&self, verb: &str, text: &str) {
+        let line = format!("{verb:>10}  {text}");
+        match &self.bars {
+            Some(bars) => {
+                let _ = bars.println(line);
+            }
+            None => eprintln!("{line}"),
+        }
+    }
+
+    pub(crate) fn show(&mut self, event: &str, fields: &Json) {
+        if self.verbosity == Verbosity::Quiet {
+            return;
+        }
+        let node = fields["node"].as_str().unwrap_or_default().to_owned();
+        match event {
+            "planned" => {
+                let (hit, run, maybe) = (&fields["hit"], &fields["run_count"], &fields["maybe"]);
+                self.line("Plan", &format!("{hit} up to date, {run} to run, {maybe} depend on them"));
+            }
+            "action_started" => {
+                let bar = self.bars.as_ref().map(|bars| {
+                    let bar = bars.add(ProgressBar::new(0));
+                    if let Ok(style) = ProgressStyle::with_template(
+                        "{prefix:>10}  {msg} {wide_bar} {pos}/{len} {elapsed_precise}",
+                    ) {
+                        bar.set_style(style);
+                    }
+                    bar.set_prefix("Run");
+                    bar.set_message(node.clone());
+                    bar
+                });
+                if bar.is_none() {
+                    let reason =
+                        fields["reason"].as_str().map(|reason| format!("  ({reason})")).unwrap_or_default();
+                    self.line("Run", &format!("{node}{reason}"));
+                }
+                self.running.insert(node, Running { bar, said: Instant::now() });
+            }
+            "progress" => self.progress(&node, fields),
+            "action_hit" if self.verbosity == Verbosity::Verbose => self.line("Cached", &node),
+            "action_finished" => {
+                if let Some(Running { bar: Some(bar), .. }) = self.running.remove(&node) {
+                    bar.finish_and_clear();
+                }
+                let seconds = fields["wall"].as_f64().unwrap_or_default();
+                match fields["status"].as_str() {
+                    Some("ok") => self.line("Done", &format!("{node}  {seconds:.1} s")),
+                    Some("cancelled") => self.line("Stopped", &node),
+                    _ => self.line("Failed", &format!("{node}  {seconds:.1} s")),
+                }
+            }
+            "warning" => self.line(
+                "Warning",
+                &format!(
+                    "{} {}",
+                    fields["subject"].as_str().unwrap_or_default(),
+                    fields["detail"].as_str().unwrap_or_default()
+                ),
+            ),
+            "corruption" | "nondeterminism" | "waiting" => {
+                self.line(
+                    event,
+                    &format!(
+                        "{} {}",
+                        fields["subject"].as_str().unwrap_or_default(),
+                        fields["detail"].as_str().unwrap_or_default()
+                    ),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn progress(&mut self, node: &str, fields: &Json) {
+        let Some(running) = self.running.get_mut(node) else { return };
+        let (done, total) = (fields["done"].as_u64().unwrap_or(0), fields["total"].as_u64().unwrap_or(0));
+        let unit = fields["unit"].as_str().unwrap_or_default();
+        let figures: Vec<String> = fields["metrics"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN)))
+            .collect();
+        let figures = figures.join(", ");
+        if let Some(bar) = &running.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(format!("{node}  {unit}  {figures}"));
+        } else if running.said.elapsed() >= HEARTBEAT {
+            running.said = Instant::now();
+            self.line("...", &format!("{node}  {done}/{total} {unit}  {figures}"));
+        }
+    }
+}

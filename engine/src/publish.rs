@@ -1,0 +1,219 @@
+//! `results/`: the view of the store that people read. Idempotent; never touches what they changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use pipe_cache::{Digest, Record, Store, reflink_or_copy};
+use serde::{Deserialize, Serialize};
+
+use crate::pipeline::{Node, Pipeline};
+
+const MANIFEST: &str = ".published.json";
+
+/// What was written, by path below the pipeline's folder.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    files: BTreeMap<String, Published>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Published {
+    blob: Digest,
+    bytes: u64,
+    /// Modification time in nanoseconds, as a string: JSON numbers are too short.
+    modified: String,
+}
+
+/// A file that could not be read or written below `results/`.
+#[derive(Debug, thiserror::Error)]
+#[error("publishing `{}`", path.display())]
+pub(crate) struct PublishError {
+    pub(crate) path: PathBuf,
+    #[source]
+    pub(crate) source: std::io::Error,
+}
+
+/// What publishing did.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) folder: PathBuf,
+    pub(crate) written: usize,
+    pub(crate) removed: usize,
+    /// Files that a person changed: kept as they are.
+    pub(crate) kept: Vec<PathBuf>,
+}
+
+/// The folder of a pipeline below the results folder: `NAME[@profile...]`.
+pub(crate) fn folder(results: &Path, pipeline: &Pipeline) -> PathBuf {
+    let mut name = pipeline.name.clone();
+    for profile in &pipeline.profiles {
+        name.push('@');
+        name.push_str(profile);
+    }
+    results.join(name)
+}
+
+/// `stage/port/axis=value/...` of a node's port.
+pub(crate) fn port_folder(node: &Node, port: &str) -> String {
+    let mut path = format!("{}/{port}", node.stage);
+    for (axis, value) in &node.axes {
+        path.push('/');
+        path.push_str(axis);
+        path.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"_.-".contains(&byte) {
+                path.push(char::from(byte));
+            } else {
+                path.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    path
+}
+
+fn stamp(path: &Path) -> Option<(u64, String)> {
+    let metadata = std::fs::symlink_metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some((metadata.len(), modified.as_nanos().to_string()))
+}
+
+/// Makes the published files agree with `records`. A `complete` run also removes what it once
+/// published and no longer plans.
+pub(crate) fn publish(
+    store: &Store,
+    results: &Path,
+    pipeline: &Pipeline,
+    records: &[Option<Record>],
+    complete: bool,
+) -> Result<Summary, PublishError> {
+    let folder = folder(results, pipeline);
+    let manifest_path = folder.join(MANIFEST);
+    let old: Manifest = std::fs::read(&manifest_path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let mut new = Manifest { version: 1, files: BTreeMap::new() };
+    let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
+    for (node, record) in pipeline.nodes.iter().zip(records) {
+        let Some(record) = record else { continue };
+        for (port, output) in &record.outputs {
+            let base = port_folder(node, port);
+            for file in &output.files {
+                let relative = format!("{base}/{}", file.path);
+                let path = folder.join(&relative);
+                let known = old.files.get(&relative);
+                if let Some((bytes, modified)) = stamp(&path) {
+                    match known {
+                        Some(known) if (known.bytes, &known.modified) == (bytes, &modified) => {
+                            if known.blob == file.blob {
+                                new.files.insert(relative, known.clone());
+                                continue;
+                            }
+                        }
+                        _ => {
+                            // Not as we left it: a person's file, unless its content is what we would write.
+                            if content(&path) != Some(file.blob) {
+                                new.files.extend(known.map(|known| (relative.clone(), known.clone())));
+                                summary.kept.push(path);
+                                continue;
+                            }
+                            new.files.insert(relative, Published { blob: file.blob, bytes, modified });
+                            continue;
+                        }
+                    }
+                }
+                write(&store.blob_path(&file.blob), &path)?;
+                summary.written += 1;
+                if let Some((bytes, modified)) = stamp(&path) {
+                    new.files.insert(relative, Published { blob: file.blob, bytes, modified });
+                }
+            }
+        }
+    }
+    for (relative, published) in old.files {
+        if new.files.contains_key(&relative) {
+            continue;
+        }
+        let path = folder.join(&relative);
+        if !complete {
+            new.files.insert(relative, published);
+        } else if let Some(found) = stamp(&path) {
+            if found == (published.bytes, published.modified) {
+                std::fs::remove_file(&path).map_err(|source| PublishError { path: path.clone(), source })?;
+                summary.removed += 1;
+                remove_empty_parents(&path, &folder);
+            } else {
+                summary.kept.push(path);
+            }
+        }
+    }
+    let bytes = serde_json::to_vec_pretty(&new).expect("a manifest is strings and integers");
+    if std::fs::read(&manifest_path).ok().as_deref() != Some(&bytes[..]) && !new.files.is_empty() {
+        let temporary = folder.join(format!("{MANIFEST}.{}", std::process::id()));
+        std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::write(&temporary, &bytes))
+            .and_then(|()| std::fs::rename(&temporary, &manifest_path))
+            .map_err(|source| PublishError { path: manifest_path, source })?;
+    }
+    Ok(summary)
+}
+
+fn content(path: &Path) -> Option<Digest> {
+    std::fs::read(path).ok().map(|bytes| Digest::of(&bytes))
+}
+
+fn write(blob: &Path, path: &Path) -> Result<(), PublishError> {
+    let error = |source| PublishError { path: path.to_owned(), source };
+    let parent = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(error)?;
+    let temporary = parent.join(format!(
+        ".{}.{}",
+        path.file_name().unwrap_or_default().to_string_lossy(),
+        std::process::id()
+    ));
+    let _ = std::fs::remove_file(&temporary);
+    reflink_or_copy(blob, &temporary).map_err(|failure| error(failure.source))?;
+    std::fs::rename(&temporary, path).map_err(error)
+}
+
+fn remove_empty_parents(path: &Path, root: &Path) {
+    let mut parent = path.parent();
+    while let Some(folder) = parent.filter(|folder| *folder != root && folder.starts_with(root)) {
+        if std::fs::remove_dir(folder).is_err() {
+            return;
+        }
+        parent = folder.parent();
+    }
+}
+
+/// Removes everything that publishing wrote and nobody changed; returns how many files went and what
+/// was kept.
+pub(crate) fn clean(results: &Path, pipeline: &Pipeline) -> Result<Summary, PublishError> {
+    let folder = folder(results, pipeline);
+    let manifest_path = folder.join(MANIFEST);
+    let manifest: Manifest = std::fs::read(&manifest_path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
+    let mut parents = BTreeSet::new();
+    for (relative, published) in manifest.files {
+        let path = folder.join(&relative);
+        let Some(found) = stamp(&path) else { continue };
+        if found == (published.bytes, published.modified) {
+            std::fs::remove_file(&path).map_err(|source| PublishError { path: path.clone(), source })?;
+            summary.removed += 1;
+            parents.insert(path);
+        } else {
+            summary.kept.push(path);
+        }
+    }
+    for path in parents {
+        remove_empty_parents(&path, &folder);
+    }
+    let _ = std::fs::remove_file(&manifest_path);
+    let _ = std::fs::remove_dir(&folder);
+    Ok(summary)
+}

@@ -1,0 +1,282 @@
+//! Why a node has to run: one enum, with old and new values, and one place that words it.
+
+use std::collections::BTreeMap;
+
+use pipe_cache::{ActionKey, Digest, KeyInput, Store, Value};
+
+use crate::history::History;
+use crate::pipeline::{InputSource, Node, Origin, Pipeline};
+use crate::plan::{Plan, Status};
+
+/// One cause.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum DirtyReason {
+    /// `--force`.
+    Forced,
+    /// It never ran.
+    NoRecord,
+    /// Another kind than before.
+    Kind { old: String, new: String },
+    /// The program computes it differently now.
+    Implementation { old: i64, new: i64 },
+    /// A parameter has another value; `None`: it was not there.
+    Param { name: String, old: Option<String>, new: Option<String>, origin: Option<Origin> },
+    /// An input has another content; `producer` is the node it comes from, if any.
+    Input { name: String, producer: Option<String>, file: Option<String> },
+    /// An input is named differently, is new or is gone.
+    Wiring { name: String },
+    /// The arithmetic of this machine differs.
+    Numerics { old: String, new: String },
+    /// The record is there, its outputs are missing or damaged.
+    Damaged,
+    /// The last attempt failed.
+    FailedBefore { error: String },
+    /// These inputs have no result yet.
+    Upstream { nodes: Vec<String> },
+}
+
+/// Compares a node with what earlier runs knew of it; root causes first.
+pub(crate) fn reasons(
+    pipeline: &Pipeline,
+    node: &Node,
+    key: Option<(&Digest, &ActionKey)>,
+    plan: &Plan,
+    store: Option<&Store>,
+    history: &History,
+    forced: bool,
+) -> Vec<DirtyReason> {
+    let mut reasons = Vec::new();
+    if forced {
+        reasons.push(DirtyReason::Forced);
+    }
+    let previous_key = history.keys.get(&node.name);
+    if let (Some((digest, _)), Some(previous)) = (key, previous_key)
+        && digest == previous
+        && !forced
+    {
+        match history.failed.get(&node.name) {
+            Some(error) => reasons.push(DirtyReason::FailedBefore { error: error.clone() }),
+            None => {
+                let there = store.and_then(|store| store.record(digest).ok().flatten()).is_some();
+                reasons.push(if there { DirtyReason::Damaged } else { DirtyReason::NoRecord });
+            }
+        }
+        return reasons;
+    }
+    let previous =
+        previous_key.and_then(|key| store?.record(key).ok().flatten()).map(|record| record.components);
+    match &previous {
+        None if reasons.is_empty() && key.is_some() => match history.failed.get(&node.name) {
+            Some(error) => reasons.push(DirtyReason::FailedBefore { error: error.clone() }),
+            None => reasons.push(DirtyReason::NoRecord),
+        },
+        None => {}
+        Some(old) => compare(pipeline, node, old, key.map(|(_, key)| key), plan, &mut reasons),
+    }
+    if key.is_none() {
+        let mut nodes: Vec<String> = crate::action::producers(node)
+            .filter(|producer| matches!(plan.status[producer.0], Status::Run(_) | Status::Maybe(_)))
+            .map(|producer| pipeline.nodes[producer.0].name.clone())
+            .collect();
+        nodes.dedup();
+        reasons.push(DirtyReason::Upstream { nodes });
+    }
+    reasons
+}
+
+fn compare(
+    pipeline: &Pipeline,
+    node: &Node,
+    old: &ActionKey,
+    new: Option<&ActionKey>,
+    plan: &Plan,
+    reasons: &mut Vec<DirtyReason>,
+) {
+    let kind = node.description.name;
+    if old.kind != kind {
+        reasons.push(DirtyReason::Kind { old: old.kind.clone(), new: kind.to_owned() });
+        return;
+    }
+    if old.implementation != node.description.implementation
+        || old.schema_version != node.description.schema_version
+    {
+        reasons.push(DirtyReason::Implementation {
+            old: old.implementation,
+            new: node.description.implementation,
+        });
+    }
+    let mut before = BTreeMap::new();
+    let mut after = BTreeMap::new();
+    flatten("", &old.params, &mut before);
+    flatten("", &node.params.canonical, &mut after);
+    let names: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    for name in names {
+        if before.get(name) != after.get(name) {
+            reasons.push(DirtyReason::Param {
+                name: name.clone(),
+                old: before.get(name).cloned(),
+                new: after.get(name).cloned(),
+                origin: nearest_origin(node, name),
+            });
+        }
+    }
+    let Some(new) = new else { return };
+    if old.numerics != new.numerics {
+        reasons.push(DirtyReason::Numerics { old: old.numerics.clone(), new: new.numerics.clone() });
+    }
+    let old_inputs: BTreeMap<&str, &KeyInput> =
+        old.inputs.iter().map(|input| (input.name.as_str(), input)).collect();
+    let new_inputs: BTreeMap<&str, &KeyInput> =
+        new.inputs.iter().map(|input| (input.name.as_str(), input)).collect();
+    for name in old_inputs.keys().filter(|name| !new_inputs.contains_key(*name)) {
+        reasons.push(DirtyReason::Wiring { name: (*name).to_owned() });
+    }
+    for input in &node.inputs {
+        let (Some(after), before) =
+            (new_inputs.get(input.name.as_str()), old_inputs.get(input.name.as_str()))
+        else {
+            continue;
+        };
+        let Some(before) = before else {
+            reasons.push(DirtyReason::Wiring { name: input.name.clone() });
+            continue;
+        };
+        if before == after {
+            continue;
+        }
+        let changed: Vec<&InputSource> = if before.artifacts.len() == after.artifacts.len() {
+            let pairs = before.artifacts.iter().zip(&after.artifacts).zip(&input.sources);
+            pairs.filter(|((before, after), _)| before != after).map(|(_, source)| source).collect()
+        } else {
+            Vec::new()
+        };
+        if changed.is_empty() {
+            reasons.push(DirtyReason::Wiring { name: input.name.clone() });
+        }
+        for source in changed {
+            let (producer, file) = match source {
+                InputSource::Node { node, .. } => (Some(pipeline.nodes[node.0].name.clone()), None),
+                InputSource::File { pattern, .. } => (None, Some(pattern.clone())),
+                InputSource::Blob(_) => (None, None),
+            };
+            reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file });
+        }
+    }
+    let _ = plan;
+}
+
+/// Leaves of a parameter table as dotted names and printed values.
+fn flatten(path: &str, value: &Value, leaves: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Table(entries) => {
+            for (key, value) in entries {
+                let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                flatten(&inner, value, leaves);
+            }
+        }
+        _ => {
+            leaves.insert(path.to_owned(), print(value));
+        }
+    }
+}
+
+fn print(value: &Value) -> String {
+    match value {
+        Value::None => "none".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Integer(value) => value.to_string(),
+        Value::Float(value) => format!("{value:?}"),
+        Value::String(text) => format!("{text:?}"),
+        Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
+        Value::Digest(digest) => digest.to_short(),
+        Value::List(items) => format!("[{}]", items.iter().map(print).collect::<Vec<_>>().join(", ")),
+        Value::Table(entries) => {
+            let entries: Vec<String> =
+                entries.iter().map(|(key, value)| format!("{key} = {}", print(value))).collect();
+            format!("{{ {} }}", entries.join(", "))
+        }
+    }
+}
+
+fn nearest_origin(node: &Node, name: &str) -> Option<Origin> {
+    let mut name = name;
+    loop {
+        if let Some(origin) = node.origins.get(name) {
+            return Some(origin.clone());
+        }
+        name = &name[..name.rfind('.')?];
+    }
+}
+
+/// `pipeline.toml:22:20`, the option, or "default".
+pub(crate) fn place(pipeline: &Pipeline, origin: &Origin) -> String {
+    match origin {
+        Origin::File { file, span, profile } => {
+            let Some(source) = pipeline.sources.get(*file) else { return String::new() };
+            let (line, column) = source.line_column(span.start);
+            let place = format!("{}:{line}:{column}", source.path.display());
+            match profile {
+                Some(profile) => format!("{profile} profile, {place}"),
+                None => place,
+            }
+        }
+        Origin::CommandLine(option) => format!("`{option}`"),
+        Origin::Default => "default".to_owned(),
+    }
+}
+
+impl DirtyReason {
+    /// The sentence that every command prints.
+    pub(crate) fn words(&self, pipeline: &Pipeline) -> String {
+        let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
+        match self {
+            Self::Forced => "forced".to_owned(),
+            Self::NoRecord => "it has no result yet".to_owned(),
+            Self::Kind { old, new } => format!("kind {old} -> {new}"),
+            Self::Implementation { old, new } => format!("implementation version {old} -> {new}"),
+            Self::Param { name, old, new, origin } => {
+                let place = origin
+                    .as_ref()
+                    .map(|origin| format!(" ({})", place(pipeline, origin)))
+                    .unwrap_or_default();
+                format!("param `{name}` {} -> {}{place}", or_none(old), or_none(new))
+            }
+            Self::Input { name, producer: Some(producer), .. } => {
+                format!("input `{name}` changed: `{producer}` gave another result")
+            }
+            Self::Input { name, file: Some(file), .. } => {
+                format!("input `{name}` changed: `{file}` has another content")
+            }
+            Self::Input { name, .. } => format!("input `{name}` changed"),
+            Self::Wiring { name } => format!("input `{name}` is wired differently"),
+            Self::Numerics { old, new } => format!("numerics class {old} -> {new}"),
+            Self::Damaged => "its outputs are missing or damaged".to_owned(),
+            Self::FailedBefore { error } => format!("its last attempt failed: {error}"),
+            Self::Upstream { nodes } => format!("waits for {}", nodes.join(", ")),
+        }
+    }
+
+    /// The reason for `--json`.
+    pub(crate) fn json(&self, pipeline: &Pipeline) -> serde_json::Value {
+        let code = match self {
+            Self::Forced => "forced",
+            Self::NoRecord => "no_record",
+            Self::Kind { .. } => "kind",
+            Self::Implementation { .. } => "implementation",
+            Self::Param { .. } => "param",
+            Self::Input { .. } => "input",
+            Self::Wiring { .. } => "wiring",
+            Self::Numerics { .. } => "numerics",
+            Self::Damaged => "damaged",
+            Self::FailedBefore { .. } => "failed_before",
+            Self::Upstream { .. } => "upstream",
+        };
+        let mut json = serde_json::json!({ "reason": code, "text": self.words(pipeline) });
+        if let (Self::Param { name, old, new, .. }, Some(json)) = (self, json.as_object_mut()) {
+            json.insert("param".to_owned(), name.clone().into());
+            json.insert("old".to_owned(), old.clone().into());
+            json.insert("new".to_owned(), new.clone().into());
+        }
+        json
+    }
+}
