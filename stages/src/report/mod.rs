@@ -6,6 +6,7 @@
 //!
 //! The page says no time, host, path or stage name: equal inputs give equal bytes.
 
+mod ceilings;
 mod charts;
 mod collect;
 mod columns;
@@ -129,7 +130,8 @@ impl StageKind for Report {
     }
 
     fn run(&self, params: &ReportParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let collected = Collected::read(context)?;
+        let mut collected = Collected::read(context)?;
+        ceilings::set_ceilings(&mut collected);
         let mut pictures = Pictures::new(params.embed_limit_bytes.max(0) as u64);
         let files = data_files(&collected)?;
         let sections = sections(params, &collected, &files, &mut pictures, context)?;
