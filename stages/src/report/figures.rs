@@ -41,11 +41,16 @@ pub(super) struct Figure {
 impl Figure {
     /// Whether it is a control: a map or a model that knows nothing, against which others are read.
     pub(super) fn is_control(&self) -> bool {
-        const NAMES: [&str; 9] =
-            ["random", "centre", "center", "edge", "uniform", "constant", "majority", "noise", "control"];
-        let named = |value: &String| NAMES.iter().any(|name| value.to_lowercase().contains(name));
-        ["method", "model", "weights", "control"].iter().filter_map(|key| self.keys.get(*key)).any(named)
+        self.keys.iter().any(|(key, value)| names_control(key, value))
     }
+}
+
+/// Whether a key's value is the name of a control.
+pub(super) fn names_control(key: &str, value: &str) -> bool {
+    const NAMES: [&str; 9] =
+        ["random", "centre", "center", "edge", "uniform", "constant", "majority", "noise", "control"];
+    let value = value.to_lowercase();
+    ["method", "model", "weights", "control"].contains(&key) && NAMES.iter().any(|name| value.contains(name))
 }
 
 /// The figures of one metrics table.

@@ -67,7 +67,7 @@ font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .5rem}
 h2{font-size:1.35rem;margin:2.5rem 0 .75rem;padding-bottom:.25rem;border-bottom:2px solid var(--line)}
 h3{font-size:1.1rem;margin:1.75rem 0 .5rem}h4{font-size:.95rem;margin:1.25rem 0 .25rem}
-a{color:var(--best)}a:focus-visible{outline:3px solid var(--best);outline-offset:2px}
+a{color:var(--best)}a:focus-visible,.scroll:focus-visible{outline:3px solid var(--best);outline-offset:2px}
 .skip{position:absolute;left:-99rem}.skip:focus{left:1rem;background:var(--paper);padding:.5rem}
 .notice{border-left:4px solid var(--c1);padding:.35rem .75rem;background:var(--fill);margin:.75rem 0}
 nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;padding:0;margin:.5rem 0}
@@ -92,7 +92,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--sof
 .case{border-top:1px solid var(--line)}.strip{display:flex;flex-wrap:wrap;gap:.75rem;align-items:flex-start}
 .strip figure{margin:0;width:112px}.strip .pair{width:226px}
 .strip img{image-rendering:pixelated;width:112px;height:auto;background:var(--fill)}
-.pair img+img{margin-left:2px}.scale{white-space:nowrap}.scale img{image-rendering:auto;vertical-align:middle}
+.pair img+img{margin-left:2px}.scale{white-space:nowrap;margin-right:1rem}.scale img{image-rendering:auto;vertical-align:middle}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--best)}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
 .case,.chart,tr{break-inside:avoid}.scroll{overflow:visible}}

@@ -12,7 +12,7 @@ pub(super) fn inputs(collected: &Collected) -> Markup {
         p .note {
             "Each digest names the content of one input; the same inputs and parameters give this very page."
         }
-        div .scroll {
+        div .scroll tabindex="0" role="region" aria-label="Inputs of this report" {
             table {
                 caption { "Inputs of this report" }
                 thead {
@@ -52,7 +52,7 @@ pub(super) fn expected(collected: &Collected) -> Vec<Markup> {
         let values = ["value", "lower", "upper"].map(|name| numbers(batch, name));
         let value = |column: usize, row: usize| values[column][row].map_or("\u{2013}".to_owned(), number);
         parts.push(html! {
-            div .scroll {
+            div .scroll tabindex="0" role="region" aria-label=(title(&source.input)) {
                 table {
                     caption {
                         (title(&source.input))

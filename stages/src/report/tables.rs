@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::figures::{Better, Figure, Group, better, headline};
+use super::figures::{Better, Figure, Group, better, headline, names_control};
 use super::words::{metric_name, number, title};
 
 /// The sentences above everything: per table the best row, its interval, and how clear the lead is; then
@@ -110,7 +110,7 @@ pub(super) fn table(group: &Group, ranked: bool) -> Markup {
         group.metrics.iter().map(|metric| if ranked { group.best(metric) } else { Vec::new() }).collect();
     let constants = group.constants();
     html! {
-        div .scroll {
+        div .scroll tabindex="0" role="region" aria-label=(heading(group)) {
             table {
                 caption {
                     (heading(group))
@@ -138,12 +138,12 @@ pub(super) fn table(group: &Group, ranked: bool) -> Markup {
                     @for (index, row) in group.rows.iter().enumerate() {
                         tr {
                             @if group.key_names.is_empty() { th scope="row" { (row.label()) } }
-                            @for (place, key) in row.keys.iter().enumerate() {
+                            @for (place, (name, key)) in group.key_names.iter().zip(&row.keys).enumerate() {
                                 @let text = key.as_deref().unwrap_or("\u{2013}");
                                 @if place == 0 {
-                                    th scope="row" { (text) @if row.is_control() { span .note { " (control)" } } }
+                                    th scope="row" { (text) (control_mark(name, text)) }
                                 } @else {
-                                    td { (text) }
+                                    td { (text) (control_mark(name, text)) }
                                 }
                             }
                             @for (metric, best) in group.metrics.iter().zip(&best) {
@@ -168,7 +168,7 @@ pub(super) fn across_datasets(groups: &[&Group], metric: &str) -> Markup {
     }
     let best: Vec<Vec<usize>> = groups.iter().map(|group| group.best(metric)).collect();
     html! {
-        div .scroll {
+        div .scroll tabindex="0" role="region" aria-label=(format!("{} per data set", metric_name(metric))) {
             table {
                 caption { (metric_name(metric)) " per data set. Best per column in bold and marked \u{2605}." }
                 thead {
@@ -194,6 +194,10 @@ pub(super) fn across_datasets(groups: &[&Group], metric: &str) -> Markup {
             }
         }
     }
+}
+
+fn control_mark(key: &str, value: &str) -> Markup {
+    html! { @if names_control(key, value) { span .note { " (control)" } } }
 }
 
 fn cell(figure: Option<&Figure>, best: bool) -> Markup {
