@@ -3,6 +3,7 @@
 //! Usable without the engine.
 
 mod model;
+pub mod ops;
 mod probe;
 pub mod random;
 

@@ -1,0 +1,124 @@
+//! Layer normalisation over the last dimension, with biased variance (Ba, Kiros and Hinton 2016).
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::elementwise::{fold, sum, vectorised};
+use super::{composed, contiguous, on_cpu, values};
+
+/// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` over the last dimension of `x` `[..., width]`;
+/// `gamma` and `beta` `[width]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Result<Tensor> {
+    if !on_cpu(x) {
+        return composed::layer_norm(x, gamma, beta, epsilon);
+    }
+    let width = x.dims().last().copied().unwrap_or_default();
+    if gamma.dims() != [width] || beta.dims() != [width] || width == 0 {
+        bail!("a layer norm of {:?} cannot take {:?}", gamma.dims(), x.dims());
+    }
+    x.contiguous()?.apply_op3(
+        &gamma.contiguous()?,
+        &beta.contiguous()?,
+        LayerNorm { epsilon: epsilon as f32 },
+    )
+}
+
+struct LayerNorm {
+    epsilon: f32,
+}
+
+/// Mean and 1 / standard deviation of a row.
+#[inline(always)]
+fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
+    let count = row.len() as f32;
+    let mean = sum(row) / count;
+    let variance = fold(row, row, |value, _| (value - mean) * (value - mean)) / count;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        gamma: &CpuStorage,
+        gamma_layout: &Layout,
+        beta: &CpuStorage,
+        beta_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(x, x_layout, "x")?;
+        let gamma = contiguous(gamma, gamma_layout, "gamma")?;
+        let beta = contiguous(beta, beta_layout, "beta")?;
+        let width = gamma.len();
+        let mut y = vec![0.0f32; x.len()];
+        vectorised(|| {
+            for (row, out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+                let (mean, inverse) = moments(row, self.epsilon);
+                for (((out, value), gamma), beta) in out.iter_mut().zip(row).zip(gamma).zip(beta) {
+                    *out = (value - mean) * inverse * gamma + beta;
+                }
+            }
+        });
+        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (x_values, gamma_values, dy) = (values(x)?, values(gamma)?, values(grad)?);
+        let width = gamma_values.len();
+        let count = width as f32;
+        let mut dx = if x.track_op() { vec![0.0f32; x_values.len()] } else { Vec::new() };
+        let wants_parameters = gamma.track_op() || beta.track_op();
+        let mut dgamma = vec![0.0f32; width];
+        let mut dbeta = vec![0.0f32; width];
+        let epsilon = self.epsilon;
+        vectorised(|| {
+            let mut normalised = vec![0.0f32; width];
+            let mut scaled = vec![0.0f32; width];
+            for (index, (row, dy)) in x_values.chunks_exact(width).zip(dy.chunks_exact(width)).enumerate() {
+                let (mean, inverse) = moments(row, epsilon);
+                for (normalised, value) in normalised.iter_mut().zip(row) {
+                    *normalised = (value - mean) * inverse;
+                }
+                if wants_parameters {
+                    for (((dgamma, dbeta), dy), normalised) in
+                        dgamma.iter_mut().zip(&mut dbeta).zip(dy).zip(&normalised)
+                    {
+                        *dgamma += dy * normalised;
+                        *dbeta += dy;
+                    }
+                }
+                if dx.is_empty() {
+                    continue;
+                }
+                for ((scaled, dy), gamma) in scaled.iter_mut().zip(dy).zip(&gamma_values) {
+                    *scaled = dy * gamma;
+                }
+                let mean_scaled = sum(&scaled) / count;
+                let mean_product = fold(&scaled, &normalised, |a, b| a * b) / count;
+                let out = &mut dx[index * width..(index + 1) * width];
+                for ((out, scaled), normalised) in out.iter_mut().zip(&scaled).zip(&normalised) {
+                    *out = inverse * (scaled - mean_scaled - normalised * mean_product);
+                }
+            }
+        });
+        let device = x.device();
+        Ok((
+            if x.track_op() { Some(Tensor::from_vec(dx, x.shape(), device)?) } else { None },
+            if gamma.track_op() { Some(Tensor::from_vec(dgamma, gamma.shape(), device)?) } else { None },
+            if beta.track_op() { Some(Tensor::from_vec(dbeta, beta.shape(), device)?) } else { None },
+        ))
+    }
+}

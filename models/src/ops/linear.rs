@@ -1,0 +1,169 @@
+//! y = x W^T + b.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::elementwise::vectorised;
+use super::product::{Matrix, product};
+use super::{composed, contiguous, on_cpu};
+
+/// `x W^T + b` for `x` `[..., in]`, `weight` `[out, in]` and `bias` `[out]`, giving `[..., out]`.
+///
+/// The gradients of arguments that no variable reaches (frozen weights, a constant input) are not
+/// computed.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if !on_cpu(x) {
+        return composed::linear(x, weight, bias);
+    }
+    let (out, width) = weight.dims2()?;
+    if x.dims().last() != Some(&width) {
+        bail!("a linear layer of [{out}, {width}] cannot take {:?}", x.dims());
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
+        None => x.apply_op2(&weight, Linear),
+    }
+}
+
+struct Linear;
+
+fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
+    let rows = x.len() / width;
+    let mut y = match bias {
+        Some(bias) => bias.iter().copied().cycle().take(rows * out).collect(),
+        None => vec![0.0; rows * out],
+    };
+    let (x, weight) = (Matrix::new(x, rows, width, width), Matrix::new(weight, out, width, width));
+    product(x, weight.transposed(), 1.0, bias.is_some(), &mut y, out, true);
+    y
+}
+
+fn result_shape(x: &Layout, out: usize) -> Shape {
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = out;
+    }
+    Shape::from(dims)
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (out, width) = w_layout.shape().dims2()?;
+        let y = forward(contiguous(x, x_layout, "x")?, contiguous(w, w_layout, "weight")?, None, out, width);
+        Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grads = backward(x, weight, None, grad)?;
+        Ok((grads.0, grads.1))
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear with bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (out, width) = w_layout.shape().dims2()?;
+        let bias = contiguous(b, b_layout, "bias")?;
+        if bias.len() != out {
+            bail!("a bias of {} values cannot belong to {out} outputs", bias.len());
+        }
+        let y = forward(
+            contiguous(x, x_layout, "x")?,
+            contiguous(w, w_layout, "weight")?,
+            Some(bias),
+            out,
+            width,
+        );
+        Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward(x, weight, Some(bias), grad)
+    }
+}
+
+type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
+fn backward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<Gradients> {
+    let (out, width) = weight.dims2()?;
+    let grad = grad.contiguous()?;
+    let (grad_storage, grad_layout) = grad.storage_and_layout();
+    let (x_storage, x_layout) = x.storage_and_layout();
+    let (w_storage, w_layout) = weight.storage_and_layout();
+    let (candle_core::Storage::Cpu(g), candle_core::Storage::Cpu(x_cpu), candle_core::Storage::Cpu(w)) =
+        (&*grad_storage, &*x_storage, &*w_storage)
+    else {
+        bail!("the linear kernel's backward pass runs on a CPU");
+    };
+    let dy = contiguous(g, grad_layout, "gradient")?;
+    let rows = dy.len() / out;
+    let dy_matrix = Matrix::new(dy, rows, out, out);
+    let dx = if x.track_op() {
+        let weight = Matrix::new(contiguous(w, w_layout, "weight")?, out, width, width);
+        let mut dx = vec![0.0; rows * width];
+        product(dy_matrix, weight, 1.0, false, &mut dx, width, true);
+        Some(Tensor::from_vec(dx, x.shape(), x.device())?)
+    } else {
+        None
+    };
+    let dw = if weight.track_op() {
+        let x = Matrix::new(contiguous(x_cpu, x_layout, "x")?, rows, width, width);
+        let mut dw = vec![0.0; out * width];
+        product(dy_matrix.transposed(), x, 1.0, false, &mut dw, width, true);
+        Some(Tensor::from_vec(dw, weight.shape(), weight.device())?)
+    } else {
+        None
+    };
+    let db = match bias {
+        Some(bias) if bias.track_op() => {
+            let mut db = vec![0.0f32; out];
+            vectorised(|| {
+                for row in dy.chunks_exact(out) {
+                    for (sum, value) in db.iter_mut().zip(row) {
+                        *sum += value;
+                    }
+                }
+            });
+            Some(Tensor::from_vec(db, bias.shape(), bias.device())?)
+        }
+        _ => None,
+    };
+    Ok((dx, dw, db))
+}
