@@ -2,10 +2,17 @@
 //!
 //! Usable without the engine.
 
+pub mod checkpoint;
+pub mod clip;
 mod model;
 pub mod ops;
 mod probe;
 pub mod random;
+pub mod tokenizer;
+pub mod train;
 
+pub use checkpoint::{CheckpointError, CheckpointFiles, Trainable};
+pub use clip::{ClipConfig, ClipModel, normalise};
 pub use model::{DualEncoder, ImageTower, PatchGeometry, TextTower};
 pub use probe::{Activation, MaybeProbe, Probe};
+pub use tokenizer::Tokenizer;
