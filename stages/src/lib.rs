@@ -6,5 +6,6 @@
 pub mod artifact;
 mod registry;
 mod report;
+pub mod table;
 
 pub use registry::registry;

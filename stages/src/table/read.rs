@@ -1,0 +1,123 @@
+//! Reading a table back, whatever number of parts it has.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use pipe_engine::{Artifact, StageError};
+
+use super::arrow::columns;
+use super::column::{Column, Table};
+
+/// All columns of a table.
+///
+/// # Errors
+/// If a part is damaged.
+pub fn read(artifact: &Artifact) -> Result<Table, StageError> {
+    read_parts(artifact, None)
+}
+
+/// Some columns of a table; those that it does not have are left out.
+///
+/// # Errors
+/// If a part is damaged.
+pub fn read_columns(artifact: &Artifact, names: &[&str]) -> Result<Table, StageError> {
+    read_parts(artifact, Some(names))
+}
+
+/// The metadata of a table, without its rows.
+///
+/// # Errors
+/// If a part is damaged.
+pub fn metadata(artifact: &Artifact) -> Result<BTreeMap<String, String>, StageError> {
+    Ok(read_parts(artifact, Some(&[]))?.metadata)
+}
+
+fn read_parts(artifact: &Artifact, names: Option<&[&str]>) -> Result<Table, StageError> {
+    let mut table: Option<Table> = None;
+    for file in artifact.files_ending(".parquet") {
+        let part = read_file(&file.location, names)?;
+        table = Some(match table {
+            None => part,
+            Some(table) => append(table, part)?,
+        });
+    }
+    table.ok_or_else(|| StageError::input("table", "it has no Parquet part"))
+}
+
+/// One Parquet file as a table.
+pub(super) fn read_file(path: &Path, names: Option<&[&str]>) -> Result<Table, StageError> {
+    let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
+    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+    let metadata: BTreeMap<String, String> = builder
+        .schema()
+        .metadata()
+        .iter()
+        .filter(|(key, _)| !["pipe", "huggingface", "schema"].contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let builder = match names {
+        None => builder,
+        Some(names) => {
+            let wanted: Vec<usize> = builder
+                .schema()
+                .fields()
+                .iter()
+                .enumerate()
+                .filter(|(_, field)| names.contains(&field.name().as_str()))
+                .map(|(index, _)| index)
+                .collect();
+            let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
+            builder.with_projection(mask)
+        }
+    };
+    let mut table: Option<Table> = None;
+    for batch in builder.with_batch_size(8192).build().map_err(damaged)? {
+        let batch = batch.map_err(|error| StageError::input(path, error.to_string()))?;
+        let mut part = Table::new();
+        for (name, column) in columns(&batch).map_err(|reason| StageError::input(path, reason))? {
+            part = part.with(&name, column);
+        }
+        table = Some(match table {
+            None => part,
+            Some(table) => append(table, part)?,
+        });
+    }
+    let mut table = table.unwrap_or_default();
+    table.metadata = metadata;
+    Ok(table)
+}
+
+/// The rows of `next` after those of `table`.
+fn append(table: Table, next: Table) -> Result<Table, StageError> {
+    fn joined(name: &str, first: &Column, second: &Column) -> Result<Column, StageError> {
+        macro_rules! join {
+            ($($variant:ident),*) => {
+                match (first, second) {
+                    $((Column::$variant(a), Column::$variant(b)) => {
+                        Ok(Column::$variant(a.iter().chain(b).cloned().collect()))
+                    })*
+                    _ => Err(StageError::input("table", format!("column `{name}` changes its type between parts"))),
+                }
+            };
+        }
+        join!(Utf8, Bool, Int32, Int64, Float64, ListInt64, ListInt32, ListFloat32, ListUtf8, Image, Binary)
+    }
+    if next.rows() == 0 {
+        return Ok(table);
+    }
+    if table.rows() == 0 {
+        return Ok(Table { metadata: table.metadata, ..next });
+    }
+    let mut all = Table { metadata: table.metadata.clone(), ..Table::new() };
+    for (name, column) in table.columns() {
+        let second = next
+            .column(name)
+            .ok_or_else(|| StageError::input("table", format!("a part has no column `{name}`")))?;
+        all = all.with(name, joined(name, column, second)?);
+    }
+    Ok(all)
+}
