@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod phantom;
 mod registry;
 mod report;
 pub mod table;

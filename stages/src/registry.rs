@@ -4,5 +4,5 @@ use pipe_engine::Registry;
 
 /// The registry with every kind.
 pub fn registry() -> Registry {
-    Registry::new().with(crate::report::Report)
+    Registry::new().with(crate::phantom::IngestPhantom).with(crate::report::Report)
 }
