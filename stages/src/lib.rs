@@ -4,9 +4,22 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod checkpoint;
+mod classification;
+pub mod embed;
+pub mod evaluate_classify;
+pub mod finetune;
+mod images;
+mod ipc;
+mod labels;
+mod logistic;
+mod model;
 pub mod phantom;
 mod registry;
 mod report;
+pub mod retrieve;
+mod statistics;
 pub mod table;
+pub mod tokenizer;
 
 pub use registry::registry;

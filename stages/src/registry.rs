@@ -4,5 +4,14 @@ use pipe_engine::Registry;
 
 /// The registry with every kind.
 pub fn registry() -> Registry {
-    Registry::new().with(crate::phantom::IngestPhantom).with(crate::report::Report)
+    Registry::new()
+        .with(crate::checkpoint::Checkpoint)
+        .with(crate::embed::Embed)
+        .with(crate::evaluate_classify::EvaluateClassify)
+        .with(crate::finetune::FinetuneClassify)
+        .with(crate::finetune::FinetuneContrastive)
+        .with(crate::phantom::IngestPhantom)
+        .with(crate::report::Report)
+        .with(crate::retrieve::EvaluateRetrieve)
+        .with(crate::tokenizer::TrainTokenizer)
 }

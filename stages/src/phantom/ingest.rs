@@ -8,7 +8,6 @@ use pipe_engine::cache::Digest;
 use pipe_engine::{
     DefaultCpu, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError, StageKind,
 };
-use pipe_models::random::Key;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -645,7 +644,7 @@ fn twin_table(params: &Params, rows: &[Row], context: &StageContext<'_>) -> Resu
 }
 
 #[cfg(test)]
-pub(super) fn picture_of(params: &Params, split: &'static str, patient: u64) -> (Picture, Key) {
+pub(super) fn picture_of(params: &Params, split: &'static str, patient: u64) -> (Picture, pipe_models::random::Key) {
     let row = Row::draw(params, split, patient).expect("a phantom is drawn");
     let key = match &row.source {
         Source::Medical(factors) => factors.image,

@@ -1,0 +1,214 @@
+//! The stage kind `checkpoint`: a verified model, from files or with random weights.
+
+use pipe_engine::{
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext,
+    StageError, StageKind,
+};
+use pipe_models::clip::{ClipConfig, EotRule, TextConfig, VisionConfig};
+use pipe_models::{Activation, ClipModel, Preprocessor, Tokenizer, Trainable};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::artifact;
+use crate::model::{DEVICE, Model, checkpoint_error, files};
+
+/// Where the weights come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// From the files of the input `source`, in the Hugging Face layout.
+    Files,
+    /// Drawn from the seed, for the architecture of `vision` and `text`.
+    Random,
+}
+
+/// A transformer's sizes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TowerSize {
+    /// Width of the residual stream.
+    #[schemars(range(min = 1, max = 8192))]
+    pub width: i64,
+    /// Number of blocks.
+    #[schemars(range(min = 1, max = 128))]
+    pub layers: i64,
+    /// Number of attention heads.
+    #[schemars(range(min = 1, max = 128))]
+    pub heads: i64,
+    /// Width inside the perceptrons; by default four times the width.
+    #[schemars(range(min = 1, max = 32768))]
+    pub hidden: Option<i64>,
+}
+
+impl Default for TowerSize {
+    fn default() -> Self {
+        Self { width: 64, layers: 4, heads: 2, hidden: None }
+    }
+}
+
+impl TowerSize {
+    fn hidden(&self) -> usize {
+        self.hidden.unwrap_or(4 * self.width) as usize
+    }
+}
+
+/// Parameters of `checkpoint`. The architecture parameters are those of random weights; the defaults
+/// are the small CLIP of the study on phantoms.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// Where the weights come from.
+    pub init: Init,
+    /// Decides random weights.
+    pub seed: i64,
+    /// Side of the image, in pixels.
+    #[schemars(range(min = 8, max = 1024))]
+    pub image_size: i64,
+    /// Side of a patch, in pixels.
+    #[schemars(range(min = 1, max = 256))]
+    pub patch: i64,
+    /// The image tower.
+    pub vision: TowerSize,
+    /// The text tower.
+    pub text: TowerSize,
+    /// Number of positions of a text.
+    #[schemars(range(min = 4, max = 1024))]
+    pub context: i64,
+    /// Width of the common space.
+    #[schemars(range(min = 1, max = 4096))]
+    pub projection: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            init: Init::Files,
+            seed: 0,
+            image_size: 48,
+            patch: 8,
+            vision: TowerSize::default(),
+            text: TowerSize { layers: 2, ..TowerSize::default() },
+            context: 24,
+            projection: 64,
+        }
+    }
+}
+
+/// Verifies a model's files, or makes a model with random weights.
+pub struct Checkpoint;
+
+impl StageKind for Checkpoint {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "checkpoint",
+            summary: "a verified CLIP: from files in the Hugging Face layout, or with random weights",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Exact,
+            cpu: DefaultCpu::One,
+            inputs: vec![
+                InputPort::optional("source", &[ArtifactType::FILE], "the folder with config.json, model.safetensors and tokenizer.json"),
+                InputPort::optional("tokenizer", &[artifact::TOKENIZER], "the tokeniser of a model with random weights, or of files that have none"),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![OutputPort::new("checkpoint", artifact::CHECKPOINT, "the model")]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let mut problems = Vec::new();
+        for (name, tower) in [("vision", &params.vision), ("text", &params.text)] {
+            if tower.width % tower.heads != 0 {
+                problems.push(ParameterProblem {
+                    path: format!("{name}.heads"),
+                    message: format!("{} heads do not divide a width of {}", tower.heads, tower.width),
+                    help: None,
+                });
+            }
+        }
+        if params.image_size % params.patch != 0 {
+            problems.push(ParameterProblem {
+                path: "patch".to_owned(),
+                message: format!("patches of {} do not divide an image of {}", params.patch, params.image_size),
+                help: None,
+            });
+        }
+        problems
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let tokenizer_json = match context.optional_input("tokenizer") {
+            Some(artifact) => Some(files(artifact).text("tokenizer.json").map_err(checkpoint_error)?),
+            None => None,
+        };
+        let mut model = match (params.init, context.optional_input("source")) {
+            (Init::Files, Some(source)) => Model::load(source, Trainable::Frozen)?,
+            (Init::Files, None) => {
+                let message = "`init = \"files\"` needs the input `source`: `inputs = { source = \"file:FOLDER\" }`";
+                return Err(StageError::failed(message));
+            }
+            (Init::Random, _) => random(params, tokenizer_json.as_deref())?,
+        };
+        if model.tokenizer_json.is_none() {
+            model.tokenizer_json = tokenizer_json;
+        }
+        if let Some(json) = &model.tokenizer_json {
+            let tokenizer = Tokenizer::from_json(json).map_err(checkpoint_error)?;
+            let rows = model.clip.config().text.vocabulary;
+            if tokenizer.vocabulary() > rows {
+                let reason = format!("it has {} ids, the model's embedding table {rows} rows", tokenizer.vocabulary());
+                return Err(StageError::input("tokenizer.json", reason));
+            }
+        }
+        model.save(context.output("checkpoint")?)
+    }
+}
+
+fn random(params: &Params, tokenizer_json: Option<&str>) -> Result<Model, StageError> {
+    let json = tokenizer_json
+        .ok_or_else(|| StageError::failed("random weights need the input `tokenizer`: it decides the vocabulary"))?;
+    let tokenizer = Tokenizer::from_json(json).map_err(checkpoint_error)?;
+    let end = tokenizer.end();
+    let config = ClipConfig {
+        text: TextConfig {
+            vocabulary: tokenizer.vocabulary(),
+            width: params.text.width as usize,
+            hidden: params.text.hidden(),
+            layers: params.text.layers as usize,
+            heads: params.text.heads as usize,
+            positions: params.context as usize,
+            activation: Activation::QuickGelu,
+            epsilon: 1e-5,
+            eot: EotRule::First(end),
+            bos: tokenizer.start().unwrap_or(end),
+            // Padding with the end mark is invisible behind the first one.
+            pad: end,
+        },
+        vision: VisionConfig {
+            width: params.vision.width as usize,
+            hidden: params.vision.hidden(),
+            layers: params.vision.layers as usize,
+            heads: params.vision.heads as usize,
+            image: params.image_size as usize,
+            patch: params.patch as usize,
+            channels: 3,
+            activation: Activation::QuickGelu,
+            epsilon: 1e-5,
+        },
+        projection: params.projection as usize,
+        logit_scale: (1.0f64 / 0.07).ln(),
+    };
+    let clip =
+        ClipModel::random(&config, params.seed as u64, &DEVICE, Trainable::Frozen).map_err(checkpoint_error)?;
+    Ok(Model {
+        clip,
+        preprocessor: Preprocessor::clip(params.image_size as usize),
+        tokenizer_json: Some(json.to_owned()),
+        head: None,
+    })
+}

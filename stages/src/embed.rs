@@ -1,0 +1,129 @@
+//! The stage kind `embed`: images or captions as vectors.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, StringArray};
+use arrow_schema::{DataType, Field};
+use candle_core::Tensor;
+use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_models::{DualEncoder, Trainable, normalise};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::artifact;
+use crate::images::{ImageSet, batches};
+use crate::ipc::{tensor_column, write_file};
+use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
+use crate::table::read_columns;
+
+/// Parameters of `embed`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The splits that are embedded; all if empty.
+    pub splits: Vec<String>,
+    /// Whether vectors are divided by their length.
+    pub normalise: bool,
+    /// Rows per forward pass.
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { splits: Vec::new(), normalise: false, batch: 64 }
+    }
+}
+
+/// Embeds images and captions.
+pub struct Embed;
+
+impl StageKind for Embed {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "embed",
+            summary: "the embeddings of images and captions, as Arrow files",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("captions", &[artifact::CAPTIONS], "the captions"),
+                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model"),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![
+            OutputPort::new("images", artifact::EMBEDDINGS, "one vector per image"),
+            OutputPort::new("texts", artifact::EMBEDDINGS, "one vector per caption"),
+        ]
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let finish = |embeddings: Tensor| -> candle_core::Result<Vec<f32>> {
+            let embeddings = if params.normalise { normalise(&embeddings)? } else { embeddings };
+            embeddings.flatten_all()?.to_vec1()
+        };
+        let mut image_values = Vec::new();
+        let all: Vec<usize> = (0..images.len()).collect();
+        for rows in batches(&all, params.batch) {
+            context.check_cancelled()?;
+            let embeddings = model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
+            image_values.extend(finish(embeddings).map_err(tensor_error)?);
+            context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "images", &[]);
+        }
+        let tokenizer = model.tokenizer()?;
+        let text = &model.clip.config().text;
+        let table = read_columns(context.input("captions")?, &["image_id", "split", "caption"])?;
+        let table = table.select(&table.rows_of_splits(&splits));
+        let (ids, captions) = (table.strings("image_id")?, table.strings("caption")?);
+        let caption_splits = table.strings("split")?;
+        let mut text_values = Vec::new();
+        let all: Vec<usize> = (0..captions.len()).collect();
+        for rows in batches(&all, params.batch) {
+            context.check_cancelled()?;
+            let mut tokens = Vec::new();
+            for row in rows {
+                tokens.extend(tokenizer.encode(captions[*row], text.positions, text.pad).map_err(checkpoint_error)?.ids);
+            }
+            let embed = || {
+                let tokens = Tensor::from_vec(tokens, (rows.len(), text.positions), &DEVICE)?;
+                finish(model.clip.text_tower().embed_texts(&tokens, None)?)
+            };
+            text_values.extend(embed().map_err(tensor_error)?);
+            context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "captions", &[]);
+        }
+        let width = model.clip.image_tower().embedding_width();
+        let metadata = |modality: &str| {
+            HashMap::from([
+                ("pipe".to_owned(), context.provenance().to_owned()),
+                ("modality".to_owned(), modality.to_owned()),
+                ("normalised".to_owned(), params.normalise.to_string()),
+            ])
+        };
+        let (image_metadata, text_metadata) = (metadata("image"), metadata("text"));
+        let image_ids: Vec<&str> = images.ids.iter().map(String::as_str).collect();
+        let image_splits: Vec<&str> = images.splits.iter().map(String::as_str).collect();
+        let path = context.output("images")?.path("embeddings.arrow")?;
+        write_file(&path, columns(&image_ids, &image_splits, width, image_values)?, image_metadata)?;
+        let path = context.output("texts")?.path("embeddings.arrow")?;
+        write_file(&path, columns(&ids, &caption_splits, width, text_values)?, text_metadata)
+    }
+}
+
+fn columns(ids: &[&str], splits: &[&str], width: usize, values: Vec<f32>) -> Result<Vec<(Field, ArrayRef)>, StageError> {
+    let text = |name: &str, values: &[&str]| -> (Field, ArrayRef) {
+        (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from(values.to_vec())))
+    };
+    Ok(vec![text("image_id", ids), text("split", splits), tensor_column("embedding", &[width], &["width"], values)?])
+}

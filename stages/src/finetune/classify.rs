@@ -1,0 +1,308 @@
+//! The stage kind `finetune.classify`: a linear probe on frozen embeddings, or the whole image tower.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_models::train::{AdamW, Group, Schedule, clip_gradient_norm, loss};
+use pipe_models::{DualEncoder, Trainable};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Optimiser, TrainingLog, epoch_order};
+use crate::artifact;
+use crate::images::{ImageSet, batches};
+use crate::labels::Labels;
+use crate::logistic::{Samples, fit, sweep};
+use crate::model::{DEVICE, Head, Model, tensor_error, zero_head};
+use crate::statistics::argmax;
+
+/// What learns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// A linear classifier on the frozen, projected embedding.
+    LinearProbe,
+    /// The image tower with a linear head.
+    Full,
+}
+
+/// Parameters of `finetune.classify`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// What learns.
+    pub mode: Mode,
+    /// Linear probe: inverse strength of regularisation; without it the value of best accuracy on the
+    /// validation split (or on every fifth training row, if there is none) is taken.
+    #[schemars(range(min = 1e-9, max = 1e9))]
+    pub c: Option<f64>,
+    /// Full: passes over the training split.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub epochs: i64,
+    /// Full: images per step.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch: i64,
+    /// Full: highest learning rate of the tower.
+    #[schemars(range(min = 1e-9, max = 1.0))]
+    pub lr: f64,
+    /// Full: highest learning rate of the head; by default the tower's.
+    #[schemars(range(min = 1e-9, max = 1.0))]
+    pub head_lr: Option<f64>,
+    /// Decides the order of training.
+    pub seed: i64,
+    /// AdamW and its schedule.
+    pub optimiser: Optimiser,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            mode: Mode::LinearProbe,
+            c: None,
+            epochs: 5,
+            batch: 32,
+            lr: 1e-4,
+            head_lr: None,
+            seed: 0,
+            optimiser: Optimiser::default(),
+        }
+    }
+}
+
+/// Trains a classifier on images.
+pub struct FinetuneClassify;
+
+const TRAIN: &str = "train";
+const VAL: &str = "val";
+
+impl StageKind for FinetuneClassify {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "finetune.classify",
+            summary: "trains a classifier: a linear probe on embeddings, or the whole image tower",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("labels", &[artifact::LABELS], "their classes"),
+                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model to start from"),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![
+            OutputPort::new("checkpoint", artifact::CHECKPOINT, "the model with its head"),
+            OutputPort::new("log", artifact::TRAINING_LOG, "learning curves"),
+        ]
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let trainable = match params.mode {
+            Mode::LinearProbe => Trainable::Frozen,
+            Mode::Full => Trainable::Image,
+        };
+        let mut model = Model::load(context.input("checkpoint")?, trainable)?;
+        let labels = Labels::read(context.input("labels")?)?;
+        let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], &model.preprocessor, context)?;
+        let data = Data { targets: labels.of(&images.ids)?, train: images.rows(TRAIN), val: images.rows(VAL), images, labels };
+        if data.train.is_empty() {
+            return Err(StageError::failed("there are no images of split `train` to learn from"));
+        }
+        let mut log = TrainingLog::default();
+        match params.mode {
+            Mode::LinearProbe => model.head = Some(linear_probe(params, &model, &data, &mut log, context)?),
+            Mode::Full => full(params, &mut model, &data, &mut log, context)?,
+        }
+        let provenance = context.provenance().to_owned();
+        model.save(context.output("checkpoint")?)?;
+        log.write(context.output("log")?, &provenance)
+    }
+}
+
+struct Data {
+    images: ImageSet,
+    labels: Labels,
+    targets: Vec<Vec<i64>>,
+    train: Vec<usize>,
+    val: Vec<usize>,
+}
+
+impl Data {
+    /// The class of each row; for multi-label data, whether bit `label` is set.
+    fn classes(&self, rows: &[usize], label: Option<usize>) -> Vec<usize> {
+        rows.iter().map(|row| self.targets[*row][label.unwrap_or(0)] as usize).collect()
+    }
+}
+
+/// Rows of embeddings, `[rows, width]` flat.
+pub(crate) fn embed(model: &Model, images: &ImageSet, rows: &[usize], batch: i64, context: &StageContext<'_>) -> Result<Vec<f32>, StageError> {
+    let mut values = Vec::new();
+    for (index, rows) in batches(rows, batch).enumerate() {
+        context.check_cancelled()?;
+        let embeddings =
+            model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
+        values.extend(embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?);
+        context.progress((index as i64 * batch) as u64 + rows.len() as u64, images.len() as u64, "images", &[]);
+    }
+    Ok(values)
+}
+
+/// Embeddings are computed in batches of this many images.
+pub(crate) const EMBED_BATCH: i64 = 64;
+
+fn linear_probe(params: &Params, model: &Model, data: &Data, log: &mut TrainingLog, context: &StageContext<'_>) -> Result<Head, StageError> {
+    let width = model.clip.image_tower().embedding_width();
+    let train = embed(model, &data.images, &data.train, EMBED_BATCH, context)?;
+    let val = embed(model, &data.images, &data.val, EMBED_BATCH, context)?;
+    let description = data.labels.description.clone();
+    // One softmax regression, or one of two classes for each label; of the latter only the difference
+    // of the two logits is kept.
+    let problems: Vec<Option<usize>> =
+        if description.is_multi_label() { (0..description.classes.len()).map(Some).collect() } else { vec![None] };
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    for label in problems {
+        context.check_cancelled()?;
+        let classes = if label.is_some() { 2 } else { description.classes.len() };
+        let (train_labels, val_labels) = (data.classes(&data.train, label), data.classes(&data.val, label));
+        let samples = Samples { features: &train, width, labels: &train_labels, classes };
+        let c = match params.c {
+            Some(c) => c,
+            None if data.val.is_empty() => {
+                let (kept, held) = fifth(&train, width, &train_labels);
+                let kept = Samples { features: &kept.0, width, labels: &kept.1, classes };
+                sweep(kept, Samples { features: &held.0, width, labels: &held.1, classes })?
+            }
+            None => sweep(samples, Samples { features: &val, width, labels: &val_labels, classes })?,
+        };
+        let fitted = fit(samples, c)?;
+        log.add(1, 1, "train", "accuracy", fitted.accuracy(samples));
+        log.add(1, 1, "train", "c", c);
+        if !data.val.is_empty() {
+            let samples = Samples { features: &val, width, labels: &val_labels, classes };
+            log.add(1, 1, "val", "accuracy", fitted.accuracy(samples));
+        }
+        if label.is_some() {
+            weight.extend((0..width).map(|index| (fitted.weight[width + index] - fitted.weight[index]) as f32));
+            bias.push((fitted.bias[1] - fitted.bias[0]) as f32);
+        } else {
+            weight.extend(fitted.weight.iter().map(|value| *value as f32));
+            bias.extend(fitted.bias.iter().map(|value| *value as f32));
+        }
+    }
+    let classes = description.classes.len();
+    Ok(Head {
+        weight: Tensor::from_vec(weight, (classes, width), &DEVICE).map_err(tensor_error)?,
+        bias: Tensor::from_vec(bias, classes, &DEVICE).map_err(tensor_error)?,
+        description,
+    })
+}
+
+type Rows = (Vec<f32>, Vec<usize>);
+
+/// Every fifth row apart, for choosing C where there is no validation split.
+fn fifth(features: &[f32], width: usize, labels: &[usize]) -> (Rows, Rows) {
+    let (mut kept, mut held): (Rows, Rows) = Default::default();
+    for (row, (x, label)) in features.chunks_exact(width).zip(labels).enumerate() {
+        let side = if row % 5 == 4 { &mut held } else { &mut kept };
+        side.0.extend_from_slice(x);
+        side.1.push(*label);
+    }
+    (kept, held)
+}
+
+fn full(params: &Params, model: &mut Model, data: &Data, log: &mut TrainingLog, context: &StageContext<'_>) -> Result<(), StageError> {
+    let width = model.clip.image_tower().embedding_width();
+    let (head, head_variables) = zero_head(data.labels.description.clone(), width)?;
+    model.head = Some(head);
+    let mut variables: BTreeMap<String, Var> = model.clip.variables().clone();
+    variables.extend(head_variables);
+    let steps_per_epoch = data.train.len().div_ceil(params.batch as usize) as u64;
+    let total = steps_per_epoch * params.epochs as u64;
+    let optimiser = &params.optimiser;
+    let schedule = Schedule {
+        rate: params.lr,
+        warmup: (optimiser.warmup * total as f64).round() as u64,
+        total,
+        floor: optimiser.floor,
+    };
+    let head_rate = params.head_lr.unwrap_or(params.lr) / params.lr;
+    let mut adamw = AdamW::new(&variables, optimiser.options(), |name, variable| Group {
+        rate: if name.starts_with("head.") { head_rate } else { 1.0 },
+        ..AdamW::matrices_decay(name, variable)
+    });
+    let mut best: Option<(f64, BTreeMap<String, Tensor>)> = None;
+    let mut step = 0u64;
+    for epoch in 0..params.epochs {
+        let order = epoch_order(params.seed, epoch, &data.train);
+        let mut sum = 0.0;
+        for rows in batches(&order, params.batch) {
+            context.check_cancelled()?;
+            let logits = model.logits(&data.images.batch(rows)?, None)?;
+            let loss = batch_loss(&logits, rows, data).map_err(tensor_error)?;
+            let gradients = loss.backward().map_err(tensor_error)?;
+            let (_, factor) = clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
+            adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+            let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
+            if !value.is_finite() {
+                let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
+                return Err(StageError::failed(message));
+            }
+            sum += value * rows.len() as f64;
+            step += 1;
+            context.progress(step, total, "steps", &[("loss", value)]);
+        }
+        log.add(epoch + 1, step as i64, "train", "loss", sum / data.train.len() as f64);
+        if !data.val.is_empty() {
+            let accuracy = accuracy(model, data, &data.val)?;
+            log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
+            if best.as_ref().is_none_or(|(score, _)| accuracy > *score) {
+                let snapshot = variables.iter().map(|(name, variable)| Ok((name.clone(), variable.as_detached_tensor().copy()?)));
+                let snapshot = snapshot.collect::<candle_core::Result<_>>().map_err(tensor_error)?;
+                best = Some((accuracy, snapshot));
+            }
+        }
+    }
+    // The epoch of best validation accuracy is kept, the last one where there is no validation split.
+    if let Some((_, snapshot)) = best {
+        for (name, value) in snapshot {
+            variables[&name].set(&value).map_err(tensor_error)?;
+        }
+    }
+    Ok(())
+}
+
+fn batch_loss(logits: &Tensor, rows: &[usize], data: &Data) -> candle_core::Result<Tensor> {
+    if data.labels.description.is_multi_label() {
+        let bits: Vec<f32> = rows.iter().flat_map(|row| data.targets[*row].iter().map(|bit| *bit as f32)).collect();
+        return loss::binary_cross_entropy(logits, &Tensor::from_vec(bits, logits.shape(), &DEVICE)?);
+    }
+    let targets: Vec<u32> = rows.iter().map(|row| data.targets[*row][0] as u32).collect();
+    loss::cross_entropy(logits, &Tensor::from_vec(targets, rows.len(), &DEVICE)?)
+}
+
+/// Share of right answers (of right bits, for multi-label data).
+fn accuracy(model: &Model, data: &Data, rows: &[usize]) -> Result<f64, StageError> {
+    let (mut right, mut all) = (0usize, 0usize);
+    for rows in batches(rows, EMBED_BATCH) {
+        let logits = model.logits(&data.images.batch(rows)?, None)?.detach();
+        for (row, logits) in rows.iter().zip(logits.to_vec2::<f32>().map_err(tensor_error)?) {
+            let target = &data.targets[*row];
+            if data.labels.description.is_multi_label() {
+                right += logits.iter().zip(target).filter(|(logit, bit)| (**logit > 0.0) == (**bit == 1)).count();
+                all += target.len();
+            } else {
+                let values: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
+                right += usize::from(argmax(&values) as i64 == target[0]);
+                all += 1;
+            }
+        }
+    }
+    Ok(right as f64 / all.max(1) as f64)
+}

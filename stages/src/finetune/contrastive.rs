@@ -1,0 +1,218 @@
+//! The stage kind `finetune.contrastive`: CLIP's symmetric InfoNCE on image-caption pairs.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_models::train::{AdamW, Schedule, clip_gradient_norm, loss};
+use pipe_models::{DualEncoder, Trainable};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Optimiser, TrainingLog, epoch_order};
+use crate::artifact;
+use crate::images::ImageSet;
+use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
+use crate::table::read_columns;
+
+/// Which tower stays as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Freeze {
+    /// Both learn.
+    None,
+    /// Only the text tower learns.
+    Image,
+    /// Only the image tower learns.
+    Text,
+}
+
+/// Parameters of `finetune.contrastive`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// Passes over the pairs.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub epochs: i64,
+    /// Pairs per step; all others of a batch are negatives.
+    #[schemars(range(min = 2, max = 65_536))]
+    pub batch: i64,
+    /// Highest learning rate.
+    #[schemars(range(min = 1e-9, max = 1.0))]
+    pub lr: f64,
+    /// Decides the order of training.
+    pub seed: i64,
+    /// The split that is trained on.
+    pub split: String,
+    /// Which tower stays as it is.
+    pub freeze: Freeze,
+    /// AdamW and its schedule.
+    pub optimiser: Optimiser,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            epochs: 5,
+            batch: 32,
+            lr: 1e-3,
+            seed: 0,
+            split: "train".to_owned(),
+            freeze: Freeze::None,
+            optimiser: Optimiser::default(),
+        }
+    }
+}
+
+/// ln 100: the logit scale is clamped to it after every step, as CLIP's is.
+const GREATEST_SCALE: f32 = 4.605_170_2;
+
+/// Trains a CLIP on pairs.
+pub struct FinetuneContrastive;
+
+impl StageKind for FinetuneContrastive {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "finetune.contrastive",
+            summary: "trains both towers of a CLIP on image-caption pairs",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("captions", &[artifact::CAPTIONS], "their captions"),
+                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model to start from"),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![
+            OutputPort::new("checkpoint", artifact::CHECKPOINT, "the trained model"),
+            OutputPort::new("log", artifact::TRAINING_LOG, "loss and learning rate"),
+        ]
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let trainable = match params.freeze {
+            Freeze::None => Trainable::All,
+            Freeze::Image => Trainable::Text,
+            Freeze::Text => Trainable::Image,
+        };
+        let model = Model::load(context.input("checkpoint")?, trainable)?;
+        let splits = [params.split.as_str()];
+        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let pairs = Pairs::read(&model, &images, context, &splits)?;
+        let batch = params.batch as usize;
+        if pairs.rows.len() < batch {
+            let message = format!("{} pairs of split `{}` do not fill one batch of {batch}", pairs.rows.len(), params.split);
+            return Err(StageError::failed(message));
+        }
+        let steps_per_epoch = (pairs.rows.len() / batch) as i64;
+        let total = (steps_per_epoch * params.epochs) as u64;
+        let optimiser = &params.optimiser;
+        let schedule = Schedule {
+            rate: params.lr,
+            warmup: (optimiser.warmup * total as f64).round() as u64,
+            total,
+            floor: optimiser.floor,
+        };
+        let variables = model.clip.variables();
+        let mut adamw = AdamW::new(variables, optimiser.options(), AdamW::matrices_decay);
+        let mut log = TrainingLog::default();
+        let mut step = 0u64;
+        for epoch in 0..params.epochs {
+            let all: Vec<usize> = (0..pairs.rows.len()).collect();
+            let order = epoch_order(params.seed, epoch, &all);
+            let (mut sum, mut count) = (0.0, 0.0);
+            // An incomplete last batch has fewer negatives: it is left out, another part each epoch.
+            for rows in order.chunks_exact(batch) {
+                context.check_cancelled()?;
+                let loss = pairs.loss(&model, &images, rows)?;
+                let gradients = loss.backward().map_err(tensor_error)?;
+                let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
+                adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+                clamp_scale(&model)?;
+                let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
+                if !value.is_finite() {
+                    let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
+                    return Err(StageError::failed(message));
+                }
+                sum += value;
+                count += 1.0;
+                step += 1;
+                context.progress(step, total, "steps", &[("loss", value), ("lr", schedule.at(step - 1))]);
+            }
+            log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+            log.add(epoch + 1, step as i64, "train", "lr", schedule.at(step - 1));
+        }
+        let provenance = context.provenance().to_owned();
+        model.save(context.output("checkpoint")?)?;
+        log.write(context.output("log")?, &provenance)
+    }
+}
+
+fn clamp_scale(model: &Model) -> Result<(), StageError> {
+    let Some(scale) = model.clip.variables().get("logit_scale") else { return Ok(()) };
+    let value = scale.to_scalar::<f32>().map_err(tensor_error)?;
+    let clamped = value.clamp(0.0, GREATEST_SCALE);
+    if clamped != value {
+        scale.set(&Tensor::new(clamped, &DEVICE).map_err(tensor_error)?).map_err(tensor_error)?;
+    }
+    Ok(())
+}
+
+/// Captions as ids, each with the place of its image.
+struct Pairs {
+    /// (image row, ids, caption class): equal captions share a class.
+    rows: Vec<(usize, Vec<u32>, usize)>,
+}
+
+impl Pairs {
+    fn read(model: &Model, images: &ImageSet, context: &StageContext<'_>, splits: &[&str]) -> Result<Self, StageError> {
+        let tokenizer = model.tokenizer()?;
+        let text = &model.clip.config().text;
+        let table = read_columns(context.input("captions")?, &["image_id", "split", "caption"])?;
+        let (ids, captions) = (table.strings("image_id")?, table.strings("caption")?);
+        let places = images.places();
+        let mut classes: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut rows = Vec::new();
+        for row in table.rows_of_splits(splits) {
+            let image = places.get(ids[row]).ok_or_else(|| {
+                StageError::input("captions", format!("row {row} names the image `{}`, which is not there", ids[row]))
+            })?;
+            let encoded = tokenizer.encode(captions[row], text.positions, text.pad).map_err(checkpoint_error)?;
+            let next = classes.len();
+            let class = *classes.entry(captions[row]).or_insert(next);
+            rows.push((*image, encoded.ids, class));
+        }
+        Ok(Self { rows })
+    }
+
+    fn loss(&self, model: &Model, images: &ImageSet, rows: &[usize]) -> Result<Tensor, StageError> {
+        let image_rows: Vec<usize> = rows.iter().map(|row| self.rows[*row].0).collect();
+        let ids: Vec<u32> = rows.iter().flat_map(|row| self.rows[*row].1.iter().copied()).collect();
+        // A pair with the same caption, or of the same image, is no negative.
+        let mut excluded = Vec::new();
+        for (i, a) in rows.iter().enumerate() {
+            for (j, b) in rows.iter().enumerate() {
+                let (a, b) = (&self.rows[*a], &self.rows[*b]);
+                if i != j && (a.2 == b.2 || a.0 == b.0) {
+                    excluded.push((i, j));
+                }
+            }
+        }
+        let pixels = images.batch(&image_rows)?;
+        let compute = || {
+            let ids = Tensor::from_vec(ids, (rows.len(), model.clip.config().text.positions), &DEVICE)?;
+            let image = model.clip.image_tower().embed_images(&pixels, None)?;
+            let text = model.clip.text_tower().embed_texts(&ids, None)?;
+            loss::info_nce(&model.clip.logits(&image, &text)?, &excluded)
+        };
+        compute().map_err(tensor_error)
+    }
+}

@@ -1,0 +1,117 @@
+//! A table of images, decoded and brought to a model's size once.
+
+use candle_core::Tensor;
+use pipe_engine::{Artifact, StageContext, StageError};
+use pipe_models::Preprocessor;
+use pipe_models::preprocess::decode;
+use rayon::prelude::*;
+
+use crate::model::{DEVICE, tensor_error};
+use crate::table::{Table, read_columns};
+
+/// Images of some splits as eight-bit squares.
+pub(crate) struct ImageSet {
+    pub(crate) ids: Vec<String>,
+    pub(crate) splits: Vec<String>,
+    pub(crate) groups: Vec<Option<String>>,
+    squares: Vec<u8>,
+    preprocessor: Preprocessor,
+}
+
+/// The columns of an images table that an image set and its users read.
+const COLUMNS: [&str; 4] = ["image_id", "split", "image", "group_id"];
+
+impl ImageSet {
+    /// Reads and decodes the images whose split is one of `splits` (all if empty).
+    pub(crate) fn read(
+        artifact: &Artifact,
+        splits: &[&str],
+        preprocessor: &Preprocessor,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        let table = read_columns(artifact, &COLUMNS)?;
+        Self::from_table(&table.select(&table.rows_of_splits(splits)), preprocessor, context)
+    }
+
+    /// Decodes the images of a table.
+    pub(crate) fn from_table(
+        table: &Table,
+        preprocessor: &Preprocessor,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        context.check_cancelled()?;
+        let ids: Vec<String> = table.strings("image_id")?.into_iter().map(str::to_owned).collect();
+        let splits = table.strings("split")?.into_iter().map(str::to_owned).collect();
+        let groups = match table.column("group_id") {
+            Some(_) => table.utf8("group_id")?.to_vec(),
+            None => vec![None; ids.len()],
+        };
+        let images = table.images("image")?;
+        let squares: Vec<Result<Vec<u8>, StageError>> = images
+            .par_iter()
+            .zip(&ids)
+            .map(|(image, id)| {
+                let (bytes, path) =
+                    image.as_ref().ok_or_else(|| StageError::input(id, "the row has no image"))?;
+                let image = decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
+                Ok(preprocessor.square(&image))
+            })
+            .collect();
+        let mut all = Vec::with_capacity(ids.len() * preprocessor.side * preprocessor.side * 3);
+        for square in squares {
+            all.extend(square?);
+        }
+        Ok(Self { ids, splits, groups, squares: all, preprocessor: preprocessor.clone() })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The rows of a split.
+    pub(crate) fn rows(&self, split: &str) -> Vec<usize> {
+        (0..self.len()).filter(|row| self.splits[*row] == split).collect()
+    }
+
+    /// Where each id stands.
+    pub(crate) fn places(&self) -> std::collections::BTreeMap<&str, usize> {
+        self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
+    }
+
+    /// Normalised pixels `[rows, 3, side, side]`.
+    pub(crate) fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
+        let length = self.preprocessor.side * self.preprocessor.side * 3;
+        let mut squares = Vec::with_capacity(rows.len() * length);
+        for row in rows {
+            squares.extend_from_slice(&self.squares[row * length..(row + 1) * length]);
+        }
+        self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
+    }
+
+    /// The mean over `rows`, in the normalised space: `[3, side, side]`.
+    pub(crate) fn mean(&self, rows: &[usize]) -> Result<Tensor, StageError> {
+        let length = self.preprocessor.side * self.preprocessor.side * 3;
+        let mut sums = vec![0u64; length];
+        for row in rows {
+            for (sum, value) in sums.iter_mut().zip(&self.squares[row * length..(row + 1) * length]) {
+                *sum += u64::from(*value);
+            }
+        }
+        let count = rows.len().max(1) as f64;
+        let plane = self.preprocessor.side * self.preprocessor.side;
+        let mut values = vec![0.0f32; length];
+        for pixel in 0..plane {
+            for channel in 0..3 {
+                let mean = sums[pixel * 3 + channel] as f64 / count / 255.0;
+                values[channel * plane + pixel] =
+                    ((mean - self.preprocessor.mean[channel]) / self.preprocessor.std[channel]) as f32;
+            }
+        }
+        Tensor::from_vec(values, (3, self.preprocessor.side, self.preprocessor.side), &DEVICE).map_err(tensor_error)
+    }
+}
+
+/// Runs of at most `size` rows.
+pub(crate) fn batches(rows: &[usize], size: i64) -> impl Iterator<Item = &[usize]> {
+    rows.chunks(size.max(1) as usize)
+}

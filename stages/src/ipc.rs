@@ -1,0 +1,74 @@
+//! Tensors on disk: Arrow IPC files, uncompressed, so that they open by memory map.
+//!
+//! A tensor column is a fixed-size list with the canonical extension `arrow.fixed_shape_tensor`, its
+//! metadata written by hand: the library's own spelling is not the specification's.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Float32Type;
+use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch};
+use arrow_ipc::reader::FileReader;
+use arrow_ipc::writer::FileWriter;
+use arrow_schema::{DataType, Field, Schema};
+use pipe_engine::StageError;
+
+/// A column of tensors of one shape.
+pub(crate) fn tensor_column(name: &str, shape: &[usize], dimensions: &[&str], values: Vec<f32>) -> Result<(Field, ArrayRef), StageError> {
+    let length = shape.iter().product::<usize>();
+    // A child that is not nullable comes back from Parquet without its extension.
+    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let array = FixedSizeListArray::try_new(Arc::clone(&item), length as i32, Arc::new(Float32Array::from(values)), None)
+        .map_err(|error| StageError::because(format!("building the column `{name}`"), error))?;
+    let metadata = serde_json::json!({ "shape": shape, "dim_names": dimensions }).to_string();
+    let field = Field::new(name, DataType::FixedSizeList(item, length as i32), true).with_metadata(HashMap::from([
+        ("ARROW:extension:name".to_owned(), "arrow.fixed_shape_tensor".to_owned()),
+        ("ARROW:extension:metadata".to_owned(), metadata),
+    ]));
+    Ok((field, Arc::new(array)))
+}
+
+/// A file of one batch.
+pub(crate) fn write_file(path: &Path, columns: Vec<(Field, ArrayRef)>, metadata: HashMap<String, String>) -> Result<(), StageError> {
+    let doing = || format!("writing `{}`", path.display());
+    let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
+    let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+    let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(|error| StageError::because(doing(), error))?;
+    let file = File::create(path).map_err(|error| StageError::environment(doing(), error))?;
+    let mut writer = FileWriter::try_new(file, &schema).map_err(|error| StageError::because(doing(), error))?;
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(|error| StageError::because(doing(), error))
+}
+
+/// All rows of a file as one batch.
+pub(crate) fn read_file(path: &Path) -> Result<RecordBatch, StageError> {
+    let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
+    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
+    let reader = FileReader::try_new(file, None).map_err(damaged)?;
+    let schema = reader.schema();
+    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
+    arrow_select::concat::concat_batches(&schema, &batches).map_err(damaged)
+}
+
+/// The values of a tensor column and the shape of one row.
+pub(crate) fn tensors<'a>(batch: &'a RecordBatch, name: &str) -> Option<(&'a [f32], Vec<usize>)> {
+    let index = batch.schema().index_of(name).ok()?;
+    let list = batch.column(index).as_fixed_size_list_opt()?;
+    let values = list.values().as_primitive_opt::<Float32Type>()?.values();
+    let schema = batch.schema();
+    let metadata = schema.field(index).metadata().get("ARROW:extension:metadata").cloned().unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(&metadata).unwrap_or_default();
+    let shape: Vec<usize> =
+        json["shape"].as_array().into_iter().flatten().filter_map(|size| Some(size.as_u64()? as usize)).collect();
+    let length = list.value_length() as usize;
+    let shape = if shape.iter().product::<usize>() == length && !shape.is_empty() { shape } else { vec![length] };
+    Some((&values[list.offset() * length..(list.offset() + list.len()) * length], shape))
+}
+
+/// A text column.
+pub(crate) fn texts(batch: &RecordBatch, name: &str) -> Option<Vec<Option<String>>> {
+    let array = batch.column_by_name(name)?.as_string_opt::<i32>()?;
+    Some(array.iter().map(|value| value.map(str::to_owned)).collect())
+}
