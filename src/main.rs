@@ -3,5 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // SAFETY: this is the first statement of the program: no thread has been started.
+    unsafe { pipe_stages::process::prepare() };
     pipe_engine::main(&pipe_stages::registry())
 }

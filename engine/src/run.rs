@@ -313,7 +313,6 @@ impl Scheduler<'_> {
     }
 
     /// The inputs of a node, verified; or the producers whose outputs are damaged.
-    #[expect(clippy::type_complexity, reason = "two outcomes inside a store error")]
     fn inputs(
         &self,
         id: NodeId,

@@ -11,8 +11,11 @@ use pipe_models::train::{AdamW, AdamWOptions, clip_gradient_norm, loss};
 use pipe_models::{Activation, DualEncoder, Trainable};
 
 fn main() -> Result<()> {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { pipe_models::process::prepare() };
     let steps: usize = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(50);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build().expect("a pool starts");
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build().expect("a pool starts");
     pool.install(|| train(steps))
 }
 
@@ -20,12 +23,28 @@ fn train(steps: usize) -> Result<()> {
     let batch = 32;
     let config = ClipConfig {
         text: TextConfig {
-            vocabulary: 600, width: 64, hidden: 256, layers: 2, heads: 2, positions: 24,
-            activation: Activation::QuickGelu, epsilon: 1e-5, eot: EotRule::First(599), bos: 598, pad: 599,
+            vocabulary: 600,
+            width: 64,
+            hidden: 256,
+            layers: 2,
+            heads: 2,
+            positions: 24,
+            activation: Activation::QuickGelu,
+            epsilon: 1e-5,
+            eot: EotRule::First(599),
+            bos: 598,
+            pad: 599,
         },
         vision: VisionConfig {
-            width: 64, hidden: 256, layers: 4, heads: 2, image: 48, patch: 8, channels: 3,
-            activation: Activation::QuickGelu, epsilon: 1e-5,
+            width: 64,
+            hidden: 256,
+            layers: 4,
+            heads: 2,
+            image: 48,
+            patch: 8,
+            channels: 3,
+            activation: Activation::QuickGelu,
+            epsilon: 1e-5,
         },
         projection: 64,
         logit_scale: 2.659,
@@ -56,6 +75,9 @@ fn train(steps: usize) -> Result<()> {
         }
     }
     let [forward, backward, optimiser] = parts.map(|part| 1e3 * part / steps as f64);
-    println!("forward {forward:.1} ms, backward {backward:.1} ms, optimiser {optimiser:.1} ms, step {:.1} ms", forward + backward + optimiser);
+    println!(
+        "forward {forward:.1} ms, backward {backward:.1} ms, optimiser {optimiser:.1} ms, step {:.1} ms",
+        forward + backward + optimiser
+    );
     Ok(())
 }

@@ -81,7 +81,8 @@ impl Preprocessor {
             }
             other => Err(error(format!("`{key}` is {other}; three numbers are expected"))),
         };
-        let preprocessor = Self { side, mean: triple("image_mean", CLIP_MEAN)?, std: triple("image_std", CLIP_STD)? };
+        let preprocessor =
+            Self { side, mean: triple("image_mean", CLIP_MEAN)?, std: triple("image_std", CLIP_STD)? };
         if preprocessor.std.iter().any(|std| *std <= 0.0) {
             return Err(error("`image_std` has to be positive".to_owned()));
         }
@@ -125,7 +126,9 @@ impl Preprocessor {
         let plane = self.side * self.side;
         let mut values = vec![0.0f32; squares.len()];
         let scale: Vec<(f32, f32)> = (0..3)
-            .map(|channel| ((1.0 / (255.0 * self.std[channel])) as f32, (self.mean[channel] / self.std[channel]) as f32))
+            .map(|channel| {
+                ((1.0 / (255.0 * self.std[channel])) as f32, (self.mean[channel] / self.std[channel]) as f32)
+            })
             .collect();
         for (square, out) in squares.chunks_exact(plane * 3).zip(values.chunks_exact_mut(plane * 3)) {
             for (channel, (factor, offset)) in scale.iter().enumerate() {
@@ -201,9 +204,10 @@ pub fn resize(image: &Rgb, width: usize, height: usize) -> Rgb {
         for row in image.pixels.chunks_exact(image.width * 3) {
             for (first, weights) in &weights {
                 for channel in 0..3 {
-                    let sum = weights.iter().enumerate().fold(1i32 << (PRECISION - 1), |sum, (offset, weight)| {
-                        sum + i32::from(row[(first + offset) * 3 + channel]) * weight
-                    });
+                    let sum =
+                        weights.iter().enumerate().fold(1i32 << (PRECISION - 1), |sum, (offset, weight)| {
+                            sum + i32::from(row[(first + offset) * 3 + channel]) * weight
+                        });
                     pixels.push(clip(sum));
                 }
             }

@@ -1,8 +1,8 @@
 //! The stage kind `checkpoint`: a verified model, from files or with random weights.
 
 use pipe_engine::{
-    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext,
-    StageError, StageKind,
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
 };
 use pipe_models::clip::{ClipConfig, EotRule, TextConfig, VisionConfig};
 use pipe_models::{Activation, ClipModel, Preprocessor, Tokenizer, Trainable};
@@ -109,8 +109,16 @@ impl StageKind for Checkpoint {
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
             inputs: vec![
-                InputPort::optional("source", &[ArtifactType::FILE], "the folder with config.json, model.safetensors and tokenizer.json"),
-                InputPort::optional("tokenizer", &[artifact::TOKENIZER], "the tokeniser of a model with random weights, or of files that have none"),
+                InputPort::optional(
+                    "source",
+                    &[ArtifactType::FILE],
+                    "the folder with config.json, model.safetensors and tokenizer.json",
+                ),
+                InputPort::optional(
+                    "tokenizer",
+                    &[artifact::TOKENIZER],
+                    "the tokeniser of a model with random weights, or of files that have none",
+                ),
             ],
             free_inputs: None,
         }
@@ -134,7 +142,10 @@ impl StageKind for Checkpoint {
         if params.image_size % params.patch != 0 {
             problems.push(ParameterProblem {
                 path: "patch".to_owned(),
-                message: format!("patches of {} do not divide an image of {}", params.patch, params.image_size),
+                message: format!(
+                    "patches of {} do not divide an image of {}",
+                    params.patch, params.image_size
+                ),
                 help: None,
             });
         }
@@ -149,7 +160,8 @@ impl StageKind for Checkpoint {
         let mut model = match (params.init, context.optional_input("source")) {
             (Init::Files, Some(source)) => Model::load(source, Trainable::Frozen)?,
             (Init::Files, None) => {
-                let message = "`init = \"files\"` needs the input `source`: `inputs = { source = \"file:FOLDER\" }`";
+                let message =
+                    "`init = \"files\"` needs the input `source`: `inputs = { source = \"file:FOLDER\" }`";
                 return Err(StageError::failed(message));
             }
             (Init::Random, _) => random(params, tokenizer_json.as_deref())?,
@@ -161,7 +173,8 @@ impl StageKind for Checkpoint {
             let tokenizer = Tokenizer::from_json(json).map_err(checkpoint_error)?;
             let rows = model.clip.config().text.vocabulary;
             if tokenizer.vocabulary() > rows {
-                let reason = format!("it has {} ids, the model's embedding table {rows} rows", tokenizer.vocabulary());
+                let reason =
+                    format!("it has {} ids, the model's embedding table {rows} rows", tokenizer.vocabulary());
                 return Err(StageError::input("tokenizer.json", reason));
             }
         }
@@ -170,8 +183,9 @@ impl StageKind for Checkpoint {
 }
 
 fn random(params: &Params, tokenizer_json: Option<&str>) -> Result<Model, StageError> {
-    let json = tokenizer_json
-        .ok_or_else(|| StageError::failed("random weights need the input `tokenizer`: it decides the vocabulary"))?;
+    let json = tokenizer_json.ok_or_else(|| {
+        StageError::failed("random weights need the input `tokenizer`: it decides the vocabulary")
+    })?;
     let tokenizer = Tokenizer::from_json(json).map_err(checkpoint_error)?;
     let end = tokenizer.end();
     let config = ClipConfig {
@@ -203,8 +217,8 @@ fn random(params: &Params, tokenizer_json: Option<&str>) -> Result<Model, StageE
         projection: params.projection as usize,
         logit_scale: (1.0f64 / 0.07).ln(),
     };
-    let clip =
-        ClipModel::random(&config, params.seed as u64, &DEVICE, Trainable::Frozen).map_err(checkpoint_error)?;
+    let clip = ClipModel::random(&config, params.seed as u64, &DEVICE, Trainable::Frozen)
+        .map_err(checkpoint_error)?;
     Ok(Model {
         clip,
         preprocessor: Preprocessor::clip(params.image_size as usize),

@@ -54,7 +54,11 @@ impl Metric {
 }
 
 /// Writes figures as the long table of all tasks.
-pub(crate) fn write_metrics(output: &mut OutputWriter, metrics: &[Metric], provenance: &str) -> Result<(), StageError> {
+pub(crate) fn write_metrics(
+    output: &mut OutputWriter,
+    metrics: &[Metric],
+    provenance: &str,
+) -> Result<(), StageError> {
     let text = |value: &dyn Fn(&Metric) -> Option<String>| Column::Utf8(metrics.iter().map(value).collect());
     let number = |value: &dyn Fn(&Estimate) -> Option<f64>| {
         Column::Float64(metrics.iter().map(|metric| metric.estimate.as_ref().and_then(value)).collect())
@@ -73,9 +77,15 @@ pub(crate) fn write_metrics(output: &mut OutputWriter, metrics: &[Metric], prove
         .with("n", Column::Int64(metrics.iter().map(|metric| Some(metric.n as i64)).collect()))
         .with("seed", Column::Int64(metrics.iter().map(|metric| metric.seed).collect()))
         .with("protocol", text(&|metric| metric.protocol.clone()))
-        .with("reason", text(&|metric| {
-            metric.reason.clone().or_else(|| metric.estimate.is_none().then(|| "undefined for these samples".to_owned()))
-        }))
+        .with(
+            "reason",
+            text(&|metric| {
+                metric
+                    .reason
+                    .clone()
+                    .or_else(|| metric.estimate.is_none().then(|| "undefined for these samples".to_owned()))
+            }),
+        )
         .with("subgroup", text(&|metric| metric.subgroup.clone()));
     write(output, &TableSchema::metrics(), &table, WriteOptions::text(provenance))
 }
@@ -107,11 +117,18 @@ impl Classified {
     }
 
     /// The MedMNIST evaluator's figures (AUROC and accuracy) with AUROC per class, over `rows`.
-    pub(crate) fn metrics(&self, description: &HeadDescription, split: &str, rows: &[usize], seed: i64) -> Vec<Metric> {
+    pub(crate) fn metrics(
+        &self,
+        description: &HeadDescription,
+        split: &str,
+        rows: &[usize],
+        seed: i64,
+    ) -> Vec<Metric> {
         if rows.is_empty() {
             return Vec::new();
         }
-        let probabilities: Vec<Vec<f64>> = rows.iter().map(|row| self.probabilities(*row, description)).collect();
+        let probabilities: Vec<Vec<f64>> =
+            rows.iter().map(|row| self.probabilities(*row, description)).collect();
         let groups: Vec<Option<String>> = rows.iter().map(|row| self.groups[*row].clone()).collect();
         let groups = Groups::new(&groups);
         let count = description.classes.len();
@@ -123,7 +140,8 @@ impl Classified {
             .map(|class| Ranking::new(&probabilities.iter().map(|row| row[class]).collect::<Vec<_>>()))
             .collect();
         // The evaluator scores a binary task by the column of class 1 alone.
-        let scored: Vec<usize> = if description.task == "binary-class" { vec![count - 1] } else { (0..count).collect() };
+        let scored: Vec<usize> =
+            if description.task == "binary-class" { vec![count - 1] } else { (0..count).collect() };
         let auroc = |weight: &dyn Fn(usize) -> f64| -> Option<f64> {
             let mut sum = 0.0;
             for class in &scored {
@@ -135,7 +153,8 @@ impl Classified {
             .map(|row| {
                 let target = &self.targets[rows[row]];
                 if description.is_multi_label() {
-                    let bits = probabilities[row].iter().zip(target).filter(|(p, bit)| (**p > 0.5) == (**bit == 1));
+                    let bits =
+                        probabilities[row].iter().zip(target).filter(|(p, bit)| (**p > 0.5) == (**bit == 1));
                     bits.count() as f64 / count as f64
                 } else if description.task == "binary-class" {
                     f64::from(u8::from((probabilities[row][count - 1] > 0.5) == (target[0] == 1)))
@@ -148,7 +167,13 @@ impl Classified {
         let task = "classification";
         let mut metrics = vec![
             Metric::new(task, split, "auroc", bootstrap(&groups, seed_bits, auroc), rows.len()),
-            Metric::new(task, split, "accuracy", bootstrap(&groups, seed_bits, |weight| mean(&right, weight)), rows.len()),
+            Metric::new(
+                task,
+                split,
+                "accuracy",
+                bootstrap(&groups, seed_bits, |weight| mean(&right, weight)),
+                rows.len(),
+            ),
         ];
         if metrics[0].estimate.is_none() {
             metrics[0].reason = Some("a class has no or only positive samples".to_owned());
@@ -159,13 +184,21 @@ impl Classified {
             .unwrap_or_default();
         if !description.is_multi_label() {
             let share = majority as f64 / rows.len() as f64;
-            let mut floor = Metric::new(task, split, "accuracy", Some(Estimate { value: share, low: None, high: None }), rows.len());
+            let mut floor = Metric::new(
+                task,
+                split,
+                "accuracy",
+                Some(Estimate { value: share, low: None, high: None }),
+                rows.len(),
+            );
             floor.method = Some("majority".to_owned());
             metrics.push(floor);
         }
         if scored.len() > 1 {
             for class in scored {
-                let estimate = bootstrap(&groups, seed_bits, |weight| rankings[class].auroc(|row| positive(class, row), weight));
+                let estimate = bootstrap(&groups, seed_bits, |weight| {
+                    rankings[class].auroc(|row| positive(class, row), weight)
+                });
                 let mut metric = Metric::new(task, split, "auroc", estimate, rows.len());
                 metric.class = Some(description.classes[class].clone());
                 metrics.push(metric);
@@ -180,7 +213,8 @@ impl Classified {
     /// The predictions table: a row per sample.
     pub(crate) fn table(&self, description: &HeadDescription) -> Table {
         let count = self.ids.len();
-        let probabilities: Vec<Vec<f64>> = (0..count).map(|row| self.probabilities(row, description)).collect();
+        let probabilities: Vec<Vec<f64>> =
+            (0..count).map(|row| self.probabilities(row, description)).collect();
         let prediction = |row: usize| -> Vec<i32> {
             if description.is_multi_label() {
                 probabilities[row].iter().map(|p| i32::from(*p > 0.5)).collect()
@@ -188,7 +222,8 @@ impl Classified {
                 vec![argmax(&probabilities[row]) as i32]
             }
         };
-        let target = |row: usize| -> Vec<i32> { self.targets[row].iter().map(|value| *value as i32).collect() };
+        let target =
+            |row: usize| -> Vec<i32> { self.targets[row].iter().map(|value| *value as i32).collect() };
         let scores = |row: usize| Some(probabilities[row].iter().map(|p| *p as f32).collect());
         let answer = |row: usize| {
             (!description.is_multi_label()).then(|| description.classes[argmax(&probabilities[row])].clone())
@@ -201,7 +236,10 @@ impl Classified {
             .with("target", Column::ListInt32((0..count).map(|row| Some(target(row))).collect()))
             .with("prediction", Column::ListInt32((0..count).map(|row| Some(prediction(row))).collect()))
             .with("scores", Column::ListFloat32((0..count).map(scores).collect()))
-            .with("correct", Column::Bool((0..count).map(|row| Some(prediction(row) == target(row))).collect()))
+            .with(
+                "correct",
+                Column::Bool((0..count).map(|row| Some(prediction(row) == target(row))).collect()),
+            )
             .with("answer", Column::Utf8((0..count).map(answer).collect()))
             .with_metadata("task", description.task.clone())
             .with_metadata("label_names", serde_json::json!(description.classes).to_string())

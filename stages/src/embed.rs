@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, StringArray};
 use arrow_schema::{DataType, Field};
 use candle_core::Tensor;
-use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+};
 use pipe_models::{DualEncoder, Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,7 +80,8 @@ impl StageKind for Embed {
         let all: Vec<usize> = (0..images.len()).collect();
         for rows in batches(&all, params.batch) {
             context.check_cancelled()?;
-            let embeddings = model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
+            let embeddings =
+                model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
             image_values.extend(finish(embeddings).map_err(tensor_error)?);
             context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "images", &[]);
         }
@@ -94,7 +97,9 @@ impl StageKind for Embed {
             context.check_cancelled()?;
             let mut tokens = Vec::new();
             for row in rows {
-                tokens.extend(tokenizer.encode(captions[*row], text.positions, text.pad).map_err(checkpoint_error)?.ids);
+                tokens.extend(
+                    tokenizer.encode(captions[*row], text.positions, text.pad).map_err(checkpoint_error)?.ids,
+                );
             }
             let embed = || {
                 let tokens = Tensor::from_vec(tokens, (rows.len(), text.positions), &DEVICE)?;
@@ -121,9 +126,18 @@ impl StageKind for Embed {
     }
 }
 
-fn columns(ids: &[&str], splits: &[&str], width: usize, values: Vec<f32>) -> Result<Vec<(Field, ArrayRef)>, StageError> {
+fn columns(
+    ids: &[&str],
+    splits: &[&str],
+    width: usize,
+    values: Vec<f32>,
+) -> Result<Vec<(Field, ArrayRef)>, StageError> {
     let text = |name: &str, values: &[&str]| -> (Field, ArrayRef) {
         (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from(values.to_vec())))
     };
-    Ok(vec![text("image_id", ids), text("split", splits), tensor_column("embedding", &[width], &["width"], values)?])
+    Ok(vec![
+        text("image_id", ids),
+        text("split", splits),
+        tensor_column("embedding", &[width], &["width"], values)?,
+    ])
 }

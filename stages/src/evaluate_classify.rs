@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError, StageKind,
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
+    StageKind,
 };
 use pipe_models::ops::linear;
 use pipe_models::{DualEncoder, Trainable, normalise};
@@ -59,7 +60,11 @@ impl StageKind for EvaluateClassify {
             inputs: vec![
                 InputPort::required("images", &[artifact::IMAGES], "the images"),
                 InputPort::required("labels", &[artifact::LABELS], "their classes"),
-                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a head unless there are prompts"),
+                InputPort::required(
+                    "checkpoint",
+                    &[artifact::CHECKPOINT],
+                    "the model, with a head unless there are prompts",
+                ),
             ],
             free_inputs: None,
         }
@@ -110,7 +115,10 @@ impl StageKind for EvaluateClassify {
         let description = match &model.head {
             Some(head) if prototypes.is_none() => {
                 if head.description.classes != labels.description.classes {
-                    let reason = format!("its classes are {:?}, those of the labels {:?}", head.description.classes, labels.description.classes);
+                    let reason = format!(
+                        "its classes are {:?}, those of the labels {:?}",
+                        head.description.classes, labels.description.classes
+                    );
                     return Err(StageError::input("head.json", reason));
                 }
                 head.description.clone()
@@ -135,7 +143,8 @@ impl StageKind for EvaluateClassify {
                 names.sort();
                 names.dedup();
                 for name in names {
-                    let rows: Vec<usize> = rows.iter().copied().filter(|row| values[*row].as_ref() == Some(name)).collect();
+                    let rows: Vec<usize> =
+                        rows.iter().copied().filter(|row| values[*row].as_ref() == Some(name)).collect();
                     let figures = classified.metrics(&description, &split, &rows, params.seed);
                     metrics.extend(figures.into_iter().map(|mut metric| {
                         metric.subgroup = Some(format!("{column}={name}"));
@@ -150,14 +159,24 @@ impl StageKind for EvaluateClassify {
         }
         let provenance = context.provenance().to_owned();
         let table = classified.table(&description);
-        write(context.output("predictions")?, &TableSchema::predictions(), &table, WriteOptions::text(&provenance))?;
+        write(
+            context.output("predictions")?,
+            &TableSchema::predictions(),
+            &table,
+            WriteOptions::text(&provenance),
+        )?;
         write_metrics(context.output("metrics")?, &metrics, &provenance)
     }
 }
 
-fn subgroup(context: &StageContext<'_>, column: &str, images: &ImageSet) -> Result<Vec<Option<String>>, StageError> {
+fn subgroup(
+    context: &StageContext<'_>,
+    column: &str,
+    images: &ImageSet,
+) -> Result<Vec<Option<String>>, StageError> {
     let table = read_columns(context.input("images")?, &["image_id", column])?;
-    let by_id: BTreeMap<&str, &Option<String>> = table.strings("image_id")?.into_iter().zip(table.utf8(column)?).collect();
+    let by_id: BTreeMap<&str, &Option<String>> =
+        table.strings("image_id")?.into_iter().zip(table.utf8(column)?).collect();
     Ok(images.ids.iter().map(|id| by_id.get(id.as_str()).and_then(|value| (*value).clone())).collect())
 }
 
@@ -165,14 +184,20 @@ fn subgroup(context: &StageContext<'_>, column: &str, images: &ImageSet) -> Resu
 fn prototypes(model: &Model, labels: &Labels, params: &Params) -> Result<Tensor, StageError> {
     let tokenizer = model.tokenizer()?;
     let text = &model.clip.config().text;
-    let unknown: Vec<&String> = params.prompts.keys().filter(|class| !labels.description.classes.contains(class)).collect();
+    let unknown: Vec<&String> =
+        params.prompts.keys().filter(|class| !labels.description.classes.contains(class)).collect();
     if !unknown.is_empty() {
-        let message = format!("prompts are given for {unknown:?}, which are no classes; those are {:?}", labels.description.classes);
+        let message = format!(
+            "prompts are given for {unknown:?}, which are no classes; those are {:?}",
+            labels.description.classes
+        );
         return Err(StageError::failed(message));
     }
     let mut rows = Vec::new();
     for class in &labels.description.classes {
-        let texts = params.prompts.get(class)
+        let texts = params
+            .prompts
+            .get(class)
             .ok_or_else(|| StageError::failed(format!("class `{class}` has no prompts")))?;
         let mut ids = Vec::new();
         for prompt in texts {

@@ -53,7 +53,8 @@ impl ImageSet {
             .map(|(image, id)| {
                 let (bytes, path) =
                     image.as_ref().ok_or_else(|| StageError::input(id, "the row has no image"))?;
-                let image = decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
+                let image =
+                    decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
                 Ok(preprocessor.square(&image))
             })
             .collect();
@@ -86,28 +87,6 @@ impl ImageSet {
             squares.extend_from_slice(&self.squares[row * length..(row + 1) * length]);
         }
         self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
-    }
-
-    /// The mean over `rows`, in the normalised space: `[3, side, side]`.
-    pub(crate) fn mean(&self, rows: &[usize]) -> Result<Tensor, StageError> {
-        let length = self.preprocessor.side * self.preprocessor.side * 3;
-        let mut sums = vec![0u64; length];
-        for row in rows {
-            for (sum, value) in sums.iter_mut().zip(&self.squares[row * length..(row + 1) * length]) {
-                *sum += u64::from(*value);
-            }
-        }
-        let count = rows.len().max(1) as f64;
-        let plane = self.preprocessor.side * self.preprocessor.side;
-        let mut values = vec![0.0f32; length];
-        for pixel in 0..plane {
-            for channel in 0..3 {
-                let mean = sums[pixel * 3 + channel] as f64 / count / 255.0;
-                values[channel * plane + pixel] =
-                    ((mean - self.preprocessor.mean[channel]) / self.preprocessor.std[channel]) as f32;
-            }
-        }
-        Tensor::from_vec(values, (3, self.preprocessor.side, self.preprocessor.side), &DEVICE).map_err(tensor_error)
     }
 }
 

@@ -17,28 +17,45 @@ use arrow_schema::{DataType, Field, Schema};
 use pipe_engine::StageError;
 
 /// A column of tensors of one shape.
-pub(crate) fn tensor_column(name: &str, shape: &[usize], dimensions: &[&str], values: Vec<f32>) -> Result<(Field, ArrayRef), StageError> {
+pub(crate) fn tensor_column(
+    name: &str,
+    shape: &[usize],
+    dimensions: &[&str],
+    values: Vec<f32>,
+) -> Result<(Field, ArrayRef), StageError> {
     let length = shape.iter().product::<usize>();
     // A child that is not nullable comes back from Parquet without its extension.
     let item = Arc::new(Field::new("item", DataType::Float32, true));
-    let array = FixedSizeListArray::try_new(Arc::clone(&item), length as i32, Arc::new(Float32Array::from(values)), None)
-        .map_err(|error| StageError::because(format!("building the column `{name}`"), error))?;
+    let array = FixedSizeListArray::try_new(
+        Arc::clone(&item),
+        length as i32,
+        Arc::new(Float32Array::from(values)),
+        None,
+    )
+    .map_err(|error| StageError::because(format!("building the column `{name}`"), error))?;
     let metadata = serde_json::json!({ "shape": shape, "dim_names": dimensions }).to_string();
-    let field = Field::new(name, DataType::FixedSizeList(item, length as i32), true).with_metadata(HashMap::from([
-        ("ARROW:extension:name".to_owned(), "arrow.fixed_shape_tensor".to_owned()),
-        ("ARROW:extension:metadata".to_owned(), metadata),
-    ]));
+    let field =
+        Field::new(name, DataType::FixedSizeList(item, length as i32), true).with_metadata(HashMap::from([
+            ("ARROW:extension:name".to_owned(), "arrow.fixed_shape_tensor".to_owned()),
+            ("ARROW:extension:metadata".to_owned(), metadata),
+        ]));
     Ok((field, Arc::new(array)))
 }
 
 /// A file of one batch.
-pub(crate) fn write_file(path: &Path, columns: Vec<(Field, ArrayRef)>, metadata: HashMap<String, String>) -> Result<(), StageError> {
+pub(crate) fn write_file(
+    path: &Path,
+    columns: Vec<(Field, ArrayRef)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), StageError> {
     let doing = || format!("writing `{}`", path.display());
     let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
     let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
-    let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(|error| StageError::because(doing(), error))?;
+    let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)
+        .map_err(|error| StageError::because(doing(), error))?;
     let file = File::create(path).map_err(|error| StageError::environment(doing(), error))?;
-    let mut writer = FileWriter::try_new(file, &schema).map_err(|error| StageError::because(doing(), error))?;
+    let mut writer =
+        FileWriter::try_new(file, &schema).map_err(|error| StageError::because(doing(), error))?;
     writer.write(&batch).and_then(|()| writer.finish()).map_err(|error| StageError::because(doing(), error))
 }
 
@@ -58,12 +75,18 @@ pub(crate) fn tensors<'a>(batch: &'a RecordBatch, name: &str) -> Option<(&'a [f3
     let list = batch.column(index).as_fixed_size_list_opt()?;
     let values = list.values().as_primitive_opt::<Float32Type>()?.values();
     let schema = batch.schema();
-    let metadata = schema.field(index).metadata().get("ARROW:extension:metadata").cloned().unwrap_or_default();
+    let metadata =
+        schema.field(index).metadata().get("ARROW:extension:metadata").cloned().unwrap_or_default();
     let json: serde_json::Value = serde_json::from_str(&metadata).unwrap_or_default();
-    let shape: Vec<usize> =
-        json["shape"].as_array().into_iter().flatten().filter_map(|size| Some(size.as_u64()? as usize)).collect();
+    let shape: Vec<usize> = json["shape"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|size| Some(size.as_u64()? as usize))
+        .collect();
     let length = list.value_length() as usize;
-    let shape = if shape.iter().product::<usize>() == length && !shape.is_empty() { shape } else { vec![length] };
+    let shape =
+        if shape.iter().product::<usize>() == length && !shape.is_empty() { shape } else { vec![length] };
     Some((&values[list.offset() * length..(list.offset() + list.len()) * length], shape))
 }
 

@@ -18,8 +18,10 @@ impl Labels {
         // Planted truths are columns of the table too; nothing here reads them.
         let table = read(artifact)?;
         let task = table.metadata.get("task").cloned().unwrap_or_else(|| "multi-class".to_owned());
-        let (ids, splits, labels) = (table.strings("image_id")?, table.strings("split")?, table.list_int64("label")?);
-        let names = table.metadata.get("label_names").and_then(|text| serde_json::from_str::<Vec<String>>(text).ok());
+        let (ids, splits, labels) =
+            (table.strings("image_id")?, table.strings("split")?, table.list_int64("label")?);
+        let names =
+            table.metadata.get("label_names").and_then(|text| serde_json::from_str::<Vec<String>>(text).ok());
         let greatest = labels.iter().flatten().flatten().max().copied().unwrap_or(0);
         let classes = names.unwrap_or_else(|| (0..=greatest).map(|class| class.to_string()).collect());
         let description = HeadDescription { classes, task };
@@ -32,7 +34,11 @@ impl Labels {
                 label.len() == 1 && (0..description.classes.len() as i64).contains(&label[0])
             };
             if !fits {
-                let reason = format!("row {row} (`{}`) has the label {label:?}; {} classes are known", ids[row], description.classes.len());
+                let reason = format!(
+                    "row {row} (`{}`) has the label {label:?}; {} classes are known",
+                    ids[row],
+                    description.classes.len()
+                );
                 return Err(StageError::input("labels", reason));
             }
             rows.push((ids[row].to_owned(), splits[row].to_owned(), label));
@@ -46,7 +52,9 @@ impl Labels {
             self.rows.iter().map(|(id, _, label)| (id.as_str(), label)).collect();
         ids.iter()
             .map(|id| {
-                by_id.get(id.as_str()).map(|label| (*label).clone())
+                by_id
+                    .get(id.as_str())
+                    .map(|label| (*label).clone())
                     .ok_or_else(|| StageError::input("labels", format!("the image `{id}` has no label")))
             })
             .collect()

@@ -22,4 +22,5 @@ mod statistics;
 pub mod table;
 pub mod tokenizer;
 
+pub use pipe_models::process;
 pub use registry::registry;

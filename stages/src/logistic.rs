@@ -58,7 +58,8 @@ impl Problem<'_> {
                     cost += max + libm::log(sum) - logits[labels[row]];
                     if wants_gradient {
                         for (class, logit) in logits.iter().enumerate() {
-                            let error = libm::exp(logit - max) / sum - f64::from(u8::from(class == labels[row]));
+                            let error =
+                                libm::exp(logit - max) / sum - f64::from(u8::from(class == labels[row]));
                             let g = &mut gradient[class * stride..(class + 1) * stride];
                             for (g, x) in g.iter_mut().zip(x) {
                                 *g += error * f64::from(*x);
@@ -115,7 +116,8 @@ impl Gradient for Problem<'_> {
 pub(crate) fn fit(samples: Samples<'_>, c: f64) -> Result<Logistic, StageError> {
     let stride = samples.width + 1;
     let start = vec![0.0; samples.classes * stride];
-    let failed = |error: argmin::core::Error| StageError::failed(format!("logistic regression failed: {error}"));
+    let failed =
+        |error: argmin::core::Error| StageError::failed(format!("logistic regression failed: {error}"));
     let solver = LBFGS::new(MoreThuenteLineSearch::new(), 10)
         .with_tolerance_grad(TOLERANCE)
         .and_then(|solver| solver.with_tolerance_cost(1e-12))

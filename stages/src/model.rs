@@ -90,17 +90,19 @@ impl Model {
 
     /// The tokeniser.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, StageError> {
-        let json = self
-            .tokenizer_json
-            .as_deref()
-            .ok_or_else(|| StageError::input("tokenizer.json", "the checkpoint has no tokeniser, and the stage reads text"))?;
+        let json = self.tokenizer_json.as_deref().ok_or_else(|| {
+            StageError::input("tokenizer.json", "the checkpoint has no tokeniser, and the stage reads text")
+        })?;
         Tokenizer::from_json(json).map_err(checkpoint_error)
     }
 
     /// The head.
     pub(crate) fn head(&self) -> Result<&Head, StageError> {
         self.head.as_ref().ok_or_else(|| {
-            StageError::input("head.safetensors", "the checkpoint has no head; train one with `finetune.classify`")
+            StageError::input(
+                "head.safetensors",
+                "the checkpoint has no head; train one with `finetune.classify`",
+            )
         })
     }
 
@@ -120,11 +122,10 @@ impl Model {
             write_text(&folder.join("tokenizer.json"), json)?;
         }
         if let Some(head) = &self.head {
-            let tensors = [
-                ("weight".to_owned(), head.weight.detach()),
-                ("bias".to_owned(), head.bias.detach()),
-            ];
-            write_tensors(&folder.join("head.safetensors"), &tensors.into()).map_err(|error| write_error(&error))?;
+            let tensors =
+                [("weight".to_owned(), head.weight.detach()), ("bias".to_owned(), head.bias.detach())];
+            write_tensors(&folder.join("head.safetensors"), &tensors.into())
+                .map_err(|error| write_error(&error))?;
             let json = serde_json::to_string_pretty(&head.description)
                 .map_err(|error| StageError::because("writing head.json", error))?;
             write_text(&folder.join("head.json"), &format!("{json}\n"))?;
@@ -139,22 +140,28 @@ fn load_head(files: &CheckpointFiles) -> Result<Head, StageError> {
         serde_json::from_str(&json).map_err(|error| StageError::input("head.json", error.to_string()))?;
     let mut tensors = read_tensors(files, "head.safetensors", &DEVICE).map_err(checkpoint_error)?;
     let mut take = |name: &str| {
-        tensors.remove(name).ok_or_else(|| StageError::input("head.safetensors", format!("it has no tensor `{name}`")))
+        tensors
+            .remove(name)
+            .ok_or_else(|| StageError::input("head.safetensors", format!("it has no tensor `{name}`")))
     };
     let head = Head { weight: take("weight")?, bias: take("bias")?, description };
     let classes = head.description.classes.len();
     if head.bias.dims() != [classes] || head.weight.dims().first() != Some(&classes) {
-        return Err(StageError::input("head.safetensors", format!("its shapes do not fit {classes} classes")));
+        return Err(StageError::input(
+            "head.safetensors",
+            format!("its shapes do not fit {classes} classes"),
+        ));
     }
     Ok(head)
 }
 
 /// A head whose parameters are variables, starting from zero.
-pub(crate) fn zero_head(description: HeadDescription, width: usize) -> Result<(Head, [(String, Var); 2]), StageError> {
+pub(crate) fn zero_head(
+    description: HeadDescription,
+    width: usize,
+) -> Result<(Head, [(String, Var); 2]), StageError> {
     let classes = description.classes.len();
-    let zeros = |shape: &[usize]| {
-        Var::zeros(shape, candle_core::DType::F32, &DEVICE).map_err(tensor_error)
-    };
+    let zeros = |shape: &[usize]| Var::zeros(shape, candle_core::DType::F32, &DEVICE).map_err(tensor_error);
     let (weight, bias) = (zeros(&[classes, width])?, zeros(&[classes])?);
     let head = Head { description, weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone() };
     Ok((head, [("head.weight".to_owned(), weight), ("head.bias".to_owned(), bias)]))

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use pipe_engine::cache::Digest;
-use pipe_engine::{Artifact, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_engine::{
+    Artifact, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
+    StageKind,
+};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,7 +72,8 @@ impl StageKind for EvaluateRetrieve {
         if let Some(pool) = params.pool {
             images.truncate(pool as usize);
         }
-        let places: BTreeMap<&str, usize> = images.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
+        let places: BTreeMap<&str, usize> =
+            images.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
         let captions = Vectors::read(context.input("texts")?, &params.split)?;
         // Captions of images outside the pool are no candidates.
         let (kept, owner): (Vec<usize>, Vec<usize>) = captions
@@ -80,7 +84,10 @@ impl StageKind for EvaluateRetrieve {
             .unzip();
         let captions = captions.select(&kept);
         if images.ids.is_empty() || captions.ids.is_empty() {
-            return Err(StageError::failed(format!("split `{}` has no pairs of images and captions", params.split)));
+            return Err(StageError::failed(format!(
+                "split `{}` has no pairs of images and captions",
+                params.split
+            )));
         }
         context.check_cancelled()?;
         let mut names: Vec<&str> = images.ids.iter().map(String::as_str).collect();
@@ -95,7 +102,8 @@ impl StageKind for EvaluateRetrieve {
             .map(|image| {
                 let scores = captions.similarities(images.row(image));
                 // The best of an image's own captions counts, the first of equals.
-                let best = own[image].iter().copied().reduce(|a, b| if scores[b] > scores[a] { b } else { a })?;
+                let best =
+                    own[image].iter().copied().reduce(|a, b| if scores[b] > scores[a] { b } else { a })?;
                 Some(Rank::of(&scores, best, |other| other == best || !own[image].contains(&other)))
             })
             .collect();
@@ -114,7 +122,8 @@ impl StageKind for EvaluateRetrieve {
 
         let mut metrics = Vec::new();
         for direction in ["image_to_text", "text_to_image"] {
-            let of: Vec<&(String, &str, Rank, usize)> = ranks.iter().filter(|row| row.1 == direction).collect();
+            let of: Vec<&(String, &str, Rank, usize)> =
+                ranks.iter().filter(|row| row.1 == direction).collect();
             let groups = Groups::new(&of.iter().map(|row| Some(row.0.clone())).collect::<Vec<_>>());
             let mut add = |metric: String, k: Option<i64>, estimate: Option<Estimate>| {
                 let mut row = Metric::new("retrieval", &params.split, &metric, estimate, of.len());
@@ -123,14 +132,19 @@ impl StageKind for EvaluateRetrieve {
                 metrics.push(row);
             };
             for k in &params.k {
-                let hits: Vec<f64> = of.iter().map(|row| f64::from(u8::from((row.2.rank as i64) < *k))).collect();
+                let hits: Vec<f64> =
+                    of.iter().map(|row| f64::from(u8::from((row.2.rank as i64) < *k))).collect();
                 let estimate = bootstrap(&groups, params.seed as u64, |weight| mean(&hits, weight));
                 add(format!("recall@{k}"), Some(*k), estimate);
             }
             let mut sorted: Vec<usize> = of.iter().map(|row| row.2.rank).collect();
             sorted.sort_unstable();
             let median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2 + 1;
-            add("median_rank".to_owned(), None, Some(Estimate { value: median as f64, low: None, high: None }));
+            add(
+                "median_rank".to_owned(),
+                None,
+                Some(Estimate { value: median as f64, low: None, high: None }),
+            );
         }
         let provenance = context.provenance().to_owned();
         let integers = |value: &dyn Fn(&(String, &str, Rank, usize)) -> usize| {

@@ -26,7 +26,11 @@ impl Ranking {
     }
 
     /// The area under the ROC curve (Mann-Whitney, ties one half), each sample counted `weight` times.
-    pub(crate) fn auroc(&self, positive: impl Fn(usize) -> bool, weight: impl Fn(usize) -> f64) -> Option<f64> {
+    pub(crate) fn auroc(
+        &self,
+        positive: impl Fn(usize) -> bool,
+        weight: impl Fn(usize) -> f64,
+    ) -> Option<f64> {
         let (mut positives, mut negatives, mut area) = (0.0, 0.0, 0.0);
         // Negatives below the current tie group, and the group's own counts.
         let (mut below, mut group_positives, mut group_negatives) = (0.0, 0.0, 0.0);
@@ -97,6 +101,7 @@ impl Groups {
     }
 
     /// Every sample its own group.
+    #[cfg(test)]
     pub(crate) fn singles(count: usize) -> Self {
         Self { of: (0..count).collect(), count }
     }
@@ -133,7 +138,11 @@ pub(crate) fn bootstrap(
         return Some(Estimate { value, low: None, high: None });
     }
     replicates.sort_by(f64::total_cmp);
-    Some(Estimate { value, low: Some(percentile(&replicates, 0.025)), high: Some(percentile(&replicates, 0.975)) })
+    Some(Estimate {
+        value,
+        low: Some(percentile(&replicates, 0.025)),
+        high: Some(percentile(&replicates, 0.975)),
+    })
 }
 
 /// The percentile of sorted values, linearly between neighbours.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+};
 use pipe_models::Tokenizer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,7 +46,11 @@ impl StageKind for TrainTokenizer {
             cpu: DefaultCpu::One,
             inputs: vec![InputPort {
                 axes: false,
-                ..InputPort::fan_in("text", &[artifact::CAPTIONS, artifact::QUESTIONS], "the tables whose captions or questions are read")
+                ..InputPort::fan_in(
+                    "text",
+                    &[artifact::CAPTIONS, artifact::QUESTIONS],
+                    "the tables whose captions or questions are read",
+                )
             }],
             free_inputs: None,
         }

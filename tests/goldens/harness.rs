@@ -11,11 +11,6 @@ pub(crate) fn topic(name: &str) -> Option<PathBuf> {
     folder("PIPE_GOLDENS", "goldens", name)
 }
 
-/// A folder below `PIPE_DATA`; prints `SKIPPED` and returns `None` where it is not there.
-pub(crate) fn data(name: &str) -> Option<PathBuf> {
-    folder("PIPE_DATA", "data", name)
-}
-
 fn folder(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
     let root = std::env::var_os(variable)
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(default), PathBuf::from);

@@ -170,7 +170,7 @@ fn last_run(store: &Store, pipeline: &Pipeline) -> Result<Option<serde_json::Val
         let Some(mut start) = events.next().filter(|event| event["pipeline"] == pipeline.name) else {
             continue;
         };
-        let finish = events.filter(|event| event["ev"] == "run_finished").last();
+        let finish = events.rfind(|event| event["ev"] == "run_finished");
         if let (Some(finish), Some(start)) = (finish, start.as_object_mut()) {
             for key in ["status", "executed", "failed", "wall"] {
                 start.insert(key.to_owned(), finish[key].clone());

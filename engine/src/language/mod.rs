@@ -16,6 +16,7 @@ mod expand;
 mod files;
 mod item;
 mod matrix;
+#[expect(clippy::single_match, reason = "temporary")]
 mod overrides;
 mod params;
 mod reference;

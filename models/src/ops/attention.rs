@@ -7,7 +7,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::elementwise::{dot, softmax_row, vectorised};
+use super::elementwise::{dot, softmax_rows, vectorised};
 use super::product::{Matrix, product};
 use super::{composed, contiguous, on_cpu, values};
 
@@ -61,13 +61,7 @@ impl Sizes {
     fn probabilities(self, packed: &[f32], head: usize, out: &mut [f32]) {
         let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
         product(queries, keys.transposed(), self.scale(), false, out, self.tokens, false);
-        vectorised(|| {
-            for (query, row) in out.chunks_exact_mut(self.tokens).enumerate() {
-                let seen = if self.causal { query + 1 } else { self.tokens };
-                softmax_row(&mut row[..seen]);
-                row[seen..].fill(0.0);
-            }
-        });
+        softmax_rows(out, self.tokens, self.causal);
     }
 }
 

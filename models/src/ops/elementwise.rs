@@ -85,9 +85,31 @@ pub(super) fn fold(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 
     sum
 }
 
+/// Softmax of each row of `[rows, width]`, of which row i has `seen(i)` values and then zeros.
+pub(super) fn softmax_rows(values: &mut [f32], width: usize, causal: bool) {
+    struct Rows<'a> {
+        values: &'a mut [f32],
+        width: usize,
+        causal: bool,
+    }
+    // A named type instead of a closure: only a method can be forced into the vectorised caller.
+    impl pulp::NullaryFnOnce for Rows<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn call(self) {
+            for (index, row) in self.values.chunks_exact_mut(self.width).enumerate() {
+                let seen = if self.causal { index % self.width + 1 } else { self.width };
+                softmax_row(&mut row[..seen]);
+                row[seen..].fill(0.0);
+            }
+        }
+    }
+    Arch::new().dispatch(Rows { values, width, causal });
+}
+
 /// Softmax of a row in place.
 #[inline(always)]
-pub(super) fn softmax_row(row: &mut [f32]) {
+fn softmax_row(row: &mut [f32]) {
     let mut greatest = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = row.as_chunks::<LANES>();
     for block in blocks {

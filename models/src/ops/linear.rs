@@ -33,7 +33,11 @@ struct Linear;
 fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
     let rows = x.len() / width;
     let mut y = match bias {
-        Some(bias) => bias.iter().copied().cycle().take(rows * out).collect(),
+        Some(bias) => {
+            let mut y = Vec::with_capacity(rows * out);
+            (0..rows).for_each(|_| y.extend_from_slice(bias));
+            y
+        }
         None => vec![0.0; rows * out],
     };
     let (x, weight) = (Matrix::new(x, rows, width, width), Matrix::new(weight, out, width, width));

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
-use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+};
 use pipe_models::train::{AdamW, Group, Schedule, clip_gradient_norm, loss};
 use pipe_models::{DualEncoder, Trainable};
 use schemars::JsonSchema;
@@ -111,7 +113,13 @@ impl StageKind for FinetuneClassify {
         let mut model = Model::load(context.input("checkpoint")?, trainable)?;
         let labels = Labels::read(context.input("labels")?)?;
         let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], &model.preprocessor, context)?;
-        let data = Data { targets: labels.of(&images.ids)?, train: images.rows(TRAIN), val: images.rows(VAL), images, labels };
+        let data = Data {
+            targets: labels.of(&images.ids)?,
+            train: images.rows(TRAIN),
+            val: images.rows(VAL),
+            images,
+            labels,
+        };
         if data.train.is_empty() {
             return Err(StageError::failed("there are no images of split `train` to learn from"));
         }
@@ -142,14 +150,25 @@ impl Data {
 }
 
 /// Rows of embeddings, `[rows, width]` flat.
-pub(crate) fn embed(model: &Model, images: &ImageSet, rows: &[usize], batch: i64, context: &StageContext<'_>) -> Result<Vec<f32>, StageError> {
+pub(crate) fn embed(
+    model: &Model,
+    images: &ImageSet,
+    rows: &[usize],
+    batch: i64,
+    context: &StageContext<'_>,
+) -> Result<Vec<f32>, StageError> {
     let mut values = Vec::new();
     for (index, rows) in batches(rows, batch).enumerate() {
         context.check_cancelled()?;
         let embeddings =
             model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
         values.extend(embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?);
-        context.progress((index as i64 * batch) as u64 + rows.len() as u64, images.len() as u64, "images", &[]);
+        context.progress(
+            (index as i64 * batch) as u64 + rows.len() as u64,
+            images.len() as u64,
+            "images",
+            &[],
+        );
     }
     Ok(values)
 }
@@ -157,15 +176,24 @@ pub(crate) fn embed(model: &Model, images: &ImageSet, rows: &[usize], batch: i64
 /// Embeddings are computed in batches of this many images.
 pub(crate) const EMBED_BATCH: i64 = 64;
 
-fn linear_probe(params: &Params, model: &Model, data: &Data, log: &mut TrainingLog, context: &StageContext<'_>) -> Result<Head, StageError> {
+fn linear_probe(
+    params: &Params,
+    model: &Model,
+    data: &Data,
+    log: &mut TrainingLog,
+    context: &StageContext<'_>,
+) -> Result<Head, StageError> {
     let width = model.clip.image_tower().embedding_width();
     let train = embed(model, &data.images, &data.train, EMBED_BATCH, context)?;
     let val = embed(model, &data.images, &data.val, EMBED_BATCH, context)?;
     let description = data.labels.description.clone();
     // One softmax regression, or one of two classes for each label; of the latter only the difference
     // of the two logits is kept.
-    let problems: Vec<Option<usize>> =
-        if description.is_multi_label() { (0..description.classes.len()).map(Some).collect() } else { vec![None] };
+    let problems: Vec<Option<usize>> = if description.is_multi_label() {
+        (0..description.classes.len()).map(Some).collect()
+    } else {
+        vec![None]
+    };
     let (mut weight, mut bias) = (Vec::new(), Vec::new());
     for label in problems {
         context.check_cancelled()?;
@@ -189,7 +217,8 @@ fn linear_probe(params: &Params, model: &Model, data: &Data, log: &mut TrainingL
             log.add(1, 1, "val", "accuracy", fitted.accuracy(samples));
         }
         if label.is_some() {
-            weight.extend((0..width).map(|index| (fitted.weight[width + index] - fitted.weight[index]) as f32));
+            weight
+                .extend((0..width).map(|index| (fitted.weight[width + index] - fitted.weight[index]) as f32));
             bias.push((fitted.bias[1] - fitted.bias[0]) as f32);
         } else {
             weight.extend(fitted.weight.iter().map(|value| *value as f32));
@@ -217,7 +246,13 @@ fn fifth(features: &[f32], width: usize, labels: &[usize]) -> (Rows, Rows) {
     (kept, held)
 }
 
-fn full(params: &Params, model: &mut Model, data: &Data, log: &mut TrainingLog, context: &StageContext<'_>) -> Result<(), StageError> {
+fn full(
+    params: &Params,
+    model: &mut Model,
+    data: &Data,
+    log: &mut TrainingLog,
+    context: &StageContext<'_>,
+) -> Result<(), StageError> {
     let width = model.clip.image_tower().embedding_width();
     let (head, head_variables) = zero_head(data.labels.description.clone(), width)?;
     model.head = Some(head);
@@ -247,7 +282,8 @@ fn full(params: &Params, model: &mut Model, data: &Data, log: &mut TrainingLog, 
             let logits = model.logits(&data.images.batch(rows)?, None)?;
             let loss = batch_loss(&logits, rows, data).map_err(tensor_error)?;
             let gradients = loss.backward().map_err(tensor_error)?;
-            let (_, factor) = clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
+            let (_, factor) =
+                clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
             adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
             let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
             if !value.is_finite() {
@@ -263,7 +299,9 @@ fn full(params: &Params, model: &mut Model, data: &Data, log: &mut TrainingLog, 
             let accuracy = accuracy(model, data, &data.val)?;
             log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
             if best.as_ref().is_none_or(|(score, _)| accuracy > *score) {
-                let snapshot = variables.iter().map(|(name, variable)| Ok((name.clone(), variable.as_detached_tensor().copy()?)));
+                let snapshot = variables
+                    .iter()
+                    .map(|(name, variable)| Ok((name.clone(), variable.as_detached_tensor().copy()?)));
                 let snapshot = snapshot.collect::<candle_core::Result<_>>().map_err(tensor_error)?;
                 best = Some((accuracy, snapshot));
             }
@@ -280,7 +318,8 @@ fn full(params: &Params, model: &mut Model, data: &Data, log: &mut TrainingLog, 
 
 fn batch_loss(logits: &Tensor, rows: &[usize], data: &Data) -> candle_core::Result<Tensor> {
     if data.labels.description.is_multi_label() {
-        let bits: Vec<f32> = rows.iter().flat_map(|row| data.targets[*row].iter().map(|bit| *bit as f32)).collect();
+        let bits: Vec<f32> =
+            rows.iter().flat_map(|row| data.targets[*row].iter().map(|bit| *bit as f32)).collect();
         return loss::binary_cross_entropy(logits, &Tensor::from_vec(bits, logits.shape(), &DEVICE)?);
     }
     let targets: Vec<u32> = rows.iter().map(|row| data.targets[*row][0] as u32).collect();
@@ -295,7 +334,8 @@ fn accuracy(model: &Model, data: &Data, rows: &[usize]) -> Result<f64, StageErro
         for (row, logits) in rows.iter().zip(logits.to_vec2::<f32>().map_err(tensor_error)?) {
             let target = &data.targets[*row];
             if data.labels.description.is_multi_label() {
-                right += logits.iter().zip(target).filter(|(logit, bit)| (**logit > 0.0) == (**bit == 1)).count();
+                right +=
+                    logits.iter().zip(target).filter(|(logit, bit)| (**logit > 0.0) == (**bit == 1)).count();
                 all += target.len();
             } else {
                 let values: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use pipe_engine::{DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind};
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+};
 use pipe_models::train::{AdamW, Schedule, clip_gradient_norm, loss};
 use pipe_models::{DualEncoder, Trainable};
 use schemars::JsonSchema;
@@ -109,7 +111,11 @@ impl StageKind for FinetuneContrastive {
         let pairs = Pairs::read(&model, &images, context, &splits)?;
         let batch = params.batch as usize;
         if pairs.rows.len() < batch {
-            let message = format!("{} pairs of split `{}` do not fill one batch of {batch}", pairs.rows.len(), params.split);
+            let message = format!(
+                "{} pairs of split `{}` do not fill one batch of {batch}",
+                pairs.rows.len(),
+                params.split
+            );
             return Err(StageError::failed(message));
         }
         let steps_per_epoch = (pairs.rows.len() / batch) as i64;
@@ -134,12 +140,14 @@ impl StageKind for FinetuneContrastive {
                 context.check_cancelled()?;
                 let loss = pairs.loss(&model, &images, rows)?;
                 let gradients = loss.backward().map_err(tensor_error)?;
-                let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
+                let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
+                    .map_err(tensor_error)?;
                 adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
                 clamp_scale(&model)?;
                 let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
                 if !value.is_finite() {
-                    let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
+                    let message =
+                        format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
                     return Err(StageError::failed(message));
                 }
                 sum += value;
@@ -173,7 +181,12 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn read(model: &Model, images: &ImageSet, context: &StageContext<'_>, splits: &[&str]) -> Result<Self, StageError> {
+    fn read(
+        model: &Model,
+        images: &ImageSet,
+        context: &StageContext<'_>,
+        splits: &[&str],
+    ) -> Result<Self, StageError> {
         let tokenizer = model.tokenizer()?;
         let text = &model.clip.config().text;
         let table = read_columns(context.input("captions")?, &["image_id", "split", "caption"])?;
@@ -183,9 +196,13 @@ impl Pairs {
         let mut rows = Vec::new();
         for row in table.rows_of_splits(splits) {
             let image = places.get(ids[row]).ok_or_else(|| {
-                StageError::input("captions", format!("row {row} names the image `{}`, which is not there", ids[row]))
+                StageError::input(
+                    "captions",
+                    format!("row {row} names the image `{}`, which is not there", ids[row]),
+                )
             })?;
-            let encoded = tokenizer.encode(captions[row], text.positions, text.pad).map_err(checkpoint_error)?;
+            let encoded =
+                tokenizer.encode(captions[row], text.positions, text.pad).map_err(checkpoint_error)?;
             let next = classes.len();
             let class = *classes.entry(captions[row]).or_insert(next);
             rows.push((*image, encoded.ids, class));

@@ -11,7 +11,14 @@ pub(crate) struct TrainingLog {
 }
 
 impl TrainingLog {
-    pub(crate) fn add(&mut self, epoch: i64, step: i64, split: &'static str, metric: &'static str, value: f64) {
+    pub(crate) fn add(
+        &mut self,
+        epoch: i64,
+        step: i64,
+        split: &'static str,
+        metric: &'static str,
+        value: f64,
+    ) {
         self.rows.push((epoch, step, split, metric, value));
     }
 
@@ -21,7 +28,10 @@ impl TrainingLog {
             .with("step", Column::Int64(self.rows.iter().map(|row| Some(row.1)).collect()))
             .with("split", Column::texts(self.rows.iter().map(|row| row.2)))
             .with("metric", Column::texts(self.rows.iter().map(|row| row.3)))
-            .with("value", Column::Float64(self.rows.iter().map(|row| row.4.is_finite().then_some(row.4)).collect()));
+            .with(
+                "value",
+                Column::Float64(self.rows.iter().map(|row| row.4.is_finite().then_some(row.4)).collect()),
+            );
         write(output, &TableSchema::training_log(), &table, WriteOptions::text(provenance))
     }
 }

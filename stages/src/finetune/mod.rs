@@ -42,7 +42,15 @@ pub struct Optimiser {
 
 impl Default for Optimiser {
     fn default() -> Self {
-        Self { weight_decay: 0.05, beta1: 0.9, beta2: 0.98, epsilon: 1e-6, warmup: 0.08, floor: 0.02, gradient_norm: 1.0 }
+        Self {
+            weight_decay: 0.05,
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-6,
+            warmup: 0.08,
+            floor: 0.02,
+            gradient_norm: 1.0,
+        }
     }
 }
 

@@ -644,7 +644,11 @@ fn twin_table(params: &Params, rows: &[Row], context: &StageContext<'_>) -> Resu
 }
 
 #[cfg(test)]
-pub(super) fn picture_of(params: &Params, split: &'static str, patient: u64) -> (Picture, pipe_models::random::Key) {
+pub(super) fn picture_of(
+    params: &Params,
+    split: &'static str,
+    patient: u64,
+) -> (Picture, pipe_models::random::Key) {
     let row = Row::draw(params, split, patient).expect("a phantom is drawn");
     let key = match &row.source {
         Source::Medical(factors) => factors.image,

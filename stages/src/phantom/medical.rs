@@ -402,7 +402,6 @@ impl Pen<'_> {
     }
 
     /// The liver's box on the patient's right, the spleen's on the left.
-    #[expect(clippy::type_complexity, reason = "two boxes of centre and half size")]
     fn organ(
         &self,
         right: ((f64, f64), (f64, f64)),
