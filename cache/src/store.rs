@@ -249,9 +249,10 @@ fn create(disk: &Disk, path: &Path) -> Result<String, StoreError> {
     disk.make_folder(path)?;
     // A folder of someone else's is not turned into a store by a mistyped path.
     let names = crate::fs::list(path)?;
-    if let Some(stranger) =
-        names.iter().find(|name| !FOLDERS.contains(&name.as_str()) && !name.starts_with('.'))
-    {
+    // FORMAT itself may have come since it was looked for: another process opens the same new store, and
+    // the link below decides whose id stands.
+    let known = |name: &str| FOLDERS.contains(&name) || name == "FORMAT" || name.starts_with('.');
+    if let Some(stranger) = names.iter().find(|name| !known(name)) {
         return Err(StoreError::Format {
             path: path.to_owned(),
             reason: format!("it has no file FORMAT and holds `{stranger}`"),
