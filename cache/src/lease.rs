@@ -3,13 +3,14 @@
 //! A lease is a courtesy, not a lock: commits are create-once, so a wrong takeover costs time, never
 //! correctness. Therefore nothing ever has to be unlocked by hand.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::fs::{list, nonce, read_bounded};
+use crate::fs::{FsError, list, nonce, read_bounded};
 use crate::owner::{HEARTBEAT, Owner, SILENCE};
 use crate::session::{Session, age, server_now};
 use crate::store::{Store, StoreError};
@@ -139,23 +140,37 @@ fn is_dead(store: &Store, path: &Path, holder: Option<&LeaseInfo>) -> Result<boo
     })
 }
 
-/// Renames a dead lease away: of several that try, one has it. If what was caught is not the dead lease
-/// but one that a faster process took meanwhile, it is put back.
+/// Renames a dead lease away. Only the holder of a kernel lock does so, and only if the lease is still the
+/// dead one: otherwise a slow process could take away what a faster one has just acquired. The lock
+/// goes with its process, so nothing is left for a person to remove.
 fn take_away(
     store: &Store,
     session: &Session,
     path: &Path,
     dead: Option<&LeaseInfo>,
 ) -> Result<(), StoreError> {
-    let disk = &store.shared.disk;
-    let caught = session.fresh_path();
-    if disk.move_away(path, &caught)? {
-        if read(&caught).map(|info| info.nonce) != dead.map(|info| info.nonce.clone()) {
-            disk.link_new(&caught, path)?;
+    let _lock = takeover_lock(&store.root().join("takeover.lock"))?;
+    if read(path).map(|info| info.nonce) == dead.map(|info| info.nonce.clone()) && path.exists() {
+        let disk = &store.shared.disk;
+        let caught = session.fresh_path();
+        if disk.move_away(path, &caught)? {
+            disk.remove_file(&caught)?;
         }
-        disk.remove_file(&caught)?;
     }
     Ok(())
+}
+
+/// The kernel lock under which dead leases are removed. A file system without locks goes without: a wrong
+/// takeover costs time, never correctness.
+fn takeover_lock(path: &Path) -> Result<File, StoreError> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|error| FsError::new("opening", path, error))?;
+    let _ = rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive);
+    Ok(file)
 }
 
 fn read(path: &Path) -> Option<LeaseInfo> {
