@@ -2,6 +2,7 @@
 //!
 //! Usable without the engine.
 
+mod byte_pairs;
 pub mod checkpoint;
 pub mod clip;
 mod model;

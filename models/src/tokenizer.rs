@@ -1,10 +1,11 @@
 //! Tokenisers in the format of `tokenizer.json`: loading, encoding to a fixed length, and training a
 //! small byte-level BPE in CLIP's style.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use fancy_regex::Regex;
 use tokenizers::decoders::bpe::BPEDecoder;
-use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
@@ -12,6 +13,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, TokenizerBuilder};
 
+use crate::byte_pairs::{self, WORD_END};
 use crate::checkpoint::CheckpointError;
 
 /// The mark of the beginning of a text.
@@ -139,35 +141,33 @@ impl Tokenizer {
         let split = Split::new(SplitPattern::Regex(PIECES.to_owned()), SplitDelimiterBehavior::Removed, true)
             .map_err(error)?;
         let pieces = PreTokenizers::new(vec![split.into(), ByteLevel::new(false, true, false).into()]);
+        let pieces_of = Regex::new(PIECES).map_err(error)?;
+        let mut words = BTreeSet::new();
+        for text in texts {
+            let text = text.to_lowercase();
+            for piece in pieces_of.find_iter(&text) {
+                words.insert(piece.map_err(error)?.as_str().to_owned());
+            }
+        }
+        if words.is_empty() {
+            return Err(error("there is no word to train on"));
+        }
+        let trained = byte_pairs::train(&words, vocabulary);
+        let ids: Vocab = trained.vocabulary.into_iter().zip(0u32..).collect();
         let model = BPE::builder()
+            .vocab_and_merges(ids, trained.merges)
             .continuing_subword_prefix(String::new())
-            .end_of_word_suffix("</w>".to_owned())
-            .unk_token(END.to_owned())
+            .end_of_word_suffix(WORD_END.to_owned())
             .build()
             .map_err(error)?;
-        let mut inner = TokenizerBuilder::new()
+        let inner = TokenizerBuilder::<BPE, _, _, ByteLevel, _>::new()
             .with_model(model)
             .with_normalizer(Some(normalizer))
             .with_pre_tokenizer(Some(pieces))
             .with_post_processor(Some(ByteLevel::default()))
-            .with_decoder(Some(BPEDecoder::new("</w>".to_owned())))
+            .with_decoder(Some(BPEDecoder::new(WORD_END.to_owned())))
             .build()
             .map_err(error)?;
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocabulary)
-            .min_frequency(0)
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .end_of_word_suffix("</w>".to_owned())
-            .build();
-        let words: std::collections::BTreeSet<String> = texts
-            .into_iter()
-            .flat_map(|text| text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>())
-            .collect();
-        if words.is_empty() {
-            return Err(error("there is no word to train on"));
-        }
-        inner.train(&mut trainer, words.into_iter()).map_err(error)?;
         let mut inner: tokenizers::Tokenizer = inner.into();
         inner
             .add_special_tokens([
