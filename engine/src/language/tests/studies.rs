@@ -312,9 +312,12 @@ fn the_schema_describes_every_kind() {
     let stage = &schema["properties"]["stage"]["additionalProperties"];
     let rules = stage["allOf"].as_array().unwrap();
     let rule = rules.iter().find(|rule| rule["if"]["properties"]["kind"]["const"] == "make").unwrap();
-    let params = &rule["then"]["properties"]["params"]["anyOf"][0];
+    let params = &rule["then"]["properties"]["params"];
     assert_eq!(params["additionalProperties"], false);
-    let size = &params["properties"]["size"]["anyOf"][0];
+    assert_eq!(params["type"], json!(["object", "string"]));
+    assert_eq!(params["properties"]["lr"]["type"], json!(["number", "string"]));
+    assert_eq!(params["properties"]["name"]["type"], "string");
+    let size = &params["properties"]["size"];
     assert_eq!((&size["description"], &size["maximum"]), (&json!("Rows."), &json!(100)));
     assert_eq!(stage["additionalProperties"], false);
     assert_eq!(schema["additionalProperties"], false);
