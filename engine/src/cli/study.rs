@@ -150,6 +150,7 @@ fn load_options(arguments: &Arguments) -> LoadOptions {
         profiles: arguments.global.profile.clone(),
         vars: arguments.global.var.clone(),
         sets: arguments.global.set.clone(),
+        limits: None,
     }
 }
 

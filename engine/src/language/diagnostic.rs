@@ -73,8 +73,15 @@ impl Diagnostic {
         self
     }
 
+    /// The same as a warning about `what`.
+    pub(crate) fn downgrade(self, code: &'static str, what: String) -> Self {
+        let message = format!("{what}: {}", self.message);
+        Self { code, severity: Severity::Warning, message, ..self }
+    }
+
     /// The order in which diagnostics are shown: by place, the command line first.
-    pub(crate) fn place(&self) -> (usize, usize, &'static str) {
-        self.primary.as_ref().map_or((0, 0, self.code), |label| (label.file, label.span.start, self.code))
+    pub(crate) fn place(&self) -> (Option<(usize, usize)>, &'static str, &str) {
+        let place = self.primary.as_ref().map(|label| (label.file, label.span.start));
+        (place, self.code, &self.message)
     }
 }

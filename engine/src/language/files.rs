@@ -1,11 +1,13 @@
 //! The pipeline file and what it includes, merged into one document.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::diagnostic::Diagnostic;
 use super::item::{self, Entry, Item, ItemValue, Table};
-use super::{is_name, suggestion};
+use super::overrides::Override;
+use super::{NAME_HELP, is_name, suggestion};
 use crate::pipeline::{Origin, SourceFile};
 
 /// A pipeline file is text that a person wrote; what is larger is something else.
@@ -21,7 +23,8 @@ pub(crate) struct Document {
     pub(crate) stages: Table,
     /// Profile name to its tables; profiles of one name merge.
     pub(crate) profiles: BTreeMap<String, Profile>,
-    pub(crate) executor: Table,
+    /// What `set` and `--set` change, by stage, in rising precedence.
+    pub(crate) overrides: BTreeMap<String, Vec<Override>>,
 }
 
 #[derive(Default)]
@@ -42,8 +45,7 @@ pub(crate) fn read(path: &Path) -> Files {
     let Some(root) = files.open(path, &Origin::Default) else { return files };
     files.pipeline_section(&root);
     files.merge(&root, true);
-    let mut chain = vec![canonical(path)];
-    files.includes(&root, path, &mut chain);
+    files.includes(&root, path);
     files
 }
 
@@ -51,19 +53,26 @@ fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
+/// Whether `name` may name a pipeline or a profile, and so a folder of results.
+fn is_folder_name(name: &str) -> bool {
+    let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= 64 && name.starts_with(letter) && name.chars().all(|c| letter(c) || c == '_' || c == '-')
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut bytes))
+        .map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(format!("a pipeline file has at most {FILE_LIMIT} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
+}
+
 impl Files {
     fn open(&mut self, path: &Path, from: &Origin) -> Option<Table> {
-        let text = std::fs::metadata(path).map_err(|error| error.to_string()).and_then(|metadata| {
-            if metadata.len() > FILE_LIMIT {
-                return Err(format!(
-                    "it has {} bytes; a pipeline file has at most {FILE_LIMIT}",
-                    metadata.len()
-                ));
-            }
-            let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-            String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
-        });
-        match text {
+        match read_text(path) {
             Ok(text) => {
                 let file = self.sources.len();
                 let table = item::parse(file, &text, &mut self.diagnostics);
@@ -117,13 +126,7 @@ impl Files {
         }
         match section.get("name") {
             Some(item) => {
-                let legal = item.as_str().filter(|name| {
-                    name.len() <= 64
-                        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-                        && name
-                            .chars()
-                            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
-                });
+                let legal = item.as_str().filter(|name| is_folder_name(name));
                 self.document.name = legal.map(str::to_owned);
                 if legal.is_none() {
                     let message = format!("{} cannot name a pipeline", item.display());
@@ -145,7 +148,7 @@ impl Files {
 
     /// Adds the sections of one file; the same key set by two files is a mistake.
     fn merge(&mut self, table: &Table, is_root: bool) {
-        const SECTIONS: [&str; 5] = ["pipeline", "vars", "stage", "profile", "executor"];
+        const SECTIONS: [&str; 4] = ["pipeline", "vars", "stage", "profile"];
         for entry in table.iter() {
             match entry.key.as_str() {
                 "pipeline" if is_root => {}
@@ -154,7 +157,11 @@ impl Files {
                     &entry.key_origin,
                     "an included file has no `[pipeline]` section of its own",
                 )),
-                "vars" | "stage" | "executor" | "profile" => self.merge_section(entry),
+                "vars" | "stage" | "profile" => self.merge_section(entry),
+                "executor" => self.diagnostics.push(
+                    Diagnostic::new("E002", &entry.key_origin, "this version has no executors to set up")
+                        .help("every action runs on this machine; leave `[executor]` out".to_owned()),
+                ),
                 _ => self.unknown_key(entry, SECTIONS),
             }
         }
@@ -168,12 +175,10 @@ impl Files {
             return;
         };
         for entry in table.iter() {
-            if section.key != "executor" && section.key != "profile" && !is_name(&entry.key) {
+            if section.key != "profile" && !is_name(&entry.key) {
                 let message = format!("`{}` is not a legal name", entry.key);
-                self.diagnostics.push(
-                    Diagnostic::new("E015", &entry.key_origin, message)
-                        .help("a name is [a-z][a-z0-9_]*".to_owned()),
-                );
+                self.diagnostics
+                    .push(Diagnostic::new("E015", &entry.key_origin, message).help(NAME_HELP.to_owned()));
             }
             if section.key == "profile" {
                 self.merge_profile(entry);
@@ -181,8 +186,7 @@ impl Files {
             }
             let target = match section.key.as_str() {
                 "vars" => &mut self.document.vars,
-                "stage" => &mut self.document.stages,
-                _ => &mut self.document.executor,
+                _ => &mut self.document.stages,
             };
             if let Some(previous) = target.entry(&entry.key) {
                 let diagnostic = set_twice(&entry.key, &entry.key_origin, &previous.key_origin);
@@ -194,6 +198,13 @@ impl Files {
     }
 
     fn merge_profile(&mut self, entry: &Entry) {
+        // The name becomes part of the results folder's.
+        if !is_folder_name(&entry.key) {
+            let message = format!("`{}` cannot name a profile", entry.key);
+            let help = "a profile's name is [a-z0-9][a-z0-9_-]{0,63}".to_owned();
+            self.diagnostics.push(Diagnostic::new("E015", &entry.key_origin, message).help(help));
+            return;
+        }
         let Some(table) = entry.item.as_table() else {
             let message = format!("a profile has to be a table, this is {}", entry.item.type_name());
             self.diagnostics.push(Diagnostic::new("E003", &entry.item.origin, message));
@@ -218,8 +229,11 @@ impl Files {
                 self.diagnostics.push(Diagnostic::new("E003", &section.item.origin, message));
                 continue;
             };
-            for value in values.iter() {
-                let mut value = value.clone();
+            let values: Vec<Entry> = match section.key.as_str() {
+                "set" => values.iter().flat_map(flat_path).collect(),
+                _ => values.iter().cloned().collect(),
+            };
+            for mut value in values {
                 mark_profile(&mut value.item, &entry.key);
                 if let Some(previous) = target.entry(&value.key) {
                     self.diagnostics.push(set_twice(&value.key, &value.key_origin, &previous.key_origin));
@@ -230,19 +244,18 @@ impl Files {
         }
     }
 
-    fn includes(&mut self, table: &Table, path: &Path, chain: &mut Vec<PathBuf>) {
+    fn includes(&mut self, root: &Table, path: &Path) {
         let include =
-            table.get("pipeline").and_then(Item::as_table).and_then(|section| section.get("include"));
+            root.get("pipeline").and_then(Item::as_table).and_then(|section| section.get("include"));
         let Some(include) = include else { return };
         let Some(patterns) = include.as_list() else {
-            self.diagnostics.push(Diagnostic::new(
-                "E003",
-                &include.origin,
-                "`include` has to be a list of paths",
-            ));
+            let message = "`include` has to be a list of paths";
+            self.diagnostics.push(Diagnostic::new("E003", &include.origin, message));
             return;
         };
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let start = Origin::File { file: 0, span: 0..0, profile: None };
+        let mut read: Vec<(PathBuf, Origin)> = vec![(canonical(path), start)];
         for pattern in patterns {
             let Some(text) = pattern.as_str() else {
                 self.diagnostics.push(Diagnostic::new("E003", &pattern.origin, "a path is a string"));
@@ -255,12 +268,18 @@ impl Files {
             }
             for path in paths {
                 let canonical = canonical(&path);
-                if chain.contains(&canonical) {
-                    let message = format!("`{}` is included twice", path.display());
-                    self.diagnostics.push(Diagnostic::new("E011", &pattern.origin, message));
+                if let Some(place) = read.iter().position(|(other, _)| *other == canonical) {
+                    let diagnostic = if place == 0 {
+                        let message = format!("`{}` includes itself", path.display());
+                        Diagnostic::new("E011", &pattern.origin, message)
+                    } else {
+                        let message = format!("`{}` is included twice", path.display());
+                        Diagnostic::new("E011", &pattern.origin, message).also(&read[place].1, "here first")
+                    };
+                    self.diagnostics.push(diagnostic);
                     continue;
                 }
-                chain.push(canonical);
+                read.push((canonical, pattern.origin.clone()));
                 if let Some(table) = self.open(&path, &pattern.origin) {
                     self.merge(&table, false);
                 }
@@ -273,30 +292,64 @@ fn set_twice(key: &str, origin: &Origin, previous: &Origin) -> Diagnostic {
     Diagnostic::new("E007", origin, format!("`{key}` is set twice")).also(previous, "set here first")
 }
 
+/// `stage.NAME.section.key = value` written without quotes is a table of tables: the same paths.
+fn flat_path(entry: &Entry) -> Vec<Entry> {
+    let mut level = vec![entry.clone()];
+    if entry.key != "stage" {
+        return level;
+    }
+    for _ in ["NAME", "section", "key"] {
+        level = level
+            .into_iter()
+            .flat_map(|outer| match outer.item.as_table() {
+                Some(table) => table
+                    .iter()
+                    .map(|inner| Entry { key: format!("{}.{}", outer.key, inner.key), ..inner.clone() })
+                    .collect(),
+                None => vec![outer],
+            })
+            .collect();
+    }
+    level
+}
+
 /// Remembers in every part of a value that a profile set it.
 fn mark_profile(item: &mut Item, name: &str) {
     if let Origin::File { profile, .. } = &mut item.origin {
         *profile = Some(name.to_owned());
     }
-    if let ItemValue::List(items) = &mut item.value {
-        items.iter_mut().for_each(|item| mark_profile(item, name));
+    match &mut item.value {
+        ItemValue::List(items) => items.iter_mut().for_each(|item| mark_profile(item, name)),
+        ItemValue::Table(table) => table.items_mut().for_each(|item| mark_profile(item, name)),
+        _ => {}
     }
 }
 
-/// The files of a relative path whose last component may hold `*`, sorted bytewise.
+/// The files that a relative path names, in whose components `*` stands for any characters; sorted
+/// bytewise.
 fn matching(folder: &Path, pattern: &str) -> Vec<PathBuf> {
-    let path = folder.join(pattern);
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if !name.contains('*') {
-        return vec![path];
+    let mut paths = vec![folder.to_owned()];
+    for component in Path::new(pattern).components() {
+        let name = component.as_os_str();
+        let Some(glob) = name.to_str().filter(|name| name.contains('*')) else {
+            paths.iter_mut().for_each(|path| path.push(name));
+            continue;
+        };
+        paths = paths
+            .iter()
+            .flat_map(|path| {
+                let folder = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+                std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| {
+                    let name = entry.ok()?.file_name();
+                    let matches = name.to_str().is_some_and(|name| super::select::glob(glob, name));
+                    matches.then(|| path.join(&name))
+                })
+            })
+            .collect();
     }
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut names: Vec<String> = std::fs::read_dir(parent)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|candidate| super::select::glob(&name, candidate))
-        .collect();
-    names.sort_unstable();
-    names.into_iter().map(|name| parent.join(name)).collect()
+    if pattern.contains('*') {
+        paths.retain(|path| path.is_file());
+    }
+    paths.sort_unstable_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
+    paths
 }

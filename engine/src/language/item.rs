@@ -1,6 +1,7 @@
 //! TOML values that remember where they were written.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
@@ -23,6 +24,8 @@ pub(crate) enum ItemValue {
     Bool(bool),
     List(Vec<Item>),
     Table(Table),
+    /// What could not be understood and was reported: nothing more is said of it.
+    Invalid,
 }
 
 /// A table, in the order of the file.
@@ -51,6 +54,10 @@ impl Table {
 
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Item> {
         self.index.get(key).map(|index| &mut self.entries[*index].item)
+    }
+
+    pub(crate) fn items_mut(&mut self) -> impl Iterator<Item = &mut Item> {
+        self.entries.iter_mut().map(|entry| &mut entry.item)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
@@ -84,7 +91,17 @@ impl Item {
             ItemValue::Bool(_) => "a boolean",
             ItemValue::List(_) => "a list",
             ItemValue::Table(_) => "a table",
+            ItemValue::Invalid => "invalid",
         }
+    }
+
+    /// An item that stands for one that was reported.
+    pub(crate) fn invalid(origin: &Origin) -> Self {
+        Self { value: ItemValue::Invalid, origin: origin.clone() }
+    }
+
+    pub(crate) fn is_invalid(&self) -> bool {
+        matches!(self.value, ItemValue::Invalid)
     }
 
     pub(crate) fn as_str(&self) -> Option<&str> {
@@ -123,12 +140,8 @@ impl Item {
                     table.iter().map(|entry| format!("{} = {}", entry.key, entry.item.display())).collect();
                 format!("{{ {} }}", entries.join(", "))
             }
+            ItemValue::Invalid => "?".to_owned(),
         }
-    }
-
-    /// Equal in value, wherever written.
-    pub(crate) fn same_value(&self, other: &Self) -> bool {
-        self.display() == other.display()
     }
 
     /// As JSON; a float that is whole stays a float.
@@ -142,6 +155,7 @@ impl Item {
             ItemValue::Table(table) => {
                 table.iter().map(|entry| (entry.key.clone(), entry.item.json())).collect()
             }
+            ItemValue::Invalid => serde_json::Value::Null,
         }
     }
 }
@@ -151,13 +165,71 @@ pub(crate) fn parse(file: usize, text: &str, diagnostics: &mut Vec<Diagnostic>) 
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let span = error.span().unwrap_or(0..0);
-        let origin = Origin::File { file, span, profile: None };
+        let origin = Origin::File { file, span: span.clone(), profile: None };
         // A key that stands twice is a mistake of its own kind.
-        let code = if error.message().contains("duplicate key") { "E007" } else { "E001" };
-        diagnostics.push(Diagnostic::new(code, &origin, error.message().trim().to_owned()));
+        if error.message().contains("duplicate key") {
+            let key = text.get(span.clone()).unwrap_or_default().trim_matches(['"', '\'']);
+            let diagnostic = Diagnostic::new("E007", &origin, format!("`{key}` is set twice"));
+            let first = first_header(text, &span).or_else(|| first_of(table.get_ref(), key, &span));
+            let first = first.map(|span| Origin::File { file, span, profile: None });
+            diagnostics.push(match first {
+                Some(first) => diagnostic.also(&first, "set here first"),
+                None => diagnostic,
+            });
+        } else {
+            diagnostics.push(Diagnostic::new("E001", &origin, error.message().trim().to_owned()));
+        }
     }
     let origin = |span| Origin::File { file, span, profile: None };
     convert_table(table.get_ref(), &origin, diagnostics)
+}
+
+/// For a header such as `[stage.a]` that stands twice: the same part of the first one.
+fn first_header(text: &str, second: &Range<usize>) -> Option<Range<usize>> {
+    let line_start = text.get(..second.start)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let header = text.get(line_start..second.end)?;
+    if !header.trim_start().starts_with('[') {
+        return None;
+    }
+    let mut start = 0;
+    for line in text[..line_start].split_inclusive('\n') {
+        let rest = line.strip_prefix(header);
+        if rest.is_some_and(|rest| rest.trim_start().starts_with(']')) {
+            return Some(start + header.len() - second.len()..start + header.len());
+        }
+        start += line.len();
+    }
+    None
+}
+
+/// The last key of this name before `second`.
+fn first_of(table: &DeTable<'_>, key: &str, second: &Range<usize>) -> Option<Range<usize>> {
+    let mut first: Option<Range<usize>> = None;
+    let mut tables = vec![table];
+    let mut lists: Vec<&toml::de::DeArray<'_>> = Vec::new();
+    loop {
+        let values: Vec<&DeValue<'_>> = if let Some(table) = tables.pop() {
+            for (name, _) in table {
+                let span = name.span();
+                let later = first.as_ref().is_none_or(|first| first.start < span.start);
+                if name.get_ref() == key && span.start < second.start && later {
+                    first = Some(span);
+                }
+            }
+            table.values().map(|value| value.get_ref()).collect()
+        } else if let Some(list) = lists.pop() {
+            list.iter().map(|value| value.get_ref()).collect()
+        } else {
+            return first;
+        };
+        for value in values {
+            match value {
+                DeValue::Table(table) => tables.push(table),
+                DeValue::Array(list) => lists.push(list),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Parses the right side of `--var` and `--set`: a TOML value, else the text as a string.
@@ -176,7 +248,7 @@ pub(crate) fn parse_option(option: &str, text: &str) -> Item {
     }
 }
 
-type OriginOf<'a> = dyn Fn(std::ops::Range<usize>) -> Origin + 'a;
+type OriginOf<'a> = dyn Fn(Range<usize>) -> Origin + 'a;
 
 fn convert_table(table: &DeTable<'_>, origin: &OriginOf<'_>, diagnostics: &mut Vec<Diagnostic>) -> Table {
     let mut entries: Vec<_> = table.iter().collect();
@@ -200,7 +272,7 @@ fn convert(
 ) -> Item {
     let mut refuse = |message: String| {
         diagnostics.push(Diagnostic::new("E003", &place, message));
-        ItemValue::String(String::new())
+        ItemValue::Invalid
     };
     let value = match value {
         DeValue::String(text) => ItemValue::String(text.to_string()),

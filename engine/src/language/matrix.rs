@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostic::Diagnostic;
 use super::files::Document;
-use super::item::{Item, ItemValue, Table};
+use super::item::{Entry, Item, ItemValue, Table};
 use super::template::Scope;
-use super::{is_name, suggestion};
+use super::{NAME_HELP, is_name, order, suggestion};
 use crate::pipeline::Origin;
 
-/// The largest matrix: beyond it, it is a mistake.
-const ASSIGNMENT_LIMIT: usize = 1_000_000;
+/// The largest matrix; what asks for more is a mistake.
+const STAGE_LIMIT: usize = 100_000;
+/// The most nodes of a study.
+const NODE_LIMIT: usize = 250_000;
+/// Bytes of an axis value: it becomes part of a folder's name.
+const VALUE_LIMIT: usize = 64;
 
 /// One full assignment, in axis order.
 pub(crate) type Assignment = Vec<Item>;
@@ -22,6 +26,14 @@ pub(crate) struct Matrix {
     pub(crate) assignments: Vec<Assignment>,
     /// Names of excluded nodes, so that joining on one can be told from a mistake.
     pub(crate) excluded: BTreeSet<String>,
+    /// Part of it was in error and is not here: what is missing was reported.
+    pub(crate) partial: bool,
+}
+
+impl Matrix {
+    fn partial() -> Self {
+        Self { partial: true, ..Self::default() }
+    }
 }
 
 /// How an axis value appears in a node's name.
@@ -49,46 +61,59 @@ pub(crate) fn expand_all(
     scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> BTreeMap<String, Matrix> {
+    let stages: Vec<&Entry> = document.stages.iter().collect();
+    let places: BTreeMap<&str, usize> =
+        stages.iter().enumerate().map(|(place, stage)| (stage.key.as_str(), place)).collect();
+    let needs: Vec<Vec<usize>> = stages
+        .iter()
+        .map(|stage| borrows(stage).filter_map(|(name, _)| places.get(name).copied()).collect())
+        .collect();
+    let order = order::order(&needs);
+    diagnostics.extend(cycle(&stages, &order.cycle));
     let mut done: BTreeMap<String, Matrix> = BTreeMap::new();
-    let mut waiting: Vec<&str> = document.stages.keys().collect();
-    while !waiting.is_empty() {
-        let before = waiting.len();
-        waiting.retain(|name| {
-            let Some(stage) = document.stages.get(name).and_then(Item::as_table) else {
-                done.insert((*name).to_owned(), Matrix::default());
-                return false;
-            };
-            let ready = borrowed_from(stage)
-                .all(|other| done.contains_key(other) || document.stages.get(other).is_none());
-            if ready {
-                let matrix = expand_stage(name, stage, document, &done, scope, diagnostics);
-                done.insert((*name).to_owned(), matrix);
-            }
-            !ready
-        });
-        if waiting.len() == before {
-            for name in waiting {
-                if let Some(entry) = document.stages.entry(name) {
-                    let message =
-                        format!("the axes of `{name}` are taken from stages that take theirs from it");
-                    diagnostics.push(Diagnostic::new("E006", &entry.key_origin, message));
-                }
-                done.insert(name.to_owned(), Matrix::default());
-            }
+    let mut nodes = 0;
+    for place in order.sorted {
+        let stage = stages[place];
+        let matrix = match stage.item.as_table() {
+            Some(table) => expand_stage(&stage.key, table, document, &done, scope, diagnostics),
+            None => Matrix::partial(),
+        };
+        nodes += matrix.assignments.len();
+        if nodes > NODE_LIMIT {
+            let message = format!("the study has more than {NODE_LIMIT} nodes");
+            diagnostics.push(Diagnostic::new("E003", &stage.key_origin, message));
             break;
         }
+        done.insert(stage.key.clone(), matrix);
+    }
+    for stage in stages {
+        done.entry(stage.key.clone()).or_insert_with(Matrix::partial);
     }
     done
 }
 
-/// The stages named by `"@stage"` in the matrix of a stage.
-fn borrowed_from(stage: &Table) -> impl Iterator<Item = &str> {
-    let items: Vec<&Item> = match stage.get("matrix") {
+/// The stages named by `"@stage"` in the matrix of a stage, and where.
+fn borrows(stage: &Entry) -> impl Iterator<Item = (&str, &Origin)> {
+    let matrix = stage.item.as_table().and_then(|table| table.get("matrix"));
+    let items: Vec<&Item> = match matrix {
         Some(Item { value: ItemValue::Table(table), .. }) => table.iter().map(|entry| &entry.item).collect(),
         Some(item) => vec![item],
         None => Vec::new(),
     };
-    items.into_iter().filter_map(|item| item.as_str()?.strip_prefix('@'))
+    items.into_iter().filter_map(|item| Some((item.as_str()?.strip_prefix('@')?, &item.origin)))
+}
+
+fn cycle(stages: &[&Entry], cycle: &[usize]) -> Option<Diagnostic> {
+    let names: Vec<&str> =
+        cycle.iter().chain(cycle.first()).map(|place| stages[*place].key.as_str()).collect();
+    let mut edges = cycle.iter().zip(names.get(1..)?).filter_map(|(place, needed)| {
+        let (_, origin) = borrows(stages[*place]).find(|(name, _)| name == needed)?;
+        Some((origin, format!("`{}` takes its axis from `{needed}`", stages[*place].key)))
+    });
+    let (origin, _) = edges.next()?;
+    let message = format!("the axes of stages come from each other: {}", names.join(" -> "));
+    let first = Diagnostic::new("E006", origin, message);
+    Some(edges.fold(first, |diagnostic, (origin, text)| diagnostic.also(origin, text)))
 }
 
 fn expand_stage(
@@ -99,173 +124,234 @@ fn expand_stage(
     scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Matrix {
-    let Some(item) = stage.get("matrix") else {
-        return Matrix { assignments: vec![Vec::new()], ..Matrix::default() };
-    };
-    let borrow = |text: &str, origin: &Origin, diagnostics: &mut Vec<Diagnostic>| -> Option<Matrix> {
-        let other = text.strip_prefix('@')?;
-        if document.stages.get(other).is_none() {
-            let help = suggestion(other, document.stages.keys());
-            diagnostics.push(Diagnostic::new("E004", origin, format!("unknown stage `{other}`")).help(help));
-            return Some(Matrix::default());
-        }
-        done.get(other).cloned()
-    };
-    // `matrix = "@stage"`: the assignments of that stage as they are.
-    if let Some(text) = item.as_str()
-        && let Some(matrix) = borrow(text, &item.origin, diagnostics)
-    {
-        return Matrix { excluded: BTreeSet::new(), ..matrix };
-    }
-    let Some(table) = item.as_table() else {
-        let message =
-            format!("`matrix` has to be a table of axes or \"@stage\", this is {}", item.type_name());
-        diagnostics.push(Diagnostic::new("E003", &item.origin, message));
-        return Matrix::default();
-    };
-    let mut axes: Vec<String> = Vec::new();
-    let mut columns: Vec<Vec<Item>> = Vec::new();
-    for entry in table.iter() {
-        if !is_name(&entry.key) {
-            let message = format!("`{}` is not a legal axis name", entry.key);
-            diagnostics.push(
-                Diagnostic::new("E015", &entry.key_origin, message)
-                    .help("a name is [a-z][a-z0-9_]*".to_owned()),
-            );
-        }
-        let values = match entry.item.as_str() {
-            Some(text) if text.starts_with('@') => {
-                let matrix = borrow(text, &entry.item.origin, diagnostics).unwrap_or_default();
-                match matrix.axes.iter().position(|axis| *axis == entry.key) {
-                    Some(index) => {
-                        distinct(matrix.assignments.into_iter().map(|mut values| values.swap_remove(index)))
-                    }
-                    None => {
-                        let message = format!("stage `{}` has no axis `{}`", &text[1..], entry.key);
-                        let help = suggestion(&entry.key, matrix.axes.iter().map(String::as_str));
-                        diagnostics.push(Diagnostic::new("E002", &entry.item.origin, message).help(help));
-                        Vec::new()
-                    }
-                }
+    let mut matrix = match stage.get("matrix") {
+        None => Matrix { assignments: vec![Vec::new()], ..Matrix::default() },
+        Some(item) => match (&item.value, item.as_str().and_then(|text| text.strip_prefix('@'))) {
+            // `matrix = "@stage"`: the assignments of that stage as they are.
+            (_, Some(other)) => {
+                let lender = borrow(other, &item.origin, document, done, diagnostics);
+                Matrix { excluded: BTreeSet::new(), ..lender }
+            }
+            (ItemValue::Table(axes), None) => {
+                product(name, axes, &item.origin, document, done, scope, diagnostics)
             }
             _ => {
-                let resolved = match &entry.item.value {
-                    // Templates inside table values stay: they may name axes of the node.
-                    ItemValue::List(items) if items.iter().any(|item| item.as_table().is_some()) => {
-                        entry.item.clone()
-                    }
-                    _ => scope.resolve(&entry.item, diagnostics),
-                };
-                match resolved.value {
-                    ItemValue::List(items) => items,
-                    _ => {
-                        let message = format!(
-                            "axis `{}` has to be a list of values, this is {}",
-                            entry.key,
-                            resolved.type_name()
-                        );
-                        diagnostics.push(Diagnostic::new("E003", &entry.item.origin, message));
-                        Vec::new()
-                    }
-                }
+                let message =
+                    format!("`matrix` has to be a table of axes or \"@stage\", this is {}", item.type_name());
+                diagnostics.push(Diagnostic::new("E003", &item.origin, message));
+                Matrix::partial()
             }
-        };
-        check_values(&entry.key, &values, diagnostics);
-        axes.push(entry.key.clone());
-        columns.push(values);
-    }
-    let size = columns.iter().try_fold(1usize, |size, column| size.checked_mul(column.len()));
-    if size.is_none_or(|size| size > ASSIGNMENT_LIMIT) {
-        let message = format!("the matrix of `{name}` has more than {ASSIGNMENT_LIMIT} nodes");
-        diagnostics.push(Diagnostic::new("E003", &item.origin, message));
-        return Matrix { axes, ..Matrix::default() };
-    }
-    let mut assignments: Vec<Assignment> = vec![Vec::new()];
-    for column in &columns {
-        assignments = assignments
-            .into_iter()
-            .flat_map(|prefix| {
-                column.iter().map(move |value| {
-                    let mut assignment = prefix.clone();
-                    assignment.push(value.clone());
-                    assignment
-                })
-            })
-            .collect();
-    }
-    let mut matrix = Matrix { axes, assignments, excluded: BTreeSet::new() };
+        },
+    };
+    let before = matrix.assignments.len();
     exclude(name, stage, &mut matrix, scope, diagnostics);
     include(name, stage, &mut matrix, scope, diagnostics);
-    if matrix.assignments.is_empty() && columns.iter().all(|column| !column.is_empty()) {
+    if let (Some(item), true) = (stage.get("matrix"), before > 0 && matrix.assignments.is_empty()) {
         let message = format!("the matrix of `{name}` is empty after `exclude`");
         diagnostics.push(Diagnostic::new("E016", &item.origin, message));
+        matrix.partial = true;
     }
     matrix
 }
 
-fn check_values(axis: &str, values: &[Item], diagnostics: &mut Vec<Diagnostic>) {
-    let mut seen = BTreeMap::new();
-    for value in values {
-        if matches!(value.value, ItemValue::List(_) | ItemValue::Float(_))
-            || value.as_table().is_some_and(|table| table.get("id").and_then(Item::as_str).is_none())
-        {
-            let message = format!("{} cannot be a value of axis `{axis}`", value.display());
-            diagnostics.push(
-                Diagnostic::new("E003", &value.origin, message)
-                    .help("a value is a string, an integer, a boolean, or a table with an `id`".to_owned()),
-            );
+/// The matrix of the stage that `"@other"` names.
+fn borrow(
+    other: &str,
+    origin: &Origin,
+    document: &Document,
+    done: &BTreeMap<String, Matrix>,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Matrix {
+    if document.stages.get(other).is_none() {
+        let help = suggestion(other, document.stages.keys());
+        diagnostics.push(Diagnostic::new("E004", origin, format!("unknown stage `{other}`")).help(help));
+    }
+    done.get(other).cloned().unwrap_or_else(Matrix::partial)
+}
+
+/// The Cartesian product of the axes, the last one fastest.
+fn product(
+    name: &str,
+    table: &Table,
+    origin: &Origin,
+    document: &Document,
+    done: &BTreeMap<String, Matrix>,
+    scope: &Scope<'_>,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Matrix {
+    let mut matrix = Matrix { assignments: vec![Vec::new()], ..Matrix::default() };
+    for entry in table.iter() {
+        if !is_name(&entry.key) {
+            let message = format!("`{}` is not a legal axis name", entry.key);
+            diagnostics.push(Diagnostic::new("E015", &entry.key_origin, message).help(NAME_HELP.to_owned()));
         }
-        let name = value_name(value);
-        if name.contains(['[', ']', ',', '=', '/']) {
-            let message = format!("`{name}` cannot name a node: it holds one of `[],=/`");
-            diagnostics.push(Diagnostic::new("E015", &value.origin, message));
+        let (values, complete) = axis_values(entry, document, done, scope, diagnostics);
+        matrix.partial |= !complete;
+        matrix.axes.push(entry.key.clone());
+        let size = matrix.assignments.len().saturating_mul(values.len());
+        if size > STAGE_LIMIT {
+            let message = format!("the matrix of `{name}` has more than {STAGE_LIMIT} nodes");
+            diagnostics.push(Diagnostic::new("E003", origin, message));
+            return Matrix { axes: table.keys().map(str::to_owned).collect(), ..Matrix::partial() };
         }
-        if let Some(previous) = seen.insert(name.clone(), value) {
-            diagnostics.push(
-                Diagnostic::new("E007", &value.origin, format!("`{name}` stands twice in axis `{axis}`"))
-                    .also(&previous.origin, "first here"),
-            );
+        let prefixes = std::mem::take(&mut matrix.assignments);
+        matrix.assignments.reserve(size);
+        for prefix in prefixes {
+            for value in &values {
+                let mut assignment = prefix.clone();
+                assignment.push(value.clone());
+                matrix.assignments.push(assignment);
+            }
         }
     }
+    matrix
 }
 
-fn distinct(values: impl Iterator<Item = Item>) -> Vec<Item> {
-    let mut seen = BTreeSet::new();
-    values.filter(|value| seen.insert(value_name(value))).collect()
+/// The values of one axis, and whether they are all that were meant.
+fn axis_values(
+    entry: &Entry,
+    document: &Document,
+    done: &BTreeMap<String, Matrix>,
+    scope: &Scope<'_>,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> (Vec<Item>, bool) {
+    let item = &entry.item;
+    if let Some(other) = item.as_str().and_then(|text| text.strip_prefix('@')) {
+        let lender = borrow(other, &item.origin, document, done, diagnostics);
+        let Some(index) = lender.axes.iter().position(|axis| *axis == entry.key) else {
+            // A lender in error may have lost the axis with its mistake.
+            if !lender.partial || !lender.axes.is_empty() {
+                let message = format!("stage `{other}` has no axis `{}`", entry.key);
+                let help = suggestion(&entry.key, lender.axes.iter().map(String::as_str));
+                diagnostics.push(Diagnostic::new("E002", &item.origin, message).help(help));
+            }
+            return (Vec::new(), false);
+        };
+        let mut seen = BTreeSet::new();
+        let values = lender.assignments.into_iter().map(|mut values| values.swap_remove(index));
+        return (values.filter(|value| seen.insert(value_name(value))).collect(), !lender.partial);
+    }
+    let listed = match &item.value {
+        ItemValue::String(_) => scope.resolve(item, diagnostics),
+        _ => item.clone(),
+    };
+    let ItemValue::List(items) = listed.value else {
+        if !listed.is_invalid() {
+            let message =
+                format!("axis `{}` has to be a list of values, this is {}", entry.key, listed.type_name());
+            diagnostics.push(Diagnostic::new("E003", &item.origin, message));
+        }
+        return (Vec::new(), false);
+    };
+    if items.is_empty() {
+        let message = format!("axis `{}` has no values, so the stage would have no nodes", entry.key);
+        diagnostics.push(Diagnostic::new("E016", &item.origin, message));
+        return (Vec::new(), false);
+    }
+    let count = items.len();
+    let mut seen: BTreeMap<String, Origin> = BTreeMap::new();
+    let mut values = Vec::with_capacity(count);
+    for item in items {
+        // Templates inside a table stay: they may name other axes of the node.
+        let item = if item.as_table().is_some() { item } else { scope.resolve(&item, diagnostics) };
+        if item.is_invalid() || !fits(&entry.key, &item, diagnostics) {
+            continue;
+        }
+        let name = value_name(&item);
+        match seen.get(&name) {
+            Some(first) => {
+                let message = format!("`{name}` stands twice in axis `{}`", entry.key);
+                diagnostics.push(Diagnostic::new("E007", &item.origin, message).also(first, "first here"));
+            }
+            None => {
+                seen.insert(name, item.origin.clone());
+                values.push(item);
+            }
+        }
+    }
+    let complete = values.len() == count;
+    (values, complete)
 }
 
-fn assignments_of<'a>(
+/// Whether `value` can be a value of an axis.
+fn fits(axis: &str, value: &Item, diagnostics: &mut Vec<Diagnostic>) -> bool {
+    let plain = match &value.value {
+        ItemValue::String(_) | ItemValue::Integer(_) | ItemValue::Bool(_) => true,
+        ItemValue::Table(table) => table.get("id").is_some_and(|id| id.as_str().is_some()),
+        _ => false,
+    };
+    if !plain {
+        let message = format!("{} cannot be a value of axis `{axis}`", value.display());
+        let help = "a value is a string, an integer, a boolean, or a table with an `id`".to_owned();
+        diagnostics.push(Diagnostic::new("E003", &value.origin, message).help(help));
+        return false;
+    }
+    let name = value_name(value);
+    let illegal = |c: char| "[],=/*\\".contains(c) || c.is_control();
+    if name.is_empty() || name.len() > VALUE_LIMIT || name.trim() != name || name.contains(illegal) {
+        let message = format!("`{}` cannot name a node", name.escape_debug());
+        let help = format!("a value has 1 to {VALUE_LIMIT} bytes and none of `[ ] , = / \\ *`");
+        diagnostics.push(Diagnostic::new("E015", &value.origin, message).help(help));
+        return false;
+    }
+    true
+}
+
+/// The tables of `include` or `exclude`, each with its values by axis.
+fn assignments_of(
     key: &str,
     stage: &Table,
     matrix: &Matrix,
-    scope: &Scope<'a>,
+    scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<(Origin, BTreeMap<String, Item>)> {
     let Some(item) = stage.get(key) else { return Vec::new() };
-    let item = scope.resolve(item, diagnostics);
-    let Some(tables) = item.as_list() else {
-        let message = format!("`{key}` has to be a list of tables, this is {}", item.type_name());
-        diagnostics.push(Diagnostic::new("E003", &item.origin, message));
-        return Vec::new();
+    let item = match item.as_str() {
+        Some(_) => scope.resolve(item, diagnostics),
+        None => item.clone(),
     };
-    let mut assignments = Vec::new();
-    for item in tables {
-        let Some(table) = item.as_table() else {
+    let mut wrong = |item: &Item| {
+        if !item.is_invalid() {
             let message = format!("`{key}` has to be a list of tables, this is {}", item.type_name());
             diagnostics.push(Diagnostic::new("E003", &item.origin, message));
-            continue;
-        };
+        }
+    };
+    let Some(tables) = item.as_list() else {
+        wrong(&item);
+        return Vec::new();
+    };
+    let tables: Vec<&Item> = tables
+        .iter()
+        .filter(|item| {
+            item.as_table().is_some() || {
+                wrong(item);
+                false
+            }
+        })
+        .collect();
+    let mut assignments = Vec::new();
+    for item in tables {
         let mut assignment = BTreeMap::new();
-        for entry in table.iter() {
+        let mut known = true;
+        for entry in item.as_table().into_iter().flat_map(Table::iter) {
             if matrix.axes.contains(&entry.key) {
-                assignment.insert(entry.key.clone(), entry.item.clone());
+                // An included table value keeps its templates, as in the matrix.
+                let table = entry.item.as_table().is_some();
+                let value = if table { entry.item.clone() } else { scope.resolve(&entry.item, diagnostics) };
+                known &= !value.is_invalid() && fits(&entry.key, &value, diagnostics);
+                assignment.insert(entry.key.clone(), value);
             } else {
-                let help = suggestion(&entry.key, matrix.axes.iter().map(String::as_str));
-                let message = format!("unknown axis `{}`", entry.key);
-                diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help));
+                known = false;
+                if !matrix.partial || !matrix.axes.is_empty() {
+                    let help = suggestion(&entry.key, matrix.axes.iter().map(String::as_str));
+                    let message = format!("unknown axis `{}`", entry.key);
+                    diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help));
+                }
             }
         }
-        assignments.push((item.origin.clone(), assignment));
+        if known {
+            assignments.push((item.origin.clone(), assignment));
+        }
     }
     assignments
 }
@@ -277,15 +363,18 @@ fn exclude(
     scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
+    let axes = matrix.axes.clone();
     for (origin, pattern) in assignments_of("exclude", stage, matrix, scope, diagnostics) {
-        let axes = matrix.axes.clone();
+        let pattern: Vec<Option<String>> =
+            axes.iter().map(|axis| pattern.get(axis).map(value_name)).collect();
         let (out, kept): (Vec<_>, Vec<_>) =
             std::mem::take(&mut matrix.assignments).into_iter().partition(|values| {
-                axes.iter().zip(values).all(|(axis, value)| {
-                    pattern.get(axis).is_none_or(|wanted| value_name(wanted) == value_name(value))
-                })
+                pattern
+                    .iter()
+                    .zip(values)
+                    .all(|(wanted, value)| wanted.as_ref().is_none_or(|wanted| *wanted == value_name(value)))
             });
-        if out.is_empty() {
+        if out.is_empty() && !matrix.partial {
             diagnostics.push(Diagnostic::new("E016", &origin, "this `exclude` matches no node"));
         }
         matrix.excluded.extend(out.iter().map(|values| node_name(name, &axes, values)));
@@ -300,24 +389,28 @@ fn include(
     scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
-    for (origin, assignment) in assignments_of("include", stage, matrix, scope, diagnostics) {
-        let missing: Vec<&str> =
-            matrix.axes.iter().map(String::as_str).filter(|axis| !assignment.contains_key(*axis)).collect();
+    let included = assignments_of("include", stage, matrix, scope, diagnostics);
+    if included.is_empty() {
+        return;
+    }
+    let mut names: BTreeSet<String> =
+        matrix.assignments.iter().map(|values| node_name(name, &matrix.axes, values)).collect();
+    for (origin, mut assignment) in included {
+        let missing: Vec<String> =
+            matrix.axes.iter().filter(|axis| !assignment.contains_key(*axis)).cloned().collect();
         if !missing.is_empty() {
             let message = format!("an `include` names every axis; `{}` is missing", missing.join("`, `"));
             diagnostics.push(Diagnostic::new("E010", &origin, message));
             continue;
         }
-        let values: Assignment = matrix.axes.iter().map(|axis| assignment[axis].clone()).collect();
+        let values: Assignment = matrix.axes.iter().filter_map(|axis| assignment.remove(axis)).collect();
         let new_name = node_name(name, &matrix.axes, &values);
-        if matrix.assignments.iter().any(|other| node_name(name, &matrix.axes, other) == new_name) {
-            diagnostics.push(Diagnostic::new(
-                "E007",
-                &origin,
-                format!("`{new_name}` is in the matrix already"),
-            ));
-        } else {
+        if names.insert(new_name.clone()) {
+            matrix.excluded.remove(&new_name);
             matrix.assignments.push(values);
+        } else {
+            let message = format!("`{new_name}` is in the matrix already");
+            diagnostics.push(Diagnostic::new("E007", &origin, message));
         }
     }
 }

@@ -7,30 +7,35 @@
 //!    of every value;
 //! 2. `overrides`: profiles, then `--var`, then `--set`;
 //! 3. `matrix`: the axis assignments of each stage;
-//! 4. `expand`: templates, kind, parameters and inputs of each node;
-//! 5. `check`: cycles, artifact types, colliding results, names that nothing uses.
+//! 4. `expand`: templates, kind, parameters and resources of each node;
+//! 5. `connect`: what each input refers to;
+//! 6. `check`: cycles, artifact types, colliding results, names that nothing uses.
 
 mod check;
+mod connect;
 mod diagnostic;
 mod expand;
 mod files;
 mod item;
 mod matrix;
-#[expect(clippy::single_match, reason = "temporary")]
+mod order;
 mod overrides;
 mod params;
 mod reference;
 mod render;
+mod resources;
 mod schema;
 mod select;
 mod template;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub use diagnostic::{Diagnostic, Label, Severity};
 pub use render::{render_json, render_text};
+pub use resources::Limits;
 pub use schema::schema;
 pub use select::select;
 
@@ -46,6 +51,8 @@ pub struct LoadOptions {
     pub vars: Vec<String>,
     /// `--set path=value`.
     pub sets: Vec<String>,
+    /// What actions may ask for; `None`: what this machine has.
+    pub limits: Option<Limits>,
 }
 
 /// The outcome of [`load`].
@@ -71,10 +78,12 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     let mut diagnostics = std::mem::take(&mut files.diagnostics);
     let sources = std::mem::take(&mut files.sources);
     overrides::apply(&mut files.document, options, &mut diagnostics);
-    let expanded = expand::expand(&files.document, registry, &sources, &mut diagnostics);
-    check::check(&files.document, &expanded, &sources, &mut diagnostics);
-    diagnostics.sort_by_key(Diagnostic::place);
+    let limits = options.limits.unwrap_or_else(Limits::of_this_machine);
+    let expanded = expand::expand(&files.document, registry, &limits, &sources, &mut diagnostics);
+    check::check(&files.document, &expanded, &mut diagnostics);
+    diagnostics.sort_by(|a, b| a.place().cmp(&b.place()));
     diagnostics.dedup();
+    keep_first_of_broken_lines(&mut diagnostics, &sources);
     let mut loaded = Loaded { pipeline: None, diagnostics, sources };
     if !loaded.has_errors() {
         loaded.pipeline = Some(Pipeline {
@@ -90,6 +99,24 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     loaded
 }
 
+/// In a line that is not TOML, whatever else is wrong follows from that.
+fn keep_first_of_broken_lines(diagnostics: &mut Vec<Diagnostic>, sources: &[SourceFile]) {
+    let line = |diagnostic: &Diagnostic| {
+        let label = diagnostic.primary.as_ref()?;
+        let before = sources.get(label.file)?.text.get(..label.span.start)?;
+        Some((label.file, before.rfind('\n')))
+    };
+    let broken: BTreeSet<_> = diagnostics.iter().filter(|one| one.code == "E001").filter_map(line).collect();
+    if broken.is_empty() {
+        return;
+    }
+    let mut reported = BTreeSet::new();
+    diagnostics.retain(|one| match line(one) {
+        Some(line) if broken.contains(&line) => one.code == "E001" && reported.insert(line),
+        _ => true,
+    });
+}
+
 /// The nearest ancestor of the pipeline file that holds `.pipe/` or `.git`, else its folder.
 fn project_root(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -99,6 +126,9 @@ fn project_root(path: &Path) -> PathBuf {
         .find(|folder| folder.join(".pipe").is_dir() || folder.join(".git").exists())
         .map_or_else(|| folder.clone(), Path::to_owned)
 }
+
+/// The help for an illegal name.
+const NAME_HELP: &str = "a name is [a-z][a-z0-9_]*";
 
 /// Whether `name` may name a stage, axis, parameter or output.
 fn is_name(name: &str) -> bool {

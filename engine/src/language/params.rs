@@ -2,28 +2,36 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Severity};
 use super::item::{Entry, Item, ItemValue, Table};
 use super::suggestion;
 use crate::pipeline::Origin;
 
 /// Checks `params` and converts integers to floats where the schema wants numbers. What is returned
-/// can be given to [`AnyKind::resolve`](crate::AnyKind::resolve) if no diagnostic was an error.
+/// can be given to [`AnyKind::resolve`](crate::AnyKind::resolve) if the second value, whether there
+/// was no error, is true.
 pub(crate) fn check(
     schema: &Json,
     params: &Table,
     stage_origin: &Origin,
     diagnostics: &mut Vec<Diagnostic>,
-) -> Json {
-    let mut checker = Checker { diagnostics };
-    checker.table(schema, params, stage_origin, "")
+) -> (Json, bool) {
+    let mut checker = Checker { diagnostics, valid: true };
+    let json = checker.table(schema, params, stage_origin, "");
+    (json, checker.valid)
 }
 
 struct Checker<'a> {
     diagnostics: &'a mut Vec<Diagnostic>,
+    valid: bool,
 }
 
 impl Checker<'_> {
+    fn report(&mut self, diagnostic: Diagnostic) {
+        self.valid &= diagnostic.severity == Severity::Warning;
+        self.diagnostics.push(diagnostic);
+    }
+
     fn table(&mut self, schema: &Json, table: &Table, origin: &Origin, path: &str) -> Json {
         let none = Map::new();
         let properties = schema["properties"].as_object().unwrap_or(&none);
@@ -51,7 +59,7 @@ impl Checker<'_> {
         for required in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {
             if table.get(required).is_none() {
                 let message = format!("parameter `{}` is missing", dotted(path, required));
-                self.diagnostics.push(Diagnostic::new("E010", origin, message));
+                self.report(Diagnostic::new("E010", origin, message));
             }
         }
         Json::Object(checked)
@@ -60,10 +68,14 @@ impl Checker<'_> {
     fn unknown(&mut self, entry: &Entry, properties: &Map<String, Json>) {
         let message = format!("unknown parameter `{}`", entry.key);
         let help = suggestion(&entry.key, properties.keys().map(String::as_str));
-        self.diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help));
+        self.report(Diagnostic::new("E002", &entry.key_origin, message).help(help));
     }
 
     fn value(&mut self, schema: &Json, item: &Item, path: &str) -> Json {
+        if item.is_invalid() {
+            self.valid = false;
+            return Json::Null;
+        }
         let variants: Vec<&Json> = ["anyOf", "oneOf"]
             .iter()
             .filter_map(|key| schema[*key].as_array())
@@ -85,10 +97,11 @@ impl Checker<'_> {
             }
             let names: Vec<&str> = allowed.iter().filter_map(Json::as_str).collect();
             let help = item.as_str().and_then(|text| suggestion(text, names.iter().copied()));
+            let help = help.filter(|help| help.starts_with("did"));
             let message = format!("parameter `{path}` cannot be {}", item.display());
-            let all =
-                format!("one of {}", allowed.iter().map(Json::to_string).collect::<Vec<_>>().join(", "));
-            self.diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help).help(all));
+            let all: Vec<String> = allowed.iter().map(Json::to_string).collect();
+            let all = format!("it has to be one of {}{}", all.join(", "), default_of(schema));
+            self.report(Diagnostic::new("E003", &item.origin, message).help(help).help(all));
             return Json::Null;
         }
         let types: Vec<&str> = match &schema["type"] {
@@ -104,7 +117,7 @@ impl Checker<'_> {
                     Some(number) => {
                         let message =
                             format!("parameter `{path}` is a number written as the string {text:?}");
-                        self.diagnostics.push(
+                        self.report(
                             Diagnostic::new("W103", &item.origin, message)
                                 .help("leave out the quotes".to_owned()),
                         );
@@ -136,7 +149,7 @@ impl Checker<'_> {
                 if outside {
                     let message =
                         format!("parameter `{path}` has {length} items, which is too few or too many");
-                    self.diagnostics.push(Diagnostic::new("E003", &item.origin, message));
+                    self.report(Diagnostic::new("E003", &item.origin, message));
                 }
                 let element = &schema["items"];
                 items
@@ -156,8 +169,9 @@ impl Checker<'_> {
         let mut nearest: Option<Vec<Diagnostic>> = None;
         for variant in variants {
             let mut diagnostics = Vec::new();
-            let value = Checker { diagnostics: &mut diagnostics }.value(variant, item, path);
-            if diagnostics.iter().all(|diagnostic| diagnostic.code.starts_with('W')) {
+            let mut checker = Checker { diagnostics: &mut diagnostics, valid: true };
+            let value = checker.value(variant, item, path);
+            if checker.valid {
                 self.diagnostics.append(&mut diagnostics);
                 return value;
             }
@@ -173,7 +187,7 @@ impl Checker<'_> {
             }
             return self.value(&flat, item, path);
         }
-        self.diagnostics.extend(nearest.into_iter().flatten());
+        nearest.into_iter().flatten().for_each(|diagnostic| self.report(diagnostic));
         Json::Null
     }
 
@@ -194,7 +208,7 @@ impl Checker<'_> {
                     .collect();
             let message = format!("parameter `{path}` is out of range: {}", item.display());
             let help = format!("it has to be {}{}", bounds.join(" and "), default_of(schema));
-            self.diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help));
+            self.report(Diagnostic::new("E003", &item.origin, message).help(help));
         }
         json
     }
@@ -215,7 +229,7 @@ impl Checker<'_> {
         let expected = if words.is_empty() { "something else".to_owned() } else { words.join(" or ") };
         let message = format!("parameter `{path}` has to be {expected}, this is {}", item.type_name());
         let help = format!("found {}{}", item.display(), default_of(schema));
-        self.diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help));
+        self.report(Diagnostic::new("E003", &item.origin, message).help(help));
         Json::Null
     }
 }
@@ -228,6 +242,7 @@ fn json_type(item: &Item) -> &'static str {
         ItemValue::Bool(_) => "boolean",
         ItemValue::List(_) => "array",
         ItemValue::Table(_) => "object",
+        ItemValue::Invalid => "null",
     }
 }
 
@@ -260,6 +275,18 @@ fn default_of(schema: &Json) -> String {
 /// `inner` below `path`, as a dotted path.
 pub(crate) fn dotted(path: &str, inner: &str) -> String {
     if path.is_empty() { inner.to_owned() } else { format!("{path}.{inner}") }
+}
+
+/// Where the value at a dotted path, or the nearest table or list around it, was written.
+pub(crate) fn origin_of(params: &Table, path: &str) -> Option<Origin> {
+    let origins = origins(params);
+    let mut path = path;
+    loop {
+        if let Some(origin) = origins.get(path) {
+            return Some(origin.clone());
+        }
+        path = &path[..path.rfind(['.', '['])?];
+    }
 }
 
 /// The origins of all values of a table, by dotted path.

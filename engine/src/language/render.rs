@@ -16,9 +16,12 @@ pub fn render_text(diagnostics: &[Diagnostic], sources: &[SourceFile], colour: b
         };
         let title = level.primary_title(diagnostic.message.as_str()).id(diagnostic.code);
         let mut group = Group::with_title(title);
-        let mut files: Vec<usize> =
-            diagnostic.primary.iter().chain(&diagnostic.secondary).map(|label| label.file).collect();
-        files.dedup();
+        let mut files: Vec<usize> = Vec::new();
+        for label in diagnostic.primary.iter().chain(&diagnostic.secondary) {
+            if !files.contains(&label.file) {
+                files.push(label.file);
+            }
+        }
         for file in files {
             let Some(source) = sources.get(file) else { continue };
             let mut snippet =

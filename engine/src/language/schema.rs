@@ -32,11 +32,13 @@ pub fn schema(registry: &Registry) -> Json {
             None => Json::Bool(false),
         };
         rules.push(json!({
-            "if": { "properties": { "kind": { "const": name } } },
+            "if": { "required": ["kind"], "properties": { "kind": { "const": name } } },
             "then": { "properties": {
                 "kind": { "description": description.summary },
                 "params": or_template(params),
-                "inputs": { "type": "object", "properties": inputs, "additionalProperties": additional },
+                "inputs": or_template(
+                    json!({ "type": "object", "properties": inputs, "additionalProperties": additional })
+                ),
             } },
         }));
     }
@@ -50,23 +52,22 @@ pub fn schema(registry: &Registry) -> Json {
             "kind": { "anyOf": [{ "enum": names }, template()], "description": "what the stage does" },
             "doc": { "type": "string", "description": "one sentence for people; never in a key" },
             "matrix": {
-                "description": "axes: lists of values, or \"@stage\" for that stage's values",
+                "description": "axes: lists of values, or \"@stage\" for that stage's values; or \"@stage\" for all its assignments",
                 "anyOf": [
                     { "type": "string" },
                     { "type": "object", "additionalProperties": {
                         "anyOf": [{ "type": "string" }, { "type": "array", "items": axis_value }] } },
                 ],
             },
-            "include": assignments, "exclude": assignments,
-            "inputs": { "type": "object" },
-            "params": {},
-            "resources": { "type": "object", "additionalProperties": false, "properties": {
+            "include": or_template(assignments.clone()),
+            "exclude": or_template(assignments),
+            "inputs": { "description": "a reference, or files, for each input of the kind" },
+            "params": { "description": "parameters of the kind" },
+            "resources": or_template(json!({ "type": "object", "additionalProperties": false, "properties": {
                 "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
                 "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),
-                "mem": { "type": ["string", "integer"] }, "time": { "type": ["string", "integer"] } } },
-            "retry": { "type": "object" },
-            "checkpoint": { "type": "object" },
-            "frozen": { "type": "array", "items": { "type": "string" } },
+                "mem": { "type": ["string", "integer"], "description": "bytes, or such as \"16GiB\"" },
+                "time": { "type": ["string", "integer"], "description": "seconds, or such as \"4h\"" } } })),
         },
         "allOf": rules,
     });
@@ -86,7 +87,6 @@ pub fn schema(registry: &Registry) -> Json {
             "profile": { "type": "object", "additionalProperties": {
                 "type": "object", "additionalProperties": false,
                 "properties": { "vars": { "type": "object" }, "set": { "type": "object" } } } },
-            "executor": { "type": "object" },
         },
     })
 }
@@ -95,11 +95,24 @@ fn template() -> Json {
     json!({ "type": "string", "pattern": "\\$\\{" })
 }
 
+/// The same schema, or a template. Keywords count only for values of their type, so that most schemas
+/// need no `anyOf`: editors then show what is wrong at the value, and not around it.
 fn or_template(schema: Json) -> Json {
-    match schema {
-        Json::Bool(true) => schema,
-        schema => json!({ "anyOf": [schema, template()] }),
+    let Json::Object(mut table) = schema else { return schema };
+    let types: Vec<Json> = match table.get("type") {
+        Some(Json::String(name)) => vec![name.as_str().into()],
+        Some(Json::Array(names)) => names.clone(),
+        _ => Vec::new(),
+    };
+    if types.is_empty() || table.contains_key("enum") || table.contains_key("pattern") {
+        return json!({ "anyOf": [table, template()] });
     }
+    if !types.contains(&"string".into()) {
+        let types: Json = types.into_iter().chain(["string".into()]).collect();
+        table.insert("type".to_owned(), types);
+        table.insert("pattern".to_owned(), "\\$\\{".into());
+    }
+    Json::Object(table)
 }
 
 fn reference(summary: &str, many: bool) -> Json {

@@ -1,0 +1,340 @@
+//! Every code has an example that fails, with the text that is marked.
+
+use super::{Study, helps};
+
+/// Loads `text` and compares codes and marked texts.
+#[track_caller]
+fn check(text: &str, expected: &[(&str, &str)]) -> Vec<super::Diagnostic> {
+    Study::new(text).expect(expected)
+}
+
+#[test]
+fn e001_syntax() {
+    check("[stage.a]\nkind = \"make\"\nparams = { size = = }\n", &[("E001", "")]);
+    check("[stage.a]\nkind = make\n", &[("E001", "make")]);
+    check("[stage.a\nkind = \"make\"\n[stage.b]\nkind = \"mak\"\n", &[("E001", ""), ("E002", "\"mak\"")]);
+}
+
+#[test]
+fn e002_unknown_names() {
+    let found = check("[stage.a]\nkind = \"mak\"\n", &[("E002", "\"mak\"")]);
+    assert!(helps(&found[0], "did you mean `make`?"));
+    let found = check("[stage.a]\nkind = \"make\"\nparams = { sise = 4 }\n", &[("E002", "sise")]);
+    assert!(helps(&found[0], "did you mean `size`?"));
+    let found = check("[stage.a]\nkind = \"make\"\nparams = { head = { wide = 4 } }\n", &[("E002", "wide")]);
+    assert!(helps(&found[0], "known are `depth`"));
+    check("[stage.a]\nkind = \"make\"\nparms = {}\n", &[("E002", "parms")]);
+    check("[stages.a]\nkind = \"make\"\n", &[("E002", "stages")]);
+    check("[stage.a]\nkind = \"make\"\nresources = { cpus = 4 }\n", &[("E002", "cpus")]);
+    check("[stage.a]\nkind = \"make\"\ninputs = { sorce = \"file:a\" }\n", &[("E002", "sorce")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { name = \"${sise}\" }\n", &[("E002", "\"${sise}\"")]);
+    check(
+        "[vars]\nd = { x = 1 }\n[stage.a]\nkind = \"make\"\nparams = { size = \"${d.y}\" }\n",
+        &[("E002", "\"${d.y}\"")],
+    );
+    check("[stage.a]\nkind = \"make\"\nparams = { name = \"a${b\" }\n", &[("E002", "\"a${b\"")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\nexclude = [{ n = 1 }]\n", &[("E002", "n")]);
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"free\"\ninputs = { x = \"a[n=1,m=2].rows\" }\n",
+        &[("E002", "\"a[n=1,m=2].rows\"")],
+    );
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"free\"\ninputs = { x = \"a[m=3].rows\" }\n",
+        &[("E002", "\"a[m=3].rows\"")],
+    );
+}
+
+#[test]
+fn e002_what_comes_later() {
+    check("[stage.a]\nkind = \"make\"\nretry = { max = 2 }\n", &[("E002", "retry")]);
+    check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "executor")]);
+    let found = check(
+        "[stage.a]\nkind = \"make\"\ninputs = { source = \"hf:owner/name@main\" }\n",
+        &[("E002", "\"hf:owner/name@main\"")],
+    );
+    assert!(found[0].message.contains("no remote sources"));
+}
+
+#[test]
+fn e003_types_and_ranges() {
+    let found = check("[stage.a]\nkind = \"make\"\nparams = { size = 200 }\n", &[("E003", "200")]);
+    assert!(helps(&found[0], "at least 1 and at most 100; the default is 10"));
+    let found = check("[stage.a]\nkind = \"make\"\nparams = { mode = \"slo\" }\n", &[("E003", "\"slo\"")]);
+    assert!(helps(&found[0], "did you mean `slow`?"));
+    assert!(helps(&found[0], "one of \"fast\", \"slow\"; the default is \"fast\""));
+    check("[stage.a]\nkind = \"make\"\nparams = { size = true }\n", &[("E003", "true")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { size = 4.0 }\n", &[("E003", "4.0")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { lr = \"fast\" }\n", &[("E003", "\"fast\"")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { weights = [1, \"x\"] }\n", &[("E003", "\"x\"")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { limit = \"x\" }\n", &[("E003", "\"x\"")]);
+    check("[stage.a]\nkind = \"make\"\nparams = 4\n", &[("E003", "4")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { lr = nan }\n", &[("E003", "nan")]);
+    check("[stage.a]\nkind = \"make\"\nparams = { lr = 2026-01-01 }\n", &[("E003", "2026-01-01")]);
+    check("[stage.a]\nkind = \"make\"\nresources = { mem = \"lots\" }\n", &[("E003", "\"lots\"")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = 3 }\n", &[("E003", "3")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [1.5] }\n", &[("E003", "1.5")]);
+    check(
+        "[vars]\nl = [1]\n[stage.a]\nkind = \"make\"\nparams = { name = \"x${l}\" }\n",
+        &[("E003", "\"x${l}\"")],
+    );
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a[m=*].rows\" }\n",
+        &[("E003", "\"a[m=*].rows\"")],
+    );
+}
+
+#[test]
+fn e003_what_only_the_kind_knows() {
+    let found = check("[stage.a]\nkind = \"make\"\nparams = { size = 7 }\n", &[("E003", "7")]);
+    assert!(helps(&found[0], "take an even one"));
+}
+
+#[test]
+fn e003_what_is_too_large() {
+    let doubles: String = (1..40).map(|i| format!("b{i} = \"${{b{0}}}${{b{0}}}\"\n", i - 1)).collect();
+    let text = format!(
+        "[vars]\nb0 = \"0123456789abcdef\"\n{doubles}[stage.x]\nkind = \"make\"\nparams = {{ name = \"${{b39}}\" }}\n"
+    );
+    check(&text, &[("E003", "\"${b17}${b17}\"")]);
+    let axes: String = (0..6)
+        .map(|i| format!("a{i} = [{}], ", (0..50).map(|value| format!("{value}, ")).collect::<String>()))
+        .collect();
+    let matrix = format!("{{ {} }}", axes.trim_end_matches(", "));
+    check(&format!("[stage.a]\nkind = \"make\"\nmatrix = {matrix}\n"), &[("E003", &matrix)]);
+}
+
+#[test]
+fn e004_unknown_stage() {
+    let found = check(
+        "[stage.make]\nkind = \"make\"\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"mkae.rows\" }\n",
+        &[("E004", "\"mkae.rows\"")],
+    );
+    assert!(helps(&found[0], "did you mean `make`?"));
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = \"@b\" }\n", &[("E004", "\"@b\"")]);
+}
+
+#[test]
+fn e005_unknown_output() {
+    let found = check(
+        "[stage.a]\nkind = \"make\"\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a.row\" }\n",
+        &[("E005", "\"a.row\"")],
+    );
+    assert!(helps(&found[0], "did you mean `rows`?") && helps(&found[0], "`rows`, `labels`"));
+    // Left out where there are two.
+    check(
+        "[stage.a]\nkind = \"make\"\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a\" }\n",
+        &[("E005", "\"a\"")],
+    );
+}
+
+#[test]
+fn e006_cycles() {
+    check(
+        "[stage.a]\nkind = \"free\"\ninputs = { x = \"c\" }\n[stage.b]\nkind = \"free\"\ninputs = { x = \"a\" }\n[stage.c]\nkind = \"free\"\ninputs = { x = \"b\" }\n",
+        &[("E006", "\"a\" + \"b\" + \"c\"")],
+    );
+    check("[stage.a]\nkind = \"free\"\ninputs = { x = \"a\" }\n", &[("E006", "\"a\"")]);
+    check(
+        "[vars]\nx = \"${y}\"\ny = \"${x}\"\n[stage.a]\nkind = \"make\"\nparams = { size = \"${x}\" }\n",
+        &[("E006", "\"${y}\" + \"${x}\"")],
+    );
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = \"@b\" }\n[stage.b]\nkind = \"make\"\nmatrix = { m = \"@a\" }\n",
+        &[("E006", "\"@b\" + \"@a\"")],
+    );
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [{ id = \"x\", f = \"${m.f}\" }] }\nparams = { name = \"${m.f}\" }\n",
+        &[("E006", "\"${m.f}\"")],
+    );
+}
+
+#[test]
+fn e007_duplicates() {
+    check("[stage.a]\nkind = \"make\"\nkind = \"make\"\n", &[("E007", "kind + kind")]);
+    check("[stage.a]\nkind = \"make\"\n[stage.a]\ndoc = \"x\"\n", &[("E007", "a + a")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [\"x\", 1, \"x\"] }\n", &[("E007", "\"x\" + \"x\"")]);
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1] }\ninclude = [{ m = 1 }]\n",
+        &[("E007", "{ m = 1 }")],
+    );
+    Study::new("[pipeline]\nname = \"t\"\nformat = 1\ninclude = [\"b.toml\"]\n[stage.a]\nkind = \"make\"\n")
+        .file("b.toml", "[stage.a]\nkind = \"make\"\n")
+        .expect(&[("E007", "a + a")]);
+    Study::new(
+        "[pipeline]\nname = \"t\"\nformat = 1\ninclude = [\"b.toml\"]\n[vars]\nv = 2\n[stage.a]\nkind = \"make\"\nparams = { size = \"${v}\" }\n[profile.p]\nvars = { v = 4 }\n",
+    )
+    .file("b.toml", "[profile.p]\nvars = { v = 6 }\n")
+    .expect(&[("E007", "v + v")]);
+}
+
+#[test]
+fn e008_axes_that_are_not_given() {
+    let found = check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a.rows\" }\n",
+        &[("E008", "\"a.rows\"")],
+    );
+    assert!(helps(&found[0], "`a[m=VALUE]`") && helps(&found[0], "`a[m=*]`") && helps(&found[0], "\"@a\""));
+    // The consumer has a node that the producer excludes.
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\nexclude = [{ m = 2 }]\n[stage.b]\nkind = \"train.linear\"\nmatrix = { m = [1, 2] }\ninputs = { rows = \"a.rows\" }\n",
+        &[("E008", "\"a.rows\"")],
+    );
+}
+
+#[test]
+fn e009_types() {
+    let found = check(
+        "[stage.a]\nkind = \"make\"\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a.labels\" }\n",
+        &[("E009", "\"a.labels\" + a")],
+    );
+    assert!(found[0].message.contains("takes `table<rows>`, but `a.labels` is `table<labels>`"));
+    assert!(helps(&found[0], "`a.rows` would fit"));
+    check(
+        "[stage.a]\nkind = \"ports\"\nmatrix = { m = [{ id = \"x\", p = [\"a\"] }, { id = \"y\", p = [\"b\"] }] }\nparams = { names = \"${m.p}\" }\n",
+        &[("E009", "a")],
+    );
+    check(
+        "[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"file:rows.csv\" }\n",
+        &[("E009", "\"file:rows.csv\"")],
+    );
+}
+
+#[test]
+fn e010_missing() {
+    check("[stage.a]\nkind = \"strict\"\n", &[("E010", "a")]);
+    check("[stage.a]\nkind = \"train.linear\"\n", &[("E010", "a")]);
+    check("[stage.a]\ndoc = \"x\"\n", &[("E010", "a")]);
+    check("[pipeline]\nname = \"t\"\n[stage.a]\nkind = \"make\"\n", &[("E010", "pipeline")]);
+    check("", &[("E010", "")]);
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1], n = [1] }\ninclude = [{ m = 2 }]\n",
+        &[("E010", "{ m = 2 }")],
+    );
+    check("[stage.b]\nkind = \"gather\"\ninputs = { models = [] }\n", &[("E010", "[]")]);
+}
+
+#[test]
+fn e011_includes() {
+    let text = |include: &str| {
+        format!("[pipeline]\nname = \"t\"\nformat = 1\ninclude = [{include}]\n[stage.a]\nkind = \"make\"\n")
+    };
+    Study::new(&text("\"no.toml\"")).expect(&[("E011", "\"no.toml\"")]);
+    Study::new(&text("\"parts/*.toml\"")).expect(&[("E011", "\"parts/*.toml\"")]);
+    Study::new(&text("\"pipeline.toml\"")).expect(&[("E011", "\"pipeline.toml\"")]);
+    Study::new(&text("\"b.toml\", \"*b.toml\""))
+        .file("b.toml", "")
+        .expect(&[("E011", "\"*b.toml\" + \"b.toml\"")]);
+    let missing = super::load(std::path::Path::new("/nowhere.toml"), &Default::default(), &super::registry());
+    assert_eq!(missing.diagnostics[0].code, "E011");
+}
+
+#[test]
+fn e013_resources() {
+    let found = check("[stage.a]\nkind = \"make\"\nresources = { gpu = 1 }\n", &[("E013", "1")]);
+    assert!(helps(&found[0], "cpu = 8, gpu = 0, mem = 1073741824"));
+    check("[stage.a]\nkind = \"make\"\nresources = { mem = \"2GiB\" }\n", &[("E013", "\"2GiB\"")]);
+}
+
+#[test]
+fn e014_folders() {
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [\"x\", \"X\"] }\n", &[("E014", "a + a")]);
+}
+
+#[test]
+fn e015_names() {
+    check("[stage.A]\nkind = \"make\"\n", &[("E015", "A")]);
+    check("[vars]\nx-y = 1\n", &[("E015", "x-y"), ("W101", "x-y")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { \"x y\" = [1] }\n", &[("E015", "\"x y\"")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [\"a/b\"] }\n", &[("E015", "\"a/b\"")]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [\"*\"] }\n", &[("E015", "\"*\"")]);
+    check("[pipeline]\nname = \"../x\"\nformat = 1\n[stage.a]\nkind = \"make\"\n", &[("E015", "\"../x\"")]);
+    check("[stage.a]\nkind = \"make\"\n[profile.\"../x\"]\n", &[("E015", "\"../x\"")]);
+}
+
+#[test]
+fn e016_empty() {
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1] }\nexclude = [{ m = 1 }]\n",
+        &[("E016", "{ m = [1] }")],
+    );
+    check(
+        "[stage.a]\nkind = \"make\"\nmatrix = { m = [1] }\nexclude = [{ m = 2 }]\n",
+        &[("E016", "{ m = 2 }")],
+    );
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [] }\n", &[("E016", "[]")]);
+}
+
+#[test]
+fn e017_format() {
+    let found = check("[pipeline]\nname = \"t\"\nformat = 2\n[stage.a]\nkind = \"make\"\n", &[("E017", "2")]);
+    assert!(helps(&found[0], "format = 1"));
+}
+
+#[test]
+fn w101_unused() {
+    check("[vars]\nx = 1\n[stage.a]\nkind = \"make\"\n", &[("W101", "x")]);
+    check(
+        "[stage.a]\nkind = \"make\"\n[profile.p]\nvars = { x = 1 }\nset = { \"stage.b.params.size\" = 2 }\n",
+        &[("W101", "x"), ("W101", "\"stage.b.params.size\"")],
+    );
+}
+
+#[test]
+fn w102_overrides_that_change_nothing() {
+    let study =
+        "[vars]\nv = 4\n[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\nparams = { size = \"${v}\" }\n";
+    for (option, code) in [
+        ("stage.a.params.size=4", "W102"),
+        ("stage.a.params.lr=0.5", "W102"),
+        ("stage.a.params.sise=4", "E002"),
+        ("stage.b.params.size=4", "E002"),
+        ("stage.a[m=3].params.size=4", "E002"),
+        ("stage.a[n=3].params.size=4", "E002"),
+        ("stage.a.kind=x", "E002"),
+        ("a.params.size=4", "E002"),
+        ("stage.a", "E002"),
+    ] {
+        let found = Study::new(study).set(option).expect(&[(code, "")]);
+        assert!(found[0].message.contains(option), "{}", found[0].message);
+    }
+    Study::new(study).var("v=4").expect(&[("W102", "")]);
+    Study::new(study).var("w=4").expect(&[("E002", "")]);
+    Study::new(study).profile("p").expect(&[("E002", "")]);
+}
+
+#[test]
+fn w103_numbers_in_quotes() {
+    check("[stage.a]\nkind = \"make\"\nparams = { lr = \"1e-3\" }\n", &[("W103", "\"1e-3\"")]);
+    check(
+        "[stage.a]\nkind = \"make\"\nparams = { size = \"200\" }\n",
+        &[("E003", "\"200\""), ("W103", "\"200\"")],
+    );
+}
+
+#[test]
+fn w105_more_cores_than_there_are() {
+    check("[stage.a]\nkind = \"make\"\nresources = { cpu = 64 }\n", &[("W105", "64")]);
+}
+
+#[test]
+fn all_mistakes_at_once_and_in_order() {
+    check(
+        "[vars]\nunused = 1\n[stage.a]\nkind = \"make\"\nparams = { sise = 4, lr = true }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a.nothing\" }\n[stage.c]\nkind = \"nothing\"\n",
+        &[
+            ("W101", "unused"),
+            ("E002", "sise"),
+            ("E003", "true"),
+            ("E005", "\"a.nothing\""),
+            ("E002", "\"nothing\""),
+        ],
+    );
+}
+
+/// One mistake does not follow from another.
+#[test]
+fn mistakes_do_not_cascade() {
+    check(
+        "[stage.a]\nkind = \"nothing\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\nmatrix = { m = \"@a\" }\ninputs = { rows = \"a.rows\" }\nparams = { size = \"${no}\" }\n",
+        &[("E002", "\"nothing\""), ("E002", "\"${no}\"")],
+    );
+}
