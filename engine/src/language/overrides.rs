@@ -66,7 +66,8 @@ fn unused_profiles(document: &Document, options: &LoadOptions, diagnostics: &mut
             continue;
         }
         let vars = profile.vars.iter().filter_map(|entry| unknown_var(document, entry));
-        let sets = profile.set.iter().filter_map(|entry| parse_path(document, entry).err().map(|unknown| *unknown));
+        let sets =
+            profile.set.iter().filter_map(|entry| parse_path(document, entry).err().map(|unknown| *unknown));
         for unknown in vars.chain(sets) {
             diagnostics.push(unknown.downgrade("W101", format!("profile `{name}`")));
         }
