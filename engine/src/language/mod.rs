@@ -1,4 +1,4 @@
-//! From TOML text to a validated [`Pipeline`](crate::pipeline::Pipeline).
+//! From TOML text to a validated [`Pipeline`].
 //!
 //! Nothing here stops at the first mistake: every step returns what it could understand and adds what
 //! it could not to one list of diagnostics, each with its place. The order of the steps is
