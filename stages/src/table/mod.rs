@@ -1,7 +1,7 @@
 //! Tables: in memory as named columns, on disk as Parquet parts that are cut by content.
 //!
-//! A [`Table`] is what stages build and read; [`write`] cuts it into parts, names every row by the
-//! digest of its values and writes Parquet; [`read`] gives the columns back.
+//! A [`Table`] is what stages build and read; [`write()`] cuts it into parts, names every row by the
+//! digest of its values and writes Parquet; [`read()`] gives the columns back.
 
 mod arrow;
 mod column;
