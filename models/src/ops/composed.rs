@@ -5,7 +5,7 @@ use candle_core::{D, Result, Tensor};
 
 use crate::Activation;
 
-/// As [`super::linear`].
+/// As [`super::linear()`].
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -17,7 +17,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
 }
 
-/// As [`super::layer_norm`].
+/// As [`super::layer_norm()`].
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -62,7 +62,7 @@ pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
     }
 }
 
-/// As [`super::attention`], with the probabilities `[batch, heads, tokens, tokens]` beside the result.
+/// As [`super::attention()`], with the probabilities `[batch, heads, tokens, tokens]` beside the result.
 ///
 /// # Errors
 /// If the width is no multiple of the number of heads.
@@ -74,7 +74,7 @@ pub fn attention(packed: &Tensor, heads: usize, causal: bool) -> Result<(Tensor,
 /// The probabilities `[batch, heads, tokens, tokens]` of packed queries and keys.
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`attention()`].
 pub fn attention_probabilities(packed: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     let (queries, keys) = (head_part(packed, heads, 0)?, head_part(packed, heads, 1)?);
     let head_width = queries.dim(D::Minus1)? as f64;
@@ -93,7 +93,7 @@ pub fn attention_probabilities(packed: &Tensor, heads: usize, causal: bool) -> R
 /// Values weighted by `probabilities` `[batch, heads, tokens, tokens]`, heads merged.
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`attention()`].
 pub fn attend(packed: &Tensor, probabilities: &Tensor) -> Result<Tensor> {
     let (batch, tokens, triple) = packed.dims3()?;
     let heads = probabilities.dim(1)?;
