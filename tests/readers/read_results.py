@@ -22,7 +22,7 @@ def check_parquet(path: Path) -> int:
     assert provenance["version"] == 1 and provenance["kind"], path
     frame = polars.read_parquet(path, hive_partitioning=False)
     assert frame.height == table.num_rows, f"{path}: Polars reads {frame.height} of {table.num_rows} rows"
-    rows = duckdb.sql(f"select count(*) from read_parquet('{path}', hive_partitioning=false)").fetchone()[0]
+    rows = duckdb.sql(f"select count(*) from read_parquet('{path}', hive_partitioning=false)").fetchall()[0][0]
     assert rows == table.num_rows, f"{path}: DuckDB reads {rows} of {table.num_rows} rows"
     keys = duckdb.sql(f"select key from parquet_kv_metadata('{path}')").fetchall()
     assert (b"pipe",) in keys, f"{path}: no `pipe` metadata for DuckDB"
@@ -54,7 +54,7 @@ def main() -> None:
     figures = 0
     for stage in sorted({path.relative_to(results).parts[0] for path in parquet if path.relative_to(results).parts[1] == "metrics"}):
         glob = f"{results}/{stage}/metrics/**/*.parquet"
-        figures += duckdb.sql(f"select count(*) from read_parquet('{glob}', hive_partitioning=true)").fetchone()[0]
+        figures += duckdb.sql(f"select count(*) from read_parquet('{glob}', hive_partitioning=true)").fetchall()[0][0]
         assert polars.scan_parquet(glob, hive_partitioning=True).collect().height > 0, glob
     assert figures > 0, "no figures"
     print(f"{len(parquet)} Parquet and {len(arrow)} Arrow files, {rows} rows; {figures} figures")

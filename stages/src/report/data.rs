@@ -1,7 +1,7 @@
 //! The tables behind the page, each one Parquet file: rows of all artifacts of a type, with the axes of
 //! the study as columns.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow_array::{Array as _, ArrayRef, RecordBatch, StringArray, new_null_array};
@@ -9,6 +9,7 @@ use arrow_schema::{DataType, Field, Schema};
 use arrow_select::concat::concat_batches;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use pipe_engine::StageError;
 
@@ -70,13 +71,23 @@ fn column(piece: &Piece<'_>, field: &Field) -> ArrayRef {
 ///
 /// # Errors
 /// If the table has a type that Parquet lacks.
-pub(super) fn parquet(batch: &RecordBatch) -> Result<Vec<u8>, StageError> {
+pub(super) fn parquet(batch: &RecordBatch, provenance: &str) -> Result<Vec<u8>, StageError> {
     let level = ZstdLevel::try_new(3).map_err(|error| StageError::because("setting up zstd", error))?;
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .set_key_value_metadata(Some(vec![KeyValue::new("pipe".to_owned(), provenance.to_owned())]))
+        .build();
+    // Some readers see only the Arrow schema's metadata, some only Parquet's.
+    let nullable: Vec<Field> =
+        batch.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
+    let metadata = HashMap::from([("pipe".to_owned(), provenance.to_owned())]);
+    let schema = Arc::new(Schema::new_with_metadata(nullable, metadata));
     let fail = |error| StageError::because("writing a table behind the report", error);
     let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).map_err(fail)?;
-    writer.write(batch).map_err(fail)?;
+    let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&schema), Some(properties)).map_err(fail)?;
+    let batch = RecordBatch::try_new(schema, batch.columns().to_vec())
+        .map_err(|error| StageError::because("writing a table behind the report", error))?;
+    writer.write(&batch).map_err(fail)?;
     writer.close().map_err(fail)?;
     Ok(bytes)
 }

@@ -98,7 +98,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -133,7 +133,7 @@ impl StageKind for Report {
         let mut collected = Collected::read(context)?;
         ceilings::set_ceilings(&mut collected);
         let mut pictures = Pictures::new(params.embed_limit_bytes.max(0) as u64);
-        let files = data_files(&collected)?;
+        let files = data_files(&collected, context.provenance())?;
         let sections = sections(params, &collected, &files, &mut pictures, context)?;
         let html = page(&params.title, &params.description, &sections);
         context.check_cancelled()?;
@@ -158,7 +158,7 @@ struct DataFile {
     bytes: Vec<u8>,
 }
 
-fn data_files(collected: &Collected) -> Result<Vec<DataFile>, StageError> {
+fn data_files(collected: &Collected, provenance: &str) -> Result<Vec<DataFile>, StageError> {
     let mut files = Vec::new();
     for (path, what, tables) in [
         ("data/metrics.parquet", "all figures with their intervals", &collected.metric_tables),
@@ -172,7 +172,7 @@ fn data_files(collected: &Collected) -> Result<Vec<DataFile>, StageError> {
     ] {
         let pieces: Vec<Piece<'_>> = tables.iter().map(|table| piece(collected, table)).collect();
         if let Some(batch) = consolidate(&pieces)? {
-            let bytes = parquet(&batch)?;
+            let bytes = parquet(&batch, provenance)?;
             files.push(DataFile { path: path.to_owned(), what, rows: batch.num_rows(), bytes });
         }
     }
