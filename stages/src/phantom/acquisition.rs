@@ -37,7 +37,7 @@ pub(super) struct Picture {
 /// Draws, acquires and quantises a medical row.
 pub(super) fn acquire(factors: &Factors, size: usize, knobs: Acquisition) -> Picture {
     let drawing = draw(factors, size);
-    let base = draw(&Factors { lesion: false, ..factors.clone() }, size).canvas;
+    let base = drawing.base;
     let mut canvas = drawing.canvas;
     let contrast = knobs.contrast * if factors.device_b { knobs.contrast_b } else { 1.0 };
     let mut energy = 0.0;
