@@ -4,7 +4,7 @@ use pipe_models::random::Key;
 
 use super::canvas::Canvas;
 use super::factors::Factors;
-use super::medical::draw;
+use super::medical::{Drawing, draw};
 use super::stream::Stream;
 
 const ACQUISITION: u64 = 3;
@@ -18,6 +18,8 @@ pub(super) struct Acquisition {
     pub(super) contrast_b: f64,
     pub(super) noise_b: f64,
     pub(super) blur_b: bool,
+    /// Whether brightness varies from picture to picture: without it, noise is all that does.
+    pub(super) gain: bool,
 }
 
 /// Stored pixels: interleaved channels, with the planted truths of the picture.
@@ -28,6 +30,9 @@ pub(super) struct Picture {
     pub(super) pixels: Vec<u8>,
     /// Whether a pixel lies inside an expert's outline.
     pub(super) mask: Vec<bool>,
+    /// How much the lesion changed each pixel before noise, 255 being the whole range: an expert's
+    /// outline need not hold all of it. Empty without a lesion.
+    pub(super) effect: Vec<u8>,
     /// The boxes (x, y, width, height) of the lesions.
     pub(super) boxes: Vec<[i64; 4]>,
     /// The detectability of the lesion for an ideal observer; none where noise multiplies.
@@ -36,14 +41,26 @@ pub(super) struct Picture {
 
 /// Draws, acquires and quantises a medical row.
 pub(super) fn acquire(factors: &Factors, size: usize, knobs: Acquisition) -> Picture {
-    let drawing = draw(factors, size);
-    let base = draw(&Factors { lesion: false, ..factors.clone() }, size).canvas;
-    let mut canvas = drawing.canvas;
+    expose(factors, &draw(factors, size), size, knobs)
+}
+
+/// Acquires and quantises what was drawn.
+pub(super) fn expose(factors: &Factors, drawing: &Drawing, size: usize, knobs: Acquisition) -> Picture {
+    let base = &drawing.base;
+    // Without its lesion a row is its own base.
+    let mut canvas = if factors.lesion { drawing.canvas.clone() } else { base.clone() };
     let contrast = knobs.contrast * if factors.device_b { knobs.contrast_b } else { 1.0 };
     let mut energy = 0.0;
+    let changes = factors.lesion && factors.finding != 0;
+    let mut effect = vec![0; if changes { size * size } else { 0 }];
     for (plane, base) in canvas.planes.iter_mut().zip(&base.planes) {
-        for (value, base) in plane.iter_mut().zip(base) {
+        for (index, (value, base)) in plane.iter_mut().zip(base).enumerate() {
             let difference = contrast * (*value - base);
+            if changes {
+                // Of several channels the most changed one counts.
+                let change = (255.0 * difference.abs().min(1.0) + 0.5).floor() as u8;
+                effect[index] = change.max(effect[index]);
+            }
             energy += difference * difference;
             *value = base + difference;
         }
@@ -62,7 +79,7 @@ pub(super) fn acquire(factors: &Factors, size: usize, knobs: Acquisition) -> Pic
             *plane = blur(plane, size);
         }
     }
-    let (gain, offset) = (stream.f(0.9, 1.1), stream.f(-0.04, 0.04));
+    let (gain, offset) = if knobs.gain { (stream.f(0.9, 1.1), stream.f(-0.04, 0.04)) } else { (1.0, 0.0) };
     let sigma = if modality == "histology" { 0.02 } else { 0.03 }
         * if factors.device_b { knobs.noise_b } else { 1.0 };
     let noise = factors.image.sub(NOISE);
@@ -82,8 +99,9 @@ pub(super) fn acquire(factors: &Factors, size: usize, knobs: Acquisition) -> Pic
         channels,
         pixels,
         mask,
+        effect,
         boxes,
-        dprime: (modality != "ultrasound").then(|| energy.sqrt() / sigma),
+        dprime: (modality != "ultrasound" && sigma > 0.0).then(|| energy.sqrt() / sigma),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The vocabulary of shapes: signed distances in [0, 1] coordinates, soft coverage, noise lattices.
 
+use std::ops::Range;
+
 use pipe_models::random::Key;
 
 /// Grey planes of a square picture, one or three.
@@ -40,6 +42,11 @@ impl Ellipse {
         }
         let (s, t) = (u / self.a, v / self.b);
         ((s * s + t * t).sqrt() - 1.0) * self.a.min(self.b)
+    }
+
+    /// A radius around the centre beyond which the coverage with softness `w` is zero.
+    pub(super) fn reach(&self, w: f64) -> f64 {
+        self.a.max(self.b) * (1.0 + w / self.a.min(self.b)) * (1.0 + 1e-9)
     }
 }
 
@@ -92,11 +99,69 @@ impl Canvas {
     pub(super) fn points(&self) -> impl Iterator<Item = Point> + use<> {
         let size = self.size;
         let (scale, dx, dy) = self.frame;
-        (0..size * size).map(move |index| {
-            let x = ((index % size) as f64 + 0.5) / size as f64;
-            let y = ((index / size) as f64 + 0.5) / size as f64;
-            Point { index, x, y, fx: (x - 0.5 - dx) / scale + 0.5, fy: (y - 0.5 - dy) / scale + 0.5 }
+        (0..size).flat_map(move |row| {
+            let y = (row as f64 + 0.5) / size as f64;
+            let fy = (y - 0.5 - dy) / scale + 0.5;
+            (0..size).map(move |column| {
+                let x = (column as f64 + 0.5) / size as f64;
+                Point { index: row * size + column, x, y, fx: (x - 0.5 - dx) / scale + 0.5, fy }
+            })
         })
+    }
+
+    /// The pixels whose centres may lie within `reach` of (x, y), in image coordinates: (columns, rows).
+    fn near(&self, x: f64, y: f64, reach: f64) -> (Range<usize>, Range<usize>) {
+        let range = |centre: f64| {
+            let pixel = |at: f64| (at * self.size as f64).clamp(0.0, self.size as f64) as usize;
+            pixel(centre - reach).saturating_sub(1)..(pixel(centre + reach) + 2).min(self.size)
+        };
+        (range(x), range(y))
+    }
+
+    /// Mixes `value` into an ellipse of the patient's frame, visiting only the pixels around it.
+    pub(super) fn mix_ellipse(&mut self, value: f64, shape: Ellipse, w: f64) {
+        let (scale, dx, dy) = self.frame;
+        let (x, y) = ((shape.x - 0.5) * scale + 0.5 + dx, (shape.y - 0.5) * scale + 0.5 + dy);
+        let (columns, rows) = self.near(x, y, shape.reach(w) * scale);
+        let size = self.size as f64;
+        for row in rows {
+            let fy = ((row as f64 + 0.5) / size - 0.5 - dy) / scale + 0.5;
+            for column in columns.clone() {
+                let fx = ((column as f64 + 0.5) / size - 0.5 - dx) / scale + 0.5;
+                let q = coverage(shape.distance(fx, fy), w);
+                if q > 0.0 {
+                    for plane in &mut self.planes {
+                        let pixel = &mut plane[row * self.size + column];
+                        *pixel = *pixel * (1.0 - q) + value * q;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Mixes a colour into an ellipse of image coordinates, with coverage `q` of its distance, which is
+    /// zero beyond `w`; visits only the pixels around it.
+    pub(super) fn mix_colour_ellipse(
+        &mut self,
+        colour: [f64; 3],
+        shape: Ellipse,
+        w: f64,
+        q: impl Fn(f64) -> f64,
+    ) {
+        let (columns, rows) = self.near(shape.x, shape.y, shape.reach(w));
+        let size = self.size as f64;
+        for row in rows {
+            let y = (row as f64 + 0.5) / size;
+            for column in columns.clone() {
+                let q = q(shape.distance((column as f64 + 0.5) / size, y));
+                if q > 0.0 {
+                    for (plane, value) in self.planes.iter_mut().zip(colour) {
+                        let pixel = &mut plane[row * self.size + column];
+                        *pixel = *pixel * (1.0 - q) + value * q;
+                    }
+                }
+            }
+        }
     }
 
     /// Mixes `value` in with coverage `q`, in the patient's frame.

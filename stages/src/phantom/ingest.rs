@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::acquisition::{Acquisition, Picture, acquire};
 use super::captions::{Caption, Fact, caption, facts, scene_caption, scene_facts};
-use super::expected::{Expected, retrieval};
+use super::expected::{Expected, label_noise, marker_only, retrieval};
 use super::factors::{Factors, Knobs};
 use super::general::{COLOURS, SHAPES, Scene};
 use super::sites::{CHEST, FINDINGS, SITES, XRAY_CHEST};
@@ -76,6 +76,16 @@ pub enum Twin {
     Device,
 }
 
+/// What happens to a drawing until it is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exposure {
+    /// Brightness varies, then noise is added.
+    Full,
+    /// Noise is all that varies: for figures of detectability in closed form.
+    NoiseOnly,
+}
+
 /// Parameters of `ingest.phantom`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -132,6 +142,8 @@ pub struct Params {
     pub noise_b: f64,
     /// Whether device B blurs.
     pub blur_b: bool,
+    /// What happens to a drawing until it is stored.
+    pub acquisition: Exposure,
     /// Counterfactuals of the test rows, as a table of their own.
     pub twins: Vec<Twin>,
     /// Rows of a part of the tables of images, on average.
@@ -161,6 +173,7 @@ impl Default for Params {
             contrast_b: 0.5,
             noise_b: 2.0,
             blur_b: true,
+            acquisition: Exposure::Full,
             twins: Vec::new(),
             shard_rows: 256,
         }
@@ -183,7 +196,7 @@ impl StageKind for IngestPhantom {
         KindDescription {
             name: "ingest.phantom",
             summary: "draws images, captions, labels and masks from a seed, with planted truths",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -256,7 +269,7 @@ impl StageKind for IngestPhantom {
         write(context.output("labels")?, &TableSchema::labels(), &label_table(params, &rows), text)?;
         write(context.output("captions")?, &TableSchema::captions(), &caption_table(&rows), text)?;
         write(context.output("masks")?, &TableSchema::masks(), &mask_table(&rows)?, images)?;
-        write(context.output("expected")?, &TableSchema::expected(), &expected_table(&rows), text)?;
+        write(context.output("expected")?, &TableSchema::expected(), &expected_table(params, &rows), text)?;
         if !params.twins.is_empty() {
             let twins = twin_table(params, &rows, context)?;
             write(context.output("twins")?, &TableSchema::images(), &twins, images)?;
@@ -357,6 +370,7 @@ fn acquisition(params: &Params) -> Acquisition {
         contrast_b: params.contrast_b,
         noise_b: params.noise_b,
         blur_b: params.blur_b,
+        gain: params.acquisition == Exposure::Full,
     }
 }
 
@@ -530,28 +544,34 @@ fn caption_table(rows: &[Row]) -> Table {
 
 fn mask_table(rows: &[Row]) -> Result<Table, StageError> {
     let masked: Vec<&Row> = rows.iter().filter(|row| mask_pixels(&row.picture) > 0).collect();
-    let files: Vec<Result<Vec<u8>, StageError>> = masked
-        .par_iter()
-        .map(|row| {
-            let pixels: Vec<u8> = row.picture.mask.iter().map(|inside| u8::from(*inside) * 255).collect();
-            encode(&pixels, row.picture.size, 1)
-        })
-        .collect();
-    let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let images = masked
-        .iter()
-        .zip(files)
-        .map(|(row, png)| Some((png, format!("{}-mask.png", row.id.replace('/', "-")))));
+    let files = |what: &str, pixels: &(dyn Fn(&Picture) -> Vec<u8> + Sync)| {
+        let files: Vec<Result<_, StageError>> = masked
+            .par_iter()
+            .map(|row| {
+                let pixels = pixels(&row.picture);
+                if pixels.is_empty() {
+                    return Ok(None);
+                }
+                let png = encode(&pixels, row.picture.size, 1)?;
+                Ok(Some((png, format!("{}-{what}.png", row.id.replace('/', "-")))))
+            })
+            .collect();
+        files.into_iter().collect::<Result<Vec<_>, _>>()
+    };
+    let masks =
+        files("mask", &|picture| picture.mask.iter().map(|inside| u8::from(*inside) * 255).collect())?;
+    let effects = files("effect", &|picture| picture.effect.clone())?;
     let region = |row: &&Row| Some(row.factors().map_or("object", Factors::finding_name).to_owned());
     Ok(Table::new()
         .with("image_id", Column::texts(masked.iter().map(|row| row.id.clone())))
         .with("split", Column::texts(masked.iter().map(|row| row.split)))
         .with("region", Column::Utf8(masked.iter().map(region).collect()))
-        .with("mask", Column::Image(images.collect()))
-        .with("pixels", Column::Int64(masked.iter().map(|row| Some(mask_pixels(&row.picture))).collect())))
+        .with("mask", Column::Image(masks))
+        .with("pixels", Column::Int64(masked.iter().map(|row| Some(mask_pixels(&row.picture))).collect()))
+        .with("truth_effect", Column::Image(effects)))
 }
 
-fn expected_table(rows: &[Row]) -> Table {
+fn expected_table(params: &Params, rows: &[Row]) -> Table {
     let mut all: Vec<Expected> = Vec::new();
     for split in [VAL, TEST] {
         let pool: Vec<(Vec<Fact>, Caption)> = rows
@@ -563,6 +583,14 @@ fn expected_table(rows: &[Row]) -> Table {
             continue;
         }
         all.extend(retrieval(split, &pool));
+        let binary = params.domain == Domain::Medical && params.task == Task::Abnormal;
+        if binary {
+            all.extend(marker_only(split, params.shortcut_test));
+        }
+        if params.label_noise_test > 0.0 {
+            let positive = binary.then_some(1.0 - params.p_normal);
+            all.extend(label_noise(split, params.label_noise_test, positive));
+        }
         let mut counts = std::collections::BTreeMap::new();
         let labels: Vec<usize> = rows.iter().filter(|row| row.split == split).map(|row| row.label).collect();
         labels.iter().for_each(|label| *counts.entry(label).or_insert(0usize) += 1);
@@ -655,4 +683,10 @@ pub(super) fn picture_of(
         Source::General(scene) => key(params.seed as u64, "general", "image", &[scene.patient, 0]),
     };
     (row.picture, key)
+}
+
+#[cfg(test)]
+pub(super) fn flipped(params: &Params, split: &'static str, patient: u64) -> bool {
+    let row = Row::draw(params, split, patient).expect("a phantom is drawn");
+    row.label != row.truth_label
 }

@@ -17,12 +17,31 @@ const BONE: u64 = 9;
 /// A noiseless picture and where an expert would outline its lesion.
 pub(super) struct Drawing {
     pub(super) canvas: Canvas,
+    /// The same picture without its lesion.
+    pub(super) base: Canvas,
     /// Coverage of each lesion, one plane each.
     pub(super) lesions: Vec<Vec<f64>>,
 }
 
-/// Draws the anatomy and, if `factors.lesion`, the lesion.
+/// Draws the anatomy and, if `factors.lesion`, the lesion; and the same without it.
 pub(super) fn draw(factors: &Factors, size: usize) -> Drawing {
+    let Drawn { canvas, anatomy, lesions } = draw_once(factors, size);
+    let base = if factors.finding == 0 || !factors.lesion {
+        canvas.clone()
+    } else {
+        // Where the lesion changes the anatomy itself, the picture without it is drawn anew.
+        anatomy.unwrap_or_else(|| draw_once(&Factors { lesion: false, ..factors.clone() }, size).canvas)
+    };
+    Drawing { canvas, base, lesions }
+}
+
+struct Drawn {
+    canvas: Canvas,
+    anatomy: Option<Canvas>,
+    lesions: Vec<Vec<f64>>,
+}
+
+fn draw_once(factors: &Factors, size: usize) -> Drawn {
     let channels = if factors.site().modality == "histology" { 3 } else { 1 };
     let mut pen = Pen {
         factors,
@@ -30,6 +49,7 @@ pub(super) fn draw(factors: &Factors, size: usize) -> Drawing {
         anatomy: Stream::new(factors.image.sub(ANATOMY)),
         lesion: Stream::new(factors.image.sub(LESION)),
         lesions: Vec::new(),
+        complete: None,
     };
     match factors.site {
         XRAY_CHEST => pen.xray_chest(),
@@ -40,7 +60,7 @@ pub(super) fn draw(factors: &Factors, size: usize) -> Drawing {
         ULTRASOUND => pen.ultrasound(),
         _ => pen.histology(),
     }
-    Drawing { canvas: pen.canvas, lesions: pen.lesions }
+    Drawn { canvas: pen.canvas, anatomy: pen.complete, lesions: pen.lesions }
 }
 
 struct Pen<'a> {
@@ -49,6 +69,8 @@ struct Pen<'a> {
     anatomy: Stream,
     lesion: Stream,
     lesions: Vec<Vec<f64>>,
+    /// The complete anatomy, where the lesion is drawn onto it.
+    complete: Option<Canvas>,
 }
 
 /// An irregular outline: the ellipse's distance minus noise.
@@ -71,6 +93,13 @@ impl Blob {
 impl Pen<'_> {
     fn finding(&self) -> &'static str {
         self.factors.finding_name()
+    }
+
+    /// Keeps the anatomy as it is now: only the lesion is still to be drawn.
+    fn anatomy_is_complete(&mut self) {
+        if self.factors.finding != 0 && self.factors.lesion {
+            self.complete = Some(self.canvas.clone());
+        }
     }
 
     fn sub(&self, purpose: u64) -> Key {
@@ -147,20 +176,17 @@ impl Pen<'_> {
             coverage(inside, e).min(coverage(y - diaphragm - off * off, e))
         };
         self.canvas.add(|x, y| {
-            let mut value = 0.05 + coverage(body.distance(x, y), 0.02) * (0.50 + 0.06 * (y - 0.5));
+            let inside = coverage(body.distance(x, y), 0.02);
+            let mut value = 0.05 + inside * (0.50 + 0.06 * (y - 0.5));
             value -= depth * lung(x, y);
             let off = (x - 0.5).abs();
-            if off > 0.045 {
+            if off > 0.045 && inside > 0.0 {
                 for rib in 0..7 {
                     let centre = 0.17 + 0.088 * f64::from(rib) + 1.1 * (off - 0.16) * (off - 0.16);
-                    value +=
-                        0.075 * coverage((y - centre).abs() - 0.011, e) * coverage(body.distance(x, y), 0.02);
+                    value += 0.075 * coverage((y - centre).abs() - 0.011, e) * inside;
                 }
             }
-            value += 0.06
-                * coverage((y - 0.155 - 0.25 * off).abs() - 0.014, e)
-                * coverage(body.distance(x, y), 0.02);
-            value
+            value + 0.06 * coverage((y - 0.155 - 0.25 * off).abs() - 0.014, e) * inside
         });
         let mut heart_r = normal_r;
         if self.finding() == "cardiomegaly" {
@@ -180,6 +206,9 @@ impl Pen<'_> {
             let inside = coverage(body.distance(x, y), 0.02);
             inside * (0.10 * coverage(off - 0.06, 0.03) + 0.06 * coverage(off - 0.03, e))
         });
+        if self.finding() != "cardiomegaly" {
+            self.anatomy_is_complete();
+        }
         match self.finding() {
             "cardiomegaly" => self.outline(|x, y| coverage(heart.distance(x, y), e)),
             "nodule" => {
@@ -246,6 +275,9 @@ impl Pen<'_> {
             }
             value
         });
+        if self.finding() != "fracture" {
+            self.anatomy_is_complete();
+        }
         match self.finding() {
             "fracture" => self.outline(|x, y| {
                 let (u, v) = axes(x, y);
@@ -270,14 +302,15 @@ impl Pen<'_> {
 
     /// Hounsfield units through the window [-160, 240] to [0, 1].
     fn window(&mut self) {
-        for value in &mut self.canvas.planes[0] {
-            *value = ((*value + 160.0) / 400.0).clamp(0.0, 1.0);
+        for canvas in [Some(&mut self.canvas), self.complete.as_mut()].into_iter().flatten() {
+            for value in &mut canvas.planes[0] {
+                *value = ((*value + 160.0) / 400.0).clamp(0.0, 1.0);
+            }
         }
     }
 
     fn fill(&mut self, hounsfield: f64, shape: Ellipse) {
-        let e = self.canvas.edge();
-        self.canvas.mix(hounsfield, |x, y| coverage(shape.distance(x, y), e));
+        self.canvas.mix_ellipse(hounsfield, shape, self.canvas.edge());
     }
 
     fn ct_chest(&mut self) {
@@ -298,6 +331,7 @@ impl Pen<'_> {
         self.fill(420.0, ellipse(0.5, 0.72, 0.05, 0.05, 0.0));
         let aorta = self.anatomy.f(150.0, 160.0);
         self.fill(aorta, ellipse(0.455, 0.62, 0.028, 0.028, 0.0));
+        self.anatomy_is_complete();
         let lung = if self.side(0.0, 1.0) == 0.0 { lungs[0] } else { lungs[1] };
         match self.finding() {
             "nodule" => {
@@ -418,6 +452,7 @@ impl Pen<'_> {
         kidney_half: (f64, f64),
     ) {
         let e = self.canvas.edge();
+        self.anatomy_is_complete();
         match self.finding() {
             "cyst" => {
                 let radii = self.radii((0.044, 0.054), (0.078, 0.098));
@@ -525,8 +560,8 @@ impl Pen<'_> {
             let y = if quadrant < 2 { 0.25 } else { 0.75 } + self.anatomy.j(0.08);
             let r = self.anatomy.f(0.085, 0.115);
             let ring = ellipse(x, y, r, r, 0.0);
-            self.canvas.mix_colour([0.70, 0.42, 0.68], |x, y| coverage(ring.distance(x, y), e));
-            self.canvas.mix_colour([0.97, 0.95, 0.97], |x, y| coverage(ring.distance(x, y) + 0.035, e));
+            self.canvas.mix_colour_ellipse([0.70, 0.42, 0.68], ring, e, |d| coverage(d, e));
+            self.canvas.mix_colour_ellipse([0.97, 0.95, 0.97], ring, e, |d| coverage(d + 0.035, e));
         }
         let nuclei = 14 + self.anatomy.below(10);
         for _ in 0..nuclei {
@@ -538,14 +573,14 @@ impl Pen<'_> {
                 self.anatomy.j(1.5),
             );
             let tint = self.anatomy.j(0.04);
-            self.canvas.mix_colour([0.38 + tint, 0.24 + tint, 0.55 + tint], |x, y| {
-                coverage(shape.distance(x, y), e)
-            });
+            let colour = [0.38 + tint, 0.24 + tint, 0.55 + tint];
+            self.canvas.mix_colour_ellipse(colour, shape, e, |d| coverage(d, e));
         }
         let finding = self.finding();
         if finding == "none" {
             return;
         }
+        self.anatomy_is_complete();
         let r = self.size((0.14, 0.17), (0.22, 0.26));
         let (cx, cy) = (self.lesion.f(0.3, 0.7), self.lesion.f(0.3, 0.7));
         let disc = ellipse(cx, cy, r, r, 0.0);
@@ -557,7 +592,8 @@ impl Pen<'_> {
         };
         let drawn = self.factors.lesion;
         if drawn {
-            self.canvas.mix_colour([0.62, 0.45, 0.72], |x, y| 0.25 * coverage(disc.distance(x, y), 0.03));
+            let tint = [0.62, 0.45, 0.72];
+            self.canvas.mix_colour_ellipse(tint, disc, 0.03, |d| 0.25 * coverage(d, 0.03));
         }
         for _ in 0..count {
             // Uniform in the square around the disc, pulled in where it falls outside.
@@ -576,9 +612,8 @@ impl Pen<'_> {
                 self.lesion.j(1.5),
             );
             if drawn {
-                self.canvas.mix_colour([0.34 + tint, 0.20 + tint, 0.50 + tint], |x, y| {
-                    coverage(shape.distance(x, y), e)
-                });
+                let colour = [0.34 + tint, 0.20 + tint, 0.50 + tint];
+                self.canvas.mix_colour_ellipse(colour, shape, e, |d| coverage(d, e));
             }
         }
         self.outline_image(|x, y| coverage(disc.distance(x, y), e));

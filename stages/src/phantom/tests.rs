@@ -1,14 +1,16 @@
 //! What the specification of phantoms promises.
 
-use super::acquisition::{Acquisition, acquire};
+use super::acquisition::{Acquisition, acquire, expose};
 use super::captions::{caption, facts, scene_caption, scene_facts};
-use super::expected::retrieval;
+use super::expected::{label_noise, marker_only, retrieval};
 use super::factors::{Factors, Knobs};
 use super::general::Scene;
-use super::ingest::{Domain, Params, picture_of};
+use super::ingest::{Domain, Params, Task, flipped, picture_of};
+use super::medical::draw;
 use super::sites::SITES;
 
-const KNOBS: Acquisition = Acquisition { contrast: 1.0, contrast_b: 0.5, noise_b: 2.0, blur_b: true };
+const KNOBS: Acquisition =
+    Acquisition { contrast: 1.0, contrast_b: 0.5, noise_b: 2.0, blur_b: true, gain: true };
 
 fn knobs(weight: impl Fn(usize) -> f64) -> Knobs {
     let weights = (0..SITES.len()).map(weight).collect();
@@ -41,6 +43,75 @@ fn a_lesion_free_twin_differs_only_where_the_lesion_acts() {
         assert_eq!(without.mask.iter().filter(|inside| **inside).count(), 0);
     }
     assert!(seen.len() > 15, "{} of 20 pairs of site and finding were drawn", seen.len());
+}
+
+#[test]
+fn a_lesion_acts_nowhere_outside_its_effect() {
+    for patient in 0..120 {
+        let factors =
+            Factors { device_b: false, ..Factors::draw(&knobs(|site| SITES[site].weight_all), patient) };
+        let drawing = draw(&factors, 48);
+        let twin = draw(&Factors { lesion: false, ..factors.clone() }, 48).canvas;
+        assert_eq!(drawing.base, twin, "patient {patient}: the kept anatomy is that of the twin");
+        let picture = acquire(&factors, 48, KNOBS);
+        let without = acquire(&Factors { lesion: false, ..factors.clone() }, 48, KNOBS);
+        for (index, pair) in picture.pixels.iter().zip(&without.pixels).enumerate() {
+            let pixel = index / picture.channels;
+            // The effect is rounded to steps of 1/255, and speckle and gain magnify what is below one.
+            let slack = if picture.effect.get(pixel).is_none_or(|effect| *effect == 0) { 3 } else { 255 };
+            assert!(pair.0.abs_diff(*pair.1) <= slack, "pixel {pixel} of patient {patient}: {pair:?}");
+        }
+    }
+}
+
+/// The ideal observer of section 4: one nodule, its detectability, and the area under the curve that a
+/// matched filter reaches over redraws of the noise, after quantising.
+#[test]
+fn a_matched_filter_is_as_good_as_theory_says() {
+    let mut chest = knobs(|site| f64::from(u8::from(site == 0)));
+    chest.p_normal = 0.0;
+    let factors = (0..)
+        .map(|patient| Factors { marker: false, device_b: false, ..Factors::draw(&chest, patient) })
+        .find(|factors| factors.finding_name() == "nodule" && factors.count == 1 && !factors.is_large())
+        .unwrap();
+    let drawing = draw(&factors, 48);
+    let (with, base) = (&drawing.canvas.planes[0], &drawing.base.planes[0]);
+    let full = acquire(&factors, 48, Acquisition { gain: false, ..KNOBS }).dprime.unwrap();
+    for wanted in [0.72, 1.44, 2.15] {
+        let contrast = wanted / full;
+        let knobs = Acquisition { contrast, gain: false, ..KNOBS };
+        let score = |factors: &Factors, redraw: u64| -> f64 {
+            let factors = Factors { image: factors.image.sub(1000 + redraw), ..factors.clone() };
+            // Noise is redrawn, the scene is not.
+            let picture = expose(&factors, &drawing, 48, knobs);
+            let pixels = picture.pixels.iter().map(|pixel| f64::from(*pixel) / 255.0);
+            pixels
+                .zip(with.iter().zip(base))
+                .map(|(pixel, (with, base))| (pixel - base) * (with - base))
+                .sum()
+        };
+        let healthy = Factors { lesion: false, ..factors.clone() };
+        let a: Vec<f64> = (0..400).map(|redraw| score(&factors, redraw)).collect();
+        let b: Vec<f64> = (400..800).map(|redraw| score(&healthy, redraw)).collect();
+        let wins = a.iter().flat_map(|a| b.iter().map(move |b| f64::from(u8::from(a > b)))).sum::<f64>();
+        let auc = wins / (a.len() * b.len()) as f64;
+        let theory = 0.5 * libm::erfc(-wanted / 2.0);
+        let error = (theory * (1.0 - theory) / 400.0).sqrt();
+        assert!((auc - theory).abs() < 3.0 * error, "d' {wanted}: {auc} against {theory}");
+    }
+}
+
+#[test]
+fn figures_of_marker_and_label_noise_are_those_of_the_rows() {
+    let values: Vec<f64> = marker_only("test", -0.9).iter().map(|one| one.value).collect();
+    assert!(values.iter().all(|value| (value - 0.05).abs() < 1e-12), "{values:?}");
+    let balanced = label_noise("test", 0.2, Some(0.5));
+    assert!(balanced.iter().all(|one| (one.value - 0.8).abs() < 1e-12));
+    // One class alone: there is no such area.
+    assert_eq!(label_noise("test", 0.0, Some(1.0)).len(), 1);
+    let params = Params { task: Task::Abnormal, label_noise: 0.2, size: 28, ..Params::default() };
+    let flipped = (0..2000).filter(|patient| flipped(&params, "train", *patient)).count() as f64 / 2000.0;
+    assert!((flipped - 0.2).abs() < 0.03, "{flipped}");
 }
 
 #[test]
