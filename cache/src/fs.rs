@@ -4,7 +4,7 @@
 //! (written aside, then linked or renamed), and under [`Durability::Full`] it is still whole after a
 //! power loss (file first, folder second).
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -232,11 +232,17 @@ impl Disk {
 
 /// Reads a file of at most `limit` bytes; none if it does not exist.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FsError> {
+    Ok(read_with_metadata(path, limit)?.map(|(bytes, _)| bytes))
+}
+
+/// As [`read_bounded`], with the state of the very file that was read.
+pub(crate) fn read_with_metadata(path: &Path, limit: u64) -> Result<Option<(Vec<u8>, Metadata)>, FsError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FsError::new("opening", path, error)),
     };
+    let metadata = file.metadata().map_err(|error| FsError::new("reading the state of", path, error))?;
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
@@ -245,7 +251,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, F
         let error = io::Error::new(ErrorKind::InvalidData, format!("longer than {limit} bytes"));
         return Err(FsError::new("reading", path, error));
     }
-    Ok(Some(bytes))
+    Ok(Some((bytes, metadata)))
 }
 
 /// The names in a folder, sorted; empty if the folder does not exist. Names that are not UTF-8 are
