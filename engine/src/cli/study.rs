@@ -95,14 +95,37 @@ impl Study {
         })
     }
 
+    /// The nodes of one target, which may end in an output: `NODE.PORT`.
+    pub(crate) fn select_ports(&self, target: &str) -> Result<Vec<(NodeId, Option<String>)>, CliError> {
+        // Axis values may hold dots, names of outputs do not.
+        let end = target.rfind(']').map_or(0, |bracket| bracket + 1);
+        let Some((name, port)) = target[end..].split_once('.').map(|(rest, port)| (end + rest.len(), port))
+        else {
+            return Ok(self.select(target)?.into_iter().map(|id| (id, None)).collect());
+        };
+        let nodes = self.select(&target[..name])?;
+        for id in &nodes {
+            let known = || self.pipeline.nodes[id.0].outputs.iter().map(|output| output.name.as_str());
+            if !known().any(|name| name == port) {
+                let text = format!("error: `{}` has no output `{port}`", self.pipeline.nodes[id.0].name);
+                let mut error = CliError::new(exit::USAGE, text);
+                error.hint = language::suggestion(port, known());
+                return Err(error);
+            }
+        }
+        Ok(nodes.into_iter().map(|id| (id, Some(port.to_owned()))).collect())
+    }
+
     /// Hashes the external sources of what is wanted; all that are missing are named at once.
     pub(crate) fn hash_sources(
         &self,
         store: Option<&Store>,
         wanted: &Wanted,
     ) -> Result<SourceDigests, CliError> {
+        let needed = wanted.with_what_they_need(&self.pipeline);
+        let is_needed = |index: usize| needed.as_ref().is_none_or(|needed| needed.contains(&NodeId(index)));
         let nodes = self.pipeline.nodes.iter().enumerate();
-        let nodes = nodes.filter(|(index, _)| wanted.contains(NodeId(*index))).map(|(_, node)| node);
+        let nodes = nodes.filter(|(index, _)| is_needed(*index)).map(|(_, node)| node);
         let temporary;
         let sources = match store {
             Some(store) => store.sources(),
@@ -138,9 +161,16 @@ impl Study {
         let sources = self.hash_sources(store, wanted)?;
         let history = match store {
             Some(store) => History::read(store, &self.pipeline)?,
-            None => History::default(),
+            None => History::none(),
         };
         let plan = Plan::make(&self.pipeline, store, &sources, numerics, wanted, &history)?;
+        if let Some((node, input)) = plan.without_input(&self.pipeline) {
+            let name = |id: NodeId| self.pipeline.nodes[id.0].name.as_str();
+            let text = format!("error: `{}` reads `{}`, which has no result", name(node), name(input));
+            let mut error = CliError::new(exit::USAGE, text);
+            error.hint = Some("leave `--only` out to make it first".to_owned());
+            return Err(error);
+        }
         Ok((plan, sources, history))
     }
 }
