@@ -106,15 +106,27 @@ impl Disk {
         }
     }
 
-    /// Writes a file that does not exist yet, and flushes it.
-    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+    /// Writes a file that does not exist yet and means nothing after a power loss: a lease, an owner, a
+    /// probe of the clock.
+    pub(crate) fn write_passing(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
         step!(self, Write, path);
+        self.create(path, bytes).map(|_| ())
+    }
+
+    fn create(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .open(path)
             .map_err(|error| FsError::new("creating", path, error))?;
         file.write_all(bytes).map_err(|error| FsError::new("writing", path, error))?;
+        Ok(file)
+    }
+
+    /// Writes a file that does not exist yet, and flushes it.
+    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        step!(self, Write, path);
+        let file = self.create(path, bytes)?;
         if self.is_full() {
             step!(self, SyncFile, path);
             file.sync_all().map_err(|error| FsError::new("flushing", path, error))?;
@@ -243,7 +255,8 @@ pub(crate) fn read_with_metadata(path: &Path, limit: u64) -> Result<Option<(Vec<
         Err(error) => return Err(FsError::new("opening", path, error)),
     };
     let metadata = file.metadata().map_err(|error| FsError::new("reading the state of", path, error))?;
-    let mut bytes = Vec::new();
+    // With room for all of it and one byte more, most files take two calls.
+    let mut bytes = Vec::with_capacity(metadata.len().min(limit) as usize + 1);
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|error| FsError::new("reading", path, error))?;

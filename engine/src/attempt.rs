@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use pipe_cache::{
     ActionKey, CommitOutcome, Committed, Lease, PartRecord, RecordMeta, StagedOutput, Store, StoreError,
 };
 
-use crate::context::{InputArtifact, OutputWriter, StageContext, StageHost};
+use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::StageError;
 use crate::events::EventLog;
 use crate::panics::Pool;
@@ -74,6 +74,14 @@ impl Attempt {
         Finished { result, wall: started.elapsed(), cpu }
     }
 
+    /// A stage knows external files by their path inside the source, a person by where they lie.
+    fn with_known_path(&self, error: StageError) -> StageError {
+        let StageError::InputData { path, reason } = error else { return error };
+        let mut artifacts = self.inputs.values().flatten().map(|input| &input.artifact);
+        let known = if path.is_relative() { artifacts.find_map(|one| locate(one, &path)) } else { None };
+        StageError::InputData { path: known.unwrap_or(path), reason }
+    }
+
     fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
@@ -110,7 +118,7 @@ impl Attempt {
         // The threads were made for this stage, so all their time is its own.
         *cpu = Some(pool.broadcast(|_| thread_time()).into_iter().sum());
         let outcome = match outcome {
-            Ok(result) => result.map_err(AttemptError::from),
+            Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
             Err(panic) => {
                 host.log(&panics.caught().unwrap_or_default());
                 Err(AttemptError::Panic(panic_text(panic.as_ref())))
@@ -171,6 +179,20 @@ impl Attempt {
         }
         Ok(committed)
     }
+}
+
+/// Where a file of an external source lies that a stage names by its path inside the source, whether it
+/// is there or not.
+fn locate(artifact: &Artifact, inside: &Path) -> Option<PathBuf> {
+    artifact.origin.as_ref()?;
+    if let Some(file) = artifact.files.iter().find(|file| Path::new(&file.path) == inside) {
+        return Some(file.location.clone());
+    }
+    let root = artifact.files.iter().find_map(|file| {
+        let levels = Path::new(&file.path).components().count();
+        file.location.ends_with(&file.path).then(|| file.location.ancestors().nth(levels))?
+    })?;
+    Some(root.join(inside))
 }
 
 /// The processor time of the calling thread.
@@ -263,5 +285,37 @@ impl StageHost for Host {
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::ArtifactFile;
+
+    #[test]
+    fn files_of_sources_are_named_by_where_they_lie() {
+        let file = |path: &str, location: &str| ArtifactFile {
+            path: path.to_owned(),
+            bytes: 0,
+            location: PathBuf::from(location),
+        };
+        let artifact = |origin: Option<&str>, files: Vec<ArtifactFile>| Artifact {
+            artifact_type: "file".to_owned(),
+            digest: pipe_cache::Digest::of(b""),
+            files,
+            origin: origin.map(str::to_owned),
+        };
+        let folder = artifact(Some("file:model"), vec![file("a/config.json", "/data/model/a/config.json")]);
+        let found = |artifact: &Artifact, path: &str| {
+            locate(artifact, Path::new(path)).map(|path| path.to_string_lossy().into_owned())
+        };
+        assert_eq!(found(&folder, "a/config.json").as_deref(), Some("/data/model/a/config.json"));
+        assert_eq!(found(&folder, "b.txt").as_deref(), Some("/data/model/b.txt"));
+        let single = artifact(Some("file:x.npz"), vec![file("source.npz", "/data/x.npz")]);
+        assert_eq!(found(&single, "source.npz").as_deref(), Some("/data/x.npz"));
+        assert_eq!(found(&single, "other.npz"), None);
+        let stored = artifact(None, vec![file("config.json", "/store/cas/ab/cd")]);
+        assert_eq!(found(&stored, "config.json"), None);
     }
 }

@@ -173,8 +173,20 @@ impl Plan {
         run + maybe == 0
     }
 
+    /// Seconds that a node will take, as it took before; none for a hit and for what never ran.
+    fn seconds(&self, id: NodeId, pipeline: &Pipeline, history: &History) -> Option<f64> {
+        let runs = matches!(self.status[id.0], Status::Run(_) | Status::Maybe(_));
+        runs.then(|| history.seconds(&pipeline.nodes[id.0].name))?
+    }
+
+    /// Seconds that all nodes that run or may run took before, if any is known.
+    pub(crate) fn estimate(&self, pipeline: &Pipeline, history: &History) -> Option<f64> {
+        let known = self.order.iter().filter_map(|id| self.seconds(*id, pipeline, history));
+        known.reduce(|sum, seconds| sum + seconds)
+    }
+
     /// The plan for `--json`, one object per wanted node in topological order.
-    pub(crate) fn json(&self, pipeline: &Pipeline) -> serde_json::Value {
+    pub(crate) fn json(&self, pipeline: &Pipeline, history: &History) -> serde_json::Value {
         let nodes: Vec<serde_json::Value> = self
             .order
             .iter()
@@ -187,13 +199,15 @@ impl Plan {
                     "kind": node.description.name,
                     "status": word,
                     "key": self.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
+                    "seconds": self.seconds(*id, pipeline, history),
                     "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
                 })
             })
             .collect();
         let (hit, run, maybe) = self.counts();
         serde_json::json!({
-            "version": 1, "pipeline": pipeline.name, "hit": hit, "run": run, "maybe": maybe, "nodes": nodes,
+            "version": 1, "pipeline": pipeline.name, "hit": hit, "run": run, "maybe": maybe,
+            "seconds": self.estimate(pipeline, history), "nodes": nodes,
         })
     }
 

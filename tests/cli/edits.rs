@@ -13,7 +13,7 @@ fn a_second_run_executes_nothing() {
     study.pipe(&["plan", "study.toml", "--check"]).expect(0);
     let second = study.run(&[]).expect(0);
     assert_eq!(second.started(), [] as [&str; 0]);
-    assert_eq!(second.events_of("planned")[0]["hit"], SMALL_NODES);
+    assert_eq!(second.events_of("planned")[0]["counts"]["hit"], SMALL_NODES);
 }
 
 /// The same edit in the file and on the command line.
@@ -25,12 +25,14 @@ fn one_parameter_runs_its_dependents_and_plan_and_why_say_so_beforehand() {
         let arguments: &[&str] = if in_file { &[] } else { &["--set", option] };
         let place = if in_file {
             study.edit("lr = 1e-3", "lr = 2e-3");
-            "study.toml:25:44".to_owned()
+            "study.toml:26:40".to_owned()
         } else {
             format!("`--set {option}`")
         };
         let change = format!("param `lr` 0.001 -> 0.002 ({place})");
 
+        let plan = study.json("plan", arguments);
+        assert!(plan["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{plan}");
         let check = study.pipe(&[&["plan", "study.toml", "--check"], arguments].concat()).expect(6);
         assert!(check.stdout.contains(&format!("   run  trained\n          {change}\n")), "{}", check.stdout);
         let mut planned = study.planned(arguments);
@@ -112,7 +114,7 @@ fn what_changes_no_result_runs_nothing() {
         study.write(&edited);
         let answer = study.run(&[]).expect(0);
         assert_eq!(answer.started(), [] as [&str; 0], "{name}");
-        assert_eq!(answer.events_of("planned")[0]["hit"], SMALL_NODES, "{name}");
+        assert_eq!(answer.events_of("planned")[0]["counts"]["hit"], SMALL_NODES, "{name}");
     }
     for arguments in [&["--jobs", "1"], &["--jobs", "7"]] {
         assert_eq!(study.run(arguments).expect(0).started(), [] as [&str; 0], "{arguments:?}");
@@ -185,6 +187,9 @@ fn targets_choose_what_runs() {
     let left = study.run(&["--exclude", "trained"]).expect(0);
     assert_eq!(left.started(), [] as [&str; 0]);
     assert_eq!(study.run(&["trained", "--downstream"]).expect(0).started(), TRAINING);
+    study.edit("seed = 3, size = \"${size}\", train = 24", "seed = 4, size = \"${size}\", train = 24");
+    let until = study.run(&["--downstream", "pairs", "--until", "initial", "--until", "shapes"]).expect(0);
+    assert_eq!(until.started(), ["initial", "pairs", "vocabulary"]);
     let unknown = study.pipe(&["run", "study.toml", "traned"]).expect(2);
     assert!(unknown.stderr.contains("did you mean `trained`?"), "{}", unknown.stderr);
 }

@@ -30,7 +30,7 @@ fn a_failed_stage_is_reported_and_independent_branches_go_on() {
 
     // Again: only what failed, and a person reads why.
     let plan = study.pipe(&["plan", "study.toml"]).expect(0);
-    let reason = "its last attempt failed: 24 pairs of split `train` do not fill one batch of 64";
+    let reason = "its last attempt failed just now: 24 pairs of split `train` do not fill one batch of 64";
     assert!(plan.stdout.contains(reason), "{}", plan.stdout);
     let again = study.pipe(&["run", "study.toml"]).expect(1);
     assert!(
@@ -109,9 +109,16 @@ fn a_missing_source_is_named_before_anything_runs() {
             );
         }
         assert!(answer.stderr.contains("there is no such file or folder"), "{}", answer.stderr);
+        assert!(answer.stderr.contains("error[E012]") && answer.stderr.contains("study.toml:7:21"));
         assert!(answer.stderr.contains(text(&study.path("model"))), "{}", answer.stderr);
     }
     assert!(!study.path(".pipe").exists() && !study.path("results").exists());
+    study.pipe(&["plan", "study.toml", "--json"]).expect(4);
+    let found = study.json("plan", &[]);
+    assert_eq!(
+        (&found["diagnostics"][0]["code"], &found["diagnostics"][0]["start"]["line"]),
+        (&"E012".into(), &7.into())
+    );
     // What does not read it can be run.
     study.run(&["shapes"]).expect(0);
 }
@@ -151,7 +158,7 @@ fn damages() -> Vec<(&'static str, &'static str, Box<dyn Fn(Vec<u8>) -> Vec<u8>>
             "other sizes",
             "config.json",
             json(|config| config["vision_config"]["hidden_size"] = 32.into()),
-            "[16",
+            "is F32 [16], [32] is expected",
         ),
         (
             "huge sizes",
@@ -175,7 +182,7 @@ fn damages() -> Vec<(&'static str, &'static str, Box<dyn Fn(Vec<u8>) -> Vec<u8>>
         (
             "a wrong preprocessor",
             "preprocessor_config.json",
-            Box::new(|_| b"[]".to_vec()),
+            Box::new(|bytes| bytes[..20].to_vec()),
             "preprocessor_config.json",
         ),
     ]
@@ -193,7 +200,8 @@ fn damaged_data_are_named_and_leave_no_record() {
         let answer = study.pipe(&["run", "study.toml"]);
         assert_eq!(answer.code, Some(4), "{name}: {}", answer.stderr);
         assert!(answer.stderr.contains("error: `model` failed\n  cause: "), "{name}: {}", answer.stderr);
-        assert!(answer.stderr.contains(file), "{name}: {}", answer.stderr);
+        let folder = format!("`{}/", text(&study.path("model")));
+        assert!(answer.stderr.contains(&folder), "{name}: {}", answer.stderr);
         assert!(answer.stderr.contains(words), "{name}: {}", answer.stderr);
         assert!(!answer.stderr.contains("panicked"), "{name}: {}", answer.stderr);
         assert_eq!(study.records(), before, "{name}");

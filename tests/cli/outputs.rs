@@ -126,27 +126,30 @@ fn show_resolved_prints_every_value_with_its_origin() {
     let arguments =
         ["show", "study.toml", "--resolved", "--profile", "smoke", "--set", "stage.trained.params.seed=7"];
     let text = study.pipe(&arguments).expect(0).stdout;
-    let line = |start: &str| -> &str {
-        text.lines()
-            .find(|line| line.trim_start().starts_with(start))
-            .unwrap_or_else(|| panic!("{start}:\n{text}"))
+    let of = |node: &str| -> &str {
+        let start = text.find(&format!("[{node}]  # ")).unwrap_or_else(|| panic!("{node}:\n{text}"));
+        text[start..].split("\n\n").next().expect("there is a first part")
     };
-    let trained = text.find("[trained]").expect("it is shown");
-    let within = &text[trained..];
-    let line_of = |start: &str| {
-        within
-            .lines()
-            .find(|line| line.trim_start().starts_with(start))
-            .unwrap_or_else(|| panic!("{start}:\n{text}"))
+    let line = |node: &str, start: &str| -> &str {
+        let found = of(node).lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("{start}:\n{}", of(node)))
     };
-    assert!(line_of("params.epochs = 1 ").ends_with("# smoke profile, study.toml:45:43"), "{within}");
-    assert!(line_of("params.seed = 7 ").ends_with("# `--set stage.trained.params.seed=7`"), "{within}");
-    assert!(line_of("params.lr = 0.001 ").ends_with("# study.toml:25:44"), "{within}");
-    assert!(line_of("params.freeze = \"none\" ").ends_with("# default"), "{within}");
-    assert!(line_of("inputs.images = ").ends_with("# study.toml:24:21"), "{within}");
-    assert!(line_of("resources.cpu = 1 ").ends_with("# study.toml:26:21"), "{within}");
+    for (start, origin) in [
+        ("kind = \"finetune.contrastive\" ", "study.toml:24:8"),
+        ("params.epochs = 1 ", "smoke profile, study.toml:45:41"),
+        ("params.seed = 7 ", "`--set stage.trained.params.seed=7`"),
+        ("params.lr = 0.001 ", "study.toml:26:40"),
+        ("params.freeze = \"none\" ", "default"),
+        ("params.optimiser.beta1 = 0.9 ", "default"),
+        ("inputs.images = \"pairs.images\" ", "study.toml:25:21"),
+        ("resources.cpu = 1 ", "study.toml:27:21"),
+    ] {
+        assert!(line("trained", start).ends_with(&format!("# {origin}")), "{}", of("trained"));
+    }
     // A value from a variable shows where the variable was set.
-    assert!(line("params.size = 28 ").ends_with("# study.toml:7:8"), "{text}");
+    assert!(line("pairs", "params.size = 28 ").ends_with("# study.toml:7:8"), "{}", of("pairs"));
+    // What is shown is TOML again.
+    toml::from_str::<toml::Table>(&text).expect("it is TOML");
 }
 
 #[test]
@@ -156,6 +159,12 @@ fn show_tells_outputs_and_history_of_a_node() {
     assert!(text.contains("outputs.images") && text.contains("36 rows"), "{text}");
     let node = &study.json("show", &["pairs"])["nodes"][0];
     assert_eq!((&node["status"], &node["outputs"]["images"]["rows"]), (&"hit".into(), &36.into()));
+    assert!(node["made"]["duration_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{node}");
+    // Earlier results of the node.
+    study.edit("seed = 3, size = \"${size}\", train = 24", "seed = 4, size = \"${size}\", train = 24");
+    let text = study.pipe(&["show", "study.toml", "pairs"]).expect(0).stdout;
+    assert!(text.starts_with("[pairs]  # run\n") && text.contains("\n# earlier: "), "{text}");
+    study.edit("seed = 4", "seed = 3");
     // One port alone.
     let text = study.pipe(&["show", "study.toml", "pairs.images"]).expect(0).stdout;
     assert!(text.contains("outputs.images") && !text.contains("outputs.labels"), "{text}");
@@ -177,7 +186,7 @@ fn the_graph_is_drawn_in_every_format() {
         dot.starts_with("digraph") && dot.ends_with("}\n") && dot.contains("[label=\"trained\""),
         "{dot}"
     );
-    assert_eq!(dot.matches(" -> ").count(), 9, "{dot}");
+    assert_eq!(dot.matches(" -> ").count(), 8, "{dot}");
     let mermaid = graph(&["--format", "mermaid", "--nodes"]);
     assert!(
         mermaid.starts_with("graph LR\n") && mermaid.contains("[\"embedded[model=trained]\"]"),

@@ -194,6 +194,9 @@ pub(crate) struct Selection {
     /// The targets and everything that depends on them
     #[arg(long, conflicts_with = "only", help_heading = "Selection")]
     pub(crate) downstream: bool,
+    /// Of all that, only these and what they depend on
+    #[arg(long, value_name = "TARGET", help_heading = "Selection")]
+    pub(crate) until: Vec<String>,
     /// Leave these out, and what depends on them
     #[arg(long, value_name = "TARGET", help_heading = "Selection")]
     pub(crate) exclude: Vec<String>,

@@ -6,6 +6,7 @@ use super::arguments::{Arguments, PlanArguments, TargetArguments};
 use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::exit;
+use crate::history::History;
 use crate::kind::Registry;
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status, Wanted};
@@ -15,15 +16,20 @@ pub(crate) fn plan(arguments: &Arguments, plan: &PlanArguments, registry: &Regis
     let study = Study::load(arguments, &plan.pipeline, registry)?;
     let wanted = study.wanted(&plan.selection)?;
     let store = study.open_existing()?;
-    let (made, ..) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
-    plan_text(arguments, &study, &made)?;
+    let (made, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
+    plan_text(arguments, &study, &made, &history)?;
     Ok(if plan.check && !made.is_up_to_date() { exit::WORK_TO_DO } else { exit::DONE })
 }
 
 /// Prints a plan: what would run, with reasons; hits are counted, and listed with `-v`.
-pub(crate) fn plan_text(arguments: &Arguments, study: &Study, plan: &Plan) -> Result<u8, CliError> {
+pub(crate) fn plan_text(
+    arguments: &Arguments,
+    study: &Study,
+    plan: &Plan,
+    history: &History,
+) -> Result<u8, CliError> {
     if arguments.global.json {
-        return print_json(&plan.json(&study.pipeline));
+        return print_json(&plan.json(&study.pipeline, history));
     }
     let mut text = String::new();
     for id in &plan.order {
@@ -37,7 +43,23 @@ pub(crate) fn plan_text(arguments: &Arguments, study: &Study, plan: &Plan) -> Re
         }
     }
     text.push_str(&counts(plan));
+    if let Some(seconds) = plan.estimate(&study.pipeline, history) {
+        text.push_str(&format!(
+            "as before this takes up to {} of one action after another\n",
+            duration(seconds)
+        ));
+    }
     print(&text)
+}
+
+/// `40 s`, `5 min`, `2.5 h`.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        short if short < 10.0 => format!("{short:.1} s"),
+        short if short < 120.0 => format!("{short:.0} s"),
+        medium if medium < 7200.0 => format!("{:.0} min", medium / 60.0),
+        long => format!("{:.1} h", long / 3600.0),
+    }
 }
 
 /// `3 up to date, 1 to run, 2 depend on what runs`, as a line.

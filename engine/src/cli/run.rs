@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,8 +36,8 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     let wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
-        let (plan, ..) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
-        return plan_text(arguments, &study, &plan);
+        let (plan, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
+        return plan_text(arguments, &study, &plan, &history);
     }
     // Before the store is made: missing data are the user's to mend, and nothing shall be left behind.
     if !study.store_path.exists() {
@@ -52,7 +53,8 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     let hits = plan.counts().0;
     let session = Session { study: &study, store, wanted, sources, history, folder, events, signals };
     let (plan, outcome, published) = session.make_up_to_date(plan, run, registry)?;
-    session.close(&plan, &outcome, started.elapsed());
+    let kept = published.as_ref().map(|published| published.kept.as_slice()).unwrap_or_default();
+    session.close(&plan, &outcome, kept, started.elapsed());
     let summary = Summary {
         study: &study,
         outcome: &outcome,
@@ -207,7 +209,11 @@ impl Session<'_> {
     }
 
     /// Writes down how the run ended.
-    fn close(&self, plan: &Plan, outcome: &Outcome, wall: Duration) {
+    fn close(&self, plan: &Plan, outcome: &Outcome, kept: &[PathBuf], wall: Duration) {
+        for path in kept {
+            let detail = "was changed by someone and is kept as it is";
+            self.events.emit("warning", json!({ "subject": path.display().to_string(), "detail": detail }));
+        }
         if self.remember(plan, outcome).is_err() {
             let detail = "the plan of this run could not be stored; the next `why` knows less";
             self.events.emit("warning", json!({ "subject": self.folder.id(), "detail": detail }));

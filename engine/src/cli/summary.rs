@@ -56,9 +56,6 @@ impl Summary<'_> {
         for (cause, blocked) in by_cause {
             eprintln!("{:>10}  {} (by `{}`)", "Blocked", blocked.join(", "), nodes[cause.0].name);
         }
-        for path in self.published.iter().flat_map(|published| &published.kept) {
-            eprintln!("{:>10}  {} was changed by someone and is kept as it is", "Warning", path.display());
-        }
         if self.outcome.damaged > 0 {
             let them = if self.outcome.damaged == 1 { "result was" } else { "results were" };
             eprintln!("{:>10}  {} stored {them} missing or damaged", "Damage", self.outcome.damaged);

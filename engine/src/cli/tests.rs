@@ -136,6 +136,19 @@ impl World {
         nodes
     }
 
+    /// The nodes that all runs so far executed, sorted.
+    fn started_by_all(&self) -> Vec<String> {
+        let mut nodes = Vec::new();
+        for run in std::fs::read_dir(self.path(".pipe/runs")).unwrap() {
+            let text = std::fs::read_to_string(run.unwrap().path().join("events.jsonl")).unwrap();
+            let events = text.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+            let started = events.filter(|one| one["ev"] == "action_started");
+            nodes.extend(started.map(|one| one["node"].as_str().unwrap().to_owned()));
+        }
+        nodes.sort();
+        nodes
+    }
+
     fn logs(&self) -> String {
         let mut text = String::new();
         for run in std::fs::read_dir(self.path(".pipe/runs")).unwrap() {
@@ -171,7 +184,7 @@ fn a_panic_is_a_failed_stage_and_the_rest_goes_on() {
         assert_eq!((failed.len(), failed[0]["error"].as_str()), (1, Some(message)));
         assert_eq!(world.of("run_finished")[0]["blocked"], 1);
         // Where it happened stands in the log, with a backtrace.
-        assert!(world.logs().contains(place) && world.logs().contains("answer"), "{}", world.logs());
+        assert!(world.logs().contains(place) && world.logs().contains("   1: "), "{}", world.logs());
         assert!(std::fs::read_dir(world.path(".pipe/tmp")).unwrap().next().is_none(), "staging is removed");
         // The dead do not come back: the next run tries again.
         assert_eq!(world.pipe("run", &[]), 1);
@@ -270,10 +283,85 @@ fn an_action_knows_what_it_took_and_the_run_its_critical_path() {
 fn a_chain_of_thousands_runs_and_is_planned_without_recursion() {
     let mut stages = stage("n0", "text = \"x\"", "");
     for index in 1..2000 {
-        stages.push_str(&stage(&format!("n{index}"), "", &format!("i = \"n{}\"", index - 1)));
+        let params = format!("text = \"{}\"", index % 10);
+        stages.push_str(&stage(&format!("n{index}"), &params, &format!("i = \"n{}\"", index - 1)));
     }
     let world = World::new(&stages);
     assert_eq!(world.pipe("run", &[]), 0);
     assert_eq!(world.of("run_finished")[0]["executed"], 2000);
     assert_eq!(world.pipe("plan", &["--check"]), 0);
+}
+
+/// A run that finds a result of another one goes on with what depends on it.
+#[test]
+fn eight_runs_at_once_execute_each_action_once_and_none_ends_early() {
+    let mut stages = String::new();
+    let mut expected = Vec::new();
+    for chain in 0..3 {
+        for index in 0..8 {
+            let input = if index > 0 { format!("i = \"c{chain}_{}\"", index - 1) } else { String::new() };
+            stages.push_str(&stage(&format!("c{chain}_{index}"), &format!("text = \"{chain}\""), &input));
+            expected.push(format!("c{chain}_{index}"));
+        }
+    }
+    let world = World::new(&stages);
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..8).map(|_| scope.spawn(|| world.pipe("run", &[]))).collect();
+        for run in runs {
+            assert_eq!(run.join().unwrap(), 0);
+            assert!(world.path("results/w/c2_7/out/text.txt").is_file(), "a run ends when all is done");
+        }
+    });
+    assert_eq!(world.started_by_all(), expected);
+}
+
+#[test]
+fn only_reads_what_is_there() {
+    let both = [stage("a", "text = \"x\"", ""), stage("b", "text = \"y\"", "i = \"a\"")].concat();
+    let world = World::new(&both);
+    assert_eq!(world.pipe("run", &["b", "--only"]), 2);
+    assert_eq!(world.pipe("plan", &["b", "--only"]), 2);
+    assert_eq!(world.pipe("run", &["a", "--only"]), 0);
+    assert_eq!(world.pipe("run", &["b", "--only"]), 0);
+    assert_eq!(world.started_by_all(), ["a", "b"]);
+    assert_eq!(std::fs::read_to_string(world.path("results/w/b/out/text.txt")).unwrap(), "yx");
+}
+
+/// Changes a byte of every blob, keeping all times: what a bad disk does.
+fn rot(world: &World) {
+    for folder in std::fs::read_dir(world.path(".pipe/cas")).unwrap() {
+        for blob in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = blob.unwrap().path();
+            let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[0] ^= 1;
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::File::options().append(true).open(&path).unwrap().set_modified(modified).unwrap();
+        }
+    }
+}
+
+#[test]
+fn results_that_rot_unseen_are_repaired_when_they_are_read_or_published() {
+    let stages = [
+        stage("a", "text = \"x\"", ""),
+        stage("b", "text = \"y\"", "i = \"a\""),
+        stage("c", "text = \"z\"", "i = \"b\""),
+    ];
+    let world = World::new(&stages.concat());
+    assert_eq!(world.pipe("run", &[]), 0);
+    rot(&world);
+    std::fs::remove_dir_all(world.path("results")).unwrap();
+    assert_eq!(world.pipe("run", &[]), 0);
+    assert_eq!(world.started(), ["a", "b", "c"]);
+    assert_eq!(world.of("run_finished")[0]["repaired"], 3);
+    assert_eq!(std::fs::read_to_string(world.path("results/w/c/out/text.txt")).unwrap(), "zyx");
+    // Nothing that reads them ran, so nothing was noticed; a forced reader notices.
+    rot(&world);
+    assert_eq!(world.pipe("run", &["--force", "c"]), 0);
+    assert_eq!(world.started(), ["a", "b", "c"]);
+    assert_eq!(std::fs::read_to_string(world.path("results/w/c/out/text.txt")).unwrap(), "zyx");
+    assert_eq!(world.pipe("run", &[]), 0);
+    assert_eq!(world.started(), [] as [&str; 0]);
 }
