@@ -2,6 +2,7 @@
 //!
 //! Usable without the engine.
 
+pub mod metrics;
 mod score;
 
 pub use score::Score;

@@ -6,3 +6,4 @@
 mod engine;
 mod harness;
 mod models;
+mod xai_metrics;
