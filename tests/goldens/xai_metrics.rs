@@ -10,8 +10,9 @@ mod reference;
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use pipe_attribution::metrics::{Engine, Mask, Sample, Shape};
+use candle_core::Tensor;
+use pipe_attribution::Evaluator;
+use pipe_attribution::metrics::{Mask, Sample, Shape};
 use serde_json::Value as Json;
 
 use self::network::{Network, Space, TargetScore};
@@ -79,9 +80,9 @@ impl Case {
     }
 }
 
-/// An engine over a score; the odd batch makes steps of several samples share batches.
-fn engine<'a>(case: &Case, score: &'a TargetScore<'_>) -> Engine<'a> {
-    Engine::new(score, case.shape, 37, &Device::Cpu)
+/// An evaluator of a score; the odd batch makes steps of several samples share batches.
+fn evaluator<'a>(score: &'a TargetScore<'_>) -> Evaluator<'a> {
+    Evaluator::new(score, 37)
 }
 
 /// A tensor as one flat row per first index.

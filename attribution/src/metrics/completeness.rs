@@ -1,10 +1,9 @@
 //! Axioms: completeness (Sundararajan, Taly and Yan 2017) and non-sensitivity (Nguyen and Martinez
 //! 2020).
 
-use candle_core::Result;
-
 use super::engine::{Change, Engine, Path, Sample, Start, images};
 use super::{Baseline, Groups, Mode, in_channels};
+use crate::Result;
 
 /// How far a map's sum is from the difference that it should explain.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -8,12 +8,11 @@
 //! Both depend on what stands for "nothing", and deletion rewards maps that look like noise (the changed
 //! images are unlike any real one): state the baseline, and read the figures beside those of controls.
 
-use candle_core::Result;
-
 use super::baseline::blurred;
 use super::engine::{Change, Engine, Path, Sample, Start};
 use super::pixel_flipping::{Order, pixel_flipping};
 use super::{Groups, descending};
+use crate::Result;
 
 /// The curve of each sample: steps + 1 values.
 pub type Curves = Vec<Vec<f64>>;
@@ -71,11 +70,10 @@ pub fn insertion(engine: &Engine<'_>, samples: &[Sample<'_>], per_step: usize) -
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::super::Shape;
     use super::super::engine::tests::Linear;
     use super::*;
+    use crate::Evaluator;
 
     #[test]
     fn areas_of_curves() {
@@ -88,7 +86,8 @@ mod tests {
     fn a_linear_model_loses_what_the_map_says() {
         let shape = Shape { channels: 2, height: 1, width: 2 };
         let score = Linear(vec![1.0, 2.0, 4.0, 8.0]);
-        let engine = Engine::new(&score, shape, 3, &Device::Cpu);
+        let evaluator = Evaluator::new(&score, 3);
+        let engine = Engine::new(&evaluator, shape);
         let image = [1.0f32; 4];
         let sample = |map| Sample { index: 0, image: &image, map };
         // Pixels are features (0, 2) and (1, 3): together 5 and 10.
@@ -99,6 +98,6 @@ mod tests {
         let curves = insertion(&engine, &samples[..1], 1).unwrap();
         assert_eq!(curves[0].len(), 3);
         assert!((curves[0][2] - 15.0).abs() < 1e-6 && curves[0][0] < 15.0);
-        assert_eq!(engine.images_scored(), 9);
+        assert_eq!(evaluator.passes().forward, 9);
     }
 }

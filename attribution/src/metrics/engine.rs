@@ -5,13 +5,13 @@
 //! several samples, and only the last one is not full. A changed image is made in the batch's own
 //! buffer from the two ends of its path; no step copies another step's result.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::Groups;
-use crate::Score;
+use crate::{Evaluator, Inputs, Result};
 
 /// The shape of one image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,25 +84,29 @@ impl Path<'_> {
     }
 }
 
-/// Asks a score about changed images, in full batches.
+/// Asks a model about changed images of one shape, in full batches.
 pub struct Engine<'a> {
-    score: &'a dyn Score,
+    evaluator: &'a Evaluator<'a>,
     shape: Shape,
-    batch: usize,
-    device: &'a Device,
-    images: AtomicUsize,
+    device: Device,
 }
 
 impl std::fmt::Debug for Engine<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Engine").field("shape", &self.shape).field("batch", &self.batch).finish()
+        formatter.debug_struct("Engine").field("shape", &self.shape).finish_non_exhaustive()
     }
 }
 
 impl<'a> Engine<'a> {
-    /// An engine for images of one shape; `batch` images per forward pass, at least one.
-    pub fn new(score: &'a dyn Score, shape: Shape, batch: usize, device: &'a Device) -> Self {
-        Self { score, shape, batch: batch.max(1), device, images: AtomicUsize::new(0) }
+    /// An engine over an evaluator, which decides the batch and counts the passes. Batches are made on
+    /// the CPU.
+    pub fn new(evaluator: &'a Evaluator<'a>, shape: Shape) -> Self {
+        Self::on(evaluator, shape, &Device::Cpu)
+    }
+
+    /// As [`Self::new`], for a model on another device.
+    pub fn on(evaluator: &'a Evaluator<'a>, shape: Shape, device: &Device) -> Self {
+        Self { evaluator, shape, device: device.clone() }
     }
 
     /// The shape of the images.
@@ -110,33 +114,22 @@ impl<'a> Engine<'a> {
         self.shape
     }
 
-    /// The number of images that the model was asked about so far.
-    pub fn images_scored(&self) -> usize {
-        self.images.load(Ordering::Relaxed)
-    }
-
     /// The scores of images that `fill` makes one by one: image i belongs to sample `samples[i]`.
     ///
     /// # Errors
-    /// Whatever the score reports.
+    /// If the score fails or the evaluator's observer asks to stop; likewise below.
     pub fn scores(&self, samples: &[usize], fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Vec<f64>> {
+        let Shape { channels, height, width } = self.shape;
         let length = self.shape.features();
         let mut scores = Vec::with_capacity(samples.len());
-        for (index, samples) in samples.chunks(self.batch).enumerate() {
-            let mut values = vec![0.0f32; samples.len() * length];
-            values
-                .par_chunks_exact_mut(length)
-                .enumerate()
-                .for_each(|(row, image)| fill(index * self.batch + row, image));
-            let Shape { channels, height, width } = self.shape;
-            let images = Tensor::from_vec(values, (samples.len(), channels, height, width), self.device)?;
-            let batch: Vec<f64> = self.score.score(&images, samples, None)?.to_dtype(DType::F64)?.to_vec1()?;
-            if batch.len() != samples.len() {
-                candle_core::bail!("a score has {} values for {} images", batch.len(), samples.len());
-            }
-            self.images.fetch_add(batch.len(), Ordering::Relaxed);
-            scores.extend(batch);
-        }
+        let make = |rows: Range<usize>| {
+            let mut values = vec![0.0f32; rows.len() * length];
+            let images = values.par_chunks_exact_mut(length).enumerate();
+            images.for_each(|(row, image)| fill(rows.start + row, image));
+            let images = Tensor::from_vec(values, (rows.len(), channels, height, width), &self.device)?;
+            Inputs::of_samples(&images, samples[rows].to_vec())
+        };
+        self.evaluator.score_each(samples.len(), make, |_, score| scores.push(f64::from(score)))?;
         Ok(scores)
     }
 
@@ -206,16 +199,21 @@ pub(super) fn paths<'a>(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use candle_core::Result;
     use pipe_models::MaybeProbe;
 
     use super::*;
+    use crate::Score;
 
     /// A linear score: one weight per feature, times the number of the sample.
     pub(crate) struct Linear(pub(crate) Vec<f32>);
 
     impl Score for Linear {
-        fn score(&self, input: &Tensor, samples: &[usize], _probe: MaybeProbe<'_>) -> Result<Tensor> {
+        fn score(
+            &self,
+            input: &Tensor,
+            samples: &[usize],
+            _probe: MaybeProbe<'_>,
+        ) -> candle_core::Result<Tensor> {
             let weight = Tensor::from_slice(&self.0, (self.0.len(), 1), input.device())?;
             let factor: Vec<f32> = samples.iter().map(|sample| *sample as f32 + 1.0).collect();
             let factor = Tensor::from_vec(factor, samples.len(), input.device())?;
@@ -237,12 +235,13 @@ pub(super) mod tests {
             path(0, &one, Change::Cumulative),
         ];
         for batch in [1, 2, 3, 100] {
-            let engine = Engine::new(&score, shape, batch, &Device::Cpu);
+            let evaluator = Evaluator::new(&score, batch);
+            let engine = Engine::new(&evaluator, shape);
             let curves = engine.curves(&paths, Start::Included).unwrap();
             assert_eq!(curves, [vec![111.0, 10.0, 20.0], vec![222.0, 20.0, 242.0], vec![111.0, 121.0]]);
             let curves = engine.curves(&paths, Start::LeftOut).unwrap();
             assert_eq!(curves, [vec![10.0, 20.0], vec![20.0, 242.0], vec![121.0]]);
-            assert_eq!(engine.images_scored(), 8 + 5);
+            assert_eq!(evaluator.passes().forward, 8 + 5);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Faithfulness correlation (Bhatt, Weller and Moura 2020) and the paper's Sensitivity-n (Ancona et al.
 //! 2018): random subsets of features are removed.
 
-use candle_core::Result;
 use pipe_models::random::Key;
 
 use super::engine::{Change, Engine, Sample, Start, paths};
 use super::faithfulness_estimate::drops;
 use super::{Baseline, Groups, Undefined, Value, descending, in_channels, pearson};
+use crate::Result;
 
 /// `runs` random subsets of `size` of `features`, without replacement, a pure function of the key.
 pub fn random_subsets(key: Key, runs: usize, size: usize, features: usize) -> Groups {

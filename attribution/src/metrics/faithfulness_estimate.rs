@@ -1,10 +1,9 @@
 //! Faithfulness estimate (Alvarez-Melis and Jaakkola 2018): does removing a group of features alone
 //! change the score as much as the map says?
 
-use candle_core::Result;
-
 use super::engine::{Change, Engine, Sample, Start, paths};
 use super::{Baseline, Groups, Similarity, Value, descending, in_channels};
+use crate::Result;
 
 /// The correlation, over groups of `per_step` features in decreasing order of the map, of the group's
 /// attribution with the drop of the score when only this group is removed.

@@ -1,10 +1,9 @@
 //! Infidelity (Yeh et al. 2019): the squared error of the map's prediction of what a change costs.
 
-use candle_core::Result;
-
 use super::engine::{Change, Engine, Sample, Start, images, paths};
 use super::faithfulness_estimate::drops;
 use super::{Baseline, Groups, Undefined, Value, in_channels};
+use crate::Result;
 
 /// How a map predicts the cost of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

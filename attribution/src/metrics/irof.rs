@@ -1,10 +1,9 @@
 //! Iterative removal of features (Rieger and Hansen 2020): segments instead of patches.
 
-use candle_core::Result;
-
 use super::engine::{Change, Engine, Sample, Start, images, paths};
 use super::pixel_flipping::trapezoid;
 use super::{Baseline, Curves, Groups, Undefined, Value, area, descending};
+use crate::Result;
 
 /// Segments by decreasing mean of the map.
 fn ordered(map: &[f64], segments: &Groups) -> Groups {

@@ -1,9 +1,8 @@
 //! Monotonicity (Arya et al. 2019; Nguyen and Martinez 2020).
 
-use candle_core::Result;
-
 use super::engine::{Change, Engine, Path, Sample, Start, images};
 use super::{Baseline, Curves, Groups, Value, ascending, in_channels, spearman};
+use crate::{AttributionError, Result};
 
 /// Groups of `per_step` features by increasing magnitude of the map, with their magnitudes.
 fn by_magnitude(engine: &Engine<'_>, sample: &Sample<'_>, per_step: usize) -> (Vec<f64>, Groups) {
@@ -70,7 +69,8 @@ pub fn monotonicity_correlation(
     for (place, (sample, score)) in samples.iter().zip(scores).enumerate() {
         let (map, groups) = by_magnitude(engine, sample, per_step);
         if values.len() != groups.len() {
-            candle_core::bail!("values for {} groups are given; there are {}", values.len(), groups.len());
+            let reason = format!("values for {} groups are given; there are {}", values.len(), groups.len());
+            return Err(AttributionError::Settings(reason));
         }
         let rows = vec![sample.index; groups.len() * draws];
         let changed = engine.scores(&rows, |row, image| {

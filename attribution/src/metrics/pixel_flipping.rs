@@ -1,11 +1,10 @@
 //! Pixel flipping (Bach et al. 2015), most or least relevant first, and the area between both curves
 //! (Blücher et al. 2024).
 
-use candle_core::Result;
-
 use super::deletion::Curves;
 use super::engine::{Change, Engine, Sample, Start, paths};
 use super::{Baseline, Groups, ascending, descending, in_channels};
+use crate::Result;
 
 /// Which features change first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

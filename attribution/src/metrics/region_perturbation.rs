@@ -1,11 +1,10 @@
 //! Region perturbation (Samek et al. 2017) and selectivity (Montavon, Samek and Müller 2018): patches
 //! instead of pixels.
 
-use candle_core::Result;
-
 use super::deletion::Curves;
 use super::engine::{Change, Engine, Sample, Start, paths};
 use super::{Baseline, Groups, Order, Shape};
+use crate::Result;
 
 /// The patches of an image, row by row. Where the side does not divide the image, the grid stands
 /// around its middle and the outer patches are smaller, as if the image were padded.

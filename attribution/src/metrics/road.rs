@@ -1,10 +1,9 @@
 //! Remove and debias (Rong et al. 2022): removed pixels are filled in from their neighbours, so that the
 //! shape of what was removed tells the model little.
 
-use candle_core::Result;
-
 use super::engine::{Engine, Sample};
 use super::{Order, Shape};
+use crate::Result;
 
 /// Weights of the eight neighbours: direct ones 1/6, diagonal ones 1/12.
 const NEIGHBOURS: [(i64, i64, f64); 8] = [

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::Result;
+use pipe_attribution::Result;
 use pipe_attribution::metrics::{
-    Baseline, Distance, Groups, Mode, Order, Part, Similarity, Undefined, Value, Weighting,
+    Baseline, Distance, Engine, Groups, Mode, Order, Part, Similarity, Undefined, Value, Weighting,
     attribution_localisation, auc, complexity, completeness_quantus, effective_complexity,
     faithfulness_correlation, faithfulness_estimate, focus, in_channels, infidelity_quantus, irof_quantus,
     monotonicity_correlation, non_sensitivity, normalise_together, patch_order, patches,
@@ -15,7 +15,7 @@ use pipe_attribution::metrics::{
 use serde_json::Value as Json;
 
 use super::network::Space;
-use super::{Case, engine, rows, single, tolerance};
+use super::{Case, evaluator, rows, single, tolerance};
 use crate::harness::{self, Ledger};
 
 /// Values in the order of the golden's numbers.
@@ -78,7 +78,8 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
     let maps = prepared(case, entry);
     let samples = case.samples(&maps);
     let score = case.score(Space::of(entry));
-    let engine = engine(case, &score);
+    let evaluator = evaluator(&score);
+    let engine = Engine::new(&evaluator, case.shape);
     let per_step = count(params, "features_in_step", 1);
     let black = baseline(params, Baseline::Black);
     let masks = &case.masks;
@@ -269,7 +270,9 @@ fn road_scores(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> 
         }
     };
     let score = case.score(Space::Agreement);
-    let kept = road(&engine(case, &score), &samples, &percentages, Order::MostRelevantFirst, &added)?;
+    let evaluator = evaluator(&score);
+    let engine = Engine::new(&evaluator, case.shape);
+    let kept = road(&engine, &samples, &percentages, Order::MostRelevantFirst, &added)?;
     let golden = entry["score_f64"].as_object().expect("one value per percentage");
     Ok(golden
         .keys()

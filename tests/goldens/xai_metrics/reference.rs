@@ -1,8 +1,9 @@
 //! Every entry of `scores_reference.json` in reference mode.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Tensor};
+use pipe_attribution::Result;
 use pipe_attribution::metrics::{
-    Baseline, CompletenessGap, Curves, Drops, Groups, Mode, Order, Part, Prediction, Value, Weighting, area,
+    Baseline, CompletenessGap, Curves, Drops, Engine, Groups, Mode, Order, Part, Prediction, Value, Weighting, area,
     area_over_curve, attribution_localisation, blur_weights, blurred, by_largest_magnitude, completeness,
     deletion, effective_complexity, faithfulness_correlation, imputed, infidelity_of_changes,
     infidelity_of_patches, insertion, irof, monotonicity, non_decreasing_share, patch_order, patches,
@@ -11,7 +12,7 @@ use pipe_attribution::metrics::{
 use serde_json::Value as Json;
 
 use super::network::Space;
-use super::{Case, ROUNDING, engine, rows, single};
+use super::{Case, ROUNDING, evaluator, rows, single};
 use crate::harness::{self, Golden, Ledger};
 
 /// The samples of a case in reference mode, with the parameters and draws of the goldens.
@@ -43,7 +44,9 @@ impl Reference<'_> {
 
     fn rise(&self, insert: bool) -> Result<Curves> {
         let score = self.case.score(Space::Probability);
-        let (engine, samples) = (engine(self.case, &score), self.case.samples(&self.maps));
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
+        let samples = self.case.samples(&self.maps);
         match insert {
             true => insertion(&engine, &samples, self.pixels_in_step("rise_insertion_curve")),
             false => {
@@ -55,18 +58,22 @@ impl Reference<'_> {
 
     fn flipping(&self, order: Order) -> Result<Curves> {
         let score = self.case.score(Space::Probability);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let ends = self.ends(Baseline::Black);
         let step = self.pixels_in_step("pf_morf_curve");
-        pixel_flipping(&engine(self.case, &score), &self.case.samples(&self.maps), &ends, step, order)
+        pixel_flipping(&engine, &self.case.samples(&self.maps), &ends, step, order)
     }
 
     fn flipping_areas(&self) -> Result<(Vec<f64>, Vec<f64>)> {
-        let areas = |order| Ok::<_, candle_core::Error>(areas(&self.flipping(order)?));
+        let areas = |order| Ok::<_, pipe_attribution::AttributionError>(areas(&self.flipping(order)?));
         Ok((areas(Order::MostRelevantFirst)?, areas(Order::LeastRelevantFirst)?))
     }
 
     fn over_curve(&self, order: Order) -> Result<Vec<f64>> {
         let score = self.case.score(Space::Probability);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let patches = patches(self.case.shape, self.count("patch"));
         let orders: Vec<Vec<u32>> = self
             .maps
@@ -79,19 +86,23 @@ impl Reference<'_> {
             .collect();
         let samples = self.case.samples(&self.maps);
         let curves =
-            region_perturbation(&engine(self.case, &score), &samples, &patches, &orders, Baseline::Black)?;
+            region_perturbation(&engine, &samples, &patches, &orders, Baseline::Black)?;
         Ok(curves.iter().map(|curve| area_over_curve(curve)).collect())
     }
 
     fn monotonicity(&self) -> Result<Curves> {
         let score = self.case.score(Space::Probability);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let samples = self.case.samples(&self.maps);
-        monotonicity(&engine(self.case, &score), &samples, Baseline::Black, self.count("features_in_step"))
+        monotonicity(&engine, &samples, Baseline::Black, self.count("features_in_step"))
     }
 
     /// Rows are samples, columns sizes.
     fn sensitivity_n(&self) -> Result<Vec<Value>> {
         let score = self.case.score(Space::Logit);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let samples = self.case.samples(&self.maps);
         let sizes = self.entries["sensitivity_n_paper"]["n"].as_array().expect("a list of sizes");
         let mut columns = Vec::new();
@@ -106,20 +117,24 @@ impl Reference<'_> {
                 })
                 .collect();
             let zero = Baseline::Constant(0.0);
-            columns.push(faithfulness_correlation(&engine(self.case, &score), &samples, &subsets, zero)?);
+            columns.push(faithfulness_correlation(&engine, &samples, &subsets, zero)?);
         }
         Ok((0..samples.len()).flat_map(|sample| columns.iter().map(move |column| column[sample].clone())).collect())
     }
 
     fn patch_drops(&self, maps: &[Vec<f64>], prediction: Prediction) -> Result<Vec<Drops>> {
         let score = self.case.score(Space::Logit);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let patches = patches(self.case.shape, self.count("patch"));
         let samples = self.case.samples(maps);
-        infidelity_of_patches(&engine(self.case, &score), &samples, &patches, Baseline::Black, prediction)
+        infidelity_of_patches(&engine, &samples, &patches, Baseline::Black, prediction)
     }
 
     fn gaussian_drops(&self) -> Result<Vec<Drops>> {
         let score = self.case.score(Space::Logit);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let samples = self.case.samples(&self.gradients);
         let draws: Vec<Vec<f32>> =
             rows(&self.draws.input("infidelity_gauss.x_minus_I")).iter().map(|row| single(row)).collect();
@@ -127,28 +142,34 @@ impl Reference<'_> {
         let changed: Vec<Vec<&[f32]>> = (0..samples.len())
             .map(|sample| draws.iter().map(|draw| &draw[sample * length..][..length]).collect())
             .collect();
-        infidelity_of_changes(&engine(self.case, &score), &samples, &changed)
+        infidelity_of_changes(&engine, &samples, &changed)
     }
 
     fn gaps(&self, baseline: Baseline) -> Result<Vec<CompletenessGap>> {
         let score = self.case.score(Space::Logit);
-        completeness(&engine(self.case, &score), &self.case.samples(&self.maps), &self.ends(baseline))
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
+        completeness(&engine, &self.case.samples(&self.maps), &self.ends(baseline))
     }
 
     fn irof(&self) -> Result<Vec<f64>> {
         let score = self.case.score(Space::Probability);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let segments: Vec<Groups> = rows(&self.case.draws.input("irof.segments"))
             .iter()
             .map(|labels| Groups::segments(&labels.iter().map(|label| *label as u32).collect::<Vec<_>>()))
             .collect();
-        irof(&engine(self.case, &score), &self.case.samples(&self.maps), &segments)
+        irof(&engine, &self.case.samples(&self.maps), &segments)
     }
 
     fn road(&self, order: Order, space: Space) -> Result<Curves> {
         let score = self.case.score(space);
+        let evaluator = evaluator(&score);
+        let engine = Engine::new(&evaluator, self.case.shape);
         let percentages = harness::numbers(&self.entries["road_morf_correct"]["percentages"]);
         let silent = |_, _, _, length| vec![0.0; length];
-        road(&engine(self.case, &score), &self.case.samples(&self.maps), &percentages, order, &silent)
+        road(&engine, &self.case.samples(&self.maps), &percentages, order, &silent)
     }
 
     fn road_gap(&self) -> Result<Vec<f64>> {
