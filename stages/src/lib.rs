@@ -20,6 +20,7 @@ mod report;
 pub mod retrieve;
 mod statistics;
 pub mod table;
+mod target;
 pub mod tokenizer;
 
 pub use pipe_models::process;
