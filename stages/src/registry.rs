@@ -13,5 +13,6 @@ pub fn registry() -> Registry {
         .with(crate::phantom::IngestPhantom)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
+        .with(crate::score::Score)
         .with(crate::tokenizer::TrainTokenizer)
 }
