@@ -77,8 +77,8 @@ impl Golden {
         self.compare_scaled(key, ours, None, tolerance);
     }
 
-    /// As [`Self::compare`], relative to a scale that is not the golden's own: for numbers that are
-    /// the rounding of a difference.
+    /// As [`Self::compare`], relative to `scale` where that is greater than the golden's own: for
+    /// differences of numbers of that size, whose rounding they carry.
     pub(crate) fn compare_within(&self, key: &str, ours: &Tensor, scale: f64, tolerance: f64) {
         self.compare_scaled(key, ours, Some(scale), tolerance);
     }
@@ -93,9 +93,10 @@ impl Golden {
         }
         let golden = values(golden);
         let ours = values(ours);
-        let scale = scale.unwrap_or_else(|| {
-            golden.iter().filter(|value| value.is_finite()).fold(0.0f64, |max, value| max.max(value.abs()))
-        });
+        let scale = golden
+            .iter()
+            .filter(|value| value.is_finite())
+            .fold(scale.unwrap_or_default(), |max, value| max.max(value.abs()));
         let difference = golden.iter().zip(&ours).fold(0.0f64, |max, (golden, ours)| {
             if golden == ours || (golden.is_nan() && ours.is_nan()) {
                 max
