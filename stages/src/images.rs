@@ -79,13 +79,15 @@ impl ImageSet {
         self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
     }
 
+    /// The eight-bit values of a row's square, `side * side * 3`.
+    pub(crate) fn square(&self, row: usize) -> &[u8] {
+        let length = self.preprocessor.side * self.preprocessor.side * 3;
+        &self.squares[row * length..(row + 1) * length]
+    }
+
     /// Normalised pixels `[rows, 3, side, side]`.
     pub(crate) fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
-        let length = self.preprocessor.side * self.preprocessor.side * 3;
-        let mut squares = Vec::with_capacity(rows.len() * length);
-        for row in rows {
-            squares.extend_from_slice(&self.squares[row * length..(row + 1) * length]);
-        }
+        let squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
         self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
     }
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod attribute;
 pub mod checkpoint;
 mod classification;
 pub mod embed;
@@ -20,6 +21,7 @@ mod report;
 pub mod retrieve;
 mod statistics;
 pub mod table;
+mod target;
 pub mod tokenizer;
 
 pub use pipe_models::process;

@@ -74,6 +74,16 @@ impl Golden {
     /// Compares `ours` with the golden `key`: the relative error is the greatest absolute difference
     /// over the greatest absolute golden value. Prints it and remembers a failure above `tolerance`.
     pub(crate) fn compare(&self, key: &str, ours: &Tensor, tolerance: f64) {
+        self.compare_scaled(key, ours, None, tolerance);
+    }
+
+    /// As [`Self::compare`], relative to `scale` where that is greater than the golden's own: for
+    /// differences of numbers of that size, whose rounding they carry.
+    pub(crate) fn compare_within(&self, key: &str, ours: &Tensor, scale: f64, tolerance: f64) {
+        self.compare_scaled(key, ours, Some(scale), tolerance);
+    }
+
+    fn compare_scaled(&self, key: &str, ours: &Tensor, scale: Option<f64>, tolerance: f64) {
         self.compared.borrow_mut().insert(key.to_owned());
         let golden = self.tensors.get(key).unwrap_or_else(|| panic!("{} has no key `{key}`", self.label));
         if golden.dims() != ours.dims() {
@@ -83,8 +93,10 @@ impl Golden {
         }
         let golden = values(golden);
         let ours = values(ours);
-        let scale =
-            golden.iter().filter(|value| value.is_finite()).fold(0.0f64, |max, value| max.max(value.abs()));
+        let scale = golden
+            .iter()
+            .filter(|value| value.is_finite())
+            .fold(scale.unwrap_or_default(), |max, value| max.max(value.abs()));
         let difference = golden.iter().zip(&ours).fold(0.0f64, |max, (golden, ours)| {
             if golden == ours || (golden.is_nan() && ours.is_nan()) {
                 max
@@ -105,10 +117,21 @@ impl Golden {
     /// Lists the keys that were neither compared nor read as inputs, and fails if any comparison did
     /// or if such a key exists.
     pub(crate) fn finish(&self) {
+        self.finish_without(&[]);
+    }
+
+    /// As [`Self::finish`], leaving out keys that begin with one of `prefixes`: results of methods that
+    /// do not exist here. They are listed.
+    pub(crate) fn finish_without(&self, prefixes: &[&str]) {
         let used = self.compared.borrow();
         let inputs = self.inputs.borrow();
-        let left: Vec<&str> =
-            self.keys().filter(|key| !used.contains(*key) && !inputs.contains(*key)).collect();
+        let (without, left): (Vec<&str>, Vec<&str>) = self
+            .keys()
+            .filter(|key| !used.contains(*key) && !inputs.contains(*key))
+            .partition(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)));
+        if !prefixes.is_empty() {
+            println!("WITHOUT {} {without:?}", self.label);
+        }
         println!(
             "UNCOMPARED {} inputs={:?} unused={left:?}",
             self.label,
