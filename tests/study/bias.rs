@@ -71,7 +71,10 @@ fn noisy_labels_hide_what_a_model_knows() {
     let (clean, noisy) = (right as f64 / ids.len() as f64, predictions.share_correct());
     let eta = 0.2;
     let expected = clean * (1.0 - 2.0 * eta) + eta;
-    assert!((noisy - expected).abs() <= 0.04, "accuracy {noisy} on noisy labels, {expected} expected from {clean}");
+    assert!(
+        (noisy - expected).abs() <= 0.04,
+        "accuracy {noisy} on noisy labels, {expected} expected from {clean}"
+    );
 }
 
 /// The same patients, drawn on either device.
@@ -79,7 +82,8 @@ fn noisy_labels_hide_what_a_model_knows() {
 fn the_weaker_device_costs_accuracy() {
     let correct = |table: &crate::table::Table| -> BTreeMap<String, f64> {
         let ids = table.texts("id").into_iter().flatten();
-        ids.zip(table.truths("correct").into_iter().map(|right| f64::from(u8::from(right == Some(true))))).collect()
+        ids.zip(table.truths("correct").into_iter().map(|right| f64::from(u8::from(right == Some(true)))))
+            .collect()
     };
     let originals = correct(&published("classified/predictions", &[("model", "medical"), ("mode", "full")]));
     let twins = correct(&published("twins_classified/predictions", &[]));

@@ -28,8 +28,9 @@ fn medical_features_serve_a_linear_probe_better() {
 
 #[test]
 fn fine_tuning_does_not_close_the_gap() {
-    let accuracy =
-        |model| published("classified/metrics", &[("model", model), ("mode", "full")]).figure("accuracy").value;
+    let accuracy = |model| {
+        published("classified/metrics", &[("model", model), ("mode", "full")]).figure("accuracy").value
+    };
     let (medical, general, random) = (accuracy("medical"), accuracy("general"), accuracy("random"));
     assert!(medical - general >= 0.08, "accuracy {medical} against {general}");
     assert!(medical - random >= 0.08, "accuracy {medical} against {random} from random weights");
@@ -71,7 +72,8 @@ fn no_recall_is_above_its_ceiling() {
         let (figures, counts) = (metrics.numbers("value"), metrics.numbers("n"));
         let mut compared = 0;
         for row in 0..names.len() {
-            let (Some(name), Some(direction), Some(value)) = (&names[row], &directions[row], figures[row]) else {
+            let (Some(name), Some(direction), Some(value)) = (&names[row], &directions[row], figures[row])
+            else {
                 continue;
             };
             let quantity = format!("{direction} {name}");

@@ -49,7 +49,9 @@ impl Table {
             Some(dictionary) if !dictionary.is_empty() => {
                 let values = dictionary.values().as_string::<i32>();
                 let keys = dictionary.normalized_keys();
-                let text = |(row, key): (usize, &usize)| dictionary.is_valid(row).then(|| values.value(*key).to_owned());
+                let text = |(row, key): (usize, &usize)| {
+                    dictionary.is_valid(row).then(|| values.value(*key).to_owned())
+                };
                 keys.iter().enumerate().map(text).collect()
             }
             Some(_) => Vec::new(),
@@ -60,9 +62,11 @@ impl Table {
     /// A column of numbers.
     pub(crate) fn numbers(&self, name: &str) -> Vec<Option<f64>> {
         self.column(name, |array| match array.data_type() {
-            arrow_schema::DataType::Int64 => {
-                array.as_primitive::<Int64Type>().iter().map(|value| value.map(|value| value as f64)).collect()
-            }
+            arrow_schema::DataType::Int64 => array
+                .as_primitive::<Int64Type>()
+                .iter()
+                .map(|value| value.map(|value| value as f64))
+                .collect(),
             _ => array.as_primitive::<Float64Type>().iter().collect(),
         })
     }
@@ -80,9 +84,12 @@ impl Table {
                 .map(|list| {
                     let list = list.expect("a list in every row");
                     match list.data_type() {
-                        arrow_schema::DataType::Int32 => {
-                            list.as_primitive::<Int32Type>().values().iter().map(|value| f64::from(*value)).collect()
-                        }
+                        arrow_schema::DataType::Int32 => list
+                            .as_primitive::<Int32Type>()
+                            .values()
+                            .iter()
+                            .map(|value| f64::from(*value))
+                            .collect(),
                         _ => list
                             .as_primitive::<Float32Type>()
                             .values()

@@ -166,6 +166,11 @@ pub struct Params {
     pub classes: Vec<String>,
     /// Only images that the model classifies correctly.
     pub only_correct: bool,
+    /// Whether random weights take the place of the model's: the control for an explanation. Images,
+    /// targets and baselines are still chosen by the model as it is.
+    pub random_weights: bool,
+    /// Decides random weights.
+    pub seed: i64,
     /// Images, steps or windows per pass through the model.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
@@ -188,6 +193,8 @@ impl Default for Params {
             limit: None,
             classes: Vec::new(),
             only_correct: false,
+            random_weights: false,
+            seed: 0,
             batch: 32,
         }
     }
@@ -279,6 +286,7 @@ impl StageKind for Attribute {
         };
         let selection = select(params, &model, &images, labels.as_ref(), context)?;
         let baselines = Baselines::read(params, &model, &images, context)?;
+        let model = if params.random_weights { model.randomised(params.seed)? } else { model };
         let metadata = metadata(params, &model, context.provenance());
         let path = context.output("saliency")?.path("saliency.arrow")?;
         let side = model.preprocessor.side;
@@ -312,6 +320,9 @@ fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String,
         ("params".to_owned(), params_json),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
+    if params.random_weights {
+        metadata.insert("random_weights".to_owned(), params.seed.to_string());
+    }
     if let Some(against) = &params.against {
         metadata.insert("against".to_owned(), against.clone());
     }

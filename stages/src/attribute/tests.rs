@@ -389,6 +389,25 @@ fn equal_runs_give_equal_bytes_and_batches_change_nothing_but_rounding() {
 }
 
 #[test]
+fn random_weights_explain_the_same_images_otherwise() {
+    let study = Study::new();
+    let chosen = Params {
+        only_correct: true,
+        target: "true".to_owned(),
+        ..params(Method::InputXGradient, Baseline::Zero)
+    };
+    let own = study.maps(&chosen);
+    let control = Params { random_weights: true, seed: 3, ..chosen.clone() };
+    let random = study.maps(&control);
+    assert_eq!(own.text("id"), random.text("id"), "the model as it is chooses the images");
+    assert_eq!(own.text("target"), random.text("target"));
+    assert_ne!(own.rows(), random.rows());
+    assert_eq!(random.rows(), study.maps(&control).rows(), "a function of the seed");
+    assert_ne!(random.rows(), study.maps(&Params { seed: 4, ..control }).rows());
+    assert_eq!(random.0.schema().metadata()["random_weights"], "3");
+}
+
+#[test]
 fn passes_are_logged_and_progress_reaches_the_end() {
     let study = Study::new();
     let host = Host::default();
