@@ -2,19 +2,12 @@
 
 use crate::table::Table;
 
-/// A figure with its 95 % interval.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figure {
-    pub(crate) value: f64,
-    pub(crate) n: f64,
-}
-
 impl Table {
     /// The figure `metric` over all test samples: no class, no subgroup, no floor.
-    pub(crate) fn figure(&self, metric: &str) -> Figure {
+    pub(crate) fn figure(&self, metric: &str) -> f64 {
         let (metrics, classes) = (self.texts("metric"), self.texts("class"));
         let (methods, subgroups) = (self.texts("method"), self.texts("subgroup"));
-        let (values, counts) = (self.numbers("value"), self.numbers("n"));
+        let values = self.numbers("value");
         let row = (0..metrics.len())
             .find(|row| {
                 metrics[*row].as_deref() == Some(metric)
@@ -23,7 +16,7 @@ impl Table {
                     && subgroups[*row].is_none()
             })
             .unwrap_or_else(|| panic!("no figure `{metric}`"));
-        Figure { value: values[row].expect("the figure is defined"), n: counts[row].expect("n") }
+        values[row].expect("the figure is defined")
     }
 
     /// Share of samples that are predicted right.
