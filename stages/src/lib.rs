@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod attribute;
 pub mod checkpoint;
 mod classification;
 pub mod embed;

@@ -5,6 +5,7 @@ use pipe_engine::Registry;
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
