@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int32Type;
 use arrow_array::{Array, RecordBatch};
+use arrow_schema::Metadata;
 use pipe_engine::{InputArtifact, StageError};
 
 use crate::ipc::{read_file, tensors, texts};
@@ -110,19 +111,24 @@ impl Maps {
             rows.push((subject, map));
         }
         let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
-        Ok(Self { method, axes: axes(input, metadata.get("baseline")), shape, rows, checkpoint })
+        Ok(Self { method, axes: axes(input, metadata), shape, rows, checkpoint })
     }
 }
 
 /// Columns of the table of scores, whose names an axis cannot have.
 const COLUMNS: [&str; 8] = ["id", "metric", "baseline", "value", "mask_share", "mode", "reason", "target"];
 
-/// What tells maps of one method apart: what the method compared images with, and the axes of the study.
-/// An axis with the name of a column of scores becomes `map_<axis>`; the method has its own column.
-fn axes(input: &InputArtifact, baseline: Option<&String>) -> BTreeMap<String, String> {
-    let baseline = baseline.filter(|name| *name != "none").cloned();
-    let mut axes: BTreeMap<String, String> =
-        baseline.map(|baseline| ("map_baseline".to_owned(), baseline)).into_iter().collect();
+/// What tells maps of one method apart: what the method compared images with, whether it explained random
+/// weights, and the axes of the study. An axis with the name of a column of scores becomes `map_<axis>`;
+/// the method has its own column.
+fn axes(input: &InputArtifact, metadata: &Metadata) -> BTreeMap<String, String> {
+    let mut axes = BTreeMap::new();
+    if let Some(baseline) = metadata.get("baseline").filter(|name| *name != "none") {
+        axes.insert("map_baseline".to_owned(), baseline.clone());
+    }
+    if metadata.contains_key("random_weights") {
+        axes.insert("weights".to_owned(), "random".to_owned());
+    }
     for (axis, value) in input.axes.iter().filter(|(axis, _)| axis.as_str() != "method") {
         let is_taken = COLUMNS.contains(&axis.as_str());
         let name = if is_taken { format!("map_{axis}") } else { axis.clone() };
