@@ -45,8 +45,8 @@ impl Maps {
         let mut all: Option<Self> = None;
         for file in input.artifact.files_ending(".arrow") {
             let batch = read_file(&file.location)?;
-            let part = Self::of_batch(&batch, input)
-                .map_err(|reason| StageError::input(&file.path, reason))?;
+            let part =
+                Self::of_batch(&batch, input).map_err(|reason| StageError::input(&file.path, reason))?;
             all = Some(match all {
                 None => part,
                 Some(mut all) if all.shape == part.shape && all.method == part.method => {
@@ -70,8 +70,7 @@ impl Maps {
         let metadata = schema.metadata();
         let method = metadata.get("method").cloned().or_else(|| input.axes.get("method").cloned());
         let method = method.ok_or("its metadata has no `method`")?;
-        let (values, shape) =
-            tensors(batch, "saliency").ok_or("it has no column `saliency` of tensors")?;
+        let (values, shape) = tensors(batch, "saliency").ok_or("it has no column `saliency` of tensors")?;
         let shape = match shape.as_slice() {
             [height, width] | [1, height, width]
                 if (1..=LONGEST_SIDE).contains(height) && (1..=LONGEST_SIDE).contains(width) =>

@@ -34,9 +34,9 @@ pub(super) fn read(
         if !chosen || !wanted(id) {
             continue;
         }
-        let (bytes, path) =
-            picture.as_ref().ok_or_else(|| StageError::input(id, "the row has no mask"))?;
-        let picture = decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
+        let (bytes, path) = picture.as_ref().ok_or_else(|| StageError::input(id, "the row has no mask"))?;
+        let picture =
+            decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
         let pixels = inside.entry(id.to_owned()).or_insert_with(|| vec![false; side * side]);
         for (pixel, value) in pixels.iter_mut().zip(square(&picture, preprocessor)) {
             *pixel |= value;

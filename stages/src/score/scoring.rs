@@ -37,6 +37,8 @@ pub(super) struct Scoring<'a, 'c> {
     /// The digest of the checkpoint.
     checkpoint: Option<String>,
     subjects: Vec<Subject>,
+    /// The images that the model is asked about; all if there is no limit.
+    asked: Option<BTreeSet<String>>,
     images: ImageSet,
     masks: Option<BTreeMap<String, Mask>>,
     removed: References,
@@ -89,6 +91,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
             None => Preprocessor::clip(shape.height),
         };
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();
+        let asked = params.model_limit.map(|limit| {
+            let mut first = BTreeSet::new();
+            for subject in &subjects {
+                if first.len() < limit.max(1) as usize {
+                    first.insert(subject.id.clone());
+                }
+            }
+            first
+        });
         let own = context.input("images")?;
         let images = ImageSet::read_only(own, &wanted, &preprocessor, context)?;
         let masks = match context.optional_input("masks") {
@@ -97,8 +108,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             }
             None => None,
         };
-        let read_means =
-            |artifact| MeanImages::read(artifact, own, &images.ids, &preprocessor, context);
+        let read_means = |artifact| MeanImages::read(artifact, own, &images.ids, &preprocessor, context);
         let means = match context.optional_input("reference") {
             Some(artifact) => Some(read_means(artifact)?),
             None => None,
@@ -120,6 +130,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             model,
             checkpoint,
             subjects,
+            asked,
             images,
             masks,
             removed,
@@ -148,7 +159,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let controls = self.controls();
         let inputs = self.context.inputs("saliency");
         let asked = self.metrics.iter().filter(|metric| metric.needs() == Needs::Model).count();
-        let curves = (asked * self.subjects.len() * (inputs.len() + controls.len())) as u64;
+        let subjects = (0..self.subjects.len()).filter(|subject| self.is_asked_about(*subject)).count();
+        let curves = (asked * subjects * (inputs.len() + controls.len())) as u64;
         let steps = self.params.steps.max(1) as usize;
         let total = curves * Faithfulness::images_per_curve(self.shape.pixels(), steps);
         let done = Cell::new(0);
@@ -180,9 +192,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 .enumerate()
                 .filter_map(|(index, subject)| Some((index, by_subject.remove(subject)?)))
                 .collect();
-            let rows = self.score(&own, faithfulness.as_ref().map_or(Err(None), |faithfulness| {
-                other.map_or(Ok(faithfulness), |reason| Err(Some(reason)))
-            }))?;
+            let rows = self.score(
+                &own,
+                faithfulness.as_ref().map_or(Err(None), |faithfulness| {
+                    other.map_or(Ok(faithfulness), |reason| Err(Some(reason)))
+                }),
+            )?;
             all.push(Scored { method: maps.method, axes: maps.axes, rows });
         }
         for control in controls {
@@ -191,6 +206,11 @@ impl<'a, 'c> Scoring<'a, 'c> {
             all.push(Scored { method: control.name().to_owned(), axes: BTreeMap::new(), rows });
         }
         Ok(self.tabulate(&all))
+    }
+
+    /// Whether the image of a subject is among those that the model is asked about.
+    fn is_asked_about(&self, subject: usize) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.contains(&self.subjects[subject].id))
     }
 
     fn controls(&self) -> Vec<Control> {
@@ -247,7 +267,11 @@ impl<'a, 'c> Scoring<'a, 'c> {
                     .map(|(subject, map)| self.of_map(*metric, *subject, map.as_deref(), &settings))
                     .collect(),
             };
-            let row = |((subject, _), value): (&(usize, MapOf), _)| Row { subject: *subject, metric: *metric, value };
+            let row = |((subject, _), value): (&(usize, MapOf), _)| Row {
+                subject: *subject,
+                metric: *metric,
+                value,
+            };
             rows.extend(maps.iter().zip(values).map(row));
         }
         Ok(rows)
@@ -305,6 +329,10 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 Ok(_) if self.subjects[*subject].class.is_none() => {
                     Err("the map explains no class, so there is no probability to follow".to_owned())
                 }
+                Ok(_) if !self.is_asked_about(*subject) => Err(format!(
+                    "the model is asked about the first {} images only",
+                    self.params.model_limit.unwrap_or_default()
+                )),
                 Ok(map) => {
                     let image = places[*subject];
                     let needed = if metric == Metric::Deletion { self.removed.check(image) } else { Ok(()) };
