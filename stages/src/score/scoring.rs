@@ -59,6 +59,7 @@ struct Row {
 /// The rows of one method.
 struct Scored {
     method: String,
+    map_baseline: Option<String>,
     axes: BTreeMap<String, String>,
     rows: Vec<Row>,
 }
@@ -198,12 +199,17 @@ impl<'a, 'c> Scoring<'a, 'c> {
                     other.map_or(Ok(faithfulness), |reason| Err(Some(reason)))
                 }),
             )?;
-            all.push(Scored { method: maps.method, axes: maps.axes, rows });
+            all.push(Scored { method: maps.method, map_baseline: maps.baseline, axes: maps.axes, rows });
         }
         for control in controls {
             let own = self.control_maps(control)?;
             let rows = self.score(&own, faithfulness.as_ref().ok_or(None))?;
-            all.push(Scored { method: control.name().to_owned(), axes: BTreeMap::new(), rows });
+            all.push(Scored {
+                method: control.name().to_owned(),
+                map_baseline: None,
+                axes: BTreeMap::new(),
+                rows,
+            });
         }
         Ok(self.tabulate(&all))
     }
@@ -380,7 +386,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
             .with("mask_share", number(&|row| self.mask(row.subject).map(Mask::share)))
             .with("mode", text(&|_, _| Some(self.params.mode.name().to_owned())))
             .with("reason", text(&|_, row| reason(row)))
-            .with("target", text(&|_, row| self.subjects[row.subject].target.clone()));
+            .with("target", text(&|_, row| self.subjects[row.subject].target.clone()))
+            .with("map_baseline", text(&|scored, _| scored.map_baseline.clone()));
         for axis in &self.axes {
             table = table.with(axis, text(&|scored, _| scored.axes.get(axis).cloned()));
         }
@@ -389,10 +396,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
             let facts = serde_json::json!({ "direction": metric.direction(), "score": score });
             (metric.name().to_owned(), facts)
         };
+        let axes: Vec<&str> =
+            std::iter::once("map_baseline").chain(self.axes.iter().map(String::as_str)).collect();
         let facts: serde_json::Map<String, serde_json::Value> = self.metrics.iter().map(facts).collect();
         table
             .with_metadata("metrics", serde_json::Value::Object(facts).to_string())
-            .with_metadata("axes", serde_json::json!(self.axes).to_string())
+            .with_metadata("axes", serde_json::json!(axes).to_string())
     }
 }
 
@@ -423,7 +432,6 @@ fn scan(
     context: &StageContext<'_>,
 ) -> Result<(Vec<Subject>, Shape, Vec<String>), StageError> {
     let mut shape: Option<[usize; 2]> = None;
-    let mut axes = BTreeSet::new();
     let mut known = BTreeSet::new();
     let mut inputs = Vec::new();
     for input in context.inputs("saliency") {
@@ -438,8 +446,7 @@ fn scan(
             );
             return Err(StageError::input("saliency", reason));
         }
-        axes.extend(maps.axes.keys().cloned());
-        if !known.insert((maps.method.clone(), maps.axes.clone())) {
+        if !known.insert((maps.method.clone(), maps.baseline.clone(), maps.axes.clone())) {
             let reason = format!(
                 "two inputs hold maps of {} and no axis tells them apart; name them `stage[axis=*].saliency`",
                 maps.method
@@ -470,5 +477,15 @@ fn scan(
     if kept.is_empty() {
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
-    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, axes.into_iter().collect()))
+    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, varying_axes(&inputs)))
+}
+
+/// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and
+/// stored files hold no such values.
+fn varying_axes(inputs: &[Maps]) -> Vec<String> {
+    let names: BTreeSet<&String> = inputs.iter().flat_map(|maps| maps.axes.keys()).collect();
+    let values = |name: &String| -> BTreeSet<Option<&String>> {
+        inputs.iter().map(|maps| maps.axes.get(name)).collect()
+    };
+    names.into_iter().filter(|name| values(name).len() > 1).cloned().collect()
 }

@@ -471,44 +471,23 @@ fn maps_of_another_model_are_not_asked_about() {
 #[test]
 fn axes_and_references_tell_maps_apart() {
     let map = perfect();
+    let axes = |value| [("method", "ig"), ("model", "m"), ("baseline", value)];
     let study = Study::new()
-        .with_maps_of(
-            "ig",
-            &[("method", "ig"), ("baseline", "grey")],
-            &[("baseline", "zero")],
-            &maps_of(&map),
-        )
-        .with_maps_of(
-            "ig",
-            &[("weights", "w1")],
-            &[("baseline", "mean"), ("random_weights", "0")],
-            &maps_of(&map),
-        );
-    let scores =
-        study.run(&Params { metrics: vec![Metric::PointingGame], limit: Some(1), ..Params::default() });
+        .with_maps_of("ig", &axes("grey"), &[("baseline", "zero")], &maps_of(&map))
+        .with_maps_of("ig", &axes("average"), &[("baseline", "mean")], &maps_of(&map));
+    let params = Params { metrics: vec![Metric::PointingGame], limit: Some(1), ..Params::default() };
+    let scores = study.run(&params);
     let columns: Vec<&str> = scores.table.columns().iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(
-        columns,
-        [
-            "id",
-            "method",
-            "metric",
-            "baseline",
-            "value",
-            "mask_share",
-            "mode",
-            "reason",
-            "target",
-            "map_baseline",
-            "weights"
-        ]
-    );
-    assert_eq!(scores.table.metadata["axes"], r#"["map_baseline","weights"]"#);
+    // `model` is the same for all maps: it stands in the folder's name.
+    assert_eq!(columns[8..], ["target", "map_baseline", "axis_baseline"]);
+    assert_eq!(scores.table.metadata["axes"], r#"["map_baseline","axis_baseline"]"#);
     let column = |name| scores.table.utf8(name).unwrap().iter().map(Option::as_deref).collect::<Vec<_>>();
-    assert_eq!(column("map_baseline")[..3], [Some("grey"), Some("mean"), None]);
-    assert_eq!(column("weights")[..3], [None, Some("w1"), None]);
-    let again = study.with_maps_of("ig", &[("baseline", "grey")], &[], &maps_of(&map));
-    assert!(again.error(&Params::default()).contains("no axis tells them apart"));
+    assert_eq!(column("map_baseline")[..3], [Some("zero"), Some("mean"), None]);
+    assert_eq!(column("axis_baseline")[..3], [Some("grey"), Some("average"), None]);
+    let again = study.with_maps_of("ig", &axes("grey"), &[("baseline", "zero")], &maps_of(&map));
+    assert!(again.error(&params).contains("no axis tells them apart"));
+    let alone = Study::new().with_maps_of("ig", &axes("grey"), &[], &maps_of(&map)).run(&params);
+    assert_eq!(alone.table.columns().len(), 10);
 }
 
 #[test]
