@@ -112,6 +112,21 @@ impl Tokenizer {
         self.inner.id_to_token(id).unwrap_or_default().replace("</w>", "")
     }
 
+    /// The ids of the tokens that are whole words of at least three letters, ascending.
+    pub fn words(&self) -> Vec<u32> {
+        let vocabulary = self.inner.get_vocab(false);
+        // CLIP's words end in a mark, the pieces of BERT's that do not start a word begin with one.
+        let marked = vocabulary.keys().any(|token| token.ends_with(WORD_END));
+        let is_word = |token: &str| {
+            let word = if marked { token.strip_suffix(WORD_END) } else { Some(token) };
+            word.is_some_and(|word| word.chars().count() >= 3 && word.chars().all(char::is_alphabetic))
+        };
+        let mut words: Vec<u32> =
+            vocabulary.iter().filter(|(token, _)| is_word(token)).map(|(_, id)| *id).collect();
+        words.sort_unstable();
+        words
+    }
+
     /// `tokenizer.json`.
     ///
     /// # Errors
@@ -208,6 +223,16 @@ mod tests {
         assert_eq!(encoded.ids[6], tokenizer.end());
         assert_eq!(encoded.ids[7], 0);
         assert_eq!(tokenizer.to_json().unwrap(), Tokenizer::train(texts, 1024).unwrap().to_json().unwrap());
+    }
+
+    #[test]
+    fn words_are_whole() {
+        let tokenizer = Tokenizer::train(["a small nodule on the left"], 1024).unwrap();
+        let words: Vec<String> = tokenizer.words().iter().map(|id| tokenizer.token(*id)).collect();
+        for word in ["small", "nodule", "the", "left"] {
+            assert!(words.iter().any(|known| known == word), "{word}: {words:?}");
+        }
+        assert!(words.iter().all(|word| word.chars().count() >= 3));
     }
 
     #[test]

@@ -3,22 +3,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ablate;
 pub mod artifact;
 pub mod checkpoint;
 mod classification;
+mod classifier;
 pub mod embed;
 pub mod evaluate_classify;
 pub mod finetune;
 mod images;
 mod ipc;
 mod labels;
-mod logistic;
+mod linear_probe;
+mod metrics;
 mod model;
 pub mod phantom;
 mod registry;
 mod report;
+mod retrieval;
 pub mod retrieve;
-mod statistics;
+pub mod statistics;
 pub mod table;
 pub mod tokenizer;
 

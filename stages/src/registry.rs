@@ -5,6 +5,7 @@ use pipe_engine::Registry;
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with(crate::ablate::Ablate)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
