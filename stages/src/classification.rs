@@ -280,3 +280,84 @@ pub(crate) fn with_predictions(
         .with_metadata("task", description.task.clone())
         .with_metadata("label_names", serde_json::json!(description.classes).to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Forty samples of two classes; the first is recognised in device A and never in device B.
+    fn classified() -> (Classified, HeadDescription, Vec<Option<String>>) {
+        let class = |row: usize| (row / 2 % 2) as i64;
+        let is_b = |row: usize| row % 2 == 1;
+        let logits = |row: usize| {
+            let right = if is_b(row) { row % 8 < 4 } else { true };
+            let margin = 1.0 + 0.01 * row as f32;
+            let sign = if (class(row) == 1) == right { 1.0 } else { -1.0 };
+            vec![0.0, sign * margin]
+        };
+        let classified = Classified {
+            ids: (0..80).map(|row| format!("image {row}")).collect(),
+            splits: vec!["test".to_owned(); 80],
+            groups: vec![None; 80],
+            targets: (0..80).map(|row| vec![class(row)]).collect(),
+            logits: (0..80).map(logits).collect(),
+        };
+        let description = HeadDescription {
+            classes: vec!["normal".to_owned(), "abnormal".to_owned()],
+            task: "binary-class".to_owned(),
+        };
+        let device = (0..80).map(|row| Some(if is_b(row) { "B" } else { "A" }.to_owned()));
+        (classified, description, device.collect())
+    }
+
+    fn find<'a>(metrics: &'a [Metric], metric: &str, subgroup: Option<&str>) -> &'a Metric {
+        let mut found = metrics.iter().filter(|row| {
+            row.metric == metric && row.subgroup.as_deref() == subgroup && row.method.is_none()
+        });
+        let row = found.next().unwrap_or_else(|| panic!("{metric} {subgroup:?}"));
+        assert!(found.next().is_none(), "{metric} {subgroup:?} stands twice");
+        row
+    }
+
+    fn value(metric: &Metric) -> f64 {
+        metric.estimate.unwrap().value
+    }
+
+    #[test]
+    fn a_binary_task_has_a_sensitivity_at_the_threshold_of_its_validation_split() {
+        let (classified, description, _) = classified();
+        let rows = classified.rows("test");
+        let setting = |threshold| Setting { split: "test", seed: 1, threshold };
+        let metrics = classified.metrics(&description, &rows, setting(Some(0.5)));
+        assert_eq!(value(find(&metrics, "accuracy", None)), 0.75);
+        assert_eq!(value(find(&metrics, "sensitivity_at_90_specificity", None)), 0.75);
+        for name in ["auroc", "f1", "auprc", "brier", "balanced_accuracy", "ece"] {
+            let estimate = find(&metrics, name, None).estimate.unwrap();
+            assert!(estimate.low.unwrap() <= estimate.value && estimate.value <= estimate.high.unwrap(), "{name}");
+        }
+        let metrics = classified.metrics(&description, &rows, setting(None));
+        let row = find(&metrics, "sensitivity_at_90_specificity", None);
+        assert!(row.estimate.is_none() && row.reason.as_deref().unwrap().contains("validation"));
+    }
+
+    #[test]
+    fn subgroups_differ_where_one_is_served_worse() {
+        let (classified, description, device) = classified();
+        let rows = classified.rows("test");
+        let setting = Setting { split: "test", seed: 1, threshold: None };
+        let metrics = classified.subgroup_metrics(&description, &rows, setting, "device", &device);
+        assert_eq!(value(find(&metrics, "accuracy", Some("device=A"))), 1.0);
+        assert_eq!(value(find(&metrics, "accuracy", Some("device=B"))), 0.5);
+        let worst = value(find(&metrics, "auroc", Some("device=B")));
+        assert_eq!(value(find(&metrics, "worst_group_auroc", Some("device"))), worst);
+        assert_eq!(value(find(&metrics, "auroc_gap", Some("device"))), 1.0 - worst);
+        assert_eq!(value(find(&metrics, "equalised_odds_difference", Some("device"))), 0.5);
+
+        // A group that is too small is named and left out.
+        let mut few = device;
+        few.iter_mut().skip(20).filter(|name| name.as_deref() == Some("B")).for_each(|name| *name = None);
+        let metrics = classified.subgroup_metrics(&description, &rows, setting, "device", &few);
+        let row = find(&metrics, "auroc_gap", Some("device"));
+        assert!(row.estimate.is_none() && row.reason.as_deref().unwrap().contains('B'), "{row:?}");
+    }
+}

@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod checkpoint;
 mod classification;
 mod classifier;
+pub mod compare;
 pub mod embed;
 pub mod evaluate_classify;
 pub mod finetune;
@@ -24,6 +25,8 @@ mod retrieval;
 pub mod retrieve;
 pub mod statistics;
 pub mod table;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 
 pub use pipe_models::process;

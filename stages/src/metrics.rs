@@ -16,6 +16,8 @@ pub(crate) struct Metric {
     pub(crate) k: Option<i64>,
     pub(crate) class: Option<String>,
     pub(crate) subgroup: Option<String>,
+    /// Where a table has figures of several data sets.
+    pub(crate) dataset: Option<String>,
     pub(crate) estimate: Option<Estimate>,
     pub(crate) n: usize,
     pub(crate) seed: Option<i64>,
@@ -34,6 +36,7 @@ impl Metric {
             k: None,
             class: None,
             subgroup: None,
+            dataset: None,
             estimate,
             n,
             seed: None,
@@ -76,6 +79,7 @@ pub(crate) fn write_metrics(
                     .or_else(|| metric.estimate.is_none().then(|| "undefined for these samples".to_owned()))
             }),
         )
-        .with("subgroup", text(&|metric| metric.subgroup.clone()));
+        .with("subgroup", text(&|metric| metric.subgroup.clone()))
+        .with("dataset", text(&|metric| metric.dataset.clone()));
     write(output, &TableSchema::metrics(), &table, WriteOptions::text(provenance))
 }

@@ -7,6 +7,7 @@ pub fn registry() -> Registry {
     Registry::new()
         .with(crate::ablate::Ablate)
         .with(crate::checkpoint::Checkpoint)
+        .with(crate::compare::Compare)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)

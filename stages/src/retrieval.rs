@@ -113,6 +113,19 @@ impl Pool {
         }
     }
 
+    /// The name of a query, whatever the pool: of a caption its image and its number there.
+    pub(crate) fn query_id(&self, direction: Direction, query: usize) -> String {
+        let image = self.image_id(direction, query);
+        match direction {
+            Direction::ImageToText => image.to_owned(),
+            Direction::TextToImage => {
+                let own = &self.own[self.owner[query]];
+                let number = own.iter().position(|caption| *caption == query).unwrap_or_default();
+                format!("{image}#{number}")
+            }
+        }
+    }
+
     /// The right candidates of a query.
     pub(crate) fn right(&self, direction: Direction, query: usize) -> &[usize] {
         match direction {

@@ -6,5 +6,6 @@
 
 mod engine;
 mod harness;
+mod json;
 mod metrics;
 mod models;

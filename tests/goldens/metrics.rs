@@ -13,7 +13,8 @@ use pipe_stages::statistics::{
 };
 use serde_json::Value as Json;
 
-use crate::harness::{self, JsonGolden};
+use crate::harness;
+use crate::json::JsonGolden;
 
 /// Everything but iterative solvers.
 const EXACT: f64 = 1e-9;
@@ -308,7 +309,7 @@ fn losses(golden: &JsonGolden) {
         }
     };
     for (name, kind) in [("max_hinge", Hinge::Max), ("sum_hinge", Hinge::Sum), ("mean_hinge", Hinge::Mean)] {
-        check(name, loss::hinge(&similarities(), margin, kind).unwrap());
+        check(name, loss::hinge(&similarities(), margin, kind, &[]).unwrap());
     }
     check("clip_loss", loss::info_nce(&(similarities() * scale).unwrap(), &[]).unwrap());
     let (caption_term, image_term) = loss::discriminability(&similarities(), margin).unwrap();

@@ -12,6 +12,8 @@ mod pixels;
 mod prompts;
 mod retrieval;
 mod strata;
+#[cfg(test)]
+mod tests;
 
 pub use condition::Condition;
 

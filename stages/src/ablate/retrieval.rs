@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use pipe_engine::{StageContext, StageError};
-use pipe_models::random::Key;
 use pipe_models::Trainable;
+use pipe_models::random::Key;
+use rayon::prelude::*;
 
 use super::condition::{Condition, Refused};
 use super::figures::{Answer, Draw, Figure, Measured, Table as Figures, compare, method};
@@ -390,13 +391,21 @@ impl<'a, 'c> Study<'a, 'c> {
 
     /// Whether few candidates are near to many queries.
     fn hubness(&self, direction: Direction) -> Option<f64> {
-        let mut occurrences = vec![0.0; self.pool.candidates(direction)];
-        for query in 0..self.pool.queries(direction) {
+        let candidates = self.pool.candidates(direction);
+        let nearest = |query: usize| {
             let scores = self.pool.cosines(direction, query);
-            let mut order: Vec<usize> = (0..scores.len()).collect();
-            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-            order.iter().take(OCCURRENCE).for_each(|candidate| occurrences[*candidate] += 1.0);
-        }
+            let mut order: Vec<usize> = (0..candidates).collect();
+            let by_score = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+            if candidates > OCCURRENCE {
+                order.select_nth_unstable_by(OCCURRENCE - 1, by_score);
+                order.truncate(OCCURRENCE);
+            }
+            order
+        };
+        let found: Vec<usize> =
+            (0..self.pool.queries(direction)).into_par_iter().flat_map_iter(nearest).collect();
+        let mut occurrences = vec![0.0; candidates];
+        found.into_iter().for_each(|candidate| occurrences[candidate] += 1.0);
         hubness_skewness(&occurrences)
     }
 
@@ -421,7 +430,7 @@ impl<'a, 'c> Study<'a, 'c> {
                 let table = Table::new()
                     .with(
                         "id",
-                        Column::texts(found.iter().map(|found| format!("{}/{}", id(found), found.query))),
+                        Column::texts(found.iter().map(|found| self.pool.query_id(direction, found.query))),
                     )
                     .with("split", Column::texts(vec![self.params.split.clone(); count]))
                     .with(

@@ -20,8 +20,8 @@ mod tests {
     #[test]
     fn known_quantiles() {
         assert!((two_sided_normal(1.959_963_984_540_054) - 0.05).abs() < 1e-14);
-        // R: 2 * pt(-2.228139, 10)
-        assert!((two_sided_t(2.228_138_851_964_939, 10.0) - 0.05).abs() < 1e-12);
+        // qt(0.975, 10)
+        assert!((two_sided_t(2.228_138_851_986_274_4, 10.0) - 0.05).abs() < 1e-12);
         assert_eq!(two_sided_t(0.0, 3.0), 1.0);
         assert_eq!(two_sided_t(f64::INFINITY, 3.0), 0.0);
     }
