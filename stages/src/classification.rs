@@ -333,7 +333,10 @@ mod tests {
         assert_eq!(value(find(&metrics, "sensitivity_at_90_specificity", None)), 0.75);
         for name in ["auroc", "f1", "auprc", "brier", "balanced_accuracy", "ece"] {
             let estimate = find(&metrics, name, None).estimate.unwrap();
-            assert!(estimate.low.unwrap() <= estimate.value && estimate.value <= estimate.high.unwrap(), "{name}");
+            assert!(
+                estimate.low.unwrap() <= estimate.value && estimate.value <= estimate.high.unwrap(),
+                "{name}"
+            );
         }
         let metrics = classified.metrics(&description, &rows, setting(None));
         let row = find(&metrics, "sensitivity_at_90_specificity", None);

@@ -5,6 +5,7 @@
 
 pub mod ablate;
 pub mod artifact;
+pub mod attribute;
 pub mod checkpoint;
 mod classification;
 mod classifier;
@@ -16,6 +17,7 @@ mod images;
 mod ipc;
 mod labels;
 mod linear_probe;
+mod mean_image;
 mod metrics;
 mod model;
 pub mod phantom;
@@ -23,8 +25,10 @@ mod registry;
 mod report;
 mod retrieval;
 pub mod retrieve;
+pub mod score;
 pub mod statistics;
 pub mod table;
+mod target;
 #[cfg(test)]
 mod testing;
 pub mod tokenizer;

@@ -6,6 +6,7 @@ use pipe_engine::Registry;
 pub fn registry() -> Registry {
     Registry::new()
         .with(crate::ablate::Ablate)
+        .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::compare::Compare)
         .with(crate::embed::Embed)
@@ -15,5 +16,6 @@ pub fn registry() -> Registry {
         .with(crate::phantom::IngestPhantom)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
+        .with(crate::score::Score)
         .with(crate::tokenizer::TrainTokenizer)
 }

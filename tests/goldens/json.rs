@@ -1,31 +1,27 @@
-//! A golden JSON file: comparing by relative error, and listing what was not compared.
+//! A golden JSON file: its values by JSON pointer.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::harness;
+use serde_json::Value as Json;
 
-/// One golden JSON file, its values by JSON pointer, and which of them were used.
+use crate::harness::{self, Ledger};
+
+/// One golden JSON file, and which of its values were used. A list of numbers or texts, whatever its
+/// depth, is one value; a list of objects is not.
 pub(crate) struct JsonGolden {
-    label: String,
-    json: serde_json::Value,
-    inputs: RefCell<BTreeSet<String>>,
-    compared: RefCell<BTreeSet<String>>,
-    failures: RefCell<Vec<String>>,
+    json: Json,
+    ledger: Ledger,
+    leaves: Vec<String>,
 }
 
 impl JsonGolden {
     /// Opens `topic/file`.
     pub(crate) fn open(folder: &Path, file: &str) -> Self {
-        let topic = folder.file_name().unwrap_or_default().to_string_lossy();
-        Self {
-            label: format!("{topic}/{file}"),
-            json: harness::json(&folder.join(file)),
-            inputs: RefCell::default(),
-            compared: RefCell::default(),
-            failures: RefCell::default(),
-        }
+        let json = harness::json(&folder.join(file));
+        let mut leaves = Vec::new();
+        list_leaves(&json, "", &mut leaves);
+        let ledger = Ledger::new(folder, file, leaves.iter().cloned());
+        Self { json, ledger, leaves }
     }
 
     /// Whether there is such a value.
@@ -33,8 +29,8 @@ impl JsonGolden {
         self.json.pointer(pointer).is_some()
     }
 
-    fn at(&self, pointer: &str) -> &serde_json::Value {
-        self.json.pointer(pointer).unwrap_or_else(|| panic!("{} has nothing at `{pointer}`", self.label))
+    fn at(&self, pointer: &str) -> &Json {
+        self.json.pointer(pointer).unwrap_or_else(|| panic!("there is nothing at `{pointer}`"))
     }
 
     /// Length of a list.
@@ -48,9 +44,11 @@ impl JsonGolden {
         object.keys().cloned().collect()
     }
 
-    /// A value that is an input of the computation or an explanation, not a result.
-    pub(crate) fn input(&self, pointer: &str) -> serde_json::Value {
-        self.inputs.borrow_mut().insert(pointer.to_owned());
+    /// A value, or all values of an object, that are inputs or explanations and no results.
+    pub(crate) fn input(&self, pointer: &str) -> Json {
+        let below = format!("{pointer}/");
+        let own = self.leaves.iter().filter(|leaf| *leaf == pointer || leaf.starts_with(&below));
+        own.for_each(|leaf| self.ledger.input(leaf));
         self.at(pointer).clone()
     }
 
@@ -64,84 +62,63 @@ impl JsonGolden {
         self.compare_optional(pointer, &ours.iter().copied().map(Some).collect::<Vec<_>>(), tolerance);
     }
 
-    /// As [`Self::compare_all`], with nulls. The relative error is the greatest absolute difference
-    /// over the greatest absolute golden value.
+    /// As [`Self::compare_all`], with nulls. The error is the greatest absolute difference over the
+    /// greatest absolute golden value; where all of these are 0 it is absolute.
     pub(crate) fn compare_optional(&self, pointer: &str, ours: &[Option<f64>], tolerance: f64) {
-        fn flatten(json: &serde_json::Value, values: &mut Vec<Option<f64>>) {
-            match json {
-                serde_json::Value::Array(items) => items.iter().for_each(|item| flatten(item, values)),
-                other => values.push(other.as_f64()),
-            }
-        }
-        self.compared.borrow_mut().insert(pointer.to_owned());
         let mut golden = Vec::new();
         flatten(self.at(pointer), &mut golden);
         let undefined = |values: &[Option<f64>]| values.iter().map(Option::is_none).collect::<Vec<_>>();
         if undefined(&golden) != undefined(ours) {
-            println!("golden {}#{pointer} {ours:?}, golden {golden:?}", self.label);
-            self.failures.borrow_mut().push(format!("{pointer}: defined in other places"));
+            self.ledger.fail(pointer, &format!("{ours:?}, golden {golden:?}"));
             return;
         }
-        let scale = golden.iter().flatten().fold(0.0f64, |max, value| max.max(value.abs()));
-        let differences = golden.iter().flatten().zip(ours.iter().flatten()).map(|(a, b)| (a - b).abs());
-        let difference = differences
-            .fold(0.0f64, |max, value| if value.is_nan() { f64::INFINITY } else { max.max(value) });
-        let error = if difference == 0.0 { 0.0 } else { difference / scale.max(f64::MIN_POSITIVE) };
-        println!("golden {}#{pointer} rel={error:.3e}", self.label);
-        // A golden of 0 is compared by its absolute error.
-        if error > tolerance && !(scale == 0.0 && difference <= tolerance) {
-            let message = format!("{pointer}: relative error {error:.3e} above {tolerance:.0e}");
-            self.failures.borrow_mut().push(message);
-        }
+        let [golden, ours] =
+            [golden.as_slice(), ours].map(|values| values.iter().flatten().copied().collect::<Vec<f64>>());
+        let greatest = golden.iter().fold(0.0f64, |greatest, value| greatest.max(value.abs()));
+        let scale = if greatest > 0.0 { greatest } else { 1.0 };
+        self.ledger.record(pointer, harness::difference(&golden, &ours, |_| scale), tolerance);
     }
 
     /// Compares a text or a list of texts.
     pub(crate) fn compare_text(&self, pointer: &str, ours: &[&str]) {
-        self.compared.borrow_mut().insert(pointer.to_owned());
         let golden: Vec<&str> = match self.at(pointer) {
-            serde_json::Value::Array(items) => items.iter().filter_map(serde_json::Value::as_str).collect(),
+            Json::Array(items) => items.iter().filter_map(Json::as_str).collect(),
             other => other.as_str().into_iter().collect(),
         };
-        println!("golden {}#{pointer} rel={:.3e}", self.label, f64::from(u8::from(golden != ours)));
-        if golden != ours {
-            self.failures.borrow_mut().push(format!("{pointer}: {ours:?}, golden {golden:?}"));
+        if golden == ours {
+            self.ledger.record(pointer, 0.0, 0.0);
+        } else {
+            self.ledger.fail(pointer, &format!("{ours:?}, golden {golden:?}"));
         }
     }
 
     /// Lists what was neither compared nor read as an input, and fails if any comparison did or if
     /// there is such a value.
     pub(crate) fn finish(&self) {
-        fn leaves(json: &serde_json::Value, pointer: &str, found: &mut Vec<String>) {
-            match json {
-                serde_json::Value::Object(entries) => {
-                    for (key, value) in entries {
-                        leaves(
-                            value,
-                            &format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
-                            found,
-                        );
-                    }
-                }
-                serde_json::Value::Array(items) if items.iter().any(serde_json::Value::is_object) => {
-                    for (index, value) in items.iter().enumerate() {
-                        leaves(value, &format!("{pointer}/{index}"), found);
-                    }
-                }
-                _ => found.push(pointer.to_owned()),
+        self.ledger.finish_without(&[]);
+    }
+}
+
+fn flatten(json: &Json, values: &mut Vec<Option<f64>>) {
+    match json {
+        Json::Array(items) => items.iter().for_each(|item| flatten(item, values)),
+        other => values.push(other.as_f64()),
+    }
+}
+
+fn list_leaves(json: &Json, pointer: &str, found: &mut Vec<String>) {
+    match json {
+        Json::Object(entries) => {
+            for (key, value) in entries {
+                let key = key.replace('~', "~0").replace('/', "~1");
+                list_leaves(value, &format!("{pointer}/{key}"), found);
             }
         }
-        let mut all = Vec::new();
-        leaves(&self.json, "", &mut all);
-        let (compared, inputs) = (self.compared.borrow(), self.inputs.borrow());
-        let known = |set: &BTreeSet<String>, leaf: &str| {
-            set.iter().any(|used| leaf == used || leaf.starts_with(&format!("{used}/")))
-        };
-        let left: Vec<&String> =
-            all.iter().filter(|leaf| !known(&compared, leaf) && !known(&inputs, leaf)).collect();
-        let inputs: Vec<&String> = inputs.iter().filter(|pointer| !compared.contains(*pointer)).collect();
-        println!("UNCOMPARED {} inputs={inputs:?} unused={left:?}", self.label);
-        let failures = self.failures.borrow();
-        assert!(failures.is_empty(), "{}: {failures:#?}", self.label);
-        assert!(left.is_empty(), "{}: values never compared: {left:?}", self.label);
+        Json::Array(items) if items.iter().any(Json::is_object) => {
+            for (index, value) in items.iter().enumerate() {
+                list_leaves(value, &format!("{pointer}/{index}"), found);
+            }
+        }
+        _ => found.push(pointer.to_owned()),
     }
 }

@@ -4,8 +4,10 @@
 //! `PIPE_DATA` (default `../shared/data`). Every dimension and constant comes from their files, so
 //! another folder of the same layout runs unchanged.
 
+mod attribution;
 mod engine;
 mod harness;
 mod json;
 mod metrics;
 mod models;
+mod xai_metrics;

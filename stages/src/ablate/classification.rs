@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 use pipe_engine::{StageContext, StageError};
+use pipe_models::Trainable;
 use pipe_models::random::Key;
-use pipe_models::{ClipModel, Trainable};
 
 use super::condition::{Condition, Refused};
 use super::figures::{Answer, Draw, Figure, Measured, Table as Figures, compare, method};
-use super::pixels::{STATISTICS, black_image, edited, keep_border, mean_image, shuffle_patches, statistics};
+use super::pixels::{STATISTICS, black_image, edited, keep_border, shuffle_patches, statistics};
 use super::prompts::{nonsense, uninformative};
 use super::strata::Strata;
 use super::{Init, Params, Results, TRAIN, VAL};
@@ -16,6 +16,7 @@ use crate::classifier::{Classifier, PromptIds, encode_prompts, prototypes, to_ro
 use crate::images::{ImageSet, batches};
 use crate::labels::Labels;
 use crate::linear_probe::{Labelled, LinearProbe};
+use crate::mean_image::mean_image;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::statistics::{ClassifierScores, Groups, Task};
 use crate::table::{Column, Table, append};
@@ -70,10 +71,12 @@ struct Scored {
 
 /// Asks the classifier again under every wanted condition.
 pub(super) fn ablate(params: &Params, context: &StageContext<'_>) -> Result<Results, StageError> {
-    let checkpoint = context.optional_input("checkpoint");
-    let checkpoint = checkpoint
-        .ok_or_else(|| StageError::failed("classification needs the input `checkpoint`: the model itself"))?;
-    let model = Model::load(checkpoint, Trainable::Frozen)?;
+    for port in ["images", "checkpoint"] {
+        if context.optional_input(port).is_none() {
+            return Err(StageError::failed(format!("classification needs the input `{port}`")));
+        }
+    }
+    let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
     let study = Study::new(params, context, &model)?;
     let wanted = params.wanted(&FAMILY);
     let mut scored = vec![study.scored(None, Ok(vec![study.full.clone()]))];
@@ -111,7 +114,7 @@ impl<'a, 'c> Study<'a, 'c> {
         let values = images.embed(model, &test, params.batch, context)?;
         let embeddings = matrix(values, test.len())?;
         let full = to_rows(&classifier.logits(&embeddings)?)?;
-        let mean = mean_image(&images, &train, params.batch, context)?;
+        let mean = mean_image(&images, &train);
         Ok(Self {
             params,
             context,
@@ -258,13 +261,7 @@ impl<'a, 'c> Study<'a, 'c> {
         let own = base.as_ref().unwrap_or(self.classifier.model);
         let other = match self.params.init {
             Init::Clip => None,
-            Init::Random => {
-                let seed = self.params.seed as u64;
-                let clip = ClipModel::random(own.clip.config(), seed, &DEVICE, Trainable::Frozen)
-                    .map_err(crate::model::checkpoint_error)?;
-                let preprocessor = own.preprocessor.clone();
-                Some(Model { clip, preprocessor, tokenizer_json: None, head: None })
-            }
+            Init::Random => Some(own.randomised(self.params.seed)?),
             Init::Unimodal => match load("unimodal")? {
                 Some(model) => Some(model),
                 None => return Ok(Err("the input `unimodal` was left out".to_owned())),

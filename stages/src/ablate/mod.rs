@@ -121,9 +121,17 @@ impl StageKind for Ablate {
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::optional(
+                    "images",
+                    &[artifact::IMAGES],
+                    "the images; retrieval from embeddings needs them for strata",
+                ),
                 InputPort::optional("labels", &[artifact::LABELS], "classification: their classes"),
-                InputPort::optional("captions", &[artifact::CAPTIONS], "retrieval: their captions"),
+                InputPort::optional(
+                    "captions",
+                    &[artifact::CAPTIONS],
+                    "retrieval: their captions; from embeddings it needs them for words",
+                ),
                 InputPort::optional(
                     "checkpoint",
                     &[artifact::CHECKPOINT],
@@ -166,13 +174,15 @@ impl StageKind for Ablate {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let results = match (context.optional_input("labels"), context.optional_input("captions")) {
-            (Some(_), None) => classification::ablate(params, context)?,
-            (None, Some(_)) => retrieval::ablate(params, context)?,
-            (given, _) => {
+        let given = |ports: &[&str]| ports.iter().any(|port| context.optional_input(port).is_some());
+        let results = match (given(&["labels"]), given(&["captions", "image_embeddings", "text_embeddings"]))
+        {
+            (true, false) => classification::ablate(params, context)?,
+            (false, true) => retrieval::ablate(params, context)?,
+            (both, _) => {
                 let message = format!(
-                    "the inputs `labels` (classification) and `captions` (retrieval) exclude each other, and {} is given",
-                    if given.is_some() { "both" } else { "none" }
+                    "`labels` (classification) and `captions` or embeddings (retrieval) exclude each other; {} given",
+                    if both { "both are" } else { "none is" }
                 );
                 return Err(StageError::failed(message));
             }

@@ -1,10 +1,10 @@
 //! Images with less in them: pixels as `[3, side, side]`, normalised as the model reads them.
 
 use candle_core::Tensor;
-use pipe_engine::{StageContext, StageError};
+use pipe_engine::StageError;
 use pipe_models::random::Key;
 
-use crate::images::{ImageSet, batches};
+use crate::images::ImageSet;
 use crate::model::{DEVICE, tensor_error};
 
 /// Bins of the histogram of brightness.
@@ -30,29 +30,6 @@ pub(super) fn statistics(square: &[u8]) -> [f32; STATISTICS] {
         *feature = (f64::from(bin) / count) as f32;
     }
     features
-}
-
-/// The mean of some images; nothing if there are none.
-pub(super) fn mean_image(
-    images: &ImageSet,
-    rows: &[usize],
-    batch: i64,
-    context: &StageContext<'_>,
-) -> Result<Option<Vec<f32>>, StageError> {
-    let mut sums: Vec<f64> = Vec::new();
-    for part in batches(rows, batch) {
-        context.check_cancelled()?;
-        let pixels = values(&images.batch(part)?)?;
-        let length = pixels.len() / part.len();
-        sums.resize(length, 0.0);
-        for image in pixels.chunks_exact(length) {
-            for (sum, value) in sums.iter_mut().zip(image) {
-                *sum += f64::from(*value);
-            }
-        }
-    }
-    let mean = || sums.iter().map(|sum| (sum / rows.len() as f64) as f32).collect();
-    Ok((!rows.is_empty()).then(mean))
 }
 
 /// An image whose every pixel is black.

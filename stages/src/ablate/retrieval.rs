@@ -47,7 +47,8 @@ struct Study<'a, 'c> {
     /// Embeddings of the training split, perhaps none.
     train_images: Vectors,
     train_captions: Vectors,
-    captions: Captions,
+    /// The texts; without them only embeddings are known.
+    captions: Option<Captions>,
     strata: Result<ImageStrata, Refused>,
 }
 
@@ -132,14 +133,17 @@ impl<'a, 'c> Study<'a, 'c> {
         let vectors = |split: &str| -> Result<(Vectors, Vectors), StageError> {
             let given =
                 (context.optional_input("image_embeddings"), context.optional_input("text_embeddings"));
-            let (images, texts) = match (given, &model) {
-                ((Some(images), Some(texts)), _) => {
+            let (images, texts) = match (given, &model, &captions) {
+                ((Some(images), Some(texts)), _, _) => {
                     (Vectors::read(images, split)?, Vectors::read(texts, split)?)
                 }
-                ((None, None), Some(model)) => captions.embed(model, split, params, context)?,
-                ((None, None), None) => {
+                ((None, None), Some(model), Some(captions)) => {
+                    captions.embed(model, split, params, context)?
+                }
+                ((None, None), _, _) => {
                     return Err(StageError::failed(
-                        "retrieval needs the inputs `image_embeddings` and `text_embeddings`, or `checkpoint`",
+                        "retrieval needs the inputs `image_embeddings` and `text_embeddings`, or `images`, \
+                         `captions` and `checkpoint`",
                     ));
                 }
                 _ => {
@@ -148,7 +152,9 @@ impl<'a, 'c> Study<'a, 'c> {
                     ));
                 }
             };
-            captions.check(split, params, &texts)?;
+            if let Some(captions) = &captions {
+                captions.check(split, params, &texts)?;
+            }
             Ok((images, texts))
         };
         let (train_images, train_captions) =
@@ -223,6 +229,9 @@ impl<'a, 'c> Study<'a, 'c> {
             Ok(strata) => strata,
             Err(reason) => return Ok(Err(reason.clone())),
         };
+        let Some(captions) = &self.captions else {
+            return Ok(Err("the input `captions`, whose words are read, was left out".to_owned()));
+        };
         if self.train_images.ids.is_empty() {
             return Ok(Err(format!("there are no embeddings of split `{TRAIN}`")));
         }
@@ -250,9 +259,9 @@ impl<'a, 'c> Study<'a, 'c> {
             .iter()
             .map(|logits| to_f32(softmax(logits)))
             .collect();
-        let texts = self.captions.train.iter().filter_map(|(id, text)| Some((text.as_str(), known(id)?)));
+        let texts = captions.train.iter().filter_map(|(id, text)| Some((text.as_str(), known(id)?)));
         let words = Words::learn(strata.count, texts);
-        let caption = |row: &usize| to_f32(words.probabilities(&self.captions.test[*row].1));
+        let caption = |row: &usize| to_f32(words.probabilities(&captions.test[*row].1));
         let of_captions = self.pool.caption_rows.iter().map(caption).collect();
         Ok(Ok([of_images, of_captions]))
     }
@@ -271,11 +280,14 @@ impl<'a, 'c> Study<'a, 'c> {
 
     /// The keywords of each image of the pool through the text tower.
     fn keywords(&self) -> Result<Result<Vectors, Refused>, StageError> {
+        let Some(captions) = &self.captions else {
+            return Ok(Err("the input `captions`, which has keywords, was left out".to_owned()));
+        };
         let Some(model) = &self.model else {
             return Ok(Err("the input `checkpoint`, which reads keywords, was left out".to_owned()));
         };
         let mut texts: BTreeMap<&str, String> = BTreeMap::new();
-        for (id, _, keywords) in &self.captions.test {
+        for (id, _, keywords) in &captions.test {
             if !keywords.is_empty() {
                 texts.entry(id).or_insert_with(|| keywords.join(", "));
             }
@@ -475,7 +487,10 @@ impl ImageStrata {
         pool: &Pool,
     ) -> Result<Result<Self, Refused>, StageError> {
         let column = params.stratum.as_deref().unwrap_or(MODALITY);
-        let table = read_columns(context.input("images")?, &["image_id", column])?;
+        let Some(images) = context.optional_input("images") else {
+            return Ok(Err("the input `images`, whose columns are strata, was left out".to_owned()));
+        };
+        let table = read_columns(images, &["image_id", column])?;
         if table.column(column).is_none() && params.stratum.is_none() {
             return Ok(Err("the images table has no column `modality`".to_owned()));
         }
@@ -502,9 +517,9 @@ impl ImageStrata {
 }
 
 impl Captions {
-    fn read(params: &Params, context: &StageContext<'_>) -> Result<Self, StageError> {
-        let columns = ["image_id", "split", "caption", "keywords"];
-        let table = read_columns(context.input("captions")?, &columns)?;
+    fn read(params: &Params, context: &StageContext<'_>) -> Result<Option<Self>, StageError> {
+        let Some(captions) = context.optional_input("captions") else { return Ok(None) };
+        let table = read_columns(captions, &["image_id", "split", "caption", "keywords"])?;
         let (ids, splits, texts) =
             (table.strings("image_id")?, table.strings("split")?, table.strings("caption")?);
         let keywords = match table.column("keywords") {
@@ -520,7 +535,7 @@ impl Captions {
                 train.push((id, text));
             }
         }
-        Ok(Self { train, test })
+        Ok(Some(Self { train, test }))
     }
 
     /// The ids and texts of a split.

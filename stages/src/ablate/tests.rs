@@ -168,6 +168,15 @@ fn retrieval_by_chance_is_k_over_the_pool() {
     assert_eq!(computed["metrics"].digest, made["metrics"].digest);
     assert_eq!(computed["predictions"].digest, made["predictions"].digest);
 
+    // Embeddings alone are enough for what needs no words and no columns.
+    let made = run(&Ablate, &params, &given[3..]).unwrap();
+    let alone = read(&made["metrics"]).unwrap();
+    for condition in ["full", "random", "shuffled_image", "popularity"] {
+        let name = "text_to_image_recall@5";
+        assert_eq!(figure(&alone, condition, name), figure(&metrics, condition, name));
+    }
+    assert!(!alone.strings("method").unwrap().contains(&"metadata"));
+
     // Embeddings of other captions are refused.
     let others = run(&Embed, &json!({ "splits": ["train"] }), &inputs).unwrap();
     let mut wrong = given;
@@ -185,7 +194,10 @@ fn what_is_missing_or_too_much_is_named() {
         Err(error) => error.to_string(),
     };
     assert!(refused(&[("images", images)]).contains("none is given"));
-    assert!(refused(&[("images", images), ("labels", labels), ("captions", captions)]).contains("both"));
+    assert!(refused(&[("labels", labels)]).contains("`images`"));
+    assert!(
+        refused(&[("images", images), ("labels", labels), ("captions", captions)]).contains("both are given")
+    );
     assert!(refused(&[("images", images), ("labels", labels)]).contains("checkpoint"));
     assert!(refused(&[("images", images), ("captions", captions)]).contains("image_embeddings"));
 }
