@@ -8,18 +8,25 @@ pub mod checkpoint;
 mod classification;
 pub mod embed;
 pub mod evaluate_classify;
+mod evaluator;
 pub mod finetune;
 mod images;
+pub mod ingest;
 mod ipc;
 mod labels;
 mod logistic;
 mod model;
 pub mod phantom;
+mod png;
 mod registry;
 mod report;
 pub mod retrieve;
 mod statistics;
 pub mod table;
+#[cfg(test)]
+mod testing;
+mod texts;
+pub mod tokenize;
 pub mod tokenizer;
 
 pub use pipe_models::process;

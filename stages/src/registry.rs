@@ -10,8 +10,10 @@ pub fn registry() -> Registry {
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)
         .with(crate::finetune::FinetuneContrastive)
+        .with(crate::ingest::IngestMedmnist)
         .with(crate::phantom::IngestPhantom)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
+        .with(crate::tokenize::Tokenize)
         .with(crate::tokenizer::TrainTokenizer)
 }

@@ -1,9 +1,5 @@
 //! The stage kind `ingest.phantom`.
 
-use std::io::Cursor;
-
-use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder};
 use pipe_engine::cache::Digest;
 use pipe_engine::{
     DefaultCpu, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError, StageKind,
@@ -20,6 +16,7 @@ use super::general::{COLOURS, SHAPES, Scene};
 use super::sites::{CHEST, FINDINGS, SITES, XRAY_CHEST};
 use super::stream::{Stream, key};
 use crate::artifact;
+use crate::png;
 use crate::table::{Column, Table, TableSchema, WriteOptions, write};
 
 /// Which world is drawn.
@@ -324,7 +321,7 @@ impl Row {
         let flipped = stream.chance(noise);
         let other = stream.below(classes as u64 - 1) as usize;
         let label = if flipped { (truth_label + 1 + other) % classes } else { truth_label };
-        let png = encode(&picture.pixels, picture.size, picture.channels)?;
+        let png = png::encode(&picture.pixels, picture.size, picture.size, picture.channels)?;
         let id = format!("phantom-{domain}-{seed}/{split}/{patient:06}/0");
         let group = format!("phantom-{domain}-{seed}/{patient:06}");
         Ok(Self { split, id, group, source, picture, png, caption, facts, truth_label, label })
@@ -404,16 +401,6 @@ fn class(params: &Params, source: &Source) -> usize {
             _ => factors.finding,
         },
     }
-}
-
-/// PNG with a fixed filter and level: equal pixels give equal bytes.
-fn encode(pixels: &[u8], size: usize, channels: usize) -> Result<Vec<u8>, StageError> {
-    let mut bytes = Cursor::new(Vec::new());
-    let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
-    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Sub)
-        .write_image(pixels, size as u32, size as u32, colour)
-        .map_err(|error| StageError::because("encoding a PNG", error))?;
-    Ok(bytes.into_inner())
 }
 
 /// The columns that images and twins share.
@@ -552,7 +539,7 @@ fn mask_table(rows: &[Row]) -> Result<Table, StageError> {
                 if pixels.is_empty() {
                     return Ok(None);
                 }
-                let png = encode(&pixels, row.picture.size, 1)?;
+                let png = png::encode(&pixels, row.picture.size, row.picture.size, 1)?;
                 Ok(Some((png, format!("{}-{what}.png", row.id.replace('/', "-")))))
             })
             .collect();
@@ -649,7 +636,7 @@ fn twin_table(params: &Params, rows: &[Row], context: &StageContext<'_>) -> Resu
         .par_iter()
         .map(|(_, _, factors)| {
             let picture = acquire(factors, params.size as usize, acquisition(params));
-            let png = encode(&picture.pixels, picture.size, picture.channels)?;
+            let png = png::encode(&picture.pixels, picture.size, picture.size, picture.channels)?;
             Ok((picture, png))
         })
         .collect();
