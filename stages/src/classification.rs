@@ -2,8 +2,9 @@
 
 use pipe_engine::{OutputWriter, StageError};
 
+use crate::evaluator::{Evaluator, probabilities};
 use crate::model::HeadDescription;
-use crate::statistics::{Estimate, Groups, Ranking, argmax, bootstrap, mean, softmax};
+use crate::statistics::{Estimate, Groups, argmax, bootstrap, mean};
 use crate::table::{Column, Table, TableSchema, WriteOptions, write};
 
 /// Classified samples.
@@ -107,15 +108,6 @@ impl Classified {
         splits
     }
 
-    /// Probabilities of a row: softmax over classes, or a sigmoid per label.
-    fn probabilities(&self, row: usize, description: &HeadDescription) -> Vec<f64> {
-        if description.is_multi_label() {
-            self.logits[row].iter().map(|logit| 1.0 / (1.0 + libm::exp(-f64::from(*logit)))).collect()
-        } else {
-            softmax(&self.logits[row])
-        }
-    }
-
     /// The MedMNIST evaluator's figures (AUROC and accuracy) with AUROC per class, over `rows`.
     pub(crate) fn metrics(
         &self,
@@ -127,46 +119,21 @@ impl Classified {
         if rows.is_empty() {
             return Vec::new();
         }
-        let probabilities: Vec<Vec<f64>> =
-            rows.iter().map(|row| self.probabilities(*row, description)).collect();
+        let samples = rows.iter().map(|row| (self.targets[*row].as_slice(), self.logits[*row].as_slice()));
+        let evaluator = Evaluator::new(description, samples);
         let groups: Vec<Option<String>> = rows.iter().map(|row| self.groups[*row].clone()).collect();
         let groups = Groups::new(&groups);
-        let count = description.classes.len();
-        let positive = |class: usize, row: usize| {
-            let target = &self.targets[rows[row]];
-            if description.is_multi_label() { target[class] == 1 } else { target[0] == class as i64 }
-        };
-        let rankings: Vec<Ranking> = (0..count)
-            .map(|class| Ranking::new(&probabilities.iter().map(|row| row[class]).collect::<Vec<_>>()))
-            .collect();
-        // The evaluator scores a binary task by the column of class 1 alone.
-        let scored: Vec<usize> =
-            if description.task == "binary-class" { vec![count - 1] } else { (0..count).collect() };
-        let auroc = |weight: &dyn Fn(usize) -> f64| -> Option<f64> {
-            let mut sum = 0.0;
-            for class in &scored {
-                sum += rankings[*class].auroc(|row| positive(*class, row), weight)?;
-            }
-            Some(sum / scored.len() as f64)
-        };
-        let right: Vec<f64> = (0..rows.len())
-            .map(|row| {
-                let target = &self.targets[rows[row]];
-                if description.is_multi_label() {
-                    let bits =
-                        probabilities[row].iter().zip(target).filter(|(p, bit)| (**p > 0.5) == (**bit == 1));
-                    bits.count() as f64 / count as f64
-                } else if description.task == "binary-class" {
-                    f64::from(u8::from((probabilities[row][count - 1] > 0.5) == (target[0] == 1)))
-                } else {
-                    f64::from(u8::from(argmax(&probabilities[row]) as i64 == target[0]))
-                }
-            })
-            .collect();
+        let right: Vec<f64> = (0..rows.len()).map(|row| evaluator.right(row)).collect();
         let seed_bits = seed as u64;
         let task = "classification";
         let mut metrics = vec![
-            Metric::new(task, split, "auroc", bootstrap(&groups, seed_bits, auroc), rows.len()),
+            Metric::new(
+                task,
+                split,
+                "auroc",
+                bootstrap(&groups, seed_bits, |weight| evaluator.auroc(weight)),
+                rows.len(),
+            ),
             Metric::new(
                 task,
                 split,
@@ -178,8 +145,8 @@ impl Classified {
         if metrics[0].estimate.is_none() {
             metrics[0].reason = Some("a class has no or only positive samples".to_owned());
         }
-        let majority = (0..count)
-            .map(|class| (0..rows.len()).filter(|row| positive(class, *row)).count())
+        let majority = (0..description.classes.len())
+            .map(|class| (0..rows.len()).filter(|row| evaluator.positive(class, *row)).count())
             .max()
             .unwrap_or_default();
         if !description.is_multi_label() {
@@ -194,11 +161,9 @@ impl Classified {
             floor.method = Some("majority".to_owned());
             metrics.push(floor);
         }
-        if scored.len() > 1 {
-            for class in scored {
-                let estimate = bootstrap(&groups, seed_bits, |weight| {
-                    rankings[class].auroc(|row| positive(class, row), weight)
-                });
+        if evaluator.scored_classes().len() > 1 {
+            for class in evaluator.scored_classes() {
+                let estimate = bootstrap(&groups, seed_bits, |weight| evaluator.class_auroc(class, weight));
                 let mut metric = Metric::new(task, split, "auroc", estimate, rows.len());
                 metric.class = Some(description.classes[class].clone());
                 metrics.push(metric);
@@ -214,7 +179,7 @@ impl Classified {
     pub(crate) fn table(&self, description: &HeadDescription) -> Table {
         let count = self.ids.len();
         let probabilities: Vec<Vec<f64>> =
-            (0..count).map(|row| self.probabilities(row, description)).collect();
+            self.logits.iter().map(|logits| probabilities(logits, description)).collect();
         let prediction = |row: usize| -> Vec<i32> {
             if description.is_multi_label() {
                 probabilities[row].iter().map(|p| i32::from(*p > 0.5)).collect()

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::artifact;
 use crate::images::{ImageSet, batches};
 use crate::ipc::{tensor_column, write_file};
-use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
-use crate::table::read_columns;
+use crate::model::{DEVICE, Model, tensor_error};
+use crate::texts::TextSet;
 
 /// Parameters of `embed`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -54,7 +54,11 @@ impl StageKind for Embed {
             cpu: DefaultCpu::All,
             inputs: vec![
                 InputPort::required("images", &[artifact::IMAGES], "the images"),
-                InputPort::required("captions", &[artifact::CAPTIONS], "the captions"),
+                InputPort::required(
+                    "captions",
+                    &[artifact::CAPTIONS, artifact::TOKENS],
+                    "the captions, or the tokens of these",
+                ),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model"),
             ],
             free_inputs: None,
@@ -85,24 +89,15 @@ impl StageKind for Embed {
             image_values.extend(finish(embeddings).map_err(tensor_error)?);
             context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "images", &[]);
         }
-        let tokenizer = model.tokenizer()?;
-        let text = &model.clip.config().text;
-        let table = read_columns(context.input("captions")?, &["image_id", "split", "caption"])?;
-        let table = table.select(&table.rows_of_splits(&splits));
-        let (ids, captions) = (table.strings("image_id")?, table.strings("caption")?);
-        let caption_splits = table.strings("split")?;
+        let texts = TextSet::read(context.input("captions")?, &splits, &model)?;
         let mut text_values = Vec::new();
-        let all: Vec<usize> = (0..captions.len()).collect();
+        let positions = model.clip.config().text.positions;
+        let all: Vec<usize> = (0..texts.len()).collect();
         for rows in batches(&all, params.batch) {
             context.check_cancelled()?;
-            let mut tokens = Vec::new();
-            for row in rows {
-                tokens.extend(
-                    tokenizer.encode(captions[*row], text.positions, text.pad).map_err(checkpoint_error)?.ids,
-                );
-            }
+            let tokens: Vec<u32> = rows.iter().flat_map(|row| texts.ids[*row].iter().copied()).collect();
             let embed = || {
-                let tokens = Tensor::from_vec(tokens, (rows.len(), text.positions), &DEVICE)?;
+                let tokens = Tensor::from_vec(tokens, (rows.len(), positions), &DEVICE)?;
                 finish(model.clip.text_tower().embed_texts(&tokens, None)?)
             };
             text_values.extend(embed().map_err(tensor_error)?);
@@ -117,23 +112,21 @@ impl StageKind for Embed {
             ])
         };
         let (image_metadata, text_metadata) = (metadata("image"), metadata("text"));
-        let image_ids: Vec<&str> = images.ids.iter().map(String::as_str).collect();
-        let image_splits: Vec<&str> = images.splits.iter().map(String::as_str).collect();
         let path = context.output("images")?.path("embeddings.arrow")?;
-        write_file(&path, columns(&image_ids, &image_splits, width, image_values)?, image_metadata)?;
+        write_file(&path, columns(&images.ids, &images.splits, width, image_values)?, image_metadata)?;
         let path = context.output("texts")?.path("embeddings.arrow")?;
-        write_file(&path, columns(&ids, &caption_splits, width, text_values)?, text_metadata)
+        write_file(&path, columns(&texts.image_ids, &texts.splits, width, text_values)?, text_metadata)
     }
 }
 
 fn columns(
-    ids: &[&str],
-    splits: &[&str],
+    ids: &[String],
+    splits: &[String],
     width: usize,
     values: Vec<f32>,
 ) -> Result<Vec<(Field, ArrayRef)>, StageError> {
-    let text = |name: &str, values: &[&str]| -> (Field, ArrayRef) {
-        (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from(values.to_vec())))
+    let text = |name: &str, values: &[String]| -> (Field, ArrayRef) {
+        (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from_iter_values(values)))
     };
     Ok(vec![
         text("image_id", ids),

@@ -81,10 +81,22 @@ impl ImageSet {
 
     /// Normalised pixels `[rows, 3, side, side]`.
     pub(crate) fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
+        self.batch_with(rows, |_, _, _| {})
+    }
+
+    /// As [`Self::batch`], after `change(row, square, side)` of each square: eight bits, channels last.
+    pub(crate) fn batch_with(
+        &self,
+        rows: &[usize],
+        change: impl Fn(usize, &mut [u8], usize),
+    ) -> Result<Tensor, StageError> {
         let length = self.preprocessor.side * self.preprocessor.side * 3;
         let mut squares = Vec::with_capacity(rows.len() * length);
         for row in rows {
             squares.extend_from_slice(&self.squares[row * length..(row + 1) * length]);
+        }
+        for (row, square) in rows.iter().zip(squares.chunks_exact_mut(length)) {
+            change(*row, square, self.preprocessor.side);
         }
         self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
     }
