@@ -142,6 +142,14 @@ impl Factors {
         self.subject.site()
     }
 
+    /// What is to be seen: nothing is found where the lesion is not drawn.
+    pub(super) fn visible(&self) -> Subject {
+        match self.lesion {
+            true => self.subject.clone(),
+            false => Subject { findings: Vec::new(), left: None, large: None, ..self.subject.clone() },
+        }
+    }
+
     /// Whether a lesion is drawn.
     pub(super) fn shows_lesion(&self) -> bool {
         self.lesion && !self.subject.is_normal()

@@ -49,6 +49,7 @@ impl StageKind for IngestPhantom {
         }
         if !params.twins.is_empty() {
             ports.push(OutputPort::new("twins", artifact::IMAGES, "counterfactuals of the test rows"));
+            ports.push(OutputPort::new("twin_labels", artifact::LABELS, "what the twins show"));
         }
         ports
     }
@@ -95,14 +96,18 @@ impl StageKind for IngestPhantom {
         checks::of(params, &rows).write(context.output("checks")?, &provenance)?;
         if !params.twins.is_empty() {
             let changed = twins::changed(params, &rows);
-            let schema = TableSchema::images();
-            let mut writer = TableWriter::new(context.output("twins")?, &schema, images);
-            writer.push(&twins::table(params, &[])?)?;
-            for block in changed.chunks(BLOCK) {
+            let schemas = [TableSchema::images(), TableSchema::labels()];
+            let mut images = TableWriter::new(context.output("twins")?, &schemas[0], images);
+            let mut labels = TableWriter::new(context.output("twin_labels")?, &schemas[1], text);
+            // Where there is no twin to draw, the tables have their columns all the same.
+            for block in std::iter::once(&[][..]).chain(changed.chunks(BLOCK)) {
                 context.check_cancelled()?;
-                writer.push(&twins::table(params, block)?)?;
+                let drawn = twins::tables(params, block)?;
+                images.push(&drawn.0)?;
+                labels.push(&drawn.1)?;
             }
-            writer.finish(context.output("twins")?)?;
+            images.finish(context.output("twins")?)?;
+            labels.finish(context.output("twin_labels")?)?;
         }
         Ok(())
     }

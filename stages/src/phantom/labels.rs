@@ -1,10 +1,9 @@
 //! What labels say of a row, and label noise.
 
-use super::factors::{Knobs, subjects};
-use super::general::{COLOURS, SHAPES};
+use super::factors::{Knobs, Subject, subjects};
+use super::general::{COLOURS, SHAPES, Scene};
 use super::params::{Domain, Params, Task};
 use super::places::Place;
-use super::rows::Source;
 use super::sites::{CHEST, FINDINGS, MODALITIES};
 use super::stream::{Stream, key};
 
@@ -44,30 +43,36 @@ pub(super) fn task_name(params: &Params) -> &'static str {
     }
 }
 
-/// The class of a row, or its bits. `severity` is the share of the image that is lesion, times contrast.
-pub(super) fn label(params: &Params, source: &Source, severity: f64) -> Vec<i64> {
-    let class = match source {
-        Source::General(scene) => match params.task {
-            Task::Colour => scene.main_object().colour,
-            Task::Count => scene.objects.len() - 1,
-            _ => scene.main_object().shape,
-        },
-        Source::Medical(factors) => match params.task {
-            Task::Findings => {
-                let bit = |finding| i64::from(factors.subject.has(finding));
-                return params.findings().into_iter().map(bit).collect();
-            }
-            Task::Severity if factors.subject.is_normal() => 0,
-            Task::Severity => 1 + SEVERITY.iter().filter(|step| severity >= **step).count(),
-            Task::Abnormal => usize::from(!factors.subject.is_normal()),
-            Task::Modality => {
-                MODALITIES.iter().position(|name| *name == factors.site().modality).unwrap_or_default()
-            }
-            // The chest findings are the first five of all.
-            _ => factors.subject.finding(),
-        },
+/// The class of a scene.
+pub(super) fn of_scene(params: &Params, scene: &Scene) -> Vec<i64> {
+    let class = match params.task {
+        Task::Colour => scene.main_object().colour,
+        Task::Count => scene.objects.len() - 1,
+        _ => scene.main_object().shape,
     };
     vec![class as i64]
+}
+
+/// The class of a medical image, or its bits. `severity` is the share of the image that is lesion, times
+/// its contrast.
+pub(super) fn of_subject(params: &Params, subject: &Subject, severity: f64) -> Vec<i64> {
+    let class = match params.task {
+        Task::Findings => {
+            let bit = |finding| i64::from(subject.has(finding));
+            return params.findings().into_iter().map(bit).collect();
+        }
+        Task::Severity if subject.is_normal() => 0,
+        Task::Severity => 1 + SEVERITY.iter().filter(|step| severity >= **step).count(),
+        Task::Abnormal => usize::from(!subject.is_normal()),
+        Task::Modality => modality(subject),
+        // The chest findings are the first five of all.
+        _ => subject.finding(),
+    };
+    vec![class as i64]
+}
+
+fn modality(subject: &Subject) -> usize {
+    MODALITIES.iter().position(|name| *name == subject.site().modality).unwrap_or_default()
 }
 
 /// With label noise: a class is replaced by one of the others, a bit by its contrary.
@@ -101,10 +106,7 @@ pub(super) fn probabilities(params: &Params, knobs: &Knobs) -> Option<Vec<f64>> 
                 }
             }
             Task::Abnormal => sums[usize::from(!subject.is_normal())] += probability,
-            Task::Modality => {
-                let class = MODALITIES.iter().position(|name| *name == subject.site().modality);
-                sums[class.unwrap_or_default()] += probability;
-            }
+            Task::Modality => sums[modality(&subject)] += probability,
             _ => sums[subject.finding()] += probability,
         }
     }

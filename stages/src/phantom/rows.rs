@@ -7,7 +7,7 @@ use super::acquisition::{Acquisition, Picture, acquire};
 use super::captions::{Caption, Fact, caption, facts, scene_caption, scene_facts};
 use super::factors::{Factors, Knobs, Subject};
 use super::general::Scene;
-use super::labels::{label, noisy};
+use super::labels;
 use super::params::{Domain, Exposure, Params};
 use super::places::{Origin, Place};
 use super::questions::{Language, Question};
@@ -95,6 +95,12 @@ pub(super) fn acquisition(params: &Params) -> Acquisition {
     }
 }
 
+/// The label of a medical image, before noise.
+pub(super) fn truth(params: &Params, factors: &Factors, area: Area) -> Vec<i64> {
+    let severity = area.share() * acquisition(params).contrast_on(factors.device_b);
+    labels::of_subject(params, &factors.visible(), severity)
+}
+
 impl<'a> World<'a> {
     pub(super) fn new(params: &'a Params, places: &'a [Place]) -> Self {
         let language = |training| Language::new(params, &knobs(params, training), training);
@@ -114,8 +120,10 @@ impl<'a> World<'a> {
             Source::General(scene) => scene.picture(params.size as usize),
         };
         let area = Area::of(&picture);
-        let contrast = source.factors().map(|factors| acquisition(params).contrast_on(factors.device_b));
-        let truth = label(params, &source, area.share() * contrast.unwrap_or(1.0));
+        let truth = match &source {
+            Source::Medical(factors) => truth(params, factors, area),
+            Source::General(scene) => labels::of_scene(params, scene),
+        };
         let drawn = Drawn::new(picture)?;
         let (facts, own_caption) = self.caption(place, &source);
         let (caption, stated) = match place.caption_of {
@@ -134,7 +142,7 @@ impl<'a> World<'a> {
             id: place.id(params),
             group: place.group(params),
             questions: source.subject().map_or_else(Vec::new, |subject| self.questions(place, subject)),
-            label: noisy(params, &truth, place),
+            label: labels::noisy(params, &truth, place),
             place: place.clone(),
             sha: drawn.sha,
             source,

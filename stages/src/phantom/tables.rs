@@ -159,27 +159,46 @@ pub(super) fn images(params: &Params, rows: &[(Row, Drawn)]) -> Result<Table, St
         .with("truth_duplicate_of", place(&|row| row.place.duplicate_of.clone())))
 }
 
-/// The labels of a block.
-pub(super) fn labels(params: &Params, rows: &[(Row, Drawn)]) -> Table {
-    let single = |label: &[i64]| if let [class] = label { Some(*class) } else { None };
+/// A row of a table of labels.
+pub(super) struct LabelRow<'a> {
+    pub(super) id: String,
+    pub(super) split: &'a str,
+    /// The label before and after noise.
+    pub(super) truth: Vec<i64>,
+    pub(super) label: Vec<i64>,
+}
+
+/// The columns that labels of images and of twins share.
+pub(super) fn label_columns(params: &Params, rows: &[LabelRow<'_>]) -> Table {
+    let lists = |value: &dyn Fn(&LabelRow<'_>) -> Vec<i64>| {
+        Column::ListInt64(rows.iter().map(|row| Some(value(row))).collect())
+    };
     // With several bits there is no one class.
-    let truth = |row: &Row| if labels::is_multi_label(params) { None } else { single(&row.truth) };
+    let class = |row: &LabelRow<'_>| match row.truth.as_slice() {
+        [class] if !labels::is_multi_label(params) => Some(*class),
+        _ => None,
+    };
     Table::new()
-        .with("image_id", Column::texts(rows.iter().map(|(row, _)| row.id.clone())))
-        .with("split", Column::texts(rows.iter().map(|(row, _)| row.place.split)))
-        .with("label", Column::ListInt64(rows.iter().map(|(row, _)| Some(row.label.clone())).collect()))
-        .with("truth_label", Column::Int64(rows.iter().map(|(row, _)| truth(row)).collect()))
-        .with(
-            "truth_labels",
-            Column::ListInt64(rows.iter().map(|(row, _)| Some(row.truth.clone())).collect()),
-        )
-        .with(
-            "truth_flipped",
-            Column::Bool(rows.iter().map(|(row, _)| Some(row.label != row.truth)).collect()),
-        )
+        .with("image_id", Column::texts(rows.iter().map(|row| row.id.clone())))
+        .with("split", Column::texts(rows.iter().map(|row| row.split)))
+        .with("label", lists(&|row| row.label.clone()))
+        .with("truth_label", Column::Int64(rows.iter().map(class).collect()))
+        .with("truth_labels", lists(&|row| row.truth.clone()))
+        .with("truth_flipped", Column::Bool(rows.iter().map(|row| Some(row.label != row.truth)).collect()))
         .with_metadata("dataset", dataset(params))
         .with_metadata("task", labels::task_name(params))
         .with_metadata("label_names", serde_json::json!(labels::names(params)).to_string())
+}
+
+/// The labels of a block.
+pub(super) fn labels(params: &Params, rows: &[(Row, Drawn)]) -> Table {
+    let rows = rows.iter().map(|(row, _)| LabelRow {
+        id: row.id.clone(),
+        split: row.place.split,
+        truth: row.truth.clone(),
+        label: row.label.clone(),
+    });
+    label_columns(params, &rows.collect::<Vec<_>>())
 }
 
 /// The captions of a block.

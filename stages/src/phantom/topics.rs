@@ -200,6 +200,17 @@ impl Topic {
         matches!(self, Self::Presence | Self::SideCheck)
     }
 
+    /// Whether the type fits some image of a site.
+    fn fits_site(self, site: &Site) -> bool {
+        match self {
+            Self::Modality | Self::Organ | Self::Abnormality | Self::Presence => true,
+            Self::Plane => site.plane.is_some(),
+            Self::Side | Self::SideCheck => site.findings.iter().any(|finding| site.has_side(*finding)),
+            Self::Size => site.findings.iter().any(|finding| Site::has_size(*finding)),
+            Self::Count => site.findings.iter().any(|finding| site.is_countable(*finding)),
+        }
+    }
+
     /// What can be asked of an image; nothing where the type does not fit it. Drawing a question and
     /// computing what is expected of it both read this list.
     pub(super) fn cases(self, subject: &Subject) -> Vec<Case> {
@@ -274,12 +285,27 @@ fn of_findings(
     all
 }
 
-/// The types that fit an image, with their weights, which sum to 1.
+/// The types that fit an image, with their shares, which sum to 1.
+///
+/// Presence has the same share for every abnormal image of a site, whatever else fits it. If its share were
+/// larger where there is no side or number to ask for, then findings with few such questions would be
+/// asked for oftener by those that have them than by others, and "no" be the likelier answer there.
 pub(super) fn topics(subject: &Subject) -> Vec<(Topic, f64)> {
-    let fitting: Vec<Topic> =
-        Topic::ALL.into_iter().filter(|topic| !topic.cases(subject).is_empty()).collect();
-    let sum: f64 = fitting.iter().map(|topic| topic.grammar().weight).sum();
-    fitting.into_iter().map(|topic| (topic, topic.grammar().weight / sum)).collect()
+    let weight = |topics: &[Topic]| topics.iter().map(|topic| topic.grammar().weight).sum::<f64>();
+    let of_site: Vec<Topic> =
+        Topic::ALL.into_iter().filter(|topic| topic.fits_site(subject.site())).collect();
+    let mut shares = Vec::new();
+    if !Topic::Presence.cases(subject).is_empty() {
+        shares.push((Topic::Presence, Topic::Presence.grammar().weight / weight(&of_site)));
+    }
+    let rest = 1.0 - shares.iter().map(|(_, share)| share).sum::<f64>();
+    let others: Vec<Topic> = of_site
+        .into_iter()
+        .filter(|topic| *topic != Topic::Presence && !topic.cases(subject).is_empty())
+        .collect();
+    let sum = weight(&others);
+    shares.extend(others.into_iter().map(|topic| (topic, rest * topic.grammar().weight / sum)));
+    shares
 }
 
 /// A wording with its finding and side filled in.

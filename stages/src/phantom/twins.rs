@@ -5,10 +5,11 @@ use rayon::prelude::*;
 
 use super::acquisition::acquire;
 use super::factors::{Factors, Subject};
+use super::labels::noisy;
 use super::params::{Params, Twin};
 use super::places::TEST;
-use super::rows::{Drawn, Row, acquisition};
-use super::tables::{ImageRow, image_columns};
+use super::rows::{Area, Drawn, Row, acquisition, truth};
+use super::tables::{ImageRow, LabelRow, image_columns, label_columns};
 use crate::table::{Column, Table};
 
 /// A row with the factors of its twin.
@@ -41,26 +42,44 @@ pub(super) fn changed<'a>(params: &Params, rows: &'a [Row]) -> Vec<Changed<'a>> 
     all
 }
 
-/// Draws a block of twins.
-pub(super) fn table(params: &Params, block: &[Changed<'_>]) -> Result<Table, StageError> {
-    let draw =
-        |one: &Changed<'_>| Drawn::new(acquire(&one.factors, params.size as usize, acquisition(params)));
-    let drawn: Vec<Result<Drawn, StageError>> = block.par_iter().map(draw).collect();
+/// Draws a block of twins: their images and their labels. Labels are those of what the twin shows, with
+/// the noise of its row.
+pub(super) fn tables(params: &Params, block: &[Changed<'_>]) -> Result<(Table, Table), StageError> {
+    let draw = |one: &Changed<'_>| {
+        let picture = acquire(&one.factors, params.size as usize, acquisition(params));
+        let truth = truth(params, &one.factors, Area::of(&picture));
+        Ok((Drawn::new(picture)?, truth))
+    };
+    let drawn: Vec<Result<(Drawn, Vec<i64>), StageError>> = block.par_iter().map(draw).collect();
     let drawn = drawn.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let rows: Vec<ImageRow<'_>> = block
+    let id = |one: &Changed<'_>| format!("{}/{}-twin", one.row.id, name(one.twin));
+    let images: Vec<ImageRow<'_>> = block
         .iter()
         .zip(&drawn)
-        .map(|(one, drawn)| ImageRow {
-            id: format!("{}/{}-twin", one.row.id, name(one.twin)),
+        .map(|(one, (drawn, _))| ImageRow {
+            id: id(one),
             split: one.row.place.split,
             group: &one.row.group,
             drawn,
             factors: Some(&one.factors),
         })
         .collect();
-    Ok(image_columns(params, &rows)?
-        .with("twin_of", Column::texts(block.iter().map(|one| one.row.id.clone())))
-        .with("truth_twin", Column::texts(block.iter().map(|one| name(one.twin)))))
+    let labels: Vec<LabelRow<'_>> = block
+        .iter()
+        .zip(&drawn)
+        .map(|(one, (_, truth))| LabelRow {
+            id: id(one),
+            split: one.row.place.split,
+            truth: truth.clone(),
+            label: noisy(params, truth, &one.row.place),
+        })
+        .collect();
+    let named = |table: Table| {
+        table
+            .with("twin_of", Column::texts(block.iter().map(|one| one.row.id.clone())))
+            .with("truth_twin", Column::texts(block.iter().map(|one| name(one.twin))))
+    };
+    Ok((named(image_columns(params, &images)?), named(label_columns(params, &labels))))
 }
 
 fn name(twin: Twin) -> &'static str {

@@ -220,7 +220,7 @@ fn a_marker_follows_the_planted_correlation() {
     let rho = 0.9;
     let knobs = Knobs { shortcut: rho, p_normal: 0.5, ..thesis() };
     let agreeing = (0..4000).filter(|patient| {
-        let factors = Factors::draw(&knobs, *patient);
+        let factors = Factors::draw(&knobs, *patient, 0);
         factors.marker != factors.subject.is_normal()
     });
     let share = agreeing.count() as f64 / 4000.0;

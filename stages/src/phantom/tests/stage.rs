@@ -6,7 +6,7 @@ use pipe_engine::{AnyKind, Artifact};
 use serde_json::json;
 
 use crate::phantom::IngestPhantom;
-use crate::table::{Table, read};
+use crate::table::{Column, Table, read};
 use crate::testing::{Made, run, run_on};
 
 fn ingest(params: &serde_json::Value) -> Made {
@@ -20,6 +20,13 @@ fn table(made: &Made, port: &str) -> Table {
 /// The files of an artifact, by what they hold.
 fn files(artifact: &Artifact) -> BTreeSet<Vec<u8>> {
     artifact.files.iter().map(|file| std::fs::read(&file.location).unwrap()).collect()
+}
+
+fn lists<'a>(table: &'a Table, name: &str) -> &'a [Option<Vec<String>>] {
+    match table.column(name) {
+        Some(Column::ListUtf8(values)) => values,
+        other => panic!("{name}: {other:?}"),
+    }
 }
 
 /// A figure of `expected`.
@@ -38,7 +45,7 @@ fn check(checks: &Table, name: &str, split: &str, other: &str) -> (i64, BTreeMap
     let row = (0..checks.rows())
         .find(|row| (names[*row], splits[*row], others[*row]) == (name, split, other))
         .unwrap_or_else(|| panic!("no check {name} of {split} and {other}"));
-    let examples = checks.list_utf8("examples").unwrap()[row].clone().unwrap();
+    let examples = lists(checks, "examples")[row].clone().unwrap();
     let pair = |text: &String| {
         let (id, twin) = text.split_once(" = ").unwrap();
         (id.to_owned(), twin.to_owned())
@@ -137,7 +144,7 @@ fn everything(train: i64) -> serde_json::Value {
 #[test]
 fn further_rows_change_none() {
     let (few, many) = (ingest(&everything(100)), ingest(&everything(1100)));
-    for port in ["images", "labels", "captions", "questions", "masks", "twins"] {
+    for port in ["images", "labels", "captions", "questions", "masks", "twins", "twin_labels"] {
         let key = if port == "questions" { "qid" } else { "image_id" };
         let rows = |made: &Made| -> BTreeMap<String, Vec<String>> {
             let table = table(made, port);
@@ -165,7 +172,7 @@ fn threads_change_nothing() {
     let params = everything(300);
     let kind = IngestPhantom;
     let [one, four] = [1, 4].map(|threads| run_on(threads, &kind, &params, &[]).unwrap());
-    assert_eq!(one.artifacts.len(), 8);
+    assert_eq!(one.artifacts.len(), 9);
     for (port, artifact) in &one.artifacts {
         assert_eq!(files(artifact), files(&four[port]), "{port}");
     }
@@ -199,7 +206,7 @@ fn questions_stand_in_published_columns() {
     let slake = table(&ingest(&params("slake")), "questions");
     let published = ["Abnormality", "Modality", "Organ", "Plane", "Position", "Quantity", "Size"];
     assert_eq!(distinct(&slake, "content_type"), published);
-    assert_eq!(slake.list_utf8("triple").unwrap()[0].as_ref().unwrap(), &["vhead", "_", "_"]);
+    assert_eq!(lists(&slake, "triple")[0].as_ref().unwrap(), &["vhead", "_", "_"]);
     assert!(slake.utf8("question_type").unwrap().iter().all(Option::is_none));
     assert_eq!(slake.strings("question").unwrap(), questions.strings("question").unwrap());
 }
@@ -250,6 +257,16 @@ fn twins_keep_their_rows_noise_and_name_them() {
     let sides = images.utf8("truth_side").unwrap().iter().flatten().count();
     let findings = images.strings("truth_finding").unwrap().iter().filter(|name| **name != "none").count();
     assert_eq!(twins.rows(), sides + findings + 80);
+    // A twin without its lesion is normal; the others are labelled as their rows.
+    let (labels, twin_labels) = (table(&made, "labels"), table(&made, "twin_labels"));
+    let of_row: BTreeMap<&str, &Option<Vec<i64>>> =
+        labels.strings("image_id").unwrap().into_iter().zip(labels.list_int64("label").unwrap()).collect();
+    let kinds = twin_labels.strings("truth_twin").unwrap();
+    assert_eq!(kinds, twins.strings("truth_twin").unwrap());
+    for (row, label) in twin_labels.list_int64("label").unwrap().iter().enumerate() {
+        let own = of_row[twin_labels.strings("twin_of").unwrap()[row]];
+        assert_eq!(*label, if kinds[row] == "lesion" { Some(vec![0]) } else { own.clone() });
+    }
     let ids = images.strings("image_id").unwrap();
     let (of, side) = (twins.strings("twin_of").unwrap(), twins.strings("truth_side").unwrap());
     for (row, kind) in
