@@ -35,6 +35,7 @@ mod gradient;
 mod input_x_gradient;
 mod integrated_gradients;
 mod method;
+pub mod metrics;
 mod occlusion;
 mod quadrature;
 mod score;

@@ -1,6 +1,6 @@
 //! What an explanation of a classifier explains: a class logit, or its margin over another class.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use pipe_attribution::Score;
 use pipe_engine::StageError;
 use pipe_models::ops::linear;
@@ -17,7 +17,7 @@ pub(crate) struct ClassTarget {
     pub(crate) against: Option<usize>,
 }
 
-/// The logit of each sample's target (never its probability), perhaps minus another class's.
+/// The logit of each sample's target (or, on request, its probability), perhaps minus another class's.
 pub(crate) struct ClassScore<'a> {
     tower: &'a dyn ImageTower,
     /// `[classes, width]`.
@@ -25,6 +25,15 @@ pub(crate) struct ClassScore<'a> {
     /// `[classes]`.
     bias: Tensor,
     targets: &'a [ClassTarget],
+    space: Space,
+    is_multi_label: bool,
+}
+
+/// What is read off the logits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Space {
+    Logit,
+    Probability,
 }
 
 impl<'a> ClassScore<'a> {
@@ -42,7 +51,29 @@ impl<'a> ClassScore<'a> {
             weight: head.weight.detach(),
             bias: head.bias.detach(),
             targets,
+            space: Space::Logit,
+            is_multi_label: head.description.is_multi_label(),
         })
+    }
+
+    /// The probability of each target instead: softmax over the classes, or the sigmoid of an independent
+    /// label's logit. What deletion and insertion follow.
+    #[must_use]
+    pub(crate) fn probability(mut self) -> Self {
+        self.space = Space::Probability;
+        self
+    }
+
+    fn read_off(&self, logits: Tensor) -> Result<Tensor> {
+        match self.space {
+            Space::Logit => Ok(logits),
+            Space::Probability if self.is_multi_label => (logits.neg()?.exp()? + 1.0)?.recip(),
+            Space::Probability => {
+                // candle's fused softmax has no backward pass.
+                let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?.exp()?;
+                shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)
+            }
+        }
     }
 }
 
@@ -58,7 +89,7 @@ impl Score for ClassScore<'_> {
             others.push(target.against);
         }
         let embeddings = self.tower.embed_images(input, probe)?;
-        let logits = linear(&embeddings, &self.weight, Some(&self.bias))?;
+        let logits = self.read_off(linear(&embeddings, &self.weight, Some(&self.bias))?)?;
         let pick = |classes: Vec<u32>| {
             let index = Tensor::from_vec(classes, (samples.len(), 1), logits.device())?;
             logits.gather(&index, 1)?.squeeze(1)
@@ -129,6 +160,31 @@ mod tests {
         let score = ClassScore::new(&model, &plain).unwrap();
         let scores = score.score(&pixels, &[0, 0, 0], None).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(scores, [logits[0][1], logits[1][1], logits[2][1]]);
+    }
+
+    #[test]
+    fn probabilities_are_of_the_task() {
+        let mut model = model(3);
+        let pixels = Tensor::randn(0f32, 1.0, (2, 3, 8, 8), &DEVICE).unwrap();
+        let logits = model.logits(&pixels, None).unwrap().to_vec2::<f32>().unwrap();
+        let targets = [ClassTarget { class: 2, against: None }, ClassTarget { class: 0, against: None }];
+        let probabilities = |model: &Model| {
+            let score = ClassScore::new(model, &targets).unwrap().probability();
+            score.score(&pixels, &[0, 1], None).unwrap().to_vec1::<f32>().unwrap()
+        };
+        let softmax = |row: usize, class: usize| {
+            logits[row][class].exp() / logits[row].iter().map(|logit| logit.exp()).sum::<f32>()
+        };
+        let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+        for (ours, expected) in probabilities(&model).into_iter().zip([softmax(0, 2), softmax(1, 0)]) {
+            assert!((ours - expected).abs() < 1e-6);
+        }
+        model.head.as_mut().unwrap().description.task = "multi-label, binary-class".to_owned();
+        for (ours, expected) in
+            probabilities(&model).into_iter().zip([sigmoid(logits[0][2]), sigmoid(logits[1][0])])
+        {
+            assert!((ours - expected).abs() < 1e-6);
+        }
     }
 
     #[test]
