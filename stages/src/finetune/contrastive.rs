@@ -270,3 +270,42 @@ impl Pairs {
         compute().map_err(tensor_error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::FinetuneContrastive;
+    use crate::checkpoint::Checkpoint;
+    use crate::phantom::IngestPhantom;
+    use crate::table::read;
+    use crate::testing::run;
+    use crate::tokenizer::TrainTokenizer;
+
+    #[test]
+    fn every_objective_falls() {
+        let params = json!({ "domain": "general", "size": 28, "seed": 4, "train": 64, "test": 0 });
+        let pairs = run(&IngestPhantom, &params, &[]).unwrap();
+        let tokenizer =
+            run(&TrainTokenizer, &json!({ "vocab_size": 600 }), &[("text", &pairs["captions"])]).unwrap();
+        let size = json!({ "width": 32, "layers": 1, "heads": 2 });
+        let params = json!({
+            "init": "random", "image_size": 28, "patch": 7, "projection": 32, "vision": size, "text": size,
+        });
+        let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+        let inputs = [
+            ("images", &pairs["images"]),
+            ("captions", &pairs["captions"]),
+            ("checkpoint", &initial["checkpoint"]),
+        ];
+        for objective in ["info_nce", "max_hinge", "sum_hinge", "mean_hinge"] {
+            let params = json!({ "objective": objective, "epochs": 8, "batch": 16, "lr": 2e-3 });
+            let trained = run(&FinetuneContrastive, &params, &inputs).unwrap();
+            let log = read(&trained["log"]).unwrap();
+            let (metrics, values) = (log.strings("metric").unwrap(), log.float64("value").unwrap());
+            let losses: Vec<f64> =
+                (0..log.rows()).filter(|row| metrics[*row] == "loss").filter_map(|row| values[row]).collect();
+            assert!(losses[7] < 0.9 * losses[0], "{objective}: {losses:?}");
+        }
+    }
+}
