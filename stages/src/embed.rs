@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
-use crate::images::{ImageSet, batches};
+use crate::images::ImageSet;
 use crate::ipc::{tensor_column, write_file};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::texts::TextSet;
@@ -76,34 +76,20 @@ impl StageKind for Embed {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
         let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
-        let finish = |embeddings: Tensor| -> candle_core::Result<Vec<f32>> {
-            let embeddings = if params.normalise { normalise(&embeddings)? } else { embeddings };
-            embeddings.flatten_all()?.to_vec1()
-        };
-        let mut image_values = Vec::new();
-        let all: Vec<usize> = (0..images.len()).collect();
-        for rows in batches(&all, params.batch) {
-            context.check_cancelled()?;
-            let embeddings =
-                model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
-            image_values.extend(finish(embeddings).map_err(tensor_error)?);
-            context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "images", &[]);
-        }
-        let texts = TextSet::read(context.input("captions")?, &splits, &model)?;
-        let mut text_values = Vec::new();
-        let positions = model.clip.config().text.positions;
-        let all: Vec<usize> = (0..texts.len()).collect();
-        for rows in batches(&all, params.batch) {
-            context.check_cancelled()?;
-            let tokens: Vec<u32> = rows.iter().flat_map(|row| texts.ids[*row].iter().copied()).collect();
-            let embed = || {
-                let tokens = Tensor::from_vec(tokens, (rows.len(), positions), &DEVICE)?;
-                finish(model.clip.text_tower().embed_texts(&tokens, None)?)
-            };
-            text_values.extend(embed().map_err(tensor_error)?);
-            context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "captions", &[]);
-        }
         let width = model.clip.image_tower().embedding_width();
+        let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {
+            if !params.normalise {
+                return Ok(values);
+            }
+            let rows = values.len() / width;
+            Tensor::from_vec(values, (rows, width), &DEVICE)
+                .and_then(|embeddings| normalise(&embeddings)?.flatten_all()?.to_vec1())
+                .map_err(tensor_error)
+        };
+        let all: Vec<usize> = (0..images.len()).collect();
+        let image_values = finish(images.embed(&model, &all, params.batch, context)?)?;
+        let texts = TextSet::read(context.input("captions")?, &splits, &model)?;
+        let text_values = finish(model.embed_ids(&texts.ids, params.batch, context)?)?;
         let metadata = |modality: &str| {
             HashMap::from([
                 ("pipe".to_owned(), context.provenance().to_owned()),

@@ -1,12 +1,14 @@
 //! A table of images, decoded and brought to a model's size once.
 
+use std::collections::BTreeSet;
+
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
-use pipe_models::Preprocessor;
 use pipe_models::preprocess::decode;
+use pipe_models::{DualEncoder, Preprocessor};
 use rayon::prelude::*;
 
-use crate::model::{DEVICE, tensor_error};
+use crate::model::{DEVICE, Model, tensor_error};
 use crate::table::{Table, read_columns};
 
 /// Images of some splits as eight-bit squares.
@@ -31,6 +33,19 @@ impl ImageSet {
     ) -> Result<Self, StageError> {
         let table = read_columns(artifact, &COLUMNS)?;
         Self::from_table(&table.select(&table.rows_of_splits(splits)), preprocessor, context)
+    }
+
+    /// Reads and decodes the images of these ids, whatever their split, in the order of the table.
+    pub(crate) fn read_only(
+        artifact: &Artifact,
+        ids: &BTreeSet<&str>,
+        preprocessor: &Preprocessor,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        let table = read_columns(artifact, &COLUMNS)?;
+        let all = table.strings("image_id")?;
+        let rows: Vec<usize> = (0..all.len()).filter(|row| ids.contains(all[*row])).collect();
+        Self::from_table(&table.select(&rows), preprocessor, context)
     }
 
     /// Decodes the images of a table.
@@ -74,9 +89,51 @@ impl ImageSet {
         (0..self.len()).filter(|row| self.splits[*row] == split).collect()
     }
 
+    /// A column of the table that the images were read from, as text, in their order.
+    pub(crate) fn column(&self, artifact: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
+        let table = read_columns(artifact, &["image_id", name])?;
+        let by_id: std::collections::BTreeMap<&str, Option<String>> =
+            table.strings("image_id")?.into_iter().zip(table.as_text(name)?).collect();
+        Ok(self.ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
+    }
+
     /// Where each id stands.
     pub(crate) fn places(&self) -> std::collections::BTreeMap<&str, usize> {
         self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
+    }
+
+    /// The eight-bit values of a row's square, `side * side * 3`.
+    pub(crate) fn square(&self, row: usize) -> &[u8] {
+        let length = self.preprocessor.side * self.preprocessor.side * 3;
+        &self.squares[row * length..(row + 1) * length]
+    }
+
+    /// What happened to the images.
+    pub(crate) fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    /// Embeddings of some images, `[rows, width]` flat.
+    pub(crate) fn embed(
+        &self,
+        model: &Model,
+        rows: &[usize],
+        batch: i64,
+        context: &StageContext<'_>,
+    ) -> Result<Vec<f32>, StageError> {
+        let mut values = Vec::new();
+        let mut done = 0;
+        for part in batches(rows, batch) {
+            context.check_cancelled()?;
+            let embeddings =
+                model.clip.image_tower().embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
+            values.extend(
+                embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?,
+            );
+            done += part.len() as u64;
+            context.progress(done, rows.len() as u64, "images", &[]);
+        }
+        Ok(values)
     }
 
     /// Normalised pixels `[rows, 3, side, side]`.
@@ -91,10 +148,7 @@ impl ImageSet {
         change: impl Fn(usize, &mut [u8], usize),
     ) -> Result<Tensor, StageError> {
         let length = self.preprocessor.side * self.preprocessor.side * 3;
-        let mut squares = Vec::with_capacity(rows.len() * length);
-        for row in rows {
-            squares.extend_from_slice(&self.squares[row * length..(row + 1) * length]);
-        }
+        let mut squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
         for (row, square) in rows.iter().zip(squares.chunks_exact_mut(length)) {
             change(*row, square, self.preprocessor.side);
         }

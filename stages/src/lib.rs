@@ -3,26 +3,34 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ablate;
 pub mod artifact;
+pub mod attribute;
 pub mod checkpoint;
 mod classification;
+mod classifier;
+pub mod compare;
 pub mod embed;
 pub mod evaluate_classify;
-mod evaluator;
 pub mod finetune;
 mod images;
 pub mod ingest;
 mod ipc;
 mod labels;
-mod logistic;
+mod linear_probe;
+mod mean_image;
+mod metrics;
 mod model;
 pub mod phantom;
 mod png;
 mod registry;
 mod report;
+mod retrieval;
 pub mod retrieve;
-mod statistics;
+pub mod score;
+pub mod statistics;
 pub mod table;
+mod target;
 #[cfg(test)]
 mod testing;
 mod texts;

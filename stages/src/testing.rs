@@ -49,6 +49,22 @@ pub(crate) fn run_on(
     params: &serde_json::Value,
     inputs: &[(&str, &Artifact)],
 ) -> Result<Made, StageError> {
+    let input = |artifact: &Artifact| InputArtifact {
+        axes: BTreeMap::new(),
+        stage: String::new(),
+        artifact: artifact.clone(),
+    };
+    let inputs = inputs.iter().map(|(name, artifact)| ((*name).to_owned(), vec![input(artifact)]));
+    run_with(threads, kind, params, inputs.collect())
+}
+
+/// As [`run_on`], with inputs that may be fans.
+pub(crate) fn run_with(
+    threads: usize,
+    kind: &dyn AnyKind,
+    params: &serde_json::Value,
+    inputs: BTreeMap<String, Vec<InputArtifact>>,
+) -> Result<Made, StageError> {
     let folder = TempDir::new().unwrap();
     let resolved = kind.resolve(params).unwrap_or_else(|problems| panic!("{problems:?}"));
     let ports = kind.outputs(&resolved);
@@ -57,15 +73,9 @@ pub(crate) fn run_on(
         std::fs::create_dir(&folder).unwrap();
         (port.name.clone(), OutputWriter::new(folder))
     });
-    let inputs = inputs.iter().map(|(name, artifact)| {
-        let input =
-            InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact: (*artifact).clone() };
-        ((*name).to_owned(), vec![input])
-    });
     let host = Listener::default();
     let scratch = folder.path().to_owned();
-    let mut context =
-        StageContext::new(inputs.collect(), outputs.collect(), &host, threads, scratch, "{}".to_owned());
+    let mut context = StageContext::new(inputs, outputs.collect(), &host, threads, scratch, "{}".to_owned());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| kind.run(&resolved, &mut context))?;
     let artifacts = ports.iter().map(|port| {

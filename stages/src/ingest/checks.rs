@@ -6,13 +6,21 @@ use pipe_engine::{OutputWriter, StageError};
 
 use crate::table::{Column, Table, TableSchema, WriteOptions, write};
 
-/// Pairs that are named as examples of a duplicate.
+/// Pairs that are named as examples of a duplicate, unless all are wanted.
 const EXAMPLES: usize = 20;
 
 /// Collects rows of the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Checks {
     rows: Vec<Check>,
+    /// How many pairs are named.
+    examples: usize,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self { rows: Vec::new(), examples: EXAMPLES }
+    }
 }
 
 #[derive(Debug)]
@@ -26,6 +34,11 @@ struct Check {
 }
 
 impl Checks {
+    /// Checks that name every pair of duplicates.
+    pub(crate) fn naming_all() -> Self {
+        Self { rows: Vec::new(), examples: usize::MAX }
+    }
+
     /// How often `value` is there in `split`.
     pub(crate) fn count(&mut self, check: &'static str, split: &str, value: Option<String>, count: u64) {
         let split = Some(split.to_owned());
@@ -83,7 +96,7 @@ impl Checks {
 
     fn shared(&mut self, check: &'static str, split: &str, other: &str, mut pairs: Vec<String>) {
         let count = pairs.len() as i64;
-        pairs.truncate(EXAMPLES);
+        pairs.truncate(self.examples);
         self.rows.push(Check {
             check,
             split: Some(split.to_owned()),

@@ -1,6 +1,6 @@
 //! Stage kinds that read data sets as they are published and write the tables of the study.
 
-mod checks;
+pub(crate) mod checks;
 mod checksum;
 mod medmnist;
 mod npz;
