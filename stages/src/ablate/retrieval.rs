@@ -19,7 +19,7 @@ use crate::metrics::Metric;
 use crate::model::{HeadDescription, Model};
 use crate::retrieval::{Direction, Found, Pool, TASK, Vectors};
 use crate::statistics::{Estimate, Groups, hubness_skewness, mean, random_hit, recall, softmax};
-use crate::table::{Column, Table, append};
+use crate::table::{Column, Table};
 
 /// The conditions of this family.
 const FAMILY: [Condition; 7] = [
@@ -100,7 +100,7 @@ pub(super) fn ablate(params: &Params, context: &StageContext<'_>) -> Result<Resu
         let predictions = study.predictions(direction, &outcomes)?;
         results.predictions = match results.predictions.rows() {
             0 => predictions,
-            _ => append(results.predictions, predictions)?,
+            _ => results.predictions.append(predictions)?,
         };
     }
     Ok(results)
@@ -446,7 +446,7 @@ impl<'a, 'c> Study<'a, 'c> {
                     .with("condition", Column::Utf8(vec![Some(method(*condition, None)); count]))
                     .with("draw", Column::Int64(vec![(draws.len() > 1).then_some(draw as i64); count]))
                     .with("rank", Column::Int64(found.iter().map(rank).collect()));
-                all = if all.rows() == 0 { table } else { append(all, table)? };
+                all = if all.rows() == 0 { table } else { all.append(table)? };
             }
         }
         Ok(all)

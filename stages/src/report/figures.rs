@@ -55,8 +55,18 @@ impl Figure {
 
 /// Whether a key's value is the name of a control.
 pub(super) fn names_control(key: &str, value: &str) -> bool {
-    const NAMES: [&str; 9] =
-        ["random", "centre", "center", "edge", "uniform", "constant", "majority", "noise", "control"];
+    const NAMES: [&str; 10] = [
+        "random",
+        "centre",
+        "center",
+        "edge",
+        "abs_difference",
+        "uniform",
+        "constant",
+        "majority",
+        "noise",
+        "control",
+    ];
     let value = value.to_lowercase();
     ["method", "model", "weights", "control"].contains(&key) && NAMES.iter().any(|name| value.contains(name))
 }
@@ -123,6 +133,8 @@ pub(super) fn better(metric: &str) -> Better {
         "count",
         "reliance",
         "rho",
+        "complexity",
+        "sparseness",
         "std",
         "skewness",
         "difference",
@@ -155,7 +167,8 @@ pub(super) fn better(metric: &str) -> Better {
 }
 
 /// The metrics that answer a task's question, most telling first.
-const HEADLINES: [&str; 9] = [
+const HEADLINES: [&str; 10] = [
+    "pointing_game",
     "auroc_macro",
     "macro_auroc",
     "auroc",
