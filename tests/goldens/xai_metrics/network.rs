@@ -54,14 +54,14 @@ impl Network {
         let mut x = images.to_dtype(DType::F64)?;
         for layer in &self.layers {
             x = match layer {
-                Layer::Convolution { weight, bias, stride, padding, .. } => {
+                Layer::Convolution { weight, bias, stride, padding } => {
                     let y = x.conv2d(weight, *padding, *stride, 1, 1)?;
                     match bias {
                         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?,
                         None => y,
                     }
                 }
-                Layer::Linear { weight, bias, .. } => {
+                Layer::Linear { weight, bias } => {
                     let y = x.matmul(&weight.t()?)?;
                     match bias {
                         Some(bias) => y.broadcast_add(bias)?,
