@@ -59,12 +59,10 @@ pub(crate) fn reasons(
     }
     if let Some(digest) = digest
         && !forced
+        && let Some(failure) = history.failure(&node.name)
+        && history.last_key(&node.name).as_ref() == Some(digest)
     {
-        if let Some(failure) = history.failure(&node.name)
-            && history.last_key(&node.name).as_ref() == Some(digest)
-        {
-            return vec![DirtyReason::FailedBefore(failure.clone())];
-        }
+        return vec![DirtyReason::FailedBefore(failure.clone())];
     }
     match history.last_record(&node.name, digest) {
         Some(old) => compare(pipeline, node, &old.components, key.map(|(_, key)| key), &mut reasons),

@@ -287,7 +287,7 @@ impl Scores {
     }
 }
 
-fn maps_of<'a>(map: &'a [f32]) -> [(&'static str, &'a [f32]); 3] {
+fn maps_of(map: &[f32]) -> [(&'static str, &[f32]); 3] {
     [("a", map), ("b", map), ("c", map)]
 }
 
