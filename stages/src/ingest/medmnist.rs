@@ -130,15 +130,16 @@ impl StageKind for IngestMedmnist {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let source = Source::open(params, context)?;
-        source.ingest(params, context)
+        let file = context.input("source")?.single_file()?.location.clone();
+        let mut npz = Npz::open(&file)?;
+        let source = Source::read(file, &mut npz, params, context)?;
+        source.ingest(&mut npz, params, context)
     }
 }
 
-/// The file, and what its headers say.
+/// What is known of a file before its images are read.
 struct Source {
     file: PathBuf,
-    npz: Npz,
     published: &'static Published,
     splits: Vec<SplitLabels>,
     side: u64,
@@ -147,19 +148,21 @@ struct Source {
     genuine: bool,
 }
 
-/// The labels of a split, and how many samples of it are taken.
+/// The labels of a split, as many as samples of it are taken.
 struct SplitLabels {
     split: Split,
     labels: Vec<Vec<i64>>,
-    samples: u64,
 }
 
 impl Source {
-    /// Opens the file and reads everything but the images: what is wrong shows before any work.
-    fn open(params: &Params, context: &StageContext<'_>) -> Result<Self, StageError> {
-        let file = context.input("source")?.single_file()?.location.clone();
+    /// Reads everything but the images: what is wrong shows before any work.
+    fn read(
+        file: PathBuf,
+        npz: &mut Npz,
+        params: &Params,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
         let published = params.dataset.published();
-        let mut npz = Npz::open(&file)?;
         let mut splits = Vec::new();
         let mut sides = Vec::new();
         for split in Split::ALL.into_iter().filter(|split| params.splits.contains(split)) {
@@ -179,9 +182,9 @@ impl Source {
             }
             drop(images);
             let mut array = npz.array(&format!("{}_labels", split.name()))?;
-            let labels = read_labels(published, &mut array, samples)?;
-            let samples = params.limit.map_or(samples, |limit| samples.min(limit as u64));
-            splits.push(SplitLabels { split, labels, samples });
+            let mut labels = read_labels(published, &mut array, samples)?;
+            labels.truncate(params.limit.map_or(usize::MAX, |limit| limit as usize));
+            splits.push(SplitLabels { split, labels });
         }
         let side = sides.first().copied().unwrap_or_default();
         let md5 = md5_of(&file)?;
@@ -207,27 +210,35 @@ impl Source {
             }
             context.warn(&format!("`{}`: {reason}", file.display()));
         }
-        Ok(Self { file, npz, published, splits, side, md5, genuine })
+        Ok(Self { file, published, splits, side, md5, genuine })
     }
 
     /// Reads the images and writes the tables.
-    fn ingest(mut self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let volumes = self.published.kind == Kind::Volume;
-        let (port, schema, shard_rows) = match volumes {
-            true => ("volumes", TableSchema::volumes(), 8),
-            false => ("images", TableSchema::images(), 256),
+    fn ingest(
+        &self,
+        npz: &mut Npz,
+        params: &Params,
+        context: &mut StageContext<'_>,
+    ) -> Result<(), StageError> {
+        // The name of the port is the unit of progress too.
+        let (port, schema, shard_rows) = match self.published.kind {
+            Kind::Volume => ("volumes", TableSchema::volumes(), 8),
+            Kind::Grey | Kind::Colour => ("images", TableSchema::images(), 256),
         };
+        let total: usize = self.splits.iter().map(|split| split.labels.len()).sum();
+        if total == 0 {
+            return Err(StageError::input(&self.file, "the splits that are read have no samples"));
+        }
         let provenance = context.provenance().to_owned();
         let shard_rows = params.shard_rows.unwrap_or(shard_rows) as usize;
         let options = WriteOptions { shard_rows, provenance: &provenance };
         let mut writer = TableWriter::new(context.output(port)?, &schema, options);
-        let total: u64 = self.splits.iter().map(|split| split.samples).sum();
         let sample_bytes: u64 = self.published.kind.shape(self.side).iter().product();
         let block = (BLOCK_BYTES / sample_bytes).clamp(1, BLOCK_ROWS);
-        let mut digests: Vec<(Split, String, Digest)> = Vec::with_capacity(total as usize);
-        for index in 0..self.splits.len() {
-            let (split, samples) = (self.splits[index].split, self.splits[index].samples);
-            let mut array = self.npz.array(&format!("{}_images", split.name()))?;
+        let mut digests: Vec<(Split, String, Digest)> = Vec::with_capacity(total);
+        for SplitLabels { split, labels } in &self.splits {
+            let (split, samples) = (*split, labels.len() as u64);
+            let mut array = npz.array(&format!("{}_images", split.name()))?;
             let mut first = 0;
             while first < samples {
                 context.check_cancelled()?;
@@ -245,30 +256,37 @@ impl Source {
                 let samples = samples.into_iter().collect::<Result<Vec<_>, _>>()?;
                 digests.extend(samples.iter().map(|sample| (split, sample.id.clone(), sample.digest)));
                 let table = sample_table(self.published, self.side, split, samples);
-                writer.push(&metadata(table, self.published, self.side, &self.md5, self.genuine))?;
+                writer.push(&self.with_metadata(table))?;
                 first += count;
-                context.progress(
-                    digests.len() as u64,
-                    total,
-                    if volumes { "volumes" } else { "images" },
-                    &[],
-                );
+                context.progress(digests.len() as u64, total as u64, port, &[]);
             }
         }
-        if total == 0 {
-            return Err(StageError::input(self.file, "the splits that are read have no samples"));
-        }
         writer.finish(context.output(port)?)?;
-        let labels = metadata(self.label_table(), self.published, self.side, &self.md5, self.genuine);
+        let labels = self.with_metadata(self.label_table());
         write(context.output("labels")?, &TableSchema::labels(), &labels, WriteOptions::text(&provenance))?;
         self.checks(&digests).write(context.output("checks")?, &provenance)
     }
 
+    /// What both tables say of where they come from.
+    fn with_metadata(&self, table: Table) -> Table {
+        let published = self.published;
+        let file = serde_json::json!({ published.file_name(self.side): self.md5 });
+        table
+            .with_metadata("dataset", published.flag)
+            .with_metadata("dataset_version", VERSION)
+            .with_metadata("size", self.side.to_string())
+            .with_metadata("task", published.task.name())
+            .with_metadata("label_names", serde_json::json!(published.classes).to_string())
+            .with_metadata("licence", published.licence)
+            .with_metadata("source_md5", file.to_string())
+            .with_metadata("source_is_published", self.genuine.to_string())
+    }
+
     fn label_table(&self) -> Table {
         let rows = || {
-            self.splits.iter().flat_map(|split| {
-                split.labels[..split.samples as usize].iter().enumerate().map(move |row| (split.split, row))
-            })
+            self.splits
+                .iter()
+                .flat_map(|split| split.labels.iter().enumerate().map(move |row| (split.split, row)))
         };
         let id = |(split, (row, _)): (Split, (usize, _))| {
             format!("{}/{}/{row}", self.published.flag, split.name())
@@ -289,11 +307,12 @@ impl Source {
         }
         for split in &self.splits {
             let name = split.split.name();
-            checks.count("samples", name, None, split.samples);
+            let samples = split.labels.len() as u64;
+            checks.count("samples", name, None, samples);
             checks.count("published samples", name, None, self.published.counts[split.split as usize]);
-            checks.count("shape", name, Some(shape.join(" x ")), split.samples);
+            checks.count("shape", name, Some(shape.join(" x ")), samples);
             for (class, class_name) in self.published.classes.iter().enumerate() {
-                let labels = split.labels[..split.samples as usize].iter();
+                let labels = split.labels.iter();
                 let count = match self.published.task {
                     Task::MultiLabel => labels.filter(|label| label[class] == 1).count(),
                     _ => labels.filter(|label| label[0] == class as i64).count(),
@@ -301,9 +320,7 @@ impl Source {
                 checks.count("class", name, Some((*class_name).to_owned()), count as u64);
             }
             if self.published.task == Task::MultiLabel {
-                let none = split.labels[..split.samples as usize]
-                    .iter()
-                    .filter(|label| label.iter().all(|bit| *bit == 0));
+                let none = split.labels.iter().filter(|label| label.iter().all(|bit| *bit == 0));
                 checks.count("no class", name, None, none.count() as u64);
             }
         }
@@ -414,18 +431,4 @@ fn sample_table(published: &Published, side: u64, split: Split, samples: Vec<Sam
             .with("channels", number(if kind == Kind::Colour { 3 } else { 1 })),
     };
     table.with("sha", sha).with("modality", same(published.modality)).with("licence", same(published.licence))
-}
-
-/// What both tables say of where they come from.
-fn metadata(table: Table, published: &Published, side: u64, md5: &str, genuine: bool) -> Table {
-    let file = serde_json::json!({ published.file_name(side): md5 });
-    table
-        .with_metadata("dataset", published.flag)
-        .with_metadata("dataset_version", VERSION)
-        .with_metadata("size", side.to_string())
-        .with_metadata("task", published.task.name())
-        .with_metadata("label_names", serde_json::json!(published.classes).to_string())
-        .with_metadata("licence", published.licence)
-        .with_metadata("source_md5", file.to_string())
-        .with_metadata("source_is_published", genuine.to_string())
 }
