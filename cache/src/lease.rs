@@ -136,8 +136,15 @@ fn is_dead(store: &Store, path: &Path, holder: Option<&LeaseInfo>) -> Result<boo
     let silence = age(path, now);
     Ok(match holder {
         Some(holder) => holder.owner.is_dead(store.owner(), silence),
-        None => silence > SILENCE,
+        None => silence > SILENCE || is_blank(path),
     })
+}
+
+/// Whether a lease is a file without content: only a power loss leaves one, because a lease is written
+/// before it gets its name.
+fn is_blank(path: &Path) -> bool {
+    let bytes = read_bounded(path, LEASE_LIMIT).ok().flatten();
+    bytes.is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0))
 }
 
 /// Renames a dead lease away. Only the holder of a kernel lock does so, and only if the lease is still the

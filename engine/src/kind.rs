@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use pipe_cache::Value;
 use schemars::JsonSchema;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::context::StageContext;
 use crate::error::StageError;
@@ -222,41 +222,41 @@ impl<K: StageKind> AnyKind for K {
     }
 
     fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>> {
-        let typed: K::Params = serde_json::from_value(params.clone()).map_err(|error| {
+        let problem = |error: serde_json::Error| {
             vec![ParameterProblem { path: String::new(), message: error.to_string(), help: None }]
-        })?;
+        };
+        let typed = K::Params::deserialize(params).map_err(problem)?;
         let problems = StageKind::check(self, &typed);
         if !problems.is_empty() {
             return Err(problems);
         }
-        let json = serde_json::to_value(&typed).map_err(|error| {
-            vec![ParameterProblem { path: String::new(), message: error.to_string(), help: None }]
-        })?;
-        let mut key_json = json.clone();
-        if let Some(table) = key_json.as_object_mut() {
-            let defaults: Option<serde_json::Value> =
-                serde_json::from_value::<K::Params>(serde_json::json!({}))
-                    .ok()
-                    .and_then(|defaults| serde_json::to_value(defaults).ok());
-            for name in StageKind::key_neutral(self) {
-                let default = defaults.as_ref().and_then(|defaults| defaults.get(*name));
-                if default.is_some() && table.get(*name) == default {
-                    table.remove(*name);
-                }
+        let json = serde_json::to_value(&typed).map_err(problem)?;
+        let neutral = StageKind::key_neutral(self);
+        let canonical = if neutral.is_empty() {
+            canonical(&json)
+        } else {
+            let mut in_key = json.clone();
+            let defaults = K::Params::deserialize(serde_json::json!({})).ok();
+            let defaults = defaults.and_then(|defaults| serde_json::to_value(defaults).ok());
+            if let (Some(table), Some(defaults)) = (in_key.as_object_mut(), defaults) {
+                table.retain(|name, value| {
+                    !neutral.contains(&name.as_str()) || defaults.get(name) != Some(value)
+                });
             }
-        }
-        Ok(ResolvedParams { json, canonical: canonical(&key_json) })
+            canonical(&in_key)
+        };
+        Ok(ResolvedParams { json, canonical })
     }
 
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort> {
-        match serde_json::from_value(resolved.json.clone()) {
+        match K::Params::deserialize(&resolved.json) {
             Ok(params) => StageKind::outputs(self, &params),
             Err(_) => Vec::new(),
         }
     }
 
     fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let params = serde_json::from_value(resolved.json.clone())
+        let params = K::Params::deserialize(&resolved.json)
             .map_err(|error| StageError::failed(format!("parameters cannot be read back: {error}")))?;
         StageKind::run(self, &params, context)
     }

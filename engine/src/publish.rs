@@ -1,8 +1,9 @@
 //! `results/`: the view of the store that people read. Idempotent; never touches what they changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use pipe_cache::{Digest, Record, Store, StoreError, Verify, reflink_or_copy};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::pipeline::{Node, NodeId, Pipeline};
 
 const MANIFEST: &str = ".published.json";
+const STAGING: &str = ".publishing";
+/// A file that has been in staging for so long belongs to a run that was killed.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// What was written, by path below the pipeline's folder.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -104,6 +108,7 @@ pub(crate) fn publish<'a>(
         .unwrap_or_default();
     let mut new = Manifest { version: 1, files: BTreeMap::new() };
     let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
+    let staging = Staging::new(&folder);
     for (index, (node, record)) in pipeline.nodes.iter().zip(records).enumerate() {
         let Some(record) = record else { continue };
         for (port, output) in &record.outputs {
@@ -138,7 +143,10 @@ pub(crate) fn publish<'a>(
                     new.files.extend(known.map(|known| (relative.clone(), known.clone())));
                     continue;
                 }
-                write(&store.blob_path(&file.blob), &path)?;
+                let blob = store.blob_path(&file.blob);
+                place(&path, &staging, |temporary| {
+                    reflink_or_copy(&blob, temporary).map(drop).map_err(|failure| failure.source)
+                })?;
                 summary.written += 1;
                 if let Some((bytes, modified)) = stamp(&path) {
                     new.files.insert(relative, Published { blob: file.blob, bytes, modified });
@@ -166,11 +174,7 @@ pub(crate) fn publish<'a>(
     }
     let bytes = serde_json::to_vec_pretty(&new).expect("a manifest is strings and integers");
     if std::fs::read(&manifest_path).ok().as_deref() != Some(&bytes[..]) && !new.files.is_empty() {
-        let temporary = folder.join(format!("{MANIFEST}.{}", std::process::id()));
-        std::fs::create_dir_all(&folder)
-            .and_then(|()| std::fs::write(&temporary, &bytes))
-            .and_then(|()| std::fs::rename(&temporary, &manifest_path))
-            .map_err(|source| PublishError::File { path: manifest_path, source })?;
+        place(&manifest_path, &staging, |temporary| std::fs::write(temporary, &bytes))?;
     }
     Ok(summary)
 }
@@ -179,18 +183,63 @@ fn content(path: &Path) -> Option<Digest> {
     std::fs::read(path).ok().map(|bytes| Digest::of(&bytes))
 }
 
-fn write(blob: &Path, path: &Path) -> Result<(), PublishError> {
+/// Where files are written before they get their names: several runs may publish at the same time, and
+/// one that is killed leaves only what a later one removes.
+struct Staging {
+    folder: PathBuf,
+}
+
+impl Staging {
+    fn new(results: &Path) -> Self {
+        let folder = results.join(STAGING);
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+            if age.is_some_and(|age| age > ABANDONED) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Self { folder }
+    }
+
+    /// A path that no other run has, its folder made.
+    fn path(&self) -> Result<PathBuf, PublishError> {
+        let path = self.folder.join(uuid::Uuid::now_v7().to_string());
+        match std::fs::create_dir_all(&self.folder) {
+            Ok(()) => Ok(path),
+            Err(source) => Err(PublishError::File { path, source }),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Only if no other run uses it.
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+/// Gives `path` the content that `make` writes into a file of the staging folder.
+fn place(
+    path: &Path,
+    staging: &Staging,
+    make: impl Fn(&Path) -> std::io::Result<()>,
+) -> Result<(), PublishError> {
     let error = |source| PublishError::File { path: path.to_owned(), source };
-    let parent = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(error)?;
-    let temporary = parent.join(format!(
-        ".{}.{}",
-        path.file_name().unwrap_or_default().to_string_lossy(),
-        std::process::id()
-    ));
-    let _ = std::fs::remove_file(&temporary);
-    reflink_or_copy(blob, &temporary).map_err(|failure| error(failure.source))?;
-    std::fs::rename(&temporary, path).map_err(error)
+    for attempt in 0.. {
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(error)?;
+        let temporary = staging.path()?;
+        match make(&temporary).and_then(|()| std::fs::rename(&temporary, path)) {
+            Ok(()) => return Ok(()),
+            // Another run that ends now removes folders that are empty.
+            Err(failure) if failure.kind() == ErrorKind::NotFound && attempt < 10 => {}
+            Err(failure) => {
+                let _ = std::fs::remove_file(&temporary);
+                return Err(error(failure));
+            }
+        }
+    }
+    unreachable!("the loop above ends by returning")
 }
 
 fn remove_empty_parents(path: &Path, root: &Path) {

@@ -189,7 +189,8 @@ fn targets_choose_what_runs() {
     assert_eq!(study.run(&["trained", "--downstream"]).expect(0).started(), TRAINING);
     study.edit("seed = 3, size = \"${size}\", train = 24", "seed = 4, size = \"${size}\", train = 24");
     let until = study.run(&["--downstream", "pairs", "--until", "initial", "--until", "shapes"]).expect(0);
-    assert_eq!(until.started(), ["initial", "pairs", "vocabulary"]);
+    // The words are the same, so the tokeniser is, and the wave ends there.
+    assert_eq!(until.started(), ["pairs", "vocabulary"]);
     let unknown = study.pipe(&["run", "study.toml", "traned"]).expect(2);
     assert!(unknown.stderr.contains("did you mean `trained`?"), "{}", unknown.stderr);
 }

@@ -56,6 +56,17 @@ fn an_unreadable_lease_is_busy_until_it_is_old() {
     assert!(is_acquired(&store.lease(&key, "run").unwrap()));
 }
 
+/// A lease is written before it gets its name, and is not flushed: a power loss may empty it.
+#[test]
+fn a_blank_lease_is_of_a_dead_owner() {
+    let (_folder, store) = store();
+    for blank in [&b""[..], &[0; 300]] {
+        let key = Digest::of(blank);
+        std::fs::write(store.root().join("lease").join(format!("{key}.json")), blank).unwrap();
+        assert!(is_acquired(&store.lease(&key, "run").unwrap()));
+    }
+}
+
 #[test]
 fn releasing_leaves_a_lease_that_was_taken_over() {
     let (_folder, store) = store();

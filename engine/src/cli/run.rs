@@ -1,6 +1,6 @@
 //! `pipe run`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,11 +130,12 @@ impl Session<'_> {
         registry: &Registry,
     ) -> Result<(Plan, Outcome, Result<publish::Summary, PublishError>), CliError> {
         let mut outcome = Outcome::default();
+        let mut told = BTreeSet::new();
         for round in 0.. {
             if !plan.is_up_to_date() {
                 // Beforehand, so that the keys of a killed run are known.
                 self.remember(&plan, &outcome)?;
-                outcome.extend(self.execute(&mut plan, run, registry));
+                outcome.extend(self.execute(&mut plan, &told, run, registry));
             }
             let complete = self.wanted.nodes.is_none() && outcome.failed.is_empty() && !outcome.cancelled;
             let published = publish::publish(
@@ -153,17 +154,27 @@ impl Session<'_> {
                 let node = &self.study.pipeline.nodes[id.0].name;
                 self.events.emit("corruption", json!({ "subject": node, "detail": reason }));
             }
+            told.extend(damaged.into_keys());
             plan = self.study.plan(Some(&self.store), &self.wanted, registry.numerics())?.0;
         }
         unreachable!("the loop above ends by returning")
     }
 
-    fn execute(&self, plan: &mut Plan, run: &RunArguments, registry: &Registry) -> Outcome {
+    /// Executes the plan. The damage of `told` nodes was reported.
+    fn execute(
+        &self,
+        plan: &mut Plan,
+        told: &BTreeSet<NodeId>,
+        run: &RunArguments,
+        registry: &Registry,
+    ) -> Outcome {
         let pipeline = &self.study.pipeline;
-        let lost = |status: &Status| matches!(status, Status::Run(reasons) if reasons.contains(&DirtyReason::Damaged));
-        let mut damaged = 0;
-        for (node, _) in pipeline.nodes.iter().zip(&plan.status).filter(|(_, status)| lost(status)) {
-            damaged += 1;
+        let lost = |id: &NodeId| {
+            let damaged = |reasons: &[DirtyReason]| reasons.contains(&DirtyReason::Damaged);
+            matches!(&plan.status[id.0], Status::Run(reasons) if damaged(reasons)) && !told.contains(id)
+        };
+        let lost: Vec<NodeId> = plan.order.iter().copied().filter(lost).collect();
+        for node in lost.iter().map(|id| &pipeline.nodes[id.0]) {
             let detail = "its stored outputs are missing or damaged; it runs again";
             self.events.emit("corruption", json!({ "subject": node.name, "detail": detail }));
         }
@@ -196,7 +207,7 @@ impl Session<'_> {
             abort: Arc::clone(&self.signals.abort),
         };
         let mut outcome = scheduler.execute(plan, &durations);
-        outcome.damaged += damaged;
+        outcome.damaged += lost.len();
         outcome
     }
 
