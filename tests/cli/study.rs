@@ -164,15 +164,15 @@ impl Study {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut seen = String::new();
+        let lines = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut running = Running { child, lines, seen: String::new() };
         loop {
             let mut line = String::new();
-            let read = lines.read_line(&mut line).expect("events are text");
-            assert!(read > 0, "the run ended before the event came:\n{seen}");
-            seen.push_str(&line);
+            let read = running.lines.read_line(&mut line).expect("events are text");
+            assert!(read > 0, "the run ended before the event came:\n{}", running.seen);
+            running.seen.push_str(&line);
             if wanted(&serde_json::from_str(&line).expect("events are JSON")) {
-                return Running { child, lines, seen };
+                return running;
             }
         }
     }
