@@ -1,0 +1,5 @@
+//! The vision transformer (Dosovitskiy et al. 2021) in the variants of CLIP and of timm.
+
+mod transformer;
+
+pub use transformer::{VisionConfig, VisionTransformer};
