@@ -3,6 +3,7 @@
 
 mod config;
 mod model;
+mod open_ai;
 mod random;
 mod text;
 
@@ -10,4 +11,5 @@ pub use crate::model::normalise;
 pub use crate::vit::{VisionConfig, VisionTransformer};
 pub use config::{ClipConfig, EotRule, TextConfig};
 pub use model::ClipModel;
+pub use open_ai::{OpenAiClip, OpenAiClipConfig, OpenAiImage};
 pub use text::TextTransformer;
