@@ -82,8 +82,15 @@ impl BiomedClip {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> Result<Self, CheckpointError> {
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: BiomedClipConfig,
+        mut weights: Weights,
+    ) -> Result<Self, CheckpointError> {
         config.text.check()?;
-        let mut weights = Weights::new(tensors, trainable, side);
+        weights.sides(side);
         let vision = VisionTransformer::timm(
             &mut weights,
             "visual.trunk.",

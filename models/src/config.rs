@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -12,12 +12,13 @@ use crate::biomed_clip::{BiomedClip, BiomedClipConfig};
 use crate::checkpoint::CheckpointError;
 use crate::clip::{ClipConfig, ClipModel, OpenAiClip, OpenAiClipConfig};
 use crate::ct_clip::{CtClip, CtClipConfig};
+use crate::initial::Initial;
 use crate::model::FoundationModel;
 use crate::pmc_clip::{PmcClip, PmcClipConfig};
 use crate::resnet::{ResNet, ResNetConfig};
 use crate::shapes::Shapes;
 use crate::vit::{TimmVit, VisionConfig};
-use crate::weights::Trainable;
+use crate::weights::{Trainable, Weights};
 
 /// The architecture of a model with its sizes. With the tensors of a checkpoint it makes the model;
 /// as `config.json` it lies beside them.
@@ -145,19 +146,35 @@ impl ModelConfig {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> Result<Box<dyn FoundationModel>, CheckpointError> {
+        self.of(Weights::new(tensors, trainable))
+    }
+
+    /// A model with random weights, a pure function of `seed`.
+    ///
+    /// # Errors
+    /// If the sizes ask for more memory than there is, or contradict each other.
+    pub fn random(
+        &self,
+        seed: u64,
+        device: &Device,
+        trainable: Trainable,
+    ) -> Result<Box<dyn FoundationModel>, CheckpointError> {
+        match self {
+            Self::Clip(config) => Ok(Box::new(ClipModel::random(config, seed, device, trainable)?)),
+            _ => self.of(Weights::random(Initial { seed, device: device.clone() }, trainable)),
+        }
+    }
+
+    fn of(&self, weights: Weights) -> Result<Box<dyn FoundationModel>, CheckpointError> {
         Ok(match self {
-            Self::Clip(config) => Box::new(ClipModel::from_tensors(config.clone(), tensors, trainable)?),
-            Self::OpenAiClip(config) => {
-                Box::new(OpenAiClip::from_tensors(config.clone(), tensors, trainable)?)
-            }
-            Self::BiomedClip(config) => {
-                Box::new(BiomedClip::from_tensors(config.clone(), tensors, trainable)?)
-            }
-            Self::PmcClip(config) => Box::new(PmcClip::from_tensors(config.clone(), tensors, trainable)?),
-            Self::CtClip(config) => Box::new(CtClip::from_tensors(config.clone(), tensors, trainable)?),
-            Self::Bert(config) => Box::new(BertModel::from_tensors(config, tensors, trainable)?),
-            Self::TimmVit(config) => Box::new(TimmVit::from_tensors(config, tensors, trainable)?),
-            Self::ResNet(config) => Box::new(ResNet::from_tensors(config.clone(), tensors, trainable)?),
+            Self::Clip(config) => Box::new(ClipModel::from_weights(config.clone(), weights)?),
+            Self::OpenAiClip(config) => Box::new(OpenAiClip::from_weights(config.clone(), weights)?),
+            Self::BiomedClip(config) => Box::new(BiomedClip::from_weights(config.clone(), weights)?),
+            Self::PmcClip(config) => Box::new(PmcClip::from_weights(config.clone(), weights)?),
+            Self::CtClip(config) => Box::new(CtClip::from_weights(config.clone(), weights)?),
+            Self::Bert(config) => Box::new(BertModel::from_weights(config, weights)?),
+            Self::TimmVit(config) => Box::new(TimmVit::from_weights(config, weights)?),
+            Self::ResNet(config) => Box::new(ResNet::from_weights(config.clone(), weights)?),
         })
     }
 }

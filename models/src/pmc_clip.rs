@@ -150,18 +150,19 @@ impl PmcClip {
     /// If names and shapes do not fit.
     pub fn from_tensors(
         config: PmcClipConfig,
-        mut tensors: BTreeMap<String, Tensor>,
+        tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> std::result::Result<Self, CheckpointError> {
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: PmcClipConfig,
+        mut weights: Weights,
+    ) -> std::result::Result<Self, CheckpointError> {
         config.text.check()?;
-        if !tensors.contains_key("logit_scale")
-            && let Some(any) = tensors.values().next()
-        {
-            let scale = Tensor::new(LOGIT_SCALE, any.device())
-                .map_err(|error| CheckpointError::new("logit_scale", error.to_string()))?;
-            tensors.insert("logit_scale".to_owned(), scale);
-        }
-        let mut weights = Weights::new(tensors, trainable, side);
+        weights.sides(side);
+        weights.fill_in("logit_scale", LOGIT_SCALE)?;
         // Leftovers of CLIP's text tower.
         weights.carry("positional_embedding");
         weights.carry_all("ln_final.");

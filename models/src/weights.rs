@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::checkpoint::CheckpointError;
+use crate::initial::Initial;
 
 /// Which parameters become variables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +70,8 @@ impl Parameters {
 /// that all are reported at once.
 pub(crate) struct Weights {
     tensors: BTreeMap<String, Tensor>,
+    /// Makes what is missing, if weights are random.
+    initial: Option<Initial>,
     trainable: Trainable,
     side: fn(&str) -> Side,
     parameters: Parameters,
@@ -76,18 +79,36 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// `side` tells which part of the model a name belongs to.
-    pub(crate) fn new(
-        tensors: BTreeMap<String, Tensor>,
-        trainable: Trainable,
-        side: fn(&str) -> Side,
-    ) -> Self {
-        Self { tensors, trainable, side, parameters: Parameters::default(), problems: Vec::new() }
+    /// The tensors of a checkpoint by name.
+    pub(crate) fn new(tensors: BTreeMap<String, Tensor>, trainable: Trainable) -> Self {
+        let parameters = Parameters::default();
+        Self { tensors, initial: None, trainable, side: |_| Side::Both, parameters, problems: Vec::new() }
+    }
+
+    /// Weights of any architecture, drawn as they are taken.
+    pub(crate) fn random(initial: Initial, trainable: Trainable) -> Self {
+        Self { initial: Some(initial), ..Self::new(BTreeMap::new(), trainable) }
+    }
+
+    /// Says which part of the model a name belongs to; before any tensor is taken.
+    pub(crate) fn sides(&mut self, side: fn(&str) -> Side) {
+        self.side = side;
     }
 
     /// Whether there is a tensor of this name that nobody has taken yet.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Adds a scalar that the checkpoint may leave out.
+    pub(crate) fn fill_in(&mut self, name: &str, value: f32) -> Result<(), CheckpointError> {
+        if !self.tensors.contains_key(name) {
+            let device = self.tensors.values().next().map_or(Device::Cpu, |tensor| tensor.device().clone());
+            let scalar = Tensor::new(value, &device)
+                .map_err(|error| CheckpointError::new(name, first_line(&error)))?;
+            self.tensors.insert(name.to_owned(), scalar);
+        }
+        Ok(())
     }
 
     /// Forgets a tensor that says nothing (`position_ids`) or is large and unused.
@@ -134,6 +155,13 @@ impl Weights {
     }
 
     fn fitting(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
+        if let (Some(initial), false) = (&self.initial, self.tensors.contains_key(name)) {
+            match initial.draw(name, shape) {
+                Ok(tensor) => return Some(tensor),
+                Err(error) => self.problems.push(format!("`{name}` {shape:?}: {}", first_line(&error))),
+            }
+            return None;
+        }
         match self.tensors.remove(name) {
             Some(tensor) if tensor.dims() == shape && tensor.dtype().is_float() => return Some(tensor),
             Some(tensor) => self.problems.push(format!(
@@ -195,7 +223,8 @@ mod tests {
             (Trainable::Text, vec!["text.weight"]),
             (Trainable::All, vec!["image.weight", "scale", "text.weight"]),
         ] {
-            let mut weights = Weights::new(tensors(&names), trainable, side);
+            let mut weights = Weights::new(tensors(&names), trainable);
+            weights.sides(side);
             for name in ["image.weight", "text.weight", "scale"] {
                 weights.take(name, &[2]).unwrap();
             }
@@ -210,7 +239,7 @@ mod tests {
 
     #[test]
     fn every_mismatch_is_listed_at_once() {
-        let mut weights = Weights::new(tensors(&["a", "b", "c"]), Trainable::Frozen, side);
+        let mut weights = Weights::new(tensors(&["a", "b", "c"]), Trainable::Frozen);
         weights.take("a", &[3]).unwrap();
         weights.take("missing", &[1]).unwrap();
         weights.ignore("c");

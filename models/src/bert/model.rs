@@ -28,8 +28,15 @@ impl BertModel {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> std::result::Result<Self, CheckpointError> {
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: &BertConfig,
+        mut weights: Weights,
+    ) -> std::result::Result<Self, CheckpointError> {
         config.check()?;
-        let mut weights = Weights::new(tensors, trainable, |_| Side::Text);
+        weights.sides(|_| Side::Text);
         let prefix = if weights.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
         weights.carry_all("cls.");
         let bert = Bert::load(&mut weights, prefix, config, false)?;

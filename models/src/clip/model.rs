@@ -70,7 +70,14 @@ impl ClipModel {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> std::result::Result<Self, CheckpointError> {
-        let mut weights = Weights::new(tensors, trainable, side);
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: ClipConfig,
+        mut weights: Weights,
+    ) -> std::result::Result<Self, CheckpointError> {
+        weights.sides(side);
         // Published files carry these buffers; they hold 0, 1, 2, ...
         weights.ignore("text_model.embeddings.position_ids");
         weights.ignore("vision_model.embeddings.position_ids");

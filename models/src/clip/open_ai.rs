@@ -136,7 +136,14 @@ impl OpenAiClip {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> Result<Self, CheckpointError> {
-        let mut weights = Weights::new(tensors, trainable, side);
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: OpenAiClipConfig,
+        mut weights: Weights,
+    ) -> Result<Self, CheckpointError> {
+        weights.sides(side);
         // TorchScript archives carry sizes and the causal mask as tensors.
         for name in ["input_resolution", "context_length", "vocab_size", "attn_mask"] {
             weights.ignore(name);

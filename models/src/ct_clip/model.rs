@@ -50,8 +50,15 @@ impl CtClip {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> std::result::Result<Self, CheckpointError> {
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: CtClipConfig,
+        mut weights: Weights,
+    ) -> std::result::Result<Self, CheckpointError> {
         config.text.check()?;
-        let mut weights = Weights::new(tensors, trainable, side);
+        weights.sides(side);
         // Unused, and the second is as large as the rest of the tower.
         weights.carry("to_text_latent_extra.weight");
         weights.ignore("to_visual_latent_extra.weight");

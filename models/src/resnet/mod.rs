@@ -4,6 +4,8 @@
 mod attention_pool;
 mod conv_norm;
 mod modified;
+#[cfg(test)]
+mod tests;
 mod torchvision;
 mod trunk;
 

@@ -32,7 +32,14 @@ impl ResNet {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> std::result::Result<Self, CheckpointError> {
-        let mut weights = Weights::new(tensors, trainable, |_| Side::Image);
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(
+        config: ResNetConfig,
+        mut weights: Weights,
+    ) -> std::result::Result<Self, CheckpointError> {
+        weights.sides(|_| Side::Image);
         weights.carry_all("fc.");
         let trunk = Trunk::load(&mut weights, "", Variant::Plain, &config)?;
         Ok(Self { config, trunk, parameters: weights.finish()? })

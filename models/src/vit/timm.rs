@@ -52,7 +52,11 @@ impl TimmVit {
         tensors: BTreeMap<String, Tensor>,
         trainable: Trainable,
     ) -> Result<Self, CheckpointError> {
-        let mut weights = Weights::new(tensors, trainable, |_| Side::Image);
+        Self::from_weights(config, Weights::new(tensors, trainable))
+    }
+
+    pub(crate) fn from_weights(config: &VisionConfig, mut weights: Weights) -> Result<Self, CheckpointError> {
+        weights.sides(|_| Side::Image);
         weights.carry_all("head.");
         let tower = VisionTransformer::timm(&mut weights, "", config, None)?;
         Ok(Self { tower, parameters: weights.finish()? })
