@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, first_line};
 use crate::initial::Initial;
 
 /// Which parameters become variables.
@@ -190,11 +190,6 @@ impl Weights {
 
 fn stand_in(name: &str) -> Result<Tensor, CheckpointError> {
     Tensor::zeros(0, DType::F32, &Device::Cpu).map_err(|error| CheckpointError::new(name, first_line(&error)))
-}
-
-/// candle's errors may carry a backtrace.
-fn first_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

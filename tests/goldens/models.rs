@@ -1,5 +1,7 @@
 //! The foundation models against transformers, open_clip and the authors' code.
 
+mod pickle;
+
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor, Var};

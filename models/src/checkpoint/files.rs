@@ -1,28 +1,15 @@
-//! Checkpoint files: finding them, reading and writing safetensors, and handing tensors out by name.
+//! The files of a checkpoint by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
+
+use super::error::CheckpointError;
+use super::tensor_file::TensorFile;
 
 /// A text file of a checkpoint (configuration, tokeniser) is at most this long.
 const TEXT_LIMIT: u64 = 64 << 20;
-
-/// A checkpoint that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("`{file}`: {reason}")]
-pub struct CheckpointError {
-    /// The file, or the tensor.
-    pub file: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-impl CheckpointError {
-    pub(crate) fn new(file: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { file: file.into(), reason: reason.into() }
-    }
-}
 
 /// The files of a checkpoint by name: they need not lie in one folder.
 #[derive(Clone, Debug, Default)]
@@ -77,34 +64,72 @@ impl CheckpointFiles {
     }
 }
 
-/// All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names, in
+impl CheckpointFiles {
+    /// The JSON of a file, `null` if there is none of this name.
+    ///
+    /// # Errors
+    /// If it cannot be read or is no JSON.
+    pub(crate) fn json_if_any(&self, name: &str) -> Result<serde_json::Value, CheckpointError> {
+        match self.get(name) {
+            Some(_) => serde_json::from_str(&self.text(name)?)
+                .map_err(|error| CheckpointError::new(name, error.to_string())),
+            None => Ok(serde_json::Value::Null),
+        }
+    }
+}
+
+/// The names under which weights are published, in the order of preference.
+const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"];
+/// The tables that say in which of several files a tensor lies.
+const INDICES: [&str; 2] = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
+
+/// All tensors of a checkpoint's weights, of one file or of the shards that an index names; floats as
 /// f32 (integers stay as they are).
 ///
 /// # Errors
-/// If a file is missing or damaged.
+/// If there are no weights, or a file is missing or damaged.
 pub fn tensors(
     files: &CheckpointFiles,
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    const SINGLE: &str = "model.safetensors";
-    const INDEX: &str = "model.safetensors.index.json";
-    if files.get(SINGLE).is_some() || files.get(INDEX).is_none() {
-        return read_tensors(files, SINGLE, device);
+    if let Some(single) = WEIGHTS.iter().find(|name| files.get(name).is_some()) {
+        return read_tensors(files, single, device);
     }
-    let index: serde_json::Value = serde_json::from_str(&files.text(INDEX)?)
-        .map_err(|error| CheckpointError::new(INDEX, error.to_string()))?;
-    let map = index["weight_map"]
-        .as_object()
-        .ok_or_else(|| CheckpointError::new(INDEX, "it has no table `weight_map`"))?;
-    let shards: BTreeSet<&str> = map.values().filter_map(serde_json::Value::as_str).collect();
+    let Some(index) = INDICES.iter().find(|name| files.get(name).is_some()) else {
+        return read_tensors(files, WEIGHTS[0], device);
+    };
     let mut all = BTreeMap::new();
-    for shard in shards {
-        all.extend(read_tensors(files, shard, device)?);
+    for shard in shards(files, index)? {
+        for (name, tensor) in read_tensors(files, &shard, device)? {
+            if all.insert(name.clone(), tensor).is_some() {
+                return Err(CheckpointError::new(shard, format!("tensor `{name}` is in another shard too")));
+            }
+        }
     }
     Ok(all)
 }
 
-/// All tensors of one safetensors file, floats as f32.
+/// The files that an index names.
+fn shards(files: &CheckpointFiles, index: &str) -> Result<BTreeSet<String>, CheckpointError> {
+    let json: serde_json::Value = serde_json::from_str(&files.text(index)?)
+        .map_err(|error| CheckpointError::new(index, error.to_string()))?;
+    let map = json["weight_map"]
+        .as_object()
+        .ok_or_else(|| CheckpointError::new(index, "it has no table `weight_map`"))?;
+    map.iter()
+        .map(|(tensor, shard)| {
+            shard.as_str().map(str::to_owned).ok_or_else(|| {
+                CheckpointError::new(
+                    index,
+                    format!("the shard of `{tensor}` is {shard}; a file name is expected"),
+                )
+            })
+        })
+        .collect()
+}
+
+/// All tensors of one file, in any of the formats of [`TensorFile`]; floats as f32.
 ///
 /// # Errors
 /// If it is missing or damaged.
@@ -115,38 +140,10 @@ pub fn read_tensors(
 ) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
     let path =
         files.get(name).ok_or_else(|| CheckpointError::new(name, "the checkpoint has no such file"))?;
-    // safetensors checks its header against the file's length before anything is allocated.
-    let tensors = candle_core::safetensors::load(path, device)
-        .map_err(|error| CheckpointError::new(name, first_line(&error.to_string())))?;
-    tensors
-        .into_iter()
-        .map(|(key, tensor)| {
-            let tensor = match tensor.dtype() {
-                DType::F16 | DType::BF16 | DType::F64 => tensor.to_dtype(DType::F32),
-                _ => Ok(tensor),
-            };
-            tensor.map(|tensor| (key.clone(), tensor)).map_err(|error| {
-                CheckpointError::new(name, format!("tensor `{key}`: {}", first_line(&error.to_string())))
-            })
-        })
-        .collect()
+    TensorFile::open(path, name)?.read(device, |_| true)
 }
 
-/// candle's errors may carry a backtrace.
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
-/// Writes tensors as safetensors, sorted by name: equal tensors give equal bytes.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), CheckpointError> {
-    let bytes = safetensors::serialize(tensors.iter(), None)
-        .map_err(|error| CheckpointError::new(path.display().to_string(), error.to_string()))?;
-    write(path, &bytes)
-}
-
+/// Writes a file under a temporary name first, so that it is there completely or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let name = path.display().to_string();
     let temporary = path.with_extension("partial");
