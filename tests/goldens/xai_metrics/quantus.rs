@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pipe_attribution::Result;
 use pipe_attribution::metrics::{
     Baseline, Distance, Engine, Groups, Mode, Order, Part, Similarity, Undefined, Value, Weighting,
-    attribution_localisation, auc, complexity, completeness_quantus, effective_complexity,
+    attribution_localisation, auc, completeness_quantus, complexity, effective_complexity,
     faithfulness_correlation, faithfulness_estimate, focus, in_channels, infidelity_quantus, irof_quantus,
     monotonicity_correlation, non_sensitivity, normalise_together, patch_order, patches,
     pixel_flipping_quantus, pixels_of, pointing_game, region_perturbation, relevance_mass_accuracy,
@@ -190,9 +190,7 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
         "PointingGame" => localised(&|index| pointing_game(&maps[index], &masks[index], 0.0, Mode::Quantus)),
         "AttributionLocalisation" => {
             let weighting = match params["weighted"] == true {
-                true => {
-                    Weighting::Slice { features: maps.len().saturating_sub(2) * case.shape.features() }
-                }
+                true => Weighting::Slice { features: maps.len().saturating_sub(2) * case.shape.features() },
                 false => Weighting::None,
             };
             let positive = params["positive_attributions"] == true;
@@ -205,12 +203,8 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
             let (k, influence) = (count(params, "k", 1000), params["concept_influence"] == true);
             localised(&|index| top_k_intersection(&maps[index], &masks[index], k, influence, Mode::Quantus))
         }
-        "RelevanceRankAccuracy" => {
-            localised(&|index| relevance_rank_accuracy(&maps[index], &masks[index]))
-        }
-        "RelevanceMassAccuracy" => {
-            localised(&|index| relevance_mass_accuracy(&maps[index], &masks[index]))
-        }
+        "RelevanceRankAccuracy" => localised(&|index| relevance_rank_accuracy(&maps[index], &masks[index])),
+        "RelevanceMassAccuracy" => localised(&|index| relevance_mass_accuracy(&maps[index], &masks[index])),
         "AUC" => localised(&|index| auc(&maps[index], &masks[index])),
         "Focus" => {
             let flags = rows(&case.data.input("focus_positions"));
@@ -278,7 +272,8 @@ fn road_scores(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> 
         .keys()
         .map(|key| {
             let wanted: f64 = key.parse().expect("a percentage");
-            let place = percentages.iter().position(|percentage| *percentage == wanted).expect("it was asked for");
+            let place =
+                percentages.iter().position(|percentage| *percentage == wanted).expect("it was asked for");
             Ok(kept.iter().map(|curve| curve[place]).sum::<f64>() / kept.len() as f64)
         })
         .collect())

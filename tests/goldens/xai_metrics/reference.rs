@@ -3,9 +3,9 @@
 use candle_core::{Device, Tensor};
 use pipe_attribution::Result;
 use pipe_attribution::metrics::{
-    Baseline, CompletenessGap, Curves, Drops, Engine, Groups, Mode, Order, Part, Prediction, Value, Weighting, area,
-    area_over_curve, attribution_localisation, blur_weights, blurred, by_largest_magnitude, completeness,
-    deletion, effective_complexity, faithfulness_correlation, imputed, infidelity_of_changes,
+    Baseline, CompletenessGap, Curves, Drops, Engine, Groups, Mode, Order, Part, Prediction, Value,
+    Weighting, area, area_over_curve, attribution_localisation, blur_weights, blurred, by_largest_magnitude,
+    completeness, deletion, effective_complexity, faithfulness_correlation, imputed, infidelity_of_changes,
     infidelity_of_patches, insertion, irof, monotonicity, non_decreasing_share, patch_order, patches,
     pixel_flipping, pixels_of, region_perturbation, road, weighted_pointing_game,
 };
@@ -85,8 +85,7 @@ impl Reference<'_> {
             })
             .collect();
         let samples = self.case.samples(&self.maps);
-        let curves =
-            region_perturbation(&engine, &samples, &patches, &orders, Baseline::Black)?;
+        let curves = region_perturbation(&engine, &samples, &patches, &orders, Baseline::Black)?;
         Ok(curves.iter().map(|curve| area_over_curve(curve)).collect())
     }
 
@@ -119,7 +118,9 @@ impl Reference<'_> {
             let zero = Baseline::Constant(0.0);
             columns.push(faithfulness_correlation(&engine, &samples, &subsets, zero)?);
         }
-        Ok((0..samples.len()).flat_map(|sample| columns.iter().map(move |column| column[sample].clone())).collect())
+        Ok((0..samples.len())
+            .flat_map(|sample| columns.iter().map(move |column| column[sample].clone()))
+            .collect())
     }
 
     fn patch_drops(&self, maps: &[Vec<f64>], prediction: Prediction) -> Result<Vec<Drops>> {
@@ -184,8 +185,10 @@ impl Reference<'_> {
     fn scores(&self, id: &str) -> Result<Option<Vec<f64>>> {
         use Order::{LeastRelevantFirst as Least, MostRelevantFirst as Most};
         let (maps, masks) = (&self.maps, &self.case.masks);
-        let defined = |values: Vec<Value>| values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect();
-        let infidelity = |drops: Vec<Drops>, scaled| drops.iter().map(|drops| drops.infidelity(scaled)).collect();
+        let defined =
+            |values: Vec<Value>| values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect();
+        let infidelity =
+            |drops: Vec<Drops>, scaled| drops.iter().map(|drops| drops.infidelity(scaled)).collect();
         Ok(Some(match id {
             "rise_deletion_curve" => self.rise(false)?.concat(),
             "rise_deletion_auc" => areas(&self.rise(false)?),
