@@ -11,6 +11,7 @@ use crate::checkpoint::CheckpointError;
 use crate::layers::Linear;
 use crate::model::{DualEncoder, FoundationModel, ImageTower, TextTower};
 use crate::shapes::Shapes;
+use crate::sizes::{check_fits, check_sizes};
 use crate::vit::{VisionConfig, VisionTransformer};
 use crate::weights::{Parameters, Side, Trainable, Weights};
 
@@ -46,6 +47,14 @@ impl BiomedClipConfig {
             text,
             projection: shapes.dim("visual.head.proj.weight", 0)?,
         })
+    }
+
+    /// Fails, naming the field, unless the sizes make sense.
+    fn check(&self) -> Result<(), CheckpointError> {
+        self.vision.check()?;
+        self.text.check()?;
+        check_sizes(&[("context", self.context), ("projection", self.projection)])?;
+        check_fits(("context", self.context), ("max_position_embeddings", self.text.max_position_embeddings))
     }
 
     /// Width between the two products of the text projection: open_clip's rule.
@@ -89,7 +98,7 @@ impl BiomedClip {
         config: BiomedClipConfig,
         mut weights: Weights,
     ) -> Result<Self, CheckpointError> {
-        config.text.check()?;
+        config.check()?;
         weights.sides(side);
         let vision = VisionTransformer::timm(
             &mut weights,

@@ -179,6 +179,16 @@ impl ModelConfig {
     }
 }
 
+/// Names without what a training program wrapped around the model: `module.` of a distributed one, and
+/// `trained_model.` of CT-LiPro's.
+pub fn unwrapped(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let plain = |name: &str| {
+        let name = name.strip_prefix("module.").unwrap_or(name);
+        name.strip_prefix("trained_model.").unwrap_or(name).to_owned()
+    };
+    tensors.into_iter().map(|(name, tensor)| (plain(&name), tensor)).collect()
+}
+
 fn read<T: DeserializeOwned>(json: Json) -> Result<T, CheckpointError> {
     serde_json::from_value(json).map_err(|problem| config_error(problem.to_string()))
 }
@@ -189,4 +199,28 @@ fn write(kind: &str, config: &impl Serialize) -> String {
         fields.insert("model_type".to_owned(), kind.into());
     }
     format!("{json:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_architecture_is_named() {
+        let error = ModelConfig::from_json(r#"{"model_type": "llama"}"#).unwrap_err().to_string();
+        assert!(error.contains("`llama`") && error.contains("`ct_clip`"), "{error}");
+        for json in ["", "[]", r#"{"model_type": "pmc_clip"}"#, r#"{"model_type": "ct_clip", "vision": 3}"#] {
+            assert!(ModelConfig::from_json(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn wrappers_are_taken_off_names() {
+        let one = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        let names = ["module.trained_model.a", "trained_model.b", "module.c", "d.module.e"];
+        let tensors = names.iter().map(|name| ((*name).to_owned(), one.clone())).collect();
+        assert_eq!(unwrapped(tensors).into_keys().collect::<Vec<_>>(), ["a", "b", "c", "d.module.e"]);
+    }
 }

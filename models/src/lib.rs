@@ -21,6 +21,9 @@ mod published;
 pub mod random;
 pub mod resnet;
 mod shapes;
+mod sizes;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 pub mod train;
 pub mod vit;
@@ -30,7 +33,7 @@ pub use bert::BertModel;
 pub use biomed_clip::BiomedClip;
 pub use checkpoint::{CheckpointError, CheckpointFiles};
 pub use clip::{ClipConfig, ClipModel, OpenAiClip};
-pub use config::ModelConfig;
+pub use config::{ModelConfig, unwrapped};
 pub use ct_clip::CtClip;
 pub use model::{DualEncoder, FoundationModel, ImageTower, PatchGeometry, TextTower, normalise};
 pub use pmc_clip::PmcClip;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointError;
+use crate::sizes::{check_epsilon, check_heads, check_layers, check_sizes};
 
 /// The sizes of a BERT; what `config.json` leaves out is BERT-base's. Fields that do not change the
 /// encoder are ignored.
@@ -54,9 +55,6 @@ impl Default for BertConfig {
     }
 }
 
-/// A size beyond this is no model but a mistake or an attack.
-const LIMIT: usize = 1 << 20;
-
 impl BertConfig {
     /// Reads `config.json`.
     ///
@@ -71,34 +69,20 @@ impl BertConfig {
 
     /// Fails, naming the field, unless the sizes make sense.
     pub(crate) fn check(&self) -> Result<(), CheckpointError> {
-        let error = |reason: String| Err(CheckpointError::new("config.json", reason));
-        for (name, size) in [
+        check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
             ("type_vocab_size", self.type_vocab_size),
-        ] {
-            if !(1..=LIMIT).contains(&size) {
-                return error(format!("`{name}` is {size}; a whole number from 1 to {LIMIT} is expected"));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return error(format!(
-                "{} heads do not divide a width of {}",
-                self.num_attention_heads, self.hidden_size
-            ));
-        }
+        ])?;
+        check_layers(&[("num_hidden_layers", self.num_hidden_layers)])?;
+        check_heads("hidden_size", self.hidden_size, self.num_attention_heads)?;
+        check_epsilon("layer_norm_eps", self.layer_norm_eps)?;
+        let error = |reason: String| Err(CheckpointError::new("config.json", reason));
         if self.hidden_act != "gelu" {
             return error(format!("`hidden_act` is `{}`; `gelu` is expected", self.hidden_act));
-        }
-        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
-            return error(format!(
-                "`layer_norm_eps` is {}; a small positive number is expected",
-                self.layer_norm_eps
-            ));
         }
         for (name, rate) in [
             ("hidden_dropout_prob", self.hidden_dropout_prob),

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 
 use crate::Activation;
 use crate::checkpoint::CheckpointError;
+use crate::sizes::{check_epsilon, check_heads, check_layers, check_sizes};
 use crate::vit::VisionConfig;
 
 /// The published default of `eos_token_id` where a file leaves it out.
@@ -48,6 +49,21 @@ pub struct TextConfig {
     pub bos: u32,
     /// `pad_token_id` as written.
     pub pad: u32,
+}
+
+impl TextConfig {
+    /// Fails, naming the field, unless the sizes make sense.
+    pub(crate) fn check(&self) -> Result<(), CheckpointError> {
+        check_sizes(&[
+            ("vocabulary", self.vocabulary),
+            ("width", self.width),
+            ("hidden", self.hidden),
+            ("positions", self.positions),
+        ])?;
+        check_layers(&[("layers", self.layers)])?;
+        check_heads("width", self.width, self.heads)?;
+        check_epsilon("epsilon", self.epsilon)
+    }
 }
 
 /// Both towers and their common space.

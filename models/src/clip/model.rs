@@ -77,6 +77,8 @@ impl ClipModel {
         config: ClipConfig,
         mut weights: Weights,
     ) -> std::result::Result<Self, CheckpointError> {
+        config.vision.check()?;
+        config.text.check()?;
         weights.sides(side);
         // Published files carry these buffers; they hold 0, 1, 2, ...
         weights.ignore("text_model.embeddings.position_ids");

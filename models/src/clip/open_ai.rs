@@ -11,6 +11,7 @@ use crate::checkpoint::CheckpointError;
 use crate::model::{DualEncoder, FoundationModel, ImageTower, TextTower};
 use crate::resnet::{ModifiedResNet, ResNetConfig};
 use crate::shapes::Shapes;
+use crate::sizes::{check_heads, check_sizes};
 use crate::vit::{VisionConfig, VisionTransformer};
 use crate::weights::{Parameters, Side, Trainable, Weights};
 use crate::{Activation, ModelConfig};
@@ -90,6 +91,19 @@ impl OpenAiClipConfig {
         Ok(Self { image, text, projection })
     }
 
+    /// Fails, naming the field, unless the sizes make sense.
+    fn check(&self) -> Result<(), CheckpointError> {
+        match &self.image {
+            OpenAiImage::Transformer(vision) => vision.check()?,
+            OpenAiImage::ResNet { trunk, pool_heads } => {
+                trunk.check()?;
+                check_heads("pool_heads", trunk.features(), *pool_heads)?;
+            }
+        }
+        self.text.check()?;
+        check_sizes(&[("projection", self.projection)])
+    }
+
     /// The same sizes with another nonlinearity in both transformers: open_clip's own models use GELU.
     #[must_use]
     pub fn with_activation(mut self, activation: Activation) -> Self {
@@ -143,6 +157,7 @@ impl OpenAiClip {
         config: OpenAiClipConfig,
         mut weights: Weights,
     ) -> Result<Self, CheckpointError> {
+        config.check()?;
         weights.sides(side);
         // TorchScript archives carry sizes and the causal mask as tensors.
         for name in ["input_resolution", "context_length", "vocab_size", "attn_mask"] {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::bert::BertConfig;
 use crate::checkpoint::CheckpointError;
 use crate::shapes::Shapes;
+use crate::sizes::{check_fits, check_layers, check_sizes};
 
 /// What the image tower takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -100,6 +101,33 @@ pub struct CtClipConfig {
 const STEPS: usize = 24;
 
 impl CtClipConfig {
+    /// Fails, naming the field, unless the sizes make sense.
+    pub(super) fn check(&self) -> Result<(), CheckpointError> {
+        let vision = &self.vision;
+        check_sizes(&[
+            ("width", vision.width),
+            ("codes", vision.codes),
+            ("image", vision.image),
+            ("slices", vision.slices),
+            ("patch", vision.patch),
+            ("patch_slices", vision.patch_slices),
+            ("heads", vision.heads),
+            ("head_width", vision.head_width),
+            ("hidden", vision.hidden),
+            ("context", self.context),
+            ("projection", self.projection),
+            ("classes", self.classes.unwrap_or(1)),
+        ])?;
+        check_layers(&[
+            ("spatial_layers", vision.spatial_layers),
+            ("temporal_layers", vision.temporal_layers),
+        ])?;
+        check_fits(("patch", vision.patch), ("image", vision.image))?;
+        check_fits(("patch_slices", vision.patch_slices), ("slices", vision.slices))?;
+        self.text.check()?;
+        check_fits(("context", self.context), ("max_position_embeddings", self.text.max_position_embeddings))
+    }
+
     /// The sizes of a checkpoint, from names and shapes; volumes have 24 steps, as published.
     ///
     /// # Errors

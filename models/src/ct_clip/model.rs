@@ -57,7 +57,7 @@ impl CtClip {
         config: CtClipConfig,
         mut weights: Weights,
     ) -> std::result::Result<Self, CheckpointError> {
-        config.text.check()?;
+        config.check()?;
         weights.sides(side);
         // Unused, and the second is as large as the rest of the tower.
         weights.carry("to_text_latent_extra.weight");

@@ -1,6 +1,6 @@
 //! Activations that are computed again in the backward pass instead of being kept (Chen et al. 2016).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, Var};
 
@@ -30,7 +30,7 @@ pub fn recompute(x: &Tensor, parameters: &[Tensor], part: Arc<Part>) -> Result<T
     let result = part(&x.detach(), &constants)?;
     let op = Recompute {
         shape: result.shape().clone(),
-        result: values(&result)?,
+        result: Mutex::new(values(&result)?),
         tracked: parameters.iter().map(Tensor::track_op).collect(),
         parameters: constants,
         part,
@@ -43,7 +43,8 @@ struct Recompute {
     /// Detached.
     parameters: Vec<Tensor>,
     tracked: Vec<bool>,
-    result: Vec<f32>,
+    /// Until the operation takes it.
+    result: Mutex<Vec<f32>>,
     shape: Shape,
 }
 
@@ -59,7 +60,9 @@ impl CustomOp2 for Recompute {
         _packed: &CpuStorage,
         _packed_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.result.clone()), self.shape.clone()))
+        // A panic between lock and unlock is impossible, so a poisoned lock holds the values all the same.
+        let mut result = self.result.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok((CpuStorage::F32(std::mem::take(&mut *result)), self.shape.clone()))
     }
 
     fn bwd(

@@ -39,6 +39,7 @@ impl ResNet {
         config: ResNetConfig,
         mut weights: Weights,
     ) -> std::result::Result<Self, CheckpointError> {
+        config.check()?;
         weights.sides(|_| Side::Image);
         weights.carry_all("fc.");
         let trunk = Trunk::load(&mut weights, "", Variant::Plain, &config)?;

@@ -9,6 +9,7 @@ use crate::checkpoint::CheckpointError;
 use crate::ops::{Window, average_pool2d, max_pool2d};
 use crate::probe::nonlinearity;
 use crate::shapes::Shapes;
+use crate::sizes::{check_layers, check_sizes};
 use crate::weights::Weights;
 use crate::{Activation, MaybeProbe};
 
@@ -39,6 +40,13 @@ impl ResNetConfig {
             blocks: [1, 2, 3, 4].map(|layer| shapes.count(&format!("layer{layer}."))),
             image: 224,
         })
+    }
+
+    /// Fails, naming the field, unless the sizes make sense: even channels, and an image of a cell at
+    /// least.
+    pub(crate) fn check(&self) -> std::result::Result<(), CheckpointError> {
+        check_sizes(&[("width", self.width / 2), ("image", self.image / STRIDE)])?;
+        check_layers(&self.blocks.map(|count| ("blocks", count)))
     }
 
     /// Channels of the last feature map.

@@ -56,6 +56,7 @@ impl TimmVit {
     }
 
     pub(crate) fn from_weights(config: &VisionConfig, mut weights: Weights) -> Result<Self, CheckpointError> {
+        config.check()?;
         weights.sides(|_| Side::Image);
         weights.carry_all("head.");
         let tower = VisionTransformer::timm(&mut weights, "", config, None)?;

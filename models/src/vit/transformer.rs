@@ -7,6 +7,7 @@ use crate::layers::{Block, BlockLayout, BlockShape, LayerNorm, Projection};
 use crate::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
 use crate::ops::linear;
 use crate::probe::observe;
+use crate::sizes::{check_epsilon, check_fits, check_heads, check_layers, check_sizes};
 use crate::weights::Weights;
 use crate::{Activation, ImageTower, MaybeProbe, PatchGeometry};
 
@@ -38,6 +39,21 @@ impl VisionConfig {
     /// Number of patches.
     pub fn patches(&self) -> usize {
         (self.image / self.patch).pow(2)
+    }
+
+    /// Fails, naming the field, unless the sizes make sense.
+    pub(crate) fn check(&self) -> std::result::Result<(), CheckpointError> {
+        check_sizes(&[
+            ("width", self.width),
+            ("hidden", self.hidden),
+            ("image", self.image),
+            ("patch", self.patch),
+            ("channels", self.channels),
+        ])?;
+        check_layers(&[("layers", self.layers)])?;
+        check_heads("width", self.width, self.heads)?;
+        check_epsilon("epsilon", self.epsilon)?;
+        check_fits(("patch", self.patch), ("image", self.image))
     }
 
     fn block(&self) -> BlockShape {
