@@ -1,6 +1,7 @@
 //! The foundation models against transformers, open_clip and the authors' code.
 
 mod pickle;
+mod preprocess;
 
 use std::collections::BTreeMap;
 
