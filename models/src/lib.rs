@@ -2,7 +2,6 @@
 //!
 //! Usable without the engine.
 
-mod byte_pairs;
 pub mod checkpoint;
 pub mod clip;
 mod model;
