@@ -3,12 +3,13 @@
 mod pickle;
 mod preprocess;
 mod tokenizers;
+mod training;
 
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use pipe_models::clip::{ClipConfig, ClipModel, EotRule};
-use pipe_models::train::{AdamW, AdamWOptions, Group, Schedule, loss};
+use pipe_models::train::{AdamW, AdamWOptions, Group, loss};
 use pipe_models::{CheckpointFiles, DualEncoder, TextTower, Trainable, normalise};
 
 use crate::harness::{self, Golden};
@@ -177,27 +178,4 @@ fn leaf_shape(value: &serde_json::Value) -> Vec<usize> {
         other => other,
     };
     list.as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect()
-}
-
-#[test]
-fn schedule() {
-    let Some(folder) = harness::topic("models") else { return };
-    let golden = harness::json(&folder.join("schedule.json"));
-    let case = &golden["warmup_cosine"];
-    let number = |name: &str| case[name].as_f64().unwrap();
-    for (key, floor) in [("lr", 0.0), ("lr_with_floor", number("min_factor"))] {
-        let schedule = Schedule {
-            rate: number("base_lr"),
-            warmup: number("warmup_steps") as u64,
-            total: number("total_steps") as u64,
-            floor,
-        };
-        let rates = case[key].as_array().unwrap().iter().map(|rate| rate.as_f64().unwrap());
-        let worst = rates
-            .enumerate()
-            .map(|(step, rate)| (schedule.at(step as u64) - rate).abs() / schedule.rate)
-            .fold(0.0, f64::max);
-        println!("golden models/schedule.json#warmup_cosine.{key} rel={worst:.1e}");
-        assert!(worst <= 1e-12);
-    }
 }

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
 };
-use pipe_models::train::{AdamW, Schedule, clip_gradient_norm, loss};
+use pipe_models::train::{AdamW, Schedule, WarmUp, clip_gradient_norm, loss};
 use pipe_models::{DualEncoder, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,7 @@ impl StageKind for FinetuneContrastive {
         let schedule = Schedule {
             rate: params.lr,
             warmup: (optimiser.warmup * total as f64).round() as u64,
+            begin: WarmUp::FromOneStep,
             total,
             floor: optimiser.floor,
         };
