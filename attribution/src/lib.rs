@@ -1,7 +1,55 @@
-//! Attribution methods and their metrics over any model of `pipe-models`.
+//! Attribution methods and their metrics over any model of `pipe-models`: which parts of an input made
+//! the model say what it says?
 //!
-//! Usable without the engine.
+//! Usable without the engine. A [`Score`] says what is explained (one number per sample), an
+//! [`Evaluator`] computes it in batches of bounded size and counts the passes, and a [`Method`]
+//! distributes it over the values of the input:
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use pipe_attribution::{Evaluator, Inputs, IntegratedGradients, Method, Score};
+//! use pipe_models::MaybeProbe;
+//!
+//! /// The sum of squares: its attributions are the squares themselves.
+//! struct Energy;
+//! impl Score for Energy {
+//!     fn score(&self, x: &Tensor, _: &[usize], _: MaybeProbe<'_>) -> candle_core::Result<Tensor> {
+//!         x.sqr()?.flatten_from(1)?.sum(1)
+//!     }
+//! }
+//!
+//! let images = Tensor::new(&[[[1f32, 2.0], [3.0, 4.0]]], &Device::Cpu)?.unsqueeze(0)?;
+//! let evaluator = Evaluator::new(&Energy, 16);
+//! let attribution = IntegratedGradients::default().attribute(&evaluator, &Inputs::new(&images)?)?;
+//! let squares: Vec<f32> = attribution.values.flatten_all()?.to_vec1()?;
+//! assert!((squares[3] - 16.0).abs() < 1e-4);
+//! assert_eq!(evaluator.passes().backward, 50);
+//! # Ok::<(), pipe_attribution::AttributionError>(())
+//! ```
 
+mod baseline;
+mod blur;
+mod error;
+mod evaluator;
+mod gradient;
+mod input_x_gradient;
+mod integrated_gradients;
+mod method;
+pub mod metrics;
+mod occlusion;
+mod quadrature;
 mod score;
+#[cfg(test)]
+mod testing;
 
+pub use baseline::{Baseline, BaselineRows};
+pub use blur::gaussian_blur;
+pub use error::{AttributionError, Result};
+pub use evaluator::{Evaluator, Observer, Passes};
+pub use gradient::Gradient;
+pub use input_x_gradient::InputXGradient;
+pub use integrated_gradients::IntegratedGradients;
+pub use method::{Absolute, Attribution, Inputs, Method};
+pub use occlusion::Occlusion;
+pub use quadrature::{Nodes, Quadrature};
 pub use score::Score;

@@ -1,5 +1,7 @@
 //! A table of images, decoded and brought to a model's size once.
 
+use std::collections::BTreeSet;
+
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
 use pipe_models::Preprocessor;
@@ -31,6 +33,19 @@ impl ImageSet {
     ) -> Result<Self, StageError> {
         let table = read_columns(artifact, &COLUMNS)?;
         Self::from_table(&table.select(&table.rows_of_splits(splits)), preprocessor, context)
+    }
+
+    /// Reads and decodes the images of these ids, whatever their split, in the order of the table.
+    pub(crate) fn read_only(
+        artifact: &Artifact,
+        ids: &BTreeSet<&str>,
+        preprocessor: &Preprocessor,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        let table = read_columns(artifact, &COLUMNS)?;
+        let all = table.strings("image_id")?;
+        let rows: Vec<usize> = (0..all.len()).filter(|row| ids.contains(all[*row])).collect();
+        Self::from_table(&table.select(&rows), preprocessor, context)
     }
 
     /// Decodes the images of a table.
@@ -80,13 +95,15 @@ impl ImageSet {
         self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
     }
 
+    /// The eight-bit values of a row's square, `side * side * 3`.
+    pub(crate) fn square(&self, row: usize) -> &[u8] {
+        let length = self.preprocessor.side * self.preprocessor.side * 3;
+        &self.squares[row * length..(row + 1) * length]
+    }
+
     /// Normalised pixels `[rows, 3, side, side]`.
     pub(crate) fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
-        let length = self.preprocessor.side * self.preprocessor.side * 3;
-        let mut squares = Vec::with_capacity(rows.len() * length);
-        for row in rows {
-            squares.extend_from_slice(&self.squares[row * length..(row + 1) * length]);
-        }
+        let squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
         self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
     }
 }

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch};
+use arrow_buffer::NullBuffer;
 use arrow_ipc::reader::FileReader;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema};
@@ -23,6 +24,18 @@ pub(crate) fn tensor_column(
     dimensions: &[&str],
     values: Vec<f32>,
 ) -> Result<(Field, ArrayRef), StageError> {
+    nullable_tensor_column(name, shape, dimensions, values, None)
+}
+
+/// A column of tensors of one shape, null where `valid` says no (their values are there all the same,
+/// and mean nothing).
+pub(crate) fn nullable_tensor_column(
+    name: &str,
+    shape: &[usize],
+    dimensions: &[&str],
+    values: Vec<f32>,
+    valid: Option<&[bool]>,
+) -> Result<(Field, ArrayRef), StageError> {
     let length = shape.iter().product::<usize>();
     // A child that is not nullable comes back from Parquet without its extension.
     let item = Arc::new(Field::new("item", DataType::Float32, true));
@@ -30,7 +43,7 @@ pub(crate) fn tensor_column(
         Arc::clone(&item),
         length as i32,
         Arc::new(Float32Array::from(values)),
-        None,
+        valid.map(NullBuffer::from),
     )
     .map_err(|error| StageError::because(format!("building the column `{name}`"), error))?;
     let metadata = serde_json::json!({ "shape": shape, "dim_names": dimensions }).to_string();
@@ -48,15 +61,55 @@ pub(crate) fn write_file(
     columns: Vec<(Field, ArrayRef)>,
     metadata: HashMap<String, String>,
 ) -> Result<(), StageError> {
-    let doing = || format!("writing `{}`", path.display());
-    let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
-    let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
-    let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)
-        .map_err(|error| StageError::because(doing(), error))?;
-    let file = File::create(path).map_err(|error| StageError::environment(doing(), error))?;
-    let mut writer =
-        FileWriter::try_new(file, &schema).map_err(|error| StageError::because(doing(), error))?;
-    writer.write(&batch).and_then(|()| writer.finish()).map_err(|error| StageError::because(doing(), error))
+    let mut writer = BatchWriter::new(path, metadata);
+    writer.write(columns)?;
+    writer.finish()
+}
+
+/// A file that is written batch by batch, so that its rows need not all be in memory. Every batch has
+/// the columns of the first.
+pub(crate) struct BatchWriter {
+    path: PathBuf,
+    metadata: HashMap<String, String>,
+    writer: Option<FileWriter<File>>,
+}
+
+impl BatchWriter {
+    /// A writer of the file `path`, which exists once a batch was written.
+    pub(crate) fn new(path: &Path, metadata: HashMap<String, String>) -> Self {
+        Self { path: path.to_owned(), metadata, writer: None }
+    }
+
+    fn failed(&self, error: arrow_schema::ArrowError) -> StageError {
+        StageError::because(format!("writing `{}`", self.path.display()), error)
+    }
+
+    /// Writes a batch of rows.
+    pub(crate) fn write(&mut self, columns: Vec<(Field, ArrayRef)>) -> Result<(), StageError> {
+        let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
+        let schema = Arc::new(Schema::new_with_metadata(fields, self.metadata.clone()));
+        let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(|error| self.failed(error))?;
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => {
+                let file = File::create(&self.path).map_err(|error| {
+                    StageError::environment(format!("writing `{}`", self.path.display()), error)
+                })?;
+                FileWriter::try_new(file, &schema).map_err(|error| self.failed(error))?
+            }
+        };
+        writer.write(&batch).map_err(|error| self.failed(error))?;
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// Ends the file.
+    pub(crate) fn finish(mut self) -> Result<(), StageError> {
+        match self.writer.take() {
+            Some(mut writer) => writer.finish().map_err(|error| self.failed(error)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// All rows of a file as one batch.

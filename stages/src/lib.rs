@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod attribute;
 pub mod checkpoint;
 mod classification;
 pub mod embed;
@@ -13,13 +14,16 @@ mod images;
 mod ipc;
 mod labels;
 mod logistic;
+mod mean_image;
 mod model;
 pub mod phantom;
 mod registry;
 mod report;
 pub mod retrieve;
+pub mod score;
 mod statistics;
 pub mod table;
+mod target;
 pub mod tokenizer;
 
 pub use pipe_models::process;

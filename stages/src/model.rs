@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor, Var};
 use pipe_engine::{Artifact, OutputWriter, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
 use pipe_models::ops::linear;
+use pipe_models::random::Key;
 use pipe_models::{
     CheckpointError, CheckpointFiles, ClipModel, DualEncoder, MaybeProbe, Preprocessor, Tokenizer, Trainable,
 };
@@ -86,6 +87,32 @@ impl Model {
             None => None,
         };
         Ok(Self { clip, preprocessor, tokenizer_json, head })
+    }
+
+    /// The same architecture with random weights in the towers and the head, a pure function of `seed`:
+    /// the control that no explanation may resemble (Adebayo et al. 2018).
+    pub(crate) fn randomised(&self, seed: i64) -> Result<Self, StageError> {
+        let clip = ClipModel::random(self.clip.config(), seed as u64, &DEVICE, Trainable::Frozen)
+            .map_err(checkpoint_error)?;
+        let head = match &self.head {
+            Some(head) => {
+                let (classes, width) = head.weight.dims2().map_err(tensor_error)?;
+                let key = Key::derive("pipe random head/1", seed as u64, &[]);
+                let scale = (width as f64).sqrt();
+                let values: Vec<f32> =
+                    (1..=(classes * width) as u64).map(|draw| (key.normal(draw) / scale) as f32).collect();
+                let weight = Tensor::from_vec(values, (classes, width), &DEVICE).map_err(tensor_error)?;
+                let bias = head.bias.zeros_like().map_err(tensor_error)?;
+                Some(Head { description: head.description.clone(), weight, bias })
+            }
+            None => None,
+        };
+        Ok(Self {
+            clip,
+            preprocessor: self.preprocessor.clone(),
+            tokenizer_json: self.tokenizer_json.clone(),
+            head,
+        })
     }
 
     /// The tokeniser.

@@ -5,6 +5,7 @@ use pipe_engine::Registry;
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
@@ -13,5 +14,6 @@ pub fn registry() -> Registry {
         .with(crate::phantom::IngestPhantom)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
+        .with(crate::score::Score)
         .with(crate::tokenizer::TrainTokenizer)
 }

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 
 use crate::Activation;
 use crate::checkpoint::CheckpointError;
+use crate::vit::VisionConfig;
 
 /// The published default of `eos_token_id` where a file leaves it out.
 const DEFAULT_EOT: u32 = 49407;
@@ -22,7 +23,8 @@ pub enum EotRule {
 }
 
 /// The text transformer.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TextConfig {
     /// Rows of the token embedding table.
     pub vocabulary: usize,
@@ -46,36 +48,6 @@ pub struct TextConfig {
     pub bos: u32,
     /// `pad_token_id` as written.
     pub pad: u32,
-}
-
-/// The vision transformer.
-#[derive(Clone, PartialEq, Debug)]
-pub struct VisionConfig {
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Width inside the perceptrons.
-    pub hidden: usize,
-    /// Number of blocks.
-    pub layers: usize,
-    /// Number of attention heads.
-    pub heads: usize,
-    /// Side of the image, in pixels.
-    pub image: usize,
-    /// Side of a patch, in pixels.
-    pub patch: usize,
-    /// Channels of the image.
-    pub channels: usize,
-    /// The nonlinearity.
-    pub activation: Activation,
-    /// Epsilon of layer norms.
-    pub epsilon: f64,
-}
-
-impl VisionConfig {
-    /// Number of patches.
-    pub fn patches(&self) -> usize {
-        (self.image / self.patch).pow(2)
-    }
 }
 
 /// Both towers and their common space.

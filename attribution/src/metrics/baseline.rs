@@ -1,0 +1,142 @@
+//! What features change to.
+
+use super::{Groups, Shape};
+
+/// A value that stands for "removed", taken over all channels of one image.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Baseline {
+    /// This value.
+    Constant(f32),
+    /// The image's least value: not 0 after mean and deviation were taken off.
+    Black,
+    /// The image's greatest value.
+    White,
+    /// The image's mean.
+    Mean,
+}
+
+impl Baseline {
+    /// The value for an image.
+    pub fn value(self, image: &[f32]) -> f32 {
+        match self {
+            Self::Constant(value) => value,
+            Self::Black => image.iter().copied().fold(f32::INFINITY, f32::min),
+            Self::White => image.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+            Self::Mean => {
+                let sum: f64 = image.iter().map(|value| f64::from(*value)).sum();
+                (sum / image.len().max(1) as f64) as f32
+            }
+        }
+    }
+
+    /// The image of this value everywhere.
+    pub fn image(self, image: &[f32]) -> Vec<f32> {
+        vec![self.value(image); image.len()]
+    }
+
+    /// What each feature of `groups` changes to where the value is taken again before every step, from
+    /// the image as changed so far (Quantus). Only the mean drifts.
+    pub fn drifting(self, image: &[f32], groups: &Groups) -> Vec<f32> {
+        let mut end = self.image(image);
+        if self == Self::Mean {
+            let mut sum: f64 = image.iter().map(|value| f64::from(*value)).sum();
+            for group in groups.iter() {
+                let mean = (sum / image.len() as f64) as f32;
+                for feature in group {
+                    let feature = *feature as usize;
+                    sum += f64::from(mean) - f64::from(image[feature]);
+                    end[feature] = mean;
+                }
+            }
+        }
+        end
+    }
+}
+
+/// The side of the blur's window.
+const BLUR_SIDE: usize = 11;
+/// The deviation of the Gaussian that makes it.
+const BLUR_DEVIATION: f64 = 5.0;
+
+/// One axis of the blur of Petsiuk et al. (2018): a unit impulse in the middle of eleven values, filtered
+/// by a Gaussian of deviation 5 with reflecting borders. The reflections make it nearly flat; it sums to
+/// 1, and the two-dimensional kernel is its outer product.
+pub fn blur_weights() -> [f64; BLUR_SIDE] {
+    // A Gaussian filter ends at four deviations.
+    let reach = (4.0 * BLUR_DEVIATION + 0.5) as i64;
+    let gaussian = |offset: i64| libm::exp(-0.5 * (offset * offset) as f64 / (BLUR_DEVIATION * BLUR_DEVIATION));
+    let total: f64 = (-reach..=reach).map(gaussian).sum();
+    let side = BLUR_SIDE as i64;
+    let mut weights = [0.0; BLUR_SIDE];
+    for (index, weight) in weights.iter_mut().enumerate() {
+        for offset in -reach..=reach {
+            // (d c b a | a b c d | d c b a)
+            let place = (index as i64 + offset).rem_euclid(2 * side);
+            let reflected = if place < side { place } else { 2 * side - 1 - place };
+            if reflected == side / 2 {
+                *weight += gaussian(offset) / total;
+            }
+        }
+    }
+    weights
+}
+
+/// Where insertion starts: each channel of the image blurred (11 x 11, zeros beyond the border).
+pub fn blurred(image: &[f32], shape: Shape) -> Vec<f32> {
+    let weights = blur_weights();
+    let (height, width) = (shape.height as i64, shape.width as i64);
+    let half = BLUR_SIDE as i64 / 2;
+    let mut result = Vec::with_capacity(image.len());
+    for plane in image.chunks_exact(shape.pixels().max(1)) {
+        let value = |row: i64, column: i64| f64::from(plane[(row * width + column) as usize]);
+        let mut rows = vec![0.0f64; plane.len()];
+        for (index, sum) in rows.iter_mut().enumerate() {
+            let (row, column) = (index as i64 / width, index as i64 % width);
+            for x in (column - half).max(0)..=(column + half).min(width - 1) {
+                *sum += weights[(x - column + half) as usize] * value(row, x);
+            }
+        }
+        for index in 0..plane.len() {
+            let (row, column) = (index as i64 / width, index as i64 % width);
+            let sum: f64 = ((row - half).max(0)..=(row + half).min(height - 1))
+                .map(|y| weights[(y - row + half) as usize] * rows[(y * width + column) as usize])
+                .sum();
+            result.push(sum as f32);
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_an_image() {
+        let image = [1.0, -2.0, 4.0];
+        let values = [Baseline::Constant(0.5), Baseline::Black, Baseline::White, Baseline::Mean];
+        assert_eq!(values.map(|baseline| baseline.value(&image)), [0.5, -2.0, 4.0, 1.0]);
+    }
+
+    #[test]
+    fn a_mean_that_is_taken_again_drifts() {
+        let groups = Groups::new([[0], [1], [2]]);
+        // Means of (3, 0, 0), (1, 0, 0) and (1, 1/3, 0).
+        let end = Baseline::Mean.drifting(&[3.0, 0.0, 0.0], &groups);
+        for (ours, expected) in end.iter().zip([1.0, 1.0 / 3.0, 4.0 / 9.0]) {
+            assert!((ours - expected).abs() < 1e-6, "{end:?}");
+        }
+        assert_eq!(Baseline::White.drifting(&[3.0, 0.0], &groups), [3.0, 3.0]);
+    }
+
+    #[test]
+    fn the_blur_keeps_a_constant_away_from_the_border() {
+        let shape = Shape { channels: 2, height: 23, width: 13 };
+        let weights = blur_weights();
+        assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!(weights.iter().all(|weight| (weight - 1.0 / 11.0).abs() < 0.03), "{weights:?}");
+        let blurred = blurred(&vec![2.0; shape.features()], shape);
+        assert!((blurred[11 * 13 + 6] - 2.0).abs() < 1e-6);
+        assert!(blurred[0] < 1.0);
+    }
+}

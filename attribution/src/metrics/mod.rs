@@ -1,0 +1,100 @@
+//! What explanations are scored with, after Quantus (Hedström et al. 2023, JMLR 24(34)).
+//!
+//! Three families:
+//!
+//! * **Localisation** and **complexity** are pure functions of one map (and a mask): plain `f64`
+//!   slices in, a number out, no model.
+//! * **Faithfulness** asks a model about changed images. Every such metric is a few lines over one
+//!   [`Engine`]: images, ordered groups of features, what they change to, cumulatively or one by one.
+//!   Steps of many samples share batches.
+//!
+//! Two modes, wherever the published implementation and the definition differ: [`Mode::Reference`] is
+//! what the papers define, per sample; [`Mode::Quantus`] is Quantus 0.6.0 with its quirks, for
+//! comparison with published tables. Where Quantus fails, that mode refuses with the reason.
+//!
+//! **Ties.** Every order is stable: equal values keep ascending index (row-major, channels outermost).
+//! The position of a map's maximum is the first one in that order. Coarse maps (occlusion, patch maps
+//! repeated to pixels) have many ties: the pointing game then judges the top left pixel of the best
+//! plateau.
+//!
+//! **Undefined** is an [`Undefined`] with its reason, never NaN and never 0.
+
+mod baseline;
+mod completeness;
+mod complexity;
+mod deletion;
+mod engine;
+mod faithfulness_correlation;
+mod faithfulness_estimate;
+mod infidelity;
+mod irof;
+mod localisation;
+mod monotonicity;
+mod order;
+mod pixel_flipping;
+mod prepare;
+mod region_perturbation;
+mod road;
+mod similarity;
+mod sufficiency;
+
+pub use baseline::{Baseline, blur_weights, blurred};
+pub use completeness::{CompletenessGap, completeness, completeness_quantus, non_sensitivity};
+pub use complexity::{complexity, effective_complexity, sparseness};
+pub use deletion::{Curves, area, deletion, insertion};
+pub use engine::{Change, Engine, Path, Sample, Shape, Start};
+pub use faithfulness_correlation::{faithfulness_correlation, random_subsets, sensitivity_n_quantus};
+pub use faithfulness_estimate::faithfulness_estimate;
+pub use infidelity::{
+    Drops, Prediction, infidelity_of_changes, infidelity_of_patches, infidelity_quantus, squared_error,
+};
+pub use irof::{irof, irof_quantus};
+pub use localisation::{
+    Mask, Weighting, attribution_localisation, auc, focus, pointing_game, relevance_mass_accuracy,
+    relevance_rank_accuracy, top_k_intersection, weighted_pointing_game,
+};
+pub use monotonicity::{monotonicity, monotonicity_correlation, non_decreasing_share};
+pub use order::{Groups, ascending, descending, first_maximum};
+pub use pixel_flipping::{Order, pixel_flipping, pixel_flipping_quantus, trapezoid};
+pub use prepare::{Part, by_largest_magnitude, by_second_moment, in_channels, normalise_together};
+pub use region_perturbation::{area_over_curve, patch_order, patches, region_perturbation};
+pub use road::{imputed, pixels_of, road};
+pub use similarity::{Similarity, average_ranks, pearson, spearman};
+pub use sufficiency::{Distance, sufficiency};
+
+/// Which definition of a metric is meant, where two exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// What the paper defines, a function of one sample.
+    #[default]
+    Reference,
+    /// What Quantus 0.6.0 computes, quirks included.
+    Quantus,
+}
+
+/// Why a metric has no value.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Undefined {
+    /// Localisation without anything to find.
+    #[error("the mask is empty")]
+    EmptyMask,
+    /// Localisation where nothing can be missed.
+    #[error("the mask covers the whole image")]
+    FullMask,
+    /// Shares of nothing.
+    #[error("the map has no mass")]
+    NoMass,
+    /// A correlation with something constant.
+    #[error("what is correlated does not vary")]
+    Constant,
+    /// A comparison with nobody.
+    #[error("no other sample has a like map")]
+    NoNeighbour,
+    /// The published implementation raises an error, or returns what cannot be meant.
+    #[error("Quantus 0.6.0 has no value here: {0}")]
+    Refused(&'static str),
+}
+
+/// A metric's value for one sample.
+pub type Value = Result<f64, Undefined>;

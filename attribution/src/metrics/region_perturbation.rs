@@ -1,0 +1,48 @@
+//! Region perturbation (Samek et al. 2017) and selectivity (Montavon, Samek and Müller 2018): patches
+//! instead of pixels.
+
+use super::deletion::Curves;
+use super::engine::{Change, Engine, Sample, Start, paths};
+use super::{Baseline, Groups, Order, Shape};
+use crate::Result;
+
+/// The patches of an image, row by row. Where the side does not divide the image, the grid stands
+/// around its middle and the outer patches are smaller, as if the image were padded.
+pub fn patches(shape: Shape, side: usize) -> Groups {
+    let side = side.max(1);
+    let before = |length: usize| (length.next_multiple_of(side) - length) / 2;
+    Groups::patches([shape.height, shape.width], side, [before(shape.height), before(shape.width)])
+}
+
+/// The patches of a map in the order of their sums.
+pub fn patch_order(map: &[f64], patches: &Groups, order: Order) -> Vec<u32> {
+    order.of(&patches.sums(map))
+}
+
+/// The scores while patches are removed one after another: for each sample those of `orders[i]`, which
+/// may name fewer patches than there are. The curve begins with the unchanged image.
+///
+/// # Errors
+/// Whatever the score reports.
+pub fn region_perturbation(
+    engine: &Engine<'_>,
+    samples: &[Sample<'_>],
+    patches: &Groups,
+    orders: &[Vec<u32>],
+    baseline: Baseline,
+) -> Result<Curves> {
+    let shape = engine.shape();
+    let groups: Vec<Groups> = orders
+        .iter()
+        .map(|order| patches.reordered(order).in_all_channels(shape.channels, shape.pixels()))
+        .collect();
+    let ends: Vec<Vec<f32>> =
+        samples.iter().zip(&groups).map(|(sample, groups)| baseline.drifting(sample.image, groups)).collect();
+    engine.curves(&paths(samples, &ends, &groups, Change::Cumulative), Start::Included)
+}
+
+/// The area over the perturbation curve: the mean drop over all its points, the start's 0 among them.
+/// High for a faithful map when the most relevant patches go first, low when the least relevant do.
+pub fn area_over_curve(curve: &[f64]) -> f64 {
+    curve.iter().map(|value| curve[0] - value).sum::<f64>() / curve.len() as f64
+}

@@ -1,0 +1,367 @@
+//! The stage kind `attribute`: which pixels made the classifier say what it says.
+
+mod baseline;
+mod explanation;
+mod saliency;
+mod selection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
+    StageKind,
+};
+use pipe_models::Trainable;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::baseline::Baselines;
+use self::explanation::{Counts, Explanation};
+use self::saliency::SaliencyFile;
+use self::selection::{Selection, select};
+use crate::artifact;
+use crate::images::ImageSet;
+use crate::labels::Labels;
+use crate::model::Model;
+
+/// The method.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// The gradient alone; the map is the greatest absolute value over channels.
+    Gradient,
+    /// Input (minus the baseline) times gradient.
+    InputXGradient,
+    /// Input minus baseline times the mean gradient between them.
+    IntegratedGradients,
+    /// The fall of the score when a window is replaced by the baseline.
+    Occlusion,
+}
+
+impl Method {
+    /// Its name in parameters and metadata.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gradient => "gradient",
+            Self::InputXGradient => "input_x_gradient",
+            Self::IntegratedGradients => "integrated_gradients",
+            Self::Occlusion => "occlusion",
+        }
+    }
+
+    /// How channels become one map: signed maps are summed, so that they stay complete.
+    fn reduction(self) -> &'static str {
+        match self {
+            Self::Gradient => "greatest absolute value",
+            Self::InputXGradient | Self::IntegratedGradients => "sum",
+            // Windows span all channels, whose attributions are equal.
+            Self::Occlusion => "one of equals",
+        }
+    }
+}
+
+/// The rule that places the steps of Integrated Gradients; names are Captum's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Quadrature {
+    /// Gauss-Legendre nodes.
+    #[serde(rename = "gausslegendre")]
+    GaussLegendre,
+    /// Left ends of equal intervals.
+    RiemannLeft,
+    /// Right ends.
+    RiemannRight,
+    /// Middles.
+    RiemannMiddle,
+    /// Captum's trapezoid, whose weights sum to 1 - 1/steps.
+    RiemannTrapezoid,
+    /// The trapezoid rule.
+    Trapezoid,
+}
+
+impl From<Quadrature> for pipe_attribution::Quadrature {
+    fn from(rule: Quadrature) -> Self {
+        match rule {
+            Quadrature::GaussLegendre => Self::GaussLegendre,
+            Quadrature::RiemannLeft => Self::RiemannLeft,
+            Quadrature::RiemannRight => Self::RiemannRight,
+            Quadrature::RiemannMiddle => Self::RiemannMiddle,
+            Quadrature::RiemannTrapezoid => Self::RiemannTrapezoid,
+            Quadrature::Trapezoid => Self::Trapezoid,
+        }
+    }
+}
+
+/// What an image is compared with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Baseline {
+    /// Zero in the normalised space: the mean colour of the model's pre-training data, a mid grey.
+    Zero,
+    /// Black.
+    Black,
+    /// The value `constant` of the normalised space.
+    Constant,
+    /// The image itself, blurred.
+    Blur,
+    /// The mean of the training split, pixel by pixel, among images of the same modality and region.
+    Mean,
+    /// The image's lesion-free twin.
+    Twin,
+}
+
+impl Baseline {
+    /// Its name in parameters and metadata.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Zero => "zero",
+            Self::Black => "black",
+            Self::Constant => "constant",
+            Self::Blur => "blur",
+            Self::Mean => "mean",
+            Self::Twin => "twin",
+        }
+    }
+}
+
+/// Parameters of `attribute`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The method.
+    pub method: Method,
+    /// The class whose logit is explained: `predicted`, `true`, or a class by its name. Multi-label
+    /// heads: each predicted label (the likeliest if there is none), or each true one.
+    pub target: String,
+    /// A class whose logit is subtracted: what is explained is then the margin between the two.
+    pub against: Option<String>,
+    /// What the image is compared with; the gradient alone compares with nothing.
+    pub baseline: Baseline,
+    /// Baseline `constant`: the value, in the normalised space.
+    #[schemars(range(min = -100.0, max = 100.0))]
+    pub constant: f64,
+    /// Baseline `blur`: the standard deviation in pixels; by default 10 for an image of 224.
+    #[schemars(range(min = 0.01, max = 1000.0))]
+    pub blur_sigma: Option<f64>,
+    /// Integrated Gradients: points between baseline and image.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub steps: i64,
+    /// Integrated Gradients: the rule that places them.
+    pub quadrature: Quadrature,
+    /// Occlusion: side of the window in pixels; by default the multiple of the patch that is nearest to
+    /// 32 in 224, at least one patch.
+    #[schemars(range(min = 1, max = 4096))]
+    pub window: Option<i64>,
+    /// Occlusion: distance between windows in pixels; by default half of that, at least one patch.
+    #[schemars(range(min = 1, max = 4096))]
+    pub stride: Option<i64>,
+    /// The splits that are explained; all if empty.
+    pub splits: Vec<String>,
+    /// At most this many images, the first in the order of the table that pass the filters below.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub limit: Option<i64>,
+    /// Only images of these true classes; all if empty.
+    pub classes: Vec<String>,
+    /// Only images that the model classifies correctly.
+    pub only_correct: bool,
+    /// Whether random weights take the place of the model's: the control for an explanation. Images,
+    /// targets and baselines are still chosen by the model as it is.
+    pub random_weights: bool,
+    /// Decides random weights.
+    pub seed: i64,
+    /// Images, steps or windows per pass through the model.
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            method: Method::IntegratedGradients,
+            target: "predicted".to_owned(),
+            against: None,
+            baseline: Baseline::Zero,
+            constant: 0.0,
+            blur_sigma: None,
+            steps: 50,
+            quadrature: Quadrature::GaussLegendre,
+            window: None,
+            stride: None,
+            splits: vec!["test".to_owned()],
+            limit: None,
+            classes: Vec::new(),
+            only_correct: false,
+            random_weights: false,
+            seed: 0,
+            batch: 32,
+        }
+    }
+}
+
+impl Params {
+    /// The baseline's name, or that there is none.
+    fn baseline_name(&self) -> &'static str {
+        if self.method == Method::Gradient { "none" } else { self.baseline.name() }
+    }
+}
+
+/// Explains a classifier.
+pub struct Attribute;
+
+impl StageKind for Attribute {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "attribute",
+            summary: "saliency maps of a classifier: which pixels made it say what it says",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a head"),
+                InputPort::optional(
+                    "labels",
+                    &[artifact::LABELS],
+                    "their classes: for `target = \"true\"`, `classes` and `only_correct`",
+                ),
+                InputPort::optional(
+                    "reference",
+                    &[artifact::IMAGES],
+                    "baseline `mean`: the images whose training split is averaged; by default `images`",
+                ),
+                InputPort::optional(
+                    "twins",
+                    &[artifact::IMAGES],
+                    "baseline `twin`: counterfactual images, with the column `twin_of`",
+                ),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![OutputPort::new("saliency", artifact::SALIENCY, "one map per image and target")]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let mut problems = Vec::new();
+        let mut wrong = |path: &str, message: String, help: &str| {
+            problems.push(ParameterProblem { path: path.to_owned(), message, help: Some(help.to_owned()) });
+        };
+        let trapezoid = matches!(params.quadrature, Quadrature::RiemannTrapezoid | Quadrature::Trapezoid);
+        if params.method == Method::IntegratedGradients && trapezoid && params.steps < 2 {
+            wrong("steps", "a trapezoid has two ends".to_owned(), "give at least 2 steps");
+        }
+        if let (Some(window), Some(stride)) = (params.window, params.stride)
+            && stride > window
+        {
+            wrong(
+                "stride",
+                format!("windows of {window} that stand {stride} apart leave gaps"),
+                "a stride of at most the window covers every pixel",
+            );
+        }
+        if params.against.as_ref() == Some(&params.target) {
+            wrong(
+                "against",
+                format!("`{}` minus itself is 0 everywhere", params.target),
+                "name another class, or leave it out",
+            );
+        }
+        problems
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let labels = match context.optional_input("labels") {
+            Some(artifact) => Some(Labels::read(artifact)?),
+            None => None,
+        };
+        let selection = select(params, &model, &images, labels.as_ref(), context)?;
+        let baselines = Baselines::read(params, &model, &images, context)?;
+        let model = if params.random_weights { model.randomised(params.seed)? } else { model };
+        let metadata = metadata(params, &model, context.provenance());
+        let path = context.output("saliency")?.path("saliency.arrow")?;
+        let side = model.preprocessor.side;
+        let target_kind = if params.against.is_some() { "margin" } else { "logit" };
+        let classes = &model.head()?.description.classes;
+        let mut file = SaliencyFile::new(&path, [side, side], target_kind, classes, metadata);
+        let explanation =
+            Explanation { params, model: &model, images: &images, baselines: &baselines, context };
+        let counts = explanation.write(&selection.rows, &mut file)?;
+        file.finish()?;
+        summarise(params, &selection, &counts, context);
+        Ok(())
+    }
+}
+
+/// What the file says of its maps beside the provenance.
+fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String, String> {
+    let vision = &model.clip.config().vision;
+    let described = format!(
+        "CLIP ViT, {0} x {0} pixels, patch {1}, {2} layers of width {3}",
+        vision.image, vision.patch, vision.layers, vision.width
+    );
+    let params_json = serde_json::to_string(params).unwrap_or_default();
+    let mut metadata = HashMap::from([
+        ("method".to_owned(), params.method.name().to_owned()),
+        ("model".to_owned(), described),
+        ("layer".to_owned(), "input".to_owned()),
+        ("baseline".to_owned(), params.baseline_name().to_owned()),
+        ("channels".to_owned(), params.method.reduction().to_owned()),
+        ("target".to_owned(), params.target.clone()),
+        ("params".to_owned(), params_json),
+        ("pipe".to_owned(), provenance.to_owned()),
+    ]);
+    if params.random_weights {
+        metadata.insert("random_weights".to_owned(), params.seed.to_string());
+    }
+    if let Some(against) = &params.against {
+        metadata.insert("against".to_owned(), against.clone());
+    }
+    metadata
+}
+
+/// Says what was done and what is remarkable about it.
+fn summarise(params: &Params, selection: &Selection, counts: &Counts, context: &StageContext<'_>) {
+    let line = format!(
+        "{}: {} maps of {} images, {} forward and {} backward passes, {} more forward passes to select images",
+        params.method.name(),
+        counts.maps,
+        selection.images,
+        counts.passes.forward,
+        counts.passes.backward,
+        selection.passes
+    );
+    context.host().log(&line);
+    let plural = |count: usize| if count == 1 { "map" } else { "maps" };
+    if selection.images == 0 {
+        context.warn("no image passes the filters: there are no maps");
+    }
+    if counts.incomplete > 0 {
+        context.warn(&format!(
+            "{} of {} {}: the sum misses the difference of scores by more than 5 %; more `steps` come closer",
+            counts.incomplete,
+            counts.maps,
+            plural(counts.maps)
+        ));
+    }
+    if counts.all_zero > 0 {
+        context.warn(&format!(
+            "{} of {} {}: zero everywhere",
+            counts.all_zero,
+            counts.maps,
+            plural(counts.maps)
+        ));
+    }
+    if counts.not_applicable > 0 {
+        context.host().log(&format!("{} rows are not applicable; each says why", counts.not_applicable));
+    }
+}

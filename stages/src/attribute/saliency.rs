@@ -1,0 +1,173 @@
+//! Saliency maps as they are stored: one row per image and target.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::{Array, ArrayRef, BooleanArray, Float32Array, Int32Array, StringArray};
+use arrow_schema::{DataType, Field};
+use pipe_attribution::Attribution;
+use pipe_engine::StageError;
+
+use super::Method;
+use crate::ipc::{BatchWriter, nullable_tensor_column};
+
+/// Rows of a record batch.
+const BATCH_ROWS: usize = 64;
+
+/// The map of one sample, channels reduced.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct SaliencyMap {
+    /// Row-major.
+    values: Vec<f32>,
+    score: f32,
+    baseline_score: Option<f32>,
+    completeness_gap: Option<f32>,
+}
+
+impl SaliencyMap {
+    pub(super) fn is_all_zero(&self) -> bool {
+        self.values.iter().all(|value| *value == 0.0)
+    }
+
+    /// The gap as a share of the difference of scores; none where that is (nearly) 0.
+    pub(super) fn relative_gap(&self) -> Option<f32> {
+        let way = (self.score - self.baseline_score?).abs();
+        (way > 1e-3 * self.score.abs().max(1e-6)).then_some(self.completeness_gap?.abs() / way)
+    }
+}
+
+/// One map per row of an attribution `[rows, channels, height, width]`, or why there is none.
+pub(super) fn maps(
+    attribution: &Attribution,
+    method: Method,
+) -> candle_core::Result<Vec<Result<SaliencyMap, String>>> {
+    let (rows, channels, height, width) = attribution.values.dims4()?;
+    let plane = height * width;
+    let values = attribution.values.flatten_all()?.to_vec1::<f32>()?;
+    let map = |row: usize| {
+        let values = &values[row * channels * plane..(row + 1) * channels * plane];
+        let reduced: Vec<f32> = (0..plane)
+            .map(|pixel| {
+                let channels = values[pixel..].iter().step_by(plane);
+                match method {
+                    Method::Gradient => channels.fold(0.0, |most, value| value.abs().max(most)),
+                    _ => channels.map(|value| f64::from(*value)).sum::<f64>() as f32,
+                }
+            })
+            .collect();
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err("the attribution has values that are not finite".to_owned());
+        }
+        Ok(SaliencyMap {
+            values: reduced,
+            score: attribution.scores[row],
+            baseline_score: attribution.baseline_scores.as_ref().map(|scores| scores[row]),
+            completeness_gap: attribution.completeness_gaps.as_ref().map(|gaps| gaps[row]),
+        })
+    };
+    Ok((0..rows).map(map).collect())
+}
+
+/// The file `saliency.arrow`, written in batches.
+pub(super) struct SaliencyFile<'a> {
+    writer: BatchWriter,
+    shape: [usize; 2],
+    target_kind: &'static str,
+    classes: &'a [String],
+    rows: Vec<Row>,
+    is_begun: bool,
+}
+
+struct Row {
+    id: String,
+    class: Option<usize>,
+    outcome: Result<SaliencyMap, String>,
+}
+
+impl<'a> SaliencyFile<'a> {
+    /// A file of maps of `shape` (height, width) for targets among `classes`.
+    pub(super) fn new(
+        path: &Path,
+        shape: [usize; 2],
+        target_kind: &'static str,
+        classes: &'a [String],
+        metadata: HashMap<String, String>,
+    ) -> Self {
+        let writer = BatchWriter::new(path, metadata);
+        Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false }
+    }
+
+    /// Adds a row: a map, or the reason why there is none.
+    pub(super) fn add(
+        &mut self,
+        id: &str,
+        class: Option<usize>,
+        outcome: Result<SaliencyMap, String>,
+    ) -> Result<(), StageError> {
+        self.rows.push(Row { id: id.to_owned(), class, outcome });
+        if self.rows.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes what is left and ends the file. A file without rows has its columns all the same.
+    pub(super) fn finish(mut self) -> Result<(), StageError> {
+        if !self.rows.is_empty() || !self.is_begun {
+            self.flush()?;
+        }
+        self.writer.finish()
+    }
+
+    fn flush(&mut self) -> Result<(), StageError> {
+        self.is_begun = true;
+        let rows = std::mem::take(&mut self.rows);
+        let columns = self.columns(&rows)?;
+        self.writer.write(columns)
+    }
+
+    fn columns(&self, rows: &[Row]) -> Result<Vec<(Field, ArrayRef)>, StageError> {
+        fn column(name: &str, data_type: DataType, array: impl Array + 'static) -> (Field, ArrayRef) {
+            (Field::new(name, data_type, true), Arc::new(array))
+        }
+        let text = |name: &str, value: &dyn Fn(&Row) -> Option<String>| {
+            column(name, DataType::Utf8, rows.iter().map(value).collect::<StringArray>())
+        };
+        let number = |name: &str, value: &dyn Fn(&SaliencyMap) -> Option<f32>| {
+            let values = rows.iter().map(|row| row.outcome.as_ref().ok().and_then(value));
+            column(name, DataType::Float32, values.collect::<Float32Array>())
+        };
+        let valid: Vec<bool> = rows.iter().map(|row| row.outcome.is_ok()).collect();
+        let length = self.shape[0] * self.shape[1];
+        let mut values = Vec::with_capacity(rows.len() * length);
+        for row in rows {
+            match &row.outcome {
+                Ok(map) => values.extend_from_slice(&map.values),
+                Err(_) => values.extend(std::iter::repeat_n(0.0, length)),
+            }
+        }
+        let index = rows.iter().map(|row| row.class.map(|class| class as i32));
+        Ok(vec![
+            text("id", &|row| Some(row.id.clone())),
+            text("target_kind", &|_| Some(self.target_kind.to_owned())),
+            text("target", &|row| row.class.map(|class| self.classes[class].clone())),
+            column("target_index", DataType::Int32, index.collect::<Int32Array>()),
+            number("score", &|map| Some(map.score)),
+            number("score_baseline", &|map| map.baseline_score),
+            number("completeness_gap", &|map| map.completeness_gap),
+            text("status", &|row| Some(status(&row.outcome))),
+            column("valid", DataType::Boolean, BooleanArray::from(valid.clone())),
+            number("min", &|map| map.values.iter().copied().reduce(f32::min)),
+            number("max", &|map| map.values.iter().copied().reduce(f32::max)),
+            number("sum", &|map| Some(map.values.iter().map(|value| f64::from(*value)).sum::<f64>() as f32)),
+            nullable_tensor_column("saliency", &self.shape, &["y", "x"], values, Some(&valid))?,
+        ])
+    }
+}
+
+/// `ok`, `all_zero`, or `not_applicable` with its reason.
+fn status(outcome: &Result<SaliencyMap, String>) -> String {
+    match outcome {
+        Ok(map) if map.is_all_zero() => "all_zero".to_owned(),
+        Ok(_) => "ok".to_owned(),
+        Err(reason) => format!("not_applicable: {reason}"),
+    }
+}

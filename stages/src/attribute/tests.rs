@@ -1,0 +1,484 @@
+//! The stage on phantoms and a tiny CLIP with random weights.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Float32Type;
+use arrow_array::{Array, RecordBatch};
+use candle_core::Tensor;
+use pipe_engine::cache::Digest;
+use pipe_engine::{
+    Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageError, StageHost, StageKind,
+};
+use pipe_models::random::Key;
+use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
+use tempfile::TempDir;
+
+use super::{Attribute, Baseline, Method, Params};
+use crate::ipc::{read_file, tensors, texts};
+use crate::model::{DEVICE, Head, HeadDescription, Model};
+use crate::phantom::IngestPhantom;
+use crate::report::Report;
+
+const SIDE: usize = 28;
+
+/// Remembers what was said, and asks to stop after a number of progress reports.
+#[derive(Default)]
+struct Host {
+    lines: Mutex<Vec<String>>,
+    reports: Mutex<Vec<(u64, u64)>>,
+    stop_after: Option<usize>,
+}
+
+impl StageHost for Host {
+    fn progress(&self, done: u64, total: u64, _: &str, _: &[(&str, f64)]) {
+        self.reports.lock().unwrap().push((done, total));
+    }
+    fn log(&self, line: &str) {
+        self.lines.lock().unwrap().push(line.to_owned());
+    }
+    fn warn(&self, message: &str) {
+        self.lines.lock().unwrap().push(format!("warning: {message}"));
+    }
+    fn cancelled(&self) -> bool {
+        self.stop_after.is_some_and(|most| self.reports.lock().unwrap().len() >= most)
+    }
+}
+
+/// Chest phantoms and a classifier of them.
+struct Study {
+    folder: TempDir,
+    artifacts: BTreeMap<String, Artifact>,
+    runs: Cell<usize>,
+}
+
+impl Study {
+    fn new() -> Self {
+        let study = Self { folder: TempDir::new().unwrap(), artifacts: BTreeMap::new(), runs: Cell::new(0) };
+        let params = serde_json::json!({
+            "domain": "medical", "weights": "chest", "task": "finding-chest", "size": SIDE, "seed": 4,
+            "train": 12, "val": 0, "test": 14, "twins": ["device", "lesion"],
+        });
+        let params = serde_json::from_value(params).unwrap();
+        let artifacts = study.run(&IngestPhantom, &params, &[], &Host::default()).unwrap();
+        Self { artifacts, ..study }.with_checkpoint()
+    }
+
+    fn with_checkpoint(mut self) -> Self {
+        let config = ClipConfig::from_json(
+            r#"{"projection_dim": 8,
+                "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+                    "num_attention_heads": 2, "image_size": 28, "patch_size": 7},
+                "text_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 6}}"#,
+        )
+        .unwrap();
+        let labels = crate::table::metadata(&self.artifacts["labels"]).unwrap();
+        let classes: Vec<String> = serde_json::from_str(&labels["label_names"]).unwrap();
+        let values =
+            |key: u64, count: usize| (1..=count).map(|draw| Key(key).normal(draw as u64) as f32).collect();
+        let weight: Vec<f32> = values(5, classes.len() * 8);
+        let bias: Vec<f32> = values(6, classes.len());
+        let head = Head {
+            weight: Tensor::from_vec(weight, (classes.len(), 8), &DEVICE).unwrap(),
+            bias: Tensor::from_vec(bias, classes.len(), &DEVICE).unwrap(),
+            description: HeadDescription { classes, task: labels["task"].clone() },
+        };
+        let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
+        let model =
+            Model { clip, preprocessor: Preprocessor::clip(SIDE), tokenizer_json: None, head: Some(head) };
+        let folder = self.folder.path().join("model");
+        std::fs::create_dir(&folder).unwrap();
+        model.save(&mut OutputWriter::new(folder.clone())).unwrap();
+        self.artifacts.insert("checkpoint".to_owned(), artifact("checkpoint", &folder));
+        self
+    }
+
+    /// Runs a kind on some artifacts of the study; gives its outputs.
+    fn run<K: StageKind>(
+        &self,
+        kind: &K,
+        params: &K::Params,
+        inputs: &[(&str, &Artifact)],
+        host: &Host,
+    ) -> Result<BTreeMap<String, Artifact>, StageError> {
+        let run = self.runs.replace(self.runs.get() + 1);
+        let folder = |port: &str| self.folder.path().join(format!("{run}-{port}"));
+        let ports = kind.outputs(params);
+        let mut outputs = BTreeMap::new();
+        for port in &ports {
+            std::fs::create_dir_all(folder(&port.name)).unwrap();
+            outputs.insert(port.name.clone(), OutputWriter::new(folder(&port.name)));
+        }
+        let inputs = inputs.iter().map(|(name, artifact)| {
+            let input =
+                InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact: (*artifact).clone() };
+            ((*name).to_owned(), vec![input])
+        });
+        let scratch = self.folder.path().to_owned();
+        let mut context = StageContext::new(inputs.collect(), outputs, host, 1, scratch, "{}".to_owned());
+        StageKind::run(kind, params, &mut context)?;
+        Ok(ports
+            .into_iter()
+            .map(|port| (port.name.clone(), artifact(port.artifact.0, &folder(&port.name))))
+            .collect())
+    }
+
+    fn attribute(&self, params: &Params, host: &Host) -> Result<Artifact, StageError> {
+        let inputs: Vec<(&str, &Artifact)> = ["images", "labels", "checkpoint", "twins"]
+            .iter()
+            .map(|name| (*name, &self.artifacts[*name]))
+            .collect();
+        Ok(self.run(&Attribute, params, &inputs, host)?.remove("saliency").unwrap())
+    }
+
+    fn maps(&self, params: &Params) -> Maps {
+        let artifact = self.attribute(params, &Host::default()).unwrap();
+        Maps(read_file(&artifact.file("saliency.arrow").unwrap().location).unwrap())
+    }
+}
+
+fn artifact(kind: &str, folder: &std::path::Path) -> Artifact {
+    let mut files: Vec<ArtifactFile> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            ArtifactFile {
+                path: entry.file_name().to_str().unwrap().to_owned(),
+                bytes: entry.metadata().unwrap().len(),
+                location: entry.path(),
+            }
+        })
+        .collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Artifact { artifact_type: kind.to_owned(), digest: Digest::of(b""), files, origin: None }
+}
+
+/// A saliency file in memory.
+struct Maps(RecordBatch);
+
+impl Maps {
+    fn text(&self, name: &str) -> Vec<Option<String>> {
+        texts(&self.0, name).unwrap()
+    }
+
+    fn numbers(&self, name: &str) -> Vec<Option<f32>> {
+        self.0.column_by_name(name).unwrap().as_primitive::<Float32Type>().iter().collect()
+    }
+
+    fn rows(&self) -> Vec<&[f32]> {
+        let (values, shape) = tensors(&self.0, "saliency").unwrap();
+        assert_eq!(shape, [SIDE, SIDE]);
+        values.chunks_exact(SIDE * SIDE).collect()
+    }
+}
+
+fn params(method: Method, baseline: Baseline) -> Params {
+    Params { method, baseline, steps: 20, batch: 5, ..Params::default() }
+}
+
+#[test]
+fn columns_and_metadata_are_those_of_the_data_dictionary() {
+    let study = Study::new();
+    let maps = study.maps(&params(Method::IntegratedGradients, Baseline::Mean));
+    let schema = maps.0.schema();
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let expected = [
+        "id",
+        "target_kind",
+        "target",
+        "target_index",
+        "score",
+        "score_baseline",
+        "completeness_gap",
+        "status",
+        "valid",
+        "min",
+        "max",
+        "sum",
+        "saliency",
+    ];
+    assert_eq!(names, expected);
+    assert!(schema.fields().iter().all(|field| field.is_nullable()));
+    let tensor = schema.field_with_name("saliency").unwrap().metadata();
+    assert_eq!(tensor["ARROW:extension:name"], "arrow.fixed_shape_tensor");
+    let extension: serde_json::Value = serde_json::from_str(&tensor["ARROW:extension:metadata"]).unwrap();
+    assert_eq!(extension, serde_json::json!({ "shape": [SIDE, SIDE], "dim_names": ["y", "x"] }));
+    let metadata = schema.metadata();
+    assert_eq!(metadata["method"], "integrated_gradients");
+    assert_eq!(metadata["baseline"], "mean");
+    assert_eq!(metadata["layer"], "input");
+    assert!(metadata["model"].contains("patch 7") && metadata.contains_key("pipe"));
+    let stored: Params = serde_json::from_str(&metadata["params"]).unwrap();
+    assert_eq!(stored, params(Method::IntegratedGradients, Baseline::Mean));
+    assert_eq!(maps.0.num_rows(), 14);
+}
+
+#[test]
+fn maps_sum_to_the_difference_of_scores() {
+    let study = Study::new();
+    for baseline in [Baseline::Zero, Baseline::Black, Baseline::Blur, Baseline::Mean] {
+        let maps = study.maps(&params(Method::IntegratedGradients, baseline));
+        let (scores, baselines) = (maps.numbers("score"), maps.numbers("score_baseline"));
+        let (gaps, sums) = (maps.numbers("completeness_gap"), maps.numbers("sum"));
+        for (row, values) in maps.rows().into_iter().enumerate() {
+            let way = scores[row].unwrap() - baselines[row].unwrap();
+            let total: f32 = values.iter().sum();
+            assert!((total - way).abs() < 1e-3, "{baseline:?} {row}: {total} {way}");
+            assert!((total - sums[row].unwrap()).abs() < 1e-4);
+            assert!(gaps[row].unwrap().abs() < 1e-3);
+            let most = values.iter().copied().fold(f32::MIN, f32::max);
+            assert_eq!(maps.numbers("max")[row], Some(most));
+            assert!(maps.numbers("min")[row].unwrap() < 0.0);
+        }
+        assert!(maps.text("status").iter().all(|status| status.as_deref() == Some("ok")));
+    }
+}
+
+#[test]
+fn the_mean_image_is_that_of_the_training_split() {
+    let study = Study::new();
+    let host = Host::default();
+    let model = Model::load(&study.artifacts["checkpoint"], Trainable::Frozen).unwrap();
+    let inputs = ["images", "checkpoint"].map(|name| {
+        let artifact = study.artifacts[name].clone();
+        (name.to_owned(), vec![InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact }])
+    });
+    let scratch = study.folder.path().to_owned();
+    let context = StageContext::new(inputs.into(), BTreeMap::new(), &host, 1, scratch, String::new());
+    let read = |split: &str| {
+        crate::images::ImageSet::read(&study.artifacts["images"], &[split], &model.preprocessor, &context)
+            .unwrap()
+    };
+    let (train, test) = (read("train"), read("test"));
+    let params = params(Method::IntegratedGradients, Baseline::Mean);
+    let baselines = super::Baselines::read(&params, &model, &test, &context).unwrap();
+    let pipe_attribution::Baseline::Tensor(ours) = baselines.of(&params, &[3, 0]).unwrap() else {
+        panic!("a mean is a tensor")
+    };
+    let all: Vec<usize> = (0..train.len()).collect();
+    let mean = train.batch(&all).unwrap().mean_keepdim(0).unwrap();
+    let worst = ours
+        .broadcast_sub(&mean)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar::<f32>()
+        .unwrap();
+    assert_eq!(ours.dims(), [2, 3, SIDE, SIDE]);
+    assert!(worst < 1e-5, "{worst}");
+}
+
+#[test]
+fn images_without_a_twin_are_not_applicable() {
+    let study = Study::new();
+    let maps = study.maps(&params(Method::InputXGradient, Baseline::Twin));
+    let labels = crate::labels::Labels::read(&study.artifacts["labels"]).unwrap();
+    let ids: Vec<String> = maps.text("id").into_iter().flatten().collect();
+    let normal: Vec<bool> = labels
+        .of(&ids)
+        .unwrap()
+        .iter()
+        .map(|label| labels.description.classes[label[0] as usize] == "none")
+        .collect();
+    assert!(normal.contains(&true) && normal.contains(&false), "both kinds are drawn: {normal:?}");
+    let valid = maps.0.column_by_name("valid").unwrap().as_boolean().clone();
+    let tensor = maps.0.column_by_name("saliency").unwrap();
+    for (row, normal) in normal.iter().enumerate() {
+        let status = maps.text("status")[row].clone().unwrap();
+        assert_eq!(valid.value(row), !normal);
+        assert_eq!(tensor.is_null(row), *normal);
+        assert_eq!(maps.numbers("score")[row].is_none(), *normal);
+        assert_eq!(maps.numbers("sum")[row].is_none(), *normal);
+        assert!(maps.text("target")[row].is_some());
+        if *normal {
+            assert_eq!(status, "not_applicable: the image has no lesion-free twin");
+        } else {
+            assert_eq!(status, "ok");
+            // Attribution can only stand where the twin differs.
+            let zeros = maps.rows()[row].iter().filter(|value| **value == 0.0).count();
+            assert!(zeros > 100, "{zeros}");
+        }
+    }
+}
+
+#[test]
+fn filters_choose_images_in_the_order_of_the_table() {
+    let study = Study::new();
+    let base = params(Method::InputXGradient, Baseline::Zero);
+    let all = study.maps(&base);
+    let labels = crate::labels::Labels::read(&study.artifacts["labels"]).unwrap();
+    let name = |label: &[i64]| labels.description.classes[label[0] as usize].clone();
+    let ids: Vec<String> = all.text("id").into_iter().flatten().collect();
+    let truths: Vec<String> = labels.of(&ids).unwrap().iter().map(|label| name(label)).collect();
+    let predicted: Vec<String> = all.text("target").into_iter().flatten().collect();
+    let chosen =
+        |params: &Params| -> Vec<String> { study.maps(params).text("id").into_iter().flatten().collect() };
+    let where_ = |keep: &dyn Fn(usize) -> bool| -> Vec<String> {
+        (0..ids.len()).filter(|row| keep(*row)).map(|row| ids[row].clone()).collect()
+    };
+    assert_eq!(chosen(&Params { limit: Some(3), ..base.clone() }), ids[..3]);
+    let classes = vec![truths[2].clone(), truths[0].clone()];
+    assert_eq!(
+        chosen(&Params { classes: classes.clone(), ..base.clone() }),
+        where_(&|row| classes.contains(&truths[row]))
+    );
+    let right = where_(&|row| truths[row] == predicted[row]);
+    assert!(!right.is_empty() && right.len() < ids.len(), "some are right, some are wrong");
+    assert_eq!(chosen(&Params { only_correct: true, ..base.clone() }), right);
+    let own = study.maps(&Params { target: "true".to_owned(), ..base.clone() });
+    assert_eq!(own.text("target").into_iter().flatten().collect::<Vec<_>>(), truths);
+    let named = study.maps(&Params { target: truths[0].clone(), ..base });
+    assert!(named.text("target").iter().all(|target| target.as_ref() == Some(&truths[0])));
+}
+
+#[test]
+fn a_margin_is_the_difference_of_two_logits() {
+    let study = Study::new();
+    let base = Params { target: "true".to_owned(), ..params(Method::Occlusion, Baseline::Zero) };
+    let (own, none) = (study.maps(&base), study.maps(&Params { target: "none".to_owned(), ..base.clone() }));
+    let margin = study.maps(&Params { against: Some("none".to_owned()), ..base });
+    assert_eq!(margin.0.schema().metadata()["against"], "none");
+    let mut margins = 0;
+    for (row, target) in own.text("target").iter().enumerate() {
+        if target.as_deref() == Some("none") {
+            let status = margin.text("status")[row].clone().unwrap();
+            assert!(status.starts_with("not_applicable: the class is `none`"), "{status}");
+            continue;
+        }
+        margins += 1;
+        assert_eq!(margin.text("target_kind")[row].as_deref(), Some("margin"));
+        let expected = own.numbers("score")[row].unwrap() - none.numbers("score")[row].unwrap();
+        assert!((margin.numbers("score")[row].unwrap() - expected).abs() < 1e-5);
+        // Occlusion is linear in the score.
+        for ((margin, own), none) in margin.rows()[row].iter().zip(own.rows()[row]).zip(none.rows()[row]) {
+            assert!((margin - (own - none)).abs() < 1e-4);
+        }
+    }
+    assert!(margins > 0);
+}
+
+#[test]
+fn equal_runs_give_equal_bytes_and_batches_change_nothing_but_rounding() {
+    let study = Study::new();
+    for method in [Method::Gradient, Method::InputXGradient, Method::IntegratedGradients, Method::Occlusion] {
+        let base = Params { limit: Some(6), ..params(method, Baseline::Mean) };
+        let bytes = || {
+            let artifact = study.attribute(&base, &Host::default()).unwrap();
+            std::fs::read(&artifact.files[0].location).unwrap()
+        };
+        assert_eq!(bytes(), bytes(), "{method:?}");
+        let (small, large) = (study.maps(&base), study.maps(&Params { batch: 64, ..base.clone() }));
+        for (small, large) in small.rows().into_iter().zip(large.rows()) {
+            let scale = large.iter().fold(0.0f32, |scale, value| scale.max(value.abs()));
+            for (small, large) in small.iter().zip(large) {
+                assert!((small - large).abs() <= 1e-5 * scale, "{method:?}: {small} {large}");
+            }
+        }
+        if method == Method::Gradient {
+            assert!(small.rows().iter().all(|row| row.iter().all(|value| *value >= 0.0)));
+            assert_eq!(small.0.schema().metadata()["baseline"], "none");
+        }
+    }
+}
+
+#[test]
+fn random_weights_explain_the_same_images_otherwise() {
+    let study = Study::new();
+    let chosen = Params {
+        only_correct: true,
+        target: "true".to_owned(),
+        ..params(Method::InputXGradient, Baseline::Zero)
+    };
+    let own = study.maps(&chosen);
+    let control = Params { random_weights: true, seed: 3, ..chosen.clone() };
+    let random = study.maps(&control);
+    assert_eq!(own.text("id"), random.text("id"), "the model as it is chooses the images");
+    assert_eq!(own.text("target"), random.text("target"));
+    assert_ne!(own.rows(), random.rows());
+    assert_eq!(random.rows(), study.maps(&control).rows(), "a function of the seed");
+    assert_ne!(random.rows(), study.maps(&Params { seed: 4, ..control }).rows());
+    assert_eq!(random.0.schema().metadata()["random_weights"], "3");
+}
+
+#[test]
+fn passes_are_logged_and_progress_reaches_the_end() {
+    let study = Study::new();
+    let host = Host::default();
+    let occlusion = Params { limit: Some(7), ..params(Method::Occlusion, Baseline::Zero) };
+    study.attribute(&occlusion, &host).unwrap();
+    let lines = host.lines.lock().unwrap().join("\n");
+    // Patches of 7 in 28 pixels: 16 windows and the image itself; two batches of five to predict 7 of.
+    assert!(lines.contains("occlusion: 7 maps of 7 images, 119 forward and 0 backward passes"), "{lines}");
+    assert!(lines.contains("10 more forward passes to select images"), "{lines}");
+    let reports = host.reports.lock().unwrap();
+    assert!(reports.is_sorted() && reports.last() == Some(&(7, 7)), "{reports:?}");
+}
+
+#[test]
+fn a_stage_that_is_cancelled_stops_between_batches() {
+    let study = Study::new();
+    let host = Host { stop_after: Some(2), ..Host::default() };
+    let result = study.attribute(&params(Method::IntegratedGradients, Baseline::Zero), &host);
+    assert!(matches!(result, Err(StageError::Cancelled)));
+    assert_eq!(host.reports.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn what_is_missing_or_unknown_is_named() {
+    let study = Study::new();
+    let base = params(Method::InputXGradient, Baseline::Zero);
+    let with = |names: &[&str], params: &Params| {
+        let inputs: Vec<(&str, &Artifact)> =
+            names.iter().map(|name| (*name, &study.artifacts[*name])).collect();
+        study.run(&Attribute, params, &inputs, &Host::default()).err().unwrap().to_string()
+    };
+    let least = ["images", "checkpoint"];
+    let error = with(&least, &Params { only_correct: true, ..base.clone() });
+    assert!(error.contains("only_correct") && error.contains("labels"), "{error}");
+    let error = with(&least, &Params { baseline: Baseline::Twin, ..base.clone() });
+    assert!(error.contains("twins"), "{error}");
+    let error = with(&least, &Params { target: "fracture".to_owned(), ..base.clone() });
+    assert!(error.contains("fracture") && error.contains("nodule"), "{error}");
+    let problems = |params: &Params| StageKind::check(&Attribute, params);
+    assert!(problems(&base).is_empty());
+    assert_eq!(
+        problems(&Params { against: Some("none".into()), target: "none".into(), ..base.clone() }).len(),
+        1
+    );
+    assert_eq!(problems(&Params { window: Some(4), stride: Some(5), ..base }).len(), 1);
+}
+
+#[test]
+fn filters_that_nothing_passes_give_a_file_without_rows() {
+    let study = Study::new();
+    let host = Host::default();
+    let params = Params { splits: vec!["val".to_owned()], ..params(Method::Gradient, Baseline::Zero) };
+    let artifact = study.attribute(&params, &host).unwrap();
+    let batch = read_file(&artifact.files[0].location).unwrap();
+    assert_eq!((batch.num_rows(), batch.num_columns()), (0, 13));
+    assert!(host.lines.lock().unwrap().iter().any(|line| line.starts_with("warning: no image")));
+}
+
+#[test]
+fn the_report_shows_the_maps() {
+    let study = Study::new();
+    let maps = study.attribute(&params(Method::InputXGradient, Baseline::Twin), &Host::default()).unwrap();
+    let inputs = [
+        ("images", &study.artifacts["images"]),
+        ("labels", &study.artifacts["labels"]),
+        ("masks", &study.artifacts["masks"]),
+        ("maps", &maps),
+    ];
+    let report = serde_json::from_str("{}").unwrap();
+    let page = study.run(&Report, &report, &inputs, &Host::default()).unwrap().remove("page").unwrap();
+    let page = std::fs::read_to_string(&page.file("index.html").unwrap().location).unwrap();
+    assert!(page.contains("input_x_gradient"), "the method is named");
+    assert!(page.contains("map of input_x_gradient for") && page.contains("overlay of input_x_gradient on"));
+}

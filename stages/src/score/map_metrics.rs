@@ -1,0 +1,124 @@
+//! Metrics of one map and its mask: no model is asked.
+
+use pipe_attribution::metrics::{
+    self, Mask, Mode, Part, Weighting, attribution_localisation, auc, by_largest_magnitude, complexity,
+    effective_complexity, pointing_game, relevance_mass_accuracy, relevance_rank_accuracy, sparseness,
+    top_k_intersection,
+};
+
+use super::metric::Metric;
+
+/// The share of pixels of the top-k intersection.
+const TOP_SHARE: f64 = 0.05;
+/// A magnitude above this share of the greatest one counts.
+const EFFECTIVE: f64 = 0.05;
+
+/// What the metrics of a set of maps have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) mode: Mode,
+    /// Pixels around the mask that the tolerant pointing game accepts.
+    pub(super) tolerance: f64,
+    /// Quantus mode: the greatest magnitude of all maps of the call, by which each is divided, and the
+    /// number of maps.
+    pub(super) together: Option<(f64, usize)>,
+}
+
+impl Settings {
+    /// The value of a metric that needs a mask.
+    pub(super) fn localised(&self, metric: Metric, map: &[f64], mask: &Mask) -> metrics::Value {
+        let quantus = self.mode == Mode::Quantus;
+        match metric {
+            Metric::PointingGame => pointing_game(map, mask, 0.0, self.mode),
+            Metric::PointingGameTolerant => pointing_game(map, mask, self.tolerance, self.mode),
+            // Signed sums have no bounds; Quantus takes them all the same.
+            Metric::RelevanceMass if quantus => relevance_mass_accuracy(map, mask),
+            Metric::RelevanceMass => relevance_mass_accuracy(&Part::Positive.of(map), mask),
+            Metric::RelevanceRank => relevance_rank_accuracy(map, mask),
+            Metric::TopKIntersection => {
+                let k = (map.len() as f64 * TOP_SHARE).ceil() as usize;
+                top_k_intersection(map, mask, k, false, self.mode)
+            }
+            Metric::AttributionLocalisation => {
+                attribution_localisation(&Part::Absolute.of(map), mask, Weighting::None, self.mode)
+            }
+            Metric::AttributionLocalisationWeighted => {
+                let weighting = match self.together {
+                    Some((_, maps)) if quantus => {
+                        Weighting::Slice { features: maps.saturating_sub(2) * map.len() }
+                    }
+                    _ => Weighting::Area,
+                };
+                attribution_localisation(&Part::Absolute.of(map), mask, weighting, self.mode)
+            }
+            _ => auc(map, mask),
+        }
+    }
+
+    /// The value of a metric of the map alone.
+    pub(super) fn alone(&self, metric: Metric, map: &[f64]) -> metrics::Value {
+        match metric {
+            Metric::Sparseness => sparseness(map),
+            Metric::Complexity => complexity(map),
+            _ => {
+                let normalised: Vec<f64> = match self.together {
+                    Some((greatest, _)) if self.mode == Mode::Quantus && greatest > 0.0 => {
+                        map.iter().map(|value| value / greatest).collect()
+                    }
+                    _ => by_largest_magnitude(map),
+                };
+                // Quantus's threshold counts practically everything.
+                let epsilon = if self.mode == Mode::Quantus { 1e-5 } else { EFFECTIVE };
+                Ok(effective_complexity(&normalised, epsilon))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(mode: Mode) -> Settings {
+        Settings { mode, tolerance: 1.0, together: Some((4.0, 4)) }
+    }
+
+    /// Two rows of four: the mask is the first two pixels of the first row.
+    fn mask() -> Mask {
+        Mask::new((0..8).map(|index| index < 2).collect(), 4).unwrap()
+    }
+
+    #[test]
+    fn hand_computed_localisation() {
+        let map = [0.5, -1.0, 2.0, 0.0, 0.0, 0.0, -0.5, 0.0];
+        let value = |metric| settings(Mode::Reference).localised(metric, &map, &mask()).unwrap();
+        assert_eq!(value(Metric::PointingGame), 0.0);
+        assert_eq!(value(Metric::PointingGameTolerant), 1.0);
+        assert_eq!(value(Metric::RelevanceMass), 0.2);
+        assert_eq!(value(Metric::RelevanceRank), 0.5);
+        assert_eq!(value(Metric::TopKIntersection), 0.0);
+        assert_eq!(value(Metric::AttributionLocalisation), 0.375);
+        assert_eq!(value(Metric::AttributionLocalisationWeighted), 1.5);
+        // Of twelve pairs (inside, outside) the first pixel wins five and the second none.
+        assert_eq!(value(Metric::LocalisationAuc), 5.0 / 12.0);
+    }
+
+    #[test]
+    fn quantus_takes_signs_and_slices_as_they_come() {
+        let map = [0.5, -1.0, 2.0, 0.0, 0.0, 0.0, -0.5, 0.0];
+        let value = |metric| settings(Mode::Quantus).localised(metric, &map, &mask()).unwrap();
+        assert_eq!(value(Metric::RelevanceMass), -0.5);
+        assert!((value(Metric::AttributionLocalisationWeighted) - 0.375 * 2.0 / 16.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn hand_computed_complexity() {
+        let map = [0.0, 1.0, 0.0, -1.0, 0.0, 0.04, 0.0, 0.0];
+        let reference = settings(Mode::Reference);
+        assert_eq!(reference.alone(Metric::EffectiveComplexity, &map), Ok(2.0));
+        assert_eq!(settings(Mode::Quantus).alone(Metric::EffectiveComplexity, &map), Ok(3.0));
+        assert!(reference.alone(Metric::Sparseness, &map).unwrap() > 0.7);
+        let two = [1.0, 0.0, -1.0, 0.0];
+        assert!((reference.alone(Metric::Complexity, &two).unwrap() - 2f64.ln()).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,150 @@
+//! Saliency inputs as maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int32Type;
+use arrow_array::{Array, RecordBatch};
+use pipe_engine::{InputArtifact, StageError};
+
+use crate::ipc::{read_file, tensors, texts};
+
+/// What is explained: an image, and a class of it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Subject {
+    pub(super) id: String,
+    /// The name of the class.
+    pub(super) target: Option<String>,
+    /// Its index in the head.
+    pub(super) class: Option<usize>,
+}
+
+/// The maps of one method.
+pub(super) struct Maps {
+    pub(super) method: String,
+    /// Axes of the study that tell these maps from others of the method.
+    pub(super) axes: BTreeMap<String, String>,
+    /// Height and width.
+    pub(super) shape: [usize; 2],
+    /// Each subject with its map, row by row, or why there is none.
+    pub(super) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
+    /// The digest of the checkpoint that was explained, if the file says so.
+    pub(super) checkpoint: Option<String>,
+}
+
+/// Maps with more values than this on one side are no maps of images.
+const LONGEST_SIDE: usize = 8192;
+
+impl Maps {
+    /// Reads the maps of one input.
+    ///
+    /// # Errors
+    /// If it holds no Arrow file of the layout of saliency maps.
+    pub(super) fn read(input: &InputArtifact) -> Result<Self, StageError> {
+        let mut all: Option<Self> = None;
+        for file in input.artifact.files_ending(".arrow") {
+            let batch = read_file(&file.location)?;
+            let part = Self::of_batch(&batch, input)
+                .map_err(|reason| StageError::input(&file.path, reason))?;
+            all = Some(match all {
+                None => part,
+                Some(mut all) if all.shape == part.shape && all.method == part.method => {
+                    all.rows.extend(part.rows);
+                    all
+                }
+                Some(all) => {
+                    let reason = format!(
+                        "its maps are {} of {:?}, those of the first file {} of {:?}",
+                        part.method, part.shape, all.method, all.shape
+                    );
+                    return Err(StageError::input(&file.path, reason));
+                }
+            });
+        }
+        all.ok_or_else(|| StageError::input("saliency", "it holds no Arrow file"))
+    }
+
+    fn of_batch(batch: &RecordBatch, input: &InputArtifact) -> Result<Self, String> {
+        let schema = batch.schema();
+        let metadata = schema.metadata();
+        let method = metadata.get("method").cloned().or_else(|| input.axes.get("method").cloned());
+        let method = method.ok_or("its metadata has no `method`")?;
+        let (values, shape) =
+            tensors(batch, "saliency").ok_or("it has no column `saliency` of tensors")?;
+        let shape = match shape.as_slice() {
+            [height, width] | [1, height, width]
+                if (1..=LONGEST_SIDE).contains(height) && (1..=LONGEST_SIDE).contains(width) =>
+            {
+                [*height, *width]
+            }
+            other => return Err(format!("its maps have the shape {other:?}; height and width are expected")),
+        };
+        let ids = texts(batch, "id").ok_or("it has no text column `id`")?;
+        let targets = texts(batch, "target").unwrap_or_else(|| vec![None; ids.len()]);
+        let statuses = texts(batch, "status").unwrap_or_else(|| vec![None; ids.len()]);
+        let classes = batch.column_by_name("target_index").and_then(|column| {
+            column.as_primitive_opt::<Int32Type>().map(|column| column.iter().collect::<Vec<_>>())
+        });
+        let column = batch.column_by_name("saliency").ok_or("it has no column `saliency`")?;
+        let length = shape[0] * shape[1];
+        let mut rows = Vec::with_capacity(ids.len());
+        for (row, id) in ids.into_iter().enumerate() {
+            let id = id.ok_or_else(|| format!("row {row} has no id"))?;
+            let class = classes.as_ref().and_then(|classes| classes[row]);
+            let subject = Subject {
+                id,
+                target: targets[row].clone(),
+                class: class.and_then(|class| usize::try_from(class).ok()),
+            };
+            let map = match statuses[row].as_deref() {
+                Some(status) if status.starts_with("not_applicable") => Err(status.to_owned()),
+                _ if column.is_null(row) => Err("there is no map".to_owned()),
+                _ => {
+                    let map = &values[row * length..(row + 1) * length];
+                    match map.iter().all(|value| value.is_finite()) {
+                        true => Ok(map.iter().map(|value| f64::from(*value)).collect()),
+                        false => Err("the map has values that are not finite".to_owned()),
+                    }
+                }
+            };
+            rows.push((subject, map));
+        }
+        let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
+        Ok(Self { method, axes: axes(input, metadata.get("baseline")), shape, rows, checkpoint })
+    }
+}
+
+/// Columns of the table of scores, whose names an axis cannot have.
+const COLUMNS: [&str; 8] = ["id", "metric", "baseline", "value", "mask_share", "mode", "reason", "target"];
+
+/// What tells maps of one method apart: what the method compared images with, and the axes of the study.
+/// An axis with the name of a column of scores becomes `map_<axis>`; the method has its own column.
+fn axes(input: &InputArtifact, baseline: Option<&String>) -> BTreeMap<String, String> {
+    let baseline = baseline.filter(|name| *name != "none").cloned();
+    let mut axes: BTreeMap<String, String> =
+        baseline.map(|baseline| ("map_baseline".to_owned(), baseline)).into_iter().collect();
+    for (axis, value) in input.axes.iter().filter(|(axis, _)| axis.as_str() != "method") {
+        let is_taken = COLUMNS.contains(&axis.as_str());
+        let name = if is_taken { format!("map_{axis}") } else { axis.clone() };
+        axes.insert(name, value.clone());
+    }
+    axes
+}
+
+/// The digest of the input `checkpoint` in a file's provenance.
+fn checkpoint_of(provenance: &str) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_str(provenance).ok()?;
+    Some(json["inputs"]["checkpoint"][0].as_str()?.to_owned())
+}
+
+/// All subjects of several inputs, each once, in the order of their first appearance.
+pub(super) fn subjects<'a>(inputs: impl IntoIterator<Item = &'a Maps>) -> Vec<Subject> {
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for (subject, _) in inputs.into_iter().flat_map(|maps| &maps.rows) {
+        if seen.insert(subject) {
+            all.push(subject.clone());
+        }
+    }
+    all
+}

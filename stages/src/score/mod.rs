@@ -1,0 +1,189 @@
+//! The stage kind `score`: how good are explanations? Always beside maps that know nothing.
+
+mod controls;
+mod faithfulness;
+mod map_metrics;
+mod maps;
+mod masks;
+mod metric;
+mod references;
+mod scoring;
+#[cfg(test)]
+mod tests;
+
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
+    StageKind,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::metric::Metric;
+use self::scoring::Scoring;
+use crate::artifact;
+use crate::table::{TableSchema, WriteOptions, write};
+
+/// Which definition is meant, where the published implementation and the paper differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// What the paper defines, per sample.
+    Reference,
+    /// What Quantus 0.6.0 computes.
+    Quantus,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Quantus => "quantus",
+        }
+    }
+}
+
+impl From<Mode> for pipe_attribution::metrics::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Reference => Self::Reference,
+            Mode::Quantus => Self::Quantus,
+        }
+    }
+}
+
+/// What removed pixels become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Baseline {
+    /// Zero in the normalised space: the mean colour of the model's pre-training data.
+    Zero,
+    /// Black.
+    Black,
+    /// The mean of the training split, pixel by pixel, among images of the same modality and region.
+    Mean,
+}
+
+impl Baseline {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Zero => "zero",
+            Self::Black => "black",
+            Self::Mean => "mean",
+        }
+    }
+}
+
+/// Parameters of `score`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The metrics; if empty, all that the inputs allow: localisation needs `masks`, deletion and
+    /// insertion a `checkpoint`.
+    pub metrics: Vec<Metric>,
+    /// The tolerant pointing game accepts a maximum this many pixels from the mask; by default 15 for
+    /// maps of 224 pixels, in proportion.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub tolerance: Option<f64>,
+    /// Only masks of these regions; all if empty. Several masks of an image are taken together.
+    pub regions: Vec<String>,
+    /// Deletion and insertion: steps from one image to the other.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub steps: i64,
+    /// Deletion: what removed pixels become. Insertion starts from a blurred image.
+    pub baseline: Baseline,
+    /// Which definition is meant, where two exist.
+    pub mode: Mode,
+    /// The splits that are scored; all if empty.
+    pub splits: Vec<String>,
+    /// At most this many images, the first in the order of the maps.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub limit: Option<i64>,
+    /// Images per pass through the model.
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: i64,
+    /// Decides the random map.
+    pub seed: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            metrics: Vec::new(),
+            tolerance: None,
+            regions: Vec::new(),
+            steps: 50,
+            baseline: Baseline::Zero,
+            mode: Mode::Reference,
+            splits: Vec::new(),
+            limit: None,
+            batch: 64,
+            seed: 0,
+        }
+    }
+}
+
+/// Scores explanations.
+pub struct Score;
+
+impl StageKind for Score {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "score",
+            summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::fan_in("saliency", &[artifact::SALIENCY], "the maps of one model by any methods"),
+                InputPort::required("images", &[artifact::IMAGES], "the images that were explained"),
+                InputPort::optional("masks", &[artifact::MASKS], "where the lesions are: for localisation"),
+                InputPort::optional(
+                    "checkpoint",
+                    &[artifact::CHECKPOINT],
+                    "the model that was explained: for deletion and insertion",
+                ),
+                InputPort::optional(
+                    "reference",
+                    &[artifact::IMAGES],
+                    "the images whose training split is averaged: for baseline `mean`, and for the control \
+                     |image - mean|",
+                ),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![OutputPort::new(
+            "scores",
+            artifact::ATTRIBUTION_SCORES,
+            "one row per image, class, method and metric",
+        )]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let wrong = params.metrics.iter().enumerate().filter_map(|(index, metric)| {
+            let message = match metric {
+                _ if params.metrics[..index].contains(metric) => {
+                    format!("`{}` stands twice", metric.name())
+                }
+                _ if params.mode == Mode::Quantus && !metric.is_in_quantus() => {
+                    format!("Quantus has no `{}`", metric.name())
+                }
+                _ => return None,
+            };
+            Some(ParameterProblem { path: format!("metrics[{index}]"), message, help: None })
+        });
+        wrong.collect()
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let table = Scoring::read(params, context)?.table()?;
+        let provenance = context.provenance().to_owned();
+        let options = WriteOptions::text(&provenance);
+        write(context.output("scores")?, &TableSchema::attribution_scores(), &table, options)
+    }
+}

@@ -1,0 +1,204 @@
+//! Gradient, Input x Gradient and Integrated Gradients.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use pipe_attribution::{
+    Absolute, Baseline, Gradient, InputXGradient, IntegratedGradients, Quadrature, Score,
+};
+use pipe_models::{DualEncoder, TextTower};
+use serde_json::Value as Json;
+
+use super::networks::{ClassLogit, Cnn, Pairing, TextScore, Vit, VolumeCnn, indices, size};
+use super::{GRADIENT, attribute, baseline, open, row};
+use crate::harness::Golden;
+
+fn rule(json: &Json) -> Quadrature {
+    serde_json::from_value(json.clone()).unwrap_or_else(|error| panic!("{json}: {error}"))
+}
+
+#[test]
+fn quadrature() {
+    let Some((folder, config)) = open() else { return };
+    let golden = Golden::open(&folder, "quadrature.safetensors");
+    for name in config["quadrature"]["rules"].as_array().unwrap() {
+        for steps in config["quadrature"]["steps"].as_array().unwrap() {
+            let nodes = rule(name).nodes(size(steps)).unwrap();
+            let key = |what: &str| format!("{}_{steps}_{what}_f64", name.as_str().unwrap());
+            let tensor = |values: &[f64]| Tensor::new(values, &Device::Cpu).unwrap();
+            // Captum spaces the points of all other rules in f32.
+            let tolerance = if rule(name) == Quadrature::GaussLegendre { 1e-14 } else { 1e-7 };
+            golden.compare(&key("alpha"), &tensor(&nodes.alphas), tolerance);
+            golden.compare(&key("weight"), &tensor(&nodes.weights), 1e-13);
+        }
+    }
+    golden.finish();
+}
+
+/// Integrated Gradients as an entry of the configuration describes it, with its completeness gap.
+fn integrated(golden: &Golden, entry: &Json, score: &dyn Score, x: &Tensor) {
+    let key = entry["key"].as_str().unwrap();
+    let method = IntegratedGradients {
+        steps: size(&entry["steps"]),
+        quadrature: rule(&entry["rule"]),
+        baseline: baseline(&entry["baseline"], golden),
+        multiply_by_inputs: entry["multiply_by_inputs"] != Json::Bool(false),
+    };
+    let attribution = attribute(score, &method, x);
+    golden.compare(key, &attribution.values, GRADIENT);
+    let delta = format!("{key}_delta");
+    if golden.has(&delta) {
+        // A gap is the difference of sums as large as the score's way, so that is its scale.
+        let baselines = attribution.baseline_scores.unwrap();
+        let scale = attribution
+            .scores
+            .iter()
+            .zip(&baselines)
+            .fold(0.0f64, |scale, (x, baseline)| scale.max(f64::from((x - baseline).abs())));
+        golden.compare_within(&delta, &row(&attribution.completeness_gaps.unwrap()), scale, GRADIENT);
+    }
+}
+
+/// The keys that every image network has.
+fn common(golden: &Golden, score: &dyn Score, x: &Tensor) {
+    let gradient = attribute(score, &Gradient, x);
+    golden.compare("gradient", &gradient.values, GRADIENT);
+    golden.compare("score_x", &row(&gradient.scores), GRADIENT);
+    golden.compare("saliency_abs", &attribute(score, &Absolute(Gradient), x).values, GRADIENT);
+    golden.compare("ixg", &attribute(score, &InputXGradient::default(), x).values, GRADIENT);
+    let one_step = IntegratedGradients { steps: 1, ..Default::default() };
+    let scores = attribute(score, &one_step, x).baseline_scores.unwrap();
+    golden.compare("score_zero", &row(&scores), GRADIENT);
+}
+
+/// The tiny CNN with the images and targets of `cnn_io`; its logits are compared.
+pub(super) fn cnn(folder: &Path, config: &Json) -> (Cnn, Tensor, Vec<u32>) {
+    let golden = Golden::open(folder, "cnn_io.safetensors");
+    let network = Cnn::open(folder, config);
+    let (x, targets) = (golden.input("input"), indices(&golden.input("target")));
+    golden.compare("logits", &super::networks::Network::logits(&network, &x, None).unwrap(), GRADIENT);
+    golden.finish();
+    (network, x, targets)
+}
+
+#[test]
+fn cnn_attr() {
+    let Some((folder, config)) = open() else { return };
+    let (network, x, targets) = cnn(&folder, &config);
+    let golden = Golden::open(&folder, "cnn_attr.safetensors");
+    let score = ClassLogit { network: &network, targets };
+    common(&golden, &score, &x);
+    for entry in config["integrated_gradients"]["cnn"].as_array().unwrap() {
+        integrated(&golden, entry, &score, &x);
+    }
+    golden.finish_without(&[
+        "cebp_",
+        "ebp_",
+        "deconvnet",
+        "deeplift_",
+        "fullgrad",
+        "guided_backprop",
+        "torchray_guided_backprop",
+    ]);
+}
+
+/// The tiny CLIP and its images; all outputs of `vit_io` are compared.
+pub(super) struct VitCase {
+    pub(super) network: Vit,
+    pub(super) x: Tensor,
+    pub(super) classes: Vec<u32>,
+    pub(super) texts: Vec<u32>,
+    pub(super) text_embeddings: Tensor,
+}
+
+impl VitCase {
+    pub(super) fn open(folder: &Path, config: &Json) -> Self {
+        use super::networks::Network;
+        let golden = Golden::open(folder, "vit_io.safetensors");
+        let network = Vit::open(folder, config);
+        let x = golden.input("image");
+        let images = network.clip.image_tower().embed_images(&x, None).unwrap();
+        golden.compare("image_embedding", &images, GRADIENT);
+        let ids = golden.input("text");
+        let text_embeddings = network.clip.text_tower().embed_texts(&ids, None).unwrap();
+        golden.compare("text_embedding", &text_embeddings, GRADIENT);
+        golden.compare(
+            "logits_per_image",
+            &network.clip.logits(&images, &text_embeddings).unwrap(),
+            GRADIENT,
+        );
+        golden.compare("class_logits", &network.logits(&x, None).unwrap(), GRADIENT);
+        let classes = indices(&golden.input("target_class"));
+        let texts = indices(&golden.input("target_text"));
+        golden.finish();
+        Self { network, x, classes, texts, text_embeddings }
+    }
+
+    pub(super) fn class_score(&self) -> ClassLogit<'_, Vit> {
+        ClassLogit { network: &self.network, targets: self.classes.clone() }
+    }
+
+    pub(super) fn text_score(&self, pairing: Pairing) -> TextScore<'_> {
+        TextScore {
+            clip: &self.network.clip,
+            texts: self.text_embeddings.clone(),
+            targets: self.texts.clone(),
+            pairing,
+        }
+    }
+}
+
+#[test]
+fn vit_attr() {
+    let Some((folder, config)) = open() else { return };
+    let case = VitCase::open(&folder, &config);
+    let golden = Golden::open(&folder, "vit_attr.safetensors");
+    let (class, similarity) = (case.class_score(), case.text_score(Pairing::Similarity));
+    common(&golden, &class, &case.x);
+    for entry in config["integrated_gradients"]["vit"].as_array().unwrap() {
+        let score: &dyn Score = if entry["target"] == "similarity" { &similarity } else { &class };
+        integrated(&golden, entry, score, &case.x);
+    }
+    let ixg = InputXGradient::default();
+    golden.compare("sim_ixg", &attribute(&similarity, &ixg, &case.x).values, GRADIENT);
+    let contrast = case.text_score(Pairing::Contrast);
+    golden.compare("softmax_ixg", &attribute(&contrast, &ixg, &case.x).values, GRADIENT);
+    super::perturbation::occlusions(&golden, &config["occlusion"]["vit"], &class, &case.x);
+    super::perturbation::occlusions(&golden, &config["occlusion"]["vit_similarity"], &similarity, &case.x);
+    golden.finish_without(&["noise", "smooth_ixg", "smoothgrad", "vargrad"]);
+}
+
+#[test]
+fn vol() {
+    let Some((folder, config)) = open() else { return };
+    let golden = Golden::open(&folder, "vol.safetensors");
+    let network = VolumeCnn::open(&golden, &config);
+    let (x, targets) = (golden.input("input"), indices(&golden.input("target")));
+    golden.compare("logits", &super::networks::Network::logits(&network, &x, None).unwrap(), GRADIENT);
+    let score = ClassLogit { network: &network, targets };
+    golden.compare("ixg", &attribute(&score, &InputXGradient::default(), &x).values, GRADIENT);
+    let (steps, rule) = (size(&config["cnn3d"]["ig_steps"]), &config["cnn3d"]["ig_rule"]);
+    assert_eq!(rule, "gausslegendre", "the key names the rule");
+    let entry = serde_json::json!({
+        "key": format!("ig_gl{steps}"), "steps": steps, "rule": rule, "baseline": config["cnn3d"]["ig_baseline"],
+    });
+    integrated(&golden, &entry, &score, &x);
+    super::perturbation::occlusions(&golden, &config["cnn3d"]["occlusion"], &score, &x);
+    golden.finish_without(&["gradcam_"]);
+}
+
+/// The corrected trapezoid is complete where Captum's is not.
+#[test]
+fn corrected_trapezoid() {
+    let Some((folder, config)) = open() else { return };
+    let case = VitCase::open(&folder, &config);
+    let gap = |quadrature| {
+        let method =
+            IntegratedGradients { steps: 50, quadrature, baseline: Baseline::Zero, multiply_by_inputs: true };
+        let attribution = attribute(&case.class_score(), &method, &case.x);
+        attribution.completeness_gaps.unwrap().iter().fold(0.0f32, |worst, gap| worst.max(gap.abs()))
+    };
+    let (captum, corrected) = (gap(Quadrature::RiemannTrapezoid), gap(Quadrature::Trapezoid));
+    println!("golden attribution/trapezoid gap: captum's {captum:.1e}, corrected {corrected:.1e}");
+    assert!(corrected < 0.1 * captum);
+}
