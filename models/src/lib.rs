@@ -37,6 +37,6 @@ pub use preprocess::Preprocessor;
 pub use probe::{Activation, MaybeProbe, Probe};
 pub use published::{PUBLISHED, published};
 pub use resnet::ResNet;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoded, Tokenizer};
 pub use vit::TimmVit;
 pub use weights::{Parameters, Side, Trainable};

@@ -5,15 +5,19 @@ use pipe_engine::Registry;
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
+        .with(crate::compare::Compare)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)
         .with(crate::finetune::FinetuneContrastive)
+        .with(crate::ingest::IngestMedmnist)
         .with(crate::phantom::IngestPhantom)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
         .with(crate::score::Score)
+        .with(crate::tokenize::Tokenize)
         .with(crate::tokenizer::TrainTokenizer)
 }

@@ -180,7 +180,9 @@ mod tests {
             assert!((ours - expected).abs() < 1e-6);
         }
         model.head.as_mut().unwrap().description.task = "multi-label, binary-class".to_owned();
-        for (ours, expected) in probabilities(&model).into_iter().zip([sigmoid(logits[0][2]), sigmoid(logits[1][0])]) {
+        for (ours, expected) in
+            probabilities(&model).into_iter().zip([sigmoid(logits[0][2]), sigmoid(logits[1][0])])
+        {
             assert!((ours - expected).abs() < 1e-6);
         }
     }

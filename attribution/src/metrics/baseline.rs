@@ -64,7 +64,8 @@ const BLUR_DEVIATION: f64 = 5.0;
 pub fn blur_weights() -> [f64; BLUR_SIDE] {
     // A Gaussian filter ends at four deviations.
     let reach = (4.0 * BLUR_DEVIATION + 0.5) as i64;
-    let gaussian = |offset: i64| libm::exp(-0.5 * (offset * offset) as f64 / (BLUR_DEVIATION * BLUR_DEVIATION));
+    let gaussian =
+        |offset: i64| libm::exp(-0.5 * (offset * offset) as f64 / (BLUR_DEVIATION * BLUR_DEVIATION));
     let total: f64 = (-reach..=reach).map(gaussian).sum();
     let side = BLUR_SIDE as i64;
     let mut weights = [0.0; BLUR_SIDE];

@@ -98,9 +98,10 @@ pub fn non_sensitivity(
         .zip(&curves)
         .map(|(sample, curve)| {
             let map = map(sample.map, shape.channels);
-            let disagree = map.iter().zip(&curve[1..]).filter(|(value, score)| {
-                (value.abs() < epsilon) != ((*score - curve[0]).abs() < epsilon)
-            });
+            let disagree = map
+                .iter()
+                .zip(&curve[1..])
+                .filter(|(value, score)| (value.abs() < epsilon) != ((*score - curve[0]).abs() < epsilon));
             disagree.count() as f64
         })
         .collect())

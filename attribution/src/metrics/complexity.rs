@@ -14,7 +14,8 @@ pub fn sparseness(map: &[f64]) -> Value {
     let n = magnitudes.len() as f64;
     // Mean ranks give equal values the same sum as any order of them does.
     let ranks = average_ranks(&magnitudes);
-    let weighted: f64 = magnitudes.iter().zip(&ranks).map(|(value, rank)| (2.0 * rank - n - 1.0) * value).sum();
+    let weighted: f64 =
+        magnitudes.iter().zip(&ranks).map(|(value, rank)| (2.0 * rank - n - 1.0) * value).sum();
     Ok(weighted / (n * magnitudes.iter().sum::<f64>()))
 }
 
@@ -53,7 +54,10 @@ mod tests {
         assert!(complexity(&one).unwrap().abs() < 1e-9);
         assert!(sparseness(&[1.0; 4]).unwrap().abs() < 1e-12);
         assert!((complexity(&[-1.0; 4]).unwrap() - 4f64.ln()).abs() < 1e-9);
-        assert_eq!((sparseness(&[0.0; 2]), complexity(&[0.0; 2])), (Err(Undefined::NoMass), Err(Undefined::NoMass)));
+        assert_eq!(
+            (sparseness(&[0.0; 2]), complexity(&[0.0; 2])),
+            (Err(Undefined::NoMass), Err(Undefined::NoMass))
+        );
         assert_eq!(effective_complexity(&[0.0, 0.05, -0.06, 1.0], 0.05), 2.0);
     }
 }

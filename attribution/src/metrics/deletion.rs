@@ -23,9 +23,7 @@ pub fn area(curve: &[f64]) -> f64 {
     match curve {
         [] => f64::NAN,
         [value] => *value,
-        [first, .., last] => {
-            (curve.iter().sum::<f64>() - (first + last) / 2.0) / (curve.len() - 1) as f64
-        }
+        [first, .., last] => (curve.iter().sum::<f64>() - (first + last) / 2.0) / (curve.len() - 1) as f64,
     }
 }
 

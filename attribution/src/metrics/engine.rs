@@ -193,7 +193,13 @@ pub(super) fn paths<'a>(
         .iter()
         .zip(ends)
         .zip(groups)
-        .map(|((sample, end), groups)| Path { sample: sample.index, start: sample.image, end, groups, change })
+        .map(|((sample, end), groups)| Path {
+            sample: sample.index,
+            start: sample.image,
+            end,
+            groups,
+            change,
+        })
         .collect()
 }
 

@@ -71,7 +71,9 @@ pub fn sensitivity_n_quantus(
     Ok((0..steps)
         .map(|step| {
             if samples.len() < 2 {
-                return Err(Undefined::Refused("it correlates over the samples of a batch, and there is one"));
+                return Err(Undefined::Refused(
+                    "it correlates over the samples of a batch, and there is one",
+                ));
             }
             let column = |rows: &[Vec<f64>]| -> Vec<f64> { rows.iter().map(|row| row[step]).collect() };
             pearson(&column(&drops), &column(&sums))

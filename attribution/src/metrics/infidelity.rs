@@ -123,7 +123,8 @@ pub fn infidelity_quantus(
     baseline: Baseline,
 ) -> Result<Vec<Value>> {
     let shape = engine.shape();
-    let divides = |side: usize| side > 0 && shape.height.is_multiple_of(side) && shape.width.is_multiple_of(side);
+    let divides =
+        |side: usize| side > 0 && shape.height.is_multiple_of(side) && shape.width.is_multiple_of(side);
     if !sides.iter().all(|side| divides(*side)) {
         let refused = Undefined::Refused("the side of a patch has to divide the image");
         return Ok(vec![Err(refused); samples.len()]);
@@ -132,7 +133,8 @@ pub fn infidelity_quantus(
     for side in sides {
         let patches = super::patches(shape, *side).in_all_channels(shape.channels, shape.pixels());
         let groups = vec![patches; samples.len()];
-        let ends: Vec<Vec<f32>> = samples.iter().map(|sample| baseline.drifting(sample.image, &groups[0])).collect();
+        let ends: Vec<Vec<f32>> =
+            samples.iter().map(|sample| baseline.drifting(sample.image, &groups[0])).collect();
         let curves = engine.curves(&paths(samples, &ends, &groups, Change::Cumulative), Start::Included)?;
         for (index, (sample, curve)) in samples.iter().zip(&curves).enumerate() {
             let map = in_channels(sample.map, shape.channels);

@@ -6,7 +6,8 @@ use crate::{AttributionError, Result};
 
 /// Groups of `per_step` features by increasing magnitude of the map, with their magnitudes.
 fn by_magnitude(engine: &Engine<'_>, sample: &Sample<'_>, per_step: usize) -> (Vec<f64>, Groups) {
-    let map: Vec<f64> = in_channels(sample.map, engine.shape().channels).iter().map(|value| value.abs()).collect();
+    let map: Vec<f64> =
+        in_channels(sample.map, engine.shape().channels).iter().map(|value| value.abs()).collect();
     let groups = Groups::blocks(ascending(&map), per_step);
     (map, groups)
 }
@@ -24,8 +25,7 @@ pub fn monotonicity(
     per_step: usize,
 ) -> Result<Curves> {
     let starts: Vec<Vec<f32>> = samples.iter().map(|sample| baseline.image(sample.image)).collect();
-    let groups: Vec<Groups> =
-        samples.iter().map(|sample| by_magnitude(engine, sample, per_step).1).collect();
+    let groups: Vec<Groups> = samples.iter().map(|sample| by_magnitude(engine, sample, per_step).1).collect();
     let paths: Vec<Path<'_>> = samples
         .iter()
         .zip(&starts)
@@ -82,7 +82,9 @@ pub fn monotonicity_correlation(
         let scale = if score.abs() >= epsilon { 1.0 / (score * score) } else { 1.0 };
         let variances: Vec<f64> = changed
             .chunks(draws.max(1))
-            .map(|draws| scale * draws.iter().map(|value| (value - score).powi(2)).sum::<f64>() / draws.len() as f64)
+            .map(|draws| {
+                scale * draws.iter().map(|value| (value - score).powi(2)).sum::<f64>() / draws.len() as f64
+            })
             .collect();
         correlations.push(spearman(&groups.sums(&map), &variances));
     }

@@ -79,7 +79,8 @@ impl Groups {
         let mut distinct = labels.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
-        let pixels = |label: u32| (0..labels.len() as u32).filter(move |pixel| labels[*pixel as usize] == label);
+        let pixels =
+            |label: u32| (0..labels.len() as u32).filter(move |pixel| labels[*pixel as usize] == label);
         Self::new(distinct.into_iter().map(pixels))
     }
 
@@ -119,9 +120,9 @@ impl Groups {
     #[must_use]
     pub fn in_all_channels(&self, channels: usize, pixels: usize) -> Self {
         Self::new(self.iter().map(|group| {
-            group.iter().flat_map(move |pixel| {
-                (0..channels).map(move |channel| (channel * pixels) as u32 + pixel)
-            })
+            group
+                .iter()
+                .flat_map(move |pixel| (0..channels).map(move |channel| (channel * pixels) as u32 + pixel))
         }))
     }
 

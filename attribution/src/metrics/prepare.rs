@@ -76,9 +76,9 @@ mod tests {
         assert_eq!(by_largest_magnitude(&[-2.0, 1.0]), [-1.0, 0.5]);
         assert_eq!(by_largest_magnitude(&[0.0, 0.0]), [0.0, 0.0]);
         assert_eq!(normalise_together(&[vec![1.0], vec![-4.0]]), [[0.25], [-1.0]]);
-        assert_eq!(by_second_moment(&[vec![3.0, 1.0], vec![-1.0, -1.0]]), [
-            [3.0 / 3f64.sqrt(), 1.0 / 3f64.sqrt()],
-            [-1.0 / 3f64.sqrt(), -1.0 / 3f64.sqrt()]
-        ]);
+        assert_eq!(
+            by_second_moment(&[vec![3.0, 1.0], vec![-1.0, -1.0]]),
+            [[3.0 / 3f64.sqrt(), 1.0 / 3f64.sqrt()], [-1.0 / 3f64.sqrt(), -1.0 / 3f64.sqrt()]]
+        );
     }
 }

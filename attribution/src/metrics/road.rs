@@ -64,7 +64,8 @@ impl System {
 
     fn apply(&self, values: &[f64], result: &mut [f64]) {
         for (index, result) in result.iter_mut().enumerate() {
-            let neighbours: f64 = self.inner[index].iter().map(|(place, weight)| weight * values[*place]).sum();
+            let neighbours: f64 =
+                self.inner[index].iter().map(|(place, weight)| weight * values[*place]).sum();
             *result = self.diagonal[index] * values[index] - neighbours;
         }
     }
@@ -99,7 +100,10 @@ impl System {
             let next = dot(&residual, &scaled);
             let turn = next / size;
             size = next;
-            direction.iter_mut().zip(&scaled).for_each(|(direction, scaled)| *direction = scaled + turn * *direction);
+            direction
+                .iter_mut()
+                .zip(&scaled)
+                .for_each(|(direction, scaled)| *direction = scaled + turn * *direction);
         }
         values
     }
@@ -145,8 +149,7 @@ pub fn road(
 ) -> Result<Vec<Vec<f64>>> {
     let shape = engine.shape();
     let orders: Vec<Vec<u32>> = samples.iter().map(|sample| order.of(sample.map)).collect();
-    let rows: Vec<usize> =
-        samples.iter().flat_map(|sample| vec![sample.index; percentages.len()]).collect();
+    let rows: Vec<usize> = samples.iter().flat_map(|sample| vec![sample.index; percentages.len()]).collect();
     let count = percentages.len();
     let scores = engine.scores(&rows, |row, image| {
         let (sample, percentage) = (row / count, row % count);

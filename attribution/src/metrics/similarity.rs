@@ -81,7 +81,10 @@ mod tests {
         assert_eq!(pearson(&[1.0, 1.0], &[1.0, 2.0]), Err(Undefined::Constant));
         assert_eq!(pearson(&[], &[]), Err(Undefined::Constant));
         // scipy.stats.spearmanr([1, 2, 2, 4], [1, 3, 2, 4])
-        assert!((spearman(&[1.0, 2.0, 2.0, 4.0], &[1.0, 3.0, 2.0, 4.0]).unwrap() - 0.948_683_298_050_513_8).abs() < 1e-12);
+        assert!(
+            (spearman(&[1.0, 2.0, 2.0, 4.0], &[1.0, 3.0, 2.0, 4.0]).unwrap() - 0.948_683_298_050_513_8).abs()
+                < 1e-12
+        );
     }
 
     #[test]

@@ -27,7 +27,10 @@ pub fn sufficiency(
 ) -> Vec<Value> {
     let count = maps.len();
     if mode == Mode::Quantus && distance == Distance::Euclidean {
-        return vec![Err(Undefined::Refused("its distance takes a variance that only one distance has")); count];
+        return vec![
+            Err(Undefined::Refused("its distance takes a variance that only one distance has"));
+            count
+        ];
     }
     let variances = match distance {
         Distance::StandardisedEuclidean => variances(maps),

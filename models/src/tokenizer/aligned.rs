@@ -2,17 +2,17 @@
 
 use std::ops::Range;
 
-/// Characters, and of each the range of characters of the original text that it stands for.
+/// Characters, and of each the range of bytes of the original text that it stands for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Aligned {
     chars: Vec<char>,
-    origins: Vec<Range<u32>>,
+    origins: Vec<Range<usize>>,
 }
 
 impl Aligned {
     pub(super) fn new(text: &str) -> Self {
-        let chars: Vec<char> = text.chars().collect();
-        let origins = (0..chars.len() as u32).map(|place| place..place + 1).collect();
+        let (chars, origins) =
+            text.char_indices().map(|(place, char)| (char, place..place + char.len_utf8())).unzip();
         Self { chars, origins }
     }
 
@@ -25,7 +25,7 @@ impl Aligned {
     }
 
     /// What a range of characters stands for in the original.
-    pub(super) fn origin(&self, range: Range<usize>) -> Range<u32> {
+    pub(super) fn origin(&self, range: Range<usize>) -> Range<usize> {
         let origins = &self.origins[range];
         match (origins.first(), origins.last()) {
             (Some(first), Some(last)) => first.start..last.end.max(first.start),

@@ -34,8 +34,8 @@ pub(super) struct ClipEncoder {
     marks: [u32; 2],
 }
 
-/// An id, and the characters of the original text that it stands for.
-pub(super) type Piece = (u32, Range<u32>);
+/// An id, and the bytes of the original text that it stands for.
+pub(super) type Piece = (u32, Range<usize>);
 
 impl ClipEncoder {
     /// Reads the model of a `tokenizer.json`; `None` if it is of another kind than CLIP's.

@@ -15,6 +15,7 @@ mod word_piece;
 use std::ops::Range;
 
 use self::aligned::Aligned;
+use self::byte_pairs::WORD_END;
 use self::clip::ClipEncoder;
 use crate::checkpoint::{CheckpointError, CheckpointFiles};
 
@@ -62,10 +63,11 @@ pub struct Tokenizer {
 pub struct Encoded {
     /// The ids, begin and end marks included, padded to the context length.
     pub ids: Vec<u32>,
-    /// Which characters of the text each id stands for; nothing (`0..0`) for marks and padding.
-    pub offsets: Vec<Range<u32>>,
-    /// How many of the ids are not padding.
+    /// How many of them are not padding.
     pub length: usize,
+    /// Where each id that is not padding stands in the text: first byte and the byte behind the last;
+    /// marks are empty.
+    pub offsets: Vec<[usize; 2]>,
     /// Whether the text was cut.
     pub truncated: bool,
 }
@@ -190,7 +192,7 @@ impl Tokenizer {
     /// If the tokeniser refuses the text.
     pub fn encode(&self, text: &str, context: usize, pad: u32) -> Result<Encoded, CheckpointError> {
         let text = text.char_indices().nth(LENGTH_LIMIT).map_or(text, |(end, _)| &text[..end]);
-        let (mut ids, mut offsets): (Vec<u32>, Vec<Range<u32>>) = match &self.clip {
+        let (mut ids, mut offsets): (Vec<u32>, Vec<Range<usize>>) = match &self.clip {
             Some(clip) => {
                 let pieces = clip.encode(&mut Aligned::new(text)).map_err(error)?;
                 let mark = |id: Option<u32>| id.map(|id| (id, 0..0));
@@ -208,39 +210,56 @@ impl Tokenizer {
         }
         let length = ids.len();
         ids.resize(context, pad);
-        offsets.resize(context, 0..0);
-        Ok(Encoded { ids, offsets, length, truncated })
+        let offsets = offsets.into_iter().map(|place| [place.start, place.end]).collect();
+        Ok(Encoded { ids, length, offsets, truncated })
     }
 
     /// The ids of the library's tokeniser, marks included.
-    fn encode_as_stored(&self, text: &str) -> Result<Vec<(u32, Range<u32>)>, CheckpointError> {
-        let cleaned = (self.cleaning == Cleaning::OpenClip).then(|| {
-            let mut aligned = Aligned::new(text);
-            clean::basic(&mut aligned);
-            aligned
-        });
-        let input = cleaned.as_ref().map_or_else(|| text.to_owned(), Aligned::text);
-        let encoding = self.inner.encode_char_offsets(input, true).map_err(error)?;
-        let marks = encoding.get_special_tokens_mask();
-        let pieces = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(marks);
-        Ok(pieces
-            .map(|((id, (start, end)), mark)| {
-                // A mark that the text spells out has a place, one that is added has none.
-                if *mark == 1 && start == end {
-                    return (*id, 0..0);
-                }
-                let origin = match &cleaned {
-                    Some(cleaned) => cleaned.origin(*start..*end),
-                    None => *start as u32..*end as u32,
-                };
-                (*id, origin)
-            })
-            .collect())
+    fn encode_as_stored(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, CheckpointError> {
+        let pieces = |encoding: tokenizers::Encoding, origin: &dyn Fn(Range<usize>) -> Range<usize>| {
+            let places = encoding.get_offsets().iter();
+            let pieces = encoding.get_ids().iter().zip(places);
+            // Marks that are added stand nowhere.
+            pieces.map(|(id, &(start, end))| (*id, if start < end { origin(start..end) } else { 0..0 })).collect()
+        };
+        if self.cleaning == Cleaning::AsStored {
+            let encoding = self.inner.encode(text, true).map_err(error)?;
+            return Ok(pieces(encoding, &|place| place));
+        }
+        let mut cleaned = Aligned::new(text);
+        clean::basic(&mut cleaned);
+        let encoding = self.inner.encode_char_offsets(cleaned.text(), true).map_err(error)?;
+        Ok(pieces(encoding, &|place| cleaned.origin(place)))
     }
 
     /// The text of an id, for tables and figures.
     pub fn token(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default().replace("</w>", "")
+    }
+
+    /// The ids of the tokens that are whole words of at least three letters, ascending.
+    pub fn words(&self) -> Vec<u32> {
+        let vocabulary = self.inner.get_vocab(false);
+        // CLIP's words end in a mark, and so do their last pieces; the pieces of BERT's that do not start
+        // a word begin with one.
+        let marked = vocabulary.keys().any(|token| token.ends_with(WORD_END));
+        let mut words: Vec<(String, u32)> = vocabulary
+            .iter()
+            .filter_map(|(token, id)| {
+                let word = if marked { token.strip_suffix(WORD_END)? } else { token.as_str() };
+                let is_word = word.chars().count() >= 3 && word.chars().all(char::is_alphabetic);
+                is_word.then(|| (word.chars().rev().collect(), *id))
+            })
+            .collect();
+        // Backwards, what another word ends in stands right before it.
+        words.sort_unstable();
+        let is_ending = |place: usize| {
+            marked && words.get(place + 1).is_some_and(|next| next.0.starts_with(words[place].0.as_str()))
+        };
+        let mut ids: Vec<u32> =
+            (0..words.len()).filter(|place| !is_ending(*place)).map(|place| words[place].1).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// `tokenizer.json`.
@@ -287,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_are_characters_of_the_text_as_it_came() {
+    fn offsets_are_bytes_of_the_text_as_it_came() {
         let texts = ["a nodule of 5 µm & a café"];
         let trained = Tokenizer::train(texts, 1024).unwrap();
         let cleaned = trained.clone().with_cleaning(Cleaning::OpenClip).unwrap();
@@ -296,12 +315,10 @@ mod tests {
         let cleaned_words = words.clone().with_cleaning(Cleaning::OpenClip).unwrap();
         let places = |tokenizer: &Tokenizer, text: &str| -> Vec<String> {
             let encoded = tokenizer.encode(text, 12, 0).unwrap();
-            let chars: Vec<char> = text.chars().collect();
-            assert!(encoded.offsets[0].is_empty() && encoded.offsets[encoded.length - 1].is_empty());
-            encoded.offsets[1..encoded.length - 1]
-                .iter()
-                .map(|place| chars[place.start as usize..place.end as usize].iter().collect())
-                .collect()
+            assert_eq!((encoded.offsets[0], encoded.offsets[encoded.length - 1]), ([0, 0], [0, 0]));
+            assert_eq!(encoded.offsets.len(), encoded.length);
+            let places = &encoded.offsets[1..encoded.length - 1];
+            places.iter().map(|[start, end]| text[*start..*end].to_owned()).collect()
         };
         assert_eq!(places(&trained, "A nodule  café"), ["A", "nodule", "café"]);
         assert_eq!(places(&cleaned, " A\u{a0}nodule &amp;amp; cafÃ©"), ["A", "nodule", "&amp;amp;", "cafÃ©"]);
@@ -339,6 +356,16 @@ mod tests {
     fn a_vocabulary_without_its_marks_is_refused() {
         let message = Tokenizer::from_vocabulary("[UNK]\na\n", true).err().unwrap().to_string();
         assert!(message.contains("vocab.txt") && message.contains("[SEP]"), "{message}");
+    }
+
+    #[test]
+    fn words_are_whole() {
+        let tokenizer = Tokenizer::train(["a small nodule on the left"], 1024).unwrap();
+        let words: Vec<String> = tokenizer.words().iter().map(|id| tokenizer.token(*id)).collect();
+        for word in ["small", "nodule", "the", "left"] {
+            assert!(words.iter().any(|known| known == word), "{word}: {words:?}");
+        }
+        assert!(!words.contains(&"odule".to_owned()), "{words:?}");
     }
 
     #[test]

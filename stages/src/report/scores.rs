@@ -8,8 +8,8 @@ use arrow_array::RecordBatch;
 use super::columns::{numbers, texts};
 use super::figures::Figure;
 
-/// Columns that tell scores apart, beside the axes.
-const KEY_COLUMNS: [&str; 3] = ["model", "method", "baseline"];
+/// Columns that tell maps apart, beside those that the table names as its axes.
+const KEY_COLUMNS: [&str; 2] = ["model", "method"];
 
 #[derive(Debug, Default)]
 struct Sums {
@@ -21,28 +21,34 @@ struct Sums {
     reason: Option<String>,
 }
 
-/// One figure per method and metric: the mean over the samples with its 95 % interval.
+/// One figure per method and metric: the mean over the samples with its 95 % interval. What a metric
+/// removes pixels to is part of its name.
 pub(super) fn mean_scores(
     input: &str,
     axes: &BTreeMap<String, String>,
     metadata: &BTreeMap<String, String>,
     batch: &RecordBatch,
 ) -> Vec<Figure> {
-    let keys: Vec<(&str, Vec<Option<String>>)> =
-        KEY_COLUMNS.iter().map(|name| (*name, texts(batch, name))).collect();
-    let (metrics, values, reasons) =
-        (texts(batch, "metric"), numbers(batch, "value"), texts(batch, "reason"));
+    let own_axes: Vec<String> =
+        metadata.get("axes").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let names = KEY_COLUMNS.into_iter().chain(own_axes.iter().map(String::as_str));
+    let keys: Vec<(&str, Vec<Option<String>>)> = names.map(|name| (name, texts(batch, name))).collect();
+    let (metrics, baselines) = (texts(batch, "metric"), texts(batch, "baseline"));
+    let (values, reasons) = (numbers(batch, "value"), texts(batch, "reason"));
     let mut order: Vec<(BTreeMap<String, String>, String)> = Vec::new();
     let mut places: BTreeMap<(BTreeMap<String, String>, String), usize> = BTreeMap::new();
     let mut sums: Vec<Sums> = Vec::new();
     for row in 0..batch.num_rows() {
-        let Some(metric) = metrics[row].clone() else { continue };
-        let mut row_keys = BTreeMap::new();
+        let Some(mut metric) = metrics[row].clone() else { continue };
+        if let Some(baseline) = &baselines[row] {
+            metric = format!("{metric}, {baseline}");
+        }
+        // A control's name stands in a column, and wins over the axis of the map beside it.
+        let mut row_keys = axes.clone();
         for (name, column) in &keys {
             let value = column[row].clone().or_else(|| metadata.get(*name).cloned());
             row_keys.extend(value.map(|value| ((*name).to_owned(), value)));
         }
-        row_keys.extend(axes.clone());
         let place = *places.entry((row_keys.clone(), metric.clone())).or_insert_with(|| {
             order.push((row_keys, metric));
             sums.push(Sums { shares_only: true, ..Sums::default() });

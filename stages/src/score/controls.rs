@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn a_step_is_an_edge_and_a_plain_is_none() {
         // Columns 0, 0, 1, 1 in one channel, and nothing in the other: grey is half of it.
-        let step: Vec<f32> = (0..24).map(|index| if index < 12 && index % 4 >= 2 { 1.0 } else { 0.0 }).collect();
+        let step: Vec<f32> =
+            (0..24).map(|index| if index < 12 && index % 4 >= 2 { 1.0 } else { 0.0 }).collect();
         let map = edge(&step, SHAPE);
         assert_eq!(map[4..8], [0.0, 2.0, 2.0, 0.0]);
         assert!(edge(&[0.7; 24], SHAPE).iter().all(|value| value.abs() < 1e-6));

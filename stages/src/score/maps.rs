@@ -22,7 +22,9 @@ pub(super) struct Subject {
 /// The maps of one method.
 pub(super) struct Maps {
     pub(super) method: String,
-    /// Axes of the study that tell these maps from others of the method.
+    /// What the method compared images with, if it did.
+    pub(super) baseline: Option<String>,
+    /// Axes of the study, which may tell these maps from others of the method.
     pub(super) axes: BTreeMap<String, String>,
     /// Height and width.
     pub(super) shape: [usize; 2],
@@ -44,8 +46,8 @@ impl Maps {
         let mut all: Option<Self> = None;
         for file in input.artifact.files_ending(".arrow") {
             let batch = read_file(&file.location)?;
-            let part = Self::of_batch(&batch, input)
-                .map_err(|reason| StageError::input(&file.path, reason))?;
+            let part =
+                Self::of_batch(&batch, input).map_err(|reason| StageError::input(&file.path, reason))?;
             all = Some(match all {
                 None => part,
                 Some(mut all) if all.shape == part.shape && all.method == part.method => {
@@ -69,8 +71,7 @@ impl Maps {
         let metadata = schema.metadata();
         let method = metadata.get("method").cloned().or_else(|| input.axes.get("method").cloned());
         let method = method.ok_or("its metadata has no `method`")?;
-        let (values, shape) =
-            tensors(batch, "saliency").ok_or("it has no column `saliency` of tensors")?;
+        let (values, shape) = tensors(batch, "saliency").ok_or("it has no column `saliency` of tensors")?;
         let shape = match shape.as_slice() {
             [height, width] | [1, height, width]
                 if (1..=LONGEST_SIDE).contains(height) && (1..=LONGEST_SIDE).contains(width) =>
@@ -110,25 +111,23 @@ impl Maps {
             rows.push((subject, map));
         }
         let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
-        Ok(Self { method, axes: axes(input, metadata.get("baseline")), shape, rows, checkpoint })
+        let baseline = metadata.get("baseline").filter(|name| *name != "none").cloned();
+        Ok(Self { method, baseline, axes: axes(input), shape, rows, checkpoint })
     }
 }
 
 /// Columns of the table of scores, whose names an axis cannot have.
-const COLUMNS: [&str; 8] = ["id", "metric", "baseline", "value", "mask_share", "mode", "reason", "target"];
+const COLUMNS: [&str; 10] =
+    ["id", "method", "metric", "baseline", "value", "mask_share", "mode", "reason", "target", "map_baseline"];
 
-/// What tells maps of one method apart: what the method compared images with, and the axes of the study.
-/// An axis with the name of a column of scores becomes `map_<axis>`; the method has its own column.
-fn axes(input: &InputArtifact, baseline: Option<&String>) -> BTreeMap<String, String> {
-    let baseline = baseline.filter(|name| *name != "none").cloned();
-    let mut axes: BTreeMap<String, String> =
-        baseline.map(|baseline| ("map_baseline".to_owned(), baseline)).into_iter().collect();
-    for (axis, value) in input.axes.iter().filter(|(axis, _)| axis.as_str() != "method") {
-        let is_taken = COLUMNS.contains(&axis.as_str());
-        let name = if is_taken { format!("map_{axis}") } else { axis.clone() };
-        axes.insert(name, value.clone());
-    }
-    axes
+/// The axes of the study, by the names of their columns. The method has a column of its own.
+fn axes(input: &InputArtifact) -> BTreeMap<String, String> {
+    let name = |axis: &str| match COLUMNS.contains(&axis) {
+        true => format!("axis_{axis}"),
+        false => axis.to_owned(),
+    };
+    let axes = input.axes.iter().filter(|(axis, _)| axis.as_str() != "method");
+    axes.map(|(axis, value)| (name(axis), value.clone())).collect()
 }
 
 /// The digest of the input `checkpoint` in a file's provenance.

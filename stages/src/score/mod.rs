@@ -98,6 +98,10 @@ pub struct Params {
     /// At most this many images, the first in the order of the maps.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: Option<i64>,
+    /// Deletion and insertion of at most this many images, the first in the order of the maps: they are
+    /// by far the most expensive metrics. All if left out.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub model_limit: Option<i64>,
     /// Images per pass through the model.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
@@ -116,6 +120,7 @@ impl Default for Params {
             mode: Mode::Reference,
             splits: Vec::new(),
             limit: None,
+            model_limit: None,
             batch: 64,
             seed: 0,
         }

@@ -37,6 +37,8 @@ pub(super) struct Scoring<'a, 'c> {
     /// The digest of the checkpoint.
     checkpoint: Option<String>,
     subjects: Vec<Subject>,
+    /// The images that the model is asked about; all if there is no limit.
+    asked: Option<BTreeSet<String>>,
     images: ImageSet,
     masks: Option<BTreeMap<String, Mask>>,
     removed: References,
@@ -57,6 +59,7 @@ struct Row {
 /// The rows of one method.
 struct Scored {
     method: String,
+    map_baseline: Option<String>,
     axes: BTreeMap<String, String>,
     rows: Vec<Row>,
 }
@@ -89,6 +92,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
             None => Preprocessor::clip(shape.height),
         };
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();
+        let asked = params.model_limit.map(|limit| {
+            let mut first = BTreeSet::new();
+            for subject in &subjects {
+                if first.len() < limit.max(1) as usize {
+                    first.insert(subject.id.clone());
+                }
+            }
+            first
+        });
         let own = context.input("images")?;
         let images = ImageSet::read_only(own, &wanted, &preprocessor, context)?;
         let masks = match context.optional_input("masks") {
@@ -97,8 +109,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             }
             None => None,
         };
-        let read_means =
-            |artifact| MeanImages::read(artifact, own, &images.ids, &preprocessor, context);
+        let read_means = |artifact| MeanImages::read(artifact, own, &images.ids, &preprocessor, context);
         let means = match context.optional_input("reference") {
             Some(artifact) => Some(read_means(artifact)?),
             None => None,
@@ -120,6 +131,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             model,
             checkpoint,
             subjects,
+            asked,
             images,
             masks,
             removed,
@@ -148,7 +160,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let controls = self.controls();
         let inputs = self.context.inputs("saliency");
         let asked = self.metrics.iter().filter(|metric| metric.needs() == Needs::Model).count();
-        let curves = (asked * self.subjects.len() * (inputs.len() + controls.len())) as u64;
+        let subjects = (0..self.subjects.len()).filter(|subject| self.is_asked_about(*subject)).count();
+        let curves = (asked * subjects * (inputs.len() + controls.len())) as u64;
         let steps = self.params.steps.max(1) as usize;
         let total = curves * Faithfulness::images_per_curve(self.shape.pixels(), steps);
         let done = Cell::new(0);
@@ -180,17 +193,30 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 .enumerate()
                 .filter_map(|(index, subject)| Some((index, by_subject.remove(subject)?)))
                 .collect();
-            let rows = self.score(&own, faithfulness.as_ref().map_or(Err(None), |faithfulness| {
-                other.map_or(Ok(faithfulness), |reason| Err(Some(reason)))
-            }))?;
-            all.push(Scored { method: maps.method, axes: maps.axes, rows });
+            let rows = self.score(
+                &own,
+                faithfulness.as_ref().map_or(Err(None), |faithfulness| {
+                    other.map_or(Ok(faithfulness), |reason| Err(Some(reason)))
+                }),
+            )?;
+            all.push(Scored { method: maps.method, map_baseline: maps.baseline, axes: maps.axes, rows });
         }
         for control in controls {
             let own = self.control_maps(control)?;
             let rows = self.score(&own, faithfulness.as_ref().ok_or(None))?;
-            all.push(Scored { method: control.name().to_owned(), axes: BTreeMap::new(), rows });
+            all.push(Scored {
+                method: control.name().to_owned(),
+                map_baseline: None,
+                axes: BTreeMap::new(),
+                rows,
+            });
         }
         Ok(self.tabulate(&all))
+    }
+
+    /// Whether the image of a subject is among those that the model is asked about.
+    fn is_asked_about(&self, subject: usize) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.contains(&self.subjects[subject].id))
     }
 
     fn controls(&self) -> Vec<Control> {
@@ -247,7 +273,11 @@ impl<'a, 'c> Scoring<'a, 'c> {
                     .map(|(subject, map)| self.of_map(*metric, *subject, map.as_deref(), &settings))
                     .collect(),
             };
-            let row = |((subject, _), value): (&(usize, MapOf), _)| Row { subject: *subject, metric: *metric, value };
+            let row = |((subject, _), value): (&(usize, MapOf), _)| Row {
+                subject: *subject,
+                metric: *metric,
+                value,
+            };
             rows.extend(maps.iter().zip(values).map(row));
         }
         Ok(rows)
@@ -305,6 +335,10 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 Ok(_) if self.subjects[*subject].class.is_none() => {
                     Err("the map explains no class, so there is no probability to follow".to_owned())
                 }
+                Ok(_) if !self.is_asked_about(*subject) => Err(format!(
+                    "the model is asked about the first {} images only",
+                    self.params.model_limit.unwrap_or_default()
+                )),
                 Ok(map) => {
                     let image = places[*subject];
                     let needed = if metric == Metric::Deletion { self.removed.check(image) } else { Ok(()) };
@@ -352,7 +386,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
             .with("mask_share", number(&|row| self.mask(row.subject).map(Mask::share)))
             .with("mode", text(&|_, _| Some(self.params.mode.name().to_owned())))
             .with("reason", text(&|_, row| reason(row)))
-            .with("target", text(&|_, row| self.subjects[row.subject].target.clone()));
+            .with("target", text(&|_, row| self.subjects[row.subject].target.clone()))
+            .with("map_baseline", text(&|scored, _| scored.map_baseline.clone()));
         for axis in &self.axes {
             table = table.with(axis, text(&|scored, _| scored.axes.get(axis).cloned()));
         }
@@ -361,10 +396,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
             let facts = serde_json::json!({ "direction": metric.direction(), "score": score });
             (metric.name().to_owned(), facts)
         };
+        let axes: Vec<&str> =
+            std::iter::once("map_baseline").chain(self.axes.iter().map(String::as_str)).collect();
         let facts: serde_json::Map<String, serde_json::Value> = self.metrics.iter().map(facts).collect();
         table
             .with_metadata("metrics", serde_json::Value::Object(facts).to_string())
-            .with_metadata("axes", serde_json::json!(self.axes).to_string())
+            .with_metadata("axes", serde_json::json!(axes).to_string())
     }
 }
 
@@ -395,7 +432,6 @@ fn scan(
     context: &StageContext<'_>,
 ) -> Result<(Vec<Subject>, Shape, Vec<String>), StageError> {
     let mut shape: Option<[usize; 2]> = None;
-    let mut axes = BTreeSet::new();
     let mut known = BTreeSet::new();
     let mut inputs = Vec::new();
     for input in context.inputs("saliency") {
@@ -410,8 +446,7 @@ fn scan(
             );
             return Err(StageError::input("saliency", reason));
         }
-        axes.extend(maps.axes.keys().cloned());
-        if !known.insert((maps.method.clone(), maps.axes.clone())) {
+        if !known.insert((maps.method.clone(), maps.baseline.clone(), maps.axes.clone())) {
             let reason = format!(
                 "two inputs hold maps of {} and no axis tells them apart; name them `stage[axis=*].saliency`",
                 maps.method
@@ -442,5 +477,15 @@ fn scan(
     if kept.is_empty() {
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
-    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, axes.into_iter().collect()))
+    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, varying_axes(&inputs)))
+}
+
+/// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and
+/// stored files hold no such values.
+fn varying_axes(inputs: &[Maps]) -> Vec<String> {
+    let names: BTreeSet<&String> = inputs.iter().flat_map(|maps| maps.axes.keys()).collect();
+    let values = |name: &String| -> BTreeSet<Option<&String>> {
+        inputs.iter().map(|maps| maps.axes.get(name)).collect()
+    };
+    names.into_iter().filter(|name| values(name).len() > 1).cloned().collect()
 }

@@ -90,6 +90,22 @@ impl Column {
             Self::Binary(values) => Self::Binary(pick(values, indices)),
         }
     }
+
+    /// The values of `next` after these; nothing if it holds another type.
+    fn append(self, next: Self) -> Option<Self> {
+        macro_rules! join {
+            ($($variant:ident),*) => {
+                match (self, next) {
+                    $((Self::$variant(mut values), Self::$variant(next)) => {
+                        values.extend(next);
+                        Some(Self::$variant(values))
+                    })*
+                    _ => None,
+                }
+            };
+        }
+        join!(Utf8, Bool, Int32, Int64, Float64, ListInt64, ListInt32, ListFloat32, ListUtf8, Image, Binary)
+    }
 }
 
 /// Named columns of equal length.
@@ -148,6 +164,31 @@ impl Table {
         Self { columns, metadata: self.metadata.clone() }
     }
 
+    /// The rows of `next` after those of this table; a table without rows adds nothing.
+    ///
+    /// # Errors
+    /// If a column is missing or has another type there.
+    pub fn append(self, next: Self) -> Result<Self, StageError> {
+        if next.rows() == 0 {
+            return Ok(self);
+        }
+        if self.rows() == 0 {
+            return Ok(Self { metadata: self.metadata, ..next });
+        }
+        let mut columns = Vec::with_capacity(self.columns.len());
+        let mut rest: BTreeMap<String, Column> = next.columns.into_iter().collect();
+        for (name, column) in self.columns {
+            let second = rest
+                .remove(&name)
+                .ok_or_else(|| StageError::input("table", format!("a part has no column `{name}`")))?;
+            let joined = column.append(second).ok_or_else(|| {
+                StageError::input("table", format!("column `{name}` changes its type between parts"))
+            })?;
+            columns.push((name, joined));
+        }
+        Ok(Self { columns, metadata: self.metadata })
+    }
+
     fn typed(&self, name: &str, wanted: &str) -> StageError {
         let reason = match self.column(name) {
             None => {
@@ -176,6 +217,23 @@ impl Table {
     /// As [`Self::utf8`].
     pub fn strings(&self, name: &str) -> Result<Vec<&str>, StageError> {
         Ok(self.utf8(name)?.iter().map(|value| value.as_deref().unwrap_or_default()).collect())
+    }
+
+    /// A column of single values as text: what names groups of rows.
+    ///
+    /// # Errors
+    /// If it is missing or holds lists, numbers that are not whole, or bytes.
+    pub fn as_text(&self, name: &str) -> Result<Vec<Option<String>>, StageError> {
+        fn texts<T: ToString>(values: &[Option<T>]) -> Vec<Option<String>> {
+            values.iter().map(|value| value.as_ref().map(T::to_string)).collect()
+        }
+        match self.column(name) {
+            Some(Column::Utf8(values)) => Ok(values.clone()),
+            Some(Column::Bool(values)) => Ok(texts(values)),
+            Some(Column::Int32(values)) => Ok(texts(values)),
+            Some(Column::Int64(values)) => Ok(texts(values)),
+            _ => Err(self.typed(name, "text, truth values or whole numbers")),
+        }
     }
 
     /// A column of truth values.

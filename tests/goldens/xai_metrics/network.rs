@@ -8,8 +8,8 @@ use serde_json::Value as Json;
 use crate::harness::Golden;
 
 enum Layer {
-    Convolution { name: String, weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
-    Linear { name: String, weight: Tensor, bias: Option<Tensor> },
+    Convolution { weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
+    Linear { weight: Tensor, bias: Option<Tensor> },
     Pool { kind: String, kernel: usize, stride: usize },
     Flatten,
     Activation(String),
@@ -36,9 +36,8 @@ impl Network {
                     bias: bias(),
                     stride: size("stride", 1),
                     padding: size("padding", 0),
-                    name,
                 },
-                "linear" => Layer::Linear { weight: parameter("weight"), bias: bias(), name },
+                "linear" => Layer::Linear { weight: parameter("weight"), bias: bias() },
                 "avg_pool2d" | "max_pool2d" => {
                     let kernel = size("kernel", 2);
                     Layer::Pool { kind: kind.to_owned(), kernel, stride: size("stride", kernel) }
