@@ -8,6 +8,8 @@ pub mod checkpoint;
 pub mod clip;
 mod config;
 pub mod ct_clip;
+pub mod export;
+pub mod import;
 mod initial;
 mod layers;
 pub mod model;

@@ -3,6 +3,7 @@
 mod bert;
 mod clip;
 mod ct;
+mod import;
 mod pickle;
 mod pmc;
 mod preprocess;

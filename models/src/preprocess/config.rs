@@ -72,6 +72,14 @@ impl Preprocessor {
         open_clip(config, side).map_err(|reason| CheckpointError::new("open_clip_config.json", reason))
     }
 
+    /// Reads `pretrained_cfg` of timm's `config.json`.
+    ///
+    /// # Errors
+    /// If a value has another type, or it describes steps that are not known here.
+    pub fn from_timm(config: &Json, side: usize) -> Result<Self, CheckpointError> {
+        timm(config, side).map_err(|reason| CheckpointError::new("config.json", reason))
+    }
+
     /// `preprocessor_config.json` in the layout of transformers, with what it does not say under a key
     /// of our own.
     pub fn to_json(&self) -> String {
@@ -167,20 +175,45 @@ fn hugging_face(json: &Json, model_side: usize) -> Result<Preprocessor, String> 
     })
 }
 
-fn open_clip(json: &Json, model_side: usize) -> Result<Preprocessor, String> {
-    let filter = match &json["interpolation"] {
-        Json::Null => Filter::Bicubic,
-        name => match name.as_str() {
-            Some("bicubic") => Filter::Bicubic,
-            Some("bilinear") => Filter::Bilinear,
-            Some("nearest") => Filter::Nearest,
-            _ => {
-                return Err(format!(
-                    "`interpolation` is {name}; `bicubic`, `bilinear` or `nearest` is expected"
-                ));
-            }
-        },
+/// The filter by the name that open_clip and timm give it.
+fn interpolation(json: &Json) -> Result<Filter, String> {
+    match (&json["interpolation"], json["interpolation"].as_str()) {
+        (Json::Null, _) | (_, Some("bicubic")) => Ok(Filter::Bicubic),
+        (_, Some("bilinear")) => Ok(Filter::Bilinear),
+        (_, Some("nearest")) => Ok(Filter::Nearest),
+        (name, _) => {
+            Err(format!("`interpolation` is {name}; `bicubic`, `bilinear` or `nearest` is expected"))
+        }
+    }
+}
+
+/// timm resizes so that the crop is a share of the image.
+fn timm(json: &Json, model_side: usize) -> Result<Preprocessor, String> {
+    let share = match &json["crop_pct"] {
+        Json::Null => 0.875,
+        share => share
+            .as_f64()
+            .filter(|share| *share > 0.01 && *share <= 1.0)
+            .ok_or_else(|| format!("`crop_pct` is {share}; a share of at most 1 is expected"))?,
     };
+    let length = (model_side as f64 / share).floor() as usize;
+    let fit = match (&json["crop_mode"], json["crop_mode"].as_str()) {
+        (Json::Null, _) | (_, Some("center")) => Fit::Shortest(length),
+        (_, Some("squash")) if length == model_side => Fit::Stretch,
+        (mode, _) => return Err(format!("`crop_mode` is {mode}; `center` is expected")),
+    };
+    let clip = Preprocessor::clip(model_side);
+    Ok(Preprocessor {
+        pipeline: Pipeline::Torchvision,
+        fit,
+        filter: interpolation(json)?,
+        mean: triple(json, "mean", clip.mean)?,
+        std: deviations(json, "std")?,
+        ..clip
+    })
+}
+
+fn open_clip(json: &Json, model_side: usize) -> Result<Preprocessor, String> {
     let fit = match &json["resize_mode"] {
         Json::Null => Fit::Shortest(model_side),
         name => match name.as_str() {
@@ -193,7 +226,7 @@ fn open_clip(json: &Json, model_side: usize) -> Result<Preprocessor, String> {
         side: model_side,
         pipeline: Pipeline::OpenClip,
         fit,
-        filter,
+        filter: interpolation(json)?,
         mean: triple(json, "mean", CLIP_MEAN)?,
         std: deviations(json, "std")?,
         window: Preprocessor::clip(1).window,
@@ -256,5 +289,21 @@ mod tests {
         assert!(Preprocessor::from_open_clip(&serde_json::json!({ "resize_mode": "longest" }), 8).is_err());
         let plain = Preprocessor::from_open_clip(&serde_json::json!({}), 8).unwrap();
         assert_eq!(plain, Preprocessor::clip(8));
+    }
+
+    #[test]
+    fn files_of_timm() {
+        let json = serde_json::json!({
+            "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+        });
+        let read = Preprocessor::from_timm(&json, 224).unwrap();
+        assert_eq!((read.pipeline, read.fit), (Pipeline::Torchvision, Fit::Shortest(248)));
+        for bad in [
+            serde_json::json!({ "crop_pct": 0 }),
+            serde_json::json!({ "crop_mode": "border" }),
+            serde_json::json!({ "interpolation": "lanczos" }),
+        ] {
+            assert!(Preprocessor::from_timm(&bad, 224).is_err(), "{bad}");
+        }
     }
 }

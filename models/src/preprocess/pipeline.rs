@@ -17,9 +17,11 @@ const SIDE_LIMIT: usize = 1 << 20;
 /// The order of the steps, which differs between the libraries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pipeline {
-    /// OpenAI's, open_clip's, torchvision's on images: resized in the mode of the file, cropped from the
-    /// surplus's half rounded to even, then made RGB.
+    /// OpenAI's and open_clip's: resized in the mode of the file, cropped from the surplus's half rounded
+    /// to even, then made RGB.
     OpenClip,
+    /// torchvision's and timm's on images that are loaded as RGB: as `OpenClip`, but made RGB first.
+    Torchvision,
     /// transformers with its Pillow backend: made RGB first, cropped from the surplus's half rounded
     /// down.
     HuggingFace,
@@ -29,8 +31,9 @@ pub enum Pipeline {
 
 impl Pipeline {
     /// All pipelines with their names.
-    pub const NAMES: [(&str, Self); 3] = [
+    pub const NAMES: [(&str, Self); 4] = [
         ("open_clip", Self::OpenClip),
+        ("torchvision", Self::Torchvision),
         ("hugging_face", Self::HuggingFace),
         ("hugging_face_torch", Self::HuggingFaceTorch),
     ];
@@ -121,7 +124,7 @@ impl Preprocessor {
         let crop = |length: usize| {
             let surplus = length.saturating_sub(side);
             let start = match self.pipeline {
-                Pipeline::OpenClip => (surplus as f64 / 2.0).round_ties_even() as usize,
+                Pipeline::OpenClip | Pipeline::Torchvision => (surplus as f64 / 2.0).round_ties_even() as usize,
                 Pipeline::HuggingFace | Pipeline::HuggingFaceTorch => surplus / 2,
             };
             start..start + side
@@ -189,7 +192,7 @@ impl Preprocessor {
     fn table(&self, channel: usize) -> [f32; 256] {
         let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
         std::array::from_fn(|value| match self.pipeline {
-            Pipeline::OpenClip => (value as f32 / 255.0 - mean) / std,
+            Pipeline::OpenClip | Pipeline::Torchvision => (value as f32 / 255.0 - mean) / std,
             Pipeline::HuggingFace => ((value as f64 * (1.0 / 255.0)) as f32 - mean) / std,
             Pipeline::HuggingFaceTorch => (value as f32 - mean * 255.0) / (std * 255.0),
         })
@@ -257,9 +260,12 @@ mod tests {
     #[test]
     fn an_odd_surplus_is_cut_as_each_library_does() {
         let rows: Vec<u8> = (0..35u8).flat_map(|row| [row; 12]).collect();
-        for (pipeline, first) in
-            [(Pipeline::OpenClip, 16), (Pipeline::HuggingFace, 15), (Pipeline::HuggingFaceTorch, 15)]
-        {
+        for (pipeline, first) in [
+            (Pipeline::OpenClip, 16),
+            (Pipeline::Torchvision, 16),
+            (Pipeline::HuggingFace, 15),
+            (Pipeline::HuggingFaceTorch, 15),
+        ] {
             let preprocessor = Preprocessor { pipeline, ..Preprocessor::clip(4) };
             assert_eq!(preprocessor.square(&rgb(4, 35, rows.clone())).unwrap()[0], first);
         }

@@ -135,7 +135,15 @@ impl Tokenizer {
         } else {
             return Ok(None);
         };
-        Ok(Some(tokenizer))
+        // What our own checkpoints note about the cleaning.
+        let config = files.json_if_any("tokenizer_config.json")?;
+        let Some(name) = config["pipe"]["cleaning"].as_str() else { return Ok(Some(tokenizer)) };
+        let known = Cleaning::NAMES.iter().find(|(known, _)| *known == name);
+        let (_, cleaning) = known.ok_or_else(|| {
+            let reason = format!("`pipe.cleaning` is `{name}`; it is not known here");
+            CheckpointError::new("tokenizer_config.json", reason)
+        })?;
+        tokenizer.with_cleaning(*cleaning).map(Some)
     }
 
     fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, CheckpointError> {
@@ -230,6 +238,13 @@ impl Tokenizer {
         clean::basic(&mut cleaned);
         let encoding = self.inner.encode_char_offsets(cleaned.text(), true).map_err(error)?;
         Ok(pieces(encoding, &|place| cleaned.origin(place)))
+    }
+
+    /// `tokenizer_config.json`, which keeps what `tokenizer.json` does not say.
+    pub fn config_json(&self) -> String {
+        let class = if self.inner.token_to_id("[CLS]").is_some() { "BertTokenizer" } else { "CLIPTokenizer" };
+        let json = serde_json::json!({ "tokenizer_class": class, "pipe": { "cleaning": self.cleaning.name() } });
+        format!("{json:#}\n")
     }
 
     /// The text of an id, for tables and figures.
