@@ -1,12 +1,14 @@
 //! What explanations are scored with, after Quantus (Hedström et al. 2023, JMLR 24(34)).
 //!
-//! Three families:
+//! Families:
 //!
 //! * **Localisation** and **complexity** are pure functions of one map (and a mask): plain `f64`
 //!   slices in, a number out, no model.
 //! * **Faithfulness** asks a model about changed images. Every such metric is a few lines over one
 //!   [`Engine`]: images, ordered groups of features, what they change to, cumulatively or one by one.
 //!   Steps of many samples share batches.
+//! * **Robustness** and **randomisation** explain again, through an [`Explainer`]: changed images, and
+//!   changed models. What is done with the maps before and after is again a pure function.
 //!
 //! Two modes, wherever the published implementation and the definition differ: [`Mode::Reference`] is
 //! what the papers define, per sample; [`Mode::Quantus`] is Quantus 0.6.0 with its quirks, for
@@ -20,10 +22,12 @@
 //! **Undefined** is an [`Undefined`] with its reason, never NaN and never 0.
 
 mod baseline;
+mod compactness;
 mod completeness;
 mod complexity;
 mod deletion;
 mod engine;
+mod explainer;
 mod faithfulness_correlation;
 mod faithfulness_estimate;
 mod infidelity;
@@ -33,16 +37,20 @@ mod monotonicity;
 mod order;
 mod pixel_flipping;
 mod prepare;
+mod randomisation;
 mod region_perturbation;
 mod road;
+mod robustness;
 mod similarity;
 mod sufficiency;
 
 pub use baseline::{Baseline, blur_weights, blurred};
+pub use compactness::compactness;
 pub use completeness::{CompletenessGap, completeness, completeness_quantus, non_sensitivity};
 pub use complexity::{complexity, effective_complexity, sparseness};
 pub use deletion::{Curves, area, deletion, insertion};
 pub use engine::{Change, Engine, Path, Sample, Shape, Start};
+pub use explainer::Explainer;
 pub use faithfulness_correlation::{faithfulness_correlation, random_subsets, sensitivity_n_quantus};
 pub use faithfulness_estimate::faithfulness_estimate;
 pub use infidelity::{
@@ -57,8 +65,15 @@ pub use monotonicity::{monotonicity, monotonicity_correlation, non_decreasing_sh
 pub use order::{Groups, ascending, descending, first_maximum};
 pub use pixel_flipping::{Order, pixel_flipping, pixel_flipping_quantus, trapezoid};
 pub use prepare::{Part, by_largest_magnitude, by_second_moment, in_channels, normalise_together};
+pub use randomisation::{
+    discrete_entropy, flat_ssim, is_invariant, mean_over_layers, relative_rise, similarities,
+};
 pub use region_perturbation::{area_over_curve, patch_order, patches, region_perturbation};
 pub use road::{imputed, pixels_of, road};
+pub use robustness::{
+    average, consistency, continuity, continuity_shifts, first_signs, greatest, local_lipschitz,
+    relative_change, relative_difference, relative_stability, translated,
+};
 pub use similarity::{Similarity, average_ranks, pearson, spearman};
 pub use sufficiency::{Distance, sufficiency};
 
@@ -91,6 +106,9 @@ pub enum Undefined {
     /// A comparison with nobody.
     #[error("no other sample has a like map")]
     NoNeighbour,
+    /// A draw that changed what is predicted, where that matters.
+    #[error("the changed images are predicted as another class")]
+    PredictionChanged,
     /// The published implementation raises an error, or returns what cannot be meant.
     #[error("Quantus 0.6.0 has no value here: {0}")]
     Refused(&'static str),

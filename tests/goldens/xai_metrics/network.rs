@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::harness::Golden;
 
+#[derive(Clone)]
 enum Layer {
     Convolution { name: String, weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
     Linear { name: String, weight: Tensor, bias: Option<Tensor> },
@@ -15,6 +16,7 @@ enum Layer {
     Activation(String),
 }
 
+#[derive(Clone)]
 pub(super) struct Network {
     layers: Vec<Layer>,
 }
@@ -52,6 +54,50 @@ impl Network {
 
     /// Logits `[batch, classes]` in f64.
     pub(super) fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(self.outputs(images)?.pop().expect("a network has layers"))
+    }
+
+    /// What every layer gives for an image, flat and one after another: one row per image.
+    pub(super) fn representations(&self, images: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let flat: Result<Vec<Tensor>> =
+            self.outputs(images)?.iter().map(|output| output.flatten_from(1)).collect();
+        Tensor::cat(&flat?, 1)?.to_vec2()
+    }
+
+    /// The network with the parameters of one layer replaced by those of `tensors` under `prefix`.
+    pub(super) fn with_layer(&self, layer: &str, tensors: &Golden, prefix: &str) -> Self {
+        let parameter = |part: &str| {
+            let tensor = tensors.input(&format!("{prefix}{layer}.{part}"));
+            tensor.to_dtype(DType::F64).expect("parameters are floats")
+        };
+        let mut changed = self.clone();
+        for known in &mut changed.layers {
+            match known {
+                Layer::Convolution { name, weight, bias, .. } | Layer::Linear { name, weight, bias }
+                    if name == layer =>
+                {
+                    *weight = parameter("weight");
+                    *bias = bias.as_ref().map(|_| parameter("bias"));
+                }
+                _ => {}
+            }
+        }
+        changed
+    }
+
+    /// The network that gives for an input shifted by `shift` what this one gives for the input itself: the
+    /// bias of the first convolution takes the shift back. (Padding would know the difference.)
+    pub(super) fn undoing_shift(&self, shift: f64) -> Result<Self> {
+        let mut changed = self.clone();
+        if let Some(Layer::Convolution { weight, bias: Some(bias), .. }) = changed.layers.first_mut() {
+            *bias = (&*bias - (weight.flatten_from(1)?.sum(1)? * shift)?)?;
+            return Ok(changed);
+        }
+        candle_core::bail!("the first layer is no convolution with a bias")
+    }
+
+    fn outputs(&self, images: &Tensor) -> Result<Vec<Tensor>> {
+        let mut outputs = Vec::with_capacity(self.layers.len());
         let mut x = images.to_dtype(DType::F64)?;
         for layer in &self.layers {
             x = match layer {
@@ -76,8 +122,9 @@ impl Network {
                 Layer::Flatten => x.flatten_from(1)?,
                 Layer::Activation(kind) => activate(kind, &x)?,
             };
+            outputs.push(x.clone());
         }
-        Ok(x)
+        Ok(outputs)
     }
 
     /// The predicted class of each image.
