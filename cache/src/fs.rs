@@ -4,7 +4,7 @@
 //! (written aside, then linked or renamed), and under [`Durability::Full`] it is still whole after a
 //! power loss (file first, folder second).
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -106,15 +106,27 @@ impl Disk {
         }
     }
 
-    /// Writes a file that does not exist yet, and flushes it.
-    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+    /// Writes a file that does not exist yet and means nothing after a power loss: a lease, an owner, a
+    /// probe of the clock.
+    pub(crate) fn write_passing(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
         step!(self, Write, path);
+        self.create(path, bytes).map(|_| ())
+    }
+
+    fn create(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .open(path)
             .map_err(|error| FsError::new("creating", path, error))?;
         file.write_all(bytes).map_err(|error| FsError::new("writing", path, error))?;
+        Ok(file)
+    }
+
+    /// Writes a file that does not exist yet, and flushes it.
+    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        step!(self, Write, path);
+        let file = self.create(path, bytes)?;
         if self.is_full() {
             step!(self, SyncFile, path);
             file.sync_all().map_err(|error| FsError::new("flushing", path, error))?;
@@ -232,12 +244,19 @@ impl Disk {
 
 /// Reads a file of at most `limit` bytes; none if it does not exist.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FsError> {
+    Ok(read_with_metadata(path, limit)?.map(|(bytes, _)| bytes))
+}
+
+/// As [`read_bounded`], with the state of the very file that was read.
+pub(crate) fn read_with_metadata(path: &Path, limit: u64) -> Result<Option<(Vec<u8>, Metadata)>, FsError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FsError::new("opening", path, error)),
     };
-    let mut bytes = Vec::new();
+    let metadata = file.metadata().map_err(|error| FsError::new("reading the state of", path, error))?;
+    // With room for all of it and one byte more, most files take two calls.
+    let mut bytes = Vec::with_capacity(metadata.len().min(limit) as usize + 1);
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|error| FsError::new("reading", path, error))?;
@@ -245,7 +264,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, F
         let error = io::Error::new(ErrorKind::InvalidData, format!("longer than {limit} bytes"));
         return Err(FsError::new("reading", path, error));
     }
-    Ok(Some(bytes))
+    Ok(Some((bytes, metadata)))
 }
 
 /// The names in a folder, sorted; empty if the folder does not exist. Names that are not UTF-8 are

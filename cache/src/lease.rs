@@ -97,7 +97,7 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     };
     let staged = session.fresh_path();
     let text = serde_json::to_vec(&info).expect("a lease is strings and integers");
-    disk.write_new(&staged, &text)?;
+    disk.write_passing(&staged, &text)?;
     // Each round either wins, meets a living owner, or removes a dead one.
     let attempt = loop {
         if disk.link_new(&staged, &path)? {

@@ -49,6 +49,7 @@ mod staging;
 mod store;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod value;
 
 pub use content::{part_digest, row_digest, table_digest, tree_digest};
@@ -63,6 +64,7 @@ pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};
 pub use staging::{CommitOutcome, Committed, StagedOutput, Staging};
 pub use store::{Store, StoreError, user_cache_folder};
+pub use usage::Usage;
 pub use value::Value;
 
 /// The first line of a store's file `FORMAT`.

@@ -42,7 +42,7 @@ impl Owner {
 
     /// Whether the owner is dead, as far as `observer` can see; `silence` is the time since its last
     /// sign of life on the clock of the file server.
-    pub(crate) fn is_dead(&self, observer: &Self, silence: Duration) -> bool {
+    pub fn is_dead(&self, observer: &Self, silence: Duration) -> bool {
         if self.host != observer.host {
             return silence > SILENCE;
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::Digest;
-use crate::fs::{FsError, nonce, read_bounded};
+use crate::fs::{FsError, nonce, read_bounded, read_with_metadata};
 use crate::owner::boot_id;
 use crate::record::{OutputRecord, Record};
 use crate::staging::hash_file;
@@ -70,16 +70,31 @@ pub enum Reading {
 impl Store {
     /// The record of a key, if there is a sound one and all its blobs are there with their lengths.
     ///
+    /// A blob that was written to after its record is hashed too: by us this happens only when another
+    /// action makes the same bytes again, and then once.
+    ///
     /// # Errors
     /// If the store cannot be read. A damaged record is none, not an error.
     pub fn lookup(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
-        let Some(record) = self.record(key)? else { return Ok(None) };
-        let files = record.outputs.values().flat_map(|output| &output.files);
-        for file in files {
-            match blob_metadata(&self.blob_path(&file.blob))? {
-                Some(metadata) if metadata.len() == file.bytes => {}
+        let Some((record, written)) = self.stored_record(key)? else { return Ok(None) };
+        let mut verified = false;
+        for file in record.outputs.values().flat_map(|output| &output.files) {
+            let path = self.blob_path(&file.blob);
+            match blob_metadata(&path)? {
+                Some(metadata) if metadata.len() == file.bytes => {
+                    if Stamp::of(&metadata).modified > written {
+                        if !hash_file(&path).is_ok_and(|(_, found)| found == file.blob) {
+                            return Ok(None);
+                        }
+                        verified = true;
+                    }
+                }
                 _ => return Ok(None),
             }
+        }
+        if verified {
+            // Remembers the hashing; a store that is only read hashes again.
+            let _ = self.shared.disk.touch(&self.record_path(key));
         }
         Ok(Some(record))
     }
@@ -90,15 +105,21 @@ impl Store {
     /// # Errors
     /// If the store cannot be read. A damaged record is none, not an error.
     pub fn record(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        Ok(self.stored_record(key)?.map(|(record, _)| record))
+    }
+
+    /// A sound record and when its file was last written, in ns of the file server's clock.
+    fn stored_record(&self, key: &Digest) -> Result<Option<(Record, i128)>, StoreError> {
         let path = self.record_path(key);
-        let bytes = match read_bounded(&path, RECORD_LIMIT) {
-            Ok(bytes) => bytes,
-            Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => None,
+        let (bytes, metadata) = match read_with_metadata(&path, RECORD_LIMIT) {
+            Ok(Some(read)) => read,
+            Ok(None) => return Ok(None),
+            Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let record =
-            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| Record::from_text(&text));
-        Ok(record.filter(|record| record.key == *key))
+        let record = String::from_utf8(bytes).ok().and_then(|text| Record::from_text(&text));
+        let written = Stamp::of(&metadata).modified;
+        Ok(record.filter(|record| record.key == *key).map(|record| (record, written)))
     }
 
     /// Verifies the blobs of an artifact and tells where to read them.

@@ -2,6 +2,7 @@
 //! processes append to one file.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use crate::Digest;
 use crate::fs::list;
@@ -18,6 +19,12 @@ impl RunFolder {
     /// The run's id: a UUID of version 7, so ids sort by time.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// When the run began: the id says so.
+    pub fn began(&self) -> Option<SystemTime> {
+        let (seconds, nanoseconds) = uuid::Uuid::try_parse(&self.id).ok()?.get_timestamp()?.to_unix();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
     }
 
     /// The folder.
@@ -72,9 +79,8 @@ impl Store {
     /// # Errors
     /// If the id is not one, or no such run is here.
     pub fn run(&self, id: &str) -> Result<RunFolder, StoreError> {
-        let known = uuid::Uuid::try_parse(id).is_ok_and(|uuid| uuid.to_string() == id);
         let path = self.folder("runs").join(id);
-        if known && path.is_dir() {
+        if is_run_id(id) && path.is_dir() {
             Ok(RunFolder { id: id.to_owned(), path })
         } else {
             Err(StoreError::RunId(id.to_owned()))
@@ -86,8 +92,9 @@ impl Store {
     /// # Errors
     /// If the folder cannot be read.
     pub fn runs(&self) -> Result<Vec<RunFolder>, StoreError> {
-        let names = list(&self.folder("runs"))?;
-        Ok(names.iter().filter_map(|id| self.run(id).ok()).collect())
+        let folder = self.folder("runs");
+        let names = list(&folder)?.into_iter().filter(|id| is_run_id(id));
+        Ok(names.map(|id| RunFolder { path: folder.join(&id), id }).collect())
     }
 
     /// Replaces a file of a run's folder in one step.
@@ -97,4 +104,8 @@ impl Store {
     pub fn write_atomic(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         Ok(self.shared.disk.write_atomic(path, bytes)?)
     }
+}
+
+fn is_run_id(id: &str) -> bool {
+    uuid::Uuid::try_parse(id).is_ok_and(|uuid| uuid.to_string() == id)
 }

@@ -32,7 +32,7 @@ impl Session {
         let folder = tmp.join(format!("{host}-{}-{}", owner.pid, nonce()));
         disk.make_subfolder(&folder)?;
         let text = serde_json::to_vec(owner).expect("an owner is strings and integers");
-        disk.write_new(&folder.join(OWNER_FILE), &text)?;
+        disk.write_passing(&folder.join(OWNER_FILE), &text)?;
         let heartbeat = Heartbeat::start(disk.clone());
         heartbeat.watch(folder.join(OWNER_FILE));
         Ok(Self { disk: disk.clone(), folder, next: AtomicU64::new(0), heartbeat })
@@ -95,7 +95,7 @@ pub(crate) fn age(path: &Path, now: SystemTime) -> Duration {
 /// The file server's clock, read from a file that it has just made: clocks of hosts may differ.
 pub(crate) fn server_now(disk: &Disk, folder: &Path) -> Result<SystemTime, FsError> {
     let probe = folder.join(format!("clock-{}", nonce()));
-    disk.write_new(&probe, b"")?;
+    disk.write_passing(&probe, b"")?;
     let now = std::fs::metadata(&probe).and_then(|metadata| metadata.modified());
     disk.remove_file(&probe)?;
     now.map_err(|error| FsError::new("reading the time of", probe, error))

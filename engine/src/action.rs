@@ -1,11 +1,11 @@
 //! From a node and the contents of its inputs to its action key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, SourceError, Sources, Value};
 
 use crate::kind::Numerics;
-use crate::pipeline::{InputSource, Node, NodeId, Pipeline};
+use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, Pipeline};
 
 /// The digests of all external sources of a pipeline.
 #[derive(Debug, Default)]
@@ -16,8 +16,9 @@ pub(crate) struct SourceDigests {
 /// An external source that cannot be read.
 #[derive(Debug)]
 pub(crate) struct MissingSource {
-    /// As written in the TOML.
+    /// As written in the TOML, and where.
     pub(crate) pattern: String,
+    pub(crate) origin: Origin,
     /// A node that reads it.
     pub(crate) node: String,
     pub(crate) error: SourceError,
@@ -31,10 +32,13 @@ impl SourceDigests {
     ) -> Result<Self, Vec<MissingSource>> {
         let mut digests = Self::default();
         let mut missing = Vec::new();
+        // What is missing is told once, however many nodes read it.
+        let mut tried = BTreeSet::new();
         for node in nodes {
-            for source in node.inputs.iter().flat_map(|input| &input.sources) {
+            let sources_of = |input: &'a NodeInput| input.sources.iter().map(move |source| (input, source));
+            for (input, source) in node.inputs.iter().flat_map(sources_of) {
                 let InputSource::File { pattern, path } = source else { continue };
-                if digests.by_path.contains_key(path) {
+                if digests.by_path.contains_key(path) || !tried.insert(path) {
                     continue;
                 }
                 let base = path.parent().unwrap_or(path);
@@ -45,6 +49,7 @@ impl SourceDigests {
                     Err(error) => {
                         missing.push(MissingSource {
                             pattern: pattern.clone(),
+                            origin: input.origin.clone(),
                             node: node.name.clone(),
                             error,
                         });

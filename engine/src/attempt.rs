@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,10 @@ use pipe_cache::{
     ActionKey, CommitOutcome, Committed, Lease, PartRecord, RecordMeta, StagedOutput, Store, StoreError,
 };
 
-use crate::context::{InputArtifact, OutputWriter, StageContext, StageHost};
+use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::StageError;
 use crate::events::EventLog;
+use crate::panics::Pool;
 use crate::pipeline::Node;
 
 /// Progress of one action is written at most this often.
@@ -31,9 +32,13 @@ pub(crate) struct Attempt {
     pub(crate) threads: usize,
     pub(crate) store: Store,
     pub(crate) run: String,
+    /// The git revision of the project.
+    pub(crate) revision: Option<String>,
     pub(crate) log: PathBuf,
     pub(crate) events: Arc<EventLog>,
     pub(crate) cancelled: Arc<AtomicBool>,
+    /// The greatest resident memory of the process so far, in bytes; the scheduler measures it.
+    pub(crate) peak: Arc<AtomicU64>,
     pub(crate) lease: Lease,
 }
 
@@ -41,6 +46,8 @@ pub(crate) struct Attempt {
 pub(crate) struct Finished {
     pub(crate) result: Result<Committed, AttemptError>,
     pub(crate) wall: Duration,
+    /// Processor time of the stage's threads.
+    pub(crate) cpu: Option<Duration>,
 }
 
 /// Why it did not end well.
@@ -60,13 +67,22 @@ impl Attempt {
     /// Runs to the end, whatever happens inside the stage.
     pub(crate) fn execute(self) -> Finished {
         let started = Instant::now();
-        let result = self.run_stage(started);
+        let mut cpu = None;
+        let result = self.run_stage(started, &mut cpu);
         // Held until the record stands, so that another process waits instead of working twice.
         drop(self.lease);
-        Finished { result, wall: started.elapsed() }
+        Finished { result, wall: started.elapsed(), cpu }
     }
 
-    fn run_stage(&self, started: Instant) -> Result<Committed, AttemptError> {
+    /// A stage knows external files by their path inside the source, a person by where they lie.
+    fn with_known_path(&self, error: StageError) -> StageError {
+        let StageError::InputData { path, reason } = error else { return error };
+        let mut artifacts = self.inputs.values().flatten().map(|input| &input.artifact);
+        let known = if path.is_relative() { artifacts.find_map(|one| locate(one, &path)) } else { None };
+        StageError::InputData { path: known.unwrap_or(path), reason }
+    }
+
+    fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
         for port in &self.node.outputs {
@@ -89,18 +105,24 @@ impl Attempt {
             staging.scratch()?,
             provenance,
         );
+        let panics = Pool::new();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .stack_size(STACK_BYTES)
-            .thread_name(|index| format!("stage-{index}"))
+            .thread_name(move |index| panics.thread(index))
             .build()
             .map_err(|error| StageError::because("starting the stage's threads", error))?;
         let outcome = pool.install(|| {
             std::panic::catch_unwind(AssertUnwindSafe(|| self.node.kind.run(&self.node.params, &mut context)))
         });
+        // The threads were made for this stage, so all their time is its own.
+        *cpu = Some(pool.broadcast(|_| thread_time()).into_iter().sum());
         let outcome = match outcome {
-            Ok(result) => result.map_err(AttemptError::from),
-            Err(panic) => Err(AttemptError::Panic(panic_text(panic.as_ref()))),
+            Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
+            Err(panic) => {
+                host.log(&panics.caught().unwrap_or_default());
+                Err(AttemptError::Panic(panic_text(panic.as_ref())))
+            }
         };
         if let Err(error) = outcome {
             host.log(&format!("{}: {}", self.node.name, chain(&error)));
@@ -143,7 +165,10 @@ impl Attempt {
             run: self.run.clone(),
             host: self.store.owner().host.clone(),
             duration_seconds: started.elapsed().as_secs_f64(),
-            ..RecordMeta::default()
+            cpu_seconds: cpu.map(|cpu| cpu.as_secs_f64()),
+            peak_memory_bytes: Some(self.peak.load(Ordering::Relaxed)),
+            device: Some("cpu".to_owned()),
+            revision: self.revision.clone(),
         };
         let committed = staging.commit(&self.key, &staged, meta)?;
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
@@ -154,6 +179,26 @@ impl Attempt {
         }
         Ok(committed)
     }
+}
+
+/// Where a file of an external source lies that a stage names by its path inside the source, whether it
+/// is there or not.
+fn locate(artifact: &Artifact, inside: &Path) -> Option<PathBuf> {
+    artifact.origin.as_ref()?;
+    if let Some(file) = artifact.files.iter().find(|file| Path::new(&file.path) == inside) {
+        return Some(file.location.clone());
+    }
+    let root = artifact.files.iter().find_map(|file| {
+        let levels = Path::new(&file.path).components().count();
+        file.location.ends_with(&file.path).then(|| file.location.ancestors().nth(levels))?
+    })?;
+    Some(root.join(inside))
+}
+
+/// The processor time of the calling thread.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// What stored files say of where they come from.
@@ -240,5 +285,37 @@ impl StageHost for Host {
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::ArtifactFile;
+
+    #[test]
+    fn files_of_sources_are_named_by_where_they_lie() {
+        let file = |path: &str, location: &str| ArtifactFile {
+            path: path.to_owned(),
+            bytes: 0,
+            location: PathBuf::from(location),
+        };
+        let artifact = |origin: Option<&str>, files: Vec<ArtifactFile>| Artifact {
+            artifact_type: "file".to_owned(),
+            digest: pipe_cache::Digest::of(b""),
+            files,
+            origin: origin.map(str::to_owned),
+        };
+        let folder = artifact(Some("file:model"), vec![file("a/config.json", "/data/model/a/config.json")]);
+        let found = |artifact: &Artifact, path: &str| {
+            locate(artifact, Path::new(path)).map(|path| path.to_string_lossy().into_owned())
+        };
+        assert_eq!(found(&folder, "a/config.json").as_deref(), Some("/data/model/a/config.json"));
+        assert_eq!(found(&folder, "b.txt").as_deref(), Some("/data/model/b.txt"));
+        let single = artifact(Some("file:x.npz"), vec![file("source.npz", "/data/x.npz")]);
+        assert_eq!(found(&single, "source.npz").as_deref(), Some("/data/x.npz"));
+        assert_eq!(found(&single, "other.npz"), None);
+        let stored = artifact(None, vec![file("config.json", "/store/cas/ab/cd")]);
+        assert_eq!(found(&stored, "config.json"), None);
     }
 }

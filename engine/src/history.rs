@@ -1,8 +1,10 @@
-//! What earlier runs of a pipeline knew: the last key and the last failure of each node.
+//! What earlier runs of a pipeline knew: the keys of each node, newest first, and its last failure.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
-use pipe_cache::{Digest, RunFolder, Store, StoreError};
+use pipe_cache::{Digest, Record, RunFolder, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::Pipeline;
@@ -27,65 +29,140 @@ pub(crate) struct StoredPlan {
     pub(crate) failed: BTreeMap<String, String>,
 }
 
-/// The last keys and failures by node name.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct History {
-    pub(crate) keys: BTreeMap<String, Digest>,
-    pub(crate) failed: BTreeMap<String, String>,
-    /// The newest plan with its nodes written out, and the run that holds it.
-    newest: Option<(String, StoredPlan)>,
+impl StoredPlan {
+    /// The plan of a run, its nodes written out; none if it has none or it cannot be read.
+    pub(crate) fn read(store: &Store, run: &RunFolder) -> Option<Self> {
+        let read = |run: &RunFolder| -> Option<Self> {
+            serde_json::from_slice(&std::fs::read(run.plan()).ok()?).ok()
+        };
+        let mut plan = read(run)?;
+        if let Some(id) = &plan.same_as {
+            plan.nodes = read(&store.run(id).ok()?)?.nodes;
+        }
+        Some(plan)
+    }
 }
 
-fn read_plan(run: &RunFolder) -> Option<StoredPlan> {
-    serde_json::from_slice(&std::fs::read(run.plan()).ok()?).ok()
+/// The last attempt of a node, which failed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PastFailure {
+    pub(crate) error: String,
+    /// When its run began.
+    pub(crate) began: Option<SystemTime>,
+}
+
+/// What is known of one node.
+#[derive(Debug, Default)]
+struct Past {
+    /// Its keys, newest first, each once.
+    keys: Vec<Digest>,
+    /// Why its last attempt failed, if it did.
+    failure: Option<PastFailure>,
+}
+
+/// The earlier runs of a pipeline. Only the newest is read at once: a run with nothing to do needs no
+/// more.
+#[derive(Debug)]
+pub(crate) struct History {
+    store: Option<Store>,
+    pipeline: String,
+    /// The runs of the store, oldest first.
+    runs: Vec<RunFolder>,
+    /// The newest plan of the same profiles, and the run that holds its nodes.
+    newest: Option<(String, StoredPlan)>,
+    past: OnceLock<BTreeMap<String, Past>>,
 }
 
 impl History {
-    /// Reads the runs of this pipeline, newest first, until every node is known.
+    /// Nothing ever ran.
+    pub(crate) fn none() -> Self {
+        let (pipeline, past) = (String::new(), OnceLock::new());
+        Self { store: None, pipeline, runs: Vec::new(), newest: None, past }
+    }
+
+    /// The runs of this pipeline.
     pub(crate) fn read(store: &Store, pipeline: &Pipeline) -> Result<Self, StoreError> {
-        let mut history = Self::default();
-        let mut unknown = pipeline.nodes.len();
-        for run in store.runs()?.iter().rev().take(DEPTH) {
-            let Some(mut plan) = read_plan(run) else { continue };
-            if plan.pipeline != pipeline.name {
-                continue;
-            }
-            let mut holder = run.id().to_owned();
-            if let Some(id) = plan.same_as.take() {
-                match store.run(&id).ok().as_ref().and_then(read_plan) {
-                    Some(full) => plan.nodes = full.nodes,
-                    None => continue,
-                }
-                holder = id;
-            }
-            for (name, key) in &plan.nodes {
-                if !history.keys.contains_key(name) {
-                    history.keys.insert(name.clone(), *key);
-                    if let Some(error) = plan.failed.get(name) {
-                        history.failed.insert(name.clone(), error.clone());
+        let runs = store.runs()?;
+        let newest = runs.iter().rev().take(DEPTH).find_map(|run| {
+            let plan = StoredPlan::read(store, run)?;
+            let same = plan.pipeline == pipeline.name && plan.profiles == pipeline.profiles;
+            let holder = plan.same_as.clone().unwrap_or_else(|| run.id().to_owned());
+            same.then_some((holder, plan))
+        });
+        Ok(Self {
+            store: Some(store.clone()),
+            pipeline: pipeline.name.clone(),
+            runs,
+            newest,
+            past: OnceLock::new(),
+        })
+    }
+
+    fn past(&self, node: &str) -> Option<&Past> {
+        let past = self.past.get_or_init(|| {
+            let mut past: BTreeMap<String, Past> = BTreeMap::new();
+            let Some(store) = &self.store else { return past };
+            for run in self.runs.iter().rev().take(DEPTH) {
+                let plan = StoredPlan::read(store, run).filter(|plan| plan.pipeline == self.pipeline);
+                let Some(plan) = plan else { continue };
+                for (name, key) in plan.nodes {
+                    let known = past.entry(name.clone()).or_default();
+                    if known.keys.is_empty() {
+                        known.failure = plan
+                            .failed
+                            .get(&name)
+                            .map(|error| PastFailure { error: error.clone(), began: run.began() });
                     }
-                    unknown = unknown.saturating_sub(1);
+                    if !known.keys.contains(&key) {
+                        known.keys.push(key);
+                    }
                 }
             }
-            if history.newest.is_none() && plan.profiles == pipeline.profiles {
-                history.newest = Some((holder, plan));
-            }
-            if unknown == 0 && history.newest.is_some() {
-                break;
-            }
-        }
-        Ok(history)
+            past
+        });
+        past.get(node)
+    }
+
+    /// The key that the node had last.
+    pub(crate) fn last_key(&self, node: &str) -> Option<Digest> {
+        self.past(node)?.keys.first().copied()
+    }
+
+    /// Why the last attempt of the node failed, if it did.
+    pub(crate) fn failure(&self, node: &str) -> Option<&PastFailure> {
+        self.past(node)?.failure.as_ref()
+    }
+
+    /// The newest result of the node under another key than `key`.
+    pub(crate) fn last_record(&self, node: &str, key: Option<&Digest>) -> Option<Record> {
+        self.other_records(node, key).next()
+    }
+
+    /// The results of the node under other keys than `key`, newest first.
+    pub(crate) fn records(&self, node: &str, key: Option<&Digest>) -> Vec<Record> {
+        self.other_records(node, key).collect()
+    }
+
+    fn other_records(&self, node: &str, key: Option<&Digest>) -> impl Iterator<Item = Record> {
+        let keys = self.past(node).into_iter().flat_map(|past| &past.keys);
+        keys.filter(move |known| Some(*known) != key)
+            .filter_map(|key| self.store.as_ref()?.record(key).ok().flatten())
+    }
+
+    /// Seconds that the node took when it last ran, under whatever key.
+    pub(crate) fn seconds(&self, node: &str) -> Option<f64> {
+        Some(self.last_record(node, None)?.meta.duration_seconds)
     }
 
     /// Writes `plan.json` of `run`; an unchanged plan only names the run that holds it.
     pub(crate) fn write(
         &self,
-        store: &Store,
         run: &RunFolder,
         pipeline: &Pipeline,
         nodes: BTreeMap<String, Digest>,
         failed: BTreeMap<String, String>,
     ) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
         let mut plan = StoredPlan {
             version: 1,
             pipeline: pipeline.name.clone(),
@@ -94,11 +171,10 @@ impl History {
             nodes,
             failed,
         };
-        if let Some((id, newest)) = &self.newest
+        if let Some((holder, newest)) = &self.newest
             && newest.nodes == plan.nodes
-            && newest.failed == plan.failed
         {
-            plan.same_as = Some(id.clone());
+            plan.same_as = Some(holder.clone());
             plan.nodes.clear();
         }
         let bytes = serde_json::to_vec(&plan).expect("a plan is strings and digests");

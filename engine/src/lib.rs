@@ -12,12 +12,15 @@ mod error;
 mod events;
 pub mod exit;
 mod history;
+mod journal;
 mod kind;
 pub mod language;
+mod panics;
 pub mod pipeline;
 mod plan;
 mod progress;
 mod publish;
+mod revision;
 mod run;
 mod why;
 

@@ -99,6 +99,8 @@ pub struct Node {
     pub kind: Arc<dyn AnyKind>,
     /// Parameters with defaults.
     pub params: ResolvedParams,
+    /// Where the kind was written.
+    pub kind_origin: Origin,
     /// Where each parameter came from, by dotted path.
     pub origins: BTreeMap<String, Origin>,
     /// Inputs in port-name order.
@@ -107,6 +109,8 @@ pub struct Node {
     pub outputs: Vec<OutputPort>,
     /// Resources.
     pub resources: Resources,
+    /// Where each of them was written.
+    pub resource_origins: BTreeMap<String, Origin>,
     /// Where the stage's table begins.
     pub origin: Origin,
 }
@@ -156,4 +160,19 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// Wall time limit, in seconds.
     pub time: Option<u64>,
+}
+
+impl Resources {
+    /// What was asked for, as names and values of a pipeline file.
+    pub(crate) fn json(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+        let gpu = (self.gpu > 0).then_some(self.gpu);
+        [
+            ("cpu", self.cpu.map(serde_json::Value::from)),
+            ("gpu", gpu.map(serde_json::Value::from)),
+            ("mem", self.memory.map(serde_json::Value::from)),
+            ("time", self.time.map(serde_json::Value::from)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
 }

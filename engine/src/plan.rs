@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) status: Vec<Status>,
     pub(crate) keys: Vec<Option<(Digest, ActionKey)>>,
     pub(crate) records: Vec<Option<Record>>,
+    /// Nodes that run whatever is in the store.
+    pub(crate) forced: BTreeSet<NodeId>,
 }
 
 /// What is wanted of a plan.
@@ -42,6 +44,11 @@ pub(crate) struct Wanted {
 impl Wanted {
     pub(crate) fn contains(&self, id: NodeId) -> bool {
         self.nodes.as_ref().is_none_or(|nodes| nodes.contains(&id))
+    }
+
+    /// The nodes asked for and everything that their keys depend on; `None`: all.
+    pub(crate) fn with_what_they_need(&self, pipeline: &Pipeline) -> Option<BTreeSet<NodeId>> {
+        self.nodes.as_ref().map(|nodes| Self::with_ancestors(pipeline, nodes.clone()))
     }
 
     /// The targets with everything they depend on.
@@ -90,14 +97,25 @@ impl Plan {
             status: vec![Status::NotWanted; count],
             keys: vec![None; count],
             records: vec![None; count],
+            forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
         };
+        let needed = wanted.with_what_they_need(pipeline);
         for position in 0..plan.order.len() {
             let id = plan.order[position];
-            if !wanted.contains(id) {
+            if needed.as_ref().is_some_and(|needed| !needed.contains(&id)) {
                 continue;
             }
             let node = &pipeline.nodes[id.0];
             let key = action::key(pipeline, node, &plan.records, sources, numerics);
+            if !wanted.contains(id) {
+                // Left out with `--only`: what it gave earlier is still read.
+                if let (Some(key), Some(store)) = (key, store) {
+                    let digest = key.digest();
+                    plan.records[id.0] = store.lookup(&digest)?;
+                    plan.keys[id.0] = Some((digest, key));
+                }
+                continue;
+            }
             let forced = wanted.forced.contains(&id);
             plan.status[id.0] = match key {
                 Some(key) => {
@@ -139,14 +157,36 @@ impl Plan {
         )
     }
 
+    /// The first wanted node, with a node that it reads, that was not asked for and has no result.
+    pub(crate) fn without_input(&self, pipeline: &Pipeline) -> Option<(NodeId, NodeId)> {
+        let wanted = self.order.iter().filter(|id| matches!(self.status[id.0], Status::Maybe(_)));
+        wanted.flat_map(|id| action::producers(&pipeline.nodes[id.0]).map(|producer| (*id, producer))).find(
+            |(_, producer)| {
+                self.status[producer.0] == Status::NotWanted && self.records[producer.0].is_none()
+            },
+        )
+    }
+
     /// Whether every wanted node is a hit.
     pub(crate) fn is_up_to_date(&self) -> bool {
         let (_, run, maybe) = self.counts();
         run + maybe == 0
     }
 
+    /// Seconds that a node will take, as it took before; none for a hit and for what never ran.
+    fn seconds(&self, id: NodeId, pipeline: &Pipeline, history: &History) -> Option<f64> {
+        let runs = matches!(self.status[id.0], Status::Run(_) | Status::Maybe(_));
+        runs.then(|| history.seconds(&pipeline.nodes[id.0].name))?
+    }
+
+    /// Seconds that all nodes that run or may run took before, if any is known.
+    pub(crate) fn estimate(&self, pipeline: &Pipeline, history: &History) -> Option<f64> {
+        let known = self.order.iter().filter_map(|id| self.seconds(*id, pipeline, history));
+        known.reduce(|sum, seconds| sum + seconds)
+    }
+
     /// The plan for `--json`, one object per wanted node in topological order.
-    pub(crate) fn json(&self, pipeline: &Pipeline) -> serde_json::Value {
+    pub(crate) fn json(&self, pipeline: &Pipeline, history: &History) -> serde_json::Value {
         let nodes: Vec<serde_json::Value> = self
             .order
             .iter()
@@ -159,14 +199,22 @@ impl Plan {
                     "kind": node.description.name,
                     "status": word,
                     "key": self.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
+                    "seconds": self.seconds(*id, pipeline, history),
                     "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
                 })
             })
             .collect();
         let (hit, run, maybe) = self.counts();
         serde_json::json!({
-            "version": 1, "pipeline": pipeline.name, "hit": hit, "run": run, "maybe": maybe, "nodes": nodes,
+            "version": 1, "pipeline": pipeline.name, "hit": hit, "run": run, "maybe": maybe,
+            "seconds": self.estimate(pipeline, history), "nodes": nodes,
         })
+    }
+
+    /// The results that a run makes up to date and shows: those of what was asked for.
+    pub(crate) fn wanted_records(&self) -> impl Iterator<Item = Option<&Record>> {
+        let wanted = self.status.iter().map(|status| *status != Status::NotWanted);
+        self.records.iter().zip(wanted).map(|(record, wanted)| record.as_ref().filter(|_| wanted))
     }
 
     /// The status as a word, with its reasons.

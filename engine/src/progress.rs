@@ -55,7 +55,8 @@ impl Display {
         let node = fields["node"].as_str().unwrap_or_default().to_owned();
         match event {
             "planned" => {
-                let (hit, run, maybe) = (&fields["hit"], &fields["run_count"], &fields["maybe"]);
+                let counts = &fields["counts"];
+                let (hit, run, maybe) = (&counts["hit"], &counts["run"], &counts["maybe"]);
                 self.line("Plan", &format!("{hit} up to date, {run} to run, {maybe} depend on them"));
             }
             "action_started" => {

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use pipe_cache::{Digest, Record, Store, reflink_or_copy};
+use pipe_cache::{Digest, Record, Store, StoreError, Verify, reflink_or_copy};
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{Node, Pipeline};
+use crate::pipeline::{Node, NodeId, Pipeline};
 
 const MANIFEST: &str = ".published.json";
 
@@ -26,13 +26,19 @@ struct Published {
     modified: String,
 }
 
-/// A file that could not be read or written below `results/`.
+/// Why publishing stopped.
 #[derive(Debug, thiserror::Error)]
-#[error("publishing `{}`", path.display())]
-pub(crate) struct PublishError {
-    pub(crate) path: PathBuf,
-    #[source]
-    pub(crate) source: std::io::Error,
+pub(crate) enum PublishError {
+    /// A file below `results/` could not be written.
+    #[error("publishing `{}`", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// What publishing did.
@@ -43,6 +49,8 @@ pub(crate) struct Summary {
     pub(crate) removed: usize,
     /// Files that a person changed: kept as they are.
     pub(crate) kept: Vec<PathBuf>,
+    /// Nodes whose stored outputs turned out to be damaged, with the reason: not published.
+    pub(crate) damaged: BTreeMap<NodeId, String>,
 }
 
 /// The folder of a pipeline below the results folder: `NAME[@profile...]`.
@@ -79,13 +87,13 @@ fn stamp(path: &Path) -> Option<(u64, String)> {
     Some((metadata.len(), modified.as_nanos().to_string()))
 }
 
-/// Makes the published files agree with `records`. A `complete` run also removes what it once
-/// published and no longer plans.
-pub(crate) fn publish(
+/// Makes the published files agree with `records`, one per node. A `complete` run also removes what it
+/// once published and no longer plans.
+pub(crate) fn publish<'a>(
     store: &Store,
     results: &Path,
     pipeline: &Pipeline,
-    records: &[Option<Record>],
+    records: impl Iterator<Item = Option<&'a Record>>,
     complete: bool,
 ) -> Result<Summary, PublishError> {
     let folder = folder(results, pipeline);
@@ -96,7 +104,7 @@ pub(crate) fn publish(
         .unwrap_or_default();
     let mut new = Manifest { version: 1, files: BTreeMap::new() };
     let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
-    for (node, record) in pipeline.nodes.iter().zip(records) {
+    for (index, (node, record)) in pipeline.nodes.iter().zip(records).enumerate() {
         let Some(record) = record else { continue };
         for (port, output) in &record.outputs {
             let base = port_folder(node, port);
@@ -124,6 +132,12 @@ pub(crate) fn publish(
                         }
                     }
                 }
+                if let Some(damage) = store.verify_blob(&file.blob, file.bytes, Verify::Once)? {
+                    summary.damaged.insert(NodeId(index), damage.reason);
+                    // What stands there came from an earlier result and is removed only when this one is.
+                    new.files.extend(known.map(|known| (relative.clone(), known.clone())));
+                    continue;
+                }
                 write(&store.blob_path(&file.blob), &path)?;
                 summary.written += 1;
                 if let Some((bytes, modified)) = stamp(&path) {
@@ -141,7 +155,8 @@ pub(crate) fn publish(
             new.files.insert(relative, published);
         } else if let Some(found) = stamp(&path) {
             if found == (published.bytes, published.modified) {
-                std::fs::remove_file(&path).map_err(|source| PublishError { path: path.clone(), source })?;
+                std::fs::remove_file(&path)
+                    .map_err(|source| PublishError::File { path: path.clone(), source })?;
                 summary.removed += 1;
                 remove_empty_parents(&path, &folder);
             } else {
@@ -155,7 +170,7 @@ pub(crate) fn publish(
         std::fs::create_dir_all(&folder)
             .and_then(|()| std::fs::write(&temporary, &bytes))
             .and_then(|()| std::fs::rename(&temporary, &manifest_path))
-            .map_err(|source| PublishError { path: manifest_path, source })?;
+            .map_err(|source| PublishError::File { path: manifest_path, source })?;
     }
     Ok(summary)
 }
@@ -165,7 +180,7 @@ fn content(path: &Path) -> Option<Digest> {
 }
 
 fn write(blob: &Path, path: &Path) -> Result<(), PublishError> {
-    let error = |source| PublishError { path: path.to_owned(), source };
+    let error = |source| PublishError::File { path: path.to_owned(), source };
     let parent = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(error)?;
     let temporary = parent.join(format!(
@@ -203,7 +218,8 @@ pub(crate) fn clean(results: &Path, pipeline: &Pipeline) -> Result<Summary, Publ
         let path = folder.join(&relative);
         let Some(found) = stamp(&path) else { continue };
         if found == (published.bytes, published.modified) {
-            std::fs::remove_file(&path).map_err(|source| PublishError { path: path.clone(), source })?;
+            std::fs::remove_file(&path)
+                .map_err(|source| PublishError::File { path: path.clone(), source })?;
             summary.removed += 1;
             parents.insert(path);
         } else {

@@ -1,10 +1,11 @@
 //! Why a node has to run: one enum, with old and new values, and one place that words it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pipe_cache::{ActionKey, Digest, KeyInput, Store, Value};
 
-use crate::history::History;
+use crate::history::{History, PastFailure};
 use crate::pipeline::{InputSource, Node, Origin, Pipeline};
 use crate::plan::{Plan, Status};
 
@@ -30,7 +31,7 @@ pub(crate) enum DirtyReason {
     /// The record is there, its outputs are missing or damaged.
     Damaged,
     /// The last attempt failed.
-    FailedBefore { error: String },
+    FailedBefore(PastFailure),
     /// These inputs have no result yet.
     Upstream { nodes: Vec<String> },
 }
@@ -49,37 +50,41 @@ pub(crate) fn reasons(
     if forced {
         reasons.push(DirtyReason::Forced);
     }
-    let previous_key = history.keys.get(&node.name);
-    if let (Some((digest, _)), Some(previous)) = (key, previous_key)
-        && digest == previous
+    let digest = key.map(|(digest, _)| digest);
+    if let Some(digest) = digest {
+        // A record that is there, sound or not, and yet was no hit.
+        if store.is_some_and(|store| store.record_path(digest).exists()) {
+            return vec![if forced { DirtyReason::Forced } else { DirtyReason::Damaged }];
+        }
+    }
+    if let Some(digest) = digest
         && !forced
     {
-        match history.failed.get(&node.name) {
-            Some(error) => reasons.push(DirtyReason::FailedBefore { error: error.clone() }),
-            None => {
-                let there = store.and_then(|store| store.record(digest).ok().flatten()).is_some();
-                reasons.push(if there { DirtyReason::Damaged } else { DirtyReason::NoRecord });
-            }
+        if let Some(failure) = history.failure(&node.name)
+            && history.last_key(&node.name).as_ref() == Some(digest)
+        {
+            return vec![DirtyReason::FailedBefore(failure.clone())];
         }
-        return reasons;
     }
-    let previous =
-        previous_key.and_then(|key| store?.record(key).ok().flatten()).map(|record| record.components);
-    match &previous {
-        None if reasons.is_empty() && key.is_some() => match history.failed.get(&node.name) {
-            Some(error) => reasons.push(DirtyReason::FailedBefore { error: error.clone() }),
-            None => reasons.push(DirtyReason::NoRecord),
-        },
+    match history.last_record(&node.name, digest) {
+        Some(old) => compare(pipeline, node, &old.components, key.map(|(_, key)| key), &mut reasons),
+        None if key.is_some() && !forced => reasons.push(match history.failure(&node.name) {
+            Some(failure) => DirtyReason::FailedBefore(failure.clone()),
+            None => DirtyReason::NoRecord,
+        }),
         None => {}
-        Some(old) => compare(pipeline, node, old, key.map(|(_, key)| key), plan, &mut reasons),
     }
     if key.is_none() {
-        let mut nodes: Vec<String> = crate::action::producers(node)
+        let mut seen = BTreeSet::new();
+        let nodes = crate::action::producers(node)
             .filter(|producer| matches!(plan.status[producer.0], Status::Run(_) | Status::Maybe(_)))
+            .filter(|producer| seen.insert(*producer))
             .map(|producer| pipeline.nodes[producer.0].name.clone())
             .collect();
-        nodes.dedup();
         reasons.push(DirtyReason::Upstream { nodes });
+    } else if reasons.is_empty() {
+        // The same parameters and inputs under a key that has no record.
+        reasons.push(DirtyReason::NoRecord);
     }
     reasons
 }
@@ -89,7 +94,6 @@ fn compare(
     node: &Node,
     old: &ActionKey,
     new: Option<&ActionKey>,
-    plan: &Plan,
     reasons: &mut Vec<DirtyReason>,
 ) {
     let kind = node.description.name;
@@ -109,7 +113,7 @@ fn compare(
     let mut after = BTreeMap::new();
     flatten("", &old.params, &mut before);
     flatten("", &node.params.canonical, &mut after);
-    let names: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     for name in names {
         if before.get(name) != after.get(name) {
             reasons.push(DirtyReason::Param {
@@ -162,7 +166,6 @@ fn compare(
             reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file });
         }
     }
-    let _ = plan;
 }
 
 /// Leaves of a parameter table as dotted names and printed values.
@@ -225,6 +228,16 @@ pub(crate) fn place(pipeline: &Pipeline, origin: &Origin) -> String {
     }
 }
 
+/// ` 5 min ago`, with a blank in front.
+fn ago(elapsed: Duration) -> String {
+    match elapsed.as_secs() {
+        0..60 => " just now".to_owned(),
+        seconds @ 60..3600 => format!(" {} min ago", seconds / 60),
+        seconds @ 3600..172_800 => format!(" {} h ago", seconds / 3600),
+        seconds => format!(" {} days ago", seconds / 86_400),
+    }
+}
+
 impl DirtyReason {
     /// The sentence that every command prints.
     pub(crate) fn words(&self, pipeline: &Pipeline) -> String {
@@ -251,7 +264,10 @@ impl DirtyReason {
             Self::Wiring { name } => format!("input `{name}` is wired differently"),
             Self::Numerics { old, new } => format!("numerics class {old} -> {new}"),
             Self::Damaged => "its outputs are missing or damaged".to_owned(),
-            Self::FailedBefore { error } => format!("its last attempt failed: {error}"),
+            Self::FailedBefore(failure) => {
+                let ago = failure.began.and_then(|began| began.elapsed().ok()).map(ago).unwrap_or_default();
+                format!("its last attempt failed{ago}: {}", failure.error)
+            }
             Self::Upstream { nodes } => format!("waits for {}", nodes.join(", ")),
         }
     }
@@ -268,7 +284,7 @@ impl DirtyReason {
             Self::Wiring { .. } => "wiring",
             Self::Numerics { .. } => "numerics",
             Self::Damaged => "damaged",
-            Self::FailedBefore { .. } => "failed_before",
+            Self::FailedBefore(_) => "failed_before",
             Self::Upstream { .. } => "upstream",
         };
         let mut json = serde_json::json!({ "reason": code, "text": self.words(pipeline) });

@@ -107,6 +107,16 @@ impl Key {
         }
         order
     }
+
+    /// A permutation of 0..n that leaves nothing in its place (Sattolo's: one cycle through all), a pure
+    /// function of the key. Of one element there is none: it stays.
+    pub fn derangement(self, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        for last in (1..n).rev() {
+            order.swap(last, self.below(last as u64, last as u64) as usize);
+        }
+        order
+    }
 }
 
 #[cfg(test)]
@@ -143,5 +153,18 @@ mod tests {
         assert_ne!(order[..10], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
         order.sort_unstable();
         assert_eq!(order, (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_derangement_leaves_nothing_in_its_place() {
+        for n in 2..40 {
+            for seed in 0..20 {
+                let mut order = Key(seed).derangement(n);
+                assert!(order.iter().enumerate().all(|(place, index)| place != *index), "{n}, {seed}");
+                order.sort_unstable();
+                assert_eq!(order, (0..n).collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(Key(1).derangement(1), [0]);
     }
 }

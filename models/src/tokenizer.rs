@@ -112,6 +112,31 @@ impl Tokenizer {
         self.inner.id_to_token(id).unwrap_or_default().replace("</w>", "")
     }
 
+    /// The ids of the tokens that are whole words of at least three letters, ascending.
+    pub fn words(&self) -> Vec<u32> {
+        let vocabulary = self.inner.get_vocab(false);
+        // CLIP's words end in a mark, and so do their last pieces; the pieces of BERT's that do not start
+        // a word begin with one.
+        let marked = vocabulary.keys().any(|token| token.ends_with(WORD_END));
+        let mut words: Vec<(String, u32)> = vocabulary
+            .iter()
+            .filter_map(|(token, id)| {
+                let word = if marked { token.strip_suffix(WORD_END)? } else { token.as_str() };
+                let is_word = word.chars().count() >= 3 && word.chars().all(char::is_alphabetic);
+                is_word.then(|| (word.chars().rev().collect(), *id))
+            })
+            .collect();
+        // Backwards, what another word ends in stands right before it.
+        words.sort_unstable();
+        let is_ending = |place: usize| {
+            marked && words.get(place + 1).is_some_and(|next| next.0.starts_with(words[place].0.as_str()))
+        };
+        let mut ids: Vec<u32> =
+            (0..words.len()).filter(|place| !is_ending(*place)).map(|place| words[place].1).collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// `tokenizer.json`.
     ///
     /// # Errors
@@ -208,6 +233,16 @@ mod tests {
         assert_eq!(encoded.ids[6], tokenizer.end());
         assert_eq!(encoded.ids[7], 0);
         assert_eq!(tokenizer.to_json().unwrap(), Tokenizer::train(texts, 1024).unwrap().to_json().unwrap());
+    }
+
+    #[test]
+    fn words_are_whole() {
+        let tokenizer = Tokenizer::train(["a small nodule on the left"], 1024).unwrap();
+        let words: Vec<String> = tokenizer.words().iter().map(|id| tokenizer.token(*id)).collect();
+        for word in ["small", "nodule", "the", "left"] {
+            assert!(words.iter().any(|known| known == word), "{word}: {words:?}");
+        }
+        assert!(!words.contains(&"odule".to_owned()), "{words:?}");
     }
 
     #[test]

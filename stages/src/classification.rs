@@ -1,10 +1,11 @@
 //! What every evaluation of a classifier writes: predictions, and figures with intervals.
 
-use pipe_engine::{OutputWriter, StageError};
-
+use crate::metrics::Metric;
 use crate::model::HeadDescription;
-use crate::statistics::{Estimate, Groups, Ranking, argmax, bootstrap, mean, softmax};
-use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+use crate::statistics::{
+    ClassifierScores, Disparity, Estimate, GroupRates, Groups, Task, bootstrap_all, softmax,
+};
+use crate::table::{Column, Table};
 
 /// Classified samples.
 pub(crate) struct Classified {
@@ -15,79 +16,66 @@ pub(crate) struct Classified {
     pub(crate) logits: Vec<Vec<f32>>,
 }
 
-/// A row of the metrics table.
-#[derive(Clone, Debug)]
-pub(crate) struct Metric {
-    pub(crate) task: String,
-    pub(crate) split: String,
-    pub(crate) modality: Option<String>,
-    pub(crate) method: Option<String>,
-    pub(crate) metric: String,
-    pub(crate) k: Option<i64>,
-    pub(crate) class: Option<String>,
-    pub(crate) subgroup: Option<String>,
-    pub(crate) estimate: Option<Estimate>,
-    pub(crate) n: usize,
-    pub(crate) seed: Option<i64>,
-    pub(crate) protocol: Option<String>,
-    pub(crate) reason: Option<String>,
+/// The specificity at which sensitivity is given.
+pub(crate) const SPECIFICITY: f64 = 0.9;
+
+/// Samples that a subgroup needs to be compared.
+const LEAST_SUBGROUP: usize = 20;
+
+/// What the figures of some samples depend on beside them.
+#[derive(Clone, Copy)]
+pub(crate) struct Setting<'a> {
+    pub(crate) split: &'a str,
+    /// Decides the bootstrap.
+    pub(crate) seed: i64,
+    /// The score from which a sample of a binary task is called positive at [`SPECIFICITY`] on the
+    /// validation split.
+    pub(crate) threshold: Option<f64>,
 }
 
-impl Metric {
-    pub(crate) fn new(task: &str, split: &str, metric: &str, estimate: Option<Estimate>, n: usize) -> Self {
-        Self {
-            task: task.to_owned(),
-            split: split.to_owned(),
-            modality: None,
-            method: None,
-            metric: metric.to_owned(),
-            k: None,
-            class: None,
-            subgroup: None,
-            estimate,
-            n,
-            seed: None,
-            protocol: None,
-            reason: None,
-        }
+/// A figure's name, whether the task has it, and its definition.
+type Figure = (&'static str, fn(&ClassifierScores, &[f64]) -> Option<f64>);
+
+/// The figures of every classifier, most telling first.
+const FIGURES: [Figure; 5] = [
+    ("auroc", ClassifierScores::auroc),
+    ("accuracy", ClassifierScores::accuracy),
+    ("f1", ClassifierScores::macro_f1),
+    ("auprc", ClassifierScores::average_precision),
+    ("brier", ClassifierScores::brier),
+];
+
+/// Those of tasks in which a sample has one class.
+const SINGLE_LABEL: [Figure; 2] = [
+    ("balanced_accuracy", |scores, weights| scores.confusion(weights)?.balanced_accuracy()),
+    ("ece", |scores, weights| scores.calibration(weights)?.expected_error()),
+];
+
+/// Those of grades.
+const ORDINAL: [Figure; 2] =
+    [("quadratic_kappa", ClassifierScores::quadratic_kappa), ("mae", ClassifierScores::mean_grade_error)];
+
+fn figures(task: Task) -> Vec<Figure> {
+    let mut figures = FIGURES.to_vec();
+    if task != Task::MultiLabel {
+        figures.extend(SINGLE_LABEL);
     }
+    if task == Task::Ordinal {
+        figures.extend(ORDINAL);
+    }
+    figures
 }
 
-/// Writes figures as the long table of all tasks.
-pub(crate) fn write_metrics(
-    output: &mut OutputWriter,
-    metrics: &[Metric],
-    provenance: &str,
-) -> Result<(), StageError> {
-    let text = |value: &dyn Fn(&Metric) -> Option<String>| Column::Utf8(metrics.iter().map(value).collect());
-    let number = |value: &dyn Fn(&Estimate) -> Option<f64>| {
-        Column::Float64(metrics.iter().map(|metric| metric.estimate.as_ref().and_then(value)).collect())
-    };
-    let table = Table::new()
-        .with("task", text(&|metric| Some(metric.task.clone())))
-        .with("split", text(&|metric| Some(metric.split.clone())))
-        .with("modality", text(&|metric| metric.modality.clone()))
-        .with("method", text(&|metric| metric.method.clone()))
-        .with("metric", text(&|metric| Some(metric.metric.clone())))
-        .with("k", Column::Int64(metrics.iter().map(|metric| metric.k).collect()))
-        .with("class", text(&|metric| metric.class.clone()))
-        .with("value", number(&|estimate| Some(estimate.value)))
-        .with("ci_low", number(&|estimate| estimate.low))
-        .with("ci_high", number(&|estimate| estimate.high))
-        .with("n", Column::Int64(metrics.iter().map(|metric| Some(metric.n as i64)).collect()))
-        .with("seed", Column::Int64(metrics.iter().map(|metric| metric.seed).collect()))
-        .with("protocol", text(&|metric| metric.protocol.clone()))
-        .with(
-            "reason",
-            text(&|metric| {
-                metric
-                    .reason
-                    .clone()
-                    .or_else(|| metric.estimate.is_none().then(|| "undefined for these samples".to_owned()))
-            }),
-        )
-        .with("subgroup", text(&|metric| metric.subgroup.clone()));
-    write(output, &TableSchema::metrics(), &table, WriteOptions::text(provenance))
+/// The task of the figures here.
+pub(crate) const TASK: &str = "classification";
+
+/// Probabilities of a row of logits: softmax over classes, or a sigmoid per label.
+pub(crate) fn probabilities(logits: &[f32], description: &HeadDescription) -> Vec<f64> {
+    if description.is_multi_label() {
+        logits.iter().map(|logit| 1.0 / (1.0 + libm::exp(-f64::from(*logit)))).collect()
+    } else {
+        softmax(logits)
+    }
 }
 
 impl Classified {
@@ -97,7 +85,7 @@ impl Classified {
     }
 
     /// The splits in order of first appearance.
-    pub(crate) fn splits(&self) -> Vec<String> {
+    pub(crate) fn distinct_splits(&self) -> Vec<String> {
         let mut splits: Vec<String> = Vec::new();
         for split in &self.splits {
             if !splits.contains(split) {
@@ -107,141 +95,272 @@ impl Classified {
         splits
     }
 
-    /// Probabilities of a row: softmax over classes, or a sigmoid per label.
-    fn probabilities(&self, row: usize, description: &HeadDescription) -> Vec<f64> {
-        if description.is_multi_label() {
-            self.logits[row].iter().map(|logit| 1.0 / (1.0 + libm::exp(-f64::from(*logit)))).collect()
-        } else {
-            softmax(&self.logits[row])
-        }
+    /// The probabilities of some rows beside their labels.
+    pub(crate) fn scores(&self, description: &HeadDescription, rows: &[usize]) -> ClassifierScores {
+        ClassifierScores::new(
+            Task::parse(&description.task),
+            rows.iter().map(|row| probabilities(&self.logits[*row], description)).collect(),
+            rows.iter().map(|row| self.targets[*row].clone()).collect(),
+        )
     }
 
-    /// The MedMNIST evaluator's figures (AUROC and accuracy) with AUROC per class, over `rows`.
+    /// What is resampled as one: the groups of some rows.
+    pub(crate) fn groups(&self, rows: &[usize]) -> Groups {
+        Groups::new(&rows.iter().map(|row| self.groups[*row].clone()).collect::<Vec<_>>())
+    }
+
+    /// The MedMNIST evaluator's figures (AUROC and accuracy), further ones, and those per class, over
+    /// `rows`.
     pub(crate) fn metrics(
         &self,
         description: &HeadDescription,
-        split: &str,
         rows: &[usize],
-        seed: i64,
+        setting: Setting<'_>,
     ) -> Vec<Metric> {
         if rows.is_empty() {
             return Vec::new();
         }
-        let probabilities: Vec<Vec<f64>> =
-            rows.iter().map(|row| self.probabilities(*row, description)).collect();
-        let groups: Vec<Option<String>> = rows.iter().map(|row| self.groups[*row].clone()).collect();
-        let groups = Groups::new(&groups);
-        let count = description.classes.len();
-        let positive = |class: usize, row: usize| {
-            let target = &self.targets[rows[row]];
-            if description.is_multi_label() { target[class] == 1 } else { target[0] == class as i64 }
+        let scores = self.scores(description, rows);
+        let figures = figures(scores.task());
+        let classes: Vec<usize> = scores.scored().collect();
+        let per_class = if classes.len() > 1 { classes.as_slice() } else { &[] };
+        let estimates = bootstrap_all(&self.groups(rows), setting.seed as u64, |weights| {
+            let mut values: Vec<Option<f64>> =
+                figures.iter().map(|(_, figure)| figure(&scores, weights)).collect();
+            values.extend(per_class.iter().map(|class| scores.class_auroc(*class, weights)));
+            values.push(setting.threshold.and_then(|threshold| scores.rates_at(threshold, weights).0));
+            values
+        });
+        let mut estimates = estimates.into_iter();
+        let metric = |name: &str, estimate: Option<Estimate>| {
+            let mut metric = Metric::new(TASK, setting.split, name, estimate, rows.len());
+            metric.seed = Some(setting.seed);
+            metric
         };
-        let rankings: Vec<Ranking> = (0..count)
-            .map(|class| Ranking::new(&probabilities.iter().map(|row| row[class]).collect::<Vec<_>>()))
-            .collect();
-        // The evaluator scores a binary task by the column of class 1 alone.
-        let scored: Vec<usize> =
-            if description.task == "binary-class" { vec![count - 1] } else { (0..count).collect() };
-        let auroc = |weight: &dyn Fn(usize) -> f64| -> Option<f64> {
-            let mut sum = 0.0;
-            for class in &scored {
-                sum += rankings[*class].auroc(|row| positive(*class, row), weight)?;
+        let mut metrics: Vec<Metric> = Vec::new();
+        for (name, _) in &figures {
+            let mut row = metric(name, estimates.next().flatten());
+            if row.estimate.is_none() {
+                row.reason = Some("a class has no or only positive samples".to_owned());
             }
-            Some(sum / scored.len() as f64)
-        };
-        let right: Vec<f64> = (0..rows.len())
-            .map(|row| {
-                let target = &self.targets[rows[row]];
-                if description.is_multi_label() {
-                    let bits =
-                        probabilities[row].iter().zip(target).filter(|(p, bit)| (**p > 0.5) == (**bit == 1));
-                    bits.count() as f64 / count as f64
-                } else if description.task == "binary-class" {
-                    f64::from(u8::from((probabilities[row][count - 1] > 0.5) == (target[0] == 1)))
-                } else {
-                    f64::from(u8::from(argmax(&probabilities[row]) as i64 == target[0]))
-                }
-            })
-            .collect();
-        let seed_bits = seed as u64;
-        let task = "classification";
-        let mut metrics = vec![
-            Metric::new(task, split, "auroc", bootstrap(&groups, seed_bits, auroc), rows.len()),
-            Metric::new(
-                task,
-                split,
-                "accuracy",
-                bootstrap(&groups, seed_bits, |weight| mean(&right, weight)),
-                rows.len(),
-            ),
-        ];
-        if metrics[0].estimate.is_none() {
-            metrics[0].reason = Some("a class has no or only positive samples".to_owned());
+            metrics.push(row);
         }
-        let majority = (0..count)
-            .map(|class| (0..rows.len()).filter(|row| positive(class, *row)).count())
-            .max()
-            .unwrap_or_default();
         if !description.is_multi_label() {
-            let share = majority as f64 / rows.len() as f64;
-            let mut floor = Metric::new(
-                task,
-                split,
-                "accuracy",
-                Some(Estimate { value: share, low: None, high: None }),
-                rows.len(),
-            );
+            let count = |class: i64| self.targets_of(rows).filter(|target| target[0] == class).count();
+            let most = (0..description.classes.len() as i64).map(count).max().unwrap_or_default();
+            let mut floor = metric("accuracy", Some(Estimate::exact(most as f64 / rows.len() as f64)));
             floor.method = Some("majority".to_owned());
             metrics.push(floor);
         }
-        if scored.len() > 1 {
-            for class in scored {
-                let estimate = bootstrap(&groups, seed_bits, |weight| {
-                    rankings[class].auroc(|row| positive(class, row), weight)
-                });
-                let mut metric = Metric::new(task, split, "auroc", estimate, rows.len());
-                metric.class = Some(description.classes[class].clone());
-                metrics.push(metric);
+        for class in per_class {
+            let mut row = metric("auroc", estimates.next().flatten());
+            row.class = Some(description.classes[*class].clone());
+            metrics.push(row);
+        }
+        if scores.task() == Task::Binary {
+            let mut row = metric("sensitivity_at_90_specificity", estimates.next().flatten());
+            if row.estimate.is_none() {
+                let reason = match setting.threshold {
+                    Some(_) => "there are no positive samples",
+                    None => "no validation split with negatives to choose the threshold on",
+                };
+                row.reason = Some(reason.to_owned());
+            }
+            metrics.push(row);
+        }
+        metrics
+    }
+
+    fn targets_of<'a>(&'a self, rows: &'a [usize]) -> impl Iterator<Item = &'a Vec<i64>> {
+        rows.iter().map(|row| &self.targets[*row])
+    }
+
+    /// The figures of each subgroup, and how far they differ. `subgroup` names the group of each sample
+    /// of the set; `column` is what it was read from.
+    pub(crate) fn subgroup_metrics(
+        &self,
+        description: &HeadDescription,
+        rows: &[usize],
+        setting: Setting<'_>,
+        column: &str,
+        subgroup: &[Option<String>],
+    ) -> Vec<Metric> {
+        let mut names: Vec<&String> = rows.iter().filter_map(|row| subgroup[*row].as_ref()).collect();
+        names.sort();
+        names.dedup();
+        let mut metrics = Vec::new();
+        let mut members: Vec<Vec<bool>> = Vec::new();
+        let mut left_out: Vec<&str> = Vec::new();
+        let scores = self.scores(description, rows);
+        for name in names {
+            let belongs: Vec<bool> = rows.iter().map(|row| subgroup[*row].as_ref() == Some(name)).collect();
+            let own: Vec<usize> =
+                rows.iter().zip(&belongs).filter(|(_, belongs)| **belongs).map(|(row, _)| *row).collect();
+            metrics.extend(self.metrics(description, &own, setting).into_iter().map(|mut metric| {
+                metric.subgroup = Some(format!("{column}={name}"));
+                metric
+            }));
+            let rates = GroupRates::of(&scores, &belongs, &vec![1.0; rows.len()]);
+            if rates.n >= LEAST_SUBGROUP && rates.auroc.is_some() {
+                members.push(belongs);
+            } else {
+                left_out.push(name);
             }
         }
-        for metric in &mut metrics {
-            metric.seed = Some(seed);
+        let differences: [(&str, fn(&Disparity) -> Option<f64>); 5] = [
+            ("worst_group_auroc", |groups| groups.worst_auroc),
+            ("auroc_gap", |groups| groups.auroc_gap),
+            ("equalised_odds_difference", |groups| groups.equalised_odds),
+            ("equal_opportunity_difference", |groups| groups.equal_opportunity),
+            ("demographic_parity_difference", |groups| groups.demographic_parity),
+        ];
+        // Differences of rates need a threshold, which only binary tasks have.
+        let count = if scores.task() == Task::Binary { differences.len() } else { 2 };
+        let estimates = bootstrap_all(&self.groups(rows), setting.seed as u64, |weights| {
+            let rates: Vec<GroupRates> =
+                members.iter().map(|belongs| GroupRates::of(&scores, belongs, weights)).collect();
+            // The worst and the gap of a resample that lost a group would be those of other groups.
+            let comparable = rates.len() > 1 && rates.iter().all(|rates| rates.auroc.is_some());
+            let disparity = comparable.then(|| Disparity::between(&rates));
+            differences[..count].iter().map(|(_, of)| disparity.as_ref().and_then(of)).collect()
+        });
+        for ((name, _), estimate) in differences.iter().zip(estimates) {
+            let mut metric = Metric::new(TASK, setting.split, name, estimate, rows.len());
+            metric.seed = Some(setting.seed);
+            metric.subgroup = Some(column.to_owned());
+            if !left_out.is_empty() || estimate.is_none() {
+                metric.reason = Some(format!(
+                    "groups with fewer than {LEAST_SUBGROUP} samples or one class only are left out: {}",
+                    if left_out.is_empty() { "none".to_owned() } else { left_out.join(", ") }
+                ));
+            }
+            metrics.push(metric);
         }
         metrics
     }
 
     /// The predictions table: a row per sample.
     pub(crate) fn table(&self, description: &HeadDescription) -> Table {
-        let count = self.ids.len();
-        let probabilities: Vec<Vec<f64>> =
-            (0..count).map(|row| self.probabilities(row, description)).collect();
-        let prediction = |row: usize| -> Vec<i32> {
-            if description.is_multi_label() {
-                probabilities[row].iter().map(|p| i32::from(*p > 0.5)).collect()
-            } else {
-                vec![argmax(&probabilities[row]) as i32]
-            }
-        };
-        let target =
-            |row: usize| -> Vec<i32> { self.targets[row].iter().map(|value| *value as i32).collect() };
-        let scores = |row: usize| Some(probabilities[row].iter().map(|p| *p as f32).collect());
-        let answer = |row: usize| {
-            (!description.is_multi_label()).then(|| description.classes[argmax(&probabilities[row])].clone())
-        };
-        Table::new()
+        let scores = self.scores(description, &(0..self.ids.len()).collect::<Vec<_>>());
+        let table = Table::new()
             .with("id", Column::texts(self.ids.clone()))
             .with("split", Column::texts(self.splits.clone()))
             .with("patient", Column::Utf8(self.groups.clone()))
-            .with("image", Column::texts(self.ids.clone()))
-            .with("target", Column::ListInt32((0..count).map(|row| Some(target(row))).collect()))
-            .with("prediction", Column::ListInt32((0..count).map(|row| Some(prediction(row))).collect()))
-            .with("scores", Column::ListFloat32((0..count).map(scores).collect()))
-            .with(
-                "correct",
-                Column::Bool((0..count).map(|row| Some(prediction(row) == target(row))).collect()),
-            )
-            .with("answer", Column::Utf8((0..count).map(answer).collect()))
-            .with_metadata("task", description.task.clone())
-            .with_metadata("label_names", serde_json::json!(description.classes).to_string())
+            .with("image", Column::texts(self.ids.clone()));
+        with_predictions(table, &scores, description)
+    }
+}
+
+/// Adds what a classifier says of each row of a table: target, prediction, scores and answer.
+pub(crate) fn with_predictions(
+    table: Table,
+    scores: &ClassifierScores,
+    description: &HeadDescription,
+) -> Table {
+    let rows = || 0..scores.len();
+    let target = |row: usize| Some(scores.target(row).iter().map(|value| *value as i32).collect());
+    let answer = |row: usize| {
+        let class = (!description.is_multi_label()).then(|| scores.prediction(row)[0] as usize)?;
+        description.classes.get(class).cloned()
+    };
+    table
+        .with("target", Column::ListInt32(rows().map(target).collect()))
+        .with(
+            "prediction",
+            Column::ListInt32(rows().map(|row| Some(scores.prediction(row).to_vec())).collect()),
+        )
+        .with(
+            "scores",
+            Column::ListFloat32(
+                rows().map(|row| Some(scores.row(row).iter().map(|p| *p as f32).collect())).collect(),
+            ),
+        )
+        .with("correct", Column::Bool(rows().map(|row| Some(scores.is_right(row))).collect()))
+        .with("answer", Column::Utf8(rows().map(answer).collect()))
+        .with_metadata("task", description.task.clone())
+        .with_metadata("label_names", serde_json::json!(description.classes).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Forty samples of two classes; the first is recognised in device A and never in device B.
+    fn classified() -> (Classified, HeadDescription, Vec<Option<String>>) {
+        let class = |row: usize| (row / 2 % 2) as i64;
+        let is_b = |row: usize| row % 2 == 1;
+        let logits = |row: usize| {
+            let right = if is_b(row) { row % 8 < 4 } else { true };
+            let margin = 1.0 + 0.01 * row as f32;
+            let sign = if (class(row) == 1) == right { 1.0 } else { -1.0 };
+            vec![0.0, sign * margin]
+        };
+        let classified = Classified {
+            ids: (0..80).map(|row| format!("image {row}")).collect(),
+            splits: vec!["test".to_owned(); 80],
+            groups: vec![None; 80],
+            targets: (0..80).map(|row| vec![class(row)]).collect(),
+            logits: (0..80).map(logits).collect(),
+        };
+        let description = HeadDescription {
+            classes: vec!["normal".to_owned(), "abnormal".to_owned()],
+            task: "binary-class".to_owned(),
+        };
+        let device = (0..80).map(|row| Some(if is_b(row) { "B" } else { "A" }.to_owned()));
+        (classified, description, device.collect())
+    }
+
+    fn find<'a>(metrics: &'a [Metric], metric: &str, subgroup: Option<&str>) -> &'a Metric {
+        let mut found = metrics.iter().filter(|row| {
+            row.metric == metric && row.subgroup.as_deref() == subgroup && row.method.is_none()
+        });
+        let row = found.next().unwrap_or_else(|| panic!("{metric} {subgroup:?}"));
+        assert!(found.next().is_none(), "{metric} {subgroup:?} stands twice");
+        row
+    }
+
+    fn value(metric: &Metric) -> f64 {
+        metric.estimate.unwrap().value
+    }
+
+    #[test]
+    fn a_binary_task_has_a_sensitivity_at_the_threshold_of_its_validation_split() {
+        let (classified, description, _) = classified();
+        let rows = classified.rows("test");
+        let setting = |threshold| Setting { split: "test", seed: 1, threshold };
+        let metrics = classified.metrics(&description, &rows, setting(Some(0.5)));
+        assert_eq!(value(find(&metrics, "accuracy", None)), 0.75);
+        assert_eq!(value(find(&metrics, "sensitivity_at_90_specificity", None)), 0.75);
+        for name in ["auroc", "f1", "auprc", "brier", "balanced_accuracy", "ece"] {
+            let estimate = find(&metrics, name, None).estimate.unwrap();
+            assert!(
+                estimate.low.unwrap() <= estimate.value && estimate.value <= estimate.high.unwrap(),
+                "{name}"
+            );
+        }
+        let metrics = classified.metrics(&description, &rows, setting(None));
+        let row = find(&metrics, "sensitivity_at_90_specificity", None);
+        assert!(row.estimate.is_none() && row.reason.as_deref().unwrap().contains("validation"));
+    }
+
+    #[test]
+    fn subgroups_differ_where_one_is_served_worse() {
+        let (classified, description, device) = classified();
+        let rows = classified.rows("test");
+        let setting = Setting { split: "test", seed: 1, threshold: None };
+        let metrics = classified.subgroup_metrics(&description, &rows, setting, "device", &device);
+        assert_eq!(value(find(&metrics, "accuracy", Some("device=A"))), 1.0);
+        assert_eq!(value(find(&metrics, "accuracy", Some("device=B"))), 0.5);
+        let worst = value(find(&metrics, "auroc", Some("device=B")));
+        assert_eq!(value(find(&metrics, "worst_group_auroc", Some("device"))), worst);
+        assert_eq!(value(find(&metrics, "auroc_gap", Some("device"))), 1.0 - worst);
+        assert_eq!(value(find(&metrics, "equalised_odds_difference", Some("device"))), 0.5);
+
+        // A group that is too small is named and left out.
+        let mut few = device;
+        few.iter_mut().skip(20).filter(|name| name.as_deref() == Some("B")).for_each(|name| *name = None);
+        let metrics = classified.subgroup_metrics(&description, &rows, setting, "device", &few);
+        let row = find(&metrics, "auroc_gap", Some("device"));
+        assert!(row.estimate.is_none() && row.reason.as_deref().unwrap().contains('B'), "{row:?}");
     }
 }

@@ -14,9 +14,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
-use crate::images::{ImageSet, batches};
+use crate::images::ImageSet;
 use crate::ipc::{tensor_column, write_file};
-use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
+use crate::model::{DEVICE, Model, tensor_error};
 use crate::table::read_columns;
 
 /// Parameters of `embed`.
@@ -72,43 +72,23 @@ impl StageKind for Embed {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
         let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
-        let finish = |embeddings: Tensor| -> candle_core::Result<Vec<f32>> {
-            let embeddings = if params.normalise { normalise(&embeddings)? } else { embeddings };
-            embeddings.flatten_all()?.to_vec1()
+        let width = model.clip.image_tower().embedding_width();
+        let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {
+            if !params.normalise {
+                return Ok(values);
+            }
+            let rows = values.len() / width;
+            Tensor::from_vec(values, (rows, width), &DEVICE)
+                .and_then(|embeddings| normalise(&embeddings)?.flatten_all()?.to_vec1())
+                .map_err(tensor_error)
         };
-        let mut image_values = Vec::new();
         let all: Vec<usize> = (0..images.len()).collect();
-        for rows in batches(&all, params.batch) {
-            context.check_cancelled()?;
-            let embeddings =
-                model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
-            image_values.extend(finish(embeddings).map_err(tensor_error)?);
-            context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "images", &[]);
-        }
-        let tokenizer = model.tokenizer()?;
-        let text = &model.clip.config().text;
+        let image_values = finish(images.embed(&model, &all, params.batch, context)?)?;
         let table = read_columns(context.input("captions")?, &["image_id", "split", "caption"])?;
         let table = table.select(&table.rows_of_splits(&splits));
         let (ids, captions) = (table.strings("image_id")?, table.strings("caption")?);
         let caption_splits = table.strings("split")?;
-        let mut text_values = Vec::new();
-        let all: Vec<usize> = (0..captions.len()).collect();
-        for rows in batches(&all, params.batch) {
-            context.check_cancelled()?;
-            let mut tokens = Vec::new();
-            for row in rows {
-                tokens.extend(
-                    tokenizer.encode(captions[*row], text.positions, text.pad).map_err(checkpoint_error)?.ids,
-                );
-            }
-            let embed = || {
-                let tokens = Tensor::from_vec(tokens, (rows.len(), text.positions), &DEVICE)?;
-                finish(model.clip.text_tower().embed_texts(&tokens, None)?)
-            };
-            text_values.extend(embed().map_err(tensor_error)?);
-            context.progress(rows.last().map_or(0, |row| *row as u64 + 1), all.len() as u64, "captions", &[]);
-        }
-        let width = model.clip.image_tower().embedding_width();
+        let text_values = finish(model.embed_texts(&captions, params.batch, context)?)?;
         let metadata = |modality: &str| {
             HashMap::from([
                 ("pipe".to_owned(), context.provenance().to_owned()),

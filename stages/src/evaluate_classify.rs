@@ -1,23 +1,22 @@
 //! The stage kind `evaluate.classify`: predictions and figures, with a head or zero-shot.
 
-use std::collections::BTreeMap;
-
-use candle_core::Tensor;
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
     StageKind,
 };
-use pipe_models::ops::linear;
-use pipe_models::{DualEncoder, Trainable, normalise};
+use pipe_models::Trainable;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
-use crate::classification::{Classified, write_metrics};
-use crate::images::{ImageSet, batches};
+use crate::classification::{Classified, SPECIFICITY, Setting};
+use crate::classifier::{Classifier, Prompts, check_prompts};
+use crate::images::ImageSet;
 use crate::labels::Labels;
-use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
-use crate::table::{TableSchema, WriteOptions, read_columns, write};
+use crate::metrics::write_metrics;
+use crate::model::{HeadDescription, Model};
+use crate::statistics::{Task, threshold_at_specificity};
+use crate::table::{TableSchema, WriteOptions, write};
 
 /// Parameters of `evaluate.classify`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -27,7 +26,7 @@ pub struct Params {
     pub splits: Vec<String>,
     /// Zero-shot: the texts of each class, by its name. Their embeddings are normalised, averaged and
     /// normalised again. Without this the checkpoint's head is used.
-    pub prompts: BTreeMap<String, Vec<String>>,
+    pub prompts: Prompts,
     /// A column of the images table; every figure is also given for each of its values.
     pub subgroup: Option<String>,
     /// Images per forward pass.
@@ -39,9 +38,12 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { splits: vec!["test".to_owned()], prompts: BTreeMap::new(), subgroup: None, batch: 64, seed: 0 }
+        Self { splits: vec!["test".to_owned()], prompts: Prompts::new(), subgroup: None, batch: 64, seed: 0 }
     }
 }
+
+/// The split that thresholds are chosen on.
+const VAL: &str = "val";
 
 /// Evaluates a classifier.
 pub struct EvaluateClassify;
@@ -52,8 +54,8 @@ impl StageKind for EvaluateClassify {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "evaluate.classify",
-            summary: "predictions, AUROC and accuracy of a classifier, with its head or zero-shot by prompts",
-            implementation: 1,
+            summary: "predictions and figures of a classifier, with its head or zero-shot by prompts",
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -78,53 +80,23 @@ impl StageKind for EvaluateClassify {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        params
-            .prompts
-            .iter()
-            .filter(|(_, texts)| texts.is_empty())
-            .map(|(class, _)| ParameterProblem {
-                path: format!("prompts.{class}"),
-                message: "a class needs at least one text".to_owned(),
-                help: None,
-            })
-            .collect()
+        check_prompts(&params.prompts)
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let labels = Labels::read(context.input("labels")?)?;
-        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        let classifier = Classifier::new(&model, &labels, &params.prompts)?;
+        let description = &classifier.description;
+        let is_binary = Task::parse(&description.task) == Task::Binary;
+        let mut splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        if is_binary && !splits.is_empty() && !splits.contains(&VAL) {
+            // For the threshold; its rows are no results.
+            splits.push(VAL);
+        }
         let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
         let targets = labels.of(&images.ids)?;
-        let prototypes = match params.prompts.is_empty() {
-            true => None,
-            false => Some(prototypes(&model, &labels, params)?),
-        };
-        let all: Vec<usize> = (0..images.len()).collect();
-        let mut logits = Vec::with_capacity(all.len());
-        for rows in batches(&all, params.batch) {
-            context.check_cancelled()?;
-            let pixels = images.batch(rows)?;
-            let batch = match &prototypes {
-                None => model.logits(&pixels, None)?,
-                Some(prototypes) => zero_shot(&model, &pixels, prototypes).map_err(tensor_error)?,
-            };
-            logits.extend(batch.to_vec2::<f32>().map_err(tensor_error)?);
-            context.progress(logits.len() as u64, all.len() as u64, "images", &[]);
-        }
-        let description = match &model.head {
-            Some(head) if prototypes.is_none() => {
-                if head.description.classes != labels.description.classes {
-                    let reason = format!(
-                        "its classes are {:?}, those of the labels {:?}",
-                        head.description.classes, labels.description.classes
-                    );
-                    return Err(StageError::input("head.json", reason));
-                }
-                head.description.clone()
-            }
-            _ => labels.description.clone(),
-        };
+        let logits = classifier.classify(&images, params.batch, context)?;
         let classified = Classified {
             ids: images.ids.clone(),
             splits: images.splits.clone(),
@@ -132,88 +104,38 @@ impl StageKind for EvaluateClassify {
             targets,
             logits,
         };
-        let protocol = if prototypes.is_some() { "zero-shot" } else { "head" };
+        let threshold = is_binary.then(|| threshold(&classified, description)).flatten();
+        let wanted = |split: &String| params.splits.is_empty() || params.splits.contains(split);
         let mut metrics = Vec::new();
-        for split in classified.splits() {
-            let rows = classified.rows(&split);
-            metrics.extend(classified.metrics(&description, &split, &rows, params.seed));
+        for split in classified.distinct_splits().iter().filter(|split| wanted(split)) {
+            let rows = classified.rows(split);
+            let setting = Setting { split, seed: params.seed, threshold };
+            metrics.extend(classified.metrics(description, &rows, setting));
             if let Some(column) = &params.subgroup {
-                let values = subgroup(context, column, &images)?;
-                let mut names: Vec<&String> = rows.iter().filter_map(|row| values[*row].as_ref()).collect();
-                names.sort();
-                names.dedup();
-                for name in names {
-                    let rows: Vec<usize> =
-                        rows.iter().copied().filter(|row| values[*row].as_ref() == Some(name)).collect();
-                    let figures = classified.metrics(&description, &split, &rows, params.seed);
-                    metrics.extend(figures.into_iter().map(|mut metric| {
-                        metric.subgroup = Some(format!("{column}={name}"));
-                        metric
-                    }));
-                }
+                let subgroup = images.column(context.input("images")?, column)?;
+                metrics.extend(classified.subgroup_metrics(description, &rows, setting, column, &subgroup));
             }
         }
         for metric in &mut metrics {
-            metric.protocol = Some(protocol.to_owned());
+            metric.protocol = Some(classifier.protocol().to_owned());
             metric.modality = Some("image".to_owned());
         }
         let provenance = context.provenance().to_owned();
-        let table = classified.table(&description);
+        let table = classified.table(description);
+        let rows = table.rows_of_splits(&params.splits.iter().map(String::as_str).collect::<Vec<_>>());
         write(
             context.output("predictions")?,
             &TableSchema::predictions(),
-            &table,
+            &table.select(&rows),
             WriteOptions::text(&provenance),
         )?;
         write_metrics(context.output("metrics")?, &metrics, &provenance)
     }
 }
 
-fn subgroup(
-    context: &StageContext<'_>,
-    column: &str,
-    images: &ImageSet,
-) -> Result<Vec<Option<String>>, StageError> {
-    let table = read_columns(context.input("images")?, &["image_id", column])?;
-    let by_id: BTreeMap<&str, &Option<String>> =
-        table.strings("image_id")?.into_iter().zip(table.utf8(column)?).collect();
-    Ok(images.ids.iter().map(|id| by_id.get(id.as_str()).and_then(|value| (*value).clone())).collect())
-}
-
-/// One unit vector per class: `[classes, width]`.
-fn prototypes(model: &Model, labels: &Labels, params: &Params) -> Result<Tensor, StageError> {
-    let tokenizer = model.tokenizer()?;
-    let text = &model.clip.config().text;
-    let unknown: Vec<&String> =
-        params.prompts.keys().filter(|class| !labels.description.classes.contains(class)).collect();
-    if !unknown.is_empty() {
-        let message = format!(
-            "prompts are given for {unknown:?}, which are no classes; those are {:?}",
-            labels.description.classes
-        );
-        return Err(StageError::failed(message));
-    }
-    let mut rows = Vec::new();
-    for class in &labels.description.classes {
-        let texts = params
-            .prompts
-            .get(class)
-            .ok_or_else(|| StageError::failed(format!("class `{class}` has no prompts")))?;
-        let mut ids = Vec::new();
-        for prompt in texts {
-            ids.extend(tokenizer.encode(prompt, text.positions, text.pad).map_err(checkpoint_error)?.ids);
-        }
-        let mean = || {
-            let ids = Tensor::from_vec(ids, (texts.len(), text.positions), &DEVICE)?;
-            let embeddings = normalise(&model.clip.text_tower().embed_texts(&ids, None)?)?;
-            normalise(&embeddings.mean_keepdim(0)?)
-        };
-        rows.push(mean().map_err(tensor_error)?);
-    }
-    Tensor::cat(&rows, 0).map_err(tensor_error)
-}
-
-fn zero_shot(model: &Model, pixels: &Tensor, prototypes: &Tensor) -> candle_core::Result<Tensor> {
-    let images = normalise(&model.clip.image_tower().embed_images(pixels, None)?)?;
-    linear(&images, prototypes, None)?.broadcast_mul(&model.clip.logit_scale().exp()?)
+/// The score that leaves the wanted share of the validation split's negatives below it.
+fn threshold(classified: &Classified, description: &HeadDescription) -> Option<f64> {
+    let scores = classified.scores(description, &classified.rows(VAL));
+    let (scores, positive) = scores.column(scores.scored().next()?);
+    threshold_at_specificity(&scores, &positive, SPECIFICITY)
 }

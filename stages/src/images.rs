@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
-use pipe_models::Preprocessor;
 use pipe_models::preprocess::decode;
+use pipe_models::{DualEncoder, Preprocessor};
 use rayon::prelude::*;
 
-use crate::model::{DEVICE, tensor_error};
+use crate::model::{DEVICE, Model, tensor_error};
 use crate::table::{Table, read_columns};
 
 /// Images of some splits as eight-bit squares.
@@ -89,6 +89,14 @@ impl ImageSet {
         (0..self.len()).filter(|row| self.splits[*row] == split).collect()
     }
 
+    /// A column of the table that the images were read from, as text, in their order.
+    pub(crate) fn column(&self, artifact: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
+        let table = read_columns(artifact, &["image_id", name])?;
+        let by_id: std::collections::BTreeMap<&str, Option<String>> =
+            table.strings("image_id")?.into_iter().zip(table.as_text(name)?).collect();
+        Ok(self.ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
+    }
+
     /// Where each id stands.
     pub(crate) fn places(&self) -> std::collections::BTreeMap<&str, usize> {
         self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
@@ -98,6 +106,34 @@ impl ImageSet {
     pub(crate) fn square(&self, row: usize) -> &[u8] {
         let length = self.preprocessor.side * self.preprocessor.side * 3;
         &self.squares[row * length..(row + 1) * length]
+    }
+
+    /// What happened to the images.
+    pub(crate) fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    /// Embeddings of some images, `[rows, width]` flat.
+    pub(crate) fn embed(
+        &self,
+        model: &Model,
+        rows: &[usize],
+        batch: i64,
+        context: &StageContext<'_>,
+    ) -> Result<Vec<f32>, StageError> {
+        let mut values = Vec::new();
+        let mut done = 0;
+        for part in batches(rows, batch) {
+            context.check_cancelled()?;
+            let embeddings =
+                model.clip.image_tower().embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
+            values.extend(
+                embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?,
+            );
+            done += part.len() as u64;
+            context.progress(done, rows.len() as u64, "images", &[]);
+        }
+        Ok(values)
     }
 
     /// Normalised pixels `[rows, 3, side, side]`.

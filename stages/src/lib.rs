@@ -3,27 +3,34 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ablate;
 pub mod artifact;
 pub mod attribute;
 pub mod checkpoint;
 mod classification;
+mod classifier;
+pub mod compare;
 pub mod embed;
 pub mod evaluate_classify;
 pub mod finetune;
 mod images;
 mod ipc;
 mod labels;
-mod logistic;
+mod linear_probe;
 mod mean_image;
+mod metrics;
 mod model;
 pub mod phantom;
 mod registry;
 mod report;
+mod retrieval;
 pub mod retrieve;
 pub mod score;
-mod statistics;
+pub mod statistics;
 pub mod table;
 mod target;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 
 pub use pipe_models::process;

@@ -72,8 +72,7 @@ fn sites(artifact: &Artifact, ids: &[String]) -> Result<Vec<Site>, StageError> {
         .collect())
 }
 
-/// The mean training image of each site, in the normalised space. Sums are whole numbers, so they are
-/// exact.
+/// The mean training image of each site, in the normalised space.
 fn means(
     artifact: &Artifact,
     preprocessor: &Preprocessor,
@@ -84,23 +83,26 @@ fn means(
         let reason = "it has no images of split `train`, whose mean is the baseline";
         return Err(StageError::input("reference", reason));
     }
-    let mut sums: BTreeMap<Site, (u64, Vec<u64>)> = BTreeMap::new();
+    let mut rows_of: BTreeMap<Site, Vec<usize>> = BTreeMap::new();
     for (row, site) in sites(artifact, &train.ids)?.into_iter().enumerate() {
-        let square = train.square(row);
-        let (count, sum) = sums.entry(site).or_insert_with(|| (0, vec![0; square.len()]));
-        *count += 1;
-        sum.iter_mut().zip(square).for_each(|(sum, value)| *sum += u64::from(*value));
+        rows_of.entry(site).or_default().push(row);
     }
+    Ok(rows_of.into_iter().filter_map(|(site, rows)| Some((site, mean_image(&train, &rows)?))).collect())
+}
+
+/// The mean of some images, `[3, side, side]` in the normalised space; `None` if there are none. Sums are
+/// whole numbers, so they are exact.
+pub(crate) fn mean_image(images: &ImageSet, rows: &[usize]) -> Option<Vec<f32>> {
+    let preprocessor = images.preprocessor();
     let plane = preprocessor.side * preprocessor.side;
-    let normalised = |(count, sum): (u64, Vec<u64>)| {
-        let value = |channel: usize, pixel: usize| {
-            let mean = sum[pixel * 3 + channel] as f64 / count as f64 / 255.0;
-            ((mean - preprocessor.mean[channel]) / preprocessor.std[channel]) as f32
-        };
-        (0..3)
-            .flat_map(|channel| (0..plane).map(move |pixel| (channel, pixel)))
-            .map(|(c, p)| value(c, p))
-            .collect()
+    let mut sums = vec![0u64; 3 * plane];
+    for row in rows {
+        sums.iter_mut().zip(images.square(*row)).for_each(|(sum, value)| *sum += u64::from(*value));
+    }
+    let value = |(channel, pixel): (usize, usize)| {
+        let mean = sums[pixel * 3 + channel] as f64 / rows.len() as f64 / 255.0;
+        ((mean - preprocessor.mean[channel]) / preprocessor.std[channel]) as f32
     };
-    Ok(sums.into_iter().map(|(site, sum)| (site, normalised(sum))).collect())
+    let places = (0..3).flat_map(|channel| (0..plane).map(move |pixel| (channel, pixel)));
+    (!rows.is_empty()).then(|| places.map(value).collect())
 }

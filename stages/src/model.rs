@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
-use pipe_engine::{Artifact, OutputWriter, StageError};
+use pipe_engine::{Artifact, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
 use pipe_models::ops::linear;
 use pipe_models::random::Key;
@@ -138,6 +138,36 @@ impl Model {
         let head = self.head()?;
         let embeddings = self.clip.image_tower().embed_images(pixels, probe).map_err(tensor_error)?;
         linear(&embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
+    }
+
+    /// Embeddings of texts, `[texts, width]` flat; what is longer than the context is cut.
+    pub(crate) fn embed_texts(
+        &self,
+        texts: &[&str],
+        batch: i64,
+        context: &StageContext<'_>,
+    ) -> Result<Vec<f32>, StageError> {
+        let tokenizer = self.tokenizer()?;
+        let config = &self.clip.config().text;
+        let mut values = Vec::new();
+        let mut done = 0;
+        for part in texts.chunks(batch.max(1) as usize) {
+            context.check_cancelled()?;
+            let mut ids = Vec::new();
+            for text in part {
+                ids.extend(
+                    tokenizer.encode(text, config.positions, config.pad).map_err(checkpoint_error)?.ids,
+                );
+            }
+            let embed = || {
+                let ids = Tensor::from_vec(ids, (part.len(), config.positions), &DEVICE)?;
+                self.clip.text_tower().embed_texts(&ids, None)?.flatten_all()?.to_vec1::<f32>()
+            };
+            values.extend(embed().map_err(tensor_error)?);
+            done += part.len() as u64;
+            context.progress(done, texts.len() as u64, "texts", &[]);
+        }
+        Ok(values)
     }
 
     /// Writes the checkpoint into an output port.

@@ -5,8 +5,10 @@ use pipe_engine::Registry;
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
+        .with(crate::compare::Compare)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)

@@ -11,6 +11,11 @@ pub(crate) fn topic(name: &str) -> Option<PathBuf> {
     folder("PIPE_GOLDENS", "goldens", name)
 }
 
+/// A folder of the development data; prints `SKIPPED` and returns `None` where it is not there.
+pub(crate) fn data(name: &str) -> Option<PathBuf> {
+    folder("PIPE_DATA", "data", name)
+}
+
 fn folder(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
     let root = std::env::var_os(variable)
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(default), PathBuf::from);

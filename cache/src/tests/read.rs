@@ -6,8 +6,8 @@ fn a_flipped_bit_is_found_quarantined_and_repaired() {
     let (_folder, store) = store();
     let record = commit(&store, &action(1), &[("a", "hello")]).record;
     let blob = store.blob_path(&Digest::of(b"hello"));
-    damage(&blob, b"hellp");
-    assert!(store.lookup(&record.key).unwrap().is_some(), "a plan looks at lengths only");
+    rot(&blob, b"hellp");
+    assert!(store.lookup(&record.key).unwrap().is_some(), "nothing shows it to a plan");
     let Reading::Damaged(damages) = store.read(&record.outputs["out"], Verify::Once).unwrap() else {
         panic!("the flipped bit was not seen")
     };
@@ -38,6 +38,24 @@ fn a_short_blob_is_a_miss_already_for_the_plan() {
     damage(&store.blob_path(&Digest::of(b"hello")), b"");
     assert!(store.lookup(&record.key).unwrap().is_none());
     assert!(store.record(&record.key).unwrap().is_some(), "the record itself is sound");
+}
+
+#[test]
+fn a_blob_that_was_written_to_after_its_record_is_hashed_by_the_plan() {
+    let (_folder, store) = store();
+    let record = commit(&store, &action(1), &[("a", "hello")]).record;
+    let blob = store.blob_path(&Digest::of(b"hello"));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    damage(&blob, b"hellp");
+    assert!(store.lookup(&record.key).unwrap().is_none());
+    damage(&blob, b"hello");
+    let written = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let before = written(&store.record_path(&record.key));
+    assert!(store.lookup(&record.key).unwrap().is_some());
+    let after = written(&store.record_path(&record.key));
+    assert!(after > before, "it is hashed once");
+    assert!(store.lookup(&record.key).unwrap().is_some());
+    assert_eq!(written(&store.record_path(&record.key)), after);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pipe_cache::Verify;
 
 use super::{CliError, print};
 use crate::exit;
@@ -107,11 +108,14 @@ pub(crate) enum Command {
     Status(FileArguments),
     /// Shows a node: its parameters, inputs, outputs and where each value was set
     #[command(
-        after_help = "Examples:\n  pipe show study.toml 'tuned[model=clip]'\n  pipe show study.toml --resolved"
+        after_help = "Examples:\n  pipe show study.toml 'tuned[model=clip]'\n  pipe show study.toml pairs.images\n  pipe show study.toml --resolved"
     )]
     Show(ShowArguments),
-    /// Lists runs, or prints the log of a node of the last run
-    Log(ShowArguments),
+    /// Lists runs, or prints the events of one, or what a node wrote when it last ran
+    #[command(
+        after_help = "Examples:\n  pipe log study.toml\n  pipe log study.toml last\n  pipe log study.toml 'tuned[model=clip]'"
+    )]
+    Log(LogArguments),
     /// Draws the graph of a study
     Graph(GraphArguments),
     /// Finds every mistake of a pipeline file, with its place
@@ -158,12 +162,25 @@ pub(crate) struct ShowArguments {
     /// The pipeline file
     #[arg(value_name = "PIPELINE")]
     pub(crate) pipeline: PathBuf,
-    /// A stage, a node, or a glob over nodes; all by default
+    /// A stage, a node, a glob over nodes, or one of these with an output (`NODE.PORT`); all by default
     #[arg(value_name = "NODE")]
     pub(crate) targets: Vec<String>,
     /// Print every value with the place that set it
     #[arg(long)]
     pub(crate) resolved: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LogArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A run (its id, the beginning of it, or `last`), or a stage, a node, or a glob over nodes
+    #[arg(value_name = "RUN|NODE")]
+    pub(crate) target: Option<String>,
+    /// How many runs are listed
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    pub(crate) last: usize,
 }
 
 #[derive(Args, Debug, Default)]
@@ -177,6 +194,9 @@ pub(crate) struct Selection {
     /// The targets and everything that depends on them
     #[arg(long, conflicts_with = "only", help_heading = "Selection")]
     pub(crate) downstream: bool,
+    /// Of all that, only these and what they depend on
+    #[arg(long, value_name = "TARGET", help_heading = "Selection")]
+    pub(crate) until: Vec<String>,
     /// Leave these out, and what depends on them
     #[arg(long, value_name = "TARGET", help_heading = "Selection")]
     pub(crate) exclude: Vec<String>,
@@ -201,9 +221,36 @@ pub(crate) struct RunArguments {
     /// After a failure start nothing new; `now` also stops what runs
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "new", value_parser = ["new", "now"], help_heading = "Execution")]
     pub(crate) fail_fast: Option<String>,
+    /// How far stored results are checked before they are read
+    #[arg(long, value_enum, default_value_t = Verification::Once, value_name = "HOW", help_heading = "Execution")]
+    pub(crate) verify: Verification,
     /// Seconds that running stages have to reach a safe point after an interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
     pub(crate) grace: u64,
+}
+
+/// How far stored results are checked before they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verification {
+    /// By content; large ones once per boot of the machine
+    Once,
+    /// By content, every time
+    Always,
+    /// By length only
+    Size,
+    /// Not at all
+    Never,
+}
+
+impl From<Verification> for Verify {
+    fn from(how: Verification) -> Self {
+        match how {
+            Verification::Once => Self::Once,
+            Verification::Always => Self::Always,
+            Verification::Size => Self::Size,
+            Verification::Never => Self::Never,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -227,6 +274,8 @@ pub(crate) enum GraphFormat {
     Dot,
     /// Mermaid
     Mermaid,
+    /// A picture
+    Svg,
 }
 
 #[derive(Args, Debug)]
@@ -240,6 +289,9 @@ pub(crate) struct GraphArguments {
     /// One node for each instance instead of one for each stage
     #[arg(long)]
     pub(crate) nodes: bool,
+    /// Say and colour what is up to date
+    #[arg(long)]
+    pub(crate) status: bool,
 }
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> Result<u8, CliError> {

@@ -10,6 +10,7 @@ use super::study::Study;
 use super::{CliError, print};
 use crate::exit;
 use crate::kind::Registry;
+use crate::plan::Wanted;
 
 struct Finding {
     subject: &'static str,
@@ -36,10 +37,11 @@ pub(crate) fn doctor(
     let store_path = match &file.pipeline {
         Some(path) => {
             let study = Study::load(arguments, path, registry)?;
-            if let Err(error) = study.hash_sources(None, &crate::plan::Wanted::default()) {
-                add("sources", "error", error.text.trim().to_owned());
-            } else {
-                add("sources", "ok", "all are there".to_owned());
+            match study.try_sources(None, &Wanted::default()) {
+                Ok(_) => add("sources", "ok", "all are there".to_owned()),
+                Err(missing) => missing.iter().for_each(|source| {
+                    add("sources", "error", format!("node `{}` reads {}", source.node, source.error));
+                }),
             }
             study.store_path
         }

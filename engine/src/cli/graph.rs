@@ -1,14 +1,49 @@
-//! `pipe graph`: the study as text, Graphviz or Mermaid.
+//! `pipe graph`: the study as text, Graphviz, Mermaid or a picture.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
 use super::arguments::{Arguments, GraphArguments, GraphFormat};
+use super::drawing;
 use super::study::Study;
-use super::{CliError, print};
+use super::{CliError, print, print_json};
 use crate::action::{producers, topological};
 use crate::kind::Registry;
+use crate::pipeline::Pipeline;
+use crate::plan::{Plan, Wanted};
+
+/// How a stage or a node stands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Standing {
+    Hit,
+    Maybe,
+    Run,
+}
+
+impl Standing {
+    /// A light colour, dark text on which is easy to read.
+    pub(crate) fn colour(self) -> &'static str {
+        match self {
+            Self::Hit => "#d5ecd4",
+            Self::Maybe => "#eeeeee",
+            Self::Run => "#fbdcb4",
+        }
+    }
+}
+
+/// A stage or a node.
+pub(crate) struct Vertex {
+    pub(crate) name: String,
+    /// With `--status`: the gravest standing of its nodes, and the words.
+    pub(crate) standing: Option<(Standing, String)>,
+}
+
+/// What is drawn, in topological order.
+pub(crate) struct Graph {
+    pub(crate) vertices: Vec<Vertex>,
+    pub(crate) edges: BTreeSet<(usize, usize)>,
+}
 
 pub(crate) fn graph(
     arguments: &Arguments,
@@ -16,66 +51,138 @@ pub(crate) fn graph(
     registry: &Registry,
 ) -> Result<u8, CliError> {
     let study = Study::load(arguments, &graph.pipeline, registry)?;
-    let pipeline = &study.pipeline;
-    let label = |index: usize| {
-        let node = &pipeline.nodes[index];
-        if graph.nodes { node.name.clone() } else { node.stage.clone() }
+    let plan = if graph.status {
+        let store = study.open_existing()?;
+        Some(study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?.0)
+    } else {
+        None
     };
-    let mut names: Vec<String> = Vec::new();
-    let mut edges: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for id in topological(pipeline) {
-        let name = label(id.0);
-        let place =
-            |names: &mut Vec<String>, name: String| match names.iter().position(|known| *known == name) {
-                Some(place) => place,
-                None => {
-                    names.push(name);
-                    names.len() - 1
-                }
-            };
-        let consumer = place(&mut names, name);
-        for producer in producers(&pipeline.nodes[id.0]) {
-            let producer = place(&mut names, label(producer.0));
-            edges.insert((producer, consumer));
-        }
-    }
+    let drawn = Graph::of(&study.pipeline, graph.nodes, plan.as_ref());
     if arguments.global.json {
+        return print_json(&drawn.json());
+    }
+    print(&match graph.format {
+        GraphFormat::Text => drawn.text(),
+        GraphFormat::Dot => drawn.dot(),
+        GraphFormat::Mermaid => drawn.mermaid(),
+        GraphFormat::Svg => drawing::svg(&drawn),
+    })
+}
+
+impl Graph {
+    fn of(pipeline: &Pipeline, of_nodes: bool, plan: Option<&Plan>) -> Self {
+        let mut vertices: Vec<Vertex> = Vec::new();
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut standings: Vec<BTreeMap<Standing, usize>> = Vec::new();
+        let mut edges = BTreeSet::new();
+        let label = |index: usize| {
+            let node = &pipeline.nodes[index];
+            if of_nodes { node.name.as_str() } else { node.stage.as_str() }
+        };
+        for id in topological(pipeline) {
+            let name = label(id.0);
+            let consumer = *places.entry(name).or_insert_with(|| {
+                vertices.push(Vertex { name: name.to_owned(), standing: None });
+                standings.push(BTreeMap::new());
+                vertices.len() - 1
+            });
+            if let Some(plan) = plan {
+                let standing = match plan.words(id).0 {
+                    "hit" => Standing::Hit,
+                    "run" => Standing::Run,
+                    _ => Standing::Maybe,
+                };
+                *standings[consumer].entry(standing).or_default() += 1;
+            }
+            for producer in producers(&pipeline.nodes[id.0]) {
+                // Producers come first in this order.
+                if let Some(producer) = places.get(label(producer.0)) {
+                    edges.insert((*producer, consumer));
+                }
+            }
+        }
+        for (one, standings) in vertices.iter_mut().zip(&standings) {
+            let total: usize = standings.values().sum();
+            let word = |standing: &Standing| match standing {
+                Standing::Hit => "hit",
+                Standing::Maybe => "maybe",
+                Standing::Run => "run",
+            };
+            let words: Vec<String> = standings
+                .iter()
+                .map(|(standing, count)| match total {
+                    1 => word(standing).to_owned(),
+                    _ => format!("{count} {}", word(standing)),
+                })
+                .collect();
+            one.standing = standings.keys().max().map(|worst| (*worst, words.join(", ")));
+        }
+        Self { vertices, edges }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let names: Vec<&str> = self.vertices.iter().map(|one| one.name.as_str()).collect();
         let edges: Vec<_> =
-            edges.iter().map(|(from, to)| json!({ "from": names[*from], "to": names[*to] })).collect();
-        return print(&format!("{:#}\n", json!({ "version": 1, "nodes": names, "edges": edges })));
+            self.edges.iter().map(|(from, to)| json!({ "from": names[*from], "to": names[*to] })).collect();
+        let status: BTreeMap<&str, &str> = self
+            .vertices
+            .iter()
+            .filter_map(|one| Some((one.name.as_str(), one.standing.as_ref()?.1.as_str())))
+            .collect();
+        json!({ "version": 1, "nodes": names, "edges": edges, "status": status })
     }
-    let mut text = String::new();
-    match graph.format {
-        GraphFormat::Text => {
-            for (index, name) in names.iter().enumerate() {
-                let from: Vec<&str> = edges
-                    .iter()
-                    .filter(|(_, to)| *to == index)
-                    .map(|(from, _)| names[*from].as_str())
-                    .collect();
-                let arrow = if from.is_empty() { String::new() } else { format!("  <- {}", from.join(", ")) };
-                text.push_str(&format!("{name}{arrow}\n"));
-            }
+
+    fn text(&self) -> String {
+        let mut from: Vec<Vec<&str>> = vec![Vec::new(); self.vertices.len()];
+        for (producer, consumer) in &self.edges {
+            from[*consumer].push(&self.vertices[*producer].name);
         }
-        GraphFormat::Dot => {
-            text.push_str("digraph study {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n");
-            for (index, name) in names.iter().enumerate() {
-                text.push_str(&format!("  n{index} [label=\"{}\"];\n", name.replace('"', "\\\"")));
-            }
-            for (from, to) in &edges {
-                text.push_str(&format!("  n{from} -> n{to};\n"));
-            }
-            text.push_str("}\n");
-        }
-        GraphFormat::Mermaid => {
-            text.push_str("graph LR\n");
-            for (index, name) in names.iter().enumerate() {
-                text.push_str(&format!("  n{index}[\"{}\"]\n", name.replace('"', "#quot;")));
-            }
-            for (from, to) in &edges {
-                text.push_str(&format!("  n{from} --> n{to}\n"));
-            }
-        }
+        let line = |(one, from): (&Vertex, &Vec<&str>)| {
+            let arrow = if from.is_empty() { String::new() } else { format!("  <- {}", from.join(", ")) };
+            let status = one.standing.as_ref().map(|(_, words)| format!("  ({words})")).unwrap_or_default();
+            format!("{}{status}{arrow}\n", one.name)
+        };
+        self.vertices.iter().zip(&from).map(line).collect()
     }
-    print(&text)
+
+    fn dot(&self) -> String {
+        let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let mut text =
+            String::from("digraph study {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n");
+        for (index, one) in self.vertices.iter().enumerate() {
+            let name = escape(&one.name);
+            text.push_str(&match &one.standing {
+                Some((standing, words)) => format!(
+                    "  n{index} [label=\"{name}\\n{}\", style=filled, fillcolor=\"{}\"];\n",
+                    escape(words),
+                    standing.colour()
+                ),
+                None => format!("  n{index} [label=\"{name}\"];\n"),
+            });
+        }
+        for (from, to) in &self.edges {
+            text.push_str(&format!("  n{from} -> n{to};\n"));
+        }
+        text.push_str("}\n");
+        text
+    }
+
+    fn mermaid(&self) -> String {
+        // Mermaid reads entities by name or number, with `#` for `&`.
+        let escape = |text: &str| text.replace('#', "#35;").replace('"', "#quot;");
+        let mut text = String::from("graph LR\n");
+        for (index, one) in self.vertices.iter().enumerate() {
+            let words = one.standing.as_ref().map(|(_, words)| format!("<br>{words}")).unwrap_or_default();
+            text.push_str(&format!("  n{index}[\"{}{words}\"]\n", escape(&one.name)));
+        }
+        for (from, to) in &self.edges {
+            text.push_str(&format!("  n{from} --> n{to}\n"));
+        }
+        for (index, one) in self.vertices.iter().enumerate() {
+            if let Some((standing, _)) = &one.standing {
+                text.push_str(&format!("  style n{index} fill:{}\n", standing.colour()));
+            }
+        }
+        text
+    }
 }

@@ -1,13 +1,22 @@
 //! The command line: arguments, commands, and what people read.
 
 mod arguments;
+mod clean;
 mod doctor;
+mod drawing;
 mod graph;
-mod inspect;
+mod log;
+mod plan;
 mod run;
+mod show;
 mod signals;
+mod status;
 mod study;
+mod summary;
+#[cfg(test)]
+mod tests;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -18,32 +27,37 @@ use arguments::{Arguments, Command};
 
 /// Runs the program with the kinds of `registry` and returns its exit code.
 pub fn main(registry: &Registry) -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    ExitCode::from(answer(std::env::args_os(), registry))
+}
+
+/// Does what the arguments, the first of which is the program's name, ask for.
+fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
+            return if error.use_stderr() { exit::USAGE } else { exit::DONE };
         }
     };
     let result = match &arguments.command {
         Command::Run(run) => run::run(&arguments, run, registry),
-        Command::Plan(plan) => inspect::plan(&arguments, plan, registry),
-        Command::Why(target) => inspect::why(&arguments, target, registry),
-        Command::Status(file) => inspect::status(&arguments, file, registry),
-        Command::Show(show) => inspect::show(&arguments, show, registry),
-        Command::Log(log) => inspect::log(&arguments, log, registry),
+        Command::Plan(plan) => plan::plan(&arguments, plan, registry),
+        Command::Why(target) => plan::why(&arguments, target, registry),
+        Command::Status(file) => status::status(&arguments, file, registry),
+        Command::Show(show) => show::show(&arguments, show, registry),
+        Command::Log(log) => log::log(&arguments, log, registry),
         Command::Graph(graph) => graph::graph(&arguments, graph, registry),
         Command::Check(file) => study::check(&arguments, file, registry),
         Command::Schema => print(&format!("{:#}\n", crate::language::schema(registry))),
-        Command::Clean(file) => inspect::clean(&arguments, file, registry),
+        Command::Clean(file) => clean::clean(&arguments, file, registry),
         Command::Doctor(file) => doctor::doctor(&arguments, file, registry),
         Command::Completions { shell } => arguments::completions(*shell),
     };
     match result {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(failure) => {
             eprint!("{failure}");
-            ExitCode::from(failure.code)
+            failure.code
         }
     }
 }
@@ -59,7 +73,7 @@ pub(crate) struct CliError {
 impl std::fmt::Display for CliError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)?;
-        if !self.text.ends_with('\n') {
+        if !self.text.is_empty() && !self.text.ends_with('\n') {
             f.write_str("\n")?;
         }
         match &self.hint {
@@ -90,6 +104,11 @@ impl From<pipe_cache::StoreError> for CliError {
         });
         failure
     }
+}
+
+/// Prints a result for machines.
+pub(crate) fn print_json(value: &serde_json::Value) -> Result<u8, CliError> {
+    print(&format!("{value:#}\n"))
 }
 
 /// Prints a result. A reader that went away is no error.

@@ -2,35 +2,42 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipe_cache::Verify;
+use pipe_cache::{RunFolder, Store, Verify};
 use serde_json::json;
 
 use super::CliError;
 use super::arguments::{Arguments, RunArguments};
-use super::inspect::plan_text;
+use super::plan::plan_text;
 use super::signals::Signals;
 use super::study::Study;
+use super::summary::{Summary, exit_code};
+use crate::action::SourceDigests;
 use crate::events::EventLog;
 use crate::exit;
+use crate::history::History;
 use crate::kind::Registry;
 use crate::pipeline::NodeId;
+use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
-use crate::publish;
-use crate::run::{OnFailure, Outcome, RunOptions, Scheduler};
+use crate::publish::{self, PublishError};
+use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path};
+use crate::why::DirtyReason;
+
+/// How often results that turn out to be damaged when they are published are made again.
+const REPAIRS: usize = 3;
 
 pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry) -> Result<u8, CliError> {
     let started = Instant::now();
-    let global = &arguments.global;
     let study = Study::load(arguments, &run.pipeline, registry)?;
-    let pipeline = &study.pipeline;
     let wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
-        let (plan, ..) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
-        return plan_text(arguments, &study, &plan);
+        let (plan, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
+        return plan_text(arguments, &study, &plan, &history);
     }
     // Before the store is made: missing data are the user's to mend, and nothing shall be left behind.
     if !study.store_path.exists() {
@@ -39,139 +46,188 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     let store = study.open()?;
     let signals =
         Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
-    let (mut plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
+    let (plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
     let folder = store.new_run()?;
+    let events = event_log(arguments, &folder)?;
+    announce(arguments, &study, &store, &plan, &events);
+    let hits = plan.counts().0;
+    let session = Session { study: &study, store, wanted, sources, history, folder, events, signals };
+    let (plan, outcome, published) = session.make_up_to_date(plan, run, registry)?;
+    let kept = published.as_ref().map(|published| published.kept.as_slice()).unwrap_or_default();
+    session.close(&plan, &outcome, kept, started.elapsed());
+    let summary = Summary {
+        study: &study,
+        outcome: &outcome,
+        published: published.as_ref(),
+        hits,
+        wall: started.elapsed(),
+        store: &session.store,
+    };
+    summary.print(arguments);
+    // Abandoned actions hold handles of the store; the process ends with them.
+    Ok(match published {
+        _ if outcome.cancelled => session.signals.exit_code(),
+        Err(_) => exit_code(&outcome).max(exit::ENVIRONMENT),
+        Ok(_) => exit_code(&outcome),
+    })
+}
+
+fn event_log(arguments: &Arguments, folder: &RunFolder) -> Result<Arc<EventLog>, CliError> {
+    let global = &arguments.global;
     let verbosity = match (global.quiet || global.json, global.verbose) {
         (true, _) => Verbosity::Quiet,
         (false, true) => Verbosity::Verbose,
         (false, false) => Verbosity::Normal,
     };
     let display = Display::new(verbosity, std::io::stderr().is_terminal());
-    let events = EventLog::create(&folder.events(), folder.id(), display, global.json)
-        .map_err(|error| CliError::environment("opening the event log", &error))?;
-    let events = Arc::new(events);
-    let argv: Vec<String> = std::env::args().collect();
+    EventLog::create(&folder.events(), folder.id(), display, global.json)
+        .map(Arc::new)
+        .map_err(|error| CliError::environment("opening the event log", &error))
+}
+
+fn announce(arguments: &Arguments, study: &Study, store: &Store, plan: &Plan, events: &EventLog) {
+    let global = &arguments.global;
+    let argv: Vec<String> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let text = study.pipeline.sources.first().map_or("", |source| source.text.as_str());
     events.emit(
         "run_started",
         json!({
-            "pipeline": pipeline.name, "argv": argv, "profile": pipeline.profiles,
+            "pipeline": study.pipeline.name, "digest": pipe_cache::Digest::of(text.as_bytes()).to_hex(),
+            "argv": argv, "profile": study.pipeline.profiles,
             "overrides": { "var": global.var, "set": global.set },
-            "version": env!("CARGO_PKG_VERSION"), "host": store.owner().host, "pid": store.owner().pid, "devices": ["cpu"],
+            "versions": { "pipe": env!("CARGO_PKG_VERSION") },
+            "host": store.owner().host, "owner": store.owner(), "devices": ["cpu"],
         }),
     );
-    let (hit, run_count, maybe) = plan.counts();
+    let (hit, run, maybe) = plan.counts();
     events.emit(
         "planned",
-        json!({ "hit": hit, "run_count": run_count, "maybe": maybe, "nodes": pipeline.nodes.len() }),
-    );
-
-    let durations: BTreeMap<NodeId, f64> = (0..pipeline.nodes.len())
-        .filter(|index| plan.records[*index].is_none())
-        .filter_map(|index| {
-            let key = history.keys.get(&pipeline.nodes[index].name)?;
-            let record = store.record(key).ok().flatten()?;
-            Some((NodeId(index), record.meta.duration_seconds))
-        })
-        .collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let options = RunOptions {
-        cores: run.jobs.unwrap_or(cores).max(1),
-        on_failure: match run.fail_fast.as_deref() {
-            Some("now") => OnFailure::StopAll,
-            Some(_) => OnFailure::StopStarting,
-            None => OnFailure::Continue,
-        },
-        grace: Duration::from_secs(run.grace),
-        verify: Verify::Always,
-    };
-    let scheduler = Scheduler {
-        pipeline,
-        store: &store,
-        sources: &sources,
-        numerics: registry.numerics(),
-        options,
-        events: Arc::clone(&events),
-        run: &folder,
-        stop: Arc::clone(&signals.stop),
-        abort: Arc::clone(&signals.abort),
-    };
-    let outcome = if plan.is_up_to_date() {
-        Ok(Outcome::default())
-    } else {
-        silence_panics();
-        scheduler.execute(&mut plan, &durations)
-    };
-    let outcome = outcome?;
-    let failed =
-        outcome.failed.iter().map(|(id, failure)| (pipeline.nodes[id.0].name.clone(), failure.error.clone()));
-    history.write(&store, &folder, pipeline, plan.known_keys(pipeline), failed.collect())?;
-
-    let complete = wanted.nodes.is_none() && outcome.failed.is_empty() && !outcome.cancelled;
-    let published = publish::publish(&store, &study.results, pipeline, &plan.records, complete)
-        .map_err(|error| CliError::environment("publishing results", &error))?;
-    for path in &published.kept {
-        let detail = "was changed by someone and is kept as it is";
-        events.emit("warning", json!({ "subject": path.display().to_string(), "detail": detail }));
-    }
-    let status = if outcome.cancelled {
-        "cancelled"
-    } else if outcome.failed.is_empty() {
-        "ok"
-    } else {
-        "failed"
-    };
-    events.emit(
-        "run_finished",
         json!({
-            "status": status, "executed": outcome.executed.len(), "failed": outcome.failed.len(),
-            "blocked": outcome.blocked.len(), "wall": started.elapsed().as_secs_f64(),
+            "counts": { "hit": hit, "run": run, "maybe": maybe }, "nodes": study.pipeline.nodes.len(),
         }),
     );
-    if !global.quiet && !global.json {
-        summary(&study, &outcome, &published, hit, started.elapsed());
-    }
-    // Abandoned actions hold handles of the store; the process ends with them.
-    Ok(if outcome.cancelled {
-        signals.exit_code()
-    } else {
-        outcome.failed.values().map(|failure| failure.exit_code).max().unwrap_or(exit::DONE)
-    })
 }
 
-/// A panic inside a stage is reported as that stage's failure, not as a dump on the terminal.
-fn silence_panics() {
-    let default = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let name = std::thread::current().name().unwrap_or_default().to_owned();
-        if !name.starts_with("stage-") && !name.starts_with("action ") {
-            default(info);
+/// One run, from its plan to its end.
+struct Session<'a> {
+    study: &'a Study,
+    store: Store,
+    wanted: Wanted,
+    sources: SourceDigests,
+    history: History,
+    folder: RunFolder,
+    events: Arc<EventLog>,
+    signals: Signals,
+}
+
+impl Session<'_> {
+    /// Executes the plan and publishes the results; what is damaged then is made again.
+    fn make_up_to_date(
+        &self,
+        mut plan: Plan,
+        run: &RunArguments,
+        registry: &Registry,
+    ) -> Result<(Plan, Outcome, Result<publish::Summary, PublishError>), CliError> {
+        let mut outcome = Outcome::default();
+        for round in 0.. {
+            if !plan.is_up_to_date() {
+                // Beforehand, so that the keys of a killed run are known.
+                self.remember(&plan, &outcome)?;
+                outcome.extend(self.execute(&mut plan, run, registry));
+            }
+            let complete = self.wanted.nodes.is_none() && outcome.failed.is_empty() && !outcome.cancelled;
+            let published = publish::publish(
+                &self.store,
+                &self.study.results,
+                &self.study.pipeline,
+                plan.wanted_records(),
+                complete,
+            );
+            let damaged = published.as_ref().map(|published| published.damaged.clone()).unwrap_or_default();
+            if damaged.is_empty() || outcome.cancelled || round >= REPAIRS {
+                return Ok((plan, outcome, published));
+            }
+            outcome.damaged += damaged.len();
+            for (id, reason) in &damaged {
+                let node = &self.study.pipeline.nodes[id.0].name;
+                self.events.emit("corruption", json!({ "subject": node, "detail": reason }));
+            }
+            plan = self.study.plan(Some(&self.store), &self.wanted, registry.numerics())?.0;
         }
-    }));
-}
+        unreachable!("the loop above ends by returning")
+    }
 
-fn summary(study: &Study, outcome: &Outcome, published: &publish::Summary, hits: usize, wall: Duration) {
-    let nodes = &study.pipeline.nodes;
-    for (id, failure) in &outcome.failed {
-        eprintln!(
-            "error: `{}` failed\n  cause: {}\n  log: {}",
-            nodes[id.0].name,
-            failure.error,
-            failure.log.display()
+    fn execute(&self, plan: &mut Plan, run: &RunArguments, registry: &Registry) -> Outcome {
+        let pipeline = &self.study.pipeline;
+        let lost = |status: &Status| matches!(status, Status::Run(reasons) if reasons.contains(&DirtyReason::Damaged));
+        let mut damaged = 0;
+        for (node, _) in pipeline.nodes.iter().zip(&plan.status).filter(|(_, status)| lost(status)) {
+            damaged += 1;
+            let detail = "its stored outputs are missing or damaged; it runs again";
+            self.events.emit("corruption", json!({ "subject": node.name, "detail": detail }));
+        }
+        let durations: BTreeMap<NodeId, f64> = (0..pipeline.nodes.len())
+            .filter(|index| plan.records[*index].is_none())
+            .filter_map(|index| Some((NodeId(index), self.history.seconds(&pipeline.nodes[index].name)?)))
+            .collect();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let options = RunOptions {
+            cores: run.jobs.unwrap_or(cores).max(1),
+            on_failure: match run.fail_fast.as_deref() {
+                Some("now") => OnFailure::StopAll,
+                Some(_) => OnFailure::StopStarting,
+                None => OnFailure::Continue,
+            },
+            grace: Duration::from_secs(run.grace),
+            verify: Verify::from(run.verify),
+        };
+        let scheduler = Scheduler {
+            pipeline,
+            store: &self.store,
+            sources: &self.sources,
+            history: &self.history,
+            numerics: registry.numerics(),
+            revision: crate::revision::revision(&pipeline.project),
+            options,
+            events: Arc::clone(&self.events),
+            run: &self.folder,
+            stop: Arc::clone(&self.signals.stop),
+            abort: Arc::clone(&self.signals.abort),
+        };
+        let mut outcome = scheduler.execute(plan, &durations);
+        outcome.damaged += damaged;
+        outcome
+    }
+
+    /// Writes the plan of this run.
+    fn remember(&self, plan: &Plan, outcome: &Outcome) -> Result<(), CliError> {
+        let pipeline = &self.study.pipeline;
+        let failed = outcome.failed.iter();
+        let failed = failed.map(|(id, failure)| (pipeline.nodes[id.0].name.clone(), failure.error.clone()));
+        Ok(self.history.write(&self.folder, pipeline, plan.known_keys(pipeline), failed.collect())?)
+    }
+
+    /// Writes down how the run ended.
+    fn close(&self, plan: &Plan, outcome: &Outcome, kept: &[PathBuf], wall: Duration) {
+        for path in kept {
+            let detail = "was changed by someone and is kept as it is";
+            self.events.emit("warning", json!({ "subject": path.display().to_string(), "detail": detail }));
+        }
+        if self.remember(plan, outcome).is_err() {
+            let detail = "the plan of this run could not be stored; the next `why` knows less";
+            self.events.emit("warning", json!({ "subject": self.folder.id(), "detail": detail }));
+        }
+        let pipeline = &self.study.pipeline;
+        let (path, seconds) = critical_path(pipeline, &plan.order, &outcome.seconds);
+        let path: Vec<&str> = path.iter().map(|id| pipeline.nodes[id.0].name.as_str()).collect();
+        self.events.emit(
+            "run_finished",
+            json!({
+                "status": outcome.status(), "executed": outcome.executed.len(), "failed": outcome.failed.len(),
+                "blocked": outcome.blocked.len(), "repaired": outcome.damaged, "wall": wall.as_secs_f64(),
+                "critical_path": { "nodes": path, "seconds": seconds },
+            }),
         );
     }
-    let mut by_cause: BTreeMap<NodeId, Vec<&str>> = BTreeMap::new();
-    for (blocked, cause) in &outcome.blocked {
-        by_cause.entry(*cause).or_default().push(&nodes[blocked.0].name);
-    }
-    for (cause, blocked) in by_cause {
-        eprintln!("{:>10}  {} (by `{}`)", "Blocked", blocked.join(", "), nodes[cause.0].name);
-    }
-    let verb = if outcome.cancelled { "Stopped" } else { "Finished" };
-    eprintln!(
-        "{verb:>10}  {} executed, {hits} up to date, {} failed, {:.1} s   results: {}",
-        outcome.executed.len(),
-        outcome.failed.len(),
-        wall.as_secs_f64(),
-        published.folder.display()
-    );
 }

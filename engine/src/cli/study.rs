@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use pipe_cache::{Durability, Store};
 
 use super::arguments::{Arguments, FileArguments, Selection};
-use super::{CliError, print};
-use crate::action::SourceDigests;
+use super::{CliError, print, print_json};
+use crate::action::{MissingSource, SourceDigests};
 use crate::exit;
 use crate::history::History;
 use crate::kind::Registry;
-use crate::language::{self, LoadOptions, Severity};
+use crate::language::{self, Diagnostic, LoadOptions, Severity};
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Wanted};
 
@@ -20,6 +20,9 @@ pub(crate) struct Study {
     pub(crate) pipeline: Pipeline,
     pub(crate) store_path: PathBuf,
     pub(crate) results: PathBuf,
+    /// How diagnostics are printed: for machines, or for people with or without colour.
+    json: bool,
+    colour: bool,
 }
 
 impl Study {
@@ -30,7 +33,7 @@ impl Study {
         if !loaded.diagnostics.is_empty() {
             let has_errors = loaded.has_errors();
             if has_errors && global.json {
-                print(&format!("{:#}\n", language::render_json(&loaded.diagnostics, &loaded.sources)))?;
+                print_json(&language::render_json(&loaded.diagnostics, &loaded.sources))?;
                 return Err(CliError::new(exit::USAGE, ""));
             }
             if has_errors || !global.quiet {
@@ -44,7 +47,7 @@ impl Study {
         let pipeline = loaded.pipeline.ok_or_else(|| CliError::new(exit::USAGE, "the pipeline is empty"))?;
         let store_path = global.store().unwrap_or_else(|| pipeline.project.join(".pipe"));
         let results = global.results().unwrap_or_else(|| pipeline.project.join("results"));
-        Ok(Self { pipeline, store_path, results })
+        Ok(Self { pipeline, store_path, results, json: global.json, colour: global.colour() })
     }
 
     /// The store, made if it is not there.
@@ -78,10 +81,14 @@ impl Study {
             };
             Some(if selection.only { targets } else { Wanted::with_ancestors(&self.pipeline, targets) })
         };
+        let all = || (0..self.pipeline.nodes.len()).map(NodeId).collect::<BTreeSet<NodeId>>();
+        if !selection.until.is_empty() {
+            let until = Wanted::with_ancestors(&self.pipeline, select(&selection.until)?);
+            nodes = Some(nodes.unwrap_or_else(all).intersection(&until).copied().collect());
+        }
         if !selection.exclude.is_empty() {
             let out = Wanted::with_descendants(&self.pipeline, select(&selection.exclude)?);
-            let all = nodes.unwrap_or_else(|| (0..self.pipeline.nodes.len()).map(NodeId).collect());
-            nodes = Some(all.difference(&out).copied().collect());
+            nodes = Some(nodes.unwrap_or_else(all).difference(&out).copied().collect());
         }
         Ok(Wanted { nodes, forced })
     }
@@ -89,10 +96,34 @@ impl Study {
     /// The nodes of one target.
     pub(crate) fn select(&self, target: &str) -> Result<Vec<NodeId>, CliError> {
         language::select(&self.pipeline, target).map_err(|diagnostic| {
-            let text =
-                language::render_text(std::slice::from_ref(&*diagnostic), &self.pipeline.sources, false);
+            let text = language::render_text(
+                std::slice::from_ref(&*diagnostic),
+                &self.pipeline.sources,
+                self.colour,
+            );
             CliError::new(exit::USAGE, text)
         })
+    }
+
+    /// The nodes of one target, which may end in an output: `NODE.PORT`.
+    pub(crate) fn select_ports(&self, target: &str) -> Result<Vec<(NodeId, Option<String>)>, CliError> {
+        // Axis values may hold dots, names of outputs do not.
+        let end = target.rfind(']').map_or(0, |bracket| bracket + 1);
+        let Some((name, port)) = target[end..].split_once('.').map(|(rest, port)| (end + rest.len(), port))
+        else {
+            return Ok(self.select(target)?.into_iter().map(|id| (id, None)).collect());
+        };
+        let nodes = self.select(&target[..name])?;
+        for id in &nodes {
+            let known = || self.pipeline.nodes[id.0].outputs.iter().map(|output| output.name.as_str());
+            if !known().any(|name| name == port) {
+                let text = format!("error: `{}` has no output `{port}`", self.pipeline.nodes[id.0].name);
+                let mut error = CliError::new(exit::USAGE, text);
+                error.hint = language::suggestion(port, known());
+                return Err(error);
+            }
+        }
+        Ok(nodes.into_iter().map(|id| (id, Some(port.to_owned()))).collect())
     }
 
     /// Hashes the external sources of what is wanted; all that are missing are named at once.
@@ -101,31 +132,43 @@ impl Study {
         store: Option<&Store>,
         wanted: &Wanted,
     ) -> Result<SourceDigests, CliError> {
+        self.try_sources(store, wanted).map_err(|missing| self.missing_sources(&missing))
+    }
+
+    /// As [`Study::hash_sources`], without a word for people.
+    pub(crate) fn try_sources(
+        &self,
+        store: Option<&Store>,
+        wanted: &Wanted,
+    ) -> Result<SourceDigests, Vec<MissingSource>> {
+        let needed = wanted.with_what_they_need(&self.pipeline);
+        let is_needed = |index: usize| needed.as_ref().is_none_or(|needed| needed.contains(&NodeId(index)));
         let nodes = self.pipeline.nodes.iter().enumerate();
-        let nodes = nodes.filter(|(index, _)| wanted.contains(NodeId(*index))).map(|(_, node)| node);
-        let temporary;
-        let sources = match store {
-            Some(store) => store.sources(),
-            None => {
-                // No store yet: hash without a memory.
-                temporary = pipe_cache::Sources::without_memory();
-                temporary
-            }
-        };
-        SourceDigests::hash(nodes, &sources).map_err(|missing| {
-            let mut text = String::new();
-            for source in &missing {
-                text.push_str(&format!(
-                    "error: node `{}` reads `file:{}`\n  cause: {}\n",
-                    source.node,
-                    source.pattern,
-                    crate::attempt::chain(&source.error)
-                ));
-            }
-            let mut error = CliError::new(exit::INPUT_DATA, text);
-            error.hint = Some("a path is relative to the file that writes it".to_owned());
-            error
-        })
+        let nodes = nodes.filter(|(index, _)| is_needed(*index)).map(|(_, node)| node);
+        // Without a store there is no memory of what was hashed before.
+        let sources = store.map_or_else(pipe_cache::Sources::without_memory, Store::sources);
+        SourceDigests::hash(nodes, &sources)
+    }
+
+    fn missing_sources(&self, missing: &[MissingSource]) -> CliError {
+        let diagnostics: Vec<Diagnostic> = missing
+            .iter()
+            .map(|source| {
+                let MissingSource { pattern, origin, node, error } = source;
+                let message = format!("node `{node}` reads `file:{pattern}`: {}", error.reason);
+                let place = format!("it is looked for at `{}`", error.path.display());
+                let hint = "a path is relative to the file that writes it".to_owned();
+                Diagnostic::new("E012", origin, message).help(place).help(hint)
+            })
+            .collect();
+        let sources = &self.pipeline.sources;
+        if self.json {
+            return match print_json(&language::render_json(&diagnostics, sources)) {
+                Ok(_) => CliError::new(exit::INPUT_DATA, ""),
+                Err(error) => error,
+            };
+        }
+        CliError::new(exit::INPUT_DATA, language::render_text(&diagnostics, sources, self.colour))
     }
 
     /// The plan, as `run` would make it.
@@ -138,9 +181,16 @@ impl Study {
         let sources = self.hash_sources(store, wanted)?;
         let history = match store {
             Some(store) => History::read(store, &self.pipeline)?,
-            None => History::default(),
+            None => History::none(),
         };
         let plan = Plan::make(&self.pipeline, store, &sources, numerics, wanted, &history)?;
+        if let Some((node, input)) = plan.without_input(&self.pipeline) {
+            let name = |id: NodeId| self.pipeline.nodes[id.0].name.as_str();
+            let text = format!("error: `{}` reads `{}`, which has no result", name(node), name(input));
+            let mut error = CliError::new(exit::USAGE, text);
+            error.hint = Some("leave `--only` out to make it first".to_owned());
+            return Err(error);
+        }
         Ok((plan, sources, history))
     }
 }
@@ -163,7 +213,7 @@ pub(crate) fn check(
     let loaded = language::load(&file.pipeline, &load_options(arguments), registry);
     let code = if loaded.has_errors() { exit::USAGE } else { exit::DONE };
     if arguments.global.json {
-        print(&format!("{:#}\n", language::render_json(&loaded.diagnostics, &loaded.sources)))?;
+        print_json(&language::render_json(&loaded.diagnostics, &loaded.sources))?;
         return Ok(code);
     }
     eprint!("{}", language::render_text(&loaded.diagnostics, &loaded.sources, arguments.global.colour()));

@@ -238,6 +238,7 @@ impl Expander<'_> {
         let empty = Table::default();
         let origin = &stage.entry.key_origin;
         let params = section("params");
+        let resources = section("resources").unwrap_or(&empty);
         let resolved = params.and_then(|params| self.params(&known, params, origin));
         // With defaults instead, references to the outputs are still checked.
         let resolved = resolved
@@ -251,9 +252,11 @@ impl Expander<'_> {
             kind: Arc::clone(&known.kind),
             outputs: known.kind.outputs(&resolved),
             params: resolved,
+            kind_origin: stage.table.get("kind").map_or_else(|| origin.clone(), |item| item.origin.clone()),
             origins: params::origins(params.unwrap_or(&empty)),
             inputs: Vec::new(),
-            resources: resources::read(section("resources").unwrap_or(&empty), self.limits, self.diagnostics),
+            resources: resources::read(resources, self.limits, self.diagnostics),
+            resource_origins: params::origins(resources),
             origin: origin.clone(),
         };
         Some(Draft { node, inputs: section("inputs").cloned() })

@@ -138,7 +138,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// The help for an unknown name: the nearest known one, or the whole list if it is short.
-fn suggestion<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn suggestion<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
     let nearest = known
         .iter()

@@ -25,6 +25,77 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
     (linear + tail)?.mean_all()
 }
 
+/// How the hinge losses of image-text retrieval add up their negatives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hinge {
+    /// The hardest negative of each query (VSE++, Faghri et al. 2018).
+    Max,
+    /// All negatives (VSE0).
+    Sum,
+    /// Their mean, the pair itself counting as one of 0: the sum over the batch size.
+    Mean,
+}
+
+/// Costs of the wrong captions of each image and of the wrong images of each caption, both
+/// `[pairs, pairs]` (image, caption): [margin + S_ij - S_ii]+ and [margin + S_ij - S_jj]+, 0 on the
+/// diagonal and for `excluded`.
+fn hinge_costs(similarities: &Tensor, margin: f64, excluded: &[(usize, usize)]) -> Result<(Tensor, Tensor)> {
+    let (rows, columns) = similarities.dims2()?;
+    if rows != columns {
+        candle_core::bail!("similarities of pairs are square, not [{rows}, {columns}]");
+    }
+    let (dtype, device) = (similarities.dtype(), similarities.device());
+    let identity = Tensor::eye(rows, dtype, device)?;
+    let mut negatives = vec![1.0f32; rows * rows];
+    let diagonal = (0..rows).map(|row| (row, row));
+    for (row, column) in excluded.iter().copied().chain(diagonal) {
+        negatives[row * rows + column] = 0.0;
+    }
+    let negatives = Tensor::from_vec(negatives, (rows, rows), device)?.to_dtype(dtype)?;
+    let own = (similarities * &identity)?.sum_keepdim(D::Minus1)?;
+    let cost =
+        |own: &Tensor| ((similarities + margin)?.broadcast_sub(own)?.relu()? * &negatives)?.contiguous();
+    Ok((cost(&own)?, cost(&own.t()?.contiguous()?)?))
+}
+
+/// The greatest entry of each row; the gradient goes to the first of equals alone.
+fn row_maxima(costs: &Tensor) -> Result<Tensor> {
+    let places = costs.detach().argmax_keepdim(D::Minus1)?;
+    costs.gather(&places, D::Minus1)?.squeeze(D::Minus1)
+}
+
+/// As [`row_maxima`], of columns.
+fn column_maxima(costs: &Tensor) -> Result<Tensor> {
+    row_maxima(&costs.t()?.contiguous()?)
+}
+
+/// The hinge loss of image-text retrieval over `similarities` `[pairs, pairs]` (rows: images), matching
+/// pairs on the diagonal, summed over queries and both directions. Entries of `excluded` (row, column),
+/// pairs that are no true negatives, cost nothing.
+///
+/// # Errors
+/// If the similarities are not square.
+pub fn hinge(similarities: &Tensor, margin: f64, kind: Hinge, excluded: &[(usize, usize)]) -> Result<Tensor> {
+    let (captions, images) = hinge_costs(similarities, margin, excluded)?;
+    let (captions, images) = match kind {
+        Hinge::Max => (row_maxima(&captions)?, column_maxima(&images)?),
+        Hinge::Sum | Hinge::Mean => (captions, images),
+    };
+    let sum = (captions.sum_all()? + images.sum_all()?)?;
+    if kind == Hinge::Mean { sum / similarities.dim(0)? as f64 } else { Ok(sum) }
+}
+
+/// The discriminability loss of each caption (Luo et al. 2018): how much less the caption suits its
+/// image than the hardest other caption does, and how much less than the hardest other image; each
+/// with the margin, at least 0, `[pairs]`.
+///
+/// # Errors
+/// If the similarities are not square.
+pub fn discriminability(similarities: &Tensor, margin: f64) -> Result<(Tensor, Tensor)> {
+    let (captions, images) = hinge_costs(similarities, margin, &[])?;
+    Ok((row_maxima(&captions)?, column_maxima(&images)?))
+}
+
 /// The symmetric contrastive loss of CLIP over `logits` `[pairs, pairs]`, scale applied. Entries of
 /// `excluded` (row, column), pairs that are no true negatives, are left out of both softmaxes.
 ///
@@ -44,11 +115,62 @@ pub fn info_nce(logits: &Tensor, excluded: &[(usize, usize)]) -> Result<Tensor> 
                 mask[row * rows + column] = -1e9;
             }
         }
-        (logits + Tensor::from_vec(mask, (rows, rows), logits.device())?)?
+        (logits + Tensor::from_vec(mask, (rows, rows), logits.device())?.to_dtype(logits.dtype())?)?
     };
     let diagonal: Vec<u32> = (0..rows as u32).collect();
     let diagonal = Tensor::from_vec(diagonal, (rows, 1), logits.device())?;
     let by_image = log_softmax(&masked)?.gather(&diagonal, D::Minus1)?.mean_all()?;
     let by_text = log_softmax(&masked.t()?.contiguous()?)?.gather(&diagonal, D::Minus1)?.mean_all()?;
     (by_image + by_text)? * -0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn similarities() -> Var {
+        let values = [0.9f64, 0.4, 0.1, 0.8, 0.5, 0.3, -0.2, 0.6, 0.7];
+        Var::from_tensor(&Tensor::from_slice(&values, (3, 3), &Device::Cpu).unwrap()).unwrap()
+    }
+
+    fn scalar(loss: &Tensor) -> f64 {
+        loss.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn hinges_by_hand() {
+        let s = similarities();
+        // Rows: 0, {0.8 + 0.2 - 0.5, 0.3 + 0.2 - 0.5}, {0.6 + 0.2 - 0.7};
+        // columns: {0.8 + 0.2 - 0.9}, {0.4 + 0.2 - 0.5, 0.6 + 0.2 - 0.5}, 0.
+        let sum = scalar(&hinge(&s, 0.2, Hinge::Sum, &[]).unwrap());
+        assert!((sum - (0.5 + 0.1 + 0.1 + 0.1 + 0.3)).abs() < 1e-12, "{sum}");
+        let max = scalar(&hinge(&s, 0.2, Hinge::Max, &[]).unwrap());
+        assert!((max - (0.5 + 0.1 + 0.1 + 0.3)).abs() < 1e-12, "{max}");
+        let mean = scalar(&hinge(&s, 0.2, Hinge::Mean, &[]).unwrap());
+        assert!((mean - sum / 3.0).abs() < 1e-12);
+        let without = scalar(&hinge(&s, 0.2, Hinge::Sum, &[(1, 0)]).unwrap());
+        assert!((without - (sum - 0.6)).abs() < 1e-12, "{without}");
+    }
+
+    #[test]
+    fn gradients_of_hinges_are_those_of_the_losses() {
+        for kind in [Hinge::Max, Hinge::Sum, Hinge::Mean] {
+            let s = similarities();
+            let gradients = hinge(&s, 0.23, kind, &[(0, 1)]).unwrap().backward().unwrap();
+            let gradient = gradients.get(&s).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let values = s.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            for (place, gradient) in gradient.iter().enumerate() {
+                let moved = |by: f64| {
+                    let mut values = values.clone();
+                    values[place] += by;
+                    let s = Tensor::from_vec(values, (3, 3), &Device::Cpu).unwrap();
+                    scalar(&hinge(&s, 0.23, kind, &[(0, 1)]).unwrap())
+                };
+                let numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+                assert!((numeric - gradient).abs() < 1e-6, "{kind:?} {place}: {numeric} {gradient}");
+            }
+        }
+    }
 }

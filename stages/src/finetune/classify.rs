@@ -15,7 +15,7 @@ use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
 use crate::images::{ImageSet, batches};
 use crate::labels::Labels;
-use crate::logistic::{Samples, fit, sweep};
+use crate::linear_probe::{Labelled, LinearProbe};
 use crate::model::{DEVICE, Head, Model, tensor_error, zero_head};
 use crate::statistics::argmax;
 
@@ -85,7 +85,7 @@ impl StageKind for FinetuneClassify {
         KindDescription {
             name: "finetune.classify",
             summary: "trains a classifier: a linear probe on embeddings, or the whole image tower",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -143,38 +143,13 @@ struct Data {
 }
 
 impl Data {
-    /// The class of each row; for multi-label data, whether bit `label` is set.
-    fn classes(&self, rows: &[usize], label: Option<usize>) -> Vec<usize> {
-        rows.iter().map(|row| self.targets[*row][label.unwrap_or(0)] as usize).collect()
+    fn targets_of(&self, rows: &[usize]) -> Vec<&Vec<i64>> {
+        rows.iter().map(|row| &self.targets[*row]).collect()
     }
-}
-
-/// Rows of embeddings, `[rows, width]` flat.
-pub(crate) fn embed(
-    model: &Model,
-    images: &ImageSet,
-    rows: &[usize],
-    batch: i64,
-    context: &StageContext<'_>,
-) -> Result<Vec<f32>, StageError> {
-    let mut values = Vec::new();
-    for (index, rows) in batches(rows, batch).enumerate() {
-        context.check_cancelled()?;
-        let embeddings =
-            model.clip.image_tower().embed_images(&images.batch(rows)?, None).map_err(tensor_error)?;
-        values.extend(embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?);
-        context.progress(
-            (index as i64 * batch) as u64 + rows.len() as u64,
-            images.len() as u64,
-            "images",
-            &[],
-        );
-    }
-    Ok(values)
 }
 
 /// Embeddings are computed in batches of this many images.
-pub(crate) const EMBED_BATCH: i64 = 64;
+const EMBED_BATCH: i64 = 64;
 
 fn linear_probe(
     params: &Params,
@@ -184,66 +159,26 @@ fn linear_probe(
     context: &StageContext<'_>,
 ) -> Result<Head, StageError> {
     let width = model.clip.image_tower().embedding_width();
-    let train = embed(model, &data.images, &data.train, EMBED_BATCH, context)?;
-    let val = embed(model, &data.images, &data.val, EMBED_BATCH, context)?;
+    let train = data.images.embed(model, &data.train, EMBED_BATCH, context)?;
+    let val = data.images.embed(model, &data.val, EMBED_BATCH, context)?;
     let description = data.labels.description.clone();
-    // One softmax regression, or one of two classes for each label; of the latter only the difference
-    // of the two logits is kept.
-    let problems: Vec<Option<usize>> = if description.is_multi_label() {
-        (0..description.classes.len()).map(Some).collect()
-    } else {
-        vec![None]
-    };
-    let (mut weight, mut bias) = (Vec::new(), Vec::new());
-    for label in problems {
-        context.check_cancelled()?;
-        let classes = if label.is_some() { 2 } else { description.classes.len() };
-        let (train_labels, val_labels) = (data.classes(&data.train, label), data.classes(&data.val, label));
-        let samples = Samples { features: &train, width, labels: &train_labels, classes };
-        let c = match params.c {
-            Some(c) => c,
-            None if data.val.is_empty() => {
-                let (kept, held) = fifth(&train, width, &train_labels);
-                let kept = Samples { features: &kept.0, width, labels: &kept.1, classes };
-                sweep(kept, Samples { features: &held.0, width, labels: &held.1, classes })?
-            }
-            None => sweep(samples, Samples { features: &val, width, labels: &val_labels, classes })?,
-        };
-        let fitted = fit(samples, c)?;
-        log.add(1, 1, "train", "accuracy", fitted.accuracy(samples));
-        log.add(1, 1, "train", "c", c);
-        if !data.val.is_empty() {
-            let samples = Samples { features: &val, width, labels: &val_labels, classes };
-            log.add(1, 1, "val", "accuracy", fitted.accuracy(samples));
-        }
-        if label.is_some() {
-            weight
-                .extend((0..width).map(|index| (fitted.weight[width + index] - fitted.weight[index]) as f32));
-            bias.push((fitted.bias[1] - fitted.bias[0]) as f32);
-        } else {
-            weight.extend(fitted.weight.iter().map(|value| *value as f32));
-            bias.extend(fitted.bias.iter().map(|value| *value as f32));
+    let (train_targets, val_targets) = (data.targets_of(&data.train), data.targets_of(&data.val));
+    let train = Labelled { features: &train, width, targets: &train_targets };
+    let val = Labelled { features: &val, width, targets: &val_targets };
+    let probe = LinearProbe::train(train, val, &description, params.c)?;
+    for fit in &probe.fits {
+        log.add(1, 1, "train", "accuracy", fit.train_accuracy);
+        log.add(1, 1, "train", "c", fit.c);
+        if let Some(accuracy) = fit.val_accuracy {
+            log.add(1, 1, "val", "accuracy", accuracy);
         }
     }
     let classes = description.classes.len();
     Ok(Head {
-        weight: Tensor::from_vec(weight, (classes, width), &DEVICE).map_err(tensor_error)?,
-        bias: Tensor::from_vec(bias, classes, &DEVICE).map_err(tensor_error)?,
+        weight: Tensor::from_vec(probe.weight, (classes, width), &DEVICE).map_err(tensor_error)?,
+        bias: Tensor::from_vec(probe.bias, classes, &DEVICE).map_err(tensor_error)?,
         description,
     })
-}
-
-type Rows = (Vec<f32>, Vec<usize>);
-
-/// Every fifth row apart, for choosing C where there is no validation split.
-fn fifth(features: &[f32], width: usize, labels: &[usize]) -> (Rows, Rows) {
-    let (mut kept, mut held): (Rows, Rows) = Default::default();
-    for (row, (x, label)) in features.chunks_exact(width).zip(labels).enumerate() {
-        let side = if row % 5 == 4 { &mut held } else { &mut kept };
-        side.0.extend_from_slice(x);
-        side.1.push(*label);
-    }
-    (kept, held)
 }
 
 fn full(

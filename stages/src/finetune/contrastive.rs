@@ -1,4 +1,5 @@
-//! The stage kind `finetune.contrastive`: CLIP's symmetric InfoNCE on image-caption pairs.
+//! The stage kind `finetune.contrastive`: both towers on image-caption pairs, by CLIP's symmetric InfoNCE
+//! or a hinge loss.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +7,10 @@ use candle_core::Tensor;
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
 };
-use pipe_models::train::{AdamW, Schedule, clip_gradient_norm, loss};
-use pipe_models::{DualEncoder, Trainable};
+use pipe_models::ops::linear;
+use pipe_models::train::loss::{self, Hinge};
+use pipe_models::train::{AdamW, Schedule, clip_gradient_norm};
+use pipe_models::{DualEncoder, Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,20 @@ pub enum Freeze {
     Text,
 }
 
+/// What is minimised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// CLIP's: cross entropy of scaled cosines in both directions.
+    InfoNce,
+    /// Hinge on the hardest negative of each query (VSE++), a sum over the batch.
+    MaxHinge,
+    /// Hinge on all negatives (VSE0), a sum over the batch.
+    SumHinge,
+    /// The same divided by the batch size.
+    MeanHinge,
+}
+
 /// Parameters of `finetune.contrastive`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -48,6 +65,11 @@ pub struct Params {
     pub split: String,
     /// Which tower stays as it is.
     pub freeze: Freeze,
+    /// What is minimised. Hinges are of cosines; the logit scale does not enter them.
+    pub objective: Objective,
+    /// Hinges: how much nearer the own partner has to be than others.
+    #[schemars(range(min = 0.0, max = 2.0))]
+    pub margin: f64,
     /// AdamW and its schedule.
     pub optimiser: Optimiser,
 }
@@ -61,6 +83,8 @@ impl Default for Params {
             seed: 0,
             split: "train".to_owned(),
             freeze: Freeze::None,
+            objective: Objective::InfoNce,
+            margin: 0.2,
             optimiser: Optimiser::default(),
         }
     }
@@ -97,6 +121,10 @@ impl StageKind for FinetuneContrastive {
             OutputPort::new("checkpoint", artifact::CHECKPOINT, "the trained model"),
             OutputPort::new("log", artifact::TRAINING_LOG, "loss and learning rate"),
         ]
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["objective", "margin"]
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -138,7 +166,7 @@ impl StageKind for FinetuneContrastive {
             // An incomplete last batch has fewer negatives: it is left out, another part each epoch.
             for rows in order.chunks_exact(batch) {
                 context.check_cancelled()?;
-                let loss = pairs.loss(&model, &images, rows)?;
+                let loss = pairs.loss(params, &model, &images, rows)?;
                 let gradients = loss.backward().map_err(tensor_error)?;
                 let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
                     .map_err(tensor_error)?;
@@ -210,7 +238,13 @@ impl Pairs {
         Ok(Self { rows })
     }
 
-    fn loss(&self, model: &Model, images: &ImageSet, rows: &[usize]) -> Result<Tensor, StageError> {
+    fn loss(
+        &self,
+        params: &Params,
+        model: &Model,
+        images: &ImageSet,
+        rows: &[usize],
+    ) -> Result<Tensor, StageError> {
         let image_rows: Vec<usize> = rows.iter().map(|row| self.rows[*row].0).collect();
         let ids: Vec<u32> = rows.iter().flat_map(|row| self.rows[*row].1.iter().copied()).collect();
         // A pair with the same caption, or of the same image, is no negative.
@@ -228,7 +262,14 @@ impl Pairs {
             let ids = Tensor::from_vec(ids, (rows.len(), model.clip.config().text.positions), &DEVICE)?;
             let image = model.clip.image_tower().embed_images(&pixels, None)?;
             let text = model.clip.text_tower().embed_texts(&ids, None)?;
-            loss::info_nce(&model.clip.logits(&image, &text)?, &excluded)
+            let kind = match params.objective {
+                Objective::InfoNce => return loss::info_nce(&model.clip.logits(&image, &text)?, &excluded),
+                Objective::MaxHinge => Hinge::Max,
+                Objective::SumHinge => Hinge::Sum,
+                Objective::MeanHinge => Hinge::Mean,
+            };
+            let cosines = linear(&normalise(&image)?, &normalise(&text)?, None)?;
+            loss::hinge(&cosines, params.margin, kind, &excluded)
         };
         compute().map_err(tensor_error)
     }

@@ -11,8 +11,11 @@ use arrow_array::RecordBatch;
 use super::columns::{numbers, texts};
 
 /// Columns of a metrics table that tell its rows apart, beside the axes.
-const KEY_COLUMNS: [&str; 8] =
-    ["model", "method", "modality", "protocol", "matching", "subset", "seed", "baseline"];
+const KEY_COLUMNS: [&str; 9] =
+    ["model", "method", "modality", "protocol", "matching", "subset", SUBGROUP, "seed", "baseline"];
+
+/// The column that says of which samples a figure is.
+const SUBGROUP: &str = "subgroup";
 
 /// One figure.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +42,11 @@ pub(super) struct Figure {
 }
 
 impl Figure {
+    /// Whether it is a figure of some of the samples, or of how far such differ.
+    fn is_of_subgroup(&self) -> bool {
+        self.keys.contains_key(SUBGROUP)
+    }
+
     /// Whether it is a control: a map or a model that knows nothing, against which others are read.
     pub(super) fn is_control(&self) -> bool {
         self.keys.iter().any(|(key, value)| names_control(key, value))
@@ -115,7 +123,7 @@ pub(super) enum Better {
 /// Which way a metric is better, by its name.
 pub(super) fn better(metric: &str) -> Better {
     let has = |parts: &[&str]| parts.iter().any(|part| metric.contains(part));
-    const NEITHER: [&str; 11] = [
+    if has(&[
         "share",
         "gap",
         "delta",
@@ -127,8 +135,18 @@ pub(super) fn better(metric: &str) -> Better {
         "rho",
         "complexity",
         "sparseness",
-    ];
-    if has(&NEITHER) {
+        "std",
+        "skewness",
+        "difference",
+        "synergy",
+        "perceptual",
+        "mcnemar",
+        "delong",
+        "wilcoxon",
+        "odds_ratio",
+        "cohens",
+        "biserial",
+    ]) {
         Better::Neither
     } else if has(&[
         "loss",
@@ -176,6 +194,9 @@ pub(super) fn headline<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) ->
         figures.filter(has_value).find(ranked).map(|figure| figure.metric.clone())
     })
 }
+
+/// What the model with all its inputs is called in the tables of `ablate`.
+const FULL_MODEL: &str = "full";
 
 /// Figures that make one table: same input, task, data set and split.
 #[derive(Debug)]
@@ -239,10 +260,30 @@ impl Group {
         values.iter().filter(|(_, figure)| signed(figure) == best).map(|(index, _)| *index).collect()
     }
 
-    /// Whether its rows differ in what the model was given to see: then it is about bias.
+    /// Whether its rows differ in what the model was given to see, or in whom it was asked about: then
+    /// it is about bias.
     pub(super) fn is_about_bias(&self) -> bool {
         let named = ["bias", "ablat", "monomodal", "unimodal"].iter().any(|part| self.input.contains(part));
-        named || self.key_names.iter().any(|name| name == "modality" || name == "ablation")
+        let differs = |name: &String| ["modality", "ablation", SUBGROUP].contains(&name.as_str());
+        named || self.key_names.iter().any(differs) || self.constant.contains_key(SUBGROUP)
+    }
+
+    /// The full model of an ablation and the others of the same axes, by row.
+    pub(super) fn ablations(&self) -> Vec<(usize, Vec<usize>)> {
+        let Some(method) = self.key_names.iter().position(|name| name == "method") else { return Vec::new() };
+        let axes = |row: &GroupRow| -> Vec<Option<String>> {
+            let own = self.key_names.iter().zip(&row.keys);
+            own.filter(|(name, _)| *name != "method" && *name != "modality")
+                .map(|(_, key)| key.clone())
+                .collect()
+        };
+        let is_full = |row: &GroupRow| row.keys[method].as_deref() == Some(FULL_MODEL);
+        let full = (0..self.rows.len()).filter(|row| is_full(&self.rows[*row]));
+        full.map(|full| {
+            let same = |row: &usize| *row != full && axes(&self.rows[*row]) == axes(&self.rows[full]);
+            (full, (0..self.rows.len()).filter(same).collect())
+        })
+        .collect()
     }
 
     /// Constant keys as words for a caption.
@@ -253,7 +294,7 @@ impl Group {
 
 /// Groups figures into tables; figures of single classes are left to `classes`.
 pub(super) fn group(figures: &[Figure], classes: bool) -> Vec<Group> {
-    let mut order: Vec<[Option<&str>; 4]> = Vec::new();
+    let mut order: Vec<([Option<&str>; 4], bool)> = Vec::new();
     let mut groups: Vec<Vec<&Figure>> = Vec::new();
     for figure in figures.iter().filter(|figure| figure.class.is_some() == classes) {
         let place = [
@@ -262,6 +303,8 @@ pub(super) fn group(figures: &[Figure], classes: bool) -> Vec<Group> {
             figure.dataset.as_deref(),
             figure.split.as_deref(),
         ];
+        // A subgroup is no competitor of the models.
+        let place = (place, figure.is_of_subgroup());
         match order.iter().position(|known| *known == place) {
             Some(index) => groups[index].push(figure),
             None => {

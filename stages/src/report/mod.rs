@@ -98,7 +98,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -207,7 +207,7 @@ fn sections(
         section("answer", "Answer", vec![answers(&performance, &bias, &scores)]),
         section("performance", "Performance", performance_section(&performance, &classes)),
         section("learning", "Learning", learning::learning(collected)),
-        section("bias", "Bias: what one modality alone reaches", bias_section(&bias)),
+        section("bias", "Bias: what one modality alone reaches, and for whom", bias_section(&bias)),
         section("transparency", "Transparency: what the explanations point at", transparency),
         section("expected", "Planted truths", provenance::expected(collected)),
         section("data", "Data behind this page", vec![data_links(files)]),

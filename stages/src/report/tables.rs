@@ -54,6 +54,10 @@ fn answer(group: &Group) -> Option<Markup> {
 fn bias_answer(group: &Group) -> Option<Markup> {
     let metric = headline(group.rows.iter().flat_map(|row| row.figures.values()))?;
     let values = group.values(&metric);
+    let ablations = group.ablations();
+    if !ablations.is_empty() {
+        return Some(ablation_answer(group, &metric, &ablations));
+    }
     if values.is_empty() || values.len() > 8 {
         return None;
     }
@@ -66,6 +70,33 @@ fn bias_answer(group: &Group) -> Option<Markup> {
         }
         "."
     })
+}
+
+/// What the full model reaches, and what comes nearest to it with less to see.
+fn ablation_answer(group: &Group, metric: &str, ablations: &[(usize, Vec<usize>)]) -> Markup {
+    let value = |row: usize| group.rows[row].figures.get(metric).and_then(|figure| figure.value);
+    let figure = |row: usize, metric: &str| group.rows[row].figures.get(metric);
+    let nearest = |others: &[usize]| {
+        let defined = others.iter().copied().filter(|row| value(*row).is_some());
+        // Backwards, because of equal ones `max_by` takes the last.
+        defined.rev().max_by(|a, b| value(*a).unwrap_or(0.0).total_cmp(&value(*b).unwrap_or(0.0)))
+    };
+    html! {
+        b { (heading(group)) ": " }
+        @for (place, (full, others)) in ablations.iter().enumerate() {
+            @if place > 0 { "; " }
+            (metric_name(metric)) " of " b { (group.rows[*full].label()) } " "
+            (figure(*full, metric).map_or_else(|| "\u{2013}".to_owned(), cell_text))
+            @if let Some(row) = nearest(others) {
+                ", of what is given less to see at most " (group.rows[row].label()) " "
+                (figure(row, metric).map_or_else(String::new, cell_text))
+                @if let Some(gap) = figure(row, &format!("{metric}_gap")) {
+                    " (gap " (cell_text(gap)) ")"
+                }
+            }
+        }
+        "."
+    }
 }
 
 /// How far the best explanation is from the best control.

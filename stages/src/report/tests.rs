@@ -107,6 +107,34 @@ impl Study {
         self.table(input, axes, artifact::METRICS, &batch);
     }
 
+    /// Figures of one model under several conditions: (condition, modality, metric, value).
+    fn ablations(&self, input: &str, axes: &[(&str, &str)], rows: &[(&str, &str, &str, f64)]) {
+        let text = |of: &dyn Fn(&(&str, &str, &str, f64)) -> String| -> ArrayRef {
+            Arc::new(rows.iter().map(|row| Some(of(row))).collect::<StringArray>())
+        };
+        let batch = batch(vec![
+            ("task", text(&|_| "classification".to_owned())),
+            ("method", text(&|row| row.0.to_owned())),
+            ("modality", text(&|row| row.1.to_owned())),
+            ("metric", text(&|row| row.2.to_owned())),
+            ("value", Arc::new(rows.iter().map(|row| Some(row.3)).collect::<Float64Array>())),
+            ("n", Arc::new(Int64Array::from(vec![100; rows.len()]))),
+        ]);
+        self.table(input, axes, artifact::METRICS, &batch);
+    }
+
+    /// Figures of all samples and of two subgroups.
+    fn subgroups(&self, input: &str) {
+        let text = |values: [Option<&str>; 4]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
+        let batch = batch(vec![
+            ("metric", text([Some("auroc"), Some("auroc"), Some("auroc"), Some("auroc_gap")])),
+            ("subgroup", text([None, Some("device=A"), Some("device=B"), Some("device")])),
+            ("value", Arc::new(Float64Array::from(vec![0.8, 0.99, 0.7, 0.29]))),
+            ("n", Arc::new(Int64Array::from(vec![100, 50, 50, 100]))),
+        ]);
+        self.table(input, &[("model", "medical")], artifact::METRICS, &batch);
+    }
+
     fn saliency(&self, axes: &[(&str, &str)], method: &str, ids: &[&str], sign: f32) {
         let side = SIDE as usize;
         let item = Arc::new(Field::new("item", DataType::Float32, true));
@@ -314,6 +342,40 @@ fn what_a_modality_alone_reaches_stands_under_bias() {
     let page = whole_study().page();
     let bias = &page[page.find("id=\"bias\"").unwrap()..page.find("id=\"transparency\"").unwrap()];
     assert!(bias.contains("0.410") && bias.contains("text"));
+}
+
+#[test]
+fn an_ablation_is_answered_by_what_comes_nearest_with_less() {
+    let study = Study::new();
+    for (model, full) in [("general", 0.7), ("medical", 0.9)] {
+        let rows = [
+            ("full", "image", "accuracy", full),
+            ("majority", "none", "accuracy", 0.3),
+            ("border_only", "image", "accuracy", 0.6),
+            ("border_only", "image", "accuracy_gap", full - 0.6),
+            ("border_only", "image", "mcnemar_p", 0.03),
+        ];
+        study.ablations("without", &[("model", model)], &rows);
+    }
+    let page = study.page();
+    let answer = &page[page.find("id=\"answer\"").unwrap()..page.find("id=\"bias\"").unwrap()];
+    assert!(
+        answer.contains("medical \u{b7} full \u{b7} image</b> 0.900, of what is given less to see at most")
+    );
+    assert!(answer.contains("medical \u{b7} border_only \u{b7} image 0.600 (gap 0.300)"), "{answer}");
+    let bias = &page[page.find("id=\"bias\"").unwrap()..page.find("id=\"data\"").unwrap()];
+    assert!(bias.contains("border_only") && bias.contains("McNemar p"));
+}
+
+#[test]
+fn subgroups_do_not_compete_with_models() {
+    let study = Study::new();
+    study.subgroups("classified");
+    let page = study.page();
+    let performance = &page[page.find("id=\"performance\"").unwrap()..page.find("id=\"bias\"").unwrap()];
+    assert!(performance.contains("0.800") && !performance.contains("0.990"));
+    let bias = &page[page.find("id=\"bias\"").unwrap()..page.find("id=\"data\"").unwrap()];
+    assert!(bias.contains("device=A") && bias.contains("0.990") && bias.contains("0.290"));
 }
 
 #[test]

@@ -21,8 +21,15 @@ pub(super) fn metric_name(metric: &str) -> String {
     let words: Vec<String> = spaced
         .split(' ')
         .map(|word| match word {
-            "auroc" | "auc" | "auprc" | "ece" | "iou" | "mrr" | "ssim" | "nll" => word.to_uppercase(),
+            "auroc" | "auc" | "auprc" | "ece" | "f1" | "iou" | "mae" | "mrr" | "ssim" | "nll" => {
+                word.to_uppercase()
+            }
             "n" => "n".to_owned(),
+            "mcnemar" => "McNemar".to_owned(),
+            "delong" => "DeLong".to_owned(),
+            "wilcoxon" => "Wilcoxon".to_owned(),
+            "holm" => "Holm".to_owned(),
+            "brier" => "Brier".to_owned(),
             _ => word.to_owned(),
         })
         .collect();

@@ -178,6 +178,23 @@ impl Table {
         Ok(self.utf8(name)?.iter().map(|value| value.as_deref().unwrap_or_default()).collect())
     }
 
+    /// A column of single values as text: what names groups of rows.
+    ///
+    /// # Errors
+    /// If it is missing or holds lists, numbers that are not whole, or bytes.
+    pub fn as_text(&self, name: &str) -> Result<Vec<Option<String>>, StageError> {
+        fn texts<T: ToString>(values: &[Option<T>]) -> Vec<Option<String>> {
+            values.iter().map(|value| value.as_ref().map(T::to_string)).collect()
+        }
+        match self.column(name) {
+            Some(Column::Utf8(values)) => Ok(values.clone()),
+            Some(Column::Bool(values)) => Ok(texts(values)),
+            Some(Column::Int32(values)) => Ok(texts(values)),
+            Some(Column::Int64(values)) => Ok(texts(values)),
+            _ => Err(self.typed(name, "text, truth values or whole numbers")),
+        }
+    }
+
     /// A column of truth values.
     ///
     /// # Errors

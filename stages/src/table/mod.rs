@@ -10,6 +10,7 @@ mod schema;
 mod write;
 
 pub use column::{Column, Table};
+pub(crate) use read::append;
 pub use read::{metadata, read, read_columns};
 pub use schema::{Field, Kind, TableSchema};
 pub use write::{WriteOptions, write};

@@ -91,8 +91,8 @@ pub(super) fn read_file(path: &Path, names: Option<&[&str]>) -> Result<Table, St
     Ok(table)
 }
 
-/// The rows of `next` after those of `table`.
-fn append(table: Table, next: Table) -> Result<Table, StageError> {
+/// The rows of `next`, which has the same columns, after those of `table`.
+pub(crate) fn append(table: Table, next: Table) -> Result<Table, StageError> {
     fn joined(name: &str, first: &Column, second: &Column) -> Result<Column, StageError> {
         macro_rules! join {
             ($($variant:ident),*) => {

@@ -10,25 +10,32 @@ use rayon::prelude::*;
 /// Rows of the sum that one task adds up; partial sums are added in block order.
 const BLOCK: usize = 256;
 const ITERATIONS: u64 = 1000;
-/// On the largest entry of the gradient, as scikit-learn's `tol`.
-const TOLERANCE: f64 = 1e-4;
+/// On the norm of the gradient. The penalty alone makes the cost convex with modulus 1, so weights are
+/// within this distance of the optimum.
+const TOLERANCE: f64 = 1e-7;
+/// The same while C is being chosen: scikit-learn's default.
+const SWEEP_TOLERANCE: f64 = 1e-4;
 
 /// Features `[rows, width]` with a class each.
-#[derive(Clone, Copy)]
-pub(crate) struct Samples<'a> {
-    pub(crate) features: &'a [f32],
-    pub(crate) width: usize,
-    pub(crate) labels: &'a [usize],
-    pub(crate) classes: usize,
+#[derive(Clone, Copy, Debug)]
+pub struct Samples<'a> {
+    /// Row by row.
+    pub features: &'a [f32],
+    /// Features of a row.
+    pub width: usize,
+    /// Below `classes`.
+    pub labels: &'a [usize],
+    /// Number of classes.
+    pub classes: usize,
 }
 
 /// A fitted model: logit = weight x + bias.
 #[derive(Clone, Debug)]
-pub(crate) struct Logistic {
+pub struct Logistic {
     /// `[classes, width]`.
-    pub(crate) weight: Vec<f64>,
+    pub weight: Vec<f64>,
     /// `[classes]`.
-    pub(crate) bias: Vec<f64>,
+    pub bias: Vec<f64>,
 }
 
 struct Problem<'a> {
@@ -109,17 +116,21 @@ impl Gradient for Problem<'_> {
     }
 }
 
-/// Fits from zero.
+/// Fits from zero; `c` is the inverse strength of the penalty.
 ///
 /// # Errors
 /// If the solver fails.
-pub(crate) fn fit(samples: Samples<'_>, c: f64) -> Result<Logistic, StageError> {
+pub fn fit(samples: Samples<'_>, c: f64) -> Result<Logistic, StageError> {
+    minimise(samples, c, TOLERANCE)
+}
+
+fn minimise(samples: Samples<'_>, c: f64, tolerance: f64) -> Result<Logistic, StageError> {
     let stride = samples.width + 1;
     let start = vec![0.0; samples.classes * stride];
     let failed =
         |error: argmin::core::Error| StageError::failed(format!("logistic regression failed: {error}"));
     let solver = LBFGS::new(MoreThuenteLineSearch::new(), 10)
-        .with_tolerance_grad(TOLERANCE)
+        .with_tolerance_grad(tolerance)
         .and_then(|solver| solver.with_tolerance_cost(1e-12))
         .map_err(failed)?;
     let result = Executor::new(Problem { samples, c }, solver)
@@ -137,7 +148,7 @@ pub(crate) fn fit(samples: Samples<'_>, c: f64) -> Result<Logistic, StageError> 
 
 impl Logistic {
     /// Logits of rows of features: `[rows, classes]`.
-    pub(crate) fn logits(&self, features: &[f32], width: usize) -> Vec<Vec<f32>> {
+    pub fn logits(&self, features: &[f32], width: usize) -> Vec<Vec<f32>> {
         features
             .chunks_exact(width)
             .map(|x| {
@@ -153,11 +164,11 @@ impl Logistic {
     }
 
     /// Share of rows whose greatest logit is their class.
-    pub(crate) fn accuracy(&self, samples: Samples<'_>) -> f64 {
+    pub fn accuracy(&self, samples: Samples<'_>) -> f64 {
         let logits = self.logits(samples.features, samples.width);
         let right = logits.iter().zip(samples.labels).filter(|(logits, label)| {
             let values: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
-            crate::statistics::argmax(&values) == **label
+            super::argmax(&values) == **label
         });
         right.count() as f64 / samples.labels.len().max(1) as f64
     }
@@ -168,9 +179,9 @@ impl Logistic {
 ///
 /// # Errors
 /// As [`fit`].
-pub(crate) fn sweep(train: Samples<'_>, validation: Samples<'_>) -> Result<f64, StageError> {
+pub fn sweep(train: Samples<'_>, validation: Samples<'_>) -> Result<f64, StageError> {
     let score = |exponent: f64| -> Result<f64, StageError> {
-        Ok(fit(train, libm::pow(10.0, exponent))?.accuracy(validation))
+        Ok(minimise(train, libm::pow(10.0, exponent), SWEEP_TOLERANCE)?.accuracy(validation))
     };
     let (mut best, mut best_score) = (0.0, f64::NEG_INFINITY);
     for exponent in [-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0] {

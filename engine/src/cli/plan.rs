@@ -1,0 +1,130 @@
+//! `pipe plan` and `pipe why`: what would run, and the causes, root first.
+
+use serde_json::json;
+
+use super::arguments::{Arguments, PlanArguments, TargetArguments};
+use super::study::Study;
+use super::{CliError, print, print_json};
+use crate::exit;
+use crate::history::History;
+use crate::kind::Registry;
+use crate::pipeline::{NodeId, Pipeline};
+use crate::plan::{Plan, Status, Wanted};
+use crate::why::DirtyReason;
+
+pub(crate) fn plan(arguments: &Arguments, plan: &PlanArguments, registry: &Registry) -> Result<u8, CliError> {
+    let study = Study::load(arguments, &plan.pipeline, registry)?;
+    let wanted = study.wanted(&plan.selection)?;
+    let store = study.open_existing()?;
+    let (made, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
+    plan_text(arguments, &study, &made, &history)?;
+    Ok(if plan.check && !made.is_up_to_date() { exit::WORK_TO_DO } else { exit::DONE })
+}
+
+/// Prints a plan: what would run, with reasons; hits are counted, and listed with `-v`.
+pub(crate) fn plan_text(
+    arguments: &Arguments,
+    study: &Study,
+    plan: &Plan,
+    history: &History,
+) -> Result<u8, CliError> {
+    if arguments.global.json {
+        return print_json(&plan.json(&study.pipeline, history));
+    }
+    let mut text = String::new();
+    for id in &plan.order {
+        let (word, reasons) = plan.words(*id);
+        if plan.status[id.0] == Status::NotWanted || (word == "hit" && !arguments.global.verbose) {
+            continue;
+        }
+        text.push_str(&format!("{word:>6}  {}\n", study.pipeline.nodes[id.0].name));
+        for reason in reasons {
+            text.push_str(&format!("          {}\n", reason.words(&study.pipeline)));
+        }
+    }
+    text.push_str(&counts(plan));
+    if let Some(seconds) = plan.estimate(&study.pipeline, history) {
+        text.push_str(&format!(
+            "as before this takes up to {} of one action after another\n",
+            duration(seconds)
+        ));
+    }
+    print(&text)
+}
+
+/// `40 s`, `5 min`, `2.5 h`.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        short if short < 10.0 => format!("{short:.1} s"),
+        short if short < 120.0 => format!("{short:.0} s"),
+        medium if medium < 7200.0 => format!("{:.0} min", medium / 60.0),
+        long => format!("{:.1} h", long / 3600.0),
+    }
+}
+
+/// `3 up to date, 1 to run, 2 depend on what runs`, as a line.
+pub(crate) fn counts(plan: &Plan) -> String {
+    let (hit, run, maybe) = plan.counts();
+    format!("{hit} up to date, {run} to run, {maybe} depend on what runs\n")
+}
+
+pub(crate) fn why(
+    arguments: &Arguments,
+    target: &TargetArguments,
+    registry: &Registry,
+) -> Result<u8, CliError> {
+    let study = Study::load(arguments, &target.pipeline, registry)?;
+    let store = study.open_existing()?;
+    let (plan, ..) = study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?;
+    let mut nodes = Vec::new();
+    for target in &target.targets {
+        nodes.extend(study.select(target)?);
+    }
+    let pipeline = &study.pipeline;
+    if arguments.global.json {
+        let answers: Vec<_> = nodes.iter().map(|id| answer_json(pipeline, &plan, *id)).collect();
+        return print_json(&json!({ "version": 1, "nodes": answers }));
+    }
+    print(&nodes.iter().map(|id| answer(pipeline, &plan, *id)).collect::<String>())
+}
+
+fn answer(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> String {
+    let name = &pipeline.nodes[id.0].name;
+    let (word, reasons) = plan.words(id);
+    if word == "hit" {
+        return format!("{name} is up to date\n");
+    }
+    let verb = if word == "run" { "runs" } else { "may run" };
+    let mut text = format!("{name} {verb} because\n");
+    for (node, reason) in root_causes(pipeline, plan, id) {
+        text.push_str(&format!("  {}: {}\n", pipeline.nodes[node.0].name, reason.words(pipeline)));
+    }
+    if reasons.iter().any(|reason| matches!(reason, DirtyReason::Upstream { .. })) {
+        text.push_str("  (it runs only if their results differ from the stored ones)\n");
+    }
+    text
+}
+
+fn answer_json(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> serde_json::Value {
+    let (word, reasons) = plan.words(id);
+    let causes: Vec<_> = root_causes(pipeline, plan, id)
+        .iter()
+        .map(|(node, reason)| json!({ "node": pipeline.nodes[node.0].name, "reason": reason.json(pipeline) }))
+        .collect();
+    json!({
+        "node": pipeline.nodes[id.0].name, "status": word, "root_causes": causes,
+        "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
+    })
+}
+
+/// The first causes above a node: reasons that are not "an upstream node runs", nearest to the sources
+/// first.
+fn root_causes(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> Vec<(NodeId, DirtyReason)> {
+    let ancestors = Wanted::with_ancestors(pipeline, [id].into());
+    plan.order
+        .iter()
+        .filter(|node| ancestors.contains(node))
+        .flat_map(|node| plan.words(*node).1.iter().map(move |reason| (*node, reason.clone())))
+        .filter(|(_, reason)| !matches!(reason, DirtyReason::Upstream { .. }))
+        .collect()
+}

@@ -1,0 +1,274 @@
+//! Executes a plan: what is ready runs within the cores of the machine; after each action its
+//! consumers are planned again, so an equal result stops the wave.
+//!
+//! Every node is in one [`State`]. `start` moves nodes from ready to running, `finish` from running to
+//! done or failed, and whatever a result or a failure means for the consumers follows at once. The loop
+//! here only waits for the one and calls the other, until nothing runs and nothing can be started.
+
+mod finish;
+mod start;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use pipe_cache::{RunFolder, Store, Verify};
+
+use crate::action::{self, SourceDigests};
+use crate::attempt::Finished;
+use crate::events::EventLog;
+use crate::history::History;
+use crate::pipeline::{NodeId, Pipeline};
+use crate::plan::{Plan, Status};
+
+/// The longest the loop sleeps: signals and leases of other processes are looked at this often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What to do when a stage fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum OnFailure {
+    /// Independent branches go on.
+    #[default]
+    Continue,
+    /// Nothing new starts.
+    StopStarting,
+    /// What runs is stopped too.
+    StopAll,
+}
+
+/// The limits of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct RunOptions {
+    pub(crate) cores: usize,
+    pub(crate) on_failure: OnFailure,
+    /// How long running stages have to reach a safe point after an interrupt.
+    pub(crate) grace: Duration,
+    pub(crate) verify: Verify,
+}
+
+/// What a run did.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) executed: Vec<NodeId>,
+    pub(crate) failed: BTreeMap<NodeId, Failure>,
+    /// Nodes that could not run, with the node whose failure blocked them.
+    pub(crate) blocked: BTreeMap<NodeId, NodeId>,
+    /// Damaged artifacts that were found.
+    pub(crate) damaged: usize,
+    pub(crate) cancelled: bool,
+    /// Wall time of each executed node, in seconds.
+    pub(crate) seconds: BTreeMap<NodeId, f64>,
+}
+
+impl Outcome {
+    /// How the run ended, in one word.
+    pub(crate) fn status(&self) -> &'static str {
+        if self.cancelled {
+            "cancelled"
+        } else if self.failed.is_empty() {
+            "ok"
+        } else {
+            "failed"
+        }
+    }
+
+    /// Adds what a later part of the same run did.
+    pub(crate) fn extend(&mut self, later: Self) {
+        self.executed.extend(later.executed);
+        self.failed.extend(later.failed);
+        self.blocked.extend(later.blocked);
+        self.damaged += later.damaged;
+        self.cancelled |= later.cancelled;
+        self.seconds.extend(later.seconds);
+    }
+}
+
+/// One failed node.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: String,
+    pub(crate) exit_code: u8,
+    /// Whether the disk was full.
+    pub(crate) no_space: bool,
+    pub(crate) log: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Inputs are missing.
+    Waiting,
+    Ready,
+    /// Another process works on it; ask again then.
+    Elsewhere(Instant),
+    Running,
+    Done,
+    Failed,
+    Blocked,
+    NotWanted,
+}
+
+/// The scheduler of one run.
+pub(crate) struct Scheduler<'a> {
+    pub(crate) pipeline: &'a Pipeline,
+    pub(crate) store: &'a Store,
+    pub(crate) sources: &'a SourceDigests,
+    pub(crate) history: &'a History,
+    pub(crate) numerics: &'a str,
+    pub(crate) revision: Option<String>,
+    pub(crate) options: RunOptions,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) run: &'a RunFolder,
+    pub(crate) stop: Arc<AtomicBool>,
+    /// Set by the signal that wants an immediate end.
+    pub(crate) abort: Arc<AtomicBool>,
+}
+
+/// What changes while a run goes on.
+struct Work<'p> {
+    plan: &'p mut Plan,
+    consumers: Vec<Vec<NodeId>>,
+    state: Vec<State>,
+    /// Longest remaining path, in estimated seconds.
+    urgency: Vec<f64>,
+    attempts: BTreeMap<NodeId, u32>,
+    free: usize,
+    running: BTreeMap<NodeId, Running>,
+    sender: mpsc::Sender<(NodeId, Finished)>,
+    /// Tells running stages to stop at their next safe point.
+    cancelled: Arc<AtomicBool>,
+    outcome: Outcome,
+}
+
+/// An action that runs.
+struct Running {
+    cores: usize,
+    /// The greatest resident memory of the process since it started, in bytes.
+    peak: Arc<AtomicU64>,
+}
+
+impl Work<'_> {
+    fn has(&self, wanted: impl Fn(State) -> bool) -> bool {
+        self.state.iter().any(|state| wanted(*state))
+    }
+}
+
+impl Scheduler<'_> {
+    /// Executes what `plan` says, updating its keys and records.
+    pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
+        let (sender, receiver) = mpsc::channel::<(NodeId, Finished)>();
+        let consumers = action::consumers(self.pipeline);
+        let urgency = urgency(plan, &consumers, durations);
+        let state = plan
+            .status
+            .iter()
+            .map(|status| match status {
+                Status::Hit => State::Done,
+                Status::Run(_) => State::Ready,
+                Status::Maybe(_) => State::Waiting,
+                Status::NotWanted => State::NotWanted,
+            })
+            .collect();
+        let mut work = Work {
+            plan,
+            consumers,
+            state,
+            urgency,
+            attempts: BTreeMap::new(),
+            free: self.options.cores,
+            running: BTreeMap::new(),
+            sender,
+            cancelled: Arc::new(AtomicBool::new(false)),
+            outcome: Outcome::default(),
+        };
+        let mut stopped_at: Option<Instant> = None;
+        loop {
+            if self.stop.load(Ordering::Relaxed) && stopped_at.is_none() {
+                stopped_at = Some(Instant::now());
+                work.cancelled.store(true, Ordering::Relaxed);
+            }
+            let aborting = self.abort.load(Ordering::Relaxed)
+                || stopped_at.is_some_and(|since| since.elapsed() > self.options.grace);
+            let starting = stopped_at.is_none() && self.may_start(&work);
+            if starting {
+                self.start_ready(&mut work);
+            }
+            let running = work.has(|state| state == State::Running);
+            let due = starting
+                && self.may_start(&work)
+                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_)));
+            if aborting || (!running && !due) {
+                break;
+            }
+            match receiver.recv_timeout(TICK) {
+                Ok((id, finished)) => self.finish(id, finished, &mut work),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            note_memory(&work);
+        }
+        work.outcome.cancelled = stopped_at.is_some();
+        work.outcome
+    }
+
+    /// Whether a failure so far allows more to start. Without space on the disk nothing can succeed.
+    fn may_start(&self, work: &Work<'_>) -> bool {
+        let failed = &work.outcome.failed;
+        failed.is_empty()
+            || (self.options.on_failure == OnFailure::Continue && !failed.values().any(|one| one.no_space))
+    }
+}
+
+/// Keeps the greatest resident memory seen while each action runs: a figure of the whole process.
+fn note_memory(work: &Work<'_>) {
+    if let Some(bytes) = resident_bytes() {
+        for running in work.running.values() {
+            running.peak.fetch_max(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// `VmRSS:    10240 kB` of `/proc/self/status`, in bytes.
+fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The longest way from each node to an end, in estimated seconds.
+fn urgency(plan: &Plan, consumers: &[Vec<NodeId>], durations: &BTreeMap<NodeId, f64>) -> Vec<f64> {
+    let mut urgency = vec![0.0f64; consumers.len()];
+    for id in plan.order.iter().rev() {
+        let longest = consumers[id.0].iter().map(|consumer| urgency[consumer.0]).fold(0.0, f64::max);
+        urgency[id.0] = longest + durations.get(id).copied().unwrap_or(1.0);
+    }
+    urgency
+}
+
+/// The chain of executed nodes that took longest, from its first to its last, and its seconds.
+pub(crate) fn critical_path(
+    pipeline: &Pipeline,
+    order: &[NodeId],
+    seconds: &BTreeMap<NodeId, f64>,
+) -> (Vec<NodeId>, f64) {
+    let mut longest: BTreeMap<NodeId, (f64, Option<NodeId>)> = BTreeMap::new();
+    for id in order {
+        let Some(own) = seconds.get(id) else { continue };
+        let before = action::producers(&pipeline.nodes[id.0])
+            .filter_map(|producer| Some((longest.get(&producer)?.0, producer)))
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        let (so_far, producer) = before.map_or((0.0, None), |(so_far, producer)| (so_far, Some(producer)));
+        longest.insert(*id, (so_far + own, producer));
+    }
+    let Some((last, (total, _))) = longest.iter().max_by(|a, b| a.1.0.total_cmp(&b.1.0)) else {
+        return (Vec::new(), 0.0);
+    };
+    let mut path = vec![*last];
+    while let Some(producer) = path.last().and_then(|id| longest[id].1) {
+        path.push(producer);
+    }
+    path.reverse();
+    (path, *total)
+}

@@ -1,0 +1,203 @@
+//! The whole stage on phantoms, whose truths are known.
+
+use pipe_engine::Artifact;
+use serde_json::json;
+
+use super::Ablate;
+use crate::checkpoint::Checkpoint;
+use crate::embed::Embed;
+use crate::finetune::FinetuneClassify;
+use crate::phantom::IngestPhantom;
+use crate::table::{Table, read};
+use crate::testing::{Made, run};
+use crate::tokenizer::TrainTokenizer;
+
+/// Images with a marker that gives the label away, and a small model with random weights.
+struct Study {
+    phantoms: Made,
+    initial: Made,
+}
+
+fn study() -> Study {
+    let params = json!({
+        "domain": "medical", "weights": "chest", "task": "abnormal", "size": 32, "seed": 5, "train": 300,
+        "val": 0, "test": 60, "p_normal": 0.5, "contrast": 0.2, "shortcut_train": 1.0, "shortcut_test": 1.0,
+    });
+    let phantoms = run(&IngestPhantom, &params, &[]).unwrap();
+    let tokenizer =
+        run(&TrainTokenizer, &json!({ "vocab_size": 600 }), &[("text", &phantoms["captions"])]).unwrap();
+    let size = json!({ "width": 32, "layers": 1, "heads": 2 });
+    let params = json!({
+        "init": "random", "image_size": 32, "patch": 8, "projection": 32, "vision": size, "text": size,
+    });
+    let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+    Study { phantoms, initial }
+}
+
+impl Study {
+    fn model(&self) -> &Artifact {
+        &self.initial["checkpoint"]
+    }
+
+    fn ablate(&self, params: serde_json::Value, inputs: &[(&str, &Artifact)]) -> (Table, Table) {
+        let mut all = vec![("images", &self.phantoms["images"])];
+        all.extend_from_slice(inputs);
+        let made = run(&Ablate, &params, &all).unwrap();
+        (read(&made["metrics"]).unwrap(), read(&made["predictions"]).unwrap())
+    }
+}
+
+/// The value of a condition's figure, and why there is none.
+fn figure(metrics: &Table, method: &str, metric: &str) -> Result<f64, String> {
+    let (methods, names) = (metrics.strings("method").unwrap(), metrics.strings("metric").unwrap());
+    let rows: Vec<usize> =
+        (0..metrics.rows()).filter(|row| methods[*row] == method && names[*row] == metric).collect();
+    assert_eq!(rows.len(), 1, "{method} {metric}: {methods:?}");
+    let reason = metrics.strings("reason").unwrap()[rows[0]].to_owned();
+    metrics.float64("value").unwrap()[rows[0]].ok_or(reason)
+}
+
+#[test]
+fn a_shortcut_is_in_the_border_and_in_no_shuffled_image() {
+    let study = study();
+    let labels = &study.phantoms["labels"];
+    let inputs = [("images", &study.phantoms["images"]), ("labels", labels), ("checkpoint", study.model())];
+    let params = json!({ "mode": "full", "epochs": 12, "lr": 3e-3, "batch": 20 });
+    let tuned = run(&FinetuneClassify, &params, &inputs).unwrap();
+    let params = json!({ "stratum": "truth_device", "c": 1.0, "permutations": 4 });
+    let (metrics, predictions) =
+        study.ablate(params.clone(), &[("labels", labels), ("checkpoint", &tuned["checkpoint"])]);
+    let accuracy = |method: &str| figure(&metrics, method, "accuracy").unwrap();
+    let full = accuracy("full");
+    assert!(full > 0.8, "the marker is plain to see: {full}");
+    assert!((accuracy("image_only_clip") - full).abs() < 0.1, "a probe on the tower that was tuned");
+    assert!(accuracy("shuffled_image") < full - 0.2);
+    assert!(accuracy("shuffled_within_stratum") < full - 0.2);
+    assert!(accuracy("border_only") > accuracy("shuffled_image") + 0.1, "the marker stands in a corner");
+    let majority = accuracy("majority");
+    assert_eq!(figure(&metrics, "majority", "auroc"), Ok(0.5));
+    assert_eq!(figure(&metrics, "image_mean", "auroc"), Ok(0.5));
+    assert_eq!(figure(&metrics, "image_mean", "accuracy_gap"), Ok(full - accuracy("image_mean")));
+    let share = (accuracy("border_only") - majority) / (full - majority);
+    assert!((figure(&metrics, "border_only", "accuracy_relative_share").unwrap() - share).abs() < 1e-12);
+    assert!(figure(&metrics, "full", "accuracy_synergy").unwrap_err().contains("text alone"));
+    let methods = metrics.strings("method").unwrap();
+    assert!(!methods.contains(&"text_prior"), "there are no prompts");
+
+    // A row per sample, condition and draw.
+    let conditions = predictions.strings("condition").unwrap();
+    let count = |name: &str| conditions.iter().filter(|condition| **condition == name).count();
+    assert_eq!((count("full"), count("shuffled_image"), count("border_only")), (60, 240, 60));
+    assert!(predictions.columns().iter().all(|(name, _)| !name.starts_with("truth_")));
+
+    // What was asked for and is not possible says why; the rest is left out.
+    let params = json!({ "conditions": ["text_prior", "majority", "image_only"], "init": "unimodal" });
+    let (metrics, _) = study.ablate(params, &[("labels", labels), ("checkpoint", &tuned["checkpoint"])]);
+    assert!(figure(&metrics, "text_prior", "accuracy").unwrap_err().contains("no prompts"));
+    assert!(figure(&metrics, "image_only_unimodal", "accuracy").unwrap_err().contains("unimodal"));
+    assert!(!metrics.strings("method").unwrap().contains(&"blank_image"));
+}
+
+#[test]
+fn prompts_without_words_leave_chance() {
+    let study = study();
+    let prompts = json!({
+        "normal": ["frontal x-ray of the chest with no abnormality"],
+        "abnormal": ["frontal x-ray of the chest showing a large effusion"],
+    });
+    let params = json!({ "prompts": prompts, "init": "random", "c": 1.0, "permutations": 3 });
+    let inputs = [("labels", &study.phantoms["labels"]), ("checkpoint", study.model())];
+    let (metrics, predictions) = study.ablate(params, &inputs);
+    assert_eq!(figure(&metrics, "uninformative_prompts", "auroc"), Ok(0.5));
+    assert_eq!(figure(&metrics, "text_prior", "auroc"), Ok(0.5));
+    assert!(figure(&metrics, "nonsense_prompts", "auroc").is_ok());
+    assert!(figure(&metrics, "nonsense_prompts", "auroc_draw_std").is_ok());
+    assert!(figure(&metrics, "image_only_random", "accuracy_gap").is_ok());
+    assert!(figure(&metrics, "full", "accuracy_synergy").is_ok());
+    let modality = metrics.strings("modality").unwrap();
+    let methods = metrics.strings("method").unwrap();
+    let of = |method: &str| modality[methods.iter().position(|known| *known == method).unwrap()];
+    assert_eq!((of("full"), of("text_prior"), of("image_only_random")), ("both", "text", "image"));
+    assert_eq!((of("majority"), of("shuffled_image"), of("nonsense_prompts")), ("none", "text", "image"));
+    let conditions = predictions.strings("condition").unwrap();
+    assert_eq!(conditions.iter().filter(|name| **name == "nonsense_prompts").count(), 180);
+}
+
+#[test]
+fn retrieval_by_chance_is_k_over_the_pool() {
+    let params = json!({ "weights": "all", "size": 28, "seed": 3, "train": 150, "test": 40 });
+    let phantoms = run(&IngestPhantom, &params, &[]).unwrap();
+    let tokenizer =
+        run(&TrainTokenizer, &json!({ "vocab_size": 700 }), &[("text", &phantoms["captions"])]).unwrap();
+    let size = json!({ "width": 32, "layers": 1, "heads": 2 });
+    let params = json!({
+        "init": "random", "image_size": 28, "patch": 7, "projection": 32, "vision": size, "text": size,
+    });
+    let model = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+    let model = &model["checkpoint"];
+    let (images, captions) = (&phantoms["images"], &phantoms["captions"]);
+    let inputs = [("images", images), ("captions", captions), ("checkpoint", model)];
+    let embedded = run(&Embed, &json!({}), &inputs).unwrap();
+
+    let params = json!({ "k": [1, 5], "permutations": 3, "c": 1.0 });
+    let given = [
+        ("images", images),
+        ("captions", captions),
+        ("checkpoint", model),
+        ("image_embeddings", &embedded["images"]),
+        ("text_embeddings", &embedded["texts"]),
+    ];
+    let made = run(&Ablate, &params, &given).unwrap();
+    let metrics = read(&made["metrics"]).unwrap();
+    for direction in ["image_to_text", "text_to_image"] {
+        let name = |name: &str| format!("{direction}_{name}");
+        let chance = figure(&metrics, "random", &name("recall@5")).unwrap();
+        assert!((chance - 5.0 / 40.0).abs() < 1e-12);
+        for condition in ["full", "shuffled_image", "shuffled_within_stratum", "popularity", "keywords"] {
+            let recall = figure(&metrics, condition, &name("recall@5")).unwrap();
+            assert!((0.0..=1.0).contains(&recall), "{condition}");
+        }
+        // Words and pictures of a modality agree, which beats chance without any matching.
+        assert!(figure(&metrics, "metadata", &name("recall@5")).unwrap() > chance + 0.05);
+        let within = figure(&metrics, "within_stratum", &name("recall@5")).unwrap();
+        assert!(within > figure(&metrics, "full", &name("recall@5")).unwrap());
+        assert!(figure(&metrics, "full", &name("hubness_skewness")).is_ok());
+    }
+    // The same without embeddings given: they are computed.
+    let computed = run(&Ablate, &params, &inputs).unwrap();
+    assert_eq!(computed["metrics"].digest, made["metrics"].digest);
+    assert_eq!(computed["predictions"].digest, made["predictions"].digest);
+
+    // Embeddings alone are enough for what needs no words and no columns.
+    let made = run(&Ablate, &params, &given[3..]).unwrap();
+    let alone = read(&made["metrics"]).unwrap();
+    for condition in ["full", "random", "shuffled_image", "popularity"] {
+        let name = "text_to_image_recall@5";
+        assert_eq!(figure(&alone, condition, name), figure(&metrics, condition, name));
+    }
+    assert!(!alone.strings("method").unwrap().contains(&"metadata"));
+
+    // Embeddings of other captions are refused.
+    let others = run(&Embed, &json!({ "splits": ["train"] }), &inputs).unwrap();
+    let mut wrong = given;
+    (wrong[3].1, wrong[4].1) = (&others["images"], &others["texts"]);
+    assert!(run(&Ablate, &params, &wrong).is_err());
+}
+
+#[test]
+fn what_is_missing_or_too_much_is_named() {
+    let study = study();
+    let (images, labels, captions) =
+        (&study.phantoms["images"], &study.phantoms["labels"], &study.phantoms["captions"]);
+    let refused = |inputs: &[(&str, &Artifact)]| match run(&Ablate, &json!({}), inputs) {
+        Ok(_) => panic!("it ran"),
+        Err(error) => error.to_string(),
+    };
+    assert!(refused(&[("images", images)]).contains("none is given"));
+    assert!(refused(&[("labels", labels)]).contains("`images`"));
+    assert!(
+        refused(&[("images", images), ("labels", labels), ("captions", captions)]).contains("both are given")
+    );
+    assert!(refused(&[("images", images), ("labels", labels)]).contains("checkpoint"));
+    assert!(refused(&[("images", images), ("captions", captions)]).contains("image_embeddings"));
+}

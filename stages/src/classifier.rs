@@ -1,0 +1,155 @@
+//! A model as a classifier: with its head, or zero-shot by prompts.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use pipe_engine::{ParameterProblem, StageContext, StageError};
+use pipe_models::ops::linear;
+use pipe_models::{DualEncoder, normalise};
+
+use crate::images::{ImageSet, batches};
+use crate::labels::Labels;
+use crate::model::{DEVICE, HeadDescription, Model, checkpoint_error, tensor_error};
+
+/// The texts of each class, by its name.
+pub(crate) type Prompts = BTreeMap<String, Vec<String>>;
+
+/// A class without texts is a mistake.
+pub(crate) fn check_prompts(prompts: &Prompts) -> Vec<ParameterProblem> {
+    let empty = prompts.iter().filter(|(_, texts)| texts.is_empty());
+    empty
+        .map(|(class, _)| ParameterProblem {
+            path: format!("prompts.{class}"),
+            message: "a class needs at least one text".to_owned(),
+            help: None,
+        })
+        .collect()
+}
+
+/// What turns embeddings of images into class logits.
+pub(crate) struct Classifier<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) description: HeadDescription,
+    /// Zero-shot: a unit vector per class, `[classes, width]`.
+    prototypes: Option<Tensor>,
+}
+
+impl<'a> Classifier<'a> {
+    /// The checkpoint's head; zero-shot if there are prompts.
+    pub(crate) fn new(model: &'a Model, labels: &Labels, prompts: &Prompts) -> Result<Self, StageError> {
+        let description = labels.description.clone();
+        if !prompts.is_empty() {
+            let prototypes = prototypes(model, &encode_prompts(model, &description.classes, prompts)?)?;
+            return Ok(Self { model, description, prototypes: Some(prototypes) });
+        }
+        let own = &model.head()?.description;
+        if own.classes != description.classes {
+            let reason =
+                format!("its classes are {:?}, those of the labels {:?}", own.classes, description.classes);
+            return Err(StageError::input("head.json", reason));
+        }
+        Ok(Self { model, description: own.clone(), prototypes: None })
+    }
+
+    /// Whether classes are described by prompts.
+    pub(crate) fn is_zero_shot(&self) -> bool {
+        self.prototypes.is_some()
+    }
+
+    /// The name of how it classifies.
+    pub(crate) fn protocol(&self) -> &'static str {
+        if self.is_zero_shot() { "zero-shot" } else { "head" }
+    }
+
+    /// Embeddings `[batch, width]` of preprocessed pixels.
+    pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, StageError> {
+        self.model.clip.image_tower().embed_images(pixels, None).map_err(tensor_error)
+    }
+
+    /// Class logits `[batch, classes]` of embeddings.
+    pub(crate) fn logits(&self, embeddings: &Tensor) -> Result<Tensor, StageError> {
+        match &self.prototypes {
+            Some(prototypes) => zero_shot(self.model, embeddings, prototypes).map_err(tensor_error),
+            None => {
+                let head = self.model.head()?;
+                linear(embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
+            }
+        }
+    }
+
+    /// Class logits of all images of a set.
+    pub(crate) fn classify(
+        &self,
+        images: &ImageSet,
+        batch: i64,
+        context: &StageContext<'_>,
+    ) -> Result<Vec<Vec<f32>>, StageError> {
+        let all: Vec<usize> = (0..images.len()).collect();
+        let mut logits = Vec::with_capacity(all.len());
+        for rows in batches(&all, batch) {
+            context.check_cancelled()?;
+            logits.extend(to_rows(&self.logits(&self.embed(&images.batch(rows)?)?)?)?);
+            context.progress(logits.len() as u64, all.len() as u64, "images", &[]);
+        }
+        Ok(logits)
+    }
+}
+
+/// A matrix as rows.
+pub(crate) fn to_rows(matrix: &Tensor) -> Result<Vec<Vec<f32>>, StageError> {
+    matrix.to_vec2::<f32>().map_err(tensor_error)
+}
+
+/// The texts of each class as ids of the context's length.
+pub(crate) type PromptIds = Vec<Vec<Vec<u32>>>;
+
+/// The prompts of each class as ids, in class order.
+///
+/// # Errors
+/// If a class has no prompts or a name is no class.
+pub(crate) fn encode_prompts(
+    model: &Model,
+    classes: &[String],
+    prompts: &Prompts,
+) -> Result<PromptIds, StageError> {
+    let tokenizer = model.tokenizer()?;
+    let text = &model.clip.config().text;
+    let unknown: Vec<&String> = prompts.keys().filter(|class| !classes.contains(class)).collect();
+    if !unknown.is_empty() {
+        let message =
+            format!("prompts are given for {unknown:?}, which are no classes; those are {classes:?}");
+        return Err(StageError::failed(message));
+    }
+    let encode = |prompt: &String| {
+        let encoded = tokenizer.encode(prompt, text.positions, text.pad).map_err(checkpoint_error)?;
+        Ok(encoded.ids)
+    };
+    let of_class = |class: &String| -> Result<Vec<Vec<u32>>, StageError> {
+        let texts = prompts.get(class);
+        let texts = texts.ok_or_else(|| StageError::failed(format!("class `{class}` has no prompts")))?;
+        texts.iter().map(encode).collect()
+    };
+    classes.iter().map(of_class).collect()
+}
+
+/// One unit vector per class, `[classes, width]`: the embeddings of its texts, normalised, averaged and
+/// normalised again (the CLIP repository's prompt ensembles).
+pub(crate) fn prototypes(model: &Model, prompts: &PromptIds) -> Result<Tensor, StageError> {
+    let positions = model.clip.config().text.positions;
+    let mean = |texts: &Vec<Vec<u32>>| -> candle_core::Result<Tensor> {
+        let ids = Tensor::from_vec(texts.concat(), (texts.len(), positions), &DEVICE)?;
+        let embeddings = normalise(&model.clip.text_tower().embed_texts(&ids, None)?)?;
+        normalise(&embeddings.mean_keepdim(0)?)
+    };
+    let rows = prompts.iter().map(mean).collect::<candle_core::Result<Vec<Tensor>>>();
+    rows.and_then(|rows| Tensor::cat(&rows, 0)).map_err(tensor_error)
+}
+
+/// Class logits of embeddings by class vectors: exp(scale) times the cosine.
+pub(crate) fn zero_shot(
+    model: &Model,
+    embeddings: &Tensor,
+    prototypes: &Tensor,
+) -> candle_core::Result<Tensor> {
+    linear(&normalise(embeddings)?, prototypes, None)?.broadcast_mul(&model.clip.logit_scale().exp()?)
+}

@@ -1,0 +1,149 @@
+//! The stage kind `compare`: whether one model's answers are better than another's, on the same items.
+
+mod items;
+mod pairs;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use pipe_engine::{
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
+    StageKind,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::items::{Answers, read_answers};
+use self::pairs::{Pair, compare_pairs, over_datasets};
+use crate::artifact;
+use crate::metrics::{Metric, write_metrics};
+
+/// Parameters of `compare`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The split whose items are compared; all rows if there is none.
+    pub split: Option<String>,
+    /// The axis whose values are different data: models are compared within each of them, and over all
+    /// of them together.
+    pub datasets: String,
+    /// The model that all others are compared with, by the name of its input (if there are several), its
+    /// axis values and, for an ablation, the condition, joined with `/`; every pair is compared without
+    /// this.
+    pub reference: Option<String>,
+    /// Retrieval: the k of recall@k.
+    #[schemars(inner(range(min = 1)))]
+    pub k: Vec<i64>,
+    /// Decides the bootstrap.
+    pub seed: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { split: None, datasets: "dataset".to_owned(), reference: None, k: vec![1, 5, 10], seed: 0 }
+    }
+}
+
+/// Compares models.
+pub struct Compare;
+
+impl StageKind for Compare {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "compare",
+            summary: "paired tests of two or more models over the same items",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Exact,
+            cpu: DefaultCpu::All,
+            inputs: Vec::new(),
+            free_inputs: Some(InputPort::fan_in(
+                "",
+                &[artifact::PREDICTIONS, artifact::RANKS],
+                "Predictions or ranks of models; several inputs are told apart by their names",
+            )),
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![OutputPort::new(
+            "metrics",
+            artifact::METRICS,
+            "differences with intervals, effect sizes and corrected probabilities",
+        )]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let empty = params.datasets.is_empty().then(|| ParameterProblem {
+            path: "datasets".to_owned(),
+            message: "an axis has a name".to_owned(),
+            help: Some("leave it out if no axis is one of data; the default is `dataset`".to_owned()),
+        });
+        empty.into_iter().collect()
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let mut by_dataset: BTreeMap<String, Vec<Answers>> = BTreeMap::new();
+        let is_only = context.all_inputs().count() == 1;
+        for (name, artifacts) in context.all_inputs() {
+            for input in artifacts {
+                context.check_cancelled()?;
+                let dataset = input.axes.get(&params.datasets).cloned().unwrap_or_default();
+                let axes = input.axes.iter().filter(|(axis, _)| **axis != params.datasets);
+                let mut words: Vec<&str> = axes.map(|(_, value)| value.as_str()).collect();
+                if !is_only || words.is_empty() {
+                    words.insert(0, name);
+                }
+                let answers = read_answers(&words.join("/"), &input.artifact, params.split.as_deref())?;
+                by_dataset.entry(dataset).or_default().extend(answers);
+            }
+        }
+        let mut metrics: Vec<Metric> = Vec::new();
+        let mut all: Vec<(String, Vec<Answers>)> = Vec::new();
+        for (dataset, models) in by_dataset {
+            context.check_cancelled()?;
+            let pairs = pairs(params, &models, &dataset)?;
+            for Pair { first, second } in &pairs {
+                models[*first].check(&models[*second])?;
+            }
+            let mut rows = compare_pairs(params, &models, &pairs);
+            for row in &mut rows {
+                row.dataset = (!dataset.is_empty()).then(|| dataset.clone());
+            }
+            metrics.extend(rows);
+            all.push((dataset, models));
+        }
+        if all.len() > 1 {
+            metrics.extend(over_datasets(params, &all)?);
+        }
+        let provenance = context.provenance().to_owned();
+        write_metrics(context.output("metrics")?, &metrics, &provenance)
+    }
+}
+
+/// The pairs that are compared.
+fn pairs(params: &Params, models: &[Answers], dataset: &str) -> Result<Vec<Pair>, StageError> {
+    let labels: Vec<&str> = models.iter().map(|model| model.label.as_str()).collect();
+    if models.len() < 2 {
+        let message = format!("two models are needed to compare; there is {labels:?} {dataset}");
+        return Err(StageError::failed(message.trim_end().to_owned()));
+    }
+    if let Some(label) =
+        labels.iter().enumerate().find_map(|(place, label)| labels[..place].contains(label).then_some(label))
+    {
+        return Err(StageError::failed(format!(
+            "two models are called `{label}`; let an axis tell them apart"
+        )));
+    }
+    let Some(reference) = &params.reference else {
+        let pair = |first: usize| (first + 1..models.len()).map(move |second| Pair { first, second });
+        return Ok((0..models.len()).flat_map(pair).collect());
+    };
+    let second = labels.iter().position(|label| label == reference).ok_or_else(|| {
+        StageError::failed(format!("the reference `{reference}` is none of the models {labels:?}"))
+    })?;
+    Ok((0..models.len()).filter(|first| *first != second).map(|first| Pair { first, second }).collect())
+}

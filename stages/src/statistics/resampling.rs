@@ -1,0 +1,162 @@
+//! Percentile intervals by the bootstrap. Resamples are a pure function of the seed and the groups, so
+//! figures of several models over the same samples are compared within the same resamples.
+
+use pipe_models::random::Key;
+use rayon::prelude::*;
+
+/// A figure with its percentile interval.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Estimate {
+    /// The figure of all samples.
+    pub value: f64,
+    /// The 2.5 percentile of the resamples, where enough of them define the figure.
+    pub low: Option<f64>,
+    /// Their 97.5 percentile.
+    pub high: Option<f64>,
+}
+
+impl Estimate {
+    /// A figure without an interval.
+    pub fn exact(value: f64) -> Self {
+        Self { value, low: None, high: None }
+    }
+}
+
+/// Replicates of every bootstrap.
+pub const REPLICATES: u64 = 2000;
+
+/// The groups that samples belong to, for resampling what is independent: patients, not images.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    /// The group of each sample.
+    of: Vec<usize>,
+    count: usize,
+}
+
+impl Groups {
+    /// Samples without a group are groups of their own.
+    pub fn new(groups: &[Option<String>]) -> Self {
+        let mut known = std::collections::BTreeMap::new();
+        let mut count = 0;
+        let of = groups
+            .iter()
+            .map(|group| {
+                let mut fresh = || {
+                    count += 1;
+                    count - 1
+                };
+                match group {
+                    Some(name) => *known.entry(name.as_str()).or_insert_with(fresh),
+                    None => fresh(),
+                }
+            })
+            .collect();
+        Self { of, count }
+    }
+
+    /// Every sample its own group.
+    pub fn singles(count: usize) -> Self {
+        Self { of: (0..count).collect(), count }
+    }
+
+    /// How often each sample is drawn in a replicate: groups with replacement.
+    fn weights(&self, key: Key, replicate: u64) -> Vec<f64> {
+        let stream = key.sub(replicate + 1);
+        let mut drawn = vec![0.0; self.count];
+        for draw in 1..=self.count as u64 {
+            drawn[stream.below(draw, self.count as u64) as usize] += 1.0;
+        }
+        self.of.iter().map(|group| drawn[*group]).collect()
+    }
+}
+
+/// The figure of all samples, with the 2.5 to 97.5 % interval over resampled groups. `figure` gets the
+/// weight of each sample; replicates in which it is undefined are left out, and more than one in ten
+/// of those leave the interval undefined.
+pub fn bootstrap(
+    groups: &Groups,
+    seed: u64,
+    figure: impl Fn(&[f64]) -> Option<f64> + Sync,
+) -> Option<Estimate> {
+    bootstrap_all(groups, seed, |weights| vec![figure(weights)]).pop().flatten()
+}
+
+/// As [`bootstrap`], for several figures of the same resamples at once; differences of two of them are
+/// paired. `figures` returns as many values each time.
+pub fn bootstrap_all(
+    groups: &Groups,
+    seed: u64,
+    figures: impl Fn(&[f64]) -> Vec<Option<f64>> + Sync,
+) -> Vec<Option<Estimate>> {
+    let values = figures(&vec![1.0; groups.of.len()]);
+    let key = Key::derive("pipe bootstrap/1", seed, &[]);
+    let replicates: Vec<Vec<Option<f64>>> =
+        (0..REPLICATES).into_par_iter().map(|replicate| figures(&groups.weights(key, replicate))).collect();
+    let estimate = |(place, value): (usize, Option<f64>)| {
+        let value = value?;
+        let mut defined: Vec<f64> =
+            replicates.iter().filter_map(|replicate| *replicate.get(place)?).collect();
+        if defined.len() * 10 < REPLICATES as usize * 9 {
+            return Some(Estimate::exact(value));
+        }
+        defined.sort_by(f64::total_cmp);
+        Some(Estimate {
+            value,
+            low: Some(percentile(&defined, 0.025)),
+            high: Some(percentile(&defined, 0.975)),
+        })
+    };
+    values.into_iter().enumerate().map(estimate).collect()
+}
+
+/// The percentile of sorted values, of which there is at least one, linearly between neighbours.
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let below = place.floor() as usize;
+    let above = (below + 1).min(sorted.len() - 1);
+    sorted[below] + (sorted[above] - sorted[below]) * (place - below as f64)
+}
+
+/// The weighted mean of a value per sample; undefined if all weights are 0.
+pub fn mean(values: &[f64], weights: &[f64]) -> Option<f64> {
+    let (mut sum, mut total) = (0.0, 0.0);
+    for (value, weight) in values.iter().zip(weights) {
+        sum += weight * value;
+        total += weight;
+    }
+    (total > 0.0).then(|| sum / total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_holds_its_figure_and_does_not_depend_on_threads() {
+        let values: Vec<f64> = (0..100).map(|index| f64::from(index % 3)).collect();
+        let run = || bootstrap(&Groups::singles(100), 1, |weights| mean(&values, weights)).unwrap();
+        let estimate = run();
+        assert!(estimate.low.unwrap() < estimate.value && estimate.value < estimate.high.unwrap());
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(one.install(run), estimate);
+    }
+
+    #[test]
+    fn groups_are_drawn_whole() {
+        let groups = Groups::new(&[Some("a".into()), Some("a".into()), None]);
+        let weights = groups.weights(Key(3), 0);
+        assert_eq!(weights[0], weights[1]);
+        assert_eq!(groups.count, 2);
+    }
+
+    #[test]
+    fn a_figure_that_most_resamples_leave_undefined_has_no_interval() {
+        let first = |weights: &[f64]| (weights[0] > 0.0).then_some(1.0);
+        let estimates = bootstrap_all(&Groups::singles(50), 4, |weights| {
+            vec![first(weights), None, mean(&[2.0; 50], weights)]
+        });
+        assert_eq!(estimates[0], Some(Estimate::exact(1.0)));
+        assert_eq!(estimates[1], None);
+        assert_eq!(estimates[2], Some(Estimate { value: 2.0, low: Some(2.0), high: Some(2.0) }));
+    }
+}

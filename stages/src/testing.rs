@@ -1,0 +1,118 @@
+//! Running a stage kind in a test: files in, artifacts out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use pipe_engine::cache::{Digest, table_digest, tree_digest};
+use pipe_engine::{
+    AnyKind, Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageError, StageHost,
+};
+use tempfile::TempDir;
+
+/// A host that nobody listens to.
+struct Quiet;
+
+impl StageHost for Quiet {
+    fn progress(&self, _: u64, _: u64, _: &str, _: &[(&str, f64)]) {}
+    fn log(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// What a stage made: artifacts by port. The files live as long as this.
+pub(crate) struct Made {
+    pub(crate) artifacts: BTreeMap<String, Artifact>,
+    _folder: TempDir,
+}
+
+impl std::ops::Index<&str> for Made {
+    type Output = Artifact;
+
+    fn index(&self, port: &str) -> &Artifact {
+        &self.artifacts[port]
+    }
+}
+
+/// Runs a kind on `threads` threads.
+pub(crate) fn run_on(
+    threads: usize,
+    kind: &dyn AnyKind,
+    params: &serde_json::Value,
+    inputs: &[(&str, &Artifact)],
+) -> Result<Made, StageError> {
+    let input = |artifact: &Artifact| InputArtifact {
+        axes: BTreeMap::new(),
+        stage: String::new(),
+        artifact: artifact.clone(),
+    };
+    let inputs = inputs.iter().map(|(name, artifact)| ((*name).to_owned(), vec![input(artifact)]));
+    run_with(threads, kind, params, inputs.collect())
+}
+
+/// As [`run_on`], with inputs that may be fans.
+pub(crate) fn run_with(
+    threads: usize,
+    kind: &dyn AnyKind,
+    params: &serde_json::Value,
+    inputs: BTreeMap<String, Vec<InputArtifact>>,
+) -> Result<Made, StageError> {
+    let folder = TempDir::new().unwrap();
+    let resolved = kind.resolve(params).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let ports = kind.outputs(&resolved);
+    let outputs = ports.iter().map(|port| {
+        let folder = folder.path().join(&port.name);
+        std::fs::create_dir(&folder).unwrap();
+        (port.name.clone(), OutputWriter::new(folder))
+    });
+    let scratch = folder.path().to_owned();
+    let mut context = StageContext::new(inputs, outputs.collect(), &Quiet, threads, scratch, "{}".to_owned());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| kind.run(&resolved, &mut context))?;
+    let artifacts = ports.iter().map(|port| {
+        let writer = context.output(&port.name).unwrap();
+        let (folder, parts) = (writer.folder().to_owned(), writer.table().map(<[_]>::to_vec));
+        let mut artifact = tree(&folder, port.artifact.0);
+        if let Some(parts) = parts {
+            let parts: Vec<Digest> = parts.iter().map(|part| part.digest).collect();
+            artifact.digest = table_digest(&parts);
+        }
+        (port.name.clone(), artifact)
+    });
+    let artifacts = artifacts.collect();
+    Ok(Made { artifacts, _folder: folder })
+}
+
+/// Runs a kind on two threads.
+pub(crate) fn run(
+    kind: &dyn AnyKind,
+    params: &serde_json::Value,
+    inputs: &[(&str, &Artifact)],
+) -> Result<Made, StageError> {
+    run_on(2, kind, params, inputs)
+}
+
+/// The files below a folder as an artifact.
+pub(crate) fn tree(folder: &Path, artifact_type: &str) -> Artifact {
+    let mut files = Vec::new();
+    collect(folder, folder, &mut files);
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let digest =
+        tree_digest(files.iter().map(|file| {
+            (file.path.as_str(), file.bytes, Digest::of(&std::fs::read(&file.location).unwrap()))
+        }));
+    Artifact { artifact_type: artifact_type.to_owned(), digest, files, origin: None }
+}
+
+fn collect(root: &Path, folder: &Path, files: &mut Vec<ArtifactFile>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let location = entry.unwrap().path();
+        if location.is_dir() {
+            collect(root, &location, files);
+            continue;
+        }
+        let path = location.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+        files.push(ArtifactFile { path, bytes: location.metadata().unwrap().len(), location });
+    }
+}

@@ -1,0 +1,98 @@
+//! Runs that are interrupted: what is left is sound, and the same command finishes.
+
+use serde_json::Value as Json;
+
+use crate::study::{SMALL, Study, is};
+
+/// [`SMALL`] with a training that takes a second or two.
+fn slow() -> String {
+    SMALL.replace("epochs = 2", "epochs = 150")
+}
+
+/// Training has begun.
+fn training(event: &Json) -> bool {
+    is(event, "progress", "trained")
+}
+
+#[test]
+fn an_interrupt_stops_at_a_safe_point_and_the_next_run_finishes() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 143)] {
+        let study = Study::new(&slow());
+        let running = study.start(&["trained"], training);
+        running.signal(signal);
+        let answer = running.wait().expect(code);
+        assert!(answer.stderr.contains("Stopping  at the next safe point"), "{}", answer.stderr);
+        let finished = answer.events_of("action_finished");
+        assert!(finished.iter().any(|event| event["node"] == "trained" && event["status"] == "cancelled"));
+        assert_eq!(answer.events_of("run_finished")[0]["status"], "cancelled");
+        study.assert_clean();
+        // What was done before stays done.
+        assert_eq!(study.run(&["trained"]).expect(0).started(), ["trained"], "{signal}");
+    }
+}
+
+#[test]
+fn a_second_interrupt_stops_at_once() {
+    let study = Study::new(&slow());
+    let running = study.start(&["trained"], training);
+    running.signal("INT");
+    std::thread::sleep(std::time::Duration::from_millis(1));
+    running.signal("INT");
+    running.wait().expect(130);
+    assert_eq!(study.run(&["trained"]).expect(0).started(), ["trained"]);
+    study.assert_clean();
+}
+
+/// No lock has to be removed, and the result is that of an undisturbed run.
+#[test]
+fn a_killed_run_is_finished_by_the_same_command_with_equal_results() {
+    let undisturbed = Study::new(&slow()).run(&[]).expect(0).digests();
+    let study = Study::new(&slow());
+    let running = study.start(&[], training);
+    running.signal("KILL");
+    let killed = running.wait();
+    assert_eq!(killed.code, None);
+    let second = study.run(&[]).expect(0);
+    assert!(second.started().contains(&"trained".to_owned()));
+    assert!(!second.started().contains(&"pairs".to_owned()), "what was committed is a hit");
+    let mut digests: Vec<_> = killed.digests().into_iter().chain(second.digests()).collect();
+    digests.sort();
+    digests.dedup();
+    assert_eq!(digests, undisturbed);
+    study.assert_clean();
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+}
+
+#[test]
+fn killed_at_any_moment_the_store_stays_sound() {
+    let study = Study::new(SMALL);
+    for milliseconds in [0, 3, 10, 20, 40, 60, 90, 130, 180, 240] {
+        let running = study.start(&[], |event| event["ev"] == "planned");
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        running.signal("KILL");
+        running.wait();
+    }
+    study.run(&[]).expect(0);
+    study.assert_clean();
+    for (name, content) in study.files(".pipe/cas") {
+        assert_eq!(pipe_cache::Digest::of(&content).to_hex(), name.replace('/', ""));
+    }
+    let fresh = Study::new(SMALL);
+    fresh.run(&[]).expect(0);
+    let published = |study: &Study| -> Vec<(String, Vec<u8>)> {
+        study.files("results").into_iter().filter(|(name, _)| !name.ends_with(".published.json")).collect()
+    };
+    assert!(published(&study) == published(&fresh), "the results are those of an undisturbed run");
+}
+
+#[test]
+fn a_time_limit_ends_a_stage() {
+    let study = Study::new(&slow().replace("epochs = 150", "epochs = 5000"));
+    study.edit("lr = 1e-3 }", "lr = 1e-3 }\nresources = { time = \"1s\" }");
+    let answer = study.run(&["trained"]).expect(1);
+    let failed: Vec<_> =
+        answer.events_of("action_finished").into_iter().filter(|one| one["status"] == "failed").collect();
+    let error = failed[0]["error"].as_str().expect("it says why");
+    assert!(error.contains("1 s") && error.contains("resources.time"), "{error}");
+    study.assert_clean();
+}

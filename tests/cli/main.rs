@@ -1,0 +1,13 @@
+//! End-to-end tests of the program: what a person types, what it answers, what it leaves behind.
+//!
+//! The studies are small enough to run in a fraction of a second; what they compute is tested elsewhere.
+
+mod damage;
+mod edits;
+mod failures;
+mod interrupts;
+mod mistakes;
+mod outputs;
+mod processes;
+mod scale;
+mod study;

@@ -1,0 +1,351 @@
+//! What people and machines read: published results, and what the commands print.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use crate::study::{Answer, SMALL, SMALL_NODES, Study};
+
+/// The published files, without the list of them.
+fn published(study: &Study) -> Vec<(String, Vec<u8>)> {
+    study.files("results").into_iter().filter(|(name, _)| !name.ends_with(".published.json")).collect()
+}
+
+#[test]
+fn results_lie_under_stage_port_and_axes() {
+    let study = Study::finished();
+    for path in [
+        "pairs/images/part-00000.parquet",
+        "vocabulary/tokenizer/tokenizer.json",
+        "initial/checkpoint/model.safetensors",
+        "embedded/images/model=trained/embeddings.arrow",
+        "retrieved/metrics/model=initial/part-00000.parquet",
+    ] {
+        assert!(study.path("results/small").join(path).is_file(), "{path}");
+    }
+    // A profile publishes beside it.
+    study.write(&format!("{SMALL}\n[profile.smoke]\nvars = {{ size = 42 }}\n"));
+    study.run(&["--profile", "smoke", "pairs"]).expect(0);
+    assert!(study.path("results/small@smoke/pairs/images/part-00000.parquet").is_file());
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+}
+
+#[test]
+fn what_is_no_longer_planned_is_removed() {
+    let study = Study::finished();
+    assert!(study.path("results/small/shapes").is_dir());
+    let start = SMALL.find("\n[stage.shapes]").expect("it is the last stage");
+    study.write(&SMALL[..start].replace("id = \"trained\"", "id = \"tuned\""));
+    // A run of a part removes nothing.
+    study.run(&["pairs"]).expect(0);
+    assert!(study.path("results/small/shapes").is_dir());
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+    assert!(!study.path("results/small/shapes").exists());
+    assert!(!study.path("results/small/embedded/images/model=trained").exists());
+    assert!(study.path("results/small/embedded/images/model=tuned/embeddings.arrow").is_file());
+}
+
+#[test]
+fn a_run_with_nothing_to_do_restores_missing_files() {
+    let study = Study::finished();
+    let before = published(&study);
+    std::fs::remove_file(study.path("results/small/vocabulary/tokenizer/tokenizer.json"))
+        .expect("it is there");
+    std::fs::remove_dir_all(study.path("results/small/retrieved")).expect("it is there");
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+    assert!(published(&study) == before);
+    std::fs::remove_dir_all(study.path("results")).expect("it is there");
+    study.run(&[]).expect(0);
+    assert!(published(&study) == before);
+}
+
+#[test]
+fn what_a_person_changed_is_kept_with_a_warning() {
+    let study = Study::finished();
+    let edited = "results/small/vocabulary/tokenizer/tokenizer.json";
+    study.write_file(edited, "{}");
+    study.write_file("results/small/notes.txt", "mine");
+    study.edit("vocab_size = 512", "vocab_size = 520");
+    let answer = study.run(&[]).expect(0);
+    let warnings = answer.events_of("warning");
+    assert!(
+        warnings
+            .iter()
+            .any(|event| event["subject"].as_str().is_some_and(|path| path.ends_with("tokenizer.json")))
+    );
+    let kept = |study: &Study| std::fs::read_to_string(study.path(edited)).expect("it is there") == "{}";
+    assert!(kept(&study));
+    let spoken = study.pipe(&["run", "study.toml"]).expect(0);
+    assert!(spoken.stderr.contains("tokenizer.json was changed by someone"), "{}", spoken.stderr);
+    // Cleaning keeps it too, and what the program never wrote.
+    let clean = study.pipe(&["clean", "study.toml"]).expect(0);
+    assert!(clean.stdout.contains("the store is as it was"), "{}", clean.stdout);
+    assert!(kept(&study));
+    let left: Vec<String> = study.files("results").into_iter().map(|(name, _)| name).collect();
+    assert_eq!(left, ["small/notes.txt", "small/vocabulary/tokenizer/tokenizer.json"]);
+    assert_eq!(study.planned(&[]), [], "the store is as it was");
+}
+
+#[test]
+fn clean_removes_all_that_was_published() {
+    let study = Study::finished();
+    study.pipe(&["clean", "study.toml"]).expect(0);
+    assert!(!study.path("results/small").exists());
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+}
+
+#[test]
+fn status_tells_what_ran_and_what_is_up_to_date() {
+    let study = Study::new(SMALL);
+    let before = study.pipe(&["status", "study.toml"]).expect(0);
+    assert!(before.stdout.contains("nothing has run yet"), "{}", before.stdout);
+    let study = Study::finished();
+    let status = study.json("status", &[]);
+    assert_eq!((&status["version"], &status["hit"], &status["run"]), (&1.into(), &9.into(), &0.into()));
+    assert_eq!((&status["last_run"]["status"], &status["last_run"]["executed"]), (&"ok".into(), &9.into()));
+    let text = study.pipe(&["status", "study.toml"]).expect(0).stdout;
+    assert!(text.contains("9 up to date, 0 to run"), "{text}");
+    // The stages that run now, seen from another terminal.
+    let slow = Study::new(&SMALL.replace("epochs = 2", "epochs = 500"));
+    let running = slow.start(&["trained"], |event| crate::study::is(event, "progress", "trained"));
+    let text = slow.pipe(&["status", "study.toml"]).expect(0).stdout;
+    assert!(text.contains("running  trained"), "{text}");
+    assert_eq!(slow.json("status", &[])["running"][0]["node"], "trained");
+    running.signal("INT");
+    running.wait().expect(130);
+    let text = slow.pipe(&["status", "study.toml"]).expect(0).stdout;
+    assert!(!text.contains("running") && text.contains("cancelled"), "{text}");
+}
+
+#[test]
+fn show_resolved_prints_every_value_with_its_origin() {
+    let study = Study::finished();
+    study.write(&format!(
+        "{}\n[profile.smoke]\nset = {{ \"stage.trained.params.epochs\" = 1 }}\n",
+        SMALL.replace("lr = 1e-3 }", "lr = 1e-3 }\nresources = { cpu = 1 }")
+    ));
+    let arguments =
+        ["show", "study.toml", "--resolved", "--profile", "smoke", "--set", "stage.trained.params.seed=7"];
+    let text = study.pipe(&arguments).expect(0).stdout;
+    let of = |node: &str| -> &str {
+        let start = text.find(&format!("[{node}]  # ")).unwrap_or_else(|| panic!("{node}:\n{text}"));
+        text[start..].split("\n\n").next().expect("there is a first part")
+    };
+    let line = |node: &str, start: &str| -> &str {
+        let found = of(node).lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("{start}:\n{}", of(node)))
+    };
+    for (start, origin) in [
+        ("kind = \"finetune.contrastive\" ", "study.toml:24:8"),
+        ("params.epochs = 1 ", "smoke profile, study.toml:45:41"),
+        ("params.seed = 7 ", "`--set stage.trained.params.seed=7`"),
+        ("params.lr = 0.001 ", "study.toml:26:40"),
+        ("params.freeze = \"none\" ", "default"),
+        ("params.optimiser.beta1 = 0.9 ", "default"),
+        ("inputs.images = \"pairs.images\" ", "study.toml:25:21"),
+        ("resources.cpu = 1 ", "study.toml:27:21"),
+    ] {
+        assert!(line("trained", start).ends_with(&format!("# {origin}")), "{}", of("trained"));
+    }
+    // A value from a variable shows where the variable was set.
+    assert!(line("pairs", "params.size = 28 ").ends_with("# study.toml:7:8"), "{}", of("pairs"));
+    // What is shown is TOML again.
+    toml::from_str::<toml::Table>(&text).expect("it is TOML");
+}
+
+#[test]
+fn show_tells_outputs_and_history_of_a_node() {
+    let study = Study::finished();
+    let text = study.pipe(&["show", "study.toml", "pairs"]).expect(0).stdout;
+    assert!(text.contains("outputs.images") && text.contains("36 rows"), "{text}");
+    let node = &study.json("show", &["pairs"])["nodes"][0];
+    assert_eq!((&node["status"], &node["outputs"]["images"]["rows"]), (&"hit".into(), &36.into()));
+    assert!(node["made"]["duration_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{node}");
+    // Earlier results of the node.
+    study.edit("seed = 3, size = \"${size}\", train = 24", "seed = 4, size = \"${size}\", train = 24");
+    let text = study.pipe(&["show", "study.toml", "pairs"]).expect(0).stdout;
+    assert!(text.starts_with("[pairs]  # run\n") && text.contains("\n# earlier: "), "{text}");
+    study.edit("seed = 4", "seed = 3");
+    // One port alone.
+    let text = study.pipe(&["show", "study.toml", "pairs.images"]).expect(0).stdout;
+    assert!(text.contains("outputs.images") && !text.contains("outputs.labels"), "{text}");
+    let unknown = study.pipe(&["show", "study.toml", "pairs.image"]).expect(2);
+    assert!(unknown.stderr.contains("did you mean `images`?"), "{}", unknown.stderr);
+}
+
+#[test]
+fn the_graph_is_drawn_in_every_format() {
+    let study = Study::new(SMALL);
+    let graph =
+        |arguments: &[&str]| study.pipe(&[&["graph", "study.toml"], arguments].concat()).expect(0).stdout;
+    assert!(
+        graph(&[]).contains("trained  <- initial, pairs\n")
+            || graph(&[]).contains("trained  <- pairs, initial\n")
+    );
+    let dot = graph(&["--format", "dot"]);
+    assert!(
+        dot.starts_with("digraph") && dot.ends_with("}\n") && dot.contains("[label=\"trained\""),
+        "{dot}"
+    );
+    assert_eq!(dot.matches(" -> ").count(), 8, "{dot}");
+    let mermaid = graph(&["--format", "mermaid", "--nodes"]);
+    assert!(
+        mermaid.starts_with("graph LR\n") && mermaid.contains("[\"embedded[model=trained]\"]"),
+        "{mermaid}"
+    );
+    let svg = graph(&["--format", "svg"]);
+    assert!(
+        svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains(">trained</text>"),
+        "{svg}"
+    );
+    let json = study.json("graph", &["--nodes"]);
+    assert_eq!(json["nodes"].as_array().map(Vec::len), Some(SMALL_NODES));
+    // Where each node stands.
+    study.run(&["pairs"]).expect(0);
+    let dot = graph(&["--format", "dot", "--status"]);
+    assert!(dot.contains("label=\"pairs\\nhit\"") && dot.contains("label=\"trained\\nmaybe\""), "{dot}");
+}
+
+#[test]
+fn the_log_lists_runs_and_shows_events() {
+    let study = Study::finished();
+    study.run(&[]).expect(0);
+    let log = study.pipe(&["log", "study.toml"]).expect(0).stdout;
+    assert_eq!(log.lines().count(), 2, "{log}");
+    let run = log.lines().next().and_then(|line| line.split(' ').next()).expect("a run");
+    let events = study.pipe(&["log", "study.toml", run]).expect(0).stdout;
+    assert!(events.contains("action_finished") && events.contains("trained"), "{events}");
+    let events = study.json("log", &[run]);
+    assert_eq!(events["events"][0]["ev"], "run_started");
+    assert_eq!(study.json("log", &[])["runs"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn doctor_examines_machine_and_store() {
+    let study = Study::finished();
+    let text = study.pipe(&["doctor", "study.toml"]).expect(0).stdout;
+    for subject in ["version", "processor", "device", "store", "disk", "permission"] {
+        assert!(
+            text.lines().any(|line| line.split_whitespace().nth(1) == Some(subject)),
+            "{subject}:\n{text}"
+        );
+    }
+    let findings = study.json("doctor", &[]);
+    assert!(findings["findings"].as_array().is_some_and(|all| all.iter().all(|one| one["level"] != "error")));
+}
+
+#[test]
+fn the_schema_is_a_json_schema_of_every_kind() {
+    let study = Study::new(SMALL);
+    let schema: serde_json::Value =
+        serde_json::from_str(&study.pipe(&["schema"]).expect(0).stdout).expect("it is JSON");
+    assert_eq!(schema["$schema"], "http://json-schema.org/draft-07/schema#");
+    let kinds =
+        &schema["properties"]["stage"]["additionalProperties"]["properties"]["kind"]["anyOf"][0]["enum"];
+    assert!(kinds.as_array().is_some_and(|kinds| kinds.contains(&"ingest.phantom".into())), "{kinds}");
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let study = Study::new(SMALL);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = study.pipe(&["completions", shell]).expect(0).stdout;
+        assert!(script.contains("graph"), "{shell}");
+    }
+}
+
+/// A reader that goes away ends the output, not the run, and nothing is said of it.
+#[test]
+fn a_closed_stdout_is_quiet() {
+    let study = Study::new(SMALL);
+    for arguments in [
+        &["run", "study.toml", "--json"][..],
+        &["plan", "study.toml", "-v"],
+        &["schema"],
+        &["graph", "study.toml"],
+        &["--help"],
+    ] {
+        let mut child = study
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        let answer = Answer::of(&child.wait_with_output().expect("a child ends"));
+        assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+    assert_eq!(study.planned(&[]), [], "the run was finished");
+}
+
+#[test]
+fn piped_output_has_no_escape_codes_and_progress_goes_to_stderr() {
+    let study = Study::new(SMALL);
+    let mut answers = vec![study.pipe(&["run", "study.toml"]).expect(0)];
+    assert_eq!(answers[0].stdout, "");
+    assert!(answers[0].stderr.contains("       Run  trained"), "{}", answers[0].stderr);
+    assert!(answers[0].stderr.contains("Finished  9 executed"), "{}", answers[0].stderr);
+    answers.push(study.pipe(&["plan", "study.toml", "-v"]));
+    answers.push(study.pipe(&["--help"]));
+    study.edit("lr = 1e-3", "lr = true");
+    answers.push(study.pipe(&["check", "study.toml"]).expect(2));
+    for answer in answers {
+        assert!(!answer.stdout.contains('\u{1b}') && !answer.stderr.contains('\u{1b}'));
+    }
+    // Unless they are asked for.
+    assert!(study.pipe(&["check", "study.toml", "--color", "always"]).stderr.contains('\u{1b}'));
+    let forced =
+        study.command(&["check", "study.toml"]).env("CLICOLOR_FORCE", "1").output().expect("it starts");
+    assert!(Answer::of(&forced).stderr.contains('\u{1b}'));
+    let refused = study
+        .command(&["check", "study.toml"])
+        .env("CLICOLOR_FORCE", "1")
+        .env("NO_COLOR", "1")
+        .output()
+        .expect("it starts");
+    assert!(!Answer::of(&refused).stderr.contains('\u{1b}'));
+}
+
+#[test]
+fn quiet_says_nothing_but_errors() {
+    let study = Study::new(SMALL);
+    let answer = study.pipe(&["run", "study.toml", "--quiet"]).expect(0);
+    assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("", ""));
+    study.edit("batch = 8", "batch = 64");
+    let answer = study.pipe(&["run", "study.toml", "--quiet"]).expect(1);
+    assert!(answer.stderr.contains("do not fill one batch"), "{}", answer.stderr);
+    let answer = study.pipe(&["run", "study.toml", "--json"]).expect(1);
+    assert!(answer.stderr.contains("do not fill one batch"), "{}", answer.stderr);
+}
+
+#[test]
+fn every_run_keeps_its_events() {
+    let study = Study::new(SMALL);
+    let answer = study.run(&["shapes"]).expect(0);
+    let runs = study.files(".pipe/runs");
+    let (_, stored) = runs.iter().find(|(name, _)| name.ends_with("events.jsonl")).expect("it is kept");
+    assert_eq!(String::from_utf8_lossy(stored), answer.stdout);
+    let events = answer.events();
+    let kinds: Vec<&str> =
+        events.iter().filter_map(|event| event["ev"].as_str()).filter(|kind| *kind != "progress").collect();
+    assert_eq!(kinds, ["run_started", "planned", "action_started", "action_finished", "run_finished"]);
+    for (sequence, event) in events.iter().enumerate() {
+        assert_eq!((&event["v"], &event["seq"]), (&1.into(), &sequence.into()));
+        assert!(event["ts"].as_str().is_some_and(|time| time.ends_with('Z') && time.len() == 24), "{event}");
+    }
+}
+
+#[test]
+fn help_of_each_command_fits_a_screen() {
+    let study = Study::new(SMALL);
+    let help = study.pipe(&["-h"]).expect(0).stdout;
+    assert!(help.lines().count() <= 60, "{help}");
+    let mut bytes = Vec::new();
+    let mut child = study.command(&["run", "-h"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    child.stdout.take().expect("a pipe").read_to_end(&mut bytes).expect("help is read");
+    assert!(child.wait().expect("it ends").success());
+    let help = String::from_utf8(bytes).expect("help is text");
+    assert!(
+        help.contains("Selection:") && help.contains("Execution:") && help.contains("Examples:"),
+        "{help}"
+    );
+}
