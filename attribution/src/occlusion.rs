@@ -188,10 +188,10 @@ mod tests {
             let full = s(values.clone());
             let (mut sum, mut cover) = (vec![0.0; values.len()], vec![0.0; values.len()]);
             let mut starts = vec![vec![]];
-            for axis in 0..shape.len() {
+            for ((length, window), stride) in shape.iter().zip(&method.window).zip(&method.strides) {
                 let mut positions = vec![0];
-                while positions.last().unwrap() + method.window[axis] < shape[axis] {
-                    positions.push(positions.last().unwrap() + method.strides[axis]);
+                while positions.last().unwrap() + window < *length {
+                    positions.push(positions.last().unwrap() + stride);
                 }
                 starts = starts
                     .iter()

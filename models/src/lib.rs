@@ -19,4 +19,4 @@ pub use clip::{ClipConfig, ClipModel, normalise};
 pub use model::{DualEncoder, ImageTower, PatchGeometry, TextTower};
 pub use preprocess::Preprocessor;
 pub use probe::{Activation, MaybeProbe, Probe};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoded, Tokenizer};

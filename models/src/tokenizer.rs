@@ -40,6 +40,9 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// How many of them are not padding.
     pub length: usize,
+    /// Where each id that is not padding stands in the text: first byte and the byte behind the last;
+    /// marks are empty.
+    pub offsets: Vec<[usize; 2]>,
     /// Whether the text was cut.
     pub truncated: bool,
 }
@@ -95,16 +98,19 @@ impl Tokenizer {
         }
         let encoding = self.inner.encode(&text[..cut], true).map_err(error)?;
         let mut ids = encoding.get_ids().to_vec();
+        let mut offsets: Vec<[usize; 2]> =
+            encoding.get_offsets().iter().map(|(start, end)| [*start, *end]).collect();
         let truncated = ids.len() > context;
         if truncated {
             ids.truncate(context);
-            if let Some(last) = ids.last_mut() {
-                *last = self.end;
+            offsets.truncate(context);
+            if let (Some(id), Some(offset)) = (ids.last_mut(), offsets.last_mut()) {
+                (*id, *offset) = (self.end, [0, 0]);
             }
         }
         let length = ids.len();
         ids.resize(context, pad);
-        Ok(Encoded { ids, length, truncated })
+        Ok(Encoded { ids, length, offsets, truncated })
     }
 
     /// The text of each id, for tables and figures.

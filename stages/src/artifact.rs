@@ -4,6 +4,8 @@ use pipe_engine::ArtifactType;
 
 /// Images with their split, one row per distinct image.
 pub const IMAGES: ArtifactType = ArtifactType("table<images>");
+/// Volumes with their split, one row per distinct volume.
+pub const VOLUMES: ArtifactType = ArtifactType("table<volumes>");
 /// Class labels of images.
 pub const LABELS: ArtifactType = ArtifactType("table<labels>");
 /// Captions of images.
@@ -12,6 +14,8 @@ pub const CAPTIONS: ArtifactType = ArtifactType("table<captions>");
 pub const QUESTIONS: ArtifactType = ArtifactType("table<questions>");
 /// Masks of regions in images.
 pub const MASKS: ArtifactType = ArtifactType("table<masks>");
+/// What an ingest counted, and what splits share.
+pub const CHECKS: ArtifactType = ArtifactType("table<checks>");
 /// Token ids of texts.
 pub const TOKENS: ArtifactType = ArtifactType("table<tokens>");
 /// Figures that a generator's planted truths imply.

@@ -226,3 +226,118 @@ fn random(params: &Params, tokenizer_json: Option<&str>) -> Result<Model, StageE
         head: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::phantom::IngestPhantom;
+    use crate::testing::{run, tree};
+    use crate::tokenizer::TrainTokenizer;
+
+    /// A small valid checkpoint as a folder of files.
+    fn folder() -> TempDir {
+        let phantoms = run(&IngestPhantom, &json!({ "size": 28, "train": 8, "test": 0 }), &[]).unwrap();
+        let trained =
+            run(&TrainTokenizer, &json!({ "vocab_size": 600 }), &[("text", &phantoms["captions"])]).unwrap();
+        let tower = json!({ "width": 8, "layers": 1, "heads": 2 });
+        let params = json!({ "init": "random", "image_size": 28, "patch": 14, "vision": tower, "text": tower, "context": 16, "projection": 8 });
+        let made = run(&Checkpoint, &params, &[("tokenizer", &trained["tokenizer"])]).unwrap();
+        let folder = TempDir::new().unwrap();
+        for file in &made["checkpoint"].files {
+            std::fs::copy(&file.location, folder.path().join(&file.path)).unwrap();
+        }
+        folder
+    }
+
+    fn load(folder: &Path) -> Result<(), StageError> {
+        run(&Checkpoint, &json!({}), &[("source", &tree(folder, "file"))]).map(|_| ())
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_with_what_is_wrong() {
+        type Damage = fn(&Path);
+        fn edit(path: &Path, from: &str, to: &str) {
+            let text = std::fs::read_to_string(path).unwrap();
+            assert!(text.contains(from), "{from} is not in {}", path.display());
+            std::fs::write(path, text.replace(from, to)).unwrap();
+        }
+        let cases: &[(&str, Damage, &str)] = &[
+            ("config.json", |path| std::fs::remove_file(path).unwrap(), "no such file"),
+            ("config.json", |path| std::fs::write(path, "{ \"model").unwrap(), "EOF"),
+            ("config.json", |path| std::fs::write(path, "[1, 2]").unwrap(), "model_type"),
+            (
+                "config.json",
+                |path| edit(path, "\"model_type\": \"clip\"", "\"model_type\": \"bert\""),
+                "`clip` is expected",
+            ),
+            (
+                "config.json",
+                |path| edit(path, "\"num_attention_heads\": 2", "\"num_attention_heads\": 3"),
+                "3 heads do not divide",
+            ),
+            ("config.json", |path| edit(path, "\"hidden_size\": 8", "\"hidden_size\": 1e30"), "hidden_size"),
+            ("model.safetensors", |path| edit_shape(path), "tensors do not fit"),
+            ("model.safetensors", |path| std::fs::remove_file(path).unwrap(), "no such file"),
+            ("model.safetensors", |path| cut(path, 2), ""),
+            ("model.safetensors", |path| std::fs::write(path, [0xff; 64]).unwrap(), ""),
+            ("model.safetensors", |path| std::fs::write(path, []).unwrap(), ""),
+            ("tokenizer.json", |path| std::fs::write(path, "{}").unwrap(), ""),
+            ("tokenizer.json", |path| cut(path, 2), ""),
+            ("tokenizer.json", |path| edit(path, "endoftext", "endofworld"), "no end mark"),
+            ("tokenizer.json", |path| std::fs::write(path, [0xff, 0xfe, 0x00]).unwrap(), "UTF-8"),
+            (
+                "preprocessor_config.json",
+                |path| edit(path, "\"image_std\": [", "\"image_std\": [0, "),
+                "image_std",
+            ),
+        ];
+        let whole = folder();
+        load(whole.path()).unwrap();
+        for (file, damage, reason) in cases {
+            let folder = TempDir::new().unwrap();
+            for entry in std::fs::read_dir(whole.path()).unwrap() {
+                let path = entry.unwrap().path();
+                std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+            }
+            damage(&folder.path().join(file));
+            let error = load(folder.path()).err().unwrap_or_else(|| panic!("{file}: {reason} was accepted"));
+            let StageError::InputData { path, reason: found } = &error else { panic!("{file}: {error:?}") };
+            assert_eq!(path.file_name(), PathBuf::from(file).file_name(), "{error}");
+            assert!(found.contains(reason), "`{found}` should say `{reason}`");
+        }
+    }
+
+    fn cut(path: &Path, share: usize) {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::write(path, &bytes[..bytes.len() / share]).unwrap();
+    }
+
+    /// Renames a tensor without changing the length of the header.
+    fn edit_shape(path: &Path) {
+        let bytes = std::fs::read(path).unwrap();
+        let name = b"visual_projection.weight";
+        let place = bytes.windows(name.len()).position(|window| window == name).unwrap();
+        let mut bytes = bytes;
+        bytes[place] = b'w';
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_tokeniser_of_another_model_is_refused() {
+        let whole = folder();
+        let texts =
+            run(&IngestPhantom, &json!({ "size": 28, "train": 200, "test": 0, "weights": "all" }), &[])
+                .unwrap();
+        let other =
+            run(&TrainTokenizer, &json!({ "vocab_size": 900 }), &[("text", &texts["captions"])]).unwrap();
+        std::fs::copy(&other["tokenizer"].files[0].location, whole.path().join("tokenizer.json")).unwrap();
+        let error = load(whole.path()).err().unwrap();
+        assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
+        assert!(error.to_string().contains("the model's embedding table"), "{error}");
+    }
+}

@@ -17,7 +17,7 @@ use crate::artifact;
 use crate::images::ImageSet;
 use crate::ipc::{tensor_column, write_file};
 use crate::model::{DEVICE, Model, tensor_error};
-use crate::table::read_columns;
+use crate::texts::TextSet;
 
 /// Parameters of `embed`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -54,7 +54,11 @@ impl StageKind for Embed {
             cpu: DefaultCpu::All,
             inputs: vec![
                 InputPort::required("images", &[artifact::IMAGES], "the images"),
-                InputPort::required("captions", &[artifact::CAPTIONS], "the captions"),
+                InputPort::required(
+                    "captions",
+                    &[artifact::CAPTIONS, artifact::TOKENS],
+                    "the captions, or the tokens of these",
+                ),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model"),
             ],
             free_inputs: None,
@@ -84,11 +88,8 @@ impl StageKind for Embed {
         };
         let all: Vec<usize> = (0..images.len()).collect();
         let image_values = finish(images.embed(&model, &all, params.batch, context)?)?;
-        let table = read_columns(context.input("captions")?, &["image_id", "split", "caption"])?;
-        let table = table.select(&table.rows_of_splits(&splits));
-        let (ids, captions) = (table.strings("image_id")?, table.strings("caption")?);
-        let caption_splits = table.strings("split")?;
-        let text_values = finish(model.embed_texts(&captions, params.batch, context)?)?;
+        let texts = TextSet::read(context.input("captions")?, &splits, &model)?;
+        let text_values = finish(model.embed_ids(&texts.ids, params.batch, context)?)?;
         let metadata = |modality: &str| {
             HashMap::from([
                 ("pipe".to_owned(), context.provenance().to_owned()),
@@ -97,23 +98,21 @@ impl StageKind for Embed {
             ])
         };
         let (image_metadata, text_metadata) = (metadata("image"), metadata("text"));
-        let image_ids: Vec<&str> = images.ids.iter().map(String::as_str).collect();
-        let image_splits: Vec<&str> = images.splits.iter().map(String::as_str).collect();
         let path = context.output("images")?.path("embeddings.arrow")?;
-        write_file(&path, columns(&image_ids, &image_splits, width, image_values)?, image_metadata)?;
+        write_file(&path, columns(&images.ids, &images.splits, width, image_values)?, image_metadata)?;
         let path = context.output("texts")?.path("embeddings.arrow")?;
-        write_file(&path, columns(&ids, &caption_splits, width, text_values)?, text_metadata)
+        write_file(&path, columns(&texts.image_ids, &texts.splits, width, text_values)?, text_metadata)
     }
 }
 
 fn columns(
-    ids: &[&str],
-    splits: &[&str],
+    ids: &[String],
+    splits: &[String],
     width: usize,
     values: Vec<f32>,
 ) -> Result<Vec<(Field, ArrayRef)>, StageError> {
-    let text = |name: &str, values: &[&str]| -> (Field, ArrayRef) {
-        (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from(values.to_vec())))
+    let text = |name: &str, values: &[String]| -> (Field, ArrayRef) {
+        (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from_iter_values(values)))
     };
     Ok(vec![
         text("image_id", ids),

@@ -138,7 +138,20 @@ impl ImageSet {
 
     /// Normalised pixels `[rows, 3, side, side]`.
     pub(crate) fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
-        let squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
+        self.batch_with(rows, |_, _, _| {})
+    }
+
+    /// As [`Self::batch`], after `change(row, square, side)` of each square: eight bits, channels last.
+    pub(crate) fn batch_with(
+        &self,
+        rows: &[usize],
+        change: impl Fn(usize, &mut [u8], usize),
+    ) -> Result<Tensor, StageError> {
+        let length = self.preprocessor.side * self.preprocessor.side * 3;
+        let mut squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
+        for (row, square) in rows.iter().zip(squares.chunks_exact_mut(length)) {
+            change(*row, square, self.preprocessor.side);
+        }
         self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
     }
 }

@@ -14,6 +14,7 @@ pub mod embed;
 pub mod evaluate_classify;
 pub mod finetune;
 mod images;
+pub mod ingest;
 mod ipc;
 mod labels;
 mod linear_probe;
@@ -21,6 +22,7 @@ mod mean_image;
 mod metrics;
 mod model;
 pub mod phantom;
+mod png;
 mod registry;
 mod report;
 mod retrieval;
@@ -31,6 +33,8 @@ pub mod table;
 mod target;
 #[cfg(test)]
 mod testing;
+mod texts;
+pub mod tokenize;
 pub mod tokenizer;
 
 pub use pipe_models::process;

@@ -149,23 +149,31 @@ impl Model {
     ) -> Result<Vec<f32>, StageError> {
         let tokenizer = self.tokenizer()?;
         let config = &self.clip.config().text;
+        let ids = texts.iter().map(|text| {
+            Ok(tokenizer.encode(text, config.positions, config.pad).map_err(checkpoint_error)?.ids)
+        });
+        self.embed_ids(&ids.collect::<Result<Vec<_>, StageError>>()?, batch, context)
+    }
+
+    /// As [`Self::embed_texts`], of token ids: as many per text as the model has positions.
+    pub(crate) fn embed_ids(
+        &self,
+        ids: &[Vec<u32>],
+        batch: i64,
+        context: &StageContext<'_>,
+    ) -> Result<Vec<f32>, StageError> {
+        let positions = self.clip.config().text.positions;
         let mut values = Vec::new();
         let mut done = 0;
-        for part in texts.chunks(batch.max(1) as usize) {
+        for part in ids.chunks(batch.max(1) as usize) {
             context.check_cancelled()?;
-            let mut ids = Vec::new();
-            for text in part {
-                ids.extend(
-                    tokenizer.encode(text, config.positions, config.pad).map_err(checkpoint_error)?.ids,
-                );
-            }
             let embed = || {
-                let ids = Tensor::from_vec(ids, (part.len(), config.positions), &DEVICE)?;
+                let ids = Tensor::from_vec(part.concat(), (part.len(), positions), &DEVICE)?;
                 self.clip.text_tower().embed_texts(&ids, None)?.flatten_all()?.to_vec1::<f32>()
             };
             values.extend(embed().map_err(tensor_error)?);
             done += part.len() as u64;
-            context.progress(done, texts.len() as u64, "texts", &[]);
+            context.progress(done, ids.len() as u64, "texts", &[]);
         }
         Ok(values)
     }

@@ -13,9 +13,11 @@ pub fn registry() -> Registry {
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)
         .with(crate::finetune::FinetuneContrastive)
+        .with(crate::ingest::IngestMedmnist)
         .with(crate::phantom::IngestPhantom)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
         .with(crate::score::Score)
+        .with(crate::tokenize::Tokenize)
         .with(crate::tokenizer::TrainTokenizer)
 }

@@ -1,7 +1,8 @@
 //! Running a stage kind in a test: files in, artifacts out.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use pipe_engine::cache::{Digest, table_digest, tree_digest};
 use pipe_engine::{
@@ -9,21 +10,27 @@ use pipe_engine::{
 };
 use tempfile::TempDir;
 
-/// A host that nobody listens to.
-struct Quiet;
+/// A host that remembers warnings.
+#[derive(Default)]
+struct Listener {
+    warnings: Mutex<Vec<String>>,
+}
 
-impl StageHost for Quiet {
+impl StageHost for Listener {
     fn progress(&self, _: u64, _: u64, _: &str, _: &[(&str, f64)]) {}
     fn log(&self, _: &str) {}
-    fn warn(&self, _: &str) {}
+    fn warn(&self, message: &str) {
+        self.warnings.lock().unwrap().push(message.to_owned());
+    }
     fn cancelled(&self) -> bool {
         false
     }
 }
 
-/// What a stage made: artifacts by port. The files live as long as this.
+/// What a stage made: artifacts by port, and its warnings. The files live as long as this.
 pub(crate) struct Made {
     pub(crate) artifacts: BTreeMap<String, Artifact>,
+    pub(crate) warnings: Vec<String>,
     _folder: TempDir,
 }
 
@@ -66,8 +73,9 @@ pub(crate) fn run_with(
         std::fs::create_dir(&folder).unwrap();
         (port.name.clone(), OutputWriter::new(folder))
     });
+    let host = Listener::default();
     let scratch = folder.path().to_owned();
-    let mut context = StageContext::new(inputs, outputs.collect(), &Quiet, threads, scratch, "{}".to_owned());
+    let mut context = StageContext::new(inputs, outputs.collect(), &host, threads, scratch, "{}".to_owned());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| kind.run(&resolved, &mut context))?;
     let artifacts = ports.iter().map(|port| {
@@ -81,7 +89,8 @@ pub(crate) fn run_with(
         (port.name.clone(), artifact)
     });
     let artifacts = artifacts.collect();
-    Ok(Made { artifacts, _folder: folder })
+    let warnings = host.warnings.into_inner().unwrap();
+    Ok(Made { artifacts, warnings, _folder: folder })
 }
 
 /// Runs a kind on two threads.
@@ -115,4 +124,26 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<ArtifactFile>) {
         let path = location.strip_prefix(root).unwrap().to_string_lossy().into_owned();
         files.push(ArtifactFile { path, bytes: location.metadata().unwrap().len(), location });
     }
+}
+
+/// One file from outside, as the engine gives it to a stage.
+pub(crate) fn source(file: &Path) -> Artifact {
+    let bytes = std::fs::read(file).unwrap();
+    let extension = file.extension().map(|extension| extension.to_string_lossy().into_owned());
+    let path = extension.map_or("source".to_owned(), |extension| format!("source.{extension}"));
+    let file = ArtifactFile { path, bytes: bytes.len() as u64, location: file.to_owned() };
+    Artifact { artifact_type: "file".to_owned(), digest: Digest::of(&bytes), files: vec![file], origin: None }
+}
+
+/// A folder or file of the sample data (`PIPE_DATA`, by default `../shared/data` beside the repository);
+/// prints why a test is skipped where it is missing.
+pub(crate) fn data(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("PIPE_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
+    let found = root.join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    println!("SKIPPED {path}: `{}` does not exist (set PIPE_DATA)", found.display());
+    None
 }

@@ -131,10 +131,11 @@ impl<'a> Connector<'a> {
         }
     }
 
-    /// A path is relative to the file that writes it; on the command line, to the pipeline file.
+    /// A path is relative to the file that writes it; on the command line, to the current folder.
     fn file(&self, pattern: String, item: &Item) -> InputSource {
         let file = match &item.origin {
             Origin::File { file, .. } => self.sources.get(*file),
+            Origin::CommandLine(_) => None,
             _ => self.sources.first(),
         };
         let folder = file.and_then(|file| file.path.parent()).unwrap_or(Path::new(""));

@@ -2,12 +2,15 @@
 
 use pipe_cache::Digest;
 
+/// What a path begins with.
+pub(crate) const FILE: &str = "file:";
+
 /// An input as written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Reference {
     /// An output of a stage.
     Output(OutputReference),
-    /// Files, relative to the TOML file.
+    /// Files, relative to the place that writes the path.
     File(String),
     /// A blob of the store.
     Blob(Digest),
@@ -24,7 +27,7 @@ pub(crate) struct OutputReference {
 
 /// Parses a reference; the error says what is wrong and what would be right.
 pub(crate) fn parse(text: &str) -> Result<Reference, (String, Option<String>)> {
-    if let Some(path) = text.strip_prefix("file:") {
+    if let Some(path) = text.strip_prefix(FILE) {
         return if path.is_empty() {
             Err(("`file:` names no path".to_owned(), None))
         } else {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, ItemValue, Table};
+use super::reference::FILE;
 use super::{order, suggestion};
 use crate::pipeline::Origin;
 
@@ -204,6 +205,7 @@ impl<'a> Scope<'a> {
         }
         let mut resolved = String::new();
         let mut valid = true;
+        let mut beginning = None;
         for piece in pieces(text) {
             match piece {
                 Piece::Text(text) => resolved.push_str(text),
@@ -214,7 +216,13 @@ impl<'a> Scope<'a> {
                     valid = false;
                 }
                 Piece::Template(path) => match self.lookup(path, item, depth, diagnostics) {
-                    Some(Item { value: ItemValue::String(text), .. }) => resolved.push_str(&text),
+                    Some(Item { value: ItemValue::String(text), origin: from }) => {
+                        // A path belongs to who writes its beginning: it is relative to that place.
+                        if resolved == FILE {
+                            beginning = Some(from);
+                        }
+                        resolved.push_str(&text);
+                    }
                     Some(value) if matches!(value.value, ItemValue::List(_) | ItemValue::Table(_)) => {
                         let message = format!(
                             "`${{{path}}}` is {}, which has no place inside a string",
@@ -232,7 +240,8 @@ impl<'a> Scope<'a> {
                 return Item::invalid(&item.origin);
             }
         }
-        Item { value: ItemValue::String(resolved), origin: item.origin.clone() }
+        let origin = beginning.unwrap_or_else(|| item.origin.clone());
+        Item { value: ItemValue::String(resolved), origin }
     }
 
     /// The value of `name`, `name.field` or `name[0]`, itself without templates; `None` if it was

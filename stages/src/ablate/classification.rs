@@ -19,7 +19,7 @@ use crate::linear_probe::{Labelled, LinearProbe};
 use crate::mean_image::mean_image;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::statistics::{ClassifierScores, Groups, Task};
-use crate::table::{Column, Table, append};
+use crate::table::{Column, Table};
 
 /// The conditions of this family.
 const FAMILY: [Condition; 12] = [
@@ -488,7 +488,7 @@ impl<'a, 'c> Study<'a, 'c> {
                         Column::Utf8(vec![Some(method(scored.condition, scored.variant)); count]),
                     )
                     .with("draw", Column::Int64(vec![draw; count]));
-                all = if all.rows() == 0 { table } else { append(all, table)? };
+                all = if all.rows() == 0 { table } else { all.append(table)? };
             }
         }
         Ok(all)

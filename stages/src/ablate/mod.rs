@@ -4,9 +4,11 @@
 //! the answers to [`figures`]; what is lost, and whether that is more than chance, is counted there, the
 //! same way for all.
 
+mod captions;
 mod classification;
 mod condition;
 mod figures;
+mod image_strata;
 mod modality;
 mod pixels;
 mod prompts;

@@ -7,18 +7,19 @@ use pipe_models::Trainable;
 use pipe_models::random::Key;
 use rayon::prelude::*;
 
+use super::captions::{Captions, vectors};
 use super::condition::{Condition, Refused};
 use super::figures::{Answer, Draw, Figure, Measured, Table as Figures, compare, method};
+use super::image_strata::ImageStrata;
 use super::modality::Words;
 use super::strata::Strata;
 use super::{Params, Results, TRAIN};
-use crate::images::ImageSet;
 use crate::linear_probe::{Labelled, LinearProbe};
 use crate::metrics::Metric;
 use crate::model::{HeadDescription, Model};
 use crate::retrieval::{Direction, Found, Pool, TASK, Vectors};
 use crate::statistics::{Estimate, Groups, hubness_skewness, mean, random_hit, recall, softmax};
-use crate::table::{Column, Table, append, read_columns};
+use crate::table::{Column, Table};
 
 /// The conditions of this family.
 const FAMILY: [Condition; 7] = [
@@ -30,9 +31,6 @@ const FAMILY: [Condition; 7] = [
     Condition::Keywords,
     Condition::WithinStratum,
 ];
-
-/// The column of strata, unless another one is named.
-const MODALITY: &str = "modality";
 
 /// Candidates among the first this many count as occurrences in hubness.
 const OCCURRENCE: usize = 10;
@@ -50,21 +48,6 @@ struct Study<'a, 'c> {
     /// The texts; without them only embeddings are known.
     captions: Option<Captions>,
     strata: Result<ImageStrata, Refused>,
-}
-
-/// The strata of images.
-struct ImageStrata {
-    /// Of the pool's images.
-    pool: Strata,
-    /// The stratum's number by image id, in all splits.
-    by_id: BTreeMap<String, usize>,
-    count: usize,
-}
-
-/// The texts of both splits, in the order of their embeddings.
-struct Captions {
-    train: Vec<(String, String)>,
-    test: Vec<(String, String, Vec<String>)>,
 }
 
 /// What every query of one direction found, once or in several draws; or why nothing.
@@ -117,7 +100,7 @@ pub(super) fn ablate(params: &Params, context: &StageContext<'_>) -> Result<Resu
         let predictions = study.predictions(direction, &outcomes)?;
         results.predictions = match results.predictions.rows() {
             0 => predictions,
-            _ => append(results.predictions, predictions)?,
+            _ => results.predictions.append(predictions)?,
         };
     }
     Ok(results)
@@ -463,115 +446,9 @@ impl<'a, 'c> Study<'a, 'c> {
                     .with("condition", Column::Utf8(vec![Some(method(*condition, None)); count]))
                     .with("draw", Column::Int64(vec![(draws.len() > 1).then_some(draw as i64); count]))
                     .with("rank", Column::Int64(found.iter().map(rank).collect()));
-                all = if all.rows() == 0 { table } else { append(all, table)? };
+                all = if all.rows() == 0 { table } else { all.append(table)? };
             }
         }
         Ok(all)
-    }
-}
-
-/// Rows of values as unit vectors.
-fn vectors(ids: &[String], values: &[f32]) -> Vectors {
-    let width = values.len() / ids.len().max(1);
-    let mut vectors = Vectors::empty(width);
-    for (id, vector) in ids.iter().zip(values.chunks_exact(width.max(1))) {
-        vectors.push(id.clone(), vector);
-    }
-    vectors
-}
-
-impl ImageStrata {
-    fn read(
-        params: &Params,
-        context: &StageContext<'_>,
-        pool: &Pool,
-    ) -> Result<Result<Self, Refused>, StageError> {
-        let column = params.stratum.as_deref().unwrap_or(MODALITY);
-        let Some(images) = context.optional_input("images") else {
-            return Ok(Err("the input `images`, whose columns are strata, was left out".to_owned()));
-        };
-        let table = read_columns(images, &["image_id", column])?;
-        if table.column(column).is_none() && params.stratum.is_none() {
-            return Ok(Err("the images table has no column `modality`".to_owned()));
-        }
-        let ids = table.strings("image_id")?;
-        let values = table.as_text(column)?;
-        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
-        for value in values.iter().flatten() {
-            let next = numbers.len();
-            numbers.entry(value).or_insert(next);
-        }
-        let by_id: BTreeMap<String, usize> = ids
-            .iter()
-            .zip(&values)
-            .filter_map(|(id, value)| Some(((*id).to_owned(), *numbers.get(value.as_deref()?)?)))
-            .collect();
-        let of_pool: Vec<Option<String>> =
-            pool.images.ids.iter().map(|id| by_id.get(id).map(usize::to_string)).collect();
-        let strata = Strata::by_value(&of_pool);
-        if strata.count() < 2 {
-            return Ok(Err(format!("the column `{column}` makes one stratum of the whole pool")));
-        }
-        Ok(Ok(Self { pool: strata, count: numbers.len(), by_id }))
-    }
-}
-
-impl Captions {
-    fn read(params: &Params, context: &StageContext<'_>) -> Result<Option<Self>, StageError> {
-        let Some(captions) = context.optional_input("captions") else { return Ok(None) };
-        let table = read_columns(captions, &["image_id", "split", "caption", "keywords"])?;
-        let (ids, splits, texts) =
-            (table.strings("image_id")?, table.strings("split")?, table.strings("caption")?);
-        let keywords = match table.column("keywords") {
-            Some(Column::ListUtf8(lists)) => lists.clone(),
-            _ => vec![None; ids.len()],
-        };
-        let (mut train, mut test) = (Vec::new(), Vec::new());
-        for (row, keywords) in keywords.into_iter().enumerate() {
-            let (id, text) = (ids[row].to_owned(), texts[row].to_owned());
-            if splits[row] == params.split {
-                test.push((id, text, keywords.unwrap_or_default()));
-            } else if splits[row] == TRAIN {
-                train.push((id, text));
-            }
-        }
-        Ok(Some(Self { train, test }))
-    }
-
-    /// The ids and texts of a split.
-    fn of(&self, split: &str, params: &Params) -> Vec<(&String, &str)> {
-        if split == params.split {
-            self.test.iter().map(|(id, text, _)| (id, text.as_str())).collect()
-        } else {
-            self.train.iter().map(|(id, text)| (id, text.as_str())).collect()
-        }
-    }
-
-    /// Both sides of a split through the model.
-    fn embed(
-        &self,
-        model: &Model,
-        split: &str,
-        params: &Params,
-        context: &StageContext<'_>,
-    ) -> Result<(Vectors, Vectors), StageError> {
-        let images = ImageSet::read(context.input("images")?, &[split], &model.preprocessor, context)?;
-        let rows: Vec<usize> = (0..images.len()).collect();
-        let values = images.embed(model, &rows, params.batch, context)?;
-        let (ids, texts): (Vec<&String>, Vec<&str>) = self.of(split, params).into_iter().unzip();
-        let ids: Vec<String> = ids.into_iter().cloned().collect();
-        let text_values = model.embed_texts(&texts, params.batch, context)?;
-        Ok((vectors(&images.ids, &values), vectors(&ids, &text_values)))
-    }
-
-    /// Embeddings of captions stand in the order of the captions table, or they are those of others.
-    fn check(&self, split: &str, params: &Params, texts: &Vectors) -> Result<(), StageError> {
-        let same = self.of(split, params).iter().map(|(id, _)| *id).eq(&texts.ids);
-        // A split that was not embedded at all is not used.
-        if same || (texts.ids.is_empty() && split != params.split) {
-            return Ok(());
-        }
-        let reason = format!("they are not those of the captions of split `{split}`, in their order");
-        Err(StageError::input("text_embeddings", reason))
     }
 }

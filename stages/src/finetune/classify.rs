@@ -11,13 +11,15 @@ use pipe_models::{DualEncoder, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::augment::{Augment, Augmenter};
 use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
+use crate::classification::probabilities;
 use crate::images::{ImageSet, batches};
 use crate::labels::Labels;
 use crate::linear_probe::{Labelled, LinearProbe};
 use crate::model::{DEVICE, Head, Model, tensor_error, zero_head};
-use crate::statistics::argmax;
+use crate::statistics::{ClassifierScores, Task};
 
 /// What learns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -51,8 +53,10 @@ pub struct Params {
     /// Full: highest learning rate of the head; by default the tower's.
     #[schemars(range(min = 1e-9, max = 1.0))]
     pub head_lr: Option<f64>,
-    /// Decides the order of training.
+    /// Decides the order of training and the changes of images.
     pub seed: i64,
+    /// Full: changes of training images.
+    pub augment: Augment,
     /// AdamW and its schedule.
     pub optimiser: Optimiser,
 }
@@ -67,6 +71,7 @@ impl Default for Params {
             lr: 1e-4,
             head_lr: None,
             seed: 0,
+            augment: Augment::default(),
             optimiser: Optimiser::default(),
         }
     }
@@ -211,10 +216,13 @@ fn full(
     let mut step = 0u64;
     for epoch in 0..params.epochs {
         let order = epoch_order(params.seed, epoch, &data.train);
+        let augmenter = Augmenter::new(&params.augment, params.seed, epoch);
         let mut sum = 0.0;
         for rows in batches(&order, params.batch) {
             context.check_cancelled()?;
-            let logits = model.logits(&data.images.batch(rows)?, None)?;
+            let pixels =
+                data.images.batch_with(rows, |row, square, side| augmenter.apply(row, square, side))?;
+            let logits = model.logits(&pixels, None)?;
             let loss = batch_loss(&logits, rows, data).map_err(tensor_error)?;
             let gradients = loss.backward().map_err(tensor_error)?;
             let (_, factor) =
@@ -231,18 +239,23 @@ fn full(
         }
         log.add(epoch + 1, step as i64, "train", "loss", sum / data.train.len() as f64);
         if !data.val.is_empty() {
-            let accuracy = accuracy(model, data, &data.val)?;
+            let (auroc, accuracy) = figures(model, data, &data.val)?;
             log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
-            if best.as_ref().is_none_or(|(score, _)| accuracy > *score) {
+            if let Some(auroc) = auroc {
+                log.add(epoch + 1, step as i64, "val", "auroc", auroc);
+            }
+            let score = auroc.unwrap_or(accuracy);
+            if best.as_ref().is_none_or(|(best, _)| score > *best) {
                 let snapshot = variables
                     .iter()
                     .map(|(name, variable)| Ok((name.clone(), variable.as_detached_tensor().copy()?)));
                 let snapshot = snapshot.collect::<candle_core::Result<_>>().map_err(tensor_error)?;
-                best = Some((accuracy, snapshot));
+                best = Some((score, snapshot));
             }
         }
     }
-    // The epoch of best validation accuracy is kept, the last one where there is no validation split.
+    // The epoch of best validation AUROC is kept (of best accuracy, where a class is missing there), the
+    // last one where there is no validation split.
     if let Some((_, snapshot)) = best {
         for (name, value) in snapshot {
             variables[&name].set(&value).map_err(tensor_error)?;
@@ -261,23 +274,19 @@ fn batch_loss(logits: &Tensor, rows: &[usize], data: &Data) -> candle_core::Resu
     loss::cross_entropy(logits, &Tensor::from_vec(targets, rows.len(), &DEVICE)?)
 }
 
-/// Share of right answers (of right bits, for multi-label data).
-fn accuracy(model: &Model, data: &Data, rows: &[usize]) -> Result<f64, StageError> {
-    let (mut right, mut all) = (0usize, 0usize);
+/// AUROC, if it is defined, and accuracy of `rows`, as the MedMNIST evaluator has them.
+fn figures(model: &Model, data: &Data, rows: &[usize]) -> Result<(Option<f64>, f64), StageError> {
+    let mut logits = Vec::with_capacity(rows.len());
     for rows in batches(rows, EMBED_BATCH) {
-        let logits = model.logits(&data.images.batch(rows)?, None)?.detach();
-        for (row, logits) in rows.iter().zip(logits.to_vec2::<f32>().map_err(tensor_error)?) {
-            let target = &data.targets[*row];
-            if data.labels.description.is_multi_label() {
-                right +=
-                    logits.iter().zip(target).filter(|(logit, bit)| (**logit > 0.0) == (**bit == 1)).count();
-                all += target.len();
-            } else {
-                let values: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
-                right += usize::from(argmax(&values) as i64 == target[0]);
-                all += 1;
-            }
-        }
+        let batch = model.logits(&data.images.batch(rows)?, None)?.detach();
+        logits.extend(batch.to_vec2::<f32>().map_err(tensor_error)?);
     }
-    Ok(right as f64 / all.max(1) as f64)
+    let description = &data.labels.description;
+    let scores = ClassifierScores::new(
+        Task::parse(&description.task),
+        logits.iter().map(|logits| probabilities(logits, description)).collect(),
+        rows.iter().map(|row| data.targets[*row].clone()).collect(),
+    );
+    let weights = vec![1.0; rows.len()];
+    Ok((scores.auroc(&weights), scores.accuracy(&weights).unwrap_or_default()))
 }

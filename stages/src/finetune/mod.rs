@@ -1,5 +1,6 @@
 //! Stage kinds that train: `finetune.contrastive` and `finetune.classify`.
 
+mod augment;
 mod classify;
 mod contrastive;
 mod log;

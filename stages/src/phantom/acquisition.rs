@@ -22,14 +22,21 @@ pub(super) struct Acquisition {
     pub(super) gain: bool,
 }
 
+impl Acquisition {
+    /// The contrast of lesions on device A or B.
+    pub(super) fn contrast_on(&self, device_b: bool) -> f64 {
+        self.contrast * if device_b { self.contrast_b } else { 1.0 }
+    }
+}
+
 /// Stored pixels: interleaved channels, with the planted truths of the picture.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Picture {
     pub(super) size: usize,
     pub(super) channels: usize,
     pub(super) pixels: Vec<u8>,
-    /// Whether a pixel lies inside an expert's outline.
-    pub(super) mask: Vec<bool>,
+    /// Whether a pixel lies inside an expert's outline: one mask for each finding, or one for all objects.
+    pub(super) masks: Vec<Vec<bool>>,
     /// How much the lesion changed each pixel before noise, 255 being the whole range: an expert's
     /// outline need not hold all of it. Empty without a lesion.
     pub(super) effect: Vec<u8>,
@@ -37,6 +44,17 @@ pub(super) struct Picture {
     pub(super) boxes: Vec<[i64; 4]>,
     /// The detectability of the lesion for an ideal observer; none where noise multiplies.
     pub(super) dprime: Option<f64>,
+}
+
+impl Picture {
+    /// All masks together.
+    pub(super) fn mask(&self) -> Vec<bool> {
+        let mut all = vec![false; self.size * self.size];
+        for mask in &self.masks {
+            all.iter_mut().zip(mask).for_each(|(all, inside)| *all |= inside);
+        }
+        all
+    }
 }
 
 /// Draws, acquires and quantises a medical row.
@@ -49,9 +67,9 @@ pub(super) fn expose(factors: &Factors, drawing: &Drawing, size: usize, knobs: A
     let base = &drawing.base;
     // Without its lesion a row is its own base.
     let mut canvas = if factors.lesion { drawing.canvas.clone() } else { base.clone() };
-    let contrast = knobs.contrast * if factors.device_b { knobs.contrast_b } else { 1.0 };
+    let contrast = knobs.contrast_on(factors.device_b);
     let mut energy = 0.0;
-    let changes = factors.lesion && factors.finding != 0;
+    let changes = factors.shows_lesion();
     let mut effect = vec![0; if changes { size * size } else { 0 }];
     for (plane, base) in canvas.planes.iter_mut().zip(&base.planes) {
         for (index, (value, base)) in plane.iter_mut().zip(base).enumerate() {
@@ -85,12 +103,13 @@ pub(super) fn expose(factors: &Factors, drawing: &Drawing, size: usize, knobs: A
     let noise = factors.image.sub(NOISE);
     let channels = canvas.planes.len();
     let pixels = quantise(&canvas, gain, offset, if modality == "ultrasound" { 0.0 } else { sigma }, noise);
-    let mut mask = vec![false; size * size];
+    let mut masks = Vec::new();
     let mut boxes = Vec::new();
     if factors.lesion {
-        for lesion in &drawing.lesions {
+        masks = vec![vec![false; size * size]; factors.subject.findings.len()];
+        for (finding, lesion) in &drawing.lesions {
             let inside: Vec<usize> = (0..lesion.len()).filter(|index| lesion[*index] > 0.5).collect();
-            inside.iter().for_each(|index| mask[*index] = true);
+            inside.iter().for_each(|index| masks[*finding][*index] = true);
             boxes.extend(bounding_box(&inside, size));
         }
     }
@@ -98,7 +117,7 @@ pub(super) fn expose(factors: &Factors, drawing: &Drawing, size: usize, knobs: A
         size,
         channels,
         pixels,
-        mask,
+        masks,
         effect,
         boxes,
         dprime: (modality != "ultrasound" && sigma > 0.0).then(|| energy.sqrt() / sigma),
@@ -113,13 +132,29 @@ pub(super) fn bounding_box(inside: &[usize], size: usize) -> Option<[i64; 4]> {
     Some([x0 as i64, y0 as i64, (x1 - x0 + 1) as i64, (y1 - y0 + 1) as i64])
 }
 
+/// Half the side of the marker.
+const MARKER: f64 = 0.06;
+
+fn marker_centre(right: bool) -> (f64, f64) {
+    (if right { 0.925 } else { 0.075 }, 0.075)
+}
+
+/// The pixels of the marker.
+pub(super) fn marker_mask(size: usize, right: bool) -> Vec<bool> {
+    let (cx, cy) = marker_centre(right);
+    let centre = |index: usize| (index as f64 + 0.5) / size as f64;
+    (0..size * size)
+        .map(|index| (centre(index % size) - cx).abs().max((centre(index / size) - cy).abs()) < MARKER)
+        .collect()
+}
+
 /// A bright square with a dark core in an upper corner, as radiographers place one. It carries no
 /// medical meaning.
 fn marker(canvas: &mut Canvas, right: bool) {
-    let (cx, cy) = (if right { 0.925 } else { 0.075 }, 0.075);
+    let (cx, cy) = marker_centre(right);
     for point in canvas.points() {
         let distance = (point.x - cx).abs().max((point.y - cy).abs());
-        if distance < 0.06 {
+        if distance < MARKER {
             let value = if distance < 0.024 { 0.10 } else { 0.95 };
             for plane in &mut canvas.planes {
                 plane[point.index] = value;

@@ -1,7 +1,8 @@
 //! Captions and the facts that they state.
 
-use super::factors::Factors;
+use super::factors::{Finding, Subject};
 use super::general::{COLOURS, COLUMNS, ROWS, SHAPES, Scene};
+use super::params::{Kappa, Style};
 use super::stream::{Stream, key};
 
 /// A fact of an image: its name, its value, and the probability that a caption mentions it.
@@ -19,113 +20,211 @@ pub(super) struct Caption {
     pub(super) mentioned: Vec<&'static str>,
 }
 
-const KAPPA_PLANE: f64 = 0.7;
-const KAPPA_SIZE: f64 = 0.85;
-const KAPPA_SIDE: f64 = 0.9;
+impl Caption {
+    /// The facts that it states, of an image that has these.
+    pub(super) fn stated<'a>(&self, facts: &'a [Fact]) -> Vec<&'a Fact> {
+        facts.iter().filter(|fact| self.mentioned.contains(&fact.name)).collect()
+    }
+}
 
 fn fact(name: &'static str, value: impl Into<String>, kappa: f64) -> Fact {
     Fact { name, value: value.into(), kappa }
 }
 
 /// The facts of a medical image that a caption may state.
-pub(super) fn facts(factors: &Factors) -> Vec<Fact> {
-    let site = factors.site();
+pub(super) fn facts(subject: &Subject, kappa: &Kappa) -> Vec<Fact> {
+    let site = subject.site();
+    let name = subject.findings.first().map_or("none", |one| one.name());
     let mut facts = vec![
-        fact("modality", site.modality, 1.0),
-        fact("region", site.region, 1.0),
-        fact("finding", factors.finding_name(), 1.0),
+        fact("modality", site.modality, kappa.modality),
+        fact("region", site.region, kappa.region),
+        fact("finding", name, kappa.finding),
     ];
     if let Some(plane) = site.plane {
-        facts.push(fact("plane", plane, KAPPA_PLANE));
+        facts.push(fact("plane", plane, kappa.plane));
     }
-    if factors.finding != 0 {
-        facts.push(fact("count", factors.count.to_string(), 1.0));
+    if let Some(first) = subject.findings.first() {
+        facts.push(fact("count", first.count.to_string(), kappa.count));
     }
-    if let Some(large) = factors.large {
-        facts.push(fact("size", if large { "large" } else { "small" }, KAPPA_SIZE));
+    if let Some(second) = subject.findings.get(1) {
+        facts.push(fact("second finding", format!("{} {}", second.count, second.name()), kappa.finding));
     }
-    if let Some(left) = factors.left {
-        facts.push(fact("side", if left { "left" } else { "right" }, KAPPA_SIDE));
+    if let Some(large) = subject.large {
+        facts.push(fact("size", if large { "large" } else { "small" }, kappa.size));
+    }
+    if let Some(left) = subject.left {
+        facts.push(fact("side", if left { "left" } else { "right" }, kappa.side));
     }
     facts
 }
 
-/// The caption of a medical image: `[plane] MOD of the REG VERB NUM [SIZE] FIND [on the SIDE | in the
-/// ORGAN]`.
-pub(super) fn caption(factors: &Factors, seed: u64) -> Caption {
-    let mut stream = Stream::new(key(seed, "medical", "caption", &[factors.patient, 0, 0]));
-    let site = factors.site();
-    let mut words: Vec<&str> = Vec::new();
-    let mut mentioned = vec!["modality", "region", "finding"];
-    let says_plane = stream.chance(KAPPA_PLANE);
-    if let (Some(plane), true) = (site.plane, says_plane) {
-        words.push(plane);
-        mentioned.push("plane");
+/// The caption of a medical image, of its patient and number.
+pub(super) fn caption(
+    subject: &Subject,
+    kappa: &Kappa,
+    style: Style,
+    seed: u64,
+    (patient, image): (u64, u64),
+) -> Caption {
+    let stream = |k| Stream::new(key(seed, "medical", "caption", &[patient, image, k]));
+    let phrase = phrase(subject, kappa, stream(0));
+    match style {
+        Style::Caption => phrase,
+        Style::Report => Caption { text: report(subject, &phrase.text, stream(1)), ..phrase },
     }
+}
+
+/// `[plane] MOD of the REG VERB NUM [SIZE] FIND [on the SIDE | in the ORGAN]`; a second finding follows the
+/// first with `and`.
+fn phrase(subject: &Subject, kappa: &Kappa, mut stream: Stream) -> Caption {
+    let site = subject.site();
+    let mut words: Vec<&str> = Vec::new();
+    let mut mentioned = Vec::new();
+    let says_plane = stream.chance(kappa.plane);
     let modality: &[&str] = match site.modality {
         "xray" => &["x-ray", "radiograph"],
         "ct" => &["ct slice", "computed tomography"],
         "ultrasound" => &["ultrasound", "sonogram"],
         _ => &["histology", "stained section"],
     };
-    words.push(*stream.pick(modality));
-    words.push("of the");
+    let modality = *stream.pick(modality);
     let region: &[&str] = match site.region {
         "chest" => &["chest", "thorax"],
         "limb" => &["limb", "femur"],
         "abdomen" => &["abdomen"],
         _ => &["tissue"],
     };
-    words.push(*stream.pick(region));
+    let region = *stream.pick(region);
     let normal = *stream.pick(&["with no abnormality", "without abnormal finding", "is normal"]);
     let verb = *stream.pick(&["showing", "with", "demonstrating"]);
-    let says_size = stream.chance(KAPPA_SIZE);
+    let says_size = stream.chance(kappa.size);
     let size_word = stream.below(2) as usize;
     let name_word = stream.below(2) as usize;
-    let says_side = stream.chance(KAPPA_SIDE);
+    let says_side = stream.chance(kappa.side);
     let says_organ = stream.chance(0.5);
-    if factors.finding == 0 {
-        words.push(normal);
+    let says_modality = stream.chance(kappa.modality);
+    let says_region = stream.chance(kappa.region);
+    let says_finding = stream.chance(kappa.finding);
+    let says_count = stream.chance(kappa.count);
+    let says_second = stream.chance(kappa.finding);
+    let second_name_word = stream.below(2) as usize;
+
+    if let (Some(plane), true) = (site.plane, says_plane) {
+        words.push(plane);
+        mentioned.push("plane");
+    }
+    if says_modality {
+        words.push(modality);
+        mentioned.push("modality");
+    } else {
+        words.push("image");
+    }
+    if says_region {
+        words.extend(["of the", region]);
+        mentioned.push("region");
+    }
+    if says_finding {
+        mentioned.push("finding");
+    }
+    let Some(first) = subject.findings.first() else {
+        if says_finding {
+            words.push(normal);
+        }
+        return Caption { text: words.join(" "), mentioned };
+    };
+    let second = subject.findings.get(1).filter(|_| says_second);
+    let size = subject.large.filter(|_| says_size);
+    let side = subject.left.filter(|_| says_side);
+    if !says_finding && !says_count && second.is_none() && size.is_none() && side.is_none() {
         return Caption { text: words.join(" "), mentioned };
     }
     words.push(verb);
-    words.push(["a", "two", "three"][factors.count.clamp(1, 3) - 1]);
-    mentioned.push("count");
-    if let (Some(large), true) = (factors.large, says_size) {
-        words.push(if large { ["large", "big"][size_word] } else { ["small", "little"][size_word] });
-        mentioned.push("size");
+    if says_count {
+        words.push(number(first));
+        mentioned.push("count");
     }
-    let plural = factors.count > 1;
-    words.push(match (factors.finding_name(), plural) {
-        ("effusion", _) => ["effusion", "fluid"][name_word],
-        ("consolidation", _) => ["consolidation", "opacity"][name_word],
-        ("cardiomegaly", _) => ["cardiomegaly", "enlarged heart"][name_word],
-        ("nodule", true) => "nodules",
-        ("cyst", true) => "cysts",
-        ("stone", true) => "stones",
-        (name, _) => name,
+    let size = size.map(|large| {
+        mentioned.push("size");
+        if large { ["large", "big"][size_word] } else { ["small", "little"][size_word] }
     });
-    if let (Some(left), true) = (factors.left, says_side) {
+    // The size is said of the first finding that has one.
+    let of_second = second.is_some() && first.name() == "fracture";
+    words.extend(size.filter(|_| !of_second));
+    let several = says_count && first.count > 1;
+    words.push(match (says_finding, several) {
+        (true, several) => noun(first, several, name_word),
+        (false, false) => "abnormality",
+        (false, true) => "abnormalities",
+    });
+    if let Some(second) = second {
+        mentioned.push("second finding");
+        words.extend(["and", number(second)]);
+        words.extend(size.filter(|_| of_second));
+        words.push(noun(second, second.count > 1, second_name_word));
+    }
+    if let Some(left) = side {
         words.push(if left { "on the left" } else { "on the right" });
         mentioned.push("side");
-    } else if let (Some(organ), true) = (organ(factors), says_organ) {
-        words.push("in the");
-        words.push(organ);
+    } else if let Some(organ) =
+        organ(subject).filter(|_| says_organ && says_modality && says_region && says_finding)
+    {
+        words.extend(["in the", organ]);
     }
     Caption { text: words.join(" "), mentioned }
 }
 
+fn number(finding: &Finding) -> &'static str {
+    ["a", "two", "three"][finding.count.clamp(1, 3) - 1]
+}
+
+fn noun(finding: &Finding, several: bool, word: usize) -> &'static str {
+    match (finding.name(), several) {
+        ("effusion", _) => ["effusion", "fluid"][word],
+        ("consolidation", _) => ["consolidation", "opacity"][word],
+        ("cardiomegaly", _) => ["cardiomegaly", "enlarged heart"][word],
+        ("nodule", true) => "nodules",
+        ("cyst", true) => "cysts",
+        ("stone", true) => "stones",
+        (name, _) => name,
+    }
+}
+
 /// Where the finding lies. It says no more than the finding itself, save on which side an abdominal
-/// one is, so there it is left out.
-fn organ(factors: &Factors) -> Option<&'static str> {
-    match (factors.site().region, factors.finding_name()) {
+/// one is, so there it is left out; likewise where there are two findings.
+fn organ(subject: &Subject) -> Option<&'static str> {
+    let [only] = subject.findings.as_slice() else { return None };
+    match (subject.site().region, only.name()) {
         (_, "cardiomegaly") => None,
         ("chest", _) => Some("lung"),
         ("limb", _) => Some("bone"),
-        ("abdomen", "stone") if factors.site().modality == "ct" => Some("kidney"),
+        ("abdomen", "stone") if subject.site().modality == "ct" => Some("kidney"),
         ("tissue", _) => Some("tissue"),
         _ => None,
     }
+}
+
+/// The phrase as a sentence, and one or more sentences about what is absent. They say nothing that does
+/// not follow from the findings that are named.
+fn report(subject: &Subject, phrase: &str, mut stream: Stream) -> String {
+    let mut text = phrase[..1].to_uppercase() + &phrase[1..] + ".";
+    let absent: Vec<&str> = subject
+        .site()
+        .findings
+        .iter()
+        .filter(|finding| !subject.has(**finding))
+        .map(|finding| Finding { finding: *finding, count: 1 }.name())
+        .collect();
+    let mut named: Vec<&str> = absent.iter().copied().filter(|_| stream.chance(0.5)).collect();
+    if named.is_empty() {
+        named.extend(absent.first());
+    }
+    for name in named {
+        match name {
+            "cardiomegaly" => text.push_str(" The heart is normal."),
+            name => text.push_str(&format!(" No {name}.")),
+        }
+    }
+    text
 }
 
 /// The facts of a general scene: everything, always mentioned.
@@ -145,8 +244,8 @@ pub(super) fn scene_facts(scene: &Scene) -> Vec<Fact> {
 }
 
 /// The caption of a general scene: `[picture of | image showing |] a SIZE COLOUR SHAPE PLACE [and ...]`.
-pub(super) fn scene_caption(scene: &Scene, seed: u64) -> Caption {
-    let mut stream = Stream::new(key(seed, "general", "caption", &[scene.patient, 0, 0]));
+pub(super) fn scene_caption(scene: &Scene, seed: u64, (number, image): (u64, u64)) -> Caption {
+    let mut stream = Stream::new(key(seed, "general", "caption", &[number, image, 0]));
     let mut text = (*stream.pick(&["picture of ", "image showing ", ""])).to_owned();
     for (index, object) in scene.objects.iter().enumerate() {
         let word = stream.below(2) as usize;

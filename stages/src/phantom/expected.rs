@@ -4,16 +4,31 @@
 use std::collections::BTreeMap;
 
 use super::captions::{Caption, Fact};
+use super::rows::Area;
 
 /// One figure.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
     pub(super) quantity: String,
     pub(super) split: &'static str,
+    /// The rows that are meant: `all`, or a name.
+    pub(super) subset: String,
     pub(super) value: f64,
     /// Standard error of the figure in a sample of this size, for bounds.
     pub(super) error: f64,
     pub(super) formula: &'static str,
+}
+
+impl Expected {
+    /// A figure of all rows that sampling does not blur.
+    pub(super) fn exact(
+        quantity: impl Into<String>,
+        split: &'static str,
+        value: f64,
+        formula: &'static str,
+    ) -> Self {
+        Self { quantity: quantity.into(), split, subset: "all".to_owned(), value, error: 0.0, formula }
+    }
 }
 
 /// The probability that an image with these facts gets a caption that mentions exactly `caption`'s, up
@@ -82,12 +97,10 @@ pub(super) fn retrieval(split: &'static str, rows: &[(Vec<Fact>, Caption)]) -> V
                 .iter()
                 .map(|one| ((k as f64 - one.greater as f64) / one.equal.max(1) as f64).clamp(0.0, 1.0));
             let value = hits.sum::<f64>() / count;
+            let formula = "mean of clamp((k - G) / T, 0, 1), G better and T equal candidates by the likelihood of the mentioned facts";
             expected.push(Expected {
-                quantity: format!("{direction} recall@{k}"),
-                split,
-                value,
                 error: (value * (1.0 - value) / count).sqrt(),
-                formula: "mean of clamp((k - G) / T, 0, 1), G better and T equal candidates by the likelihood of the mentioned facts",
+                ..Expected::exact(format!("{direction} recall@{k}"), split, value, formula)
             });
         }
     }
@@ -130,42 +143,95 @@ fn classes<'a>(rows: &'a [(Vec<Fact>, Caption)], members: &[usize]) -> (Vec<Clas
     (classes, class_of)
 }
 
-/// What a model can reach that reads nothing but the marker: it says abnormal where one is.
-pub(super) fn marker_only(split: &'static str, rho: f64) -> [Expected; 2] {
-    ["accuracy", "auroc"].map(|metric| Expected {
-        quantity: format!("marker-only {metric}"),
-        split,
-        value: (1.0 + rho) / 2.0,
-        error: 0.0,
-        formula: "(1 + rho) / 2, rho the correlation of marker and finding in this split",
-    })
+/// What a model can reach that reads nothing but the marker: it says that the target is there where the
+/// marker is. With label noise `noise` = (share of replaced labels, share of the target).
+pub(super) fn marker_only(
+    split: &'static str,
+    subset: &str,
+    rho: f64,
+    noise: Option<(f64, f64)>,
+) -> Vec<Expected> {
+    let right = (1.0 + rho) / 2.0;
+    let (eta, [p0, p1]) = noise.map_or((0.0, [0.0, 1.0]), |(eta, p)| (eta, true_share(p, eta)));
+    let accuracy = right * (1.0 - 2.0 * eta) + eta;
+    let auroc = 0.5 + (2.0 * right - 1.0) * (p1 - p0) / 2.0;
+    let formulas = match noise {
+        None => ["(1 + rho) / 2, rho the correlation of marker and target in this split"; 2],
+        Some(_) => [
+            "a (1 - 2 eta) + eta, a = (1 + rho) / 2",
+            "1/2 + rho (p1 - p0) / 2, p1 and p0 the true prevalence among labels 1 and 0",
+        ],
+    };
+    [("accuracy", accuracy, formulas[0]), ("auroc", auroc, formulas[1])]
+        .into_iter()
+        .filter(|(_, value, _)| value.is_finite())
+        .map(|(metric, value, formula)| Expected {
+            subset: subset.to_owned(),
+            ..Expected::exact(format!("marker-only {metric}"), split, value, formula)
+        })
+        .collect()
 }
 
-/// What a perfect model reaches against labels of which a share `eta` was replaced; `positive` is the
-/// share of the second class where there are two.
-pub(super) fn label_noise(split: &'static str, eta: f64, positive: Option<f64>) -> Vec<Expected> {
-    let mut expected = vec![Expected {
-        quantity: "accuracy of a perfect model".to_owned(),
-        split,
-        value: 1.0 - eta,
-        error: 0.0,
-        formula: "1 - eta",
-    }];
-    if let Some(p) = positive {
-        let truly_positive = |right: f64, wrong: f64| right / (right + wrong);
-        let p1 = truly_positive(p * (1.0 - eta), (1.0 - p) * eta);
-        let p0 = truly_positive(p * eta, (1.0 - p) * (1.0 - eta));
-        let value = 0.5 * (1.0 + p1 - p0);
-        // No prevalence of one class alone has an AUROC.
-        if value.is_finite() {
-            expected.push(Expected {
-                quantity: "auroc of a perfect model".to_owned(),
-                split,
-                value,
-                error: 0.0,
-                formula: "(1 + p1 - p0) / 2, p1 and p0 the true prevalence among labels 1 and 0",
-            });
-        }
-    }
-    expected
+/// The true prevalence among rows with label 0 and with label 1, if a share `p` is truly positive and a
+/// share `eta` of the labels is wrong.
+fn true_share(p: f64, eta: f64) -> [f64; 2] {
+    let share = |right: f64, wrong: f64| right / (right + wrong);
+    [share(p * eta, (1.0 - p) * (1.0 - eta)), share(p * (1.0 - eta), (1.0 - p) * eta)]
+}
+
+/// What a perfect model reaches against labels of which a share `eta` was replaced; `positive` are the
+/// shares of the positive class of each binary label, if labels are binary.
+pub(super) fn label_noise(split: &'static str, eta: f64, positive: &[f64]) -> Vec<Expected> {
+    let accuracy = Expected::exact("accuracy of a perfect model", split, 1.0 - eta, "1 - eta");
+    let areas = positive.iter().map(|p| {
+        let [p0, p1] = true_share(*p, eta);
+        0.5 * (1.0 + p1 - p0)
+    });
+    // Where one class is alone there is no such area.
+    let areas: Vec<f64> = areas.filter(|area| area.is_finite()).collect();
+    let auroc = (!areas.is_empty()).then(|| {
+        let value = areas.iter().sum::<f64>() / areas.len() as f64;
+        let formula = "(1 + p1 - p0) / 2, p1 and p0 the true prevalence among labels 1 and 0";
+        Expected::exact("auroc of a perfect model", split, value, formula)
+    });
+    std::iter::once(accuracy).chain(auroc).collect()
+}
+
+/// What a map of independent random values scores, on average over pictures with a mask.
+pub(super) fn random_map(split: &'static str, subset: &str, areas: &[Area]) -> Vec<Expected> {
+    let count = areas.len() as f64;
+    let mean = |value: &dyn Fn(&Area) -> f64| areas.iter().map(value).sum::<f64>() / count;
+    let share = mean(&|area| area.share());
+    let near = mean(&|area| area.near as f64 / area.pixels as f64);
+    let hits = |share: f64| (share * (1.0 - share) / count).sqrt();
+    // Uniform values: the mass of m of P pixels has the variance s (1 - s) / 3 P, s = m / P, to first order.
+    let mass = mean(&|area| area.share() * (1.0 - area.share()) / (3.0 * area.pixels as f64));
+    // The variance of the area under the curve between m values and k others from one distribution.
+    let area_variance = mean(&|area| {
+        let (m, k) = (area.inside as f64, (area.pixels - area.inside) as f64);
+        (m + k + 1.0) / (12.0 * m * k)
+    });
+    [
+        ("pointing game of a random map", share, hits(share), "mean share of the mask in the image"),
+        (
+            "tolerant pointing game of a random map",
+            near,
+            hits(near),
+            "mean share of the pixels inside the mask or within 15 of 224 pixels of it",
+        ),
+        (
+            "relevance mass of a random map",
+            share,
+            (mass / count).sqrt(),
+            "mean share of the mask in the image",
+        ),
+        ("auc of a random map", 0.5, (area_variance / count).sqrt(), "1 / 2"),
+    ]
+    .into_iter()
+    .map(|(quantity, value, error, formula)| Expected {
+        subset: subset.to_owned(),
+        error,
+        ..Expected::exact(quantity, split, value, formula)
+    })
+    .collect()
 }

@@ -35,7 +35,6 @@ pub(super) struct Object {
 /// One row of the general domain.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Scene {
-    pub(super) patient: u64,
     pub(super) objects: Vec<Object>,
     background: [[f64; 3]; 2],
     image: Key,
@@ -43,8 +42,8 @@ pub(super) struct Scene {
 
 impl Scene {
     /// The scene of a number.
-    pub(super) fn draw(seed: u64, patient: u64) -> Self {
-        let image = key(seed, "general", "image", &[patient, 0]);
+    pub(super) fn draw(seed: u64, number: u64, image: u64) -> Self {
+        let image = key(seed, "general", "image", &[number, image]);
         let mut stream = Stream::new(image);
         let count = 1 + stream.below(2) as usize;
         let mut cells: Vec<usize> = (0..9).collect();
@@ -72,7 +71,7 @@ impl Scene {
         objects.truncate(count);
         let mut muted = || [stream.f(0.25, 0.6), stream.f(0.25, 0.6), stream.f(0.25, 0.6)];
         let background = [muted(), muted()];
-        Self { patient, objects, background, image }
+        Self { objects, background, image }
     }
 
     /// The largest object, the first of equals: what labels speak of.
@@ -113,7 +112,7 @@ impl Scene {
         let mut stream = Stream::new(self.image.sub(3));
         let (gain, offset) = (stream.f(0.9, 1.1), stream.f(-0.04, 0.04));
         let pixels = quantise(&canvas, gain, offset, 0.03, self.image.sub(13));
-        Picture { size, channels: 3, pixels, mask, effect: Vec::new(), boxes, dprime: None }
+        Picture { size, channels: 3, pixels, masks: vec![mask], effect: Vec::new(), boxes, dprime: None }
     }
 }
 

@@ -19,18 +19,18 @@ pub(super) struct Drawing {
     pub(super) canvas: Canvas,
     /// The same picture without its lesion.
     pub(super) base: Canvas,
-    /// Coverage of each lesion, one plane each.
-    pub(super) lesions: Vec<Vec<f64>>,
+    /// Coverage of each lesion, one plane each, with the place of its finding among the subject's.
+    pub(super) lesions: Vec<(usize, Vec<f64>)>,
 }
 
 /// Draws the anatomy and, if `factors.lesion`, the lesion; and the same without it.
 pub(super) fn draw(factors: &Factors, size: usize) -> Drawing {
     let Drawn { canvas, anatomy, lesions } = draw_once(factors, size);
-    let base = if factors.finding == 0 || !factors.lesion {
-        canvas.clone()
-    } else {
+    let base = if factors.shows_lesion() {
         // Where the lesion changes the anatomy itself, the picture without it is drawn anew.
         anatomy.unwrap_or_else(|| draw_once(&Factors { lesion: false, ..factors.clone() }, size).canvas)
+    } else {
+        canvas.clone()
     };
     Drawing { canvas, base, lesions }
 }
@@ -38,7 +38,7 @@ pub(super) fn draw(factors: &Factors, size: usize) -> Drawing {
 struct Drawn {
     canvas: Canvas,
     anatomy: Option<Canvas>,
-    lesions: Vec<Vec<f64>>,
+    lesions: Vec<(usize, Vec<f64>)>,
 }
 
 fn draw_once(factors: &Factors, size: usize) -> Drawn {
@@ -47,11 +47,12 @@ fn draw_once(factors: &Factors, size: usize) -> Drawn {
         factors,
         canvas: Canvas::new(size, channels, 0.0, factors.frame),
         anatomy: Stream::new(factors.image.sub(ANATOMY)),
+        current: 0,
         lesion: Stream::new(factors.image.sub(LESION)),
         lesions: Vec::new(),
         complete: None,
     };
-    match factors.site {
+    match factors.subject.site {
         XRAY_CHEST => pen.xray_chest(),
         XRAY_LIMB => pen.xray_limb(),
         CT_CHEST => pen.ct_chest(),
@@ -67,8 +68,10 @@ struct Pen<'a> {
     factors: &'a Factors,
     canvas: Canvas,
     anatomy: Stream,
+    /// The finding that is drawn now, by its place among the subject's, and its stream.
+    current: usize,
     lesion: Stream,
-    lesions: Vec<Vec<f64>>,
+    lesions: Vec<(usize, Vec<f64>)>,
     /// The complete anatomy, where the lesion is drawn onto it.
     complete: Option<Canvas>,
 }
@@ -91,13 +94,34 @@ impl Blob {
 }
 
 impl Pen<'_> {
+    /// Turns to a finding: its stream is drawn from its beginning.
+    fn turn_to(&mut self, finding: usize) -> &'static str {
+        self.current = finding;
+        self.lesion = Stream::new(self.lesion_key().sub(LESION));
+        self.finding()
+    }
+
+    fn lesion_key(&self) -> Key {
+        self.factors.finding_key(self.current)
+    }
+
     fn finding(&self) -> &'static str {
-        self.factors.finding_name()
+        self.factors.subject.findings[self.current].name()
+    }
+
+    /// The places of the findings.
+    fn findings(&self) -> std::ops::Range<usize> {
+        0..self.factors.subject.findings.len()
+    }
+
+    /// The place of the finding of this name.
+    fn place(&self, name: &str) -> Option<usize> {
+        self.factors.subject.findings.iter().position(|one| one.name() == name)
     }
 
     /// Keeps the anatomy as it is now: only the lesion is still to be drawn.
     fn anatomy_is_complete(&mut self) {
-        if self.factors.finding != 0 && self.factors.lesion {
+        if self.factors.shows_lesion() {
             self.complete = Some(self.canvas.clone());
         }
     }
@@ -108,22 +132,25 @@ impl Pen<'_> {
 
     /// The first number if the finding is on the patient's right, which is the image's left.
     fn side(&self, image_left: f64, image_right: f64) -> f64 {
-        if self.factors.left == Some(true) { image_right } else { image_left }
+        if self.factors.subject.left == Some(true) { image_right } else { image_left }
     }
 
     fn size(&mut self, small: (f64, f64), large: (f64, f64)) -> f64 {
-        let (a, b) = if self.factors.is_large() { large } else { small };
-        let shrink = if self.factors.is_large() && self.factors.count > 1 { 0.8 } else { 1.0 };
+        let is_large = self.factors.subject.is_large();
+        let (a, b) = if is_large { large } else { small };
+        let shrink = if is_large && self.count() > 1 { 0.8 } else { 1.0 };
         self.lesion.f(a, b) * shrink
     }
 
     /// Remembers the coverage of one lesion (frame coordinates) and whether it is to be drawn.
     fn outline(&mut self, q: impl Fn(f64, f64) -> f64) {
-        self.lesions.push(self.canvas.points().map(|point| q(point.fx, point.fy)).collect());
+        let coverage = self.canvas.points().map(|point| q(point.fx, point.fy)).collect();
+        self.lesions.push((self.current, coverage));
     }
 
     fn outline_image(&mut self, q: impl Fn(f64, f64) -> f64) {
-        self.lesions.push(self.canvas.points().map(|point| q(point.x, point.y)).collect());
+        let coverage = self.canvas.points().map(|point| q(point.x, point.y)).collect();
+        self.lesions.push((self.current, coverage));
     }
 
     /// Centres in a box, apart from each other: for each the best of twelve tries.
@@ -150,7 +177,11 @@ impl Pen<'_> {
     }
 
     fn radii(&mut self, small: (f64, f64), large: (f64, f64)) -> Vec<f64> {
-        (0..self.factors.count).map(|_| self.size(small, large)).collect()
+        (0..self.count()).map(|_| self.size(small, large)).collect()
+    }
+
+    fn count(&self) -> usize {
+        self.factors.subject.findings[self.current].count
     }
 
     fn xray_chest(&mut self) {
@@ -189,8 +220,10 @@ impl Pen<'_> {
             value + 0.06 * coverage((y - 0.155 - 0.25 * off).abs() - 0.014, e) * inside
         });
         let mut heart_r = normal_r;
-        if self.finding() == "cardiomegaly" {
-            let enlarged = if self.factors.is_large() { 0.245 } else { 0.215 } + self.lesion.j(0.01);
+        let cardiomegaly = self.place("cardiomegaly");
+        if let Some(place) = cardiomegaly {
+            self.turn_to(place);
+            let enlarged = if self.factors.subject.is_large() { 0.245 } else { 0.215 } + self.lesion.j(0.01);
             if self.factors.lesion {
                 heart_r = enlarged;
             }
@@ -206,48 +239,51 @@ impl Pen<'_> {
             let inside = coverage(body.distance(x, y), 0.02);
             inside * (0.10 * coverage(off - 0.06, 0.03) + 0.06 * coverage(off - 0.03, e))
         });
-        if self.finding() != "cardiomegaly" {
+        if cardiomegaly.is_none() {
             self.anatomy_is_complete();
         }
-        match self.finding() {
-            "cardiomegaly" => self.outline(|x, y| coverage(heart.distance(x, y), e)),
-            "nodule" => {
-                let radii = self.radii((0.042, 0.052), (0.075, 0.095));
-                let brightness = self.lesion.f(0.30, 0.38);
-                let centres = self.centres((self.side(0.30, 0.70), 0.45), (0.085, 0.19), &radii);
-                for ((x, y), r) in centres.into_iter().zip(radii) {
-                    let shape = ellipse(x, y, r, r * self.lesion.f(0.85, 1.0), self.lesion.j(0.5));
-                    if self.factors.lesion {
-                        self.canvas.add(|x, y| brightness * coverage(shape.distance(x, y), 1.5 * e));
+        for finding in self.findings() {
+            match self.turn_to(finding) {
+                "cardiomegaly" => self.outline(|x, y| coverage(heart.distance(x, y), e)),
+                "nodule" => {
+                    let radii = self.radii((0.042, 0.052), (0.075, 0.095));
+                    let brightness = self.lesion.f(0.30, 0.38);
+                    let centres = self.centres((self.side(0.30, 0.70), 0.45), (0.085, 0.19), &radii);
+                    for ((x, y), r) in centres.into_iter().zip(radii) {
+                        let shape = ellipse(x, y, r, r * self.lesion.f(0.85, 1.0), self.lesion.j(0.5));
+                        if self.factors.lesion {
+                            self.canvas.add(|x, y| brightness * coverage(shape.distance(x, y), 1.5 * e));
+                        }
+                        self.outline(|x, y| coverage(shape.distance(x, y), 1.5 * e));
                     }
-                    self.outline(|x, y| coverage(shape.distance(x, y), 1.5 * e));
                 }
-            }
-            "effusion" => {
-                let level = if self.factors.is_large() { 0.52 } else { 0.665 } + self.lesion.j(0.025);
-                let lung = if self.side(0.0, 1.0) == 0.0 { lungs[0] } else { lungs[1] };
-                let q = move |x: f64, y: f64| {
-                    let off = (x - lung.x) / 0.15;
-                    coverage(lung.distance(x, y), e).min(coverage(level - 0.05 * off * off - y, e))
-                };
-                if self.factors.lesion {
-                    self.canvas.mix(0.62, q);
+                "effusion" => {
+                    let level =
+                        if self.factors.subject.is_large() { 0.52 } else { 0.665 } + self.lesion.j(0.025);
+                    let lung = if self.side(0.0, 1.0) == 0.0 { lungs[0] } else { lungs[1] };
+                    let q = move |x: f64, y: f64| {
+                        let off = (x - lung.x) / 0.15;
+                        coverage(lung.distance(x, y), e).min(coverage(level - 0.05 * off * off - y, e))
+                    };
+                    if self.factors.lesion {
+                        self.canvas.mix(0.62, q);
+                    }
+                    self.outline(q);
                 }
-                self.outline(q);
-            }
-            "consolidation" => {
-                let x = self.side(0.30, 0.70) + self.lesion.f(-0.03, 0.03);
-                let y = 0.45 + self.lesion.f(-0.15, 0.14);
-                let r = self.size((0.07, 0.085), (0.10, 0.125));
-                let blob = Blob::new(x, y, r, 0.9, self.sub(OUTLINE));
-                let texture = Noise::new(13, self.sub(LESION_TEXTURE));
-                let inside = |x: f64, y: f64| coverage(blob.distance(x, y), 0.035) * lung(x, y);
-                if self.factors.lesion {
-                    self.canvas.add(|x, y| 0.40 * inside(x, y) * (0.45 + 0.55 * texture.at(x, y)));
+                "consolidation" => {
+                    let x = self.side(0.30, 0.70) + self.lesion.f(-0.03, 0.03);
+                    let y = 0.45 + self.lesion.f(-0.15, 0.14);
+                    let r = self.size((0.07, 0.085), (0.10, 0.125));
+                    let blob = Blob::new(x, y, r, 0.9, self.lesion_key().sub(OUTLINE));
+                    let texture = Noise::new(13, self.lesion_key().sub(LESION_TEXTURE));
+                    let inside = |x: f64, y: f64| coverage(blob.distance(x, y), 0.035) * lung(x, y);
+                    if self.factors.lesion {
+                        self.canvas.add(|x, y| 0.40 * inside(x, y) * (0.45 + 0.55 * texture.at(x, y)));
+                    }
+                    self.outline(inside);
                 }
-                self.outline(inside);
+                _ => {}
             }
-            _ => {}
         }
     }
 
@@ -255,48 +291,64 @@ impl Pen<'_> {
         let e = self.canvas.edge();
         let turn = self.anatomy.f(-0.28, 0.28);
         let grain = Noise::new(17, self.sub(BONE));
-        let at = self.lesion.f(-0.22, 0.22);
-        let slope = self.lesion.f(-0.7, 0.7);
-        let shift = self.lesion.f(0.03, 0.055) * if self.lesion.chance(0.5) { 1.0 } else { -1.0 };
-        let gap = self.lesion.f(0.010, 0.018);
-        let broken = self.finding() == "fracture" && self.factors.lesion;
+        let fracture = self.place("fracture");
+        let line = fracture.filter(|_| self.factors.lesion).map(|place| {
+            self.turn_to(place);
+            self.fracture_line()
+        });
         let axes = move |x: f64, y: f64| rotate(x - 0.5, y - 0.5, turn);
         let bone = move |u: f64, v: f64| u.abs() - 0.085 - 0.06 * sixth_power(2.0 * v);
         self.canvas.add(|x, y| {
             let (u, v) = axes(x, y);
-            let far = v > at + slope * u;
-            let shifted = if broken && far { u - shift } else { u };
+            let shifted = match line {
+                Some(line) if v > line.at + line.slope * u => u - line.shift,
+                _ => u,
+            };
             let cortex = bone(shifted, v);
             let mut value = 0.05 + 0.30 * coverage(u.abs() - 0.24 - 0.05 * v, 0.02);
             value += coverage(cortex, e) * (0.50 + 0.06 * (grain.at(x, y) - 0.5))
                 - 0.22 * coverage(cortex + 0.035, e);
-            if broken {
+            if let Some(Fracture { at, slope, gap, .. }) = line {
                 value -= 0.42 * coverage((v - at - slope * u).abs() - gap, e) * coverage(cortex, e);
             }
             value
         });
-        if self.finding() != "fracture" {
+        if fracture.is_none() {
             self.anatomy_is_complete();
         }
-        match self.finding() {
-            "fracture" => self.outline(|x, y| {
-                let (u, v) = axes(x, y);
-                coverage((v - at - slope * u).abs() - 0.045, e).min(coverage(bone(u, v) - 0.03, e))
-            }),
-            "cyst" => {
-                let r = self.size((0.044, 0.054), (0.075, 0.09));
-                let v0 = self.lesion.f(-0.25, 0.25);
-                let disc = move |x: f64, y: f64| {
+        for finding in self.findings() {
+            let name = self.turn_to(finding);
+            // Every finding of a limb draws the line, so that its further numbers are always the same.
+            let Fracture { at, slope, .. } = self.fracture_line();
+            match name {
+                "fracture" => self.outline(|x, y| {
                     let (u, v) = axes(x, y);
-                    (u * u + (v - v0) * (v - v0)).sqrt() - r
-                };
-                if self.factors.lesion {
-                    self.canvas.mix(0.28, |x, y| coverage(disc(x, y), e));
-                    self.canvas.add(|x, y| 0.20 * coverage(disc(x, y).abs() - 0.008, e));
+                    coverage((v - at - slope * u).abs() - 0.045, e).min(coverage(bone(u, v) - 0.03, e))
+                }),
+                "cyst" => {
+                    let r = self.size((0.044, 0.054), (0.075, 0.09));
+                    let v0 = self.lesion.f(-0.25, 0.25);
+                    let disc = move |x: f64, y: f64| {
+                        let (u, v) = axes(x, y);
+                        (u * u + (v - v0) * (v - v0)).sqrt() - r
+                    };
+                    if self.factors.lesion {
+                        self.canvas.mix(0.28, |x, y| coverage(disc(x, y), e));
+                        self.canvas.add(|x, y| 0.20 * coverage(disc(x, y).abs() - 0.008, e));
+                    }
+                    self.outline(|x, y| coverage(disc(x, y), e));
                 }
-                self.outline(|x, y| coverage(disc(x, y), e));
+                _ => {}
             }
-            _ => {}
+        }
+    }
+
+    fn fracture_line(&mut self) -> Fracture {
+        Fracture {
+            at: self.lesion.f(-0.22, 0.22),
+            slope: self.lesion.f(-0.7, 0.7),
+            shift: self.lesion.f(0.03, 0.055) * if self.lesion.chance(0.5) { 1.0 } else { -1.0 },
+            gap: self.lesion.f(0.010, 0.018),
         }
     }
 
@@ -333,44 +385,46 @@ impl Pen<'_> {
         self.fill(aorta, ellipse(0.455, 0.62, 0.028, 0.028, 0.0));
         self.anatomy_is_complete();
         let lung = if self.side(0.0, 1.0) == 0.0 { lungs[0] } else { lungs[1] };
-        match self.finding() {
-            "nodule" => {
-                let radii = self.radii((0.042, 0.052), (0.075, 0.095));
-                let centres = self.centres((self.side(0.29, 0.71), 0.46), (0.075, 0.13), &radii);
-                for ((x, y), r) in centres.into_iter().zip(radii) {
-                    let hounsfield = self.lesion.f(20.0, 90.0);
-                    self.lesion_shape(hounsfield, ellipse(x, y, r, r, 0.0));
+        for finding in self.findings() {
+            match self.turn_to(finding) {
+                "nodule" => {
+                    let radii = self.radii((0.042, 0.052), (0.075, 0.095));
+                    let centres = self.centres((self.side(0.29, 0.71), 0.46), (0.075, 0.13), &radii);
+                    for ((x, y), r) in centres.into_iter().zip(radii) {
+                        let hounsfield = self.lesion.f(20.0, 90.0);
+                        self.lesion_shape(hounsfield, ellipse(x, y, r, r, 0.0));
+                    }
                 }
-            }
-            "effusion" => {
-                let level = if self.factors.is_large() { 0.50 } else { 0.585 };
-                let q = move |x: f64, y: f64| {
-                    coverage(lung.distance(x, y) + 2.0 * e, e).min(coverage(level - y, e))
-                };
-                if self.factors.lesion {
-                    self.canvas.mix(10.0, q);
+                "effusion" => {
+                    let level = if self.factors.subject.is_large() { 0.50 } else { 0.585 };
+                    let q = move |x: f64, y: f64| {
+                        coverage(lung.distance(x, y) + 2.0 * e, e).min(coverage(level - y, e))
+                    };
+                    if self.factors.lesion {
+                        self.canvas.mix(10.0, q);
+                    }
+                    self.outline(q);
                 }
-                self.outline(q);
-            }
-            "consolidation" => {
-                let r = self.size((0.06, 0.07), (0.09, 0.11));
-                let blob = Blob::new(
-                    self.side(0.29, 0.71) + self.lesion.j(0.03),
-                    0.46 + self.lesion.j(0.1),
-                    r,
-                    0.9,
-                    self.sub(OUTLINE),
-                );
-                let texture = Noise::new(15, self.sub(LESION_TEXTURE));
-                let q = |x: f64, y: f64| {
-                    coverage(blob.distance(x, y), 0.02).min(coverage(lung.distance(x, y), e))
-                };
-                if self.factors.lesion {
-                    self.canvas.mix(40.0, |x, y| q(x, y) * (0.80 + 0.20 * texture.at(x, y)));
+                "consolidation" => {
+                    let r = self.size((0.06, 0.07), (0.09, 0.11));
+                    let blob = Blob::new(
+                        self.side(0.29, 0.71) + self.lesion.j(0.03),
+                        0.46 + self.lesion.j(0.1),
+                        r,
+                        0.9,
+                        self.lesion_key().sub(OUTLINE),
+                    );
+                    let texture = Noise::new(15, self.lesion_key().sub(LESION_TEXTURE));
+                    let q = |x: f64, y: f64| {
+                        coverage(blob.distance(x, y), 0.02).min(coverage(lung.distance(x, y), e))
+                    };
+                    if self.factors.lesion {
+                        self.canvas.mix(40.0, |x, y| q(x, y) * (0.80 + 0.20 * texture.at(x, y)));
+                    }
+                    self.outline(q);
                 }
-                self.outline(q);
+                _ => {}
             }
-            _ => {}
         }
         self.window();
     }
@@ -441,7 +495,7 @@ impl Pen<'_> {
         right: ((f64, f64), (f64, f64)),
         left: ((f64, f64), (f64, f64)),
     ) -> ((f64, f64), (f64, f64)) {
-        if self.factors.left == Some(true) { left } else { right }
+        if self.factors.subject.left == Some(true) { left } else { right }
     }
 
     fn abdominal_lesion(
@@ -453,31 +507,33 @@ impl Pen<'_> {
     ) {
         let e = self.canvas.edge();
         self.anatomy_is_complete();
-        match self.finding() {
-            "cyst" => {
-                let radii = self.radii((0.044, 0.054), (0.078, 0.098));
-                for ((x, y), r) in self.centres(organ, half, &radii).into_iter().zip(radii) {
-                    let hounsfield = -35.0 + self.lesion.j(10.0);
-                    self.lesion_shape(hounsfield, ellipse(x, y, r, r, 0.0));
+        for finding in self.findings() {
+            match self.turn_to(finding) {
+                "cyst" => {
+                    let radii = self.radii((0.044, 0.054), (0.078, 0.098));
+                    for ((x, y), r) in self.centres(organ, half, &radii).into_iter().zip(radii) {
+                        let hounsfield = -35.0 + self.lesion.j(10.0);
+                        self.lesion_shape(hounsfield, ellipse(x, y, r, r, 0.0));
+                    }
                 }
-            }
-            "mass" => {
-                let hounsfield = 165.0 + self.lesion.j(15.0);
-                let r = self.size((0.06, 0.075), (0.10, 0.125));
-                let (x, y) = (organ.0 + self.lesion.j(half.0), organ.1 + self.lesion.j(half.1));
-                let blob = Blob::new(x, y, r, 0.9, self.sub(OUTLINE));
-                if self.factors.lesion {
-                    self.canvas.mix(hounsfield, |x, y| coverage(blob.distance(x, y), e));
+                "mass" => {
+                    let hounsfield = 165.0 + self.lesion.j(15.0);
+                    let r = self.size((0.06, 0.075), (0.10, 0.125));
+                    let (x, y) = (organ.0 + self.lesion.j(half.0), organ.1 + self.lesion.j(half.1));
+                    let blob = Blob::new(x, y, r, 0.9, self.lesion_key().sub(OUTLINE));
+                    if self.factors.lesion {
+                        self.canvas.mix(hounsfield, |x, y| coverage(blob.distance(x, y), e));
+                    }
+                    self.outline(|x, y| coverage(blob.distance(x, y), e));
                 }
-                self.outline(|x, y| coverage(blob.distance(x, y), e));
-            }
-            "stone" => {
-                let radii = self.radii((0.026, 0.031), (0.038, 0.046));
-                for ((x, y), r) in self.centres(kidney, kidney_half, &radii).into_iter().zip(radii) {
-                    self.lesion_shape(650.0, ellipse(x, y, r, r, 0.0));
+                "stone" => {
+                    let radii = self.radii((0.026, 0.031), (0.038, 0.046));
+                    for ((x, y), r) in self.centres(kidney, kidney_half, &radii).into_iter().zip(radii) {
+                        self.lesion_shape(650.0, ellipse(x, y, r, r, 0.0));
+                    }
                 }
+                _ => {}
             }
-            _ => {}
         }
     }
 
@@ -500,9 +556,9 @@ impl Pen<'_> {
             value += 0.25 * coverage((radius - 0.36).abs() - 0.012, e);
             echo[point.index] = value;
         }
-        let finding = self.finding();
         let drawn = self.factors.lesion;
-        if finding != "none" {
+        for finding in self.findings() {
+            let finding = self.turn_to(finding);
             let (small, large) = match finding {
                 "cyst" => ((0.044, 0.054), (0.078, 0.098)),
                 "mass" => ((0.06, 0.075), (0.10, 0.125)),
@@ -510,8 +566,13 @@ impl Pen<'_> {
             };
             let radii = self.radii(small, large);
             for ((cx, cy), r) in self.centres((0.5, 0.52), (0.17, 0.16), &radii).into_iter().zip(radii) {
-                let shape =
-                    Blob::new(cx, cy, r, if finding == "mass" { 0.9 } else { 0.0 }, self.sub(OUTLINE));
+                let shape = Blob::new(
+                    cx,
+                    cy,
+                    r,
+                    if finding == "mass" { 0.9 } else { 0.0 },
+                    self.lesion_key().sub(OUTLINE),
+                );
                 let (beam, depth) = polar(cx, cy);
                 let behind = move |x: f64, y: f64| {
                     let (slope, radius) = polar(x, y);
@@ -576,48 +637,60 @@ impl Pen<'_> {
             let colour = [0.38 + tint, 0.24 + tint, 0.55 + tint];
             self.canvas.mix_colour_ellipse(colour, shape, e, |d| coverage(d, e));
         }
-        let finding = self.finding();
-        if finding == "none" {
+        if self.factors.subject.is_normal() {
             return;
         }
         self.anatomy_is_complete();
-        let r = self.size((0.14, 0.17), (0.22, 0.26));
-        let (cx, cy) = (self.lesion.f(0.3, 0.7), self.lesion.f(0.3, 0.7));
-        let disc = ellipse(cx, cy, r, r, 0.0);
-        let (count, low, high) = match (finding, self.factors.is_large()) {
-            ("tumor", false) => (11, 0.036, 0.05),
-            ("tumor", true) => (20, 0.036, 0.05),
-            (_, false) => (22, 0.014, 0.018),
-            (_, true) => (46, 0.014, 0.018),
-        };
-        let drawn = self.factors.lesion;
-        if drawn {
-            let tint = [0.62, 0.45, 0.72];
-            self.canvas.mix_colour_ellipse(tint, disc, 0.03, |d| 0.25 * coverage(d, 0.03));
-        }
-        for _ in 0..count {
-            // Uniform in the square around the disc, pulled in where it falls outside.
-            let (mut u, mut v) = (self.lesion.j(1.0), self.lesion.j(1.0));
-            let length = (u * u + v * v).sqrt();
-            if length > 1.0 {
-                (u, v) = (u / (length * length), v / (length * length));
-            }
-            let radius = self.lesion.f(low, high);
-            let tint = self.lesion.j(0.04);
-            let shape = ellipse(
-                cx + 0.9 * r * u,
-                cy + 0.9 * r * v,
-                radius,
-                radius * self.lesion.f(0.8, 1.0),
-                self.lesion.j(1.5),
-            );
+        for finding in self.findings() {
+            let finding = self.turn_to(finding);
+            let r = self.size((0.14, 0.17), (0.22, 0.26));
+            let (cx, cy) = (self.lesion.f(0.3, 0.7), self.lesion.f(0.3, 0.7));
+            let disc = ellipse(cx, cy, r, r, 0.0);
+            let (count, low, high) = match (finding, self.factors.subject.is_large()) {
+                ("tumor", false) => (11, 0.036, 0.05),
+                ("tumor", true) => (20, 0.036, 0.05),
+                (_, false) => (22, 0.014, 0.018),
+                (_, true) => (46, 0.014, 0.018),
+            };
+            let drawn = self.factors.lesion;
             if drawn {
-                let colour = [0.34 + tint, 0.20 + tint, 0.50 + tint];
-                self.canvas.mix_colour_ellipse(colour, shape, e, |d| coverage(d, e));
+                let tint = [0.62, 0.45, 0.72];
+                self.canvas.mix_colour_ellipse(tint, disc, 0.03, |d| 0.25 * coverage(d, 0.03));
             }
+            for _ in 0..count {
+                // Uniform in the square around the disc, pulled in where it falls outside.
+                let (mut u, mut v) = (self.lesion.j(1.0), self.lesion.j(1.0));
+                let length = (u * u + v * v).sqrt();
+                if length > 1.0 {
+                    (u, v) = (u / (length * length), v / (length * length));
+                }
+                let radius = self.lesion.f(low, high);
+                let tint = self.lesion.j(0.04);
+                let shape = ellipse(
+                    cx + 0.9 * r * u,
+                    cy + 0.9 * r * v,
+                    radius,
+                    radius * self.lesion.f(0.8, 1.0),
+                    self.lesion.j(1.5),
+                );
+                if drawn {
+                    let colour = [0.34 + tint, 0.20 + tint, 0.50 + tint];
+                    self.canvas.mix_colour_ellipse(colour, shape, e, |d| coverage(d, e));
+                }
+            }
+            self.outline_image(|x, y| coverage(disc.distance(x, y), e));
         }
-        self.outline_image(|x, y| coverage(disc.distance(x, y), e));
     }
+}
+
+/// Where a bone is broken: the line v = at + slope u, how far the far part is shifted across, and half
+/// the width of the gap.
+#[derive(Clone, Copy)]
+struct Fracture {
+    at: f64,
+    slope: f64,
+    shift: f64,
+    gap: f64,
 }
 
 /// x^6 by multiplication: `powi` need not round alike everywhere.

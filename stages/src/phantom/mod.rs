@@ -10,14 +10,29 @@
 mod acquisition;
 mod canvas;
 mod captions;
+mod checks;
 mod expected;
 mod factors;
+mod figures;
 mod general;
 mod ingest;
+mod labels;
+mod language_prior;
 mod medical;
+mod params;
+mod places;
+mod questions;
+mod rows;
 mod sites;
 mod stream;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod topics;
+mod twins;
 
 pub use ingest::IngestPhantom;
+pub use params::{
+    Domain, Exposure, Kappa, Params, Prior, PriorByType, PriorRule, PriorTest, QuestionSchema, Style, Target,
+    Task, Twin, Weights,
+};

@@ -15,6 +15,15 @@ pub(super) const FINDINGS: [&str; 11] = [
     "inflammation",
 ];
 
+/// All modalities, in the order of classes.
+pub(super) const MODALITIES: [&str; 4] = ["xray", "ct", "ultrasound", "histology"];
+
+/// All parts of the body.
+pub(super) const REGIONS: [&str; 4] = ["chest", "abdomen", "limb", "tissue"];
+
+/// All planes.
+pub(super) const PLANES: [&str; 3] = ["frontal", "axial", "coronal"];
+
 /// The classes of the chest task.
 pub(super) const CHEST: [&str; 5] = ["none", "nodule", "effusion", "consolidation", "cardiomegaly"];
 
@@ -58,3 +67,39 @@ pub(super) const SITES: [Site; 7] = [
     site("ultrasound", "abdomen", None, &[6, 7, 8], false, (0.12, 0.12)),
     site("histology", "tissue", None, &[9, 10], false, (0.13, 0.20)),
 ];
+
+impl Site {
+    /// Weight of each finding: the n-th has `imbalance`^n.
+    pub(super) fn finding_weights(&self, imbalance: f64) -> Vec<f64> {
+        let mut weight = 1.0;
+        self.findings
+            .iter()
+            .map(|_| {
+                let own = weight;
+                weight *= imbalance;
+                own
+            })
+            .collect()
+    }
+
+    /// The findings but one, with their weights.
+    pub(super) fn other_findings(&self, finding: usize, imbalance: f64) -> Vec<(usize, f64)> {
+        let weights = self.finding_weights(imbalance);
+        self.findings.iter().copied().zip(weights).filter(|(other, _)| *other != finding).collect()
+    }
+
+    /// Whether a finding is on the patient's left or right here.
+    pub(super) fn has_side(&self, finding: usize) -> bool {
+        self.has_sides && FINDINGS[finding] != "cardiomegaly"
+    }
+
+    /// Whether a finding is small or large.
+    pub(super) fn has_size(finding: usize) -> bool {
+        FINDINGS[finding] != "fracture"
+    }
+
+    /// Whether there may be two or three of a finding here.
+    pub(super) fn is_countable(&self, finding: usize) -> bool {
+        self.region != "limb" && ["nodule", "cyst", "stone"].contains(&FINDINGS[finding])
+    }
+}

@@ -13,8 +13,9 @@ const ITERATIONS: u64 = 1000;
 /// On the norm of the gradient. The penalty alone makes the cost convex with modulus 1, so weights are
 /// within this distance of the optimum.
 const TOLERANCE: f64 = 1e-7;
-/// The same while C is being chosen: scikit-learn's default.
+/// The same while C is being chosen: scikit-learn's defaults.
 const SWEEP_TOLERANCE: f64 = 1e-4;
+const SWEEP_ITERATIONS: u64 = 100;
 
 /// Features `[rows, width]` with a class each.
 #[derive(Clone, Copy, Debug)]
@@ -121,10 +122,10 @@ impl Gradient for Problem<'_> {
 /// # Errors
 /// If the solver fails.
 pub fn fit(samples: Samples<'_>, c: f64) -> Result<Logistic, StageError> {
-    minimise(samples, c, TOLERANCE)
+    minimise(samples, c, TOLERANCE, ITERATIONS)
 }
 
-fn minimise(samples: Samples<'_>, c: f64, tolerance: f64) -> Result<Logistic, StageError> {
+fn minimise(samples: Samples<'_>, c: f64, tolerance: f64, iterations: u64) -> Result<Logistic, StageError> {
     let stride = samples.width + 1;
     let start = vec![0.0; samples.classes * stride];
     let failed =
@@ -134,7 +135,7 @@ fn minimise(samples: Samples<'_>, c: f64, tolerance: f64) -> Result<Logistic, St
         .and_then(|solver| solver.with_tolerance_cost(1e-12))
         .map_err(failed)?;
     let result = Executor::new(Problem { samples, c }, solver)
-        .configure(|state| state.param(start.clone()).max_iters(ITERATIONS))
+        .configure(|state| state.param(start.clone()).max_iters(iterations))
         .run()
         .map_err(failed)?;
     let parameters = result.state().get_best_param().cloned().unwrap_or(start);
@@ -181,7 +182,8 @@ impl Logistic {
 /// As [`fit`].
 pub fn sweep(train: Samples<'_>, validation: Samples<'_>) -> Result<f64, StageError> {
     let score = |exponent: f64| -> Result<f64, StageError> {
-        Ok(minimise(train, libm::pow(10.0, exponent), SWEEP_TOLERANCE)?.accuracy(validation))
+        let c = libm::pow(10.0, exponent);
+        Ok(minimise(train, c, SWEEP_TOLERANCE, SWEEP_ITERATIONS)?.accuracy(validation))
     };
     let (mut best, mut best_score) = (0.0, f64::NEG_INFINITY);
     for exponent in [-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0] {

@@ -90,6 +90,22 @@ impl Column {
             Self::Binary(values) => Self::Binary(pick(values, indices)),
         }
     }
+
+    /// The values of `next` after these; nothing if it holds another type.
+    fn append(self, next: Self) -> Option<Self> {
+        macro_rules! join {
+            ($($variant:ident),*) => {
+                match (self, next) {
+                    $((Self::$variant(mut values), Self::$variant(next)) => {
+                        values.extend(next);
+                        Some(Self::$variant(values))
+                    })*
+                    _ => None,
+                }
+            };
+        }
+        join!(Utf8, Bool, Int32, Int64, Float64, ListInt64, ListInt32, ListFloat32, ListUtf8, Image, Binary)
+    }
 }
 
 /// Named columns of equal length.
@@ -146,6 +162,31 @@ impl Table {
         let columns =
             self.columns.iter().map(|(name, column)| (name.clone(), column.select(indices))).collect();
         Self { columns, metadata: self.metadata.clone() }
+    }
+
+    /// The rows of `next` after those of this table; a table without rows adds nothing.
+    ///
+    /// # Errors
+    /// If a column is missing or has another type there.
+    pub fn append(self, next: Self) -> Result<Self, StageError> {
+        if next.rows() == 0 {
+            return Ok(self);
+        }
+        if self.rows() == 0 {
+            return Ok(Self { metadata: self.metadata, ..next });
+        }
+        let mut columns = Vec::with_capacity(self.columns.len());
+        let mut rest: BTreeMap<String, Column> = next.columns.into_iter().collect();
+        for (name, column) in self.columns {
+            let second = rest
+                .remove(&name)
+                .ok_or_else(|| StageError::input("table", format!("a part has no column `{name}`")))?;
+            let joined = column.append(second).ok_or_else(|| {
+                StageError::input("table", format!("column `{name}` changes its type between parts"))
+            })?;
+            columns.push((name, joined));
+        }
+        Ok(Self { columns, metadata: self.metadata })
     }
 
     fn typed(&self, name: &str, wanted: &str) -> StageError {

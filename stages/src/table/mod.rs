@@ -1,7 +1,8 @@
 //! Tables: in memory as named columns, on disk as Parquet parts that are cut by content.
 //!
 //! A [`Table`] is what stages build and read; [`write()`] cuts it into parts, names every row by the
-//! digest of its values and writes Parquet; [`read()`] gives the columns back.
+//! digest of its values and writes Parquet; a [`TableWriter`] does so piece by piece; [`read()`] gives the
+//! columns back.
 
 mod arrow;
 mod column;
@@ -10,7 +11,6 @@ mod schema;
 mod write;
 
 pub use column::{Column, Table};
-pub(crate) use read::append;
 pub use read::{metadata, read, read_columns};
 pub use schema::{Field, Kind, TableSchema};
-pub use write::{WriteOptions, write};
+pub use write::{TableWriter, WriteOptions, write};

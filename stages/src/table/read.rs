@@ -9,7 +9,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::{Artifact, StageError};
 
 use super::arrow::columns;
-use super::column::{Column, Table};
+use super::column::Table;
 
 /// All columns of a table.
 ///
@@ -41,7 +41,7 @@ fn read_parts(artifact: &Artifact, names: Option<&[&str]>) -> Result<Table, Stag
         let part = read_file(&file.location, names)?;
         table = Some(match table {
             None => part,
-            Some(table) => append(table, part)?,
+            Some(table) => table.append(part)?,
         });
     }
     table.ok_or_else(|| StageError::input("table", "it has no Parquet part"))
@@ -83,41 +83,10 @@ pub(super) fn read_file(path: &Path, names: Option<&[&str]>) -> Result<Table, St
         }
         table = Some(match table {
             None => part,
-            Some(table) => append(table, part)?,
+            Some(table) => table.append(part)?,
         });
     }
     let mut table = table.unwrap_or_default();
     table.metadata = metadata;
     Ok(table)
-}
-
-/// The rows of `next`, which has the same columns, after those of `table`.
-pub(crate) fn append(table: Table, next: Table) -> Result<Table, StageError> {
-    fn joined(name: &str, first: &Column, second: &Column) -> Result<Column, StageError> {
-        macro_rules! join {
-            ($($variant:ident),*) => {
-                match (first, second) {
-                    $((Column::$variant(a), Column::$variant(b)) => {
-                        Ok(Column::$variant(a.iter().chain(b).cloned().collect()))
-                    })*
-                    _ => Err(StageError::input("table", format!("column `{name}` changes its type between parts"))),
-                }
-            };
-        }
-        join!(Utf8, Bool, Int32, Int64, Float64, ListInt64, ListInt32, ListFloat32, ListUtf8, Image, Binary)
-    }
-    if next.rows() == 0 {
-        return Ok(table);
-    }
-    if table.rows() == 0 {
-        return Ok(Table { metadata: table.metadata, ..next });
-    }
-    let mut all = Table { metadata: table.metadata.clone(), ..Table::new() };
-    for (name, column) in table.columns() {
-        let second = next
-            .column(name)
-            .ok_or_else(|| StageError::input("table", format!("a part has no column `{name}`")))?;
-        all = all.with(name, joined(name, column, second)?);
-    }
-    Ok(all)
 }

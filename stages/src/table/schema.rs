@@ -94,6 +94,22 @@ impl TableSchema {
         ]
     );
     schema!(
+        /// One row per distinct volume: voxels in C order, little endian.
+        volumes, "volumes", 100, [
+            must("image_id", Kind::Utf8), must("split", Kind::Category), must("voxels", Kind::Binary),
+            must("dtype", Kind::Category), must("shape", Kind::ListInt32), may("spacing", Kind::ListFloat32),
+            must("sha", Kind::Utf8), may("modality", Kind::Category), may("region", Kind::Category),
+            may("licence", Kind::Category), may("group_id", Kind::Utf8),
+        ]
+    );
+    schema!(
+        /// What an ingest counted: samples, classes, sizes, and rows that two splits share.
+        checks, "checks", 10000, [
+            must("check", Kind::Category), may("split", Kind::Category), may("other", Kind::Category),
+            may("value", Kind::Utf8), must("count", Kind::Int64), may("examples", Kind::ListUtf8),
+        ]
+    );
+    schema!(
         /// Class labels: a list even where it holds one.
         labels, "labels", 10000, [
             must("image_id", Kind::Utf8), must("split", Kind::Category), must("label", Kind::ListInt64),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
+use std::path::PathBuf;
 
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -42,18 +44,79 @@ pub fn write(
     table: &Table,
     options: WriteOptions<'_>,
 ) -> Result<(), StageError> {
-    let table = ordered(schema, table)?;
-    let digests: Vec<Digest> = (0..table.rows()).map(|row| digest_of_row(&table, row)).collect();
-    let mut parts = Vec::new();
-    for (index, range) in cut(&digests, options.shard_rows).into_iter().enumerate() {
-        let rows: Vec<usize> = range.clone().collect();
-        let path = format!("part-{index:05}.parquet");
-        write_part(&output.path(&path)?, schema, &table.select(&rows), options.provenance)?;
-        let digest = part_digest(schema.name, schema.version, &digests[range]);
-        parts.push(TablePart { path, digest, rows: rows.len() as u64 });
+    let mut writer = TableWriter::new(output, schema, options);
+    writer.push(table)?;
+    writer.finish(output)
+}
+
+/// Writes a table piece by piece: a part is written as soon as it is cut, so that no more than four
+/// times `shard_rows` rows wait in memory. The pieces do not show in the result.
+pub struct TableWriter<'a> {
+    schema: &'a TableSchema,
+    options: WriteOptions<'a>,
+    folder: PathBuf,
+    /// Rows of the part that is not cut yet, with their digests.
+    waiting: Option<Table>,
+    digests: Vec<Digest>,
+    parts: Vec<TablePart>,
+}
+
+impl<'a> TableWriter<'a> {
+    /// A writer of parts into the folder of `output`.
+    pub fn new(output: &OutputWriter, schema: &'a TableSchema, options: WriteOptions<'a>) -> Self {
+        let folder = output.folder().to_owned();
+        Self { schema, options, folder, waiting: None, digests: Vec::new(), parts: Vec::new() }
     }
-    output.set_table(parts);
-    Ok(())
+
+    /// Adds rows. Every piece has the same columns; the metadata are those of the first one.
+    ///
+    /// # Errors
+    /// As [`write`].
+    pub fn push(&mut self, rows: &Table) -> Result<(), StageError> {
+        let rows = ordered(self.schema, rows)?;
+        self.digests.extend((0..rows.rows()).map(|row| digest_of_row(&rows, row)));
+        let table = match self.waiting.take() {
+            None => rows,
+            Some(waiting) => waiting.append(rows)?,
+        };
+        let mut start = 0;
+        for end in cuts(&self.digests, self.options.shard_rows) {
+            self.write_part(&table, start..end)?;
+            start = end;
+        }
+        self.digests.drain(..start);
+        self.waiting = Some(if start == 0 { table } else { select(&table, start..table.rows()) });
+        Ok(())
+    }
+
+    /// Writes the rest and declares the table to the engine.
+    ///
+    /// # Errors
+    /// As [`write`], or if nothing was ever pushed.
+    pub fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
+        let table = self.waiting.take().ok_or_else(|| {
+            StageError::failed(format!("table `{}` was given no columns", self.schema.name))
+        })?;
+        // A table without rows still has one part: its schema has to be somewhere.
+        if table.rows() > 0 || self.parts.is_empty() {
+            self.write_part(&table, 0..table.rows())?;
+        }
+        output.set_table(self.parts);
+        Ok(())
+    }
+
+    fn write_part(&mut self, table: &Table, range: Range<usize>) -> Result<(), StageError> {
+        let path = format!("part-{:05}.parquet", self.parts.len());
+        let digest = part_digest(self.schema.name, self.schema.version, &self.digests[range.clone()]);
+        let rows = range.len() as u64;
+        write_part(&self.folder.join(&path), self.schema, select(table, range), self.options.provenance)?;
+        self.parts.push(TablePart { path, digest, rows });
+        Ok(())
+    }
+}
+
+fn select(table: &Table, range: Range<usize>) -> Table {
+    table.select(&range.collect::<Vec<_>>())
 }
 
 /// The columns in schema order, further ones after them; required values checked.
@@ -137,37 +200,33 @@ fn value(column: &Column, row: usize) -> Value {
     }
 }
 
-/// Cuts rows into parts: after at least a quarter of the target, behind each row whose digest's low
-/// bits are zero; at four times the target in any case. An inserted row moves one or two cuts.
-fn cut(digests: &[Digest], target: usize) -> Vec<std::ops::Range<usize>> {
+/// Where parts end: after at least a quarter of the target, behind each row whose digest's low bits are
+/// zero; at four times the target in any case. An inserted row moves one or two cuts. What stands behind
+/// the last one is no part yet.
+fn cuts(digests: &[Digest], target: usize) -> Vec<usize> {
     let target = target.next_power_of_two().max(4);
     let mask = target as u64 - 1;
-    let mut ranges = Vec::new();
+    let mut ends = Vec::new();
     let mut start = 0;
     for (row, digest) in digests.iter().enumerate() {
         let length = row + 1 - start;
         let mut first = [0; 8];
         first.copy_from_slice(&digest.as_bytes()[..8]);
         if length >= 4 * target || (length >= target / 4 && u64::from_le_bytes(first) & mask == 0) {
-            ranges.push(start..row + 1);
             start = row + 1;
+            ends.push(start);
         }
     }
-    // A table without rows still has one part: its schema has to be somewhere.
-    if start < digests.len() || ranges.is_empty() {
-        ranges.push(start..digests.len());
-    }
-    ranges
+    ends
 }
 
 fn write_part(
     path: &std::path::Path,
     schema: &TableSchema,
-    rows: &Table,
+    mut rows: Table,
     provenance: &str,
 ) -> Result<(), StageError> {
     let doing = || format!("writing `{}`", path.display());
-    let mut rows = rows.clone();
     rows.metadata.insert("pipe".to_owned(), provenance.to_owned());
     rows.metadata.insert("schema".to_owned(), format!("{} {}", schema.name, schema.version));
     let images: Vec<&str> = rows
@@ -277,6 +336,30 @@ mod tests {
         let before = parts(&captions(0..5000));
         let after = parts(&captions(0..6000));
         assert_eq!(before[..before.len() - 1], after[..before.len() - 1]);
+    }
+
+    #[test]
+    fn a_table_written_in_pieces_is_the_table_written_at_once() {
+        let rows: Vec<i64> = (0..3000).collect();
+        let whole = parts(&captions(rows.iter().copied()));
+        let folder = tempfile::tempdir().unwrap();
+        let mut output = OutputWriter::new(folder.path().to_owned());
+        let schema = TableSchema::captions();
+        let mut writer =
+            TableWriter::new(&output, &schema, WriteOptions { shard_rows: 64, provenance: "{}" });
+        for piece in rows.chunks(37) {
+            writer.push(&captions(piece.iter().copied())).unwrap();
+            assert!(writer.digests.len() < 4 * 64);
+        }
+        writer.push(&captions([])).unwrap();
+        writer.finish(&mut output).unwrap();
+        let pieces: Vec<_> = output.table().unwrap().iter().map(|part| (part.digest, part.rows)).collect();
+        assert_eq!(pieces, whole);
+    }
+
+    #[test]
+    fn a_table_without_rows_has_one_part() {
+        assert_eq!(parts(&captions([])).iter().map(|(_, rows)| *rows).collect::<Vec<_>>(), [0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use pipe_attribution::{
     Absolute, Baseline, Gradient, InputXGradient, IntegratedGradients, Quadrature, Score,
 };
-use pipe_models::{DualEncoder, TextTower};
+use pipe_models::DualEncoder;
 use serde_json::Value as Json;
 
 use super::networks::{ClassLogit, Cnn, Pairing, TextScore, Vit, VolumeCnn, indices, size};

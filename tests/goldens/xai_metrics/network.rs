@@ -9,8 +9,8 @@ use crate::harness::Golden;
 
 #[derive(Clone)]
 enum Layer {
-    Convolution { name: String, weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
-    Linear { name: String, weight: Tensor, bias: Option<Tensor> },
+    Convolution { weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
+    Linear { weight: Tensor, bias: Option<Tensor> },
     Pool { kind: String, kernel: usize, stride: usize },
     Flatten,
     Activation(String),
@@ -38,9 +38,8 @@ impl Network {
                     bias: bias(),
                     stride: size("stride", 1),
                     padding: size("padding", 0),
-                    name,
                 },
-                "linear" => Layer::Linear { weight: parameter("weight"), bias: bias(), name },
+                "linear" => Layer::Linear { weight: parameter("weight"), bias: bias() },
                 "avg_pool2d" | "max_pool2d" => {
                     let kernel = size("kernel", 2);
                     Layer::Pool { kind: kind.to_owned(), kernel, stride: size("stride", kernel) }
@@ -101,14 +100,14 @@ impl Network {
         let mut x = images.to_dtype(DType::F64)?;
         for layer in &self.layers {
             x = match layer {
-                Layer::Convolution { weight, bias, stride, padding, .. } => {
+                Layer::Convolution { weight, bias, stride, padding } => {
                     let y = x.conv2d(weight, *padding, *stride, 1, 1)?;
                     match bias {
                         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?,
                         None => y,
                     }
                 }
-                Layer::Linear { weight, bias, .. } => {
+                Layer::Linear { weight, bias } => {
                     let y = x.matmul(&weight.t()?)?;
                     match bias {
                         Some(bias) => y.broadcast_add(bias)?,

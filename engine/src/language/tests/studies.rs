@@ -362,3 +362,27 @@ fn thousands_of_nodes_are_loaded_in_seconds() {
     eprintln!("four studies of thousands of nodes: {taken:?}");
     assert!(taken.as_secs() < 20, "{taken:?}");
 }
+
+#[test]
+fn a_path_is_relative_to_the_place_that_writes_its_beginning() {
+    let path = |study: &Study| match &study.pipeline().nodes[0].inputs[0].sources[0] {
+        InputSource::File { path, .. } => path.clone(),
+        other => panic!("{other:?}"),
+    };
+    let text = |source: &str| {
+        format!("[vars]\nroot = \"data\"\n[stage.a]\nkind = \"make\"\ninputs = {{ source = \"{source}\" }}\n")
+    };
+    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap();
+    let begins = Study::new(&text("file:${root}/a.npz"));
+    assert_eq!(path(&begins), absolute(&begins.folder.path().join("data/a.npz")));
+    let begins = begins.var("root=../elsewhere");
+    assert_eq!(path(&begins), absolute("../elsewhere/a.npz".as_ref()));
+    let ends = Study::new(&text("file:raw/${root}")).var("root=other");
+    assert_eq!(path(&ends), absolute(&ends.folder.path().join("raw/other")));
+    let set = Study::new(&text("file:a")).set("stage.a.inputs.source=file:b");
+    let loaded = set.load();
+    match &loaded.pipeline.unwrap().nodes[0].inputs[0].sources[0] {
+        InputSource::File { path, .. } => assert_eq!(*path, absolute("b".as_ref())),
+        other => panic!("{other:?}"),
+    }
+}
