@@ -117,6 +117,8 @@ fn tolerance(entry: &Json) -> f64 {
         "NonSensitivity" => 2.0,
         // Ranks and products of rounded maps.
         "MPRT" => 3e-5,
+        // Ranks of the maps of a float32 network.
+        "SmoothMPRT" => 1e-4,
         "RelativeInputStability" | "RelativeOutputStability" | "RelativeRepresentationStability" => 1e-4,
         // Bin edges of a histogram.
         "EfficientMPRT" => 1e-2,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use pipe_attribution::metrics::{
-    Baseline, Explainer, Mode, Similarity, Undefined, Value, average, by_largest_magnitude, by_second_moment,
+    Baseline, Explainer, Mode, Similarity, Value, average, by_largest_magnitude, by_second_moment,
     consistency, continuity, continuity_shifts, discrete_entropy, first_signs, flat_ssim, greatest,
     is_invariant, local_lipschitz, mean_over_layers, relative_change, relative_difference, relative_rise,
     relative_stability, similarities, translated,
@@ -13,7 +13,7 @@ use pipe_attribution::{Gradient, InputXGradient, Method, Result};
 use serde_json::Value as Json;
 
 use super::network::{Network, Space, TargetScore, softmax};
-use super::quantus::{Outcome, count, prepare};
+use super::quantus::{Outcome, count, golden, prepare};
 use super::{Case, evaluator, rows, single};
 
 /// Maps of `images` for `targets` by a method, channels summed.
@@ -224,9 +224,10 @@ fn randomised_maps(case: &Case, order: &str) -> Result<Vec<(String, Vec<Vec<f64>
         .collect()
 }
 
-/// A dictionary's values in the order of its keys.
-fn in_key_order(values: BTreeMap<String, Outcome>) -> Outcome {
-    values.into_values().flatten().collect()
+/// The values of a dictionary in the order of the golden one.
+fn in_order_of(golden: &Json, values: &BTreeMap<String, Outcome>) -> Outcome {
+    let golden = golden.as_object().expect("scores by name");
+    golden.keys().filter_map(|key| values.get(key)).flatten().cloned().collect()
 }
 
 fn layers_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> {
@@ -248,7 +249,7 @@ fn layers_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> {
         };
         return Ok((0..maps.len()).map(mean).collect());
     }
-    Ok(in_key_order(values))
+    Ok(in_order_of(golden(entry), &values))
 }
 
 fn smooth_layers_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> {
@@ -272,7 +273,7 @@ fn smooth_layers_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outc
             by_second_moment(&sums).into_iter().map(|map| map.into_iter().map(f64::abs).collect()).collect();
         values.insert(layer, similarities(maps, &smooth, &similarity));
     }
-    Ok(in_key_order(values))
+    Ok(in_order_of(golden(entry), &values))
 }
 
 fn entropies_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> {
@@ -302,13 +303,10 @@ fn entropies_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome>
     if params["compute_extra_scores"] != true {
         return Ok(rise);
     }
-    let by_key = |layers: &[(String, Vec<f64>)]| {
-        in_key_order(
-            layers
-                .iter()
-                .map(|(name, values)| (name.clone(), values.iter().copied().map(Ok).collect()))
-                .collect(),
-        )
+    let by_key = |key: &str, layers: &[(String, Vec<f64>)]| {
+        let defined = |values: &Vec<f64>| values.iter().copied().map(Ok).collect::<Outcome>();
+        let values = layers.iter().map(|(name, values)| (name.clone(), defined(values))).collect();
+        in_order_of(&golden(entry)[key], &values)
     };
     let correlation = |sample: usize| -> Value {
         let column = |layers: &[(String, Vec<f64>)]| {
@@ -337,13 +335,12 @@ fn entropies_of(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome>
                 "scores_correlation_model_vs_explanation_complexity",
                 (0..maps.len()).map(correlation).collect(),
             ),
-            ("explanation_by_layer", by_key(&maps_by_layer)),
-            ("model_by_layer", by_key(&model_by_layer)),
+            ("explanation_by_layer", by_key("explanation_by_layer", &maps_by_layer)),
+            ("model_by_layer", by_key("model_by_layer", &model_by_layer)),
         ]
         .map(|(key, values)| (key.to_owned(), values)),
     );
-    let golden = entry["score_f64"].as_object().expect("scores by name");
-    Ok(golden.keys().filter_map(|key| values.get(key)).flatten().cloned().collect())
+    Ok(in_order_of(golden(entry), &values))
 }
 
 /// The mean similarity over the layers of a bottom-up randomisation, the unchanged model left out.

@@ -68,7 +68,7 @@ fn baseline(params: &Json, default: Baseline) -> Baseline {
     }
 }
 
-pub(super) fn number(params: &Json, key: &str, default: f64) -> f64 {
+fn number(params: &Json, key: &str, default: f64) -> f64 {
     params[key].as_f64().unwrap_or(default)
 }
 
@@ -289,10 +289,14 @@ fn road_scores(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> 
         .collect())
 }
 
+/// The scores of an entry; some exist for a float32 network only.
+pub(super) fn golden(entry: &Json) -> &Json {
+    if entry["score_f64"].is_null() { &entry["score_f32"] } else { &entry["score_f64"] }
+}
+
 fn compare(case: &Case, ledger: &Ledger, entry: &Json, refused: &BTreeSet<&str>) {
     let id = entry["id"].as_str().expect("an id");
-    // Some entries exist for a float32 network only.
-    let golden = if entry["score_f64"].is_null() { &entry["score_f32"] } else { &entry["score_f64"] };
+    let golden = golden(entry);
     let expects_error = refused.contains(id) || !entry["error_f64"].is_null();
     let Some(ours) = scores(case, entry).unwrap_or_else(|error| panic!("{id}: {error}")) else { return };
     if expects_error {
