@@ -3,6 +3,7 @@
 use super::factors::{Finding, Subject};
 use super::general::{COLOURS, COLUMNS, ROWS, SHAPES, Scene};
 use super::params::{Kappa, Style};
+use super::sites::Site;
 use super::stream::{Stream, key};
 
 /// A fact of an image: its name, its value, and the probability that a caption mentions it.
@@ -74,85 +75,124 @@ pub(super) fn caption(
     }
 }
 
+/// What chance decides of a phrase, whatever the image shows: every caption draws the same numbers in the
+/// same order, and new ones come last.
+struct Choices {
+    says_plane: bool,
+    modality: &'static str,
+    region: &'static str,
+    normal: &'static str,
+    verb: &'static str,
+    says_size: bool,
+    size_word: usize,
+    name_word: usize,
+    says_side: bool,
+    says_organ: bool,
+    says_modality: bool,
+    says_region: bool,
+    says_finding: bool,
+    says_count: bool,
+    says_second: bool,
+    second_name_word: usize,
+}
+
+impl Choices {
+    fn draw(site: &Site, kappa: &Kappa, mut stream: Stream) -> Self {
+        let modalities: &[&str] = match site.modality {
+            "xray" => &["x-ray", "radiograph"],
+            "ct" => &["ct slice", "computed tomography"],
+            "ultrasound" => &["ultrasound", "sonogram"],
+            _ => &["histology", "stained section"],
+        };
+        let regions: &[&str] = match site.region {
+            "chest" => &["chest", "thorax"],
+            "limb" => &["limb", "femur"],
+            "abdomen" => &["abdomen"],
+            _ => &["tissue"],
+        };
+        Self {
+            says_plane: stream.chance(kappa.plane),
+            modality: *stream.pick(modalities),
+            region: *stream.pick(regions),
+            normal: *stream.pick(&["with no abnormality", "without abnormal finding", "is normal"]),
+            verb: *stream.pick(&["showing", "with", "demonstrating"]),
+            says_size: stream.chance(kappa.size),
+            size_word: stream.below(2) as usize,
+            name_word: stream.below(2) as usize,
+            says_side: stream.chance(kappa.side),
+            says_organ: stream.chance(0.5),
+            says_modality: stream.chance(kappa.modality),
+            says_region: stream.chance(kappa.region),
+            says_finding: stream.chance(kappa.finding),
+            says_count: stream.chance(kappa.count),
+            says_second: stream.chance(kappa.finding),
+            second_name_word: stream.below(2) as usize,
+        }
+    }
+}
+
 /// `[plane] MOD of the REG VERB NUM [SIZE] FIND [on the SIDE | in the ORGAN]`; a second finding follows the
 /// first with `and`.
-fn phrase(subject: &Subject, kappa: &Kappa, mut stream: Stream) -> Caption {
+fn phrase(subject: &Subject, kappa: &Kappa, stream: Stream) -> Caption {
     let site = subject.site();
-    let mut words: Vec<&str> = Vec::new();
+    let chosen = Choices::draw(site, kappa, stream);
+    let mut words: Vec<&'static str> = Vec::new();
     let mut mentioned = Vec::new();
-    let says_plane = stream.chance(kappa.plane);
-    let modality: &[&str] = match site.modality {
-        "xray" => &["x-ray", "radiograph"],
-        "ct" => &["ct slice", "computed tomography"],
-        "ultrasound" => &["ultrasound", "sonogram"],
-        _ => &["histology", "stained section"],
-    };
-    let modality = *stream.pick(modality);
-    let region: &[&str] = match site.region {
-        "chest" => &["chest", "thorax"],
-        "limb" => &["limb", "femur"],
-        "abdomen" => &["abdomen"],
-        _ => &["tissue"],
-    };
-    let region = *stream.pick(region);
-    let normal = *stream.pick(&["with no abnormality", "without abnormal finding", "is normal"]);
-    let verb = *stream.pick(&["showing", "with", "demonstrating"]);
-    let says_size = stream.chance(kappa.size);
-    let size_word = stream.below(2) as usize;
-    let name_word = stream.below(2) as usize;
-    let says_side = stream.chance(kappa.side);
-    let says_organ = stream.chance(0.5);
-    let says_modality = stream.chance(kappa.modality);
-    let says_region = stream.chance(kappa.region);
-    let says_finding = stream.chance(kappa.finding);
-    let says_count = stream.chance(kappa.count);
-    let says_second = stream.chance(kappa.finding);
-    let second_name_word = stream.below(2) as usize;
-
-    if let (Some(plane), true) = (site.plane, says_plane) {
+    if let (Some(plane), true) = (site.plane, chosen.says_plane) {
         words.push(plane);
         mentioned.push("plane");
     }
-    if says_modality {
-        words.push(modality);
+    if chosen.says_modality {
+        words.push(chosen.modality);
         mentioned.push("modality");
     } else {
         words.push("image");
     }
-    if says_region {
-        words.extend(["of the", region]);
+    if chosen.says_region {
+        words.extend(["of the", chosen.region]);
         mentioned.push("region");
     }
-    if says_finding {
+    if chosen.says_finding {
         mentioned.push("finding");
     }
-    let Some(first) = subject.findings.first() else {
-        if says_finding {
-            words.push(normal);
-        }
-        return Caption { text: words.join(" "), mentioned };
-    };
-    let second = subject.findings.get(1).filter(|_| says_second);
-    let size = subject.large.filter(|_| says_size);
-    let side = subject.left.filter(|_| says_side);
-    if !says_finding && !says_count && second.is_none() && size.is_none() && side.is_none() {
-        return Caption { text: words.join(" "), mentioned };
+    match subject.findings.first() {
+        None if chosen.says_finding => words.push(chosen.normal),
+        None => {}
+        Some(first) => say_findings(subject, *first, &chosen, &mut words, &mut mentioned),
     }
-    words.push(verb);
+    Caption { text: words.join(" "), mentioned }
+}
+
+/// The part from the verb on; nothing where nothing of the findings is mentioned.
+fn say_findings(
+    subject: &Subject,
+    first: Finding,
+    chosen: &Choices,
+    words: &mut Vec<&'static str>,
+    mentioned: &mut Vec<&'static str>,
+) {
+    let &Choices { says_finding, says_count, .. } = chosen;
+    let second = subject.findings.get(1).copied().filter(|_| chosen.says_second);
+    let size = subject.large.filter(|_| chosen.says_size);
+    let side = subject.left.filter(|_| chosen.says_side);
+    if !says_finding && !says_count && second.is_none() && size.is_none() && side.is_none() {
+        return;
+    }
+    words.push(chosen.verb);
     if says_count {
         words.push(number(first));
         mentioned.push("count");
     }
     let size = size.map(|large| {
         mentioned.push("size");
-        if large { ["large", "big"][size_word] } else { ["small", "little"][size_word] }
+        if large { ["large", "big"][chosen.size_word] } else { ["small", "little"][chosen.size_word] }
     });
     // The size is said of the first finding that has one.
-    let of_second = second.is_some() && first.name() == "fracture";
+    let of_second = second.is_some() && !Site::has_size(first.finding);
     words.extend(size.filter(|_| !of_second));
     let several = says_count && first.count > 1;
     words.push(match (says_finding, several) {
-        (true, several) => noun(first, several, name_word),
+        (true, several) => noun(first, several, chosen.name_word),
         (false, false) => "abnormality",
         (false, true) => "abnormalities",
     });
@@ -160,24 +200,22 @@ fn phrase(subject: &Subject, kappa: &Kappa, mut stream: Stream) -> Caption {
         mentioned.push("second finding");
         words.extend(["and", number(second)]);
         words.extend(size.filter(|_| of_second));
-        words.push(noun(second, second.count > 1, second_name_word));
+        words.push(noun(second, second.count > 1, chosen.second_name_word));
     }
+    let says_organ = chosen.says_organ && chosen.says_modality && chosen.says_region && says_finding;
     if let Some(left) = side {
         words.push(if left { "on the left" } else { "on the right" });
         mentioned.push("side");
-    } else if let Some(organ) =
-        organ(subject).filter(|_| says_organ && says_modality && says_region && says_finding)
-    {
+    } else if let Some(organ) = organ(subject).filter(|_| says_organ) {
         words.extend(["in the", organ]);
     }
-    Caption { text: words.join(" "), mentioned }
 }
 
-fn number(finding: &Finding) -> &'static str {
+fn number(finding: Finding) -> &'static str {
     ["a", "two", "three"][finding.count.clamp(1, 3) - 1]
 }
 
-fn noun(finding: &Finding, several: bool, word: usize) -> &'static str {
+fn noun(finding: Finding, several: bool, word: usize) -> &'static str {
     match (finding.name(), several) {
         ("effusion", _) => ["effusion", "fluid"][word],
         ("consolidation", _) => ["consolidation", "opacity"][word],
