@@ -94,7 +94,8 @@ impl Checks {
         }
     }
 
-    fn shared(&mut self, check: &'static str, split: &str, other: &str, mut pairs: Vec<String>) {
+    /// What `split` shares with `other`, as pairs or names.
+    pub(crate) fn shared(&mut self, check: &'static str, split: &str, other: &str, mut pairs: Vec<String>) {
         let count = pairs.len() as i64;
         pairs.truncate(self.examples);
         self.rows.push(Check {
