@@ -102,7 +102,7 @@ impl Weights {
 
     /// Adds a scalar that the checkpoint may leave out.
     pub(crate) fn fill_in(&mut self, name: &str, value: f32) -> Result<(), CheckpointError> {
-        if !self.tensors.contains_key(name) {
+        if self.initial.is_none() && !self.tensors.contains_key(name) {
             let device = self.tensors.values().next().map_or(Device::Cpu, |tensor| tensor.device().clone());
             let scalar = Tensor::new(value, &device)
                 .map_err(|error| CheckpointError::new(name, first_line(&error)))?;
