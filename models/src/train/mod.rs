@@ -1,8 +1,10 @@
-//! Optimiser, learning-rate schedule and losses.
+//! Optimiser, learning-rate schedule, dropout and losses.
 
 mod adamw;
+mod dropout;
 pub mod loss;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWOptions, Group, clip_gradient_norm};
+pub use dropout::Dropout;
 pub use schedule::Schedule;
