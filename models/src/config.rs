@@ -87,6 +87,11 @@ impl ModelConfig {
         }
     }
 
+    /// Whether a `model_type` is a name of our own, which no other library writes.
+    pub(crate) fn is_our_own(kind: &str) -> bool {
+        [OPEN_AI_CLIP, BIOMED_CLIP, PMC_CLIP, CT_CLIP, TIMM_VIT, RESNET].contains(&kind)
+    }
+
     /// `config.json`, with sorted keys.
     pub fn to_json(&self) -> String {
         match self {

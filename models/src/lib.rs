@@ -4,11 +4,12 @@
 
 pub mod bert;
 pub mod biomed_clip;
-mod byte_pairs;
 pub mod checkpoint;
 pub mod clip;
 mod config;
 pub mod ct_clip;
+pub mod export;
+pub mod import;
 mod initial;
 mod layers;
 pub mod model;

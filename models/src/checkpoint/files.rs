@@ -40,6 +40,11 @@ impl CheckpointFiles {
         Ok(Self { files })
     }
 
+    /// The names of all files, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
     /// Where a file lies, if there is one of this name.
     pub fn get(&self, name: &str) -> Option<&Path> {
         self.files.get(name).map(PathBuf::as_path)
@@ -78,14 +83,29 @@ impl CheckpointFiles {
     }
 }
 
-/// The names under which weights are published, in the order of preference.
-const WEIGHTS: [&str; 4] =
-    ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"];
-/// The tables that say in which of several files a tensor lies.
-const INDICES: [&str; 2] = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
+/// The names under which transformers publishes weights, in the order of preference.
+const TRANSFORMERS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+/// Those of open_clip.
+const OPEN_CLIP: [&str; 2] = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
+/// What the table is called that says in which of several files a tensor lies.
+const INDEX: &str = ".index.json";
 
-/// All tensors of a checkpoint's weights, of one file or of the shards that an index names; floats as
-/// f32 (integers stay as they are).
+/// Whose file is read where a folder holds weights of two libraries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Prefer {
+    /// That of transformers.
+    Transformers,
+    /// That of open_clip.
+    OpenClip,
+}
+
+/// Whether there are weights by the names of transformers.
+pub(crate) fn has_transformers_weights(files: &CheckpointFiles) -> bool {
+    TRANSFORMERS.iter().any(|name| files.get(name).or_else(|| files.get(&format!("{name}{INDEX}"))).is_some())
+}
+
+/// All tensors of a checkpoint's weights by the names that libraries give the file, of one file or of the
+/// shards that an index names; floats as f32 (integers stay as they are).
 ///
 /// # Errors
 /// If there are no weights, or a file is missing or damaged.
@@ -93,12 +113,35 @@ pub fn tensors(
     files: &CheckpointFiles,
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    if let Some(single) = WEIGHTS.iter().find(|name| files.get(name).is_some()) {
-        return read_tensors(files, single, device);
-    }
-    let Some(index) = INDICES.iter().find(|name| files.get(name).is_some()) else {
-        return read_tensors(files, WEIGHTS[0], device);
+    tensors_preferring(files, Prefer::Transformers, device)
+}
+
+/// As [`tensors`], where a folder may hold the files of two libraries.
+pub(crate) fn tensors_preferring(
+    files: &CheckpointFiles,
+    prefer: Prefer,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+    let names = match prefer {
+        Prefer::Transformers => [TRANSFORMERS, OPEN_CLIP],
+        Prefer::OpenClip => [OPEN_CLIP, TRANSFORMERS],
     };
+    for name in names.as_flattened() {
+        let index = format!("{name}{INDEX}");
+        if files.get(name).is_some() {
+            return read_tensors(files, name, device);
+        } else if files.get(&index).is_some() {
+            return read_shards(files, &index, device);
+        }
+    }
+    Err(CheckpointError::new(names[0][0], "the checkpoint has no such file"))
+}
+
+fn read_shards(
+    files: &CheckpointFiles,
+    index: &str,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
     let mut all = BTreeMap::new();
     for shard in shards(files, index)? {
         for (name, tensor) in read_tensors(files, &shard, device)? {
