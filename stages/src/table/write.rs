@@ -71,7 +71,7 @@ impl<'a> TableWriter<'a> {
     /// Adds rows. Every piece has the same columns; the metadata are those of the first one.
     ///
     /// # Errors
-    /// As [`write`].
+    /// As [`write()`].
     pub fn push(&mut self, rows: &Table) -> Result<(), StageError> {
         let rows = ordered(self.schema, rows)?;
         self.digests.extend((0..rows.rows()).map(|row| digest_of_row(&rows, row)));
@@ -92,7 +92,7 @@ impl<'a> TableWriter<'a> {
     /// Writes the rest and declares the table to the engine.
     ///
     /// # Errors
-    /// As [`write`], or if nothing was ever pushed.
+    /// As [`write()`], or if nothing was ever pushed.
     pub fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
         let table = self.waiting.take().ok_or_else(|| {
             StageError::failed(format!("table `{}` was given no columns", self.schema.name))
