@@ -22,7 +22,7 @@ use pipe_models::train::{AdamW, AdamWOptions, Group, clip_gradient_norm, loss};
 use pipe_models::{DualEncoder, FoundationModel, Probe, normalise};
 use serde_json::Value as Json;
 
-use crate::harness::{self, Golden};
+use crate::harness::Golden;
 
 /// f32 towers: outputs reach 2e-6, gradients 1e-5.
 const OUTPUT: f64 = 1e-4;
