@@ -200,7 +200,7 @@ impl Method for ShapleyValues {
         let removal = Removal::new(&self.features, inputs, &self.baseline)?;
         let (count, subsets) = (self.features.count, self.subsets()?);
         let scores =
-            removal.scores(evaluator, subsets, |pair, feature| pair % subsets >> feature & 1 == 1)?;
+            removal.scores(evaluator, subsets, |pair, feature| (pair % subsets) >> feature & 1 == 1)?;
         // The share of orders in which exactly the features of a subset of this size come before.
         let mut shares = vec![1.0 / count as f64];
         for size in 1..count {

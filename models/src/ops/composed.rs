@@ -29,7 +29,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Re
     normalised.broadcast_mul(gamma)?.broadcast_add(beta)
 }
 
-/// As [`super::batch_norm`].
+/// As [`fn@super::batch_norm`].
 ///
 /// # Errors
 /// If the shapes do not fit.

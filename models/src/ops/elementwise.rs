@@ -60,14 +60,14 @@ pub(super) fn normal_cdf(x: f32) -> f32 {
     let t = 1.0 / (1.0 + 0.5 * z);
     let mut p = 0.170_872_77f32;
     p = p.mul_add(t, -0.822_152_23);
-    p = p.mul_add(t, 1.488_515_87);
-    p = p.mul_add(t, -1.135_203_98);
+    p = p.mul_add(t, 1.488_515_9);
+    p = p.mul_add(t, -1.135_204);
     p = p.mul_add(t, 0.278_868_07);
     p = p.mul_add(t, -0.186_288_06);
     p = p.mul_add(t, 0.096_784_18);
     p = p.mul_add(t, 0.374_091_96);
-    p = p.mul_add(t, 1.000_023_68);
-    p = p.mul_add(t, -1.265_512_23);
+    p = p.mul_add(t, 1.000_023_7);
+    p = p.mul_add(t, -1.265_512_2);
     let tail = 0.5 * t * exp(p - z * z);
     if x < 0.0 { tail } else { 1.0 - tail }
 }

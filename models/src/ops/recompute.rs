@@ -16,7 +16,7 @@ pub type Part = dyn Fn(&Tensor, &[Tensor]) -> Result<Tensor> + Send + Sync;
 /// Whatever the part reports.
 pub fn recompute(x: &Tensor, parameters: &[Tensor], part: Arc<Part>) -> Result<Tensor> {
     let tracked: Vec<&Tensor> = parameters.iter().filter(|parameter| parameter.track_op()).collect();
-    if !on_cpu(x) || !(x.track_op() || !tracked.is_empty()) {
+    if !on_cpu(x) || (!x.track_op() && tracked.is_empty()) {
         return part(x, parameters);
     }
     // An operation has few arguments: the trained parameters go through it as one vector.
