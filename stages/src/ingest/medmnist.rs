@@ -23,6 +23,7 @@ use self::catalogue::{Dataset, Kind, Published, Task, identify};
 use super::checks::Checks;
 use super::checksum::{Checksum, md5_of};
 use super::npz::{Array, Npz};
+use super::rejects::Rejects;
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions, write};
 use crate::{artifact, png};
 
@@ -95,7 +96,7 @@ impl StageKind for IngestMedmnist {
         KindDescription {
             name: "ingest.medmnist",
             summary: "reads a MedMNIST file: images or volumes with labels, in the official splits",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -114,6 +115,11 @@ impl StageKind for IngestMedmnist {
             samples,
             OutputPort::new("labels", artifact::LABELS, "their classes"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and images that stand in two splits"),
+            OutputPort::new(
+                "rejects",
+                artifact::REJECTS,
+                "what was left out: nothing, a file is taken whole",
+            ),
         ]
     }
 
@@ -264,7 +270,8 @@ impl Source {
         writer.finish(context.output(port)?)?;
         let labels = self.with_metadata(self.label_table());
         write(context.output("labels")?, &TableSchema::labels(), &labels, WriteOptions::text(&provenance))?;
-        self.checks(&digests).write(context.output("checks")?, &provenance)
+        self.checks(&digests).write(context.output("checks")?, &provenance)?;
+        Rejects::default().write(0, "rejects", context)
     }
 
     /// What both tables say of where they come from.

@@ -2,7 +2,25 @@
 
 pub(crate) mod checks;
 mod checksum;
+mod csv;
+mod images;
+mod json;
+mod lines;
 mod medmnist;
 mod npz;
+mod parquet;
+mod pictures;
+mod questions;
+mod rejects;
+mod seen;
+mod slake;
+mod source;
+mod splits;
+#[cfg(test)]
+mod testing;
+mod vqa_rad;
 
+pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;
+pub use slake::IngestSlake;
+pub use vqa_rad::IngestVqaRad;

@@ -201,10 +201,10 @@ fn value(column: &Column, row: usize) -> Value {
 }
 
 /// Where parts end: after at least a quarter of the target, behind each row whose digest's low bits are
-/// zero; at four times the target in any case. An inserted row moves one or two cuts. What stands behind
+/// zero; at four times the target in any case. With a target of 1 every row is a part. An inserted row moves one or two cuts. What stands behind
 /// the last one is no part yet.
 fn cuts(digests: &[Digest], target: usize) -> Vec<usize> {
-    let target = target.next_power_of_two().max(4);
+    let target = target.next_power_of_two();
     let mask = target as u64 - 1;
     let mut ends = Vec::new();
     let mut start = 0;
