@@ -1,5 +1,6 @@
 //! Stage kinds that read data sets as they are published and write the tables of the study.
 
+mod captions;
 pub(crate) mod checks;
 mod checksum;
 mod csv;
@@ -12,6 +13,7 @@ mod parquet;
 mod pictures;
 mod questions;
 mod rejects;
+mod roco;
 mod seen;
 mod slake;
 mod source;
@@ -22,5 +24,6 @@ mod vqa_rad;
 
 pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;
+pub use roco::IngestRoco;
 pub use slake::IngestSlake;
 pub use vqa_rad::IngestVqaRad;
