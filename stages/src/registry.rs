@@ -15,6 +15,7 @@ pub fn registry() -> Registry {
         .with(crate::finetune::FinetuneContrastive)
         .with(crate::ingest::IngestImages)
         .with(crate::ingest::IngestMedmnist)
+        .with(crate::ingest::IngestPmc)
         .with(crate::ingest::IngestRoco)
         .with(crate::ingest::IngestSlake)
         .with(crate::ingest::IngestVqaRad)

@@ -11,6 +11,7 @@ mod medmnist;
 mod npz;
 mod parquet;
 mod pictures;
+mod pmc;
 mod questions;
 mod rejects;
 mod roco;
@@ -24,6 +25,7 @@ mod vqa_rad;
 
 pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;
+pub use pmc::IngestPmc;
 pub use roco::IngestRoco;
 pub use slake::IngestSlake;
 pub use vqa_rad::IngestVqaRad;
