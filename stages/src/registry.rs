@@ -13,6 +13,7 @@ pub fn registry() -> Registry {
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)
         .with(crate::finetune::FinetuneContrastive)
+        .with(crate::ingest::IngestCtRate)
         .with(crate::ingest::IngestImages)
         .with(crate::ingest::IngestMedmnist)
         .with(crate::ingest::IngestPmc)
