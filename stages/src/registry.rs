@@ -14,6 +14,7 @@ pub fn registry() -> Registry {
         .with(crate::finetune::FinetuneClassify)
         .with(crate::finetune::FinetuneContrastive)
         .with(crate::ingest::IngestCtRate)
+        .with(crate::ingest::IngestHuggingFace)
         .with(crate::ingest::IngestImages)
         .with(crate::ingest::IngestMedmnist)
         .with(crate::ingest::IngestPmc)

@@ -5,6 +5,7 @@ pub(crate) mod checks;
 mod checksum;
 mod csv;
 mod ct_rate;
+mod huggingface;
 mod images;
 mod json;
 mod lines;
@@ -26,6 +27,7 @@ mod testing;
 mod vqa_rad;
 
 pub use ct_rate::IngestCtRate;
+pub use huggingface::IngestHuggingFace;
 pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;
 pub use pmc::IngestPmc;
