@@ -228,7 +228,9 @@ impl Tokenizer {
             let places = encoding.get_offsets().iter();
             let pieces = encoding.get_ids().iter().zip(places);
             // Marks that are added stand nowhere.
-            pieces.map(|(id, &(start, end))| (*id, if start < end { origin(start..end) } else { 0..0 })).collect()
+            pieces
+                .map(|(id, &(start, end))| (*id, if start < end { origin(start..end) } else { 0..0 }))
+                .collect()
         };
         if self.cleaning == Cleaning::AsStored {
             let encoding = self.inner.encode(text, true).map_err(error)?;
@@ -243,7 +245,8 @@ impl Tokenizer {
     /// `tokenizer_config.json`, which keeps what `tokenizer.json` does not say.
     pub fn config_json(&self) -> String {
         let class = if self.inner.token_to_id("[CLS]").is_some() { "BertTokenizer" } else { "CLIPTokenizer" };
-        let json = serde_json::json!({ "tokenizer_class": class, "pipe": { "cleaning": self.cleaning.name() } });
+        let json =
+            serde_json::json!({ "tokenizer_class": class, "pipe": { "cleaning": self.cleaning.name() } });
         format!("{json:#}\n")
     }
 
@@ -311,7 +314,10 @@ mod tests {
         assert!(tokenizer.vocabulary() <= 1024 + 2);
         let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();
         let encoded = tokenizer.encode("CT  slice of the chest", 8, 0).unwrap();
+        assert_eq!(encoded, again.encode("CT  slice of the chest", 8, 0).unwrap());
+        // Case and space make no other ids, but words stand where they stand.
         assert_eq!(encoded.ids, again.encode("ct slice of the chest", 8, 0).unwrap().ids);
+        assert_eq!(encoded.offsets[1..3], [[0, 2], [4, 9]]);
         // start, five words of one piece each, end.
         assert_eq!(encoded.length, 7);
         assert_eq!(encoded.ids[0], tokenizer.start().unwrap());
