@@ -20,6 +20,8 @@ pub const CHECKS: ArtifactType = ArtifactType("table<checks>");
 pub const BOXES: ArtifactType = ArtifactType("table<boxes>");
 /// Facts, one row each.
 pub const KNOWLEDGE: ArtifactType = ArtifactType("table<knowledge>");
+/// Contact sheets: the first images of each split as PNG files.
+pub const SHEETS: ArtifactType = ArtifactType("sheets");
 /// What an ingest left out, and why.
 pub const REJECTS: ArtifactType = ArtifactType("table<rejects>");
 /// Token ids of texts.

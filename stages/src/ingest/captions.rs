@@ -6,6 +6,7 @@ use super::checks::Checks;
 use super::pictures::{ImageWriter, Picture, StoredImages};
 use super::rejects::Rejects;
 use super::seen::{Seen, text_key};
+use super::sheets::Sheets;
 use super::splits::place;
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
 
@@ -116,6 +117,11 @@ impl StoredPairs {
     /// How many pairs there are.
     pub(crate) fn count(&self, split: &str) -> u64 {
         self.seen.count(split)
+    }
+
+    /// The first images of each split.
+    pub(crate) fn sheets(&self) -> &Sheets {
+        self.images.sheets()
     }
 
     /// Counts pairs, and finds images, captions and groups that stand twice.

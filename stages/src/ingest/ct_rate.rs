@@ -20,6 +20,7 @@ use self::tables::{LABELS, Report, Volume};
 use super::checks::Checks;
 use super::rejects::Rejects;
 use super::seen::{Seen, key, text_key};
+use super::sheets::{Sheets, tile};
 use super::source::SourceFiles;
 use super::splits::{SPLITS, drawn, place};
 use crate::artifact;
@@ -121,6 +122,7 @@ impl StageKind for IngestCtRate {
             OutputPort::new("labels", artifact::LABELS, "18 abnormalities, a bit each"),
             OutputPort::new("captions", artifact::CAPTIONS, "findings and impressions of the reports"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
             OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
         ]
     }
@@ -207,6 +209,7 @@ fn write_volumes<'v, 'f>(
     let mut seen = Seen::new(&["same volume", "same patient"]);
     let mut shapes: BTreeMap<(usize, Vec<i32>), u64> = BTreeMap::new();
     let (mut kept, mut missing) = (Vec::new(), 0);
+    let mut sheets = Sheets::default();
     for (index, volume) in volumes.iter().enumerate() {
         context.check_cancelled()?;
         let Some(acquisition) = &volume.acquisition else {
@@ -234,6 +237,9 @@ fn write_volumes<'v, 'f>(
                     &[Some(key(&scan.digest)), Some(text_key(&volume.patient))],
                 );
                 *shapes.entry((place(volume.split), scan.shape.clone())).or_default() += 1;
+                if sheets.has_room(volume.split) {
+                    sheets.add(volume.split, tile(&scan.picture(params.window)));
+                }
                 writer.push(&volume_table(&[(volume, scan)]).with_all_metadata(metadata))?;
                 kept.push(volume);
             }
@@ -242,6 +248,7 @@ fn write_volumes<'v, 'f>(
         context.progress(index as u64 + 1, volumes.len() as u64, "volumes", &[]);
     }
     writer.finish(context.output("volumes")?)?;
+    sheets.write(context.output("sheets")?)?;
     checks.fact("volume of the tables that is not there", String::new(), missing);
     for split in seen.splits() {
         checks.count("volumes", split, None, seen.count(split));

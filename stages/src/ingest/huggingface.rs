@@ -182,6 +182,7 @@ impl StageKind for IngestHuggingFace {
             ports.push(OutputPort::new("questions", artifact::QUESTIONS, "questions with answers"));
         }
         ports.push(OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"));
+        ports.push(OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"));
         ports.push(OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"));
         ports
     }
@@ -246,6 +247,7 @@ impl StageKind for IngestHuggingFace {
             check_questions(&mut checks, &rows.questions);
         }
         checks.write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }

@@ -166,6 +166,7 @@ impl StageKind for IngestImages {
             ports.push(OutputPort::new("captions", artifact::CAPTIONS, "their captions"));
         }
         ports.push(OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"));
+        ports.push(OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"));
         ports.push(OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"));
         ports
     }
@@ -236,6 +237,7 @@ impl StageKind for IngestImages {
             write(context.output("captions")?, &TableSchema::captions(), &table, text)?;
         }
         checks(&stored, &rows, labels.as_ref()).write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }

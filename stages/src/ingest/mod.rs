@@ -19,6 +19,7 @@ mod questions;
 mod rejects;
 mod roco;
 mod seen;
+mod sheets;
 mod slake;
 mod source;
 mod splits;

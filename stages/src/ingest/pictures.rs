@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageReader, Limits};
+use image::{DynamicImage, ImageReader, Limits, RgbImage};
 use pipe_engine::cache::Digest;
 use pipe_engine::{OutputWriter, StageContext, StageError};
 use rayon::prelude::*;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::Checks;
 use super::rejects::Rejects;
 use super::seen::{Seen, key, text_key};
+use super::sheets::{Sheets, tile};
 use super::source::SourceFile;
 use super::splits::place;
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
@@ -68,11 +69,16 @@ pub(crate) struct StoredImages {
     seen: Seen,
     /// How many have a height, width and number of channels, by split.
     shapes: BTreeMap<(usize, [u32; 3]), u64>,
+    sheets: Sheets,
 }
 
 impl StoredImages {
     fn new() -> Self {
-        Self { seen: Seen::new(&["same file", "same image", "same group"]), shapes: BTreeMap::new() }
+        Self {
+            seen: Seen::new(&["same file", "same image", "same group"]),
+            shapes: BTreeMap::new(),
+            sheets: Sheets::default(),
+        }
     }
 
     fn add(&mut self, picture: &Picture<'_>, decoded: &Decoded) {
@@ -80,6 +86,14 @@ impl StoredImages {
             [Some(key(&decoded.digest)), Some(key(&decoded.pixels)), picture.group.as_deref().map(text_key)];
         self.seen.add(&picture.id, picture.split, &keys);
         *self.shapes.entry((place(picture.split), decoded.shape)).or_default() += 1;
+        if let Some(tile) = &decoded.tile {
+            self.sheets.add(picture.split, tile.clone());
+        }
+    }
+
+    /// The first images of each split.
+    pub(crate) fn sheets(&self) -> &Sheets {
+        &self.sheets
     }
 
     /// Counts images and their shapes, and finds those that stand twice, as files, as pixels and by group.
@@ -110,16 +124,20 @@ struct Decoded {
     digest: Digest,
     pixels: Digest,
     shape: [u32; 3],
+    /// For the contact sheet.
+    tile: Option<RgbImage>,
 }
 
 /// Reads an image; the reason if it cannot be used.
-fn read(content: &Content<'_>) -> Result<Decoded, String> {
+fn read(content: &Content<'_>, wants_tile: bool) -> Result<Decoded, String> {
     let bytes = match content {
         Content::File(file) => file.read(FILE_LIMIT)?,
         Content::Bytes(bytes) => bytes.clone(),
     };
-    let (shape, pixels) = decode(&bytes)?;
-    Ok(Decoded { digest: Digest::of(&bytes), bytes, pixels, shape })
+    let image = open(&bytes)?;
+    let (shape, pixels) = describe(&image);
+    let tile = wants_tile.then(|| tile(&image));
+    Ok(Decoded { digest: Digest::of(&bytes), bytes, pixels, shape, tile })
 }
 
 /// An image of one channel.
@@ -141,7 +159,7 @@ pub(crate) fn grey_pixels(file: &SourceFile) -> Result<Grey, String> {
     }
 }
 
-/// Decodes an image within limits.
+/// Decodes an image within limits; one without pixels is none.
 fn open(bytes: &[u8]) -> Result<DynamicImage, String> {
     let error = |error: &dyn std::fmt::Display| format!("it cannot be decoded: {error}");
     if is_cut_jpeg(bytes) {
@@ -153,7 +171,11 @@ fn open(bytes: &[u8]) -> Result<DynamicImage, String> {
     limits.max_image_height = Some(SIDE_LIMIT);
     limits.max_alloc = Some(DECODE_LIMIT);
     reader.limits(limits);
-    reader.decode().map_err(|e| error(&e))
+    let image = reader.decode().map_err(|e| error(&e))?;
+    if image.width() == 0 || image.height() == 0 {
+        return Err(error(&"it has no pixels"));
+    }
+    Ok(image)
 }
 
 /// Whether a JPEG file has a beginning, but no end. The decoder fills what is missing with grey, without a
@@ -182,17 +204,13 @@ fn is_cut_jpeg(bytes: &[u8]) -> bool {
     }
 }
 
-/// Height, width and channels of an encoded image, with the digest of its pixels; the reason if it is none.
-fn decode(bytes: &[u8]) -> Result<([u32; 3], Digest), String> {
-    let image = open(bytes)?;
-    if image.width() == 0 || image.height() == 0 {
-        return Err("it has no pixels".to_owned());
-    }
+/// Height, width and channels of an image, and the digest of its pixels.
+fn describe(image: &DynamicImage) -> ([u32; 3], Digest) {
     let channels = if image.color().has_color() { 3 } else { 1 };
     let shape = [image.height(), image.width(), channels];
     let mut described: Vec<u8> = shape.iter().flat_map(|size| size.to_le_bytes()).collect();
     described.extend(image.as_bytes());
-    Ok((shape, Digest::of(&described)))
+    (shape, Digest::of(&described))
 }
 
 /// The schema of what is written here.
@@ -246,8 +264,11 @@ impl<'a> ImageWriter<'a> {
         pictures: &[Picture<'_>],
         rejects: &mut Rejects,
     ) -> Result<Vec<bool>, StageError> {
-        let read: Vec<Result<Decoded, String>> =
-            pictures.par_iter().map(|picture| read(&picture.content)).collect();
+        let sheets = &self.stored.sheets;
+        let read: Vec<Result<Decoded, String>> = pictures
+            .par_iter()
+            .map(|picture| read(&picture.content, sheets.has_room(picture.split)))
+            .collect();
         let mut rows = Vec::with_capacity(pictures.len());
         let mut kept = Vec::with_capacity(pictures.len());
         for (picture, decoded) in pictures.iter().zip(read) {
@@ -347,6 +368,11 @@ mod tests {
         bytes.into_inner()
     }
 
+    /// Shape and digest of pixels of a file.
+    fn decode(bytes: &[u8]) -> Result<([u32; 3], Digest), String> {
+        open(bytes).map(|image| describe(&image))
+    }
+
     #[test]
     fn sizes_are_bounded_before_pixels_are_decoded() {
         assert_eq!(decode(&claiming(4, 3)).unwrap().0, [3, 4, 1]);
@@ -372,14 +398,13 @@ mod tests {
 
     #[test]
     fn equal_pixels_in_other_files_are_equal() {
-        let grey = png::encode(&[7; 12], 4, 3, 1).unwrap();
-        let mut other = Cursor::new(Vec::new());
-        let pixels = image::GrayImage::from_pixel(4, 3, image::Luma([7]));
-        pixels.write_to(&mut other, image::ImageFormat::Png).unwrap();
-        let other = other.into_inner();
-        assert_ne!(grey, other);
-        assert_eq!(decode(&grey).unwrap(), decode(&other).unwrap());
-        assert_ne!(decode(&grey).unwrap().1, decode(&png::encode(&[7; 12], 3, 4, 1).unwrap()).unwrap().1);
+        let whole = jpeg();
+        let mut other = whole[..2].to_vec();
+        other.extend(b"\xff\xfe\x00\x09comment");
+        other.extend(&whole[2..]);
+        assert_eq!(decode(&whole).unwrap(), decode(&other).unwrap());
+        let (grey, turned) = (png::encode(&[7; 12], 4, 3, 1).unwrap(), png::encode(&[7; 12], 3, 4, 1).unwrap());
+        assert_ne!(decode(&grey).unwrap().1, decode(&turned).unwrap().1);
     }
 
     proptest! {

@@ -118,6 +118,7 @@ impl StageKind for IngestPmc {
             OutputPort::new("images", artifact::IMAGES, "the images, as found"),
             OutputPort::new("captions", artifact::CAPTIONS, "their captions"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
             OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
         ]
     }
@@ -178,6 +179,7 @@ impl StageKind for IngestPmc {
         }
         stored.check(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }

@@ -103,6 +103,7 @@ impl StageKind for IngestRoco {
             OutputPort::new("images", artifact::IMAGES, "the images, as found"),
             OutputPort::new("captions", artifact::CAPTIONS, "their captions with concepts and keywords"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
             OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
         ]
     }
@@ -166,6 +167,7 @@ impl StageKind for IngestRoco {
         let mut checks = Checks::default();
         stored.check(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }

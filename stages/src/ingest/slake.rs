@@ -116,6 +116,7 @@ impl StageKind for IngestSlake {
             OutputPort::new("boxes", artifact::BOXES, "one box per image and thing detected"),
             OutputPort::new("knowledge", artifact::KNOWLEDGE, "the knowledge graph, one row per fact"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
             OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
         ]
     }
@@ -164,6 +165,7 @@ impl StageKind for IngestSlake {
         stored.check(&mut checks);
         check_questions(&mut checks, &questions);
         checks.write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }

@@ -5,7 +5,6 @@
 //! leads out of the archive, or that stands twice, is refused with the whole archive; a member is read up
 //! to a limit that the reader of the data set states, whatever size the archive claims.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt as _;
@@ -105,8 +104,8 @@ impl SourceFile {
 pub(crate) struct SourceFiles {
     origin: String,
     files: Vec<SourceFile>,
-    /// By name, the files of that name.
-    by_name: BTreeMap<String, Vec<usize>>,
+    /// The places of files, in the order of their names.
+    by_name: Vec<u32>,
 }
 
 impl SourceFiles {
@@ -140,10 +139,10 @@ impl SourceFiles {
             let reason = format!("`{}` is there too: which of the two is meant?", pair[0].shown.display());
             return Err(pair[1].error(reason));
         }
-        let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        for (index, file) in files.iter().enumerate() {
-            by_name.entry(file.name().to_owned()).or_default().push(index);
-        }
+        let count = u32::try_from(files.len())
+            .map_err(|_| StageError::input(&origin, format!("it has {} files", files.len())))?;
+        let mut by_name: Vec<u32> = (0..count).collect();
+        by_name.sort_by_key(|place| files[*place as usize].name());
         Ok(Self { origin, files, by_name })
     }
 
@@ -165,8 +164,11 @@ impl SourceFiles {
     }
 
     /// The files of this name, in the order of their paths.
-    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &SourceFile> {
-        self.by_name.get(name).into_iter().flatten().map(|index| &self.files[*index])
+    pub(crate) fn named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a SourceFile> + use<'a> {
+        let file = |place: &u32| &self.files[*place as usize];
+        let first = self.by_name.partition_point(|place| file(place).name() < name);
+        let count = self.by_name[first..].partition_point(|place| file(place).name() == name);
+        self.by_name[first..first + count].iter().map(|place| &self.files[*place as usize])
     }
 
     /// The file whose path ends in `path`, whole names; the one that lies highest, if there are several.

@@ -139,6 +139,7 @@ impl StageKind for IngestVqaRad {
             OutputPort::new("images", artifact::IMAGES, "the images that are asked about"),
             OutputPort::new("questions", artifact::QUESTIONS, "questions with answers as published"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
             OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
         ]
     }
@@ -181,6 +182,7 @@ impl StageKind for IngestVqaRad {
         let silent = images.keys().filter(|name| !asked.contains(*name)).count();
         checks.fact("image without a question", String::new(), silent as u64);
         checks.write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }

@@ -1,11 +1,13 @@
 //! Volumes in Hounsfield units, as they are stored.
 
+use image::DynamicImage;
 use pipe_engine::cache::Digest;
 use pipe_models::preprocess::volume::{ClipOrder, CtPreprocessor, CtScan};
 
 use super::Params;
 use super::tables::Acquisition;
 use crate::ingest::nifti;
+use crate::ingest::sheets::middle_slice;
 use crate::ingest::source::{SourceFile, SourceFiles};
 
 /// A volume on its way into the table.
@@ -16,6 +18,18 @@ pub(super) struct Scan {
     /// Millimetres.
     pub(super) spacing: Vec<f32>,
     pub(super) digest: Digest,
+}
+
+impl Scan {
+    /// Its middle slice, the window from black to white.
+    pub(super) fn picture(&self, window: [i64; 2]) -> DynamicImage {
+        let [low, high] = window.map(|bound| bound as f64);
+        let shape = [0, 1, 2].map(|axis| self.shape[axis] as usize);
+        let value = |place: usize| {
+            f64::from(i16::from_le_bytes([self.voxels[2 * place], self.voxels[2 * place + 1]]))
+        };
+        middle_slice(shape, value, low, high)
+    }
 }
 
 /// The file of a volume. The publisher's corrected folders, `train_fixed` and `valid_fixed`, come first.
