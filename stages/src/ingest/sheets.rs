@@ -66,28 +66,35 @@ impl Sheets {
         }
     }
 
-    /// Writes `train.png` and so on, for each split that has images.
+    /// Writes `train.png` and so on, for each split that has images; if none has, one black tile as
+    /// `none.png`.
     pub(crate) fn write(&self, output: &mut OutputWriter) -> Result<(), StageError> {
+        if self.tiles.iter().all(Vec::is_empty) {
+            return write_sheet(output, "none", &[RgbImage::new(SIDE, SIDE)]);
+        }
         for (split, tiles) in SPLITS.into_iter().zip(&self.tiles) {
-            if tiles.is_empty() {
-                continue;
+            if !tiles.is_empty() {
+                write_sheet(output, split, tiles)?;
             }
-            let rows = tiles.len().div_ceil(COLUMNS) as u32;
-            let columns = tiles.len().min(COLUMNS) as u32;
-            let length = |tiles: u32| tiles * (SIDE + GAP) + GAP;
-            let mut sheet = RgbImage::from_pixel(length(columns), length(rows), Rgb([40, 40, 40]));
-            for (index, tile) in tiles.iter().enumerate() {
-                let at = |index: usize| i64::from(GAP) + index as i64 * i64::from(SIDE + GAP);
-                imageops::replace(&mut sheet, tile, at(index % COLUMNS), at(index / COLUMNS));
-            }
-            let (width, height) = (sheet.width() as usize, sheet.height() as usize);
-            let bytes = png::encode(&sheet, width, height, 3)?;
-            let path = output.path(&format!("{split}.png"))?;
-            std::fs::write(&path, bytes)
-                .map_err(|error| StageError::environment(format!("writing `{}`", path.display()), error))?;
         }
         Ok(())
     }
+}
+
+fn write_sheet(output: &mut OutputWriter, name: &str, tiles: &[RgbImage]) -> Result<(), StageError> {
+    let rows = tiles.len().div_ceil(COLUMNS) as u32;
+    let columns = tiles.len().min(COLUMNS) as u32;
+    let length = |tiles: u32| tiles * (SIDE + GAP) + GAP;
+    let mut sheet = RgbImage::from_pixel(length(columns), length(rows), Rgb([40, 40, 40]));
+    for (index, tile) in tiles.iter().enumerate() {
+        let at = |index: usize| i64::from(GAP) + index as i64 * i64::from(SIDE + GAP);
+        imageops::replace(&mut sheet, tile, at(index % COLUMNS), at(index / COLUMNS));
+    }
+    let (width, height) = (sheet.width() as usize, sheet.height() as usize);
+    let bytes = png::encode(&sheet, width, height, 3)?;
+    let path = output.path(&format!("{name}.png"))?;
+    std::fs::write(&path, bytes)
+        .map_err(|error| StageError::environment(format!("writing `{}`", path.display()), error))
 }
 
 #[cfg(test)]
@@ -114,6 +121,13 @@ mod tests {
         // The middle of the tenth tile, and the black above an image that is wider than high.
         assert_eq!(sheet.get_pixel(4 + 116 + 56, 4 + 116 + 56).0, [109; 3]);
         assert_eq!(sheet.get_pixel(4 + 116 + 56, 4 + 116 + 5).0, [0; 3]);
+    }
+
+    #[test]
+    fn there_is_a_sheet_where_there_is_no_image() {
+        let folder = tempfile::tempdir().unwrap();
+        Sheets::default().write(&mut OutputWriter::new(folder.path().to_owned())).unwrap();
+        assert!(folder.path().join("none.png").is_file());
     }
 
     #[test]
