@@ -71,7 +71,8 @@ impl Project {
     fn parts(&self, table: &str) -> Vec<PathBuf> {
         let name = self.pipeline.trim_end_matches(".toml");
         let folder = self.folder.path().join("results").join(name).join(table);
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let entries =
+            std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let mut parts: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
         parts.retain(|path| path.extension().is_some_and(|extension| extension == "parquet"));
         parts.sort();
@@ -134,12 +135,20 @@ fn medmnist() {
 #[test]
 fn questions() {
     let (Some(vqa_rad), Some(slake)) = (data("vqa-rad"), data("slake")) else { return };
-    let variables =
-        [("vqa_rad", text(&vqa_rad)), ("slake", text(&slake)), ("partial", "true"), ("missing_images", "\"keep\"")];
+    let variables = [
+        ("vqa_rad", text(&vqa_rad)),
+        ("slake", text(&slake)),
+        ("partial", "true"),
+        ("missing_images", "\"keep\""),
+    ];
     let project = Project::example("vqa-data.toml", &variables);
     project.run(&[]);
     for (protocol, training) in [("published-1797", 167), ("mevf-3064", 278), ("clean-2773", 253)] {
-        assert_eq!(project.rows(&format!("vqa_rad/questions/protocol={protocol}")), training + 48, "{protocol}");
+        assert_eq!(
+            project.rows(&format!("vqa_rad/questions/protocol={protocol}")),
+            training + 48,
+            "{protocol}"
+        );
     }
     assert_eq!(project.rows("slake/questions"), 426 + 111 + 155);
     assert_eq!(project.checks("slake/checks", "image asked about")["test train"], 0);
@@ -189,12 +198,10 @@ fn own_images() {
     let project = Project::example("own-images.toml", &[("images", text(&images)), ("table", text(&table))]);
     project.run(&["folder"]);
     assert_eq!((project.rows("folder/images"), project.rows("folder/captions")), (14, 14));
-    assert!(
-        project.checks("folder/checks", "same group").iter().all(|(splits, count)| {
-            let mut two = splits.split(' ');
-            two.next() == two.next() || *count == 0
-        })
-    );
+    assert!(project.checks("folder/checks", "same group").iter().all(|(splits, count)| {
+        let mut two = splits.split(' ');
+        two.next() == two.next() || *count == 0
+    }));
 
     let parquet = folder.path().join("parquet");
     std::fs::create_dir(&parquet).expect("a folder is made");

@@ -403,7 +403,8 @@ mod tests {
         other.extend(b"\xff\xfe\x00\x09comment");
         other.extend(&whole[2..]);
         assert_eq!(decode(&whole).unwrap(), decode(&other).unwrap());
-        let (grey, turned) = (png::encode(&[7; 12], 4, 3, 1).unwrap(), png::encode(&[7; 12], 3, 4, 1).unwrap());
+        let (grey, turned) =
+            (png::encode(&[7; 12], 4, 3, 1).unwrap(), png::encode(&[7; 12], 3, 4, 1).unwrap());
         assert_ne!(decode(&grey).unwrap().1, decode(&turned).unwrap().1);
     }
 

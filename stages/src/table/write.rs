@@ -265,7 +265,11 @@ fn row_group(schema: &TableSchema, rows: &Table) -> usize {
         Column::Image(values) => values.iter().flatten().map(|(bytes, _)| bytes.len()).sum(),
         _ => 0,
     });
-    if bytes.sum::<usize>() > LARGE_IMAGE * rows.rows() { schema.row_group.min(100) } else { schema.row_group }
+    if bytes.sum::<usize>() > LARGE_IMAGE * rows.rows() {
+        schema.row_group.min(100)
+    } else {
+        schema.row_group
+    }
 }
 
 /// Metadata stands in the Arrow schema and again as Parquet key-values: some readers see only the one,
