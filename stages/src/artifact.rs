@@ -16,6 +16,14 @@ pub const QUESTIONS: ArtifactType = ArtifactType("table<questions>");
 pub const MASKS: ArtifactType = ArtifactType("table<masks>");
 /// What an ingest counted, and what splits share.
 pub const CHECKS: ArtifactType = ArtifactType("table<checks>");
+/// Boxes around things in images.
+pub const BOXES: ArtifactType = ArtifactType("table<boxes>");
+/// Facts, one row each.
+pub const KNOWLEDGE: ArtifactType = ArtifactType("table<knowledge>");
+/// Contact sheets: the first images of each split as PNG files.
+pub const SHEETS: ArtifactType = ArtifactType("sheets");
+/// What an ingest left out, and why.
+pub const REJECTS: ArtifactType = ArtifactType("table<rejects>");
 /// Token ids of texts.
 pub const TOKENS: ArtifactType = ArtifactType("table<tokens>");
 /// Figures that a generator's planted truths imply.

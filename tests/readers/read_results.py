@@ -20,6 +20,10 @@ def check_parquet(path: Path) -> int:
     assert b"pipe" in (table.schema.metadata or {}), f"{path}: no `pipe` metadata for pyarrow"
     provenance = json.loads(table.schema.metadata[b"pipe"])
     assert provenance["version"] == 1 and provenance["kind"], path
+    images = [field.name for field in table.schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") == 0]
+    if images:
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        assert all(features[name] == {"_type": "Image"} for name in images), f"{path}: images do not show in `datasets`"
     frame = polars.read_parquet(path, hive_partitioning=False)
     assert frame.height == table.num_rows, f"{path}: Polars reads {frame.height} of {table.num_rows} rows"
     rows = duckdb.sql(f"select count(*) from read_parquet('{path}', hive_partitioning=false)").fetchall()[0][0]

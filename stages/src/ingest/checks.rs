@@ -94,17 +94,30 @@ impl Checks {
         }
     }
 
-    fn shared(&mut self, check: &'static str, split: &str, other: &str, mut pairs: Vec<String>) {
-        let count = pairs.len() as i64;
+    /// What `split` shares with `other`, as pairs or names.
+    pub(crate) fn shared(&mut self, check: &'static str, split: &str, other: &str, mut pairs: Vec<String>) {
+        let count = pairs.len() as u64;
         pairs.truncate(self.examples);
-        self.rows.push(Check {
-            check,
-            split: Some(split.to_owned()),
-            other: Some(other.to_owned()),
-            value: None,
-            count,
-            examples: Some(pairs),
-        });
+        self.counted(check, split, other, count, pairs);
+    }
+
+    /// How many examples are named.
+    pub(crate) fn examples(&self) -> usize {
+        self.examples
+    }
+
+    /// As [`Self::shared`], where more are counted than named.
+    pub(crate) fn counted(
+        &mut self,
+        check: &'static str,
+        split: &str,
+        other: &str,
+        count: u64,
+        examples: Vec<String>,
+    ) {
+        let (split, other) = (Some(split.to_owned()), Some(other.to_owned()));
+        let count = count as i64;
+        self.rows.push(Check { check, split, other, value: None, count, examples: Some(examples) });
     }
 
     /// Writes the table.

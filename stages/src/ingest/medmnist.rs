@@ -10,6 +10,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+use image::{DynamicImage, GrayImage, RgbImage};
 use pipe_engine::cache::Digest;
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -23,6 +24,8 @@ use self::catalogue::{Dataset, Kind, Published, Task, identify};
 use super::checks::Checks;
 use super::checksum::{Checksum, md5_of};
 use super::npz::{Array, Npz};
+use super::rejects::Rejects;
+use super::sheets::{Sheets, middle_slice, tile};
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions, write};
 use crate::{artifact, png};
 
@@ -95,7 +98,7 @@ impl StageKind for IngestMedmnist {
         KindDescription {
             name: "ingest.medmnist",
             summary: "reads a MedMNIST file: images or volumes with labels, in the official splits",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -114,6 +117,12 @@ impl StageKind for IngestMedmnist {
             samples,
             OutputPort::new("labels", artifact::LABELS, "their classes"),
             OutputPort::new("checks", artifact::CHECKS, "counts, and images that stand in two splits"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first samples of each split, to look at"),
+            OutputPort::new(
+                "rejects",
+                artifact::REJECTS,
+                "what was left out: nothing, a file is taken whole",
+            ),
         ]
     }
 
@@ -236,6 +245,7 @@ impl Source {
         let sample_bytes: u64 = self.published.kind.shape(self.side).iter().product();
         let block = (BLOCK_BYTES / sample_bytes).clamp(1, BLOCK_ROWS);
         let mut digests: Vec<(Split, String, Digest)> = Vec::with_capacity(total);
+        let mut sheets = Sheets::default();
         for SplitLabels { split, labels } in &self.splits {
             let (split, samples) = (*split, labels.len() as u64);
             let mut array = npz.array(&format!("{}_images", split.name()))?;
@@ -244,6 +254,12 @@ impl Source {
                 context.check_cancelled()?;
                 let count = block.min(samples - first);
                 let bytes = array.bytes(count * sample_bytes)?;
+                for pixels in bytes.chunks_exact(sample_bytes as usize) {
+                    if !sheets.has_room(split.name()) {
+                        break;
+                    }
+                    sheets.add(split.name(), tile(&self.picture(pixels)));
+                }
                 let samples: Vec<Result<Sample, StageError>> = bytes
                     .par_chunks_exact(sample_bytes as usize)
                     .enumerate()
@@ -264,7 +280,24 @@ impl Source {
         writer.finish(context.output(port)?)?;
         let labels = self.with_metadata(self.label_table());
         write(context.output("labels")?, &TableSchema::labels(), &labels, WriteOptions::text(&provenance))?;
-        self.checks(&digests).write(context.output("checks")?, &provenance)
+        self.checks(&digests).write(context.output("checks")?, &provenance)?;
+        sheets.write(context.output("sheets")?)?;
+        Rejects::default().write(0, "rejects", context)
+    }
+
+    /// A sample to look at; of a volume, its middle slice.
+    fn picture(&self, pixels: &[u8]) -> DynamicImage {
+        let side = self.side as u32;
+        let buffer = pixels.to_vec();
+        let picture = match self.published.kind {
+            Kind::Grey => GrayImage::from_raw(side, side, buffer).map(DynamicImage::ImageLuma8),
+            Kind::Colour => RgbImage::from_raw(side, side, buffer).map(DynamicImage::ImageRgb8),
+            Kind::Volume => {
+                let side = self.side as usize;
+                Some(middle_slice([side; 3], |place| f64::from(pixels[place]), 0.0, 255.0))
+            }
+        };
+        picture.expect("a sample has the bytes of its shape")
     }
 
     /// What both tables say of where they come from.

@@ -1,8 +1,37 @@
 //! Stage kinds that read data sets as they are published and write the tables of the study.
 
+mod captions;
 pub(crate) mod checks;
 mod checksum;
+mod csv;
+mod ct_rate;
+mod huggingface;
+mod images;
+mod json;
+mod lines;
 mod medmnist;
+mod nifti;
 mod npz;
+mod parquet;
+mod pictures;
+mod pmc;
+mod questions;
+mod rejects;
+mod roco;
+mod seen;
+mod sheets;
+mod slake;
+mod source;
+mod splits;
+#[cfg(test)]
+mod testing;
+mod vqa_rad;
 
+pub use ct_rate::IngestCtRate;
+pub use huggingface::IngestHuggingFace;
+pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;
+pub use pmc::IngestPmc;
+pub use roco::IngestRoco;
+pub use slake::IngestSlake;
+pub use vqa_rad::IngestVqaRad;

@@ -141,6 +141,12 @@ impl Table {
         self
     }
 
+    /// Adds metadata entries.
+    #[must_use]
+    pub fn with_all_metadata(self, entries: &[(&str, String)]) -> Self {
+        entries.iter().fold(self, |table, (key, value)| table.with_metadata(key, value.clone()))
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.columns.first().map_or(0, |(_, column)| column.len())

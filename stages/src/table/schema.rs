@@ -110,6 +110,27 @@ impl TableSchema {
         ]
     );
     schema!(
+        /// Boxes in pixels from the top left.
+        boxes, "boxes", 10000, [
+            must("image_id", Kind::Utf8), must("split", Kind::Category), must("region", Kind::Category),
+            must("x", Kind::Float64), must("y", Kind::Float64), must("width", Kind::Float64),
+            must("height", Kind::Float64),
+        ]
+    );
+    schema!(
+        /// Facts of a knowledge graph.
+        knowledge, "knowledge", 10000, [
+            must("head", Kind::Utf8), must("relation", Kind::Utf8), must("tail", Kind::Utf8),
+            may("lang", Kind::Category), may("graph", Kind::Category),
+        ]
+    );
+    schema!(
+        /// Rows that an ingest left out.
+        rejects, "rejects", 10000, [
+            must("file", Kind::Utf8), may("row", Kind::Int64), may("id", Kind::Utf8), must("reason", Kind::Utf8),
+        ]
+    );
+    schema!(
         /// Class labels: a list even where it holds one.
         labels, "labels", 10000, [
             must("image_id", Kind::Utf8), must("split", Kind::Category), must("label", Kind::ListInt64),

@@ -201,10 +201,10 @@ fn value(column: &Column, row: usize) -> Value {
 }
 
 /// Where parts end: after at least a quarter of the target, behind each row whose digest's low bits are
-/// zero; at four times the target in any case. An inserted row moves one or two cuts. What stands behind
+/// zero; at four times the target in any case. With a target of 1 every row is a part. An inserted row moves one or two cuts. What stands behind
 /// the last one is no part yet.
 fn cuts(digests: &[Digest], target: usize) -> Vec<usize> {
-    let target = target.next_power_of_two().max(4);
+    let target = target.next_power_of_two();
     let mask = target as u64 - 1;
     let mut ends = Vec::new();
     let mut start = 0;
@@ -255,6 +255,23 @@ fn write_part(
     })
 }
 
+/// Images of more bytes than this on average are written in small row groups: who wants one row reads a
+/// whole group.
+const LARGE_IMAGE: usize = 20_000;
+
+/// Rows of a row group.
+fn row_group(schema: &TableSchema, rows: &Table) -> usize {
+    let bytes = rows.columns().iter().map(|(_, column)| match column {
+        Column::Image(values) => values.iter().flatten().map(|(bytes, _)| bytes.len()).sum(),
+        _ => 0,
+    });
+    if bytes.sum::<usize>() > LARGE_IMAGE * rows.rows() {
+        schema.row_group.min(100)
+    } else {
+        schema.row_group
+    }
+}
+
 /// Metadata stands in the Arrow schema and again as Parquet key-values: some readers see only the one,
 /// some only the other.
 fn properties(schema: &TableSchema, rows: &Table) -> WriterProperties {
@@ -265,7 +282,7 @@ fn properties(schema: &TableSchema, rows: &Table) -> WriterProperties {
         .set_compression(zstd)
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::Page)
-        .set_max_row_group_row_count(Some(schema.row_group))
+        .set_max_row_group_row_count(Some(row_group(schema, rows)))
         .set_key_value_metadata(Some(key_values));
     for (name, column) in rows.columns() {
         let path = |parts: &[&str]| {
@@ -399,6 +416,28 @@ mod tests {
         let read = super::super::read::read_file(&path, None).unwrap();
         assert_eq!(read.list_float32("scores").unwrap(), table.list_float32("scores").unwrap());
         assert_eq!(read.utf8("truth_device").unwrap(), table.utf8("truth_device").unwrap());
+    }
+
+    #[test]
+    fn large_images_stand_in_small_row_groups() {
+        let groups = |bytes: usize| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut output = OutputWriter::new(folder.path().to_owned());
+            let rows = 0..150;
+            let text = |value: &str| Column::Utf8(vec![Some(value.to_owned()); 150]);
+            let table = Table::new()
+                .with("image_id", Column::texts(rows.clone().map(|row| row.to_string())))
+                .with("split", text("test"))
+                .with("mask", Column::Image(vec![Some((vec![7; bytes], String::new())); 150]))
+                .with("pixels", Column::Int64(rows.map(Some).collect()));
+            let options = WriteOptions { shard_rows: 4096, provenance: "{}" };
+            write(&mut output, &TableSchema::masks(), &table, options).unwrap();
+            let file = File::open(folder.path().join("part-00000.parquet")).unwrap();
+            let reader =
+                parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            reader.metadata().num_row_groups()
+        };
+        assert_eq!((groups(100), groups(30_000)), (1, 2));
     }
 
     #[test]

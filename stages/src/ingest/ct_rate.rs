@@ -1,0 +1,331 @@
+//! The stage kind `ingest.ct_rate`: CT-RATE (Hamamci et al. 2024), chest CT with reports and labels, from
+//! its folder as published; or the labelled reports of its text classifier, which have no volumes.
+
+mod scans;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use pipe_engine::{
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::scans::{Scan, prepare};
+use self::tables::{LABELS, Report, Volume};
+use super::checks::Checks;
+use super::rejects::Rejects;
+use super::seen::{Seen, key, text_key};
+use super::sheets::{Sheets, tile};
+use super::source::SourceFiles;
+use super::splits::{SPLITS, drawn, place};
+use crate::artifact;
+use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions, write};
+
+/// What the published validation split is to a study.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ValidAs {
+    /// For choosing.
+    #[default]
+    Val,
+    /// For testing: no other test split is published, and CT-CLIP's figures are of this one.
+    Test,
+}
+
+/// Which reconstructions of a scan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reconstructions {
+    /// Every one.
+    #[default]
+    All,
+    /// The first of each scan.
+    First,
+}
+
+/// Parameters of `ingest.ct_rate`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// What the published validation split is.
+    pub valid_as: ValidAs,
+    /// The share of training patients who are moved to `val`.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub val: f64,
+    /// Decides which patients these are.
+    pub seed: i64,
+    /// Which reconstructions of a scan.
+    pub reconstructions: Reconstructions,
+    /// Millimetres between slices, rows and columns after resampling; an empty list keeps the scan's own.
+    pub spacing: Vec<f64>,
+    /// Hounsfield units beyond these are clipped.
+    pub window: [i64; 2],
+    /// Whether volumes of the tables may be missing, as where a part was downloaded.
+    pub allow_partial: bool,
+    /// How many rows may be left out before the stage fails.
+    #[schemars(range(min = 0))]
+    pub max_rejects: i64,
+    /// Rows of a part of the table of volumes, on average. A volume has up to 100 MB.
+    #[schemars(range(min = 1, max = 65536))]
+    pub shard_rows: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            valid_as: ValidAs::default(),
+            val: 0.0,
+            seed: 0,
+            reconstructions: Reconstructions::default(),
+            spacing: vec![1.5, 0.75, 0.75],
+            window: [-1000, 1000],
+            allow_partial: false,
+            max_rejects: 0,
+            shard_rows: 1,
+        }
+    }
+}
+
+/// Reads CT-RATE.
+pub struct IngestCtRate;
+
+const LICENCE: &str = "CC-BY-NC-SA-4.0";
+
+impl StageKind for IngestCtRate {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "ingest.ct_rate",
+            summary: "reads CT-RATE: chest CT volumes in Hounsfield units, reports and 18 abnormalities",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Exact,
+            cpu: DefaultCpu::All,
+            inputs: vec![InputPort::required(
+                "source",
+                &[ArtifactType::FILE],
+                "the folder `dataset` of CT-RATE, or a part of it; or a CSV file of labelled reports",
+            )],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![
+            OutputPort::new("volumes", artifact::VOLUMES, "the volumes, in Hounsfield units"),
+            OutputPort::new("labels", artifact::LABELS, "18 abnormalities, a bit each"),
+            OutputPort::new("captions", artifact::CAPTIONS, "findings and impressions of the reports"),
+            OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
+            OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
+        ]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let mut problems = Vec::new();
+        let mut wrong = |path: &str, message: &str| {
+            let (path, message) = (path.to_owned(), message.to_owned());
+            problems.push(ParameterProblem { path, message, help: None });
+        };
+        let three =
+            params.spacing.len() == 3 && params.spacing.iter().all(|size| *size > 0.0 && *size < 1000.0);
+        if !params.spacing.is_empty() && !three {
+            wrong("spacing", "three positive numbers of millimetres are expected, or none");
+        }
+        let [low, high] = params.window;
+        if low >= high || low < i64::from(i16::MIN) || high > i64::from(i16::MAX) {
+            wrong("window", "two numbers of Hounsfield units are expected, the lower first, of 16 bits");
+        }
+        problems
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let files = SourceFiles::of(context.input("source")?)?;
+        let mut rejects = Rejects::default();
+        let mut volumes = match tables::labelled_reports(&files)? {
+            Some(file) => tables::read_labelled_reports(file, &mut rejects)?,
+            None => tables::read(&files, &mut rejects)?,
+        };
+        for volume in &mut volumes {
+            volume.split = match volume.split {
+                "val" if params.valid_as == ValidAs::Test => "test",
+                "train" => drawn(params.seed, &volume.patient, params.val, 0.0),
+                split => split,
+            };
+        }
+        if params.reconstructions == Reconstructions::First {
+            let mut seen = std::collections::BTreeSet::new();
+            volumes.retain(|volume| volume.scan.as_ref().is_none_or(|scan| seen.insert(scan.clone())));
+        }
+        volumes.sort_by_key(|volume| place(volume.split));
+        rejects.check(params.max_rejects)?;
+        let metadata = [
+            ("dataset", "ct-rate".to_owned()),
+            ("licence", LICENCE.to_owned()),
+            ("units", "Hounsfield units".to_owned()),
+        ];
+        let provenance = context.provenance().to_owned();
+        let mut checks = Checks::default();
+        let kept = write_volumes(&files, &volumes, params, &metadata, &mut rejects, &mut checks, context)?;
+        rejects.check(params.max_rejects)?;
+        if kept.is_empty() {
+            return Err(files.error("there is no volume of those that the tables name"));
+        }
+        let text = WriteOptions::text(&provenance);
+        let labels = label_table(&kept).with_all_metadata(&metadata);
+        write(context.output("labels")?, &TableSchema::labels(), &labels, text)?;
+        let reports: Vec<(&Volume<'_>, &Report)> =
+            kept.iter().filter_map(|volume| Some((*volume, volume.report.as_ref()?))).collect();
+        let captions = caption_table(&reports).with_all_metadata(&metadata);
+        write(context.output("captions")?, &TableSchema::captions(), &captions, text)?;
+        count(&mut checks, &kept, &reports);
+        checks.write(context.output("checks")?, &provenance)?;
+        rejects.write(params.max_rejects, "rejects", context)
+    }
+}
+
+const SCHEMA: &TableSchema = &TableSchema::volumes();
+
+/// Writes the volumes one after the other; those that were written, or that have none to write.
+fn write_volumes<'v, 'f>(
+    files: &SourceFiles,
+    volumes: &'v [Volume<'f>],
+    params: &Params,
+    metadata: &[(&str, String)],
+    rejects: &mut Rejects,
+    checks: &mut Checks,
+    context: &mut StageContext<'_>,
+) -> Result<Vec<&'v Volume<'f>>, StageError> {
+    let provenance = context.provenance().to_owned();
+    let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
+    let mut writer = TableWriter::new(context.output("volumes")?, SCHEMA, options);
+    writer.push(&volume_table(&[]).with_all_metadata(metadata))?;
+    let mut seen = Seen::new(&["same volume", "same patient"]);
+    let mut shapes: BTreeMap<(usize, Vec<i32>), u64> = BTreeMap::new();
+    let (mut kept, mut missing) = (Vec::new(), 0);
+    let mut sheets = Sheets::default();
+    for (index, volume) in volumes.iter().enumerate() {
+        context.check_cancelled()?;
+        let Some(acquisition) = &volume.acquisition else {
+            kept.push(volume);
+            continue;
+        };
+        let (file, row) = volume.place;
+        let Some(found) = scans::file(files, &volume.id) else {
+            missing += 1;
+            if !params.allow_partial {
+                let reason = format!(
+                    "there is no volume `{}.nii.gz`; `allow_partial = true` takes those that are there",
+                    volume.id
+                );
+                rejects.add(file, Some(row), Some(&volume.id), reason);
+                rejects.check(params.max_rejects)?;
+            }
+            continue;
+        };
+        match prepare(found, acquisition, params) {
+            Ok(scan) => {
+                seen.add(
+                    &volume.id,
+                    volume.split,
+                    &[Some(key(&scan.digest)), Some(text_key(&volume.patient))],
+                );
+                *shapes.entry((place(volume.split), scan.shape.clone())).or_default() += 1;
+                if sheets.has_room(volume.split) {
+                    sheets.add(volume.split, tile(&scan.picture(params.window)));
+                }
+                writer.push(&volume_table(&[(volume, scan)]).with_all_metadata(metadata))?;
+                kept.push(volume);
+            }
+            Err(reason) => rejects.add(found, None, Some(&volume.id), reason),
+        }
+        context.progress(index as u64 + 1, volumes.len() as u64, "volumes", &[]);
+    }
+    writer.finish(context.output("volumes")?)?;
+    sheets.write(context.output("sheets")?)?;
+    checks.fact("volume of the tables that is not there", String::new(), missing);
+    for split in seen.splits() {
+        checks.count("volumes", split, None, seen.count(split));
+    }
+    for ((split, shape), count) in shapes {
+        let shape: Vec<String> = shape.iter().map(i32::to_string).collect();
+        checks.count("shape", SPLITS[split], Some(shape.join(" x ")), count);
+    }
+    seen.check(checks);
+    Ok(kept)
+}
+
+fn volume_table(rows: &[(&Volume<'_>, Scan)]) -> Table {
+    let text = |value: &dyn Fn(&Volume<'_>) -> Option<String>| {
+        Column::Utf8(rows.iter().map(|(volume, _)| value(volume)).collect())
+    };
+    Table::new()
+        .with("image_id", text(&|volume| Some(volume.id.clone())))
+        .with("split", text(&|volume| Some(volume.split.to_owned())))
+        .with("voxels", Column::Binary(rows.iter().map(|(_, scan)| Some(scan.voxels.clone())).collect()))
+        .with("dtype", text(&|_| Some("i16".to_owned())))
+        .with("shape", Column::ListInt32(rows.iter().map(|(_, scan)| Some(scan.shape.clone())).collect()))
+        .with(
+            "spacing",
+            Column::ListFloat32(rows.iter().map(|(_, scan)| Some(scan.spacing.clone())).collect()),
+        )
+        .with("sha", Column::texts(rows.iter().map(|(_, scan)| scan.digest.to_hex())))
+        .with("modality", text(&|_| Some("CT".to_owned())))
+        .with("region", text(&|_| Some("chest".to_owned())))
+        .with("licence", text(&|_| Some(LICENCE.to_owned())))
+        .with("group_id", text(&|volume| Some(volume.patient.clone())))
+        .with("scan", text(&|volume| volume.scan.clone()))
+}
+
+fn label_table(volumes: &[&Volume<'_>]) -> Table {
+    let labelled: Vec<&&Volume<'_>> = volumes.iter().filter(|volume| volume.labels.is_some()).collect();
+    Table::new()
+        .with("image_id", Column::texts(labelled.iter().map(|volume| volume.id.clone())))
+        .with("split", Column::texts(labelled.iter().map(|volume| volume.split)))
+        .with("label", Column::ListInt64(labelled.iter().map(|volume| volume.labels.clone()).collect()))
+        .with_metadata("task", "multi-label, binary-class")
+        .with_metadata("label_names", serde_json::json!(LABELS).to_string())
+}
+
+fn caption_table(reports: &[(&Volume<'_>, &Report)]) -> Table {
+    let text = |value: &dyn Fn(&Report) -> Option<String>| {
+        Column::Utf8(reports.iter().map(|(_, report)| value(report)).collect())
+    };
+    Table::new()
+        .with("caption_id", Column::Int64((0..reports.len() as i64).map(Some).collect()))
+        .with("image_id", Column::texts(reports.iter().map(|(volume, _)| volume.id.clone())))
+        .with("split", Column::texts(reports.iter().map(|(volume, _)| volume.split)))
+        .with("caption", text(&|report| Some(report.text.clone())))
+        .with("clinical_information", text(&|report| report.clinical_information.clone()))
+        .with("technique", text(&|report| report.technique.clone()))
+        .with("findings", text(&|report| report.findings.clone()))
+        .with("impression", text(&|report| report.impression.clone()))
+        .with_metadata("task", "retrieval")
+}
+
+fn count(checks: &mut Checks, volumes: &[&Volume<'_>], reports: &[(&Volume<'_>, &Report)]) {
+    let mut seen = Seen::new(&["same caption"]);
+    for (volume, report) in reports {
+        seen.add(&volume.id, volume.split, &[Some(text_key(&report.text))]);
+    }
+    for split in SPLITS.into_iter().filter(|split| volumes.iter().any(|volume| volume.split == *split)) {
+        let of_split: Vec<&&Volume<'_>> = volumes.iter().filter(|volume| volume.split == split).collect();
+        let patients: std::collections::BTreeSet<&str> =
+            of_split.iter().map(|volume| volume.patient.as_str()).collect();
+        checks.count("patients", split, None, patients.len() as u64);
+        checks.count("reports", split, None, seen.count(split));
+        let labelled: Vec<&Vec<i64>> = of_split.iter().filter_map(|volume| volume.labels.as_ref()).collect();
+        checks.count("labelled", split, None, labelled.len() as u64);
+        for (class, name) in LABELS.into_iter().enumerate() {
+            let count = labelled.iter().filter(|labels| labels[class] == 1).count();
+            checks.count("class", split, Some(name.to_owned()), count as u64);
+        }
+    }
+    seen.check(checks);
+}

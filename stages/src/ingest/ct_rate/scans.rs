@@ -1,0 +1,88 @@
+//! Volumes in Hounsfield units, as they are stored.
+
+use image::DynamicImage;
+use pipe_engine::cache::Digest;
+use pipe_models::preprocess::volume::{ClipOrder, CtPreprocessor, CtScan};
+
+use super::Params;
+use super::tables::Acquisition;
+use crate::ingest::nifti;
+use crate::ingest::sheets::middle_slice;
+use crate::ingest::source::{SourceFile, SourceFiles};
+
+/// A volume on its way into the table.
+pub(super) struct Scan {
+    /// Hounsfield units as i16, low byte first, `[slices, rows, columns]`.
+    pub(super) voxels: Vec<u8>,
+    pub(super) shape: Vec<i32>,
+    /// Millimetres.
+    pub(super) spacing: Vec<f32>,
+    pub(super) digest: Digest,
+}
+
+impl Scan {
+    /// Its middle slice, the window from black to white.
+    pub(super) fn picture(&self, window: [i64; 2]) -> DynamicImage {
+        let [low, high] = window.map(|bound| bound as f64);
+        let shape = [0, 1, 2].map(|axis| self.shape[axis] as usize);
+        let value = |place: usize| {
+            f64::from(i16::from_le_bytes([self.voxels[2 * place], self.voxels[2 * place + 1]]))
+        };
+        middle_slice(shape, value, low, high)
+    }
+}
+
+/// The file of a volume. The publisher's corrected folders, `train_fixed` and `valid_fixed`, come first.
+pub(super) fn file<'a>(files: &'a SourceFiles, id: &str) -> Option<&'a SourceFile> {
+    let corrected = |file: &&SourceFile| file.path.split('/').any(|part| part.ends_with("_fixed"));
+    let name = format!("{id}.nii.gz");
+    files.named(&name).find(corrected).or_else(|| files.ending(&name))
+}
+
+/// Reads a volume and brings it to the wanted spacing.
+pub(super) fn prepare(file: &SourceFile, acquisition: &Acquisition, params: &Params) -> Result<Scan, String> {
+    let read = nifti::read(file)?;
+    let [rows, columns, slices] = read.shape;
+    // The header's own factors, which are 1 and 0 in what is published, come before those of the metadata.
+    let slope = acquisition.slope * read.slope;
+    let intercept = acquisition.slope * read.intercept + acquisition.intercept;
+    let [low, high] = params.window.map(|bound| bound as f64);
+    let (units, shape, spacing) = if let [z, x, y] = params.spacing[..] {
+        let preprocessor = CtPreprocessor {
+            spacing: [z, x, y],
+            window: [low, high],
+            order: ClipOrder::BeforeResampling,
+            ..CtPreprocessor::ct_clip()
+        };
+        let scan = CtScan {
+            voxels: &read.voxels,
+            shape: read.shape,
+            slope,
+            intercept,
+            spacing_in_plane: acquisition.in_plane,
+            spacing_between_planes: acquisition.between_planes,
+        };
+        let (units, shape) = preprocessor.hounsfield_units(&scan).map_err(|error| error.to_string())?;
+        (units, shape, [z, x, y])
+    } else {
+        let mut units = Vec::with_capacity(read.voxels.len());
+        for slice in 0..slices {
+            for place in 0..rows * columns {
+                let voxel = f64::from(read.voxels[place * slices + slice]);
+                units.push((slope * voxel + intercept).clamp(low, high) as f32);
+            }
+        }
+        let spacing = [acquisition.between_planes, acquisition.in_plane, acquisition.in_plane];
+        (units, [slices, rows, columns], spacing)
+    };
+    if units.len() * 2 > i32::MAX as usize {
+        return Err(format!("it has {} voxels, more than a cell of a table can hold", units.len()));
+    }
+    let voxels: Vec<u8> = units.iter().flat_map(|unit| (unit.round() as i16).to_le_bytes()).collect();
+    Ok(Scan {
+        digest: Digest::of(&voxels),
+        voxels,
+        shape: shape.iter().map(|size| *size as i32).collect(),
+        spacing: spacing.iter().map(|size| *size as f32).collect(),
+    })
+}

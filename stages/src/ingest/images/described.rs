@@ -1,0 +1,174 @@
+//! What is said of each image: by the folders it lies in, or by a row of a CSV file.
+
+use pipe_engine::StageError;
+
+use super::{FolderMeaning, Params};
+use crate::ingest::csv::CsvFile;
+use crate::ingest::pictures::{Content, Picture};
+use crate::ingest::rejects::Rejects;
+use crate::ingest::source::{SourceFile, SourceFiles};
+use crate::ingest::splits::{canonical, drawn};
+
+/// An image with what is said of it.
+pub(super) struct Described<'a> {
+    pub(super) picture: Picture<'a>,
+    pub(super) labels: Vec<String>,
+    pub(super) caption: Option<String>,
+    /// The file that says so, and the row in it: a CSV file, or the image itself.
+    pub(super) place: (&'a SourceFile, Option<usize>),
+}
+
+impl Described<'_> {
+    /// Leaves it out.
+    pub(super) fn reject(&self, rejects: &mut Rejects, reason: impl Into<String>) {
+        let (file, row) = self.place;
+        rejects.add(file, row, Some(&self.picture.id), reason);
+    }
+}
+
+/// Names that end like this are images.
+const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+fn is_image(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_lowercase());
+    !name.starts_with('.') && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+/// The images below a folder, in the order of their paths.
+pub(super) fn from_folders<'a>(
+    files: &'a SourceFiles,
+    params: &Params,
+    rejects: &mut Rejects,
+) -> Result<Vec<Described<'a>>, StageError> {
+    let mut rows = Vec::new();
+    for file in files.iter().filter(|file| is_image(&file.path)) {
+        let parts: Vec<&str> = file.path.split('/').collect();
+        let (name, folders) = (file.path.as_str(), &parts[..parts.len() - 1]);
+        if folders.len() < params.folders.len() {
+            let reason =
+                format!("it lies in {} folders; `folders` names {}", folders.len(), params.folders.len());
+            rejects.add(file, None, Some(name), reason);
+            continue;
+        }
+        let said = |meaning: FolderMeaning| {
+            let place = params.folders.iter().position(|known| *known == meaning)?;
+            Some(folders[place].to_owned())
+        };
+        let group = said(FolderMeaning::Group);
+        let split = match said(FolderMeaning::Split) {
+            Some(written) => match canonical(&written) {
+                Some(split) => split,
+                None => {
+                    rejects.add(file, None, Some(name), unknown_split(&written));
+                    continue;
+                }
+            },
+            None => drawn(params.seed, group.as_deref().unwrap_or(name), params.val, params.test),
+        };
+        rows.push(Described {
+            picture: Picture {
+                id: name.to_owned(),
+                split,
+                path: name.to_owned(),
+                content: Content::File(file),
+                modality: None,
+                region: None,
+                licence: params.licence.clone(),
+                group,
+                named_by: None,
+            },
+            labels: said(FolderMeaning::Label).into_iter().collect(),
+            caption: None,
+            place: (file, None),
+        });
+    }
+    Ok(rows)
+}
+
+fn unknown_split(written: &str) -> String {
+    format!("`{written}` is no split; train, val and test are, and their usual longer names")
+}
+
+/// The rows of a CSV file, in its order. Their images have to lie in the folder.
+pub(super) fn from_csv<'a>(
+    table: &'a SourceFile,
+    files: &'a SourceFiles,
+    params: &Params,
+    rejects: &mut Rejects,
+) -> Result<Vec<Described<'a>>, StageError> {
+    let mut file = CsvFile::open(table, params.delimiter.bytes().next().unwrap_or(b','))?;
+    let column = |wanted: &str| file.column(wanted);
+    let optional = |wanted: &Option<String>| wanted.as_deref().map(column).transpose();
+    let columns = &params.columns;
+    let image = column(&columns.image)?;
+    let (id, split, label) = (optional(&columns.id)?, optional(&columns.split)?, optional(&columns.label)?);
+    let (caption, group) = (optional(&columns.caption)?, optional(&columns.group)?);
+    let (modality, region) = (optional(&columns.modality)?, optional(&columns.region)?);
+    let licence = optional(&columns.licence)?;
+    let mut rows = Vec::new();
+    while let Some(record) = file.next_row()? {
+        let record = match record {
+            Ok(record) => record,
+            Err(bad) => {
+                rejects.add(table, Some(bad.number), None, bad.reason);
+                continue;
+            }
+        };
+        let row = record.number;
+        let field = |column: Option<usize>| column.and_then(|column| record.field(column));
+        let owned = |column: Option<usize>| field(column).map(str::to_owned);
+        let Some(written) = field(Some(image)) else {
+            rejects.add(table, Some(row), None, "it names no image");
+            continue;
+        };
+        // Only what lies in the folder is found: no path leads out of it.
+        let found = written.strip_prefix("./").unwrap_or(written);
+        let Some(image) = files.exactly(found) else {
+            rejects.add(table, Some(row), field(id), format!("the folder has no file `{written}`"));
+            continue;
+        };
+        let id = field(id).unwrap_or(found).to_owned();
+        let group = owned(group);
+        let split = match field(split) {
+            Some(written) => match canonical(written) {
+                Some(split) => split,
+                None => {
+                    rejects.add(table, Some(row), Some(&id), unknown_split(written));
+                    continue;
+                }
+            },
+            None if split.is_some() => {
+                rejects.add(table, Some(row), Some(&id), "it has no split");
+                continue;
+            }
+            None => drawn(params.seed, group.as_deref().unwrap_or(&id), params.val, params.test),
+        };
+        let labels = match (field(label), &params.label_separator) {
+            (None, _) => Vec::new(),
+            (Some(label), None) => vec![label.to_owned()],
+            (Some(labels), Some(separator)) => labels
+                .split(separator.as_str())
+                .map(|label| label.trim().to_owned())
+                .filter(|label| !label.is_empty())
+                .collect(),
+        };
+        rows.push(Described {
+            picture: Picture {
+                id,
+                split,
+                path: found.to_owned(),
+                content: Content::File(image),
+                modality: owned(modality),
+                region: owned(region),
+                licence: owned(licence).or_else(|| params.licence.clone()),
+                group,
+                named_by: Some((table, row)),
+            },
+            labels,
+            caption: owned(caption),
+            place: (table, Some(row)),
+        });
+    }
+    Ok(rows)
+}

@@ -1,0 +1,421 @@
+//! Encoded images on their way into a table: stored as found, decoded once to know that they can be.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageReader, Limits, RgbImage};
+use pipe_engine::cache::Digest;
+use pipe_engine::{OutputWriter, StageContext, StageError};
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::checks::Checks;
+use super::rejects::Rejects;
+use super::seen::{Seen, key, text_key};
+use super::sheets::{Sheets, tile};
+use super::source::SourceFile;
+use super::splits::place;
+use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
+
+/// A longer file is no image of a study.
+const FILE_LIMIT: u64 = 128 << 20;
+/// An image beyond this side is refused before it is decoded.
+const SIDE_LIMIT: u32 = 1 << 15;
+/// So is one that takes more memory than this.
+const DECODE_LIMIT: u64 = 256 << 20;
+/// Files that are read at once have so many bytes together, or are one.
+const BLOCK_BYTES: u64 = 64 << 20;
+
+/// What becomes of rows whose image is not there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingImages {
+    /// The image is rejected, and its rows are left out.
+    #[default]
+    Reject,
+    /// Rows stay without an image: for stages that read text alone.
+    Keep,
+}
+
+/// An image on its way into the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Picture<'a> {
+    pub(crate) id: String,
+    pub(crate) split: &'static str,
+    /// The published name.
+    pub(crate) path: String,
+    pub(crate) content: Content<'a>,
+    pub(crate) modality: Option<String>,
+    pub(crate) region: Option<String>,
+    pub(crate) licence: Option<String>,
+    pub(crate) group: Option<String>,
+    /// The file and the row in it, from 1, that name the image.
+    pub(crate) named_by: Option<(&'a SourceFile, usize)>,
+}
+
+/// Where the bytes of an image are.
+#[derive(Clone, Debug)]
+pub(crate) enum Content<'a> {
+    /// In a file.
+    File(&'a SourceFile),
+    /// In a cell of a table.
+    Bytes(Vec<u8>),
+}
+
+/// What is remembered of the images that were stored.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredImages {
+    seen: Seen,
+    /// How many have a height, width and number of channels, by split.
+    shapes: BTreeMap<(usize, [u32; 3]), u64>,
+    sheets: Sheets,
+}
+
+impl StoredImages {
+    fn new() -> Self {
+        Self {
+            seen: Seen::new(&["same file", "same image", "same group"]),
+            shapes: BTreeMap::new(),
+            sheets: Sheets::default(),
+        }
+    }
+
+    fn add(&mut self, picture: &Picture<'_>, decoded: &Decoded) {
+        let keys =
+            [Some(key(&decoded.digest)), Some(key(&decoded.pixels)), picture.group.as_deref().map(text_key)];
+        self.seen.add(&picture.id, picture.split, &keys);
+        *self.shapes.entry((place(picture.split), decoded.shape)).or_default() += 1;
+        if let Some(tile) = &decoded.tile {
+            self.sheets.add(picture.split, tile.clone());
+        }
+    }
+
+    /// The first images of each split.
+    pub(crate) fn sheets(&self) -> &Sheets {
+        &self.sheets
+    }
+
+    /// Counts images and their shapes, and finds those that stand twice, as files, as pixels and by group.
+    pub(crate) fn check(&self, checks: &mut Checks) {
+        for split in self.seen.splits() {
+            checks.count("images", split, None, self.seen.count(split));
+            let of_split = self.shapes.iter().filter(|((known, _), _)| *known == place(split));
+            for ((_, [height, width, channels]), count) in of_split {
+                checks.count("shape", split, Some(format!("{height} x {width} x {channels}")), *count);
+            }
+        }
+        self.seen.check(checks);
+    }
+}
+
+impl Content<'_> {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::File(file) => file.bytes,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// The bytes of a file, and what they decode to.
+struct Decoded {
+    bytes: Vec<u8>,
+    digest: Digest,
+    pixels: Digest,
+    shape: [u32; 3],
+    /// For the contact sheet.
+    tile: Option<RgbImage>,
+}
+
+/// Reads an image; the reason if it cannot be used.
+fn read(content: &Content<'_>, wants_tile: bool) -> Result<Decoded, String> {
+    let bytes = match content {
+        Content::File(file) => file.read(FILE_LIMIT)?,
+        Content::Bytes(bytes) => bytes.clone(),
+    };
+    let image = open(&bytes)?;
+    let (shape, pixels) = describe(&image);
+    let tile = wants_tile.then(|| tile(&image));
+    Ok(Decoded { digest: Digest::of(&bytes), bytes, pixels, shape, tile })
+}
+
+/// An image of one channel.
+pub(crate) struct Grey {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) pixels: Vec<u8>,
+}
+
+/// The pixels of a file that has to be grey, with eight bits: a mask.
+pub(crate) fn grey_pixels(file: &SourceFile) -> Result<Grey, String> {
+    match open(&file.read(FILE_LIMIT)?)? {
+        DynamicImage::ImageLuma8(image) => Ok(Grey {
+            width: image.width() as usize,
+            height: image.height() as usize,
+            pixels: image.into_raw(),
+        }),
+        other => Err(format!("its pixels are {:?}; eight bits of grey are expected", other.color())),
+    }
+}
+
+/// Decodes an image within limits; one without pixels is none.
+fn open(bytes: &[u8]) -> Result<DynamicImage, String> {
+    let error = |error: &dyn std::fmt::Display| format!("it cannot be decoded: {error}");
+    if is_cut_jpeg(bytes) {
+        return Err(error(&"the file ends in the middle"));
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| error(&e))?;
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(SIDE_LIMIT);
+    limits.max_image_height = Some(SIDE_LIMIT);
+    limits.max_alloc = Some(DECODE_LIMIT);
+    reader.limits(limits);
+    let image = reader.decode().map_err(|e| error(&e))?;
+    if image.width() == 0 || image.height() == 0 {
+        return Err(error(&"it has no pixels"));
+    }
+    Ok(image)
+}
+
+/// Whether a JPEG file has a beginning, but no end. The decoder fills what is missing with grey, without a
+/// word.
+fn is_cut_jpeg(bytes: &[u8]) -> bool {
+    let mut rest = match bytes.strip_prefix(b"\xff\xd8") {
+        Some(rest) => rest,
+        None => return false,
+    };
+    // Segments of a marker, a length and that many bytes, until the pixels begin.
+    loop {
+        match rest {
+            [0xff, 0xff, ..] => rest = &rest[1..],
+            [0xff, 0xda, pixels @ ..] => return !pixels.windows(2).any(|pair| pair == [0xff, 0xd9]),
+            [0xff, 0x01 | 0xd0..=0xd8, after @ ..] => rest = after,
+            [0xff, _, high, low, ..] => {
+                let length = 2 + usize::from(u16::from_be_bytes([*high, *low]));
+                match rest.get(length..) {
+                    Some(after) => rest = after,
+                    None => return true,
+                }
+            }
+            // Something else between segments is for the decoder to judge.
+            _ => return rest.len() < 4,
+        }
+    }
+}
+
+/// Height, width and channels of an image, and the digest of its pixels.
+fn describe(image: &DynamicImage) -> ([u32; 3], Digest) {
+    let channels = if image.color().has_color() { 3 } else { 1 };
+    let shape = [image.height(), image.width(), channels];
+    let mut described: Vec<u8> = shape.iter().flat_map(|size| size.to_le_bytes()).collect();
+    described.extend(image.as_bytes());
+    (shape, Digest::of(&described))
+}
+
+/// The schema of what is written here.
+const SCHEMA: &TableSchema = &TableSchema::images();
+
+/// Writes images block by block, so that no more than a few blocks wait in memory.
+pub(crate) struct ImageWriter<'a> {
+    writer: TableWriter<'a>,
+    metadata: &'a [(&'a str, String)],
+    stored: StoredImages,
+}
+
+impl<'a> ImageWriter<'a> {
+    /// Images that are read and decoded at once.
+    pub(crate) const BLOCK: usize = 64;
+
+    /// A writer into the folder of `output`. Every file of the table has the entries of `metadata`.
+    pub(crate) fn new(
+        output: &OutputWriter,
+        options: WriteOptions<'a>,
+        metadata: &'a [(&'a str, String)],
+    ) -> Result<Self, StageError> {
+        let mut writer = TableWriter::new(output, SCHEMA, options);
+        writer.push(&table(Vec::new(), metadata))?;
+        Ok(Self { writer, metadata, stored: StoredImages::new() })
+    }
+
+    /// Writes the images that can be decoded, in the given order, and says of each whether it could; the
+    /// others are rejected.
+    pub(crate) fn push(
+        &mut self,
+        mut pictures: &[Picture<'_>],
+        rejects: &mut Rejects,
+    ) -> Result<Vec<bool>, StageError> {
+        let mut kept = Vec::with_capacity(pictures.len());
+        while !pictures.is_empty() {
+            let mut bytes = 0;
+            let fitting = pictures.iter().take_while(|picture| {
+                bytes += picture.content.bytes();
+                bytes <= BLOCK_BYTES
+            });
+            let (block, rest) = pictures.split_at(fitting.count().max(1));
+            kept.extend(self.push_block(block, rejects)?);
+            pictures = rest;
+        }
+        Ok(kept)
+    }
+
+    fn push_block(
+        &mut self,
+        pictures: &[Picture<'_>],
+        rejects: &mut Rejects,
+    ) -> Result<Vec<bool>, StageError> {
+        let sheets = &self.stored.sheets;
+        let read: Vec<Result<Decoded, String>> = pictures
+            .par_iter()
+            .map(|picture| read(&picture.content, sheets.has_room(picture.split)))
+            .collect();
+        let mut rows = Vec::with_capacity(pictures.len());
+        let mut kept = Vec::with_capacity(pictures.len());
+        for (picture, decoded) in pictures.iter().zip(read) {
+            kept.push(decoded.is_ok());
+            let id = Some(picture.id.as_str());
+            match (decoded, picture.named_by, &picture.content) {
+                (Ok(decoded), ..) => {
+                    self.stored.add(picture, &decoded);
+                    rows.push((picture, decoded));
+                }
+                (Err(reason), Some((file, row)), _) => {
+                    rejects.add(file, Some(row), id, format!("`{}`: {reason}", picture.path));
+                }
+                (Err(reason), None, Content::File(file)) => rejects.add(file, None, id, reason),
+                (Err(reason), None, Content::Bytes(_)) => {
+                    return Err(StageError::failed(format!("`{}`: {reason}", picture.path)));
+                }
+            }
+        }
+        self.writer.push(&table(rows, self.metadata))?;
+        Ok(kept)
+    }
+
+    /// Writes the rest.
+    pub(crate) fn finish(self, output: &mut OutputWriter) -> Result<StoredImages, StageError> {
+        self.writer.finish(output)?;
+        Ok(self.stored)
+    }
+}
+
+/// Writes the images that can be read to the output `images`, in the given order, and says of each whether
+/// it could; the others are rejected.
+pub(crate) fn write_images(
+    pictures: &[Picture<'_>],
+    metadata: &[(&str, String)],
+    shard_rows: i64,
+    rejects: &mut Rejects,
+    context: &mut StageContext<'_>,
+) -> Result<(Vec<bool>, StoredImages), StageError> {
+    let provenance = context.provenance().to_owned();
+    let options = WriteOptions { shard_rows: shard_rows as usize, provenance: &provenance };
+    let mut writer = ImageWriter::new(context.output("images")?, options, metadata)?;
+    let mut kept = Vec::with_capacity(pictures.len());
+    for (index, block) in pictures.chunks(ImageWriter::BLOCK).enumerate() {
+        context.check_cancelled()?;
+        kept.extend(writer.push(block, rejects)?);
+        let done = index * ImageWriter::BLOCK + block.len();
+        context.progress(done as u64, pictures.len() as u64, "images", &[]);
+    }
+    Ok((kept, writer.finish(context.output("images")?)?))
+}
+
+fn table(rows: Vec<(&Picture<'_>, Decoded)>, metadata: &[(&str, String)]) -> Table {
+    let text = |value: &dyn Fn(&Picture<'_>) -> Option<String>| {
+        Column::Utf8(rows.iter().map(|(picture, _)| value(picture)).collect())
+    };
+    let size = |axis: usize| {
+        Column::Int32(rows.iter().map(|(_, decoded)| Some(decoded.shape[axis] as i32)).collect())
+    };
+    let table = Table::new()
+        .with("image_id", text(&|picture| Some(picture.id.clone())))
+        .with("split", text(&|picture| Some(picture.split.to_owned())))
+        .with("height", size(0))
+        .with("width", size(1))
+        .with("channels", size(2))
+        .with("sha", Column::texts(rows.iter().map(|(_, decoded)| decoded.digest.to_hex())))
+        .with("modality", text(&|picture| picture.modality.clone()))
+        .with("region", text(&|picture| picture.region.clone()))
+        .with("licence", text(&|picture| picture.licence.clone()))
+        .with("group_id", text(&|picture| picture.group.clone()));
+    let image = rows.into_iter().map(|(picture, decoded)| Some((decoded.bytes, picture.path.clone())));
+    table.with("image", Column::Image(image.collect())).with_all_metadata(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::png;
+
+    /// A PNG file that claims a size; its checksums are right.
+    fn claiming(width: u32, height: u32) -> Vec<u8> {
+        let mut bytes = png::encode(&[7; 12], 4, 3, 1).unwrap();
+        bytes[16..20].copy_from_slice(&width.to_be_bytes());
+        bytes[20..24].copy_from_slice(&height.to_be_bytes());
+        let mut crc = flate2::Crc::new();
+        crc.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+        bytes
+    }
+
+    fn jpeg() -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let pixels = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 5, y as u8 * 7, 90]));
+        pixels.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        bytes.into_inner()
+    }
+
+    /// Shape and digest of pixels of a file.
+    fn decode(bytes: &[u8]) -> Result<([u32; 3], Digest), String> {
+        open(bytes).map(|image| describe(&image))
+    }
+
+    #[test]
+    fn sizes_are_bounded_before_pixels_are_decoded() {
+        assert_eq!(decode(&claiming(4, 3)).unwrap().0, [3, 4, 1]);
+        for (width, height) in [(0, 3), (4, 0), (0, 0), (100_000, 100_000), (100_000, 1), (32_000, 32_000)] {
+            let reason = decode(&claiming(width, height)).unwrap_err();
+            assert!(reason.contains("cannot be decoded"), "{width} x {height}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_jpeg_without_an_end_is_refused() {
+        let whole = jpeg();
+        assert_eq!(decode(&whole).unwrap().0, [30, 40, 3]);
+        for length in [2, 3, 20, whole.len() / 2, whole.len() - 2] {
+            let reason = decode(&whole[..length]).unwrap_err();
+            assert!(reason.contains("ends in the middle"), "{length}: {reason}");
+        }
+        // What some cameras write behind the end does not matter.
+        let mut longer = whole;
+        longer.extend(b"\0\0 trailing");
+        decode(&longer).unwrap();
+    }
+
+    #[test]
+    fn equal_pixels_in_other_files_are_equal() {
+        let whole = jpeg();
+        let mut other = whole[..2].to_vec();
+        other.extend(b"\xff\xfe\x00\x09comment");
+        other.extend(&whole[2..]);
+        assert_eq!(decode(&whole).unwrap(), decode(&other).unwrap());
+        let (grey, turned) =
+            (png::encode(&[7; 12], 4, 3, 1).unwrap(), png::encode(&[7; 12], 3, 4, 1).unwrap());
+        assert_ne!(decode(&grey).unwrap().1, decode(&turned).unwrap().1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn damaged_images_are_decoded_or_refused(at in 0usize..600, byte: u8, is_jpeg: bool) {
+            let mut bytes = if is_jpeg { jpeg() } else { claiming(4, 3) };
+            let length = bytes.len();
+            bytes[at % length] = byte;
+            let _ = decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The stage kind `ingest.pmc`: figures of PubMed Central with captions. PMC-OA (Lin et al. 2023) is
+//! published as JSON Lines or CSV, a pair a line; PMC-15M (Zhang et al. 2023) was never published, but the
+//! pipeline that made it is, and writes JSON Lines, an article a line.
+
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use pipe_engine::{
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::rows::{Found, Rows};
+use super::captions::{Pair, PairWriter};
+use super::checks::Checks;
+use super::pictures::{Content, ImageWriter, MissingImages, Picture};
+use super::rejects::Rejects;
+use super::seen::text_key;
+use super::source::{SourceFile, SourceFiles};
+use super::splits::{SPLITS, drawn, named_in};
+use crate::artifact;
+use crate::table::Column;
+
+/// The columns of CSV files.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Columns {
+    /// The file name of the image.
+    pub image: String,
+    /// The caption.
+    pub caption: String,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self { image: "image".to_owned(), caption: "caption".to_owned() }
+    }
+}
+
+/// Parameters of `ingest.pmc`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The name of the data set.
+    pub dataset: String,
+    /// The columns of CSV files.
+    pub columns: Columns,
+    /// The character between the fields of CSV files.
+    pub delimiter: String,
+    /// Only the first pairs of each file.
+    #[schemars(range(min = 1))]
+    pub limit: Option<i64>,
+    /// Where no file is named after a split: the share of articles for validation.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub val: f64,
+    /// The same for testing.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub test: f64,
+    /// Decides which articles are drawn for validation and testing.
+    pub seed: i64,
+    /// What becomes of captions whose image is not there.
+    pub missing_images: MissingImages,
+    /// How many rows may be left out before the stage fails.
+    #[schemars(range(min = 0))]
+    pub max_rejects: i64,
+    /// Rows of a part of the table of images, on average.
+    #[schemars(range(min = 4, max = 65536))]
+    pub shard_rows: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            dataset: "pmc".to_owned(),
+            columns: Columns::default(),
+            delimiter: ",".to_owned(),
+            limit: None,
+            val: 0.0,
+            test: 0.0,
+            seed: 0,
+            missing_images: MissingImages::default(),
+            max_rejects: 0,
+            shard_rows: 256,
+        }
+    }
+}
+
+/// Reads PMC-OA, and what the pipeline of PMC-15M writes.
+pub struct IngestPmc;
+
+impl StageKind for IngestPmc {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "ingest.pmc",
+            summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Exact,
+            cpu: DefaultCpu::All,
+            inputs: vec![InputPort::required(
+                "source",
+                &[ArtifactType::FILE],
+                "the folder with the .jsonl (or .csv) files and the images, as files or in ZIP archives",
+            )],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![
+            OutputPort::new("images", artifact::IMAGES, "the images, as found"),
+            OutputPort::new("captions", artifact::CAPTIONS, "their captions"),
+            OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            OutputPort::new("sheets", artifact::SHEETS, "the first images of each split, to look at"),
+            OutputPort::new("rejects", artifact::REJECTS, "what was left out, and why"),
+        ]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let mut problems = Vec::new();
+        let mut wrong = |path: &str, message: &str| {
+            let (path, message) = (path.to_owned(), message.to_owned());
+            problems.push(ParameterProblem { path, message, help: None });
+        };
+        if params.val + params.test > 1.0 {
+            wrong("test", "validation and test take more than everything");
+        }
+        if params.delimiter.len() != 1 {
+            wrong("delimiter", "one ASCII character is expected");
+        }
+        problems
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let files = SourceFiles::of(context.input("source")?)?;
+        let lists = lists(&files)?;
+        let metadata = [("dataset", params.dataset.clone()), ("licence", "per article".to_owned())];
+        let provenance = context.provenance().to_owned();
+        let writer = PairWriter::new(context, &provenance, params.shard_rows, &metadata)?;
+        let mut ingest = Ingest {
+            files: &files,
+            params,
+            writer,
+            rejects: Rejects::default(),
+            images: BTreeMap::new(),
+            pairs: Vec::new(),
+            scores: Vec::new(),
+            written: 0,
+            without: BTreeMap::new(),
+        };
+        // Rows stand in the order of splits. A file of no split is read once for each that it may give.
+        for split in SPLITS {
+            for (file, of) in &lists {
+                let wanted = match of {
+                    Some(of) => *of == split,
+                    None => split == "train" || share(params, split) > 0.0,
+                };
+                if wanted {
+                    ingest.read(file, split, of.is_none(), context)?;
+                }
+            }
+        }
+        ingest.flush()?;
+        let Ingest { writer, rejects, without, .. } = ingest;
+        let stored = writer.finish(context)?;
+        if SPLITS.iter().all(|split| stored.count(split) == 0) {
+            return Err(files.error("there is no pair to read"));
+        }
+        let mut checks = Checks::default();
+        for (what, count) in without {
+            checks.fact(what, String::new(), count);
+        }
+        stored.check(&mut checks);
+        checks.write(context.output("checks")?, &provenance)?;
+        stored.sheets().write(context.output("sheets")?)?;
+        rejects.write(params.max_rejects, "rejects", context)
+    }
+}
+
+fn share(params: &Params, split: &str) -> f64 {
+    match split {
+        "val" => params.val,
+        "test" => params.test,
+        _ => 1.0 - params.val - params.test,
+    }
+}
+
+/// The files of pairs with their splits, in the order of paths. Of two that differ in `.jsonl` and `.csv`
+/// alone, the first says more.
+fn lists(files: &SourceFiles) -> Result<Vec<(&SourceFile, Option<&'static str>)>, StageError> {
+    let stem = |file: &SourceFile| {
+        file.path.trim_end_matches(".gz").rsplit_once('.').map(|(stem, _)| stem.to_owned())
+    };
+    let ends = |file: &SourceFile, ending: &str| file.path.trim_end_matches(".gz").ends_with(ending);
+    let mut lists: Vec<&SourceFile> = files.iter().filter(|file| ends(file, ".jsonl")).collect();
+    let stems: Vec<Option<String>> = lists.iter().map(|file| stem(file)).collect();
+    lists.extend(files.iter().filter(|file| ends(file, ".csv") && !stems.contains(&stem(file))));
+    if lists.is_empty() {
+        return Err(files.error("it has no .jsonl or .csv file"));
+    }
+    Ok(lists.into_iter().map(|file| (file, named_in(file.name()))).collect())
+}
+
+/// What is known while pairs are read.
+struct Ingest<'a> {
+    files: &'a SourceFiles,
+    params: &'a Params,
+    writer: PairWriter<'a>,
+    rejects: Rejects,
+    /// Images that were written or rejected, by a key of their id, and whether they were kept.
+    images: BTreeMap<u64, bool>,
+    /// Pairs that wait for their block to be full, and what a pair's line says beyond them.
+    pairs: Vec<Pair<'a>>,
+    scores: Vec<(Option<String>, Option<f64>)>,
+    written: u64,
+    /// Figures that have nothing to pair, by what they lack.
+    without: BTreeMap<&'static str, u64>,
+}
+
+impl<'a> Ingest<'a> {
+    /// Reads the pairs of one split from a file; where splits are drawn, those whose article was drawn for
+    /// it. What is wrong with a line is said once, for the first split.
+    fn read(
+        &mut self,
+        file: &'a SourceFile,
+        split: &'static str,
+        is_drawn: bool,
+        context: &mut StageContext<'_>,
+    ) -> Result<(), StageError> {
+        let params = self.params;
+        let first_time = !is_drawn || split == "train";
+        let mut rows = Rows::open(file, params)?;
+        let mut left = params.limit.unwrap_or(i64::MAX);
+        while let Some((line, found)) = rows.next()? {
+            for found in found {
+                if left == 0 {
+                    return Ok(());
+                }
+                let row = match found {
+                    Found::Pair(row) => row,
+                    Found::Without(what) => {
+                        *self.without.entry(what).or_default() += u64::from(first_time);
+                        continue;
+                    }
+                    Found::Bad(reason) => {
+                        if first_time {
+                            self.rejects.add(file, Some(line), None, reason);
+                        }
+                        continue;
+                    }
+                };
+                left -= 1;
+                let article = row.article.as_deref().unwrap_or(&row.id);
+                if is_drawn && drawn(params.seed, article, params.val, params.test) != split {
+                    continue;
+                }
+                self.take(row, file, line, split)?;
+            }
+            if self.pairs.len() >= ImageWriter::BLOCK {
+                self.flush()?;
+                context.check_cancelled()?;
+                let figures = [("pairs", self.written as f64)];
+                context.progress(rows.bytes_read().min(file.bytes), file.bytes, "bytes", &figures);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a pair among those that wait.
+    fn take(
+        &mut self,
+        row: rows::Row,
+        file: &'a SourceFile,
+        line: usize,
+        split: &'static str,
+    ) -> Result<(), StageError> {
+        let key = text_key(&row.id);
+        if self.pairs.iter().any(|pair| pair.id == row.id) {
+            self.flush()?;
+        }
+        let picture = match self.images.get(&key) {
+            Some(false) => return Ok(()),
+            Some(true) => None,
+            None => match row.file(self.files) {
+                Some(image) => Some(Picture {
+                    id: row.id.clone(),
+                    split,
+                    path: image.name().to_owned(),
+                    content: Content::File(image),
+                    modality: None,
+                    region: None,
+                    licence: None,
+                    group: row.article.clone(),
+                    named_by: Some((file, line)),
+                }),
+                None if self.params.missing_images == MissingImages::Keep => None,
+                None => {
+                    let reason = format!("there is no image `{}`", row.image);
+                    self.rejects.add(file, Some(line), Some(&row.id), reason);
+                    return self.rejects.check(self.params.max_rejects);
+                }
+            },
+        };
+        self.scores.push((row.alignment, row.alignment_score));
+        self.pairs.push(Pair {
+            id: row.id,
+            split,
+            group: row.article,
+            caption: row.caption,
+            cuis: None,
+            keywords: None,
+            picture,
+        });
+        Ok(())
+    }
+
+    /// Writes what waits.
+    fn flush(&mut self) -> Result<(), StageError> {
+        let pairs = std::mem::take(&mut self.pairs);
+        let (kinds, scores): (Vec<_>, Vec<_>) = std::mem::take(&mut self.scores).into_iter().unzip();
+        let keys: Vec<u64> = pairs.iter().map(|pair| text_key(&pair.id)).collect();
+        let articles = pairs.iter().map(|pair| pair.group.clone()).collect();
+        let further = vec![
+            ("article", Column::Utf8(articles)),
+            ("alignment_type", Column::Utf8(kinds)),
+            ("alignment_score", Column::Float64(scores)),
+        ];
+        self.written += pairs.len() as u64;
+        let kept = self.writer.push(pairs, further, &mut self.rejects)?;
+        for (key, kept) in keys.into_iter().zip(kept) {
+            self.images.entry(key).or_insert(kept);
+        }
+        self.rejects.check(self.params.max_rejects)
+    }
+}

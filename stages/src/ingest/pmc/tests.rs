@@ -1,0 +1,132 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use pipe_engine::StageError;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::IngestPmc;
+use crate::ingest::testing::{checks, copy, reasons, strings, zip_folder};
+use crate::png;
+use crate::table::read;
+use crate::testing::{Made, data, run, tree};
+
+fn ingest(folder: &Path, params: Value) -> Result<Made, StageError> {
+    run(&IngestPmc, &params, &[("source", &tree(folder, "file"))])
+}
+
+/// Invented pairs in the layout of PMC-OA, 28, 6 and 6.
+#[test]
+fn pmc_oa_reads_from_json_lines_and_csv() {
+    let Some(folder) = data("fixture-pmc-oa/train.jsonl") else { return };
+    let published = folder.parent().unwrap();
+    let made = ingest(published, json!({ "dataset": "pmc-oa" })).unwrap();
+    let captions = checks(&made, "captions");
+    assert_eq!((captions["train"], captions["val"], captions["test"]), (28, 6, 6));
+    let table = read(&made["captions"]).unwrap();
+    assert_eq!(strings(&table, "image_id")[0], "PMC9000000_Fig1_0.jpg");
+    assert_eq!(strings(&table, "article")[1], "PMC9000000");
+    assert_eq!(strings(&table, "alignment_type")[0], "figure");
+    assert_eq!(table.float64("alignment_score").unwrap()[0], Some(0.5118));
+    let images = read(&made["images"]).unwrap();
+    assert_eq!(images.rows(), 40);
+    assert_eq!(strings(&images, "group_id")[0], "PMC9000000");
+    assert!(checks(&made, "same group")["train train"] > 0);
+
+    // CSV files and an archive of images: the same pairs, without what CSV does not say.
+    let folder = TempDir::new().unwrap();
+    for name in ["train.csv", "valid.csv", "test.csv"] {
+        std::fs::copy(published.join(name), folder.path().join(name)).unwrap();
+    }
+    zip_folder(published, &folder.path().join("images.zip"), |path| path.ends_with(".jpg"));
+    let again = ingest(folder.path(), json!({ "dataset": "pmc-oa" })).unwrap();
+    assert_eq!(made["images"].digest, again["images"].digest);
+    let csv = read(&again["captions"]).unwrap();
+    assert_eq!(strings(&csv, "caption"), strings(&table, "caption"));
+    let wrong = json!({ "columns": { "caption": "text" } });
+    let error = ingest(folder.path(), wrong).err().unwrap().to_string();
+    assert!(error.contains("it has no column `text`; its columns are image, caption"), "{error}");
+}
+
+/// Invented articles as the pipeline of PMC-15M writes them: 9 figures, one without a caption, one
+/// without a graphic.
+#[test]
+fn articles_are_flattened_and_incomplete_figures_dropped() {
+    let Some(folder) = data("fixture-pmc-15m/pubmed_parsed_data.jsonl") else { return };
+    let published = folder.parent().unwrap();
+    let made = ingest(published, json!({})).unwrap();
+    let text = std::fs::read_to_string(&folder).unwrap();
+    let articles: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let figures: Vec<&Value> =
+        articles.iter().flat_map(|article| article["figures"].as_array().unwrap()).collect();
+    let whole: Vec<&str> = figures
+        .iter()
+        .filter(|figure| figure["fig_caption"] != "" && figure["graphic_ref"] != "")
+        .map(|figure| figure["pair_id"].as_str().unwrap())
+        .collect();
+    let table = read(&made["captions"]).unwrap();
+    assert_eq!(strings(&table, "image_id"), whole);
+    assert_eq!(figures.len(), whole.len() + 2);
+    assert_eq!(checks(&made, "figure without a caption").values().sum::<i64>(), 1);
+    assert_eq!(checks(&made, "figure without a graphic").values().sum::<i64>(), 1);
+    assert_eq!(strings(&table, "article")[0], "PMC9100000");
+    assert_eq!(read(&made["rejects"]).unwrap().rows(), 0);
+
+    // The paths of another machine, and splits that are drawn: articles stay together.
+    let moved = TempDir::new().unwrap();
+    copy(published, moved.path());
+    let foreign = text.replace("pubmed_open_access_files/PMC", "/mnt/disk 1/pubmed_open_access_files/PMC");
+    std::fs::write(moved.path().join("pubmed_parsed_data.jsonl"), foreign).unwrap();
+    let drawn = ingest(moved.path(), json!({ "val": 0.3, "test": 0.3, "seed": 5 })).unwrap();
+    let table = read(&drawn["captions"]).unwrap();
+    let (articles, splits) = (strings(&table, "article"), strings(&table, "split"));
+    assert_eq!(table.rows(), whole.len());
+    let pairs: BTreeSet<(&String, &String)> = articles.iter().zip(&splits).collect();
+    assert_eq!(pairs.len(), articles.iter().collect::<BTreeSet<_>>().len());
+    assert!(splits.iter().collect::<BTreeSet<_>>().len() > 1, "{splits:?}");
+    assert_eq!(checks(&drawn, "figure without a caption").values().sum::<i64>(), 1);
+}
+
+#[test]
+fn what_cannot_be_used_is_listed_with_its_line() {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("images")).unwrap();
+    let image =
+        |name: &str, bytes: &[u8]| std::fs::write(folder.path().join("images").join(name), bytes).unwrap();
+    let whole = png::encode(&[9; 12], 4, 3, 1).unwrap();
+    image("a.jpg", &whole);
+    image("cut.jpg", &whole[..30]);
+    image("gif.gif", b"GIF89a");
+    let lines = [
+        r#"{"image": "a.jpg", "caption": "one"}"#,
+        "not json",
+        "[1, 2]",
+        r#"{"caption": "no image"}"#,
+        r#"{"image": "a.jpg", "caption": "the same image again"}"#,
+        r#"{"image": "../../etc/passwd", "caption": "away"}"#,
+        r#"{"image": "cut.jpg", "caption": "damaged"}"#,
+        r#"{"image": "gif.gif", "caption": "not read"}"#,
+        r#"{"image": "a.jpg", "caption": 7}"#,
+    ];
+    std::fs::write(folder.path().join("train.jsonl"), lines.join("\n")).unwrap();
+    let error = ingest(folder.path(), json!({})).err().unwrap();
+    assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
+    let made = ingest(folder.path(), json!({ "max_rejects": 6 })).unwrap();
+    let captions = read(&made["captions"]).unwrap();
+    assert_eq!(strings(&captions, "caption"), ["one", "the same image again", "7"]);
+    assert_eq!(read(&made["images"]).unwrap().rows(), 1);
+    let rejects = read(&made["rejects"]).unwrap();
+    let mut rows: Vec<i64> = rejects.int64("row").unwrap().iter().flatten().copied().collect();
+    rows.sort_unstable();
+    assert_eq!(rows, [2, 3, 4, 6, 7, 8]);
+    let reasons = reasons(&made).join("; ");
+    for part in [
+        "no JSON",
+        "it is a list",
+        "names no image",
+        "there is no image `../../etc/passwd`",
+        "cannot be decoded",
+    ] {
+        assert!(reasons.contains(part), "{reasons}");
+    }
+}

@@ -1,0 +1,91 @@
+//! Rows that cannot be used: counted, listed with their place, and too many of them are an error.
+
+use std::path::PathBuf;
+
+use pipe_engine::{OutputWriter, StageContext, StageError};
+
+use super::source::SourceFile;
+use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+
+/// A row that is left out.
+#[derive(Debug)]
+struct Reject {
+    /// The path inside the source: where the source lies is no part of a result.
+    file: String,
+    /// Line, record or member, from 1.
+    row: Option<i64>,
+    id: Option<String>,
+    reason: String,
+}
+
+/// Collects what is left out.
+#[derive(Debug, Default)]
+pub(crate) struct Rejects {
+    rows: Vec<Reject>,
+    /// Where the first one lies.
+    first: Option<PathBuf>,
+}
+
+impl Rejects {
+    /// Leaves out row `row` (from 1) of `file`.
+    pub(crate) fn add(
+        &mut self,
+        file: &SourceFile,
+        row: Option<usize>,
+        id: Option<&str>,
+        reason: impl Into<String>,
+    ) {
+        self.first.get_or_insert_with(|| file.shown().to_owned());
+        self.rows.push(Reject {
+            file: file.path.clone(),
+            row: row.map(|row| row as i64),
+            id: id.map(str::to_owned),
+            reason: reason.into(),
+        });
+    }
+
+    /// Fails if there are more than `most`, naming the first.
+    pub(crate) fn check(&self, most: i64) -> Result<(), StageError> {
+        let count = self.rows.len();
+        let (Some(first), Some(file)) = (self.rows.first(), &self.first) else { return Ok(()) };
+        if count as i64 <= most {
+            return Ok(());
+        }
+        let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+        let reason = format!("{}{more}; `max_rejects = {count}` leaves such rows out", first.what());
+        Err(StageError::input(file, reason))
+    }
+
+    /// Checks a last time, warns if rows are left out, and writes the table.
+    pub(crate) fn write(
+        self,
+        most: i64,
+        port: &str,
+        context: &mut StageContext<'_>,
+    ) -> Result<(), StageError> {
+        self.check(most)?;
+        if let Some(first) = self.rows.first() {
+            let count = self.rows.len();
+            let rows = if count == 1 { "1 row is" } else { &format!("{count} rows are") };
+            context.warn(&format!("{rows} left out; the first: `{}`: {}", first.file, first.what()));
+        }
+        let provenance = context.provenance().to_owned();
+        self.table(context.output(port)?, &provenance)
+    }
+
+    fn table(&self, output: &mut OutputWriter, provenance: &str) -> Result<(), StageError> {
+        let table = Table::new()
+            .with("file", Column::texts(self.rows.iter().map(|reject| reject.file.clone())))
+            .with("row", Column::Int64(self.rows.iter().map(|reject| reject.row).collect()))
+            .with("id", Column::Utf8(self.rows.iter().map(|reject| reject.id.clone()).collect()))
+            .with("reason", Column::texts(self.rows.iter().map(|reject| reject.reason.clone())));
+        write(output, &TableSchema::rejects(), &table, WriteOptions::text(provenance))
+    }
+}
+
+impl Reject {
+    fn what(&self) -> String {
+        let place = self.row.map(|row| format!("row {row}: ")).unwrap_or_default();
+        format!("{place}{}", self.reason)
+    }
+}

@@ -1,0 +1,209 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use pipe_engine::StageError;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::IngestVqaRad;
+use crate::ingest::testing::checks;
+use crate::table::{Table, read};
+use crate::testing::{Made, data, run, tree};
+
+fn ingest(folder: &Path, params: Value) -> Result<Made, StageError> {
+    run(&IngestVqaRad, &params, &[("source", &tree(folder, "file"))])
+}
+
+fn strings<'a>(table: &'a Table, column: &str) -> Vec<&'a str> {
+    table.strings(column).unwrap()
+}
+
+/// All records of VQA-RAD, in the layout of the MEVF code.
+#[test]
+fn the_whole_data_set_has_the_published_counts() {
+    let Some(folder) = data("vqa-rad-mevf/trainset.json") else { return };
+    let folder = folder.parent().unwrap();
+    let made = ingest(folder, json!({ "protocol": "mevf-3064" })).unwrap();
+    assert_eq!(checks(&made, "questions"), BTreeMap::from([("train".into(), 3064), ("test".into(), 451)]));
+    let types = checks(&made, "answer type");
+    assert_eq!((types["train CLOSED"], types["train OPEN"]), (1823, 1241));
+    assert_eq!((types["test CLOSED"], types["test OPEN"]), (272, 179));
+    let phrases = checks(&made, "phrase type");
+    assert_eq!((phrases["train freeform"], phrases["train para"], phrases["train frame"]), (1206, 591, 1267));
+    assert_eq!((phrases["test freeform"], phrases["test para"]), (308, 143));
+    let images = checks(&made, "images asked about");
+    assert_eq!((images["train"], images["test"]), (314, 203));
+    assert_eq!(checks(&made, "image asked about")["test train"], 203);
+    assert_eq!(checks(&made, "image without a question").values().copied().collect::<Vec<_>>(), [1]);
+    // Fourteen test questions stand in the training file to the letter.
+    assert_eq!(checks(&made, "same image and question")["test train"], 14);
+
+    let made = ingest(folder, json!({ "protocol": "published-1797" })).unwrap();
+    assert_eq!(checks(&made, "questions"), BTreeMap::from([("train".into(), 1797), ("test".into(), 451)]));
+    let types = checks(&made, "answer type");
+    assert_eq!((types["train CLOSED"], types["train OPEN"]), (1027, 770));
+    assert_eq!(checks(&made, "image asked about")["test train"], 202);
+    assert_eq!(checks(&made, "images asked about")["train"], 313);
+    // 60.9 % of the open test answers never occur in training.
+    assert_eq!((checks(&made, "answer not in training")["test OPEN"] as f64 / 179.0 * 1000.0).round(), 609.0);
+}
+
+/// A part of the public file, with the known oddities of its records.
+#[test]
+fn the_public_file_gives_all_three_protocols() {
+    let Some(folder) = data("vqa-rad") else { return };
+    let count = |protocol: &str| {
+        let made = ingest(&folder, json!({ "protocol": protocol, "allow_partial": true })).unwrap();
+        let counts = checks(&made, "questions");
+        (counts["train"], counts["test"])
+    };
+    assert_eq!(count("published-1797"), (167, 48));
+    assert_eq!(count("mevf-3064"), (278, 48));
+    assert_eq!(count("clean-2773"), (167 + 86, 48));
+    let error = ingest(&folder, json!({})).err().unwrap().to_string();
+    assert!(error.contains("gives 167 training and 48 test records"), "{error}");
+
+    // The order and the texts of the training file of the MEVF code, wordings included.
+    let made = ingest(&folder, json!({ "protocol": "mevf-3064", "allow_partial": true })).unwrap();
+    let table = read(&made["questions"]).unwrap();
+    let text = std::fs::read_to_string(folder.join("mevf/trainset.json")).unwrap();
+    let published: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let (images, questions) = (strings(&table, "image_id"), strings(&table, "question"));
+    for (row, record) in published.iter().enumerate() {
+        assert_eq!(
+            (images[row], questions[row]),
+            (record["image_name"].as_str().unwrap(), record["question"].as_str().unwrap())
+        );
+    }
+    // Every answer is text, every type one of two.
+    assert!(strings(&table, "answer").iter().all(|answer| !answer.is_empty()));
+    assert!(strings(&table, "answer_type").iter().all(|kind| ["OPEN", "CLOSED"].contains(kind)));
+    assert!(table.int64("qid").unwrap().contains(&Some(0)));
+    let images = read(&made["images"]).unwrap();
+    assert_eq!(images.rows(), 31);
+    assert!(strings(&images, "group_id").iter().all(|case| case.starts_with("https://medpix")));
+}
+
+/// Figures that were computed from the same records by somebody else.
+#[test]
+fn the_checks_count_what_was_counted_before() {
+    let (Some(folder), Some(file)) = (data("vqa-rad"), data("goldens-metrics/vqa_floors.json")) else {
+        return;
+    };
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let share = |count: i64, of: &Value| (count as f64 / of.as_f64().unwrap() * 1e6).round() / 1e4;
+    for (protocol, block) in [
+        ("published-1797", "vqa_rad_published_train"),
+        ("mevf-3064", "vqa_rad_mevf_train"),
+        ("clean-2773", "vqa_rad_mevf_clean_train"),
+    ] {
+        let made = ingest(&folder, json!({ "protocol": protocol, "allow_partial": true })).unwrap();
+        let golden = &golden[block];
+        assert_eq!(json!(checks(&made, "questions")["train"]), golden["train_rows"]);
+        for (check, key) in
+            [("answer not in training", "answer_unseen"), ("question in training", "question_seen")]
+        {
+            let counts = checks(&made, check);
+            for (name, part) in [("test", "all"), ("test OPEN", "OPEN"), ("test CLOSED", "CLOSED")] {
+                let part = &golden["parts"][part];
+                assert_eq!(
+                    share(counts[name], &part["n"]),
+                    part[key].as_f64().unwrap(),
+                    "{protocol} {check} {name}"
+                );
+            }
+        }
+    }
+    let leaks = &golden["leaks"];
+    let made = ingest(&folder, json!({ "protocol": "mevf-3064", "allow_partial": true })).unwrap();
+    let images = checks(&made, "images asked about");
+    assert_eq!(
+        (json!(images["train"]), json!(images["test"])),
+        (leaks["vqa_rad_train_images"].clone(), leaks["vqa_rad_test_images"].clone())
+    );
+    assert_eq!(json!(checks(&made, "image asked about")["test train"]), leaks["vqa_rad_shared_images"]);
+    assert_eq!(
+        json!(checks(&made, "templated wording of a test question")["test train"]),
+        leaks["mevf_test_records_with_own_frame_in_train"]
+    );
+    assert_eq!(
+        json!(checks(&made, "same image and question")["test train"]),
+        leaks["mevf_test_verbatim_in_train"]
+    );
+}
+
+#[test]
+fn validation_takes_whole_images() {
+    let Some(folder) = data("vqa-rad") else { return };
+    let params = json!({ "allow_partial": true, "val": 0.3, "seed": 2 });
+    let made = ingest(&folder, params).unwrap();
+    let counts = checks(&made, "questions");
+    assert_eq!(counts["train"] + counts["val"], 167);
+    assert_eq!(checks(&made, "image asked about")["val train"], 0);
+}
+
+/// One image, and records that are changed by each case.
+fn small(change: impl Fn(&mut Vec<Value>)) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let mut records: Vec<Value> = (0..3)
+        .map(|qid| {
+            json!({
+                "qid": qid, "image_name": "synpic1.jpg", "question": format!("is it {qid}?"), "answer": "yes", "answer_type": "CLOSED ",
+                "question_type": "PRSE, Other", "phrase_type": if qid == 2 { "test_freeform" } else { "freeform" }, "question_frame": "NULL",
+            })
+        })
+        .collect();
+    change(&mut records);
+    std::fs::write(folder.path().join(super::PUBLIC), serde_json::to_string(&records).unwrap()).unwrap();
+    let pixels = image::RgbImage::from_pixel(9, 7, image::Rgb([10, 20, 30]));
+    pixels.save(folder.path().join("synpic1.jpg")).unwrap();
+    folder
+}
+
+#[test]
+fn odd_values_are_converted_as_published_ones_are() {
+    let folder = small(|records| {
+        records[0]["qid"] = json!("0");
+        records[0]["answer"] = json!(3);
+        records[1].as_object_mut().unwrap().remove("answer_type");
+        records[1].as_object_mut().unwrap().remove("question_frame");
+    });
+    let made = ingest(folder.path(), json!({ "allow_partial": true })).unwrap();
+    let table = read(&made["questions"]).unwrap();
+    assert_eq!(table.int64("qid").unwrap(), [Some(0), Some(1), Some(2)]);
+    assert_eq!(strings(&table, "answer"), ["3", "yes", "yes"]);
+    // What is not said is not guessed.
+    assert_eq!(strings(&table, "answer_type"), ["CLOSED", "", "CLOSED"]);
+    assert_eq!(strings(&table, "question_type")[0], "PRSE, Other");
+    let Some(crate::table::Column::ListUtf8(types)) = table.column("question_types") else { panic!() };
+    assert_eq!(types[0].as_deref().unwrap(), ["PRES", "OTHER"]);
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_its_record() {
+    type Change = fn(&mut Vec<Value>);
+    let cases: &[(Change, &str)] = &[
+        (|records| records[1]["qid"] = json!("one"), "row 2: its `qid` is no whole number"),
+        (|records| records[1]["qid"] = json!(0), "row 2: its `qid` stands twice"),
+        (|records| records[2]["question"] = json!(" "), "row 3: it has no `question`"),
+        (|records| records[2]["answer"] = json!(null), "row 3: it has no `answer`"),
+        (|records| records[1]["image_name"] = json!("../synpic1.jpg"), "there is no image `../synpic1.jpg`"),
+        (|records| records[1] = json!([1]), "record 2: it is a list"),
+    ];
+    for (change, reason) in cases {
+        let folder = small(change);
+        let error = ingest(folder.path(), json!({ "allow_partial": true })).err().unwrap();
+        assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
+        assert!(error.to_string().contains(reason), "`{error}` should say `{reason}`");
+    }
+    let folder = small(|records| records[2]["question"] = json!(""));
+    let made = ingest(folder.path(), json!({ "allow_partial": true, "max_rejects": 1 })).unwrap();
+    assert_eq!(read(&made["rejects"]).unwrap().rows(), 1);
+    assert_eq!(made.warnings.len(), 1);
+    std::fs::write(folder.path().join(super::PUBLIC), "[{").unwrap();
+    let error = ingest(folder.path(), json!({})).err().unwrap().to_string();
+    assert!(error.contains("it is no JSON"), "{error}");
+    std::fs::remove_file(folder.path().join(super::PUBLIC)).unwrap();
+    let error = ingest(folder.path(), json!({})).err().unwrap().to_string();
+    assert!(error.contains("it has neither"), "{error}");
+}
