@@ -123,7 +123,7 @@ pub fn import(
             None => Ok(tokenizer),
         })
         .transpose()?;
-    let open_clip = (layout == Layout::OpenClip).then_some(description);
+    let open_clip = Some(files.json_if_any(OPEN_CLIP_CONFIG)?).filter(Json::is_object);
     Ok(Imported { layout, config, tensors, preprocessor, tokenizer, open_clip, weights })
 }
 

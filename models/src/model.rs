@@ -1,11 +1,9 @@
 //! What every foundation model offers, whatever its architecture.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use candle_core::{D, Result, Tensor, Var};
 
-use crate::checkpoint::{self, CheckpointError};
 use crate::ops::linear;
 use crate::{MaybeProbe, ModelConfig, Parameters};
 
@@ -262,15 +260,6 @@ pub trait FoundationModel: Send + Sync {
     /// The current values of all tensors by their names in the checkpoint.
     fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.parameters().tensors()
-    }
-
-    /// Writes `config.json` and `model.safetensors` into `folder`. Equal models give equal bytes.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    fn save(&self, folder: &Path) -> std::result::Result<(), CheckpointError> {
-        checkpoint::write(&folder.join("config.json"), self.model_config().to_json().as_bytes())?;
-        checkpoint::write_tensors(&folder.join("model.safetensors"), &self.tensors())
     }
 }
 

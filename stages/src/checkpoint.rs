@@ -283,7 +283,7 @@ fn random(params: &Params, tokenizer: Option<&Tokenizer>) -> Result<Model, Stage
         pipeline: params.preprocessing.map_or(own.pipeline, Pipeline::from),
         ..own
     });
-    Ok(Model { network, preprocessor, tokenizer: tokenizer.cloned(), head: None })
+    Ok(Model { network, preprocessor, tokenizer: tokenizer.cloned(), open_clip: None, head: None })
 }
 
 /// The CLIP of the given sizes, with as many embeddings as `tokenizer` has ids.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, Var};
 use pipe_engine::{Artifact, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
-use pipe_models::import::{ImportOptions, import};
+use pipe_models::export::{Companions, export};
+use pipe_models::import::{ImportOptions, Imported, import};
 use pipe_models::ops::linear;
 use pipe_models::random::Key;
 use pipe_models::{
@@ -65,6 +66,8 @@ pub(crate) struct Model {
     pub(crate) preprocessor: Option<Preprocessor>,
     /// `None` for a model that reads no text, or whose files lack a tokeniser.
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// open_clip's description, if the model came with one.
+    pub(crate) open_clip: Option<serde_json::Value>,
     pub(crate) head: Option<Head>,
 }
 
@@ -87,7 +90,8 @@ impl Model {
             Some(_) => Some(load_head(&files)?),
             None => None,
         };
-        Ok(Self { network, preprocessor: imported.preprocessor, tokenizer: imported.tokenizer, head })
+        let Imported { preprocessor, tokenizer, open_clip, .. } = imported;
+        Ok(Self { network, preprocessor, tokenizer, open_clip, head })
     }
 
     /// The same architecture with random weights in the towers and the head, a pure function of `seed`:
@@ -109,7 +113,7 @@ impl Model {
             None => None,
         };
         let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
-        Ok(Self { network, preprocessor, tokenizer, head })
+        Ok(Self { network, preprocessor, tokenizer, open_clip: self.open_clip.clone(), head })
     }
 
     /// The architecture and the size of its images, for people.
@@ -223,18 +227,15 @@ impl Model {
         Ok(values)
     }
 
-    /// Writes the checkpoint into an output port.
+    /// Writes the checkpoint into an output port, as the library that knows its layout reads it.
     pub(crate) fn save(&self, output: &mut OutputWriter) -> Result<(), StageError> {
         let folder = output.folder().to_owned();
-        self.network.save(&folder).map_err(|error| write_error(&error))?;
-        if let Some(preprocessor) = &self.preprocessor {
-            write_text(&folder.join("preprocessor_config.json"), &preprocessor.to_json())?;
-        }
-        if let Some(tokenizer) = &self.tokenizer {
-            let json = tokenizer.to_json().map_err(checkpoint_error)?;
-            write_text(&folder.join("tokenizer.json"), &json)?;
-            write_text(&folder.join("tokenizer_config.json"), &tokenizer.config_json())?;
-        }
+        let companions = Companions {
+            preprocessor: self.preprocessor.as_ref(),
+            tokenizer: self.tokenizer.as_ref(),
+            open_clip: self.open_clip.as_ref(),
+        };
+        export(&folder, self.network.as_ref(), &companions).map_err(|error| write_error(&error))?;
         if let Some(head) = &self.head {
             let tensors =
                 [("weight".to_owned(), head.weight.detach()), ("bias".to_owned(), head.bias.detach())];
