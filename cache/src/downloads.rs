@@ -43,12 +43,7 @@ impl Store {
         let path = folder.join(Digest::of(identity.as_bytes()).to_hex());
         let failed = |error| FsError::new("opening", &path, error);
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .append(true)
-                .create(true)
-                .open(&path)
-                .map_err(failed)?;
+            let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),

@@ -87,7 +87,8 @@ fn braces(pattern: &str) -> Option<(usize, usize, Vec<&str>)> {
 pub fn select(pattern: Option<&str>, names: &[&str]) -> Result<Vec<(String, usize)>, String> {
     let pattern = pattern.unwrap_or_default().trim_end_matches('/');
     let below = |root: &str, glob: Option<&Glob>| -> Vec<(String, usize)> {
-        let inside = names.iter().enumerate().filter_map(|(index, name)| Some((name.strip_prefix(root)?, index)));
+        let inside =
+            names.iter().enumerate().filter_map(|(index, name)| Some((name.strip_prefix(root)?, index)));
         let mut found: Vec<(String, usize)> = inside
             .filter(|(path, _)| glob.is_none_or(|glob| glob.matches(path)))
             .map(|(path, index)| (path.to_owned(), index))

@@ -145,7 +145,8 @@ mod tests {
         Model {
             network: Box::new(clip),
             preprocessor: Some(Preprocessor::clip(8)),
-            tokenizer: None, open_clip: None,
+            tokenizer: None,
+            open_clip: None,
             head: Some(head),
         }
     }

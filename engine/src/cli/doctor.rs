@@ -8,8 +8,8 @@ use serde_json::json;
 use super::arguments::{Arguments, OptionalFileArguments};
 use super::study::Study;
 use super::{CliError, print};
-use crate::exit;
 use crate::action::MissingSource;
+use crate::exit;
 use crate::kind::Registry;
 use crate::plan::Wanted;
 

@@ -2,9 +2,9 @@
 //! before any action.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pipe_cache::Store;
@@ -172,8 +172,7 @@ fn fetch_one(
             json!({ "subject": subject, "detail": reason, "delay": delay.as_secs_f64() }),
         ),
     });
-    let fetched =
-        fetcher.fetch(store, &source.remote, resolved.revision.as_deref(), &resolved.files, &watch);
+    let fetched = fetcher.fetch(store, &source.remote, resolved.revision.as_deref(), &resolved.files, &watch);
     let status = match &fetched {
         Ok(_) => "ok",
         Err(_) if watch.stopped() => "cancelled",
@@ -195,4 +194,3 @@ pub(crate) fn close(events: &EventLog, cancelled: bool, wall: Duration) {
         json!({ "status": status, "executed": 0, "failed": 0, "blocked": 0, "repaired": 0, "wall": wall.as_secs_f64() }),
     );
 }
-

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use pipe_cache::{RunFolder, Store, Verify};
 use serde_json::json;
 
-use super::{CliError, fetching};
 use super::arguments::{Arguments, RunArguments};
 use super::plan::plan_text;
 use super::signals::Signals;
 use super::study::Study;
 use super::summary::{Summary, exit_code};
+use super::{CliError, fetching};
 use crate::action::SourceDigests;
 use crate::events::EventLog;
 use crate::exit;
@@ -76,7 +76,8 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     };
     announce(&study, &plan, &events);
     let hits = plan.counts().0;
-    let session = Session { study: &study, store, wanted, sources, history, folder, events, signals, fetcher };
+    let session =
+        Session { study: &study, store, wanted, sources, history, folder, events, signals, fetcher };
     let (plan, outcome, published) = session.make_up_to_date(plan, run, registry)?;
     let kept = published.as_ref().map(|published| published.kept.as_slice()).unwrap_or_default();
     session.close(&plan, &outcome, kept, started.elapsed());

@@ -14,8 +14,8 @@ use crate::kind::Registry;
 use crate::language::{self, Diagnostic, LoadOptions, Severity};
 use crate::pipeline::{InputSource, NodeId, Pipeline};
 use crate::plan::{Plan, Status, Wanted};
-use crate::remote::lock::{LockError, LockFile};
 use crate::remote::Fetcher;
+use crate::remote::lock::{LockError, LockFile};
 
 /// A loaded study with its places.
 pub(crate) struct Study {
@@ -158,11 +158,8 @@ impl Study {
         // Without a store there is no memory of what was hashed before.
         let sources = store.map_or_else(pipe_cache::Sources::without_memory, Store::sources);
         // A study without remote sources has no lock file, whatever lies there.
-        let lock = if self.reads_remotes() {
-            LockFile::read(&self.lock_path())?
-        } else {
-            LockFile::default()
-        };
+        let lock =
+            if self.reads_remotes() { LockFile::read(&self.lock_path())? } else { LockFile::default() };
         Ok(SourceDigests::read(nodes, &sources, &lock))
     }
 
@@ -190,7 +187,10 @@ impl Study {
                             source: remote.text().to_owned(),
                             origin: input.origin.clone(),
                             node: node.name.clone(),
-                            reason: format!("`{}` is not in the store, and `--offline` forbids to fetch it", file.path),
+                            reason: format!(
+                                "`{}` is not in the store, and `--offline` forbids to fetch it",
+                                file.path
+                            ),
                             help: vec!["run once without `--offline`".to_owned()],
                         });
                     }
@@ -250,7 +250,8 @@ impl From<LockError> for CliError {
             LockError::Io { .. } => Self::environment("the lock file cannot be used", &error),
             LockError::Content { .. } => {
                 let mut failure = Self::new(exit::USAGE, format!("error: {error}"));
-                failure.hint = Some("take it from version control, or remove it to read all sources anew".to_owned());
+                failure.hint =
+                    Some("take it from version control, or remove it to read all sources anew".to_owned());
                 failure
             }
         }

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use md5::Md5;
 use sha1::Sha1;
+use sha2::Sha256;
 use sha2::digest::Digest as _;
-use sha2::{Digest as _, Sha256};
 
 /// A published checksum of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,10 @@ impl Checksum {
     }
 }
 
-fn hash<D: sha2::digest::Update + sha2::digest::FixedOutput>(mut hasher: D, file: &mut File) -> std::io::Result<String> {
+fn hash<D: sha2::digest::Update + sha2::digest::FixedOutput>(
+    mut hasher: D,
+    file: &mut File,
+) -> std::io::Result<String> {
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
@@ -87,7 +90,14 @@ mod tests {
             "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
             "git:ce013625030ba8dba906f756967f9e9ca394464a",
         ] {
-            let checksum = Checksum::parse(&expected.to_ascii_uppercase().replacen("MD5", "md5", 1).replacen("SHA256", "sha256", 1).replacen("GIT", "git", 1)).unwrap();
+            let checksum = Checksum::parse(
+                &expected
+                    .to_ascii_uppercase()
+                    .replacen("MD5", "md5", 1)
+                    .replacen("SHA256", "sha256", 1)
+                    .replacen("GIT", "git", 1),
+            )
+            .unwrap();
             assert_eq!(checksum.to_string(), expected);
             assert_eq!(checksum.of_file(&path).unwrap(), checksum);
         }

@@ -45,7 +45,13 @@ impl Fetcher {
     }
 
     /// Whether a file can be had without a network.
-    pub(crate) fn is_local(&self, store: &Store, remote: &Remote, revision: Option<&str>, file: &PinnedFile) -> bool {
+    pub(crate) fn is_local(
+        &self,
+        store: &Store,
+        remote: &Remote,
+        revision: Option<&str>,
+        file: &PinnedFile,
+    ) -> bool {
         store.has_blob(&file.digest, file.size) || self.cached(remote, revision, &file.path).is_some()
     }
 
@@ -285,7 +291,10 @@ impl Download<'_> {
     /// something tells that the whole is right.
     fn is_resumable(&self) -> bool {
         let RemoteFile { checksum, digest, tag, .. } = self.file;
-        matches!(self.remote.place(), Place::Hub(_)) || checksum.is_some() || digest.is_some() || tag.is_some()
+        matches!(self.remote.place(), Place::Hub(_))
+            || checksum.is_some()
+            || digest.is_some()
+            || tag.is_some()
     }
 
     /// What tells it from other downloads.
@@ -330,7 +339,10 @@ fn copy(path: &Path, partial: &mut Partial, watch: &Watch<'_>) -> Result<(), Fet
 /// Compares what came with what was published and with what the lock file says; its digest.
 fn verify(file: &RemoteFile, partial: &Partial, remote: &Remote) -> Result<Digest, FetchError> {
     if let Some(size) = file.size.filter(|size| *size != partial.bytes()) {
-        return Err(FetchError::new(format!("it is published with {size} bytes, and {} came", partial.bytes())));
+        return Err(FetchError::new(format!(
+            "it is published with {size} bytes, and {} came",
+            partial.bytes()
+        )));
     }
     let found = partial.digest()?;
     if let Some(digest) = file.digest {
@@ -347,7 +359,8 @@ fn verify(file: &RemoteFile, partial: &Partial, remote: &Remote) -> Result<Diges
         };
     }
     if let Some(checksum) = &file.checksum {
-        let failed = |error: std::io::Error| FetchError::new(format!("`{}`: {error}", partial.path().display()));
+        let failed =
+            |error: std::io::Error| FetchError::new(format!("`{}`: {error}", partial.path().display()));
         let found = checksum.of_file(partial.path()).map_err(failed)?;
         if found != *checksum {
             return Err(FetchError::new(format!("it is published as {checksum}, and {found} came")));

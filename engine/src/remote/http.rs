@@ -13,7 +13,7 @@ const REDIRECTS: usize = 10;
 /// How often the same thing may fail in a row.
 const RETRIES: u32 = 5;
 /// The first pause after a failure; it doubles each time.
-const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 500 });
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Whoever wants more patience than this is told to the user instead.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -105,7 +105,7 @@ impl Client {
             let (parts, body) = response.into_parts();
             let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
             match status {
-                200..300 | 416 => {
+                200..=299 | 416 => {
                     hops.push(parts.headers);
                     return Ok(Answer { status, hops, body });
                 }
@@ -121,7 +121,7 @@ impl Client {
                     hops.push(parts.headers);
                     url = target;
                 }
-                408 | 425 | 429 | 500..600 => {
+                408 | 425 | 429 | 500..=599 => {
                     let wait = header("retry-after").and_then(retry_after);
                     let reason = format!("{} answered {}", host(&url), parts.status);
                     return Err(Problem::Passing { reason, wait });
@@ -135,12 +135,7 @@ impl Client {
         Err(Problem::Lasting(format!("more than {REDIRECTS} redirects, the last to {}", host(&url))))
     }
 
-    fn send(
-        &self,
-        method: &Method,
-        url: &Uri,
-        headers: &[(&str, &str)],
-    ) -> Result<Response<Body>, Problem> {
+    fn send(&self, method: &Method, url: &Uri, headers: &[(&str, &str)]) -> Result<Response<Body>, Problem> {
         let mut request = ureq::http::Request::builder().method(method).uri(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -175,8 +170,9 @@ impl Client {
             if text.len() as u64 > JSON_LIMIT {
                 return Err(Problem::Lasting(format!("{url} answers with more than {JSON_LIMIT} bytes")));
             }
-            serde_json::from_slice(&text)
-                .map_err(|error| Problem::Lasting(format!("{url} answers with something else than JSON: {error}")))
+            serde_json::from_slice(&text).map_err(|error| {
+                Problem::Lasting(format!("{url} answers with something else than JSON: {error}"))
+            })
         })
     }
 
@@ -315,7 +311,9 @@ mod tests {
         assert_eq!((token.origin.as_str(), token.secret.as_str()), ("https://hub.org", "secret"));
         assert!(Token::new("http://hub.org", "secret").is_none());
         assert!(Token::new("http://127.0.0.1:8080", "secret").is_some());
-        assert!(Token::new("https://hub.org", "a b").is_none() && Token::new("https://hub.org", "").is_none());
+        assert!(
+            Token::new("https://hub.org", "a b").is_none() && Token::new("https://hub.org", "").is_none()
+        );
     }
 
     #[test]

@@ -180,12 +180,8 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         let home = folder.path().to_str().unwrap().to_owned();
         std::fs::write(folder.path().join("token"), "from_file\n").unwrap();
-        let repository = Repository {
-            kind: "models",
-            name: "o/n".to_owned(),
-            revision: "main".to_owned(),
-            pattern: None,
-        };
+        let repository =
+            Repository { kind: "models", name: "o/n".to_owned(), revision: "main".to_owned(), pattern: None };
         let snapshot = folder.path().join("hub/models--o--n/snapshots/abc/a");
         std::fs::create_dir_all(&snapshot).unwrap();
         std::fs::write(snapshot.join("b.txt"), "x").unwrap();

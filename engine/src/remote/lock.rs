@@ -196,9 +196,13 @@ impl LockFile {
             for file in &entry.files {
                 let PinnedFile { path, size, digest, checksum } = file;
                 let path = quoted(path);
-                let checksum =
-                    checksum.as_ref().map(|checksum| format!(", checksum = \"{checksum}\"")).unwrap_or_default();
-                text.push_str(&format!("  {{ path = {path}, size = {size}, blake3 = \"{digest}\"{checksum} }},\n"));
+                let checksum = checksum
+                    .as_ref()
+                    .map(|checksum| format!(", checksum = \"{checksum}\""))
+                    .unwrap_or_default();
+                text.push_str(&format!(
+                    "  {{ path = {path}, size = {size}, blake3 = \"{digest}\"{checksum} }},\n"
+                ));
             }
             text.push_str("]\n");
         }
@@ -298,10 +302,8 @@ mod tests {
         };
         let first = [("hf:o/n@main".to_owned(), entry(&["a \"b\".txt", "ü/b.pt"]))];
         LockFile::add(&path, &pipeline, first.into()).unwrap();
-        let second = [
-            ("hf:o/n@main".to_owned(), entry(&["other"])),
-            ("zenodo:1/x.npz".to_owned(), entry(&["x.npz"])),
-        ];
+        let second =
+            [("hf:o/n@main".to_owned(), entry(&["other"])), ("zenodo:1/x.npz".to_owned(), entry(&["x.npz"]))];
         LockFile::add(&path, &pipeline, second.into()).unwrap();
         let lock = LockFile::read(&path).unwrap();
         assert_eq!(lock.entries.len(), 2);
@@ -318,7 +320,9 @@ mod tests {
     fn a_lock_file_that_says_something_else_is_refused() {
         let digest = Digest::of(b"");
         let entry = |path: &str| {
-            format!("[[source]]\nsource = \"zenodo:1/x\"\nfiles = [{{ path = \"{path}\", size = 1, blake3 = \"{digest}\" }}]\n")
+            format!(
+                "[[source]]\nsource = \"zenodo:1/x\"\nfiles = [{{ path = \"{path}\", size = 1, blake3 = \"{digest}\" }}]\n"
+            )
         };
         let with = |path: &str| format!("version = 1\n{}", entry(path));
         parse(&with("x")).unwrap();

@@ -151,21 +151,25 @@ fn address(text: &str) -> Result<Place, Mistake> {
                 Checksum::new(name, hex).filter(|_| name != "git")
             });
             if checksum.is_none() {
-                return wrong("has no checksum behind `#`", "write `#sha256=` or `#md5=` and its hexadecimal digits");
+                return wrong(
+                    "has no checksum behind `#`",
+                    "write `#sha256=` or `#md5=` and its hexadecimal digits",
+                );
             }
             checksum
         }
     };
     let parsed: Option<Uri> = url.parse().ok();
+    let scheme = parsed.as_ref().and_then(Uri::scheme_str).unwrap_or_default();
     let host = parsed.as_ref().and_then(Uri::host).unwrap_or_default();
-    if host.is_empty() {
+    if !matches!(scheme, "http" | "https") || host.is_empty() {
         return wrong("is no address", "write `https://host/path`");
     }
     if parsed.as_ref().and_then(Uri::authority).is_some_and(|authority| authority.as_str().contains('@')) {
         return wrong("holds a name or a password", "a pipeline file is no place for secrets");
     }
     let is_local = ["localhost", "127.0.0.1", "[::1]"].contains(&host);
-    if url.starts_with("http:") && !is_local && checksum.is_none() {
+    if scheme == "http" && !is_local && checksum.is_none() {
         let help = "use `https:`, or give the checksum: `#sha256=...`";
         return wrong("can be changed by anybody on the way", help);
     }

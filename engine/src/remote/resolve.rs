@@ -105,7 +105,12 @@ impl Fetcher {
             }
             Place::Zenodo { record, .. } => {
                 let record = revision.unwrap_or(record);
-                format!("{}/api/records/{}/files/{}/content", self.zenodo, escape(record, ""), escape(path, ""))
+                format!(
+                    "{}/api/records/{}/files/{}/content",
+                    self.zenodo,
+                    escape(record, ""),
+                    escape(path, "")
+                )
             }
             Place::Address { url, .. } => url.clone(),
         }

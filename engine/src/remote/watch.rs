@@ -28,11 +28,7 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// Tells `tell` how far it is with `total` bytes, until `stop` is set.
-    pub(crate) fn new(
-        stop: Arc<AtomicBool>,
-        total: u64,
-        tell: impl Fn(News<'_>) + Send + Sync + 'a,
-    ) -> Self {
+    pub(crate) fn new(stop: Arc<AtomicBool>, total: u64, tell: impl Fn(News<'_>) + Send + Sync + 'a) -> Self {
         Self { stop, tell: Box::new(tell), done: AtomicU64::new(0), total, told: Mutex::new(None) }
     }
 

@@ -90,7 +90,8 @@ impl Study {
         let model = Model {
             network: Box::new(clip),
             preprocessor: Some(Preprocessor::clip(SIDE)),
-            tokenizer: None, open_clip: None,
+            tokenizer: None,
+            open_clip: None,
             head: Some(head),
         };
         let folder = self.folder.path().join("model");

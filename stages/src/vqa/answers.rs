@@ -16,7 +16,9 @@ pub fn normalise(answer: &str) -> String {
     let plain = without_full_stops(&without_punctuation(answer)).to_lowercase();
     let words: Vec<&str> = plain
         .split_whitespace()
-        .map(|word| WORDS.binary_search_by(|(known, _)| (*known).cmp(word)).map_or(word, |place| WORDS[place].1))
+        .map(|word| {
+            WORDS.binary_search_by(|(known, _)| (*known).cmp(word)).map_or(word, |place| WORDS[place].1)
+        })
         .filter(|word| !word.is_empty())
         .collect();
     words.join(" ").replace(',', "").replace("x ray", "xray")
@@ -26,11 +28,10 @@ pub fn normalise(answer: &str) -> String {
 /// answer all marks are deleted: `3,4 a-b` becomes `34 ab`.
 fn without_punctuation(answer: &str) -> String {
     let chars: Vec<char> = answer.chars().collect();
-    let number = chars.windows(3).any(|three| {
-        three[0].is_ascii_digit() && three[1] == ',' && three[2].is_ascii_digit()
-    });
-    let beside_space =
-        |mark: char| chars.windows(2).any(|two| two == [mark, ' '] || two == [' ', mark]);
+    let number = chars
+        .windows(3)
+        .any(|three| three[0].is_ascii_digit() && three[1] == ',' && three[2].is_ascii_digit());
+    let beside_space = |mark: char| chars.windows(2).any(|two| two == [mark, ' '] || two == [' ', mark]);
     PUNCTUATION.iter().fold(answer.to_owned(), |text, mark| match number || beside_space(*mark) {
         true => text.replace(*mark, ""),
         false => text.replace(*mark, " "),

@@ -130,7 +130,11 @@ impl TrainAndTestVocabulary {
     pub fn new<'a>(records: impl IntoIterator<Item = (&'a str, &'a str)> + Clone) -> Self {
         let mut answers = Answers::default();
         let of = |closed: bool| {
-            records.clone().into_iter().filter(move |(_, kind)| is_closed(kind) == closed).map(|(answer, _)| answer)
+            records
+                .clone()
+                .into_iter()
+                .filter(move |(_, kind)| is_closed(kind) == closed)
+                .map(|(answer, _)| answer)
         };
         of(true).for_each(|answer| answers.add(answer.to_lowercase()));
         let closed = answers.list.len();

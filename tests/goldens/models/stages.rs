@@ -84,7 +84,8 @@ fn published_containers_go_through_a_study() {
         .output()
         .unwrap();
     let events = String::from_utf8_lossy(&answer.stdout);
-    let failures: Vec<&str> = events.lines().filter(|line| line.contains("\"ev\":\"action_failed\"")).collect();
+    let failures: Vec<&str> =
+        events.lines().filter(|line| line.contains("\"ev\":\"action_failed\"")).collect();
     assert!(answer.status.success(), "{failures:#?} {}", String::from_utf8_lossy(&answer.stderr));
     for (id, _, _) in &containers {
         let saliency = study.path().join(format!("results/containers/explained/saliency/of={id}"));

@@ -92,16 +92,25 @@ fn labels_and_accuracy() {
     for (pair, (answer, kind)) in pairs.iter().zip(&owned) {
         assert_eq!(shared.label(answer), label(&pair["mevf_label"]), "{pair}");
         let (own, place) = branches.label(answer, kind);
-        assert_eq!((Some(branch(own)), place), (pair["branch"].as_u64(), label(&pair["branch_label"])), "{pair}");
+        assert_eq!(
+            (Some(branch(own)), place),
+            (pair["branch"].as_u64(), label(&pair["branch_label"])),
+            "{pair}"
+        );
         let (own, place) = reference.label(answer, kind);
-        assert_eq!((Some(branch(own)), place), (pair["qcr_branch"].as_u64(), label(&pair["qcr_label"])), "{pair}");
+        assert_eq!(
+            (Some(branch(own)), place),
+            (pair["qcr_branch"].as_u64(), label(&pair["qcr_label"])),
+            "{pair}"
+        );
         assert_eq!(both.label(answer, kind), label(&pair["pubmedclip_label"]), "{pair}");
         assert_eq!(u64::from(!is_closed(kind)), pair["pubmedclip_type"].as_u64().unwrap(), "{pair}");
     }
     println!("golden vqa/answers.json#pairs labels rel=0");
 
     let tested: Vec<&Json> = pairs.iter().filter(|pair| pair["split"] == "test").collect();
-    let mevf = |pair: &&&Json| label(&pair["mevf_label"]).is_some() && pair["mevf_pred"] == pair["mevf_label"];
+    let mevf =
+        |pair: &&&Json| label(&pair["mevf_label"]).is_some() && pair["mevf_pred"] == pair["mevf_label"];
     for pair in &tested {
         assert_eq!(u64::from(mevf(&pair)), pair["mevf_correct"].as_u64().unwrap(), "{pair}");
     }
@@ -140,8 +149,7 @@ fn question_tokens() {
         .filter(|pair| pair["split"] == "train")
         .map(|pair| text(&pair["question"]))
         .collect();
-    let vocabulary =
-        QuestionVocabulary::new(questions.iter().map(String::as_str), UnknownWord::LastWord);
+    let vocabulary = QuestionVocabulary::new(questions.iter().map(String::as_str), UnknownWord::LastWord);
     assert_eq!(vocabulary.words(), strings(&golden["idx2word"]));
     let number = |key: &str| golden[key].as_u64().unwrap();
     assert_eq!(vocabulary.words().len() as u64, number("ntoken"));
