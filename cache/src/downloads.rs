@@ -51,12 +51,10 @@ impl Store {
                 // what they get is verified.
                 Err(TryLockError::Error(_)) => {}
             }
-            let opened = file.metadata().map_err(failed)?;
             // Its last owner may have moved it into the store before it let go.
-            let is_there = std::fs::symlink_metadata(&path)
-                .is_ok_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino()));
-            if is_there {
-                return Ok(Some(Partial { store: self.clone(), path, file, bytes: opened.len() }));
+            if is_at(&file, &path).map_err(failed)? {
+                let bytes = file.metadata().map_err(failed)?.len();
+                return Ok(Some(Partial { store: self.clone(), path, file, bytes }));
             }
         }
     }
@@ -121,7 +119,7 @@ impl Partial {
             disk.sync_folder(&folder)?;
         }
         // It is still here where the blob was there already, and where the file system cannot rename.
-        Ok(disk.remove_file(&self.path)?)
+        self.discard()
     }
 
     /// Removes it.
@@ -129,8 +127,19 @@ impl Partial {
     /// # Errors
     /// If it cannot be removed.
     pub fn discard(self) -> Result<(), StoreError> {
-        Ok(self.store.shared.disk.remove_file(&self.path)?)
+        // What lies there may be another process's by now.
+        match is_at(&self.file, &self.path) {
+            Ok(true) => Ok(self.store.shared.disk.remove_file(&self.path)?),
+            _ => Ok(()),
+        }
     }
+}
+
+/// Whether an open file is the one that lies at `path`.
+fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let opened = identity(file.metadata()?);
+    Ok(std::fs::symlink_metadata(path).is_ok_and(|there| identity(there) == opened))
 }
 
 /// Removes what nobody went on with for long.

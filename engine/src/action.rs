@@ -109,6 +109,11 @@ impl SourceDigests {
         self.pinned.get(remote.text())
     }
 
+    /// The blobs of all remote sources that are known.
+    pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
+        self.pinned.values().flat_map(|pinned| pinned.files.iter().map(|(_, file)| file.digest)).collect()
+    }
+
     /// The remote sources of which nobody knows what they are.
     pub(crate) fn unpinned(&self) -> &[Unpinned] {
         &self.unpinned

@@ -108,7 +108,7 @@ pub(crate) fn fetch(
             .spawn(work)
             .map_err(|error| CliError::environment("starting a thread", &error))?;
     }
-    let (mut entries, mut missing) = (BTreeMap::new(), Vec::new());
+    let (mut entries, mut missing, mut refused) = (BTreeMap::new(), Vec::new(), None);
     let mut stopped: Option<Instant> = None;
     loop {
         match receiver.recv_timeout(TICK) {
@@ -119,7 +119,7 @@ pub(crate) fn fetch(
                 for (path, error) in failed {
                     match error {
                         FetchError::Cancelled => {}
-                        FetchError::Store(error) => return Err(error.into()),
+                        FetchError::Store(error) => refused = Some(error),
                         FetchError::Source { reason, help } => {
                             missing.push(problem(&source, format!("`{path}`: {reason}"), help));
                         }
@@ -138,6 +138,9 @@ pub(crate) fn fetch(
     }
     if !entries.is_empty() {
         LockFile::add(&study.lock_path(), &study.pipeline.path, entries)?;
+    }
+    if let Some(error) = refused {
+        return Err(error.into());
     }
     if signals.stop.load(Ordering::Relaxed) {
         return Ok(Some(signals.exit_code()));

@@ -255,7 +255,8 @@ impl Session<'_> {
         let pipeline = &self.study.pipeline;
         let failed = outcome.failed.iter();
         let failed = failed.map(|(id, failure)| (pipeline.nodes[id.0].name.clone(), failure.error.clone()));
-        Ok(self.history.write(&self.folder, pipeline, plan.known_keys(pipeline), failed.collect())?)
+        let (keys, blobs) = (plan.known_keys(pipeline), self.sources.blobs());
+        Ok(self.history.write(&self.folder, pipeline, keys, blobs, failed.collect())?)
     }
 
     /// Writes down how the run ended.

@@ -1,7 +1,6 @@
 //! The lock file beside a pipeline, `<pipeline>.lock`: what its remote sources were when they were first
-//! read. It is TOML, sorted by source, so that version control shows what changed.
-//!
-//! Its blobs are as good as results: whoever collects garbage keeps [`LockFile::blobs`].
+//! read. It is TOML, sorted by source, so that version control shows what changed. The plan of each run names
+//! the blobs of its sources, so that whoever collects garbage keeps them.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -144,12 +143,6 @@ impl LockFile {
                 tree_digest(files.iter().map(|(inside, file)| (inside.as_str(), file.size, file.digest)));
             Pinned { revision: entry.revision.clone(), files, digest }
         }))
-    }
-
-    /// The blobs of all sources.
-    #[expect(dead_code, reason = "the garbage collector keeps them")]
-    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
-        self.entries.values().flat_map(|entry| entry.files.iter().map(|file| file.digest))
     }
 
     /// Adds entries to the lock file at `path` and returns it. Entries that are there already, also those

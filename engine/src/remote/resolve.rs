@@ -87,7 +87,8 @@ impl Fetcher {
         let (size, tag) = match self.client.head(url, watch) {
             Ok(answer) => {
                 let tag = answer.header("etag").filter(|tag| tag.starts_with('"')).map(str::to_owned);
-                (answer.length(), tag)
+                // Some servers say 0 where they do not know.
+                (answer.length().filter(|length| *length > 0), tag)
             }
             // Some servers only answer when they are asked for the file itself.
             Err(Problem::Refused { status: 400 | 403 | 405 | 501, .. }) => (None, None),
