@@ -5,7 +5,7 @@
 //! is flushed and linked into `cas/` as the outputs of a stage are.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Seek as _, SeekFrom, Write};
+use std::io::{ErrorKind, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,7 +43,14 @@ impl Store {
         let path = folder.join(Digest::of(identity.as_bytes()).to_hex());
         let failed = |error| FsError::new("opening", &path, error);
         loop {
-            let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
+            let file = match OpenOptions::new().read(true).append(true).create(true).open(&path) {
+                // Its last owner died while it made a blob of it.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied && path.exists() => {
+                    self.shared.disk.remove_file(&path)?;
+                    continue;
+                }
+                opened => opened.map_err(failed)?,
+            };
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),

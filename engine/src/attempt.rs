@@ -105,18 +105,20 @@ impl Attempt {
         });
         let fetched = self.fetcher.fetch(&self.store, remote, revision.as_deref(), files, &watch);
         let Err(failed) = fetched else { return Ok(()) };
-        for (path, error) in failed {
+        for (path, error) in &failed {
             host.log(&format!("{}: {path}: {error}", remote.text()));
-            return Err(match error {
-                FetchError::Cancelled => StageError::Cancelled.into(),
-                FetchError::Store(error) => error.into(),
-                FetchError::Source { reason, help } => {
-                    let help = help.map(|help| format!("; {help}")).unwrap_or_default();
-                    StageError::input(format!("{}: {path}", remote.text()), format!("{reason}{help}")).into()
-                }
-            });
         }
-        Ok(())
+        // Whatever else went wrong says more than that the others were stopped.
+        let cancelled = |(_, error): &(String, FetchError)| matches!(error, FetchError::Cancelled);
+        let first = failed.into_iter().min_by_key(cancelled);
+        Err(match first {
+            None | Some((_, FetchError::Cancelled)) => StageError::Cancelled.into(),
+            Some((_, FetchError::Store(error))) => error.into(),
+            Some((path, FetchError::Source { reason, help })) => {
+                let help = help.map(|help| format!("; {help}")).unwrap_or_default();
+                StageError::input(format!("{}: {path}", remote.text()), format!("{reason}{help}")).into()
+            }
+        })
     }
 
     fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {

@@ -8,6 +8,8 @@ fn what_was_begun_is_gone_on_with_by_the_next_process() {
     partial.append(b"half ").unwrap();
     drop(partial);
     drop(store);
+    let then = std::time::SystemTime::now() - std::time::Duration::from_secs(24 * 3600);
+    std::fs::File::open(folder.path().join("store/tmp/downloads")).unwrap().set_modified(then).unwrap();
     let store = open(folder.path());
     assert_eq!(store.partial("https://a/b 2").unwrap().unwrap().bytes(), 0, "another download");
     let mut partial = store.partial("https://a/b 1").unwrap().unwrap();
