@@ -1,7 +1,7 @@
 //! From files of a source to blobs of the store.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -39,9 +39,10 @@ impl Fetcher {
     pub(super) fn new(variable: impl Fn(&str) -> Option<String>, offline: bool) -> Self {
         let zenodo = variable("ZENODO_ENDPOINT").filter(|value| !value.is_empty());
         let zenodo = zenodo.unwrap_or_else(|| "https://zenodo.org".to_owned());
+        let authorities = variable("SSL_CERT_FILE").map(PathBuf::from);
         let (hub, token) = Hub::new(variable);
         let zenodo = zenodo.trim_end_matches('/').to_owned();
-        Self { client: Client::new(token), hub, zenodo, offline }
+        Self { client: Client::new(token, authorities.as_deref()), hub, zenodo, offline }
     }
 
     /// Whether a file can be had without a network.
@@ -164,7 +165,7 @@ impl Fetcher {
     }
 
     /// Where another program keeps a file of the hub.
-    fn cached(&self, remote: &Remote, revision: Option<&str>, path: &str) -> Option<std::path::PathBuf> {
+    fn cached(&self, remote: &Remote, revision: Option<&str>, path: &str) -> Option<PathBuf> {
         match remote.place() {
             Place::Hub(repository) => self.hub.cached(repository, revision?, path),
             _ => None,

@@ -2,10 +2,12 @@
 //! does not, and tried again.
 
 use std::io::Read as _;
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::Body;
 use ureq::http::{HeaderMap, Method, Response, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::{FetchError, Watch};
 
@@ -73,8 +75,11 @@ impl Token {
 }
 
 impl Client {
-    pub(super) fn new(token: Option<Token>) -> Self {
+    /// With the certificate authorities of a PEM file, or Mozilla's.
+    pub(super) fn new(token: Option<Token>, authorities: Option<&Path>) -> Self {
+        let authorities = authorities.and_then(read_authorities).unwrap_or(RootCerts::WebPki);
         let config = ureq::Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(authorities).build())
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_connect(Some(Duration::from_secs(30)))
@@ -203,6 +208,18 @@ impl Answer {
     pub(super) fn reader(self) -> impl std::io::Read {
         self.body.into_with_config().limit(u64::MAX).reader()
     }
+}
+
+/// The certificates of a PEM file; none if there are none.
+fn read_authorities(path: &Path) -> Option<RootCerts> {
+    let text = std::fs::read(path).ok()?;
+    let certificates: Vec<_> = parse_pem(&text)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    (!certificates.is_empty()).then(|| RootCerts::new_with_certs(&certificates))
 }
 
 /// Tries until it works, fails for good, or has failed too often in a row.
