@@ -10,6 +10,9 @@ pub enum AttributionError {
     /// Settings of the method that do not fit these inputs.
     #[error("{0}")]
     Settings(String),
+    /// The method is not defined for this model; the reason.
+    #[error("{0}")]
+    NotApplicable(String),
     /// The observer asked to stop.
     #[error("stopped on request")]
     Stopped,

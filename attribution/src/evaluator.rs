@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
+use pipe_models::Probe;
 
 use crate::method::Inputs;
 use crate::{AttributionError, Result, Score};
@@ -40,6 +42,11 @@ impl<'a> Evaluator<'a> {
     pub fn observed(mut self, observer: Observer<'a>) -> Self {
         self.observer = Some(observer);
         self
+    }
+
+    /// Rows of one forward pass at most.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// The passes so far.
@@ -125,13 +132,60 @@ impl<'a> Evaluator<'a> {
         Ok((scores, gradients))
     }
 
+    /// As [`Self::gradients`], through a probe; `take` gets score and gradient of each row, in order.
+    pub(crate) fn gradients_probed(
+        &self,
+        inputs: &Inputs,
+        probe: &dyn Probe,
+        mut take: impl FnMut(f32, &[f32]),
+    ) -> Result<()> {
+        for range in self.ranges(inputs.rows()) {
+            let inputs = part(inputs, range)?;
+            let variable = Var::from_tensor(inputs.values())?;
+            let scores = self.probed(&inputs, &variable, probe)?;
+            let gradient = self.backward(&scores)?.remove(&variable);
+            let gradient = match gradient {
+                Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>()?,
+                None => vec![0.0; variable.elem_count()],
+            };
+            for (score, gradient) in
+                host(&scores)?.into_iter().zip(gradient.chunks_exact(inputs.row_length()))
+            {
+                take(score, gradient);
+            }
+        }
+        Ok(())
+    }
+
+    /// The scores of a batch of at most [`Self::batch`] rows through a probe, with their graph.
+    pub(crate) fn probed(&self, inputs: &Inputs, values: &Tensor, probe: &dyn Probe) -> Result<Tensor> {
+        let scores = self.checked(inputs, self.score.score(values, inputs.samples(), Some(probe))?)?;
+        self.count(inputs.rows(), 0)?;
+        Ok(scores)
+    }
+
+    /// Gradients of a batch's scores, which are counted.
+    pub(crate) fn backward(&self, scores: &Tensor) -> Result<GradStore> {
+        let gradients = scores.sum_all()?.backward()?;
+        self.count(0, scores.elem_count())?;
+        Ok(gradients)
+    }
+
+    /// Batches of rows.
+    pub(crate) fn parts(&self, inputs: &Inputs) -> Result<Vec<Inputs>> {
+        self.ranges(inputs.rows()).map(|rows| part(inputs, rows)).collect()
+    }
+
     fn ranges(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let batch = self.batch;
         (0..rows).step_by(batch).map(move |start| start..(start + batch).min(rows))
     }
 
     fn forward(&self, inputs: &Inputs, values: &Tensor) -> Result<Tensor> {
-        let scores = self.score.score(values, inputs.samples(), None)?;
+        self.checked(inputs, self.score.score(values, inputs.samples(), None)?)
+    }
+
+    fn checked(&self, inputs: &Inputs, scores: Tensor) -> Result<Tensor> {
         if scores.dims() != [inputs.rows()] {
             return Err(AttributionError::Settings(format!(
                 "a score is one number per row; {} rows gave {:?}",
@@ -159,7 +213,7 @@ fn part(inputs: &Inputs, rows: Range<usize>) -> Result<Inputs> {
     Inputs::of_samples(&values, inputs.samples()[rows].to_vec())
 }
 
-fn host(scores: &Tensor) -> Result<Vec<f32>> {
+pub(crate) fn host(scores: &Tensor) -> Result<Vec<f32>> {
     Ok(scores.detach().to_dtype(DType::F32)?.to_vec1()?)
 }
 

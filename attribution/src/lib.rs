@@ -27,29 +27,48 @@
 //! # Ok::<(), pipe_attribution::AttributionError>(())
 //! ```
 
+mod attention;
 mod baseline;
 mod blur;
+mod cam;
 mod error;
 mod evaluator;
+mod features;
 mod gradient;
+mod gradient_shap;
+mod guided;
 mod input_x_gradient;
 mod integrated_gradients;
 mod method;
 pub mod metrics;
+mod noise;
 mod occlusion;
 mod quadrature;
+mod resize;
+mod rise;
 mod score;
 #[cfg(test)]
 mod testing;
 
+pub use attention::{
+    AttentionRelevance, AttentionRule, Relevance, cross_attention_update, gradient_weighted,
+    self_attention_update, text_relevance, without_residual,
+};
 pub use baseline::{Baseline, BaselineRows};
 pub use blur::gaussian_blur;
+pub use cam::{Ablated, Cam, CamParts, CamWeights, displayed};
 pub use error::{AttributionError, Result};
 pub use evaluator::{Evaluator, Observer, Passes};
+pub use features::{Coalitions, FeatureAblation, Features, KernelShap, ShapleyValues};
 pub use gradient::Gradient;
+pub use gradient_shap::{GradientShap, Places};
+pub use guided::{GuidedGradient, Rule};
 pub use input_x_gradient::InputXGradient;
 pub use integrated_gradients::IntegratedGradients;
 pub use method::{Absolute, Attribution, Inputs, Method};
+pub use noise::{Average, Deviation, Noise, Smoothed};
 pub use occlusion::Occlusion;
 pub use quadrature::{Nodes, Quadrature};
+pub use resize::{Interpolation, resize};
+pub use rise::{Rise, RiseMask, RiseMasks, RiseScale};
 pub use score::Score;

@@ -60,6 +60,35 @@ fn each_model_retrieves_in_its_own_domain_only() {
     }
 }
 
+/// What `metric` of a retrieval is, one value per direction.
+fn recalls(stage: &str, axes: &[(&str, &str)]) -> Vec<f64> {
+    let metrics = published(stage, axes);
+    let (names, values) = (metrics.texts("metric"), metrics.numbers("value"));
+    let wanted = (0..names.len()).filter(|row| names[*row].as_deref() == Some("recall@10"));
+    wanted.map(|row| values[row].expect("a value")).collect()
+}
+
+/// A few medical pairs teach the general model something, the medical model keeps what it knows, and stays
+/// far ahead.
+#[test]
+fn fine_tuning_for_retrieval_helps_the_general_model_most() {
+    let before = |model| recalls("retrieved/metrics", &[("model", model), ("domain", "medical")]);
+    let after =
+        |model, objective| recalls("tuned_retrieved/metrics", &[("model", model), ("objective", objective)]);
+    for objective in ["info_nce", "max_hinge"] {
+        let general = before("general").into_iter().zip(after("general", objective));
+        let medical = before("medical").into_iter().zip(after("medical", objective));
+        let mut directions = 0;
+        for ((before_general, general), (before_medical, medical)) in general.zip(medical) {
+            assert!(general >= 1.5 * before_general, "{objective}: {before_general} to {general}");
+            assert!(medical >= 0.85 * before_medical, "{objective}: {before_medical} to {medical}");
+            assert!(medical >= 2.0 * general, "{objective}: general {general}, medical {medical}");
+            directions += 1;
+        }
+        assert_eq!(directions, 2, "image to text and text to image");
+    }
+}
+
 /// Captions are ambiguous by design, so even an ideal model misses: nothing may be better than that.
 #[test]
 fn no_recall_is_above_its_ceiling() {

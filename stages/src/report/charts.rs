@@ -6,8 +6,10 @@ use maud::{Markup, html};
 use super::figures::{Better, Group, better};
 use super::words::{metric_name, number};
 
-const WIDTH: f64 = 640.0;
-const LABEL: f64 = 210.0;
+const WIDTH: f64 = 768.0;
+const LABEL: f64 = 320.0;
+/// Characters that fit there.
+const LABEL_LENGTH: usize = 48;
 const VALUE: f64 = 150.0;
 const ROW: f64 = 24.0;
 
@@ -44,7 +46,7 @@ pub(super) fn bars(group: &Group, metric: &str) -> Markup {
                     @let (from, to) = if value < 0.0 { (value, 0.0) } else { (0.0, value) };
                     @let is_best = best.contains(row);
                     text x=(at(LABEL - 8.0)) y=(at(y + 16.0)) text-anchor="end" {
-                        (shorten(&group.rows[*row].label(), 34))
+                        (shorten(&group.rows[*row].label(), LABEL_LENGTH))
                     }
                     rect .bar .best[is_best] x=(at(x(from))) y=(at(y + 5.0)) height="14"
                         width=(at((x(to) - x(from)).max(1.0))) {}

@@ -24,7 +24,8 @@ pub(super) fn learning(collected: &Collected) -> Vec<Markup> {
         let given = &collected.given[table.given];
         let (name, logged) = read(&table.batch);
         x_name = name;
-        for ((metric, split), points) in logged {
+        // One point is no curve: a linear probe is fitted at once.
+        for ((metric, split), points) in logged.into_iter().filter(|(_, points)| points.len() > 1) {
             let keys = given.axes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             let curve = Curve { label: split.unwrap_or_default(), points };
             charts.entry((&given.input, metric)).or_default().push((keys, curve));

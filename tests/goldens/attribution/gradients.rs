@@ -4,12 +4,13 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use pipe_attribution::{
-    Absolute, Baseline, Gradient, InputXGradient, IntegratedGradients, Quadrature, Score,
+    Absolute, AttributionError, Baseline, Evaluator, Gradient, GuidedGradient, InputXGradient, Inputs,
+    IntegratedGradients, Method, Quadrature, Rule, Score,
 };
 use pipe_models::DualEncoder;
 use serde_json::Value as Json;
 
-use super::networks::{ClassLogit, Cnn, Pairing, TextScore, Vit, VolumeCnn, indices, size};
+use super::networks::{ClassLogit, Cnn, Pairing, ResNet, TextScore, Vit, VolumeCnn, indices, size};
 use super::{GRADIENT, attribute, baseline, open, row};
 use crate::harness::Golden;
 
@@ -88,18 +89,16 @@ fn cnn_attr() {
     let golden = Golden::open(&folder, "cnn_attr.safetensors");
     let score = ClassLogit { network: &network, targets };
     common(&golden, &score, &x);
+    let guided = attribute(&score, &GuidedGradient { rule: Rule::Guided }, &x).values;
+    golden.compare("guided_backprop", &guided, GRADIENT);
+    let greatest = guided.abs().unwrap().max_keepdim(1).unwrap();
+    golden.compare("torchray_guided_backprop_maxabs", &greatest, GRADIENT);
+    let deconvolution = attribute(&score, &GuidedGradient { rule: Rule::Deconvolution }, &x);
+    golden.compare("deconvnet", &deconvolution.values, GRADIENT);
     for entry in config["integrated_gradients"]["cnn"].as_array().unwrap() {
         integrated(&golden, entry, &score, &x);
     }
-    golden.finish_without(&[
-        "cebp_",
-        "ebp_",
-        "deconvnet",
-        "deeplift_",
-        "fullgrad",
-        "guided_backprop",
-        "torchray_guided_backprop",
-    ]);
+    golden.finish_without(&["cebp_", "ebp_", "deeplift_", "fullgrad"]);
 }
 
 /// The tiny CLIP and its images; all outputs of `vit_io` are compared.
@@ -109,6 +108,7 @@ pub(super) struct VitCase {
     pub(super) classes: Vec<u32>,
     pub(super) texts: Vec<u32>,
     pub(super) text_embeddings: Tensor,
+    pub(super) ids: Tensor,
 }
 
 impl VitCase {
@@ -131,7 +131,7 @@ impl VitCase {
         let classes = indices(&golden.input("target_class"));
         let texts = indices(&golden.input("target_text"));
         golden.finish();
-        Self { network, x, classes, texts, text_embeddings }
+        Self { network, x, classes, texts, text_embeddings, ids }
     }
 
     pub(super) fn class_score(&self) -> ClassLogit<'_, Vit> {
@@ -165,7 +165,34 @@ fn vit_attr() {
     golden.compare("softmax_ixg", &attribute(&contrast, &ixg, &case.x).values, GRADIENT);
     super::perturbation::occlusions(&golden, &config["occlusion"]["vit"], &class, &case.x);
     super::perturbation::occlusions(&golden, &config["occlusion"]["vit_similarity"], &similarity, &case.x);
-    golden.finish_without(&["noise", "smooth_ixg", "smoothgrad", "vargrad"]);
+    super::noise::smoothed(&golden, &class, &case.x);
+    golden.finish();
+    // Without a ReLU the rule says nothing: no plain gradient under its name.
+    let guided = GuidedGradient { rule: Rule::Guided };
+    let refused = guided.attribute(&Evaluator::new(&class, 8), &Inputs::new(&case.x).unwrap());
+    assert!(matches!(refused, Err(AttributionError::NotApplicable(_))));
+}
+
+#[test]
+fn rn_attr() {
+    let Some((folder, config)) = open() else { return };
+    let io = Golden::open(&folder, "rn_io.safetensors");
+    let network = ResNet::open(&folder, &config);
+    let (x, targets) = (io.input("input"), indices(&io.input("target")));
+    io.compare("logits", &super::networks::Network::logits(&network, &x, None).unwrap(), GRADIENT);
+    io.finish();
+    let golden = Golden::open(&folder, "rn_attr.safetensors");
+    let score = ClassLogit { network: &network, targets };
+    golden.compare("gradient", &attribute(&score, &Gradient, &x).values, GRADIENT);
+    golden.compare("ixg", &attribute(&score, &InputXGradient::default(), &x).values, GRADIENT);
+    let guided = attribute(&score, &GuidedGradient { rule: Rule::Guided }, &x);
+    golden.compare("guided_backprop", &guided.values, GRADIENT);
+    for entry in config["integrated_gradients"]["rn"].as_array().unwrap() {
+        integrated(&golden, entry, &score, &x);
+    }
+    super::perturbation::occlusions(&golden, &config["occlusion"]["rn"], &score, &x);
+    super::cams::residual(&golden, &config["rn"], network.geometry(), &score, &x);
+    golden.finish();
 }
 
 #[test]
@@ -184,7 +211,8 @@ fn vol() {
     });
     integrated(&golden, &entry, &score, &x);
     super::perturbation::occlusions(&golden, &config["cnn3d"]["occlusion"], &score, &x);
-    golden.finish_without(&["gradcam_"]);
+    super::cams::volume(&golden, &score, &x);
+    golden.finish();
 }
 
 /// The corrected trapezoid is complete where Captum's is not.

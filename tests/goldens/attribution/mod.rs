@@ -1,8 +1,12 @@
 //! Attribution methods against Captum and the authors' code, on tiny networks.
 
+mod attention;
+mod cams;
 mod gradients;
 mod networks;
+mod noise;
 mod perturbation;
+mod rise;
 
 use candle_core::{Device, Tensor};
 use pipe_attribution::{Attribution, Baseline, Evaluator, Inputs, Method, Score};

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{D, DType, Result, Tensor};
 use pipe_attribution::Score;
-use pipe_models::clip::EotRule;
+use pipe_models::clip::{EotRule, OpenAiClip, OpenAiClipConfig, OpenAiImage};
 use pipe_models::ops::{activate, composed, linear};
-use pipe_models::{Activation, ClipConfig, ClipModel, DualEncoder, MaybeProbe, Trainable};
+use pipe_models::{Activation, ClipConfig, ClipModel, DualEncoder, MaybeProbe, PatchGeometry, Trainable};
 use serde_json::Value as Json;
 
 use crate::harness::Golden;
@@ -57,6 +57,28 @@ fn activation(json: &Json) -> Activation {
     }
 }
 
+/// A text's score with an image, from its token embeddings.
+pub(super) struct PairedText<'a> {
+    pub(super) clip: &'a ClipModel,
+    /// The ids of each sample's text.
+    pub(super) ids: Tensor,
+    /// The image embedding of each sample, `[samples, width]`.
+    pub(super) images: Tensor,
+}
+
+impl Score for PairedText<'_> {
+    fn score(&self, input: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let rows: Vec<u32> = samples.iter().map(|sample| *sample as u32).collect();
+        let rows = Tensor::new(rows, input.device())?;
+        let ids = self.ids.index_select(&rows, 0)?;
+        let texts = self.clip.text_tower().embed_token_embeddings(input, &ids, probe)?;
+        let images = self.images.index_select(&rows, 0)?;
+        let own: Vec<u32> = (0..samples.len() as u32).collect();
+        let own = Tensor::from_vec(own, (samples.len(), 1), input.device())?;
+        self.clip.logits(&images, &texts)?.gather(&own, 1)?.squeeze(1)
+    }
+}
+
 /// Parameters by name.
 type Parameters = BTreeMap<String, Tensor>;
 
@@ -94,6 +116,11 @@ impl Cnn {
             epsilon: config["batch_norm_eps"].as_f64().unwrap(),
             activation: activation(&config["activation"]),
         }
+    }
+
+    /// The weights of the last layer, `[classes, channels]`.
+    pub(super) fn classifier(&self) -> &Tensor {
+        &self.parameters["fc.weight"]
     }
 
     fn parameter(&self, layer: &str, name: &str) -> Option<&Tensor> {
@@ -292,6 +319,62 @@ impl Network for Vit {
     fn logits(&self, input: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let embeddings = self.clip.image_tower().embed_images(input, probe)?;
         linear(&embeddings, &self.classifier[0], Some(&self.classifier[1]))
+    }
+}
+
+/// CLIP's residual network with the classifier of the tiny CLIP.
+pub(super) struct ResNet {
+    clip: OpenAiClip,
+    classifier: [Tensor; 2],
+}
+
+impl ResNet {
+    pub(super) fn open(folder: &Path, config: &Json) -> Self {
+        let clip = parameters(folder, "vit_model.safetensors");
+        let classifier = [clip["classifier.weight"].clone(), clip["classifier.bias"].clone()];
+        // A CLIP needs a text tower: any of the same width.
+        let of_text =
+            |name: &str| !["visual.", "classifier.", "vqa."].iter().any(|tower| name.starts_with(tower));
+        let mut tensors = parameters(folder, "rn_model.safetensors");
+        tensors.extend(clip.into_iter().filter(|(name, _)| of_text(name)));
+        let mut sizes = OpenAiClipConfig::infer(&tensors).unwrap();
+        sizes.text.heads = size(&config["text"]["heads"]);
+        match &mut sizes.image {
+            OpenAiImage::ResNet { pool_heads, .. } => *pool_heads = size(&config["rn"]["attnpool_heads"]),
+            OpenAiImage::Transformer(_) => panic!("the weights are those of a residual network"),
+        }
+        let clip = OpenAiClip::from_tensors(sizes, tensors, Trainable::Frozen).unwrap();
+        Self { clip, classifier }
+    }
+
+    pub(super) fn geometry(&self) -> PatchGeometry {
+        self.clip.image_tower().geometry()
+    }
+}
+
+impl Network for ResNet {
+    fn logits(&self, input: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let embeddings = self.clip.image_tower().embed_images(input, probe)?;
+        linear(&embeddings, &self.classifier[0], Some(&self.classifier[1]))
+    }
+}
+
+/// The softmax of a network's logits at each sample's target.
+pub(super) struct Probability<'a, N> {
+    pub(super) network: &'a N,
+    pub(super) targets: Vec<u32>,
+    /// Each class for itself instead.
+    pub(super) sigmoid: bool,
+}
+
+impl<N: Network> Score for Probability<'_, N> {
+    fn score(&self, input: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let logits = self.network.logits(input, probe)?;
+        let shares = match self.sigmoid {
+            true => (logits.neg()?.exp()? + 1.0)?.recip()?,
+            false => composed::softmax(&logits)?,
+        };
+        pick(&shares, &self.targets, samples)
     }
 }
 

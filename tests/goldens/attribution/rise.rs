@@ -1,0 +1,55 @@
+//! RISE with the masks of the goldens.
+
+use candle_core::{DType, Tensor};
+use pipe_attribution::{Rise, RiseMask, RiseMasks, RiseScale, Score};
+
+use super::gradients::cnn;
+use super::networks::{Probability, size};
+use super::{GRADIENT, attribute, open};
+use crate::harness::Golden;
+
+#[test]
+fn rise() {
+    let Some((folder, config)) = open() else { return };
+    let (network, x, _) = cnn(&folder, &config);
+    let golden = Golden::open(&folder, "rise.safetensors");
+    let settings = &config["rise"];
+    let cells =
+        golden.input("grid").to_dtype(DType::U8).unwrap().flatten(1, 2).unwrap().to_vec2::<u8>().unwrap();
+    let shifts = golden.input("shift_yx").to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
+    let masks: Vec<RiseMask> = cells
+        .iter()
+        .zip(&shifts)
+        .map(|(cells, shift)| RiseMask {
+            cells: cells.iter().map(|cell| *cell == 1).collect(),
+            shift: shift.iter().map(|offset| *offset as usize).collect(),
+        })
+        .collect();
+    let method = |scale| Rise {
+        grid: size(&settings["grid"]),
+        keep: settings["p1"].as_f64().unwrap(),
+        masks: RiseMasks::Given(masks.clone()),
+        scale,
+    };
+    let places = &x.dims()[2..];
+    let drawn: Vec<f32> =
+        (0..masks.len()).flat_map(|index| method(RiseScale::Expected).mask(index, places).unwrap()).collect();
+    let shape = (masks.len(), places[0], places[1]);
+    golden.compare("masks", &Tensor::from_vec(drawn, shape, x.device()).unwrap(), 1e-6);
+    let classes = size(&config["classes"]) as u32;
+    let images = x.dims()[0];
+    for (key, scale, sigmoid) in
+        [("saliency_all", RiseScale::Expected, false), ("torchray_sigmoid_saliency", RiseScale::Count, true)]
+    {
+        let maps: Vec<Tensor> = (0..classes)
+            .map(|class| {
+                let score = Probability { network: &network, targets: vec![class; images], sigmoid };
+                attribute(&score as &dyn Score, &method(scale), &x).values
+            })
+            .collect();
+        golden.compare(key, &Tensor::cat(&maps, 1).unwrap(), GRADIENT);
+    }
+    // The probabilities are what the maps are made of.
+    golden.input("probs_masked");
+    golden.finish();
+}
