@@ -34,9 +34,11 @@
 mod clear;
 mod content;
 mod digest;
+mod downloads;
 #[cfg(test)]
 mod faults;
 mod fs;
+mod glob;
 mod key;
 mod lease;
 mod owner;
@@ -54,7 +56,9 @@ mod value;
 
 pub use content::{part_digest, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
+pub use downloads::Partial;
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
+pub use glob::select;
 pub use key::{ActionKey, KeyArtifact, KeyInput};
 pub use lease::{Lease, LeaseAttempt, LeaseInfo};
 pub use owner::Owner;

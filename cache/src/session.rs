@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use crate::downloads;
 use crate::fs::{Disk, FsError, list, nonce, read_bounded};
 use crate::owner::{HEARTBEAT, Owner, SILENCE};
 
@@ -63,7 +64,8 @@ pub(crate) fn sweep(disk: &Disk, tmp: &Path, me: &Owner) -> Result<(), FsError> 
         return Ok(());
     }
     let now = server_now(disk, tmp)?;
-    for name in names {
+    // What was begun to be fetched outlives its process: the next one goes on with it.
+    for name in names.into_iter().filter(|name| name != downloads::FOLDER) {
         let folder = tmp.join(&name);
         let owner_file = folder.join(OWNER_FILE);
         let owner = read_bounded(&owner_file, OWNER_LIMIT)

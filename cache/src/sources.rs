@@ -1,6 +1,6 @@
 //! External sources: files that a study reads but did not make, named by `file:` in TOML.
 //!
-//! A source is a file, a folder, or a glob (`*`, `?` within a name, `**` for any folders). Only content
+//! A source is a file, a folder, or a glob (see [`crate::glob`]). Only content
 //! and paths *inside* the source enter its digest, never where it lies: one single file is called
 //! `source.<extension>` whatever its name is.
 //!
@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::fs::{Disk, read_bounded};
+use crate::glob::{self, Glob};
 use crate::staging::hash_file;
 use crate::{Digest, tree_digest};
 
@@ -233,7 +234,7 @@ fn locate(base: &Path, pattern: &str) -> Result<Vec<(String, PathBuf)>, SourceEr
     if pattern.is_empty() || pattern.contains('\0') {
         return Err(SourceError::new(base, "the source has no path"));
     }
-    if pattern.contains(['*', '?']) {
+    if glob::is_glob(pattern) {
         return locate_glob(base, pattern);
     }
     let root = base.join(pattern);
@@ -246,26 +247,14 @@ fn locate(base: &Path, pattern: &str) -> Result<Vec<(String, PathBuf)>, SourceEr
         return Ok(files);
     }
     state(&root)?;
-    let extension = root.extension().and_then(|extension| extension.to_str());
-    Ok(vec![(extension.map_or("source".to_owned(), |extension| format!("source.{extension}")), root)])
+    Ok(vec![(glob::single(pattern), root)])
 }
 
 fn locate_glob(base: &Path, pattern: &str) -> Result<Vec<(String, PathBuf)>, SourceError> {
-    let mut root = base.to_owned();
-    let mut segments = Vec::new();
-    for component in Path::new(pattern).components() {
-        let text = component.as_os_str().to_string_lossy().into_owned();
-        match component {
-            Component::CurDir => {}
-            Component::Normal(_) if !segments.is_empty() || text.contains(['*', '?']) => segments.push(text),
-            _ if segments.is_empty() => root.push(component),
-            _ => return Err(SourceError::new(Path::new(pattern), "`..` may not follow a wildcard")),
-        }
-    }
-    let matching: Vec<_> = walk(&root)?
-        .into_iter()
-        .filter(|(path, _)| matches(&segments, &path.split('/').collect::<Vec<_>>()))
-        .collect();
+    let (root, rest) = glob::split(pattern);
+    let glob = Glob::parse(rest).map_err(|reason| SourceError::new(Path::new(pattern), reason))?;
+    let matching: Vec<_> =
+        walk(&base.join(root))?.into_iter().filter(|(path, _)| glob.matches(path)).collect();
     if matching.is_empty() {
         return Err(SourceError::new(&base.join(pattern), "no file matches"));
     }
@@ -317,50 +306,4 @@ fn follow(real_root: &Path, folder: &Path, link: &Path) -> Result<bool, SourceEr
         return Err(SourceError::new(link, "the link leads to a folder that it lies in"));
     }
     Ok(is_folder)
-}
-
-/// Whether a path matches; `**` stands for any number of names, also none. Names that begin with a dot
-/// match only where the pattern shows the dot.
-fn matches(pattern: &[String], path: &[&str]) -> bool {
-    match pattern.split_first() {
-        None => path.is_empty(),
-        Some((first, rest)) if first == "**" => (0..=path.len()).any(|taken| {
-            let (passed, left) = path.split_at(taken);
-            let visible = passed.iter().all(|name| !name.starts_with('.'));
-            // A closing `**` stands for every file below.
-            visible && if rest.is_empty() { left.is_empty() && taken > 0 } else { matches(rest, left) }
-        }),
-        Some((first, rest)) => path.split_first().is_some_and(|(name, others)| {
-            (!name.starts_with('.') || first.starts_with('.'))
-                && name_matches(first, name)
-                && matches(rest, others)
-        }),
-    }
-}
-
-/// Whether a name matches `*` and `?`. Greedy with one place to return to, so that no pattern takes more
-/// than length times length steps.
-fn name_matches(pattern: &str, name: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let name: Vec<char> = name.chars().collect();
-    let (mut at, mut read, mut retry) = (0, 0, None);
-    while read < name.len() {
-        match pattern.get(at) {
-            Some('*') => {
-                retry = Some((at, read));
-                at += 1;
-            }
-            Some(&expected) if expected == '?' || expected == name[read] => {
-                at += 1;
-                read += 1;
-            }
-            _ => {
-                let Some((star, from)) = retry else { return false };
-                retry = Some((star, from + 1));
-                at = star + 1;
-                read = from + 1;
-            }
-        }
-    }
-    pattern[at..].iter().all(|&left| left == '*')
 }

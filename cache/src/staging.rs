@@ -190,7 +190,7 @@ impl Staging {
     }
 
     /// Links one file into `cas/`; returns the folders to flush.
-    fn store_blob(&self, staged: &Path, file: &FileRecord) -> Result<[PathBuf; 2], StoreError> {
+    pub(crate) fn store_blob(&self, staged: &Path, file: &FileRecord) -> Result<[PathBuf; 2], StoreError> {
         let disk = &self.store.shared.disk;
         let target = self.store.blob_path(&file.blob);
         let touched = make_parent(&self.store, &target)?;

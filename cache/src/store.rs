@@ -10,11 +10,13 @@
 //! | `runs/<run id>/` | plan, events and logs of a run |
 //! | `pins/<name>` | what a person wants kept |
 //! | `tmp/<host>-<pid>-<nonce>/` | staging |
+//! | `tmp/downloads/` | files on their way from elsewhere |
 //! | `quarantine/` | damaged blobs |
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::downloads;
 use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounded};
 use crate::lease::{self, LeaseAttempt};
 use crate::owner::Owner;
@@ -127,6 +129,7 @@ impl Store {
         let store = Self::with_parts(disk, path, uuid, cache);
         session::sweep(&store.shared.disk, &store.folder("tmp"), &store.shared.owner)?;
         lease::sweep(&store)?;
+        downloads::sweep(&store)?;
         Ok(store)
     }
 

@@ -2,41 +2,77 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, SourceError, Sources, Value};
+use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, Sources, Value};
 
 use crate::kind::Numerics;
 use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, Pipeline};
+use crate::remote::Remote;
+use crate::remote::lock::{LockFile, Pinned};
 
 /// The digests of all external sources of a pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct SourceDigests {
     by_path: BTreeMap<std::path::PathBuf, Source>,
+    /// Remote sources of which the lock file says what they are.
+    pinned: BTreeMap<String, Pinned>,
+    /// Those of which it does not.
+    unpinned: Vec<Unpinned>,
+}
+
+/// A remote source that was never read.
+#[derive(Clone, Debug)]
+pub(crate) struct Unpinned {
+    pub(crate) remote: Remote,
+    pub(crate) origin: Origin,
+    /// A node that reads it.
+    pub(crate) node: String,
 }
 
 /// An external source that cannot be read.
 #[derive(Debug)]
 pub(crate) struct MissingSource {
     /// As written in the TOML, and where.
-    pub(crate) pattern: String,
+    pub(crate) source: String,
     pub(crate) origin: Origin,
     /// A node that reads it.
     pub(crate) node: String,
-    pub(crate) error: SourceError,
+    pub(crate) reason: String,
+    /// What would help.
+    pub(crate) help: Vec<String>,
 }
 
 impl SourceDigests {
-    /// Hashes every source that `nodes` read; all that cannot be read are returned at once.
-    pub(crate) fn hash<'a>(
+    /// Hashes every local source that `nodes` read and looks every remote one up in `lock`. What cannot be
+    /// read is returned beside it, all at once.
+    pub(crate) fn read<'a>(
         nodes: impl Iterator<Item = &'a Node>,
         sources: &Sources,
-    ) -> Result<Self, Vec<MissingSource>> {
+        lock: &LockFile,
+    ) -> (Self, Vec<MissingSource>) {
         let mut digests = Self::default();
         let mut missing = Vec::new();
         // What is missing is told once, however many nodes read it.
         let mut tried = BTreeSet::new();
+        let mut looked_up = BTreeSet::new();
         for node in nodes {
             let sources_of = |input: &'a NodeInput| input.sources.iter().map(move |source| (input, source));
             for (input, source) in node.inputs.iter().flat_map(sources_of) {
+                if let InputSource::Remote(remote) = source
+                    && looked_up.insert(remote.text())
+                {
+                    let (origin, node) = (input.origin.clone(), node.name.clone());
+                    match lock.pinned(remote) {
+                        Some(Ok(pinned)) => _ = digests.pinned.insert(remote.text().to_owned(), pinned),
+                        None => digests.unpinned.push(Unpinned { remote: remote.clone(), origin, node }),
+                        Some(Err(reason)) => missing.push(MissingSource {
+                            source: remote.text().to_owned(),
+                            origin,
+                            node,
+                            reason: format!("its entry in `{}`: {reason}", lock.path().display()),
+                            help: vec!["remove the entry, and the next run writes it anew".to_owned()],
+                        }),
+                    }
+                }
                 let InputSource::File { pattern, path } = source else { continue };
                 if digests.by_path.contains_key(path) || !tried.insert(path) {
                     continue;
@@ -48,20 +84,44 @@ impl SourceDigests {
                     }
                     Err(error) => {
                         missing.push(MissingSource {
-                            pattern: pattern.clone(),
+                            source: format!("file:{pattern}"),
                             origin: input.origin.clone(),
                             node: node.name.clone(),
-                            error,
+                            reason: error.reason,
+                            help: vec![
+                                format!("it is looked for at `{}`", error.path.display()),
+                                "a path is relative to the file that writes it".to_owned(),
+                            ],
                         });
                     }
                 }
             }
         }
-        if missing.is_empty() { Ok(digests) } else { Err(missing) }
+        (digests, missing)
     }
 
     pub(crate) fn get(&self, path: &std::path::Path) -> Option<&Source> {
         self.by_path.get(path)
+    }
+
+    /// What a remote source is, if it is known.
+    pub(crate) fn pinned(&self, remote: &Remote) -> Option<&Pinned> {
+        self.pinned.get(remote.text())
+    }
+
+    /// The blobs of all remote sources that are known.
+    pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
+        self.pinned.values().flat_map(|pinned| pinned.files.iter().map(|(_, file)| file.digest)).collect()
+    }
+
+    /// The remote sources of which nobody knows what they are.
+    pub(crate) fn unpinned(&self) -> &[Unpinned] {
+        &self.unpinned
+    }
+
+    /// Those of them that a node reads.
+    pub(crate) fn unknown<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a str> {
+        remotes(node).map(Remote::text).filter(|text| !self.pinned.contains_key(*text))
     }
 }
 
@@ -89,6 +149,7 @@ pub(crate) fn key(
                     (digest, input.with_axes.then_some(axes))
                 }
                 InputSource::File { path, .. } => (sources.get(path)?.digest, None),
+                InputSource::Remote(remote) => (sources.pinned(remote)?.digest, None),
                 InputSource::Blob(digest) => (*digest, None),
             };
             artifacts.push(KeyArtifact { axes, digest });
@@ -131,6 +192,14 @@ pub(crate) fn topological(pipeline: &Pipeline) -> Vec<NodeId> {
         }
     }
     order
+}
+
+/// The remote sources that a node reads, once per reference.
+pub(crate) fn remotes(node: &Node) -> impl Iterator<Item = &Remote> {
+    node.inputs.iter().flat_map(|input| &input.sources).filter_map(|source| match source {
+        InputSource::Remote(remote) => Some(remote),
+        _ => None,
+    })
 }
 
 /// The nodes that a node reads, once per reference.

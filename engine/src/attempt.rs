@@ -18,6 +18,7 @@ use crate::error::StageError;
 use crate::events::EventLog;
 use crate::panics::Pool;
 use crate::pipeline::Node;
+use crate::remote::{FetchError, Fetcher, News, Remote, RemoteFile, Watch};
 
 /// Progress of one action is written at most this often.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
@@ -40,6 +41,16 @@ pub(crate) struct Attempt {
     /// The greatest resident memory of the process so far, in bytes; the scheduler measures it.
     pub(crate) peak: Arc<AtomicU64>,
     pub(crate) lease: Lease,
+    /// Files of its inputs that are not in the store.
+    pub(crate) absent: Vec<Absent>,
+    pub(crate) fetcher: Arc<Fetcher>,
+}
+
+/// Files of a remote source that are known and not in the store.
+pub(crate) struct Absent {
+    pub(crate) remote: Remote,
+    pub(crate) revision: Option<String>,
+    pub(crate) files: Vec<RemoteFile>,
 }
 
 /// How it ended.
@@ -82,6 +93,34 @@ impl Attempt {
         StageError::InputData { path: known.unwrap_or(path), reason }
     }
 
+    /// Fetches what is known and not in the store.
+    fn fetch(&self, absent: &Absent, host: &Host) -> Result<(), AttemptError> {
+        let Absent { remote, revision, files } = absent;
+        let bytes = files.iter().filter_map(|file| file.size).fold(0, u64::saturating_add);
+        let watch = Watch::new(Arc::clone(&self.cancelled), bytes, |news| match news {
+            News::Progress(done, total) => host.progress(done, total, "bytes", &[]),
+            News::Retry(delay, reason) => {
+                host.log(&format!("{reason}; again in {:.1} s", delay.as_secs_f64()));
+            }
+        });
+        let fetched = self.fetcher.fetch(&self.store, remote, revision.as_deref(), files, &watch);
+        let Err(failed) = fetched else { return Ok(()) };
+        for (path, error) in &failed {
+            host.log(&format!("{}: {path}: {error}", remote.text()));
+        }
+        // Whatever else went wrong says more than that the others were stopped.
+        let cancelled = |(_, error): &(String, FetchError)| matches!(error, FetchError::Cancelled);
+        let first = failed.into_iter().min_by_key(cancelled);
+        Err(match first {
+            None | Some((_, FetchError::Cancelled)) => StageError::Cancelled.into(),
+            Some((_, FetchError::Store(error))) => error.into(),
+            Some((path, FetchError::Source { reason, help })) => {
+                let help = help.map(|help| format!("; {help}")).unwrap_or_default();
+                StageError::input(format!("{}: {path}", remote.text()), format!("{reason}{help}")).into()
+            }
+        })
+    }
+
     fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
@@ -96,6 +135,9 @@ impl Attempt {
             log: Mutex::new(File::create(&self.log).ok()),
             last_progress: Mutex::new(None),
         };
+        for absent in &self.absent {
+            self.fetch(absent, &host)?;
+        }
         let provenance = provenance(&self.key, &self.node.params.json);
         let mut context = StageContext::new(
             self.inputs.clone(),
@@ -184,7 +226,14 @@ impl Attempt {
 /// Where a file of an external source lies that a stage names by its path inside the source, whether it
 /// is there or not.
 fn locate(artifact: &Artifact, inside: &Path) -> Option<PathBuf> {
-    artifact.origin.as_ref()?;
+    let origin = artifact.origin.as_ref()?;
+    // The blobs of a remote source have names that say nothing.
+    if Remote::parse(origin).is_some() {
+        return Some(match artifact.files.as_slice() {
+            [file] if file.path.starts_with("source") => PathBuf::from(origin),
+            _ => PathBuf::from(format!("{origin}: {}", inside.display())),
+        });
+    }
     if let Some(file) = artifact.files.iter().find(|file| Path::new(&file.path) == inside) {
         return Some(file.location.clone());
     }
@@ -315,6 +364,10 @@ mod tests {
         let single = artifact(Some("file:x.npz"), vec![file("source.npz", "/data/x.npz")]);
         assert_eq!(found(&single, "source.npz").as_deref(), Some("/data/x.npz"));
         assert_eq!(found(&single, "other.npz"), None);
+        let remote = artifact(Some("hf:o/n@main"), vec![file("config.json", "/store/cas/ab/cd")]);
+        assert_eq!(found(&remote, "config.json").as_deref(), Some("hf:o/n@main: config.json"));
+        let remote = artifact(Some("zenodo:1/x.npz"), vec![file("source.npz", "/store/cas/ab/cd")]);
+        assert_eq!(found(&remote, "source.npz").as_deref(), Some("zenodo:1/x.npz"));
         let stored = artifact(None, vec![file("config.json", "/store/cas/ab/cd")]);
         assert_eq!(found(&stored, "config.json"), None);
     }

@@ -1,6 +1,6 @@
 //! What earlier runs of a pipeline knew: the keys of each node, newest first, and its last failure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
@@ -24,6 +24,9 @@ pub(crate) struct StoredPlan {
     /// Node name to action key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) nodes: BTreeMap<String, Digest>,
+    /// The blobs of its remote sources: as good as results, for whoever collects garbage.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) blobs: BTreeSet<Digest>,
     /// Node name to the error of its last attempt.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) failed: BTreeMap<String, String>,
@@ -37,7 +40,8 @@ impl StoredPlan {
         };
         let mut plan = read(run)?;
         if let Some(id) = &plan.same_as {
-            plan.nodes = read(&store.run(id).ok()?)?.nodes;
+            let holder = read(&store.run(id).ok()?)?;
+            (plan.nodes, plan.blobs) = (holder.nodes, holder.blobs);
         }
         Some(plan)
     }
@@ -160,6 +164,7 @@ impl History {
         run: &RunFolder,
         pipeline: &Pipeline,
         nodes: BTreeMap<String, Digest>,
+        blobs: BTreeSet<Digest>,
         failed: BTreeMap<String, String>,
     ) -> Result<(), StoreError> {
         let Some(store) = &self.store else { return Ok(()) };
@@ -169,13 +174,16 @@ impl History {
             profiles: pipeline.profiles.clone(),
             same_as: None,
             nodes,
+            blobs,
             failed,
         };
         if let Some((holder, newest)) = &self.newest
             && newest.nodes == plan.nodes
+            && newest.blobs == plan.blobs
         {
             plan.same_as = Some(holder.clone());
             plan.nodes.clear();
+            plan.blobs.clear();
         }
         let bytes = serde_json::to_vec(&plan).expect("a plan is strings and digests");
         store.write_atomic(&run.plan(), &bytes)

@@ -20,6 +20,7 @@ pub mod pipeline;
 mod plan;
 mod progress;
 mod publish;
+mod remote;
 mod revision;
 mod run;
 mod why;
@@ -32,3 +33,4 @@ pub use kind::{
     ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;
+pub use remote::Remote;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use pipe_cache::Digest;
 
 use crate::kind::{AnyKind, KindDescription, OutputPort, ResolvedParams};
+use crate::remote::Remote;
 
 /// Index of a node in [`Pipeline::nodes`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -145,6 +146,8 @@ pub enum InputSource {
         /// Absolute path or glob.
         path: PathBuf,
     },
+    /// Files elsewhere: `hf:...`, `zenodo:...`, `https:...`.
+    Remote(Remote),
     /// A pinned blob: `store:b3:<hex>`.
     Blob(Digest),
 }

@@ -141,7 +141,12 @@ impl Plan {
                     plan.keys[id.0] = Some((digest, key));
                     status
                 }
-                None => Status::Maybe(why::reasons(pipeline, node, None, &plan, store, history, forced)),
+                None => {
+                    let mut reasons = why::reasons(pipeline, node, None, &plan, store, history, forced);
+                    let unknown = sources.unknown(node).map(str::to_owned);
+                    reasons.extend(unknown.map(|source| DirtyReason::Fetch { source }));
+                    Status::Maybe(reasons)
+                }
             };
         }
         Ok(plan)

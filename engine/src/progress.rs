@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value as Json;
 
+use crate::cli::size;
+
 /// A line for a stage without news at most this often, where there is no terminal.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
@@ -79,6 +81,28 @@ impl Display {
                 self.running.insert(node, Running { bar, said: Instant::now() });
             }
             "progress" => self.progress(&node, fields),
+            "fetch_started" => self.fetch_started(fields),
+            "fetch_progress" => self.progress(fields["subject"].as_str().unwrap_or_default(), fields),
+            "fetch_retry" => {
+                let text = |key: &str| fields[key].as_str().unwrap_or_default();
+                let delay = fields["delay"].as_f64().unwrap_or_default();
+                let line = format!("{}  {}; again in {delay:.1} s", text("subject"), text("detail"));
+                self.line("Retry", &line);
+            }
+            "fetch_finished" => {
+                let subject = fields["subject"].as_str().unwrap_or_default();
+                if let Some(Running { bar: Some(bar), .. }) = self.running.remove(subject) {
+                    bar.finish_and_clear();
+                }
+                let verb = match fields["status"].as_str() {
+                    Some("ok") => "Fetched",
+                    Some("cancelled") => "Stopped",
+                    _ => "Failed",
+                };
+                let bytes = size(fields["bytes"].as_u64().unwrap_or(0));
+                let seconds = fields["wall"].as_f64().unwrap_or_default();
+                self.line(verb, &format!("{subject}  {bytes}  {seconds:.1} s"));
+            }
             "action_hit" if self.verbosity == Verbosity::Verbose => self.line("Cached", &node),
             "action_finished" => {
                 if let Some(Running { bar: Some(bar), .. }) = self.running.remove(&node) {
@@ -111,6 +135,26 @@ impl Display {
             }
             _ => {}
         }
+    }
+
+    fn fetch_started(&mut self, fields: &Json) {
+        let subject = fields["subject"].as_str().unwrap_or_default().to_owned();
+        let bytes = fields["bytes"].as_u64().unwrap_or(0);
+        let bar = self.bars.as_ref().map(|bars| {
+            let bar = bars.add(ProgressBar::new(bytes));
+            let template = "{prefix:>10}  {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_prefix("Fetch");
+            bar.set_message(subject.clone());
+            bar
+        });
+        if bar.is_none() {
+            let files = fields["files"].as_u64().unwrap_or(0);
+            self.line("Fetch", &format!("{subject}  {files} files, {}", size(bytes)));
+        }
+        self.running.insert(subject, Running { bar, said: Instant::now() });
     }
 
     fn progress(&mut self, node: &str, fields: &Json) {

@@ -32,6 +32,8 @@ pub(crate) enum DirtyReason {
     Damaged,
     /// The last attempt failed.
     FailedBefore(PastFailure),
+    /// This remote source was never read, so its content is unknown.
+    Fetch { source: String },
     /// These inputs have no result yet.
     Upstream { nodes: Vec<String> },
 }
@@ -79,7 +81,10 @@ pub(crate) fn reasons(
             .filter(|producer| seen.insert(*producer))
             .map(|producer| pipeline.nodes[producer.0].name.clone())
             .collect();
-        reasons.push(DirtyReason::Upstream { nodes });
+        let nodes: Vec<String> = nodes;
+        if !nodes.is_empty() {
+            reasons.push(DirtyReason::Upstream { nodes });
+        }
     } else if reasons.is_empty() {
         // The same parameters and inputs under a key that has no record.
         reasons.push(DirtyReason::NoRecord);
@@ -159,6 +164,7 @@ fn compare(
             let (producer, file) = match source {
                 InputSource::Node { node, .. } => (Some(pipeline.nodes[node.0].name.clone()), None),
                 InputSource::File { pattern, .. } => (None, Some(pattern.clone())),
+                InputSource::Remote(remote) => (None, Some(remote.text().to_owned())),
                 InputSource::Blob(_) => (None, None),
             };
             reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file });
@@ -266,6 +272,7 @@ impl DirtyReason {
                 let ago = failure.began.and_then(|began| began.elapsed().ok()).map(ago).unwrap_or_default();
                 format!("its last attempt failed{ago}: {}", failure.error)
             }
+            Self::Fetch { source } => format!("its source `{source}` would be fetched first"),
             Self::Upstream { nodes } => format!("waits for {}", nodes.join(", ")),
         }
     }
@@ -283,6 +290,7 @@ impl DirtyReason {
             Self::Numerics { .. } => "numerics",
             Self::Damaged => "damaged",
             Self::FailedBefore(_) => "failed_before",
+            Self::Fetch { .. } => "fetch",
             Self::Upstream { .. } => "upstream",
         };
         let mut json = serde_json::json!({ "reason": code, "text": self.words(pipeline) });

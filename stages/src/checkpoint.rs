@@ -178,8 +178,8 @@ impl StageKind for Checkpoint {
                 ),
                 InputPort::optional(
                     "tokenizer",
-                    &[artifact::TOKENIZER],
-                    "the tokeniser of a model with random weights, or of files that have none",
+                    &[artifact::TOKENIZER, ArtifactType::FILE],
+                    "the tokeniser of a model with random weights, or of files that have none: of a stage, or published files (`tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`)",
                 ),
             ],
             free_inputs: None,

@@ -9,5 +9,6 @@ mod interrupts;
 mod mistakes;
 mod outputs;
 mod processes;
+mod remote;
 mod scale;
 mod study;

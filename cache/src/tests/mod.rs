@@ -2,6 +2,7 @@
 
 mod commit;
 mod crash;
+mod downloads;
 mod lease;
 mod read;
 mod sources;

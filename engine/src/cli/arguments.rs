@@ -221,6 +221,12 @@ pub(crate) struct RunArguments {
     /// After a failure start nothing new; `now` also stops what runs
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "new", value_parser = ["new", "now"], help_heading = "Execution")]
     pub(crate) fail_fast: Option<String>,
+    /// Do not change the lock file: a remote source that is not in it is an error
+    #[arg(long, help_heading = "Execution")]
+    pub(crate) locked: bool,
+    /// Fetch nothing: a remote source that is not on this machine is an error
+    #[arg(long, help_heading = "Execution")]
+    pub(crate) offline: bool,
     /// How far stored results are checked before they are read
     #[arg(long, value_enum, default_value_t = Verification::Once, value_name = "HOW", help_heading = "Execution")]
     pub(crate) verify: Verification,

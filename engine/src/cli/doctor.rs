@@ -8,6 +8,7 @@ use serde_json::json;
 use super::arguments::{Arguments, OptionalFileArguments};
 use super::study::Study;
 use super::{CliError, print};
+use crate::action::MissingSource;
 use crate::exit;
 use crate::kind::Registry;
 use crate::plan::Wanted;
@@ -37,11 +38,16 @@ pub(crate) fn doctor(
     let store_path = match &file.pipeline {
         Some(path) => {
             let study = Study::load(arguments, path, registry)?;
-            match study.try_sources(None, &Wanted::default()) {
-                Ok(_) => add("sources", "ok", "all are there".to_owned()),
-                Err(missing) => missing.iter().for_each(|source| {
-                    add("sources", "error", format!("node `{}` reads {}", source.node, source.error));
-                }),
+            let (sources, missing) = study.try_sources(None, &Wanted::default())?;
+            for MissingSource { source, node, reason, .. } in &missing {
+                add("sources", "error", format!("node `{node}` reads `{source}`: {reason}"));
+            }
+            if missing.is_empty() {
+                let text = match sources.unpinned().len() {
+                    0 => "all are there".to_owned(),
+                    unpinned => format!("all are there, but {unpinned} that the next run fetches"),
+                };
+                add("sources", "ok", text);
             }
             study.store_path
         }

@@ -4,6 +4,7 @@ mod arguments;
 mod clean;
 mod doctor;
 mod drawing;
+mod fetching;
 mod graph;
 mod log;
 mod plan;
@@ -24,6 +25,7 @@ use clap::Parser;
 use crate::exit;
 use crate::kind::Registry;
 use arguments::{Arguments, Command};
+pub(crate) use status::size;
 
 /// Runs the program with the kinds of `registry` and returns its exit code.
 pub fn main(registry: &Registry) -> ExitCode {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use pipe_cache::{RunFolder, Store, Verify};
 use serde_json::json;
 
-use super::CliError;
 use super::arguments::{Arguments, RunArguments};
 use super::plan::plan_text;
 use super::signals::Signals;
 use super::study::Study;
 use super::summary::{Summary, exit_code};
+use super::{CliError, fetching};
 use crate::action::SourceDigests;
 use crate::events::EventLog;
 use crate::exit;
@@ -24,6 +24,7 @@ use crate::pipeline::NodeId;
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
+use crate::remote::Fetcher;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path};
 use crate::why::DirtyReason;
 
@@ -39,19 +40,44 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         let (plan, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
         return plan_text(arguments, &study, &plan, &history);
     }
+    let fetcher = Arc::new(Fetcher::from_environment(run.offline));
     // Before the store is made: missing data are the user's to mend, and nothing shall be left behind.
-    if !study.store_path.exists() {
-        study.hash_sources(None, &wanted)?;
-    }
+    let to_fetch = if study.reads_remotes() || !study.store_path.exists() {
+        fetching::resolve(&study, study.open_existing()?.as_ref(), &wanted, run, &fetcher)?
+    } else {
+        Vec::new()
+    };
     let store = study.open()?;
     let signals =
         Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
+    let mut begun = None;
+    if !to_fetch.is_empty() {
+        let (folder, events) = begin(arguments, &study, &store)?;
+        let grace = Duration::from_secs(run.grace);
+        let fetched = fetching::fetch(&study, &store, to_fetch, &fetcher, &events, &signals, grace);
+        if !matches!(fetched, Ok(None)) {
+            fetching::close(&events, fetched.is_ok(), started.elapsed());
+        }
+        if let Some(code) = fetched? {
+            return Ok(code);
+        }
+        begun = Some((folder, events));
+    }
     let (plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
-    let folder = store.new_run()?;
-    let events = event_log(arguments, &folder)?;
-    announce(arguments, &study, &store, &plan, &events);
+    if run.offline {
+        let absent = study.absent_sources(&store, &plan, &sources, &fetcher);
+        if !absent.is_empty() {
+            return Err(study.missing_sources(&absent));
+        }
+    }
+    let (folder, events) = match begun {
+        Some(begun) => begun,
+        None => begin(arguments, &study, &store)?,
+    };
+    announce(&study, &plan, &events);
     let hits = plan.counts().0;
-    let session = Session { study: &study, store, wanted, sources, history, folder, events, signals };
+    let session =
+        Session { study: &study, store, wanted, sources, history, folder, events, signals, fetcher };
     let (plan, outcome, published) = session.make_up_to_date(plan, run, registry)?;
     let kept = published.as_ref().map(|published| published.kept.as_slice()).unwrap_or_default();
     session.close(&plan, &outcome, kept, started.elapsed());
@@ -85,7 +111,14 @@ fn event_log(arguments: &Arguments, folder: &RunFolder) -> Result<Arc<EventLog>,
         .map_err(|error| CliError::environment("opening the event log", &error))
 }
 
-fn announce(arguments: &Arguments, study: &Study, store: &Store, plan: &Plan, events: &EventLog) {
+/// Makes the folder of a run and says that it began.
+fn begin(
+    arguments: &Arguments,
+    study: &Study,
+    store: &Store,
+) -> Result<(RunFolder, Arc<EventLog>), CliError> {
+    let folder = store.new_run()?;
+    let events = event_log(arguments, &folder)?;
     let global = &arguments.global;
     let argv: Vec<String> =
         std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
@@ -100,6 +133,10 @@ fn announce(arguments: &Arguments, study: &Study, store: &Store, plan: &Plan, ev
             "host": store.owner().host, "owner": store.owner(), "devices": ["cpu"],
         }),
     );
+    Ok((folder, events))
+}
+
+fn announce(study: &Study, plan: &Plan, events: &EventLog) {
     let (hit, run, maybe) = plan.counts();
     events.emit(
         "planned",
@@ -119,6 +156,7 @@ struct Session<'a> {
     folder: RunFolder,
     events: Arc<EventLog>,
     signals: Signals,
+    fetcher: Arc<Fetcher>,
 }
 
 impl Session<'_> {
@@ -197,6 +235,7 @@ impl Session<'_> {
             pipeline,
             store: &self.store,
             sources: &self.sources,
+            fetcher: &self.fetcher,
             history: &self.history,
             numerics: registry.numerics(),
             revision: crate::revision::revision(&pipeline.project),
@@ -216,7 +255,8 @@ impl Session<'_> {
         let pipeline = &self.study.pipeline;
         let failed = outcome.failed.iter();
         let failed = failed.map(|(id, failure)| (pipeline.nodes[id.0].name.clone(), failure.error.clone()));
-        Ok(self.history.write(&self.folder, pipeline, plan.known_keys(pipeline), failed.collect())?)
+        let (keys, blobs) = (plan.known_keys(pipeline), self.sources.blobs());
+        Ok(self.history.write(&self.folder, pipeline, keys, blobs, failed.collect())?)
     }
 
     /// Writes down how the run ended.

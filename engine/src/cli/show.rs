@@ -193,6 +193,7 @@ fn source_text(pipeline: &Pipeline, source: &InputSource) -> String {
     match source {
         InputSource::Node { node, port } => format!("{}.{port}", pipeline.nodes[node.0].name),
         InputSource::File { pattern, .. } => format!("file:{pattern}"),
+        InputSource::Remote(remote) => remote.text().to_owned(),
         InputSource::Blob(digest) => format!("store:b3:{digest}"),
     }
 }

@@ -7,13 +7,15 @@ use pipe_cache::{Durability, Store};
 
 use super::arguments::{Arguments, FileArguments, Selection};
 use super::{CliError, print, print_json};
-use crate::action::{MissingSource, SourceDigests};
+use crate::action::{self, MissingSource, SourceDigests};
 use crate::exit;
 use crate::history::History;
 use crate::kind::Registry;
 use crate::language::{self, Diagnostic, LoadOptions, Severity};
-use crate::pipeline::{NodeId, Pipeline};
-use crate::plan::{Plan, Wanted};
+use crate::pipeline::{InputSource, NodeId, Pipeline};
+use crate::plan::{Plan, Status, Wanted};
+use crate::remote::Fetcher;
+use crate::remote::lock::{LockError, LockFile};
 
 /// A loaded study with its places.
 pub(crate) struct Study {
@@ -126,39 +128,86 @@ impl Study {
         Ok(nodes.into_iter().map(|id| (id, Some(port.to_owned()))).collect())
     }
 
-    /// Hashes the external sources of what is wanted; all that are missing are named at once.
-    pub(crate) fn hash_sources(
-        &self,
-        store: Option<&Store>,
-        wanted: &Wanted,
-    ) -> Result<SourceDigests, CliError> {
-        self.try_sources(store, wanted).map_err(|missing| self.missing_sources(&missing))
+    /// Whether any node reads a remote source.
+    pub(crate) fn reads_remotes(&self) -> bool {
+        self.pipeline.nodes.iter().any(|node| action::remotes(node).next().is_some())
     }
 
-    /// As [`Study::hash_sources`], without a word for people.
+    /// Where the lock file lies.
+    pub(crate) fn lock_path(&self) -> PathBuf {
+        LockFile::beside(&self.pipeline.path)
+    }
+
+    /// Reads the external sources of what is wanted; all that are missing are named at once.
+    fn read_sources(&self, store: Option<&Store>, wanted: &Wanted) -> Result<SourceDigests, CliError> {
+        let (sources, missing) = self.try_sources(store, wanted)?;
+        if missing.is_empty() { Ok(sources) } else { Err(self.missing_sources(&missing)) }
+    }
+
+    /// Hashes the local sources of what is wanted and looks the remote ones up in the lock file; beside
+    /// them what is missing.
     pub(crate) fn try_sources(
         &self,
         store: Option<&Store>,
         wanted: &Wanted,
-    ) -> Result<SourceDigests, Vec<MissingSource>> {
+    ) -> Result<(SourceDigests, Vec<MissingSource>), CliError> {
         let needed = wanted.with_what_they_need(&self.pipeline);
         let is_needed = |index: usize| needed.as_ref().is_none_or(|needed| needed.contains(&NodeId(index)));
         let nodes = self.pipeline.nodes.iter().enumerate();
         let nodes = nodes.filter(|(index, _)| is_needed(*index)).map(|(_, node)| node);
         // Without a store there is no memory of what was hashed before.
         let sources = store.map_or_else(pipe_cache::Sources::without_memory, Store::sources);
-        SourceDigests::hash(nodes, &sources)
+        // A study without remote sources has no lock file, whatever lies there.
+        let lock =
+            if self.reads_remotes() { LockFile::read(&self.lock_path())? } else { LockFile::default() };
+        Ok(SourceDigests::read(nodes, &sources, &lock))
     }
 
-    fn missing_sources(&self, missing: &[MissingSource]) -> CliError {
+    /// The sources that actions of a plan read and that are not on this machine.
+    pub(crate) fn absent_sources(
+        &self,
+        store: &Store,
+        plan: &Plan,
+        sources: &SourceDigests,
+        fetcher: &Fetcher,
+    ) -> Vec<MissingSource> {
+        let runs = |index: &usize| matches!(plan.status[*index], Status::Run(_));
+        let mut missing = Vec::new();
+        for node in (0..self.pipeline.nodes.len()).filter(runs).map(|index| &self.pipeline.nodes[index]) {
+            for input in &node.inputs {
+                for remote in input.sources.iter().filter_map(|source| match source {
+                    InputSource::Remote(remote) => Some(remote),
+                    _ => None,
+                }) {
+                    let Some(pinned) = sources.pinned(remote) else { continue };
+                    let revision = pinned.revision.as_deref();
+                    let mut files = pinned.files.iter().map(|(_, file)| file);
+                    if let Some(file) = files.find(|file| !fetcher.is_local(store, remote, revision, file)) {
+                        missing.push(MissingSource {
+                            source: remote.text().to_owned(),
+                            origin: input.origin.clone(),
+                            node: node.name.clone(),
+                            reason: format!(
+                                "`{}` is not in the store, and `--offline` forbids to fetch it",
+                                file.path
+                            ),
+                            help: vec!["run once without `--offline`".to_owned()],
+                        });
+                    }
+                }
+            }
+        }
+        missing
+    }
+
+    pub(crate) fn missing_sources(&self, missing: &[MissingSource]) -> CliError {
         let diagnostics: Vec<Diagnostic> = missing
             .iter()
             .map(|source| {
-                let MissingSource { pattern, origin, node, error } = source;
-                let message = format!("node `{node}` reads `file:{pattern}`: {}", error.reason);
-                let place = format!("it is looked for at `{}`", error.path.display());
-                let hint = "a path is relative to the file that writes it".to_owned();
-                Diagnostic::new("E012", origin, message).help(place).help(hint)
+                let MissingSource { source, origin, node, reason, help } = source;
+                let message = format!("node `{node}` reads `{source}`: {reason}");
+                let diagnostic = Diagnostic::new("E012", origin, message);
+                help.iter().fold(diagnostic, |diagnostic, help| diagnostic.help(help.clone()))
             })
             .collect();
         let sources = &self.pipeline.sources;
@@ -178,7 +227,7 @@ impl Study {
         wanted: &Wanted,
         numerics: &str,
     ) -> Result<(Plan, SourceDigests, History), CliError> {
-        let sources = self.hash_sources(store, wanted)?;
+        let sources = self.read_sources(store, wanted)?;
         let history = match store {
             Some(store) => History::read(store, &self.pipeline)?,
             None => History::none(),
@@ -192,6 +241,20 @@ impl Study {
             return Err(error);
         }
         Ok((plan, sources, history))
+    }
+}
+
+impl From<LockError> for CliError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Io { .. } => Self::environment("the lock file cannot be used", &error),
+            LockError::Content { .. } => {
+                let mut failure = Self::new(exit::USAGE, format!("error: {error}"));
+                failure.hint =
+                    Some("take it from version control, or remove it to read all sources anew".to_owned());
+                failure
+            }
+        }
     }
 }
 

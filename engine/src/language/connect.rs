@@ -113,6 +113,10 @@ impl<'a> Connector<'a> {
                     self.file_fits(name, item, port);
                     members.push(self.file(pattern, item));
                 }
+                Ok(Reference::Remote(remote)) => {
+                    self.file_fits(name, item, port);
+                    members.push(InputSource::Remote(remote));
+                }
                 Ok(Reference::Output(reference)) => {
                     self.join(&reference, name, item, port, draft, &mut members);
                 }

@@ -1,6 +1,9 @@
-//! References to outputs, `stage[axis=value,...].port`, and sources, `file:...` and `store:b3:...`.
+//! References to outputs, `stage[axis=value,...].port`, and sources: `file:...`, `store:b3:...`, and what is
+//! elsewhere.
 
 use pipe_cache::Digest;
+
+use crate::remote::Remote;
 
 /// What a path begins with.
 pub(crate) const FILE: &str = "file:";
@@ -12,6 +15,8 @@ pub(crate) enum Reference {
     Output(OutputReference),
     /// Files, relative to the place that writes the path.
     File(String),
+    /// Files elsewhere.
+    Remote(Remote),
     /// A blob of the store.
     Blob(Digest),
 }
@@ -40,19 +45,14 @@ pub(crate) fn parse(text: &str) -> Result<Reference, (String, Option<String>)> {
             .map(Reference::Blob)
             .map_err(|error: pipe_cache::ParseDigestError| (error.to_string(), None));
     }
-    for scheme in ["hf:", "https:", "zenodo:"] {
-        if text.starts_with(scheme) {
-            return Err((
-                format!("`{text}`: this version reads no remote sources"),
-                Some("download the file and name it by `file:PATH`".to_owned()),
-            ));
-        }
+    if let Some(remote) = Remote::parse(text) {
+        return remote.map(Reference::Remote);
     }
     parse_output(text).map(Reference::Output).ok_or_else(|| {
         (
             format!("`{text}` is not a reference"),
             Some(
-                "write `stage.port`, `stage[axis=value].port`, `stage[axis=*].port` or `file:PATH`"
+                "write `stage.port`, `stage[axis=value].port`, `stage[axis=*].port`, `file:PATH`, or a remote source such as `hf:owner/name@main`"
                     .to_owned(),
             ),
         )

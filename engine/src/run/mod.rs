@@ -23,6 +23,7 @@ use crate::events::EventLog;
 use crate::history::History;
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status};
+use crate::remote::Fetcher;
 
 /// The longest the loop sleeps: signals and leases of other processes are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -115,6 +116,7 @@ pub(crate) struct Scheduler<'a> {
     pub(crate) pipeline: &'a Pipeline,
     pub(crate) store: &'a Store,
     pub(crate) sources: &'a SourceDigests,
+    pub(crate) fetcher: &'a Arc<Fetcher>,
     pub(crate) history: &'a History,
     pub(crate) numerics: &'a str,
     pub(crate) revision: Option<String>,

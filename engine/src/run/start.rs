@@ -9,12 +9,13 @@ use pipe_cache::{LeaseAttempt, Reading, StoreError};
 use serde_json::json;
 
 use super::{Running, Scheduler, State, Work};
-use crate::attempt::{Attempt, AttemptError};
+use crate::attempt::{Absent, Attempt, AttemptError};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
 use crate::kind::DefaultCpu;
 use crate::pipeline::{InputSource, NodeId};
 use crate::plan::Status;
+use crate::remote::lock::PinnedFile;
 
 /// How often a lease held by another process is asked for again.
 const LEASE_POLL: Duration = Duration::from_millis(250);
@@ -132,7 +133,7 @@ impl Scheduler<'_> {
             self.hit(id, record, work);
             return Ok(Started::Changed);
         }
-        let inputs = match self.inputs(id, work) {
+        let (inputs, absent) = match self.inputs(id, work) {
             Ok(inputs) => inputs,
             Err(Unreadable::Error(error)) => return Err(error),
             Err(Unreadable::Damaged(producers)) => {
@@ -169,6 +170,8 @@ impl Scheduler<'_> {
             cancelled: Arc::clone(&work.cancelled),
             peak: Arc::clone(&peak),
             lease,
+            absent,
+            fetcher: Arc::clone(self.fetcher),
         };
         let sender = work.sender.clone();
         std::thread::Builder::new()
@@ -199,12 +202,13 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// The inputs of a node, verified.
+    /// The inputs of a node, verified, and what of them has to be fetched first.
     fn inputs(
         &self,
         id: NodeId,
         work: &mut Work<'_>,
-    ) -> Result<BTreeMap<String, Vec<InputArtifact>>, Unreadable> {
+    ) -> Result<(BTreeMap<String, Vec<InputArtifact>>, Vec<Absent>), Unreadable> {
+        let mut absent = Vec::new();
         let mut inputs = BTreeMap::new();
         let mut damaged = BTreeSet::new();
         for input in &self.pipeline.nodes[id.0].inputs {
@@ -226,6 +230,27 @@ impl Scheduler<'_> {
                             artifacts.push(external(origin, source.digest, files.collect()));
                         }
                     }
+                    InputSource::Remote(remote) => {
+                        let Some(pinned) = self.sources.pinned(remote) else { continue };
+                        let mut missing = BTreeSet::new();
+                        for (_, file) in &pinned.files {
+                            if !self.is_sound(id, file, work)? {
+                                missing.insert(file.path.as_str());
+                            }
+                        }
+                        let to_fetch = pinned.to_fetch(|file| missing.contains(file.path.as_str()));
+                        if !to_fetch.is_empty() {
+                            let revision = pinned.revision.clone();
+                            absent.push(Absent { remote: remote.clone(), revision, files: to_fetch });
+                        }
+                        let files = pinned.files.iter().map(|(path, file)| ArtifactFile {
+                            path: path.clone(),
+                            bytes: file.size,
+                            location: self.store.blob_path(&file.digest),
+                        });
+                        let origin = remote.text().to_owned();
+                        artifacts.push(external(origin, pinned.digest, files.collect()));
+                    }
                     InputSource::Blob(digest) => {
                         let origin = format!("store:b3:{digest}");
                         let location = self.store.blob_path(digest);
@@ -240,7 +265,24 @@ impl Scheduler<'_> {
             }
             inputs.insert(input.name.clone(), artifacts);
         }
-        if damaged.is_empty() { Ok(inputs) } else { Err(Unreadable::Damaged(damaged)) }
+        if damaged.is_empty() { Ok((inputs, absent)) } else { Err(Unreadable::Damaged(damaged)) }
+    }
+
+    /// Whether a file of a remote source is in the store; that it is damaged is reported.
+    fn is_sound(&self, id: NodeId, file: &PinnedFile, work: &mut Work<'_>) -> Result<bool, StoreError> {
+        if !self.store.blob_path(&file.digest).exists() {
+            return Ok(false);
+        }
+        let Some(damage) = self.store.verify_blob(&file.digest, file.size, self.options.verify)? else {
+            return Ok(true);
+        };
+        work.outcome.damaged += 1;
+        let subject = &self.pipeline.nodes[id.0].name;
+        self.events.emit(
+            "corruption",
+            json!({ "subject": subject, "detail": damage.reason, "blob": damage.blob.to_hex() }),
+        );
+        Ok(false)
     }
 
     /// One artifact of a producer; none if it is damaged, which is reported.

@@ -48,11 +48,21 @@ fn e002_unknown_names() {
 fn e002_what_comes_later() {
     check("[stage.a]\nkind = \"make\"\nretry = { max = 2 }\n", &[("E002", "retry")]);
     check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "executor")]);
-    let found = check(
-        "[stage.a]\nkind = \"make\"\ninputs = { source = \"hf:owner/name@main\" }\n",
-        &[("E002", "\"hf:owner/name@main\"")],
-    );
-    assert!(found[0].message.contains("no remote sources"));
+}
+
+#[test]
+fn e002_names_of_remote_sources() {
+    for (text, help) in [
+        ("hf:owner/name", "write `hf:owner/name@main`"),
+        ("hf:name@main", "hf:owner/name@revision"),
+        ("zenodo:breast.npz", "zenodo:RECORD/FILE"),
+        ("https://a.org/x#md5=12", "#sha256="),
+        ("http://a.org/x", "use `https:`"),
+    ] {
+        let stage = format!("[stage.a]\nkind = \"make\"\ninputs = {{ source = \"{text}\" }}\n");
+        let found = check(&stage, &[("E002", &format!("\"{text}\""))]);
+        assert!(helps(&found[0], help), "{text}: {found:?}");
+    }
 }
 
 #[test]

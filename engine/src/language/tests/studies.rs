@@ -19,6 +19,7 @@ fn sources(pipeline: &Pipeline, node: usize, input: &str) -> Vec<String> {
     let source = |source: &InputSource| match source {
         InputSource::Node { node, port } => format!("{}.{port}", pipeline.nodes[node.0].name),
         InputSource::File { pattern, .. } => pattern.clone(),
+        InputSource::Remote(remote) => remote.text().to_owned(),
         InputSource::Blob(digest) => digest.to_string(),
     };
     input.sources.iter().map(source).collect()
