@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
-use pipe_models::preprocess::Picture;
+use pipe_models::preprocess::decode;
 use pipe_models::{DualEncoder, Preprocessor};
 use rayon::prelude::*;
 
@@ -68,9 +68,9 @@ impl ImageSet {
             .map(|(image, id)| {
                 let (bytes, path) =
                     image.as_ref().ok_or_else(|| StageError::input(id, "the row has no image"))?;
-                let error = |error: &dyn std::fmt::Display| StageError::input(path, format!("{error} (row {id})"));
-                let picture = Picture::decode(bytes).map_err(|problem| error(&problem))?;
-                preprocessor.square(&picture).map_err(|problem| error(&problem))
+                let image =
+                    decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
+                Ok(preprocessor.square(&image))
             })
             .collect();
         let mut all = Vec::with_capacity(ids.len() * preprocessor.side * preprocessor.side * 3);

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
 };
-use pipe_models::train::{AdamW, Group, Schedule, WarmUp, clip_gradient_norm, loss};
+use pipe_models::train::{AdamW, Group, Schedule, clip_gradient_norm, loss};
 use pipe_models::{DualEncoder, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -204,7 +204,6 @@ fn full(
     let schedule = Schedule {
         rate: params.lr,
         warmup: (optimiser.warmup * total as f64).round() as u64,
-        begin: WarmUp::FromOneStep,
         total,
         floor: optimiser.floor,
     };

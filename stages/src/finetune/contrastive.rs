@@ -9,7 +9,7 @@ use pipe_engine::{
 };
 use pipe_models::ops::linear;
 use pipe_models::train::loss::{self, Hinge};
-use pipe_models::train::{AdamW, Schedule, WarmUp, clip_gradient_norm};
+use pipe_models::train::{AdamW, Schedule, clip_gradient_norm};
 use pipe_models::{DualEncoder, Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -156,7 +156,6 @@ impl StageKind for FinetuneContrastive {
         let schedule = Schedule {
             rate: params.lr,
             warmup: (optimiser.warmup * total as f64).round() as u64,
-            begin: WarmUp::FromOneStep,
             total,
             floor: optimiser.floor,
         };
