@@ -156,7 +156,7 @@ fn take_away(
     path: &Path,
     dead: Option<&LeaseInfo>,
 ) -> Result<(), StoreError> {
-    let _lock = takeover_lock(&store.root().join("takeover.lock"))?;
+    let _lock = kernel_lock(&store.root().join("takeover.lock"))?;
     if read(path).map(|info| info.nonce) == dead.map(|info| info.nonce.clone()) && path.exists() {
         let disk = &store.shared.disk;
         let caught = session.fresh_path();
@@ -167,9 +167,9 @@ fn take_away(
     Ok(())
 }
 
-/// The kernel lock under which dead leases are removed. A file system without locks goes without: a wrong
-/// takeover costs time, never correctness.
-fn takeover_lock(path: &Path) -> Result<File, StoreError> {
+/// A lock that the kernel releases with its process: under it dead leases are removed, and garbage is
+/// collected. A file system without locks goes without: it costs time, never correctness.
+pub(crate) fn kernel_lock(path: &Path) -> Result<File, StoreError> {
     let file = File::options()
         .create(true)
         .truncate(false)

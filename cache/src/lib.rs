@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod clear;
+mod collect;
 mod content;
 mod digest;
 #[cfg(test)]
@@ -40,6 +41,7 @@ mod fs;
 mod key;
 mod lease;
 mod owner;
+mod pins;
 mod read;
 mod record;
 mod runs;
@@ -47,11 +49,14 @@ mod session;
 mod sources;
 mod staging;
 mod store;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod usage;
 mod value;
+mod verify;
 
+pub use collect::{CollectOptions, Collected, Garbage};
 pub use content::{part_digest, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
@@ -64,8 +69,10 @@ pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};
 pub use staging::{CommitOutcome, Committed, StagedOutput, Staging};
 pub use store::{Store, StoreError, user_cache_folder};
+pub use survey::{Chain, Root, Survey, SurveyedBlob, SurveyedRecord};
 pub use usage::Usage;
 pub use value::Value;
+pub use verify::Verification;
 
 /// The first line of a store's file `FORMAT`.
 const FORMAT_LINE: &str = "pipe-store 1";

@@ -152,17 +152,29 @@ impl Store {
         bytes: u64,
         verify: Verify,
     ) -> Result<Option<Damage>, StoreError> {
+        let Some(reason) = self.fault(blob, bytes, verify)? else { return Ok(None) };
+        let target = self.folder("quarantine").join(format!("{blob}-{}", nonce()));
+        let moved = self.shared.disk.move_away(&self.blob_path(blob), &target)?;
+        Ok(Some(Damage { blob: *blob, reason, quarantined: moved.then_some(target) }))
+    }
+
+    /// What is wrong with a blob, as far as `verify` looks; nothing is changed.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub(crate) fn fault(
+        &self,
+        blob: &Digest,
+        bytes: u64,
+        verify: Verify,
+    ) -> Result<Option<String>, StoreError> {
         if verify == Verify::Never {
             return Ok(None);
         }
         let path = self.blob_path(blob);
-        let Some(metadata) = blob_metadata(&path)? else {
-            let reason = "it is missing".to_owned();
-            return Ok(Some(Damage { blob: *blob, reason, quarantined: None }));
-        };
+        let Some(metadata) = blob_metadata(&path)? else { return Ok(Some("it is missing".to_owned())) };
         if metadata.len() != bytes {
-            let reason = format!("it has {} bytes instead of {bytes}", metadata.len());
-            return self.quarantine(blob, &path, reason).map(Some);
+            return Ok(Some(format!("it has {} bytes instead of {bytes}", metadata.len())));
         }
         let stamp = Stamp::of(&metadata);
         let known = bytes >= LARGE && self.shared.verified.contains(blob, &stamp);
@@ -171,19 +183,12 @@ impl Store {
         }
         let (_, found) = hash_file(&path)?;
         if found != *blob {
-            let reason = format!("its content has the digest {}", found.to_short());
-            return self.quarantine(blob, &path, reason).map(Some);
+            return Ok(Some(format!("its content has the digest {}", found.to_short())));
         }
         if bytes >= LARGE {
             self.shared.verified.remember(&self.shared.disk, blob, stamp);
         }
         Ok(None)
-    }
-
-    fn quarantine(&self, blob: &Digest, path: &Path, reason: String) -> Result<Damage, StoreError> {
-        let target = self.folder("quarantine").join(format!("{blob}-{}", nonce()));
-        let moved = self.shared.disk.move_away(path, &target)?;
-        Ok(Damage { blob: *blob, reason, quarantined: moved.then_some(target) })
     }
 }
 

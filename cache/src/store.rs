@@ -11,6 +11,7 @@
 //! | `pins/<name>` | what a person wants kept |
 //! | `tmp/<host>-<pid>-<nonce>/` | staging |
 //! | `quarantine/` | damaged blobs |
+//! | `trash/` | what the garbage collector removed, for one grace period |
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,9 @@ pub enum StoreError {
     /// A run id that names no folder of `runs/`.
     #[error("`{0}` is not a run id")]
     RunId(String),
+    /// A text that cannot name a pin.
+    #[error("`{0}` cannot name a pin: a name is 1 to 128 of letters, digits, `_`, `-` and `.`")]
+    PinName(String),
 }
 
 impl StoreError {
@@ -76,7 +80,7 @@ pub(crate) struct Shared {
     session: Mutex<Option<Arc<Session>>>,
 }
 
-const FOLDERS: [&str; 8] = ["cas", "ac", "ckpt", "lease", "runs", "pins", "tmp", "quarantine"];
+const FOLDERS: [&str; 9] = ["cas", "ac", "ckpt", "lease", "runs", "pins", "tmp", "quarantine", "trash"];
 
 impl Store {
     /// Opens the store at `path`, or makes one there, and removes what dead processes left in it.

@@ -14,7 +14,7 @@ use pipe_cache::{
 };
 
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
-use crate::error::StageError;
+use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
 use crate::panics::Pool;
 use crate::pipeline::Node;
@@ -61,6 +61,39 @@ pub(crate) enum AttemptError {
     Store(#[from] StoreError),
     #[error("ran for more than the {0} s that `resources.time` allows")]
     Timeout(u64),
+}
+
+impl AttemptError {
+    /// The class by which it may be retried; none for what another attempt cannot change.
+    pub(crate) fn class(&self) -> Option<FailureClass> {
+        Some(match self {
+            Self::Stage(StageError::Cancelled | StageError::InputData { .. }) => return None,
+            // A full disk stays full.
+            error if is_no_space(error) => return None,
+            Self::Stage(StageError::Environment { .. }) | Self::Store(_) => FailureClass::Io,
+            Self::Stage(StageError::OutOfMemory(_)) => FailureClass::Oom,
+            Self::Stage(StageError::Signalled { .. }) => FailureClass::Signal,
+            Self::Timeout(_) => FailureClass::Timeout,
+            Self::Stage(StageError::Failed { .. }) | Self::Panic(_) => FailureClass::Error,
+        })
+    }
+}
+
+/// Whether some cause of an error is a full disk or an exhausted quota, whatever class the stage gave it.
+pub(crate) fn is_no_space(error: &AttemptError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded)) {
+            return true;
+        }
+        // An I/O error that wraps another shows the inner one's cause as its own.
+        let inner =
+            io.and_then(|error| error.get_ref()).map(|inner| inner as &(dyn std::error::Error + 'static));
+        cause = inner.or_else(|| error.source());
+    }
+    false
 }
 
 impl Attempt {

@@ -8,6 +8,7 @@ mod action;
 mod attempt;
 mod cli;
 mod context;
+mod difference;
 mod error;
 mod events;
 pub mod exit;
@@ -21,12 +22,13 @@ mod plan;
 mod progress;
 mod publish;
 mod revision;
+mod roots;
 mod run;
 mod why;
 
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
-pub use error::StageError;
+pub use error::{FailureClass, StageError};
 pub use kind::{
     AnyKind, ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort,
     ParameterProblem, Registry, ResolvedParams, StageKind, canonical,

@@ -11,3 +11,4 @@ mod outputs;
 mod processes;
 mod scale;
 mod study;
+mod upkeep;

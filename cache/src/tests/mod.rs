@@ -1,10 +1,12 @@
 //! Tests of the store as a whole. Each name is a sentence of the specification.
 
+mod collect;
 mod commit;
 mod crash;
 mod lease;
 mod read;
 mod sources;
+mod verify;
 
 use std::path::Path;
 

@@ -195,6 +195,22 @@ impl Study {
     }
 }
 
+/// The store of a pipeline file's project, or of this folder's: opened to be changed, or only to be looked
+/// at. None if there is none.
+pub(crate) fn open_store(
+    arguments: &Arguments,
+    pipeline: Option<&Path>,
+    to_change: bool,
+) -> Result<Option<Store>, CliError> {
+    // The file need not be valid, nor be there: a store can be looked after without it.
+    let anchor = pipeline.map_or_else(|| PathBuf::from("pipeline.toml"), Path::to_owned);
+    let path = arguments.global.store().unwrap_or_else(|| language::project_root(&anchor).join(".pipe"));
+    match Store::open_existing(&path, Durability::Full)? {
+        Some(_) if to_change => Ok(Some(Store::open(&path, Durability::Full)?)),
+        other => Ok(other),
+    }
+}
+
 fn load_options(arguments: &Arguments) -> LoadOptions {
     LoadOptions {
         profiles: arguments.global.profile.clone(),

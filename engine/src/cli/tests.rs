@@ -1,6 +1,8 @@
 //! The program with kinds made for tests: stages that panic, fail and count how often they run.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use schemars::JsonSchema;
@@ -26,6 +28,9 @@ enum Does {
     NoSpace,
     Nothing,
     Differ,
+    /// Two attempts at the same text fail.
+    FailTwice,
+    BadInput,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -37,6 +42,9 @@ struct Params {
 
 /// Writes its text and what it read.
 struct Note;
+
+/// How often a text was tried.
+static TRIED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 static EXECUTED: AtomicUsize = AtomicUsize::new(0);
 
@@ -81,6 +89,18 @@ impl StageKind for Note {
                 return Err(StageError::because("packing", std::io::Error::other(full)));
             }
             Does::Nothing => return Ok(()),
+            Does::FailTwice => {
+                let mut tried = TRIED.lock().unwrap();
+                let count = tried.entry(text.clone()).or_insert(0);
+                *count += 1;
+                if *count <= 2 {
+                    return Err(StageError::environment(
+                        "reading",
+                        std::io::Error::other("the cable is loose"),
+                    ));
+                }
+            }
+            Does::BadInput => return Err(StageError::input("x.csv", "it is torn")),
             Does::Differ => text.push_str(&number.to_string()),
             Does::Write => {}
         }
@@ -364,4 +384,34 @@ fn results_that_rot_unseen_are_repaired_when_they_are_read_or_published() {
     assert_eq!(std::fs::read_to_string(world.path("results/w/c/out/text.txt")).unwrap(), "zyx");
     assert_eq!(world.pipe("run", &[]), 0);
     assert_eq!(world.started(), [] as [&str; 0]);
+}
+
+#[test]
+fn failures_of_the_right_class_are_retried() {
+    let study = |text: &str, does: &str, retry: &str| {
+        World::new(&format!(
+            "[stage.a]\nkind = \"note\"\nparams = {{ text = \"{text}\", does = \"{does}\" }}\nretry = {{ {retry}, backoff = \"0s\" }}\n"
+        ))
+    };
+    let world = study("retried", "fail_twice", "max = 2");
+    assert_eq!(world.pipe("run", &[]), 0);
+    assert_eq!(world.started(), ["a", "a", "a"]);
+    let attempts: Vec<Json> = world.of("action_started").iter().map(|one| one["attempt"].clone()).collect();
+    assert_eq!(attempts, [1, 2, 3].map(Json::from));
+    let retries = world.of("retry");
+    assert_eq!((retries.len(), &retries[0]["class"], &retries[1]["retry"]), (2, &"io".into(), &2.into()));
+    assert_eq!(world.of("run_finished")[0]["failed"], 0);
+    // Too few, another class, and what no attempt can change.
+    for (text, does, retry, started, code) in [
+        ("few", "fail_twice", "max = 1", 2, 3),
+        ("other", "fail_twice", "max = 2, on = [\"error\"]", 1, 3),
+        ("stage", "fail", "max = 2, on = [\"error\"]", 3, 1),
+        ("stage", "fail", "max = 2", 1, 1),
+        ("input", "bad_input", "max = 2, on = [\"error\", \"io\"]", 1, 4),
+        ("disk", "no_space", "max = 2, on = [\"error\", \"io\"]", 1, 3),
+    ] {
+        let world = study(text, does, retry);
+        assert_eq!(world.pipe("run", &[]), code, "{text}");
+        assert_eq!(world.started().len(), started, "{text}");
+    }
 }

@@ -103,6 +103,8 @@ enum State {
     Ready,
     /// Another process works on it; ask again then.
     Elsewhere(Instant),
+    /// It failed and is tried again then.
+    Delayed(Instant),
     Running,
     Done,
     Failed,
@@ -134,6 +136,8 @@ struct Work<'p> {
     /// Longest remaining path, in estimated seconds.
     urgency: Vec<f64>,
     attempts: BTreeMap<NodeId, u32>,
+    /// How often failed nodes were tried again.
+    retries: BTreeMap<NodeId, u32>,
     free: usize,
     running: BTreeMap<NodeId, Running>,
     sender: mpsc::Sender<(NodeId, Finished)>,
@@ -177,6 +181,7 @@ impl Scheduler<'_> {
             state,
             urgency,
             attempts: BTreeMap::new(),
+            retries: BTreeMap::new(),
             free: self.options.cores,
             running: BTreeMap::new(),
             sender,
@@ -198,7 +203,7 @@ impl Scheduler<'_> {
             let running = work.has(|state| state == State::Running);
             let due = starting
                 && self.may_start(&work)
-                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_)));
+                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_) | State::Delayed(_)));
             if aborting || (!running && !due) {
                 break;
             }

@@ -59,7 +59,7 @@ impl Scheduler<'_> {
         for (index, state) in work.state.iter().enumerate() {
             let due = match state {
                 State::Ready => true,
-                State::Elsewhere(again) => *again <= now,
+                State::Elsewhere(again) | State::Delayed(again) => *again <= now,
                 _ => false,
             };
             if due {
