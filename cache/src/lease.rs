@@ -46,11 +46,17 @@ pub enum LeaseAttempt {
 pub struct Lease {
     store: Store,
     session: Arc<Session>,
+    key: Digest,
     path: PathBuf,
     info: LeaseInfo,
 }
 
 impl Lease {
+    /// The action.
+    pub fn key(&self) -> Digest {
+        self.key
+    }
+
     /// What the lease file says.
     pub fn info(&self) -> &LeaseInfo {
         &self.info
@@ -102,7 +108,8 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     let attempt = loop {
         if disk.link_new(&staged, &path)? {
             session.heartbeat().watch(path.clone());
-            let lease = Lease { store: store.clone(), session: Arc::clone(&session), path, info };
+            let (store, session) = (store.clone(), Arc::clone(&session));
+            let lease = Lease { store, session, key: *key, path, info };
             break LeaseAttempt::Acquired(lease);
         }
         let holder = read(&path);

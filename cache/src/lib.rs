@@ -31,6 +31,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod clear;
 mod collect;
 mod content;

@@ -76,6 +76,14 @@ impl Store {
     /// # Errors
     /// If the store cannot be read. A damaged record is none, not an error.
     pub fn lookup(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        if let Some(record) = self.shared.batch.record(key) {
+            return Ok(Some(record));
+        }
+        self.stored(key)
+    }
+
+    /// As [`Store::lookup`], of what other processes see too.
+    pub(crate) fn stored(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
         let Some((record, written)) = self.stored_record(key)? else { return Ok(None) };
         let mut verified = false;
         for file in record.outputs.values().flat_map(|output| &output.files) {
@@ -105,6 +113,9 @@ impl Store {
     /// # Errors
     /// If the store cannot be read. A damaged record is none, not an error.
     pub fn record(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        if let Some(record) = self.shared.batch.record(key) {
+            return Ok(Some(record));
+        }
         Ok(self.stored_record(key)?.map(|(record, _)| record))
     }
 
@@ -248,7 +259,7 @@ impl Verified {
             .collect();
         // Forgetting costs one more hash.
         let _ = file.parent().map(std::fs::create_dir_all);
-        let _ = disk.write_atomic(file, text.as_bytes());
+        let _ = disk.write_atomic_passing(file, text.as_bytes());
     }
 }
 

@@ -16,6 +16,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::batch::Batch;
 use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounded};
 use crate::lease::{self, LeaseAttempt};
 use crate::owner::Owner;
@@ -47,6 +48,9 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Commits that waited for a common flush did not reach the disk.
+    #[error("flushing the store: {0}")]
+    Flush(String),
     /// A run id that names no folder of `runs/`.
     #[error("`{0}` is not a run id")]
     RunId(String),
@@ -77,6 +81,7 @@ pub(crate) struct Shared {
     owner: Owner,
     pub(crate) disk: Disk,
     pub(crate) verified: Verified,
+    pub(crate) batch: Batch,
     session: Mutex<Option<Arc<Session>>>,
 }
 
@@ -143,6 +148,7 @@ impl Store {
             cache,
             owner: Owner::current(),
             disk,
+            batch: Batch::default(),
             session: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }

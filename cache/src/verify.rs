@@ -33,7 +33,8 @@ impl Verification {
 
 impl Store {
     /// Reads every record and hashes every blob; or only the records of `keys` and their blobs. With
-    /// `repair`, what is damaged is moved to `quarantine/`, so that the actions run again.
+    /// `repair`, what is damaged is moved to `quarantine/` with the records that need it: the store is
+    /// sound then, and the actions run again.
     ///
     /// `progress` is told the blobs and bytes done so far.
     ///
@@ -58,10 +59,6 @@ impl Store {
             }
             found.records += 1;
             let Some(record) = self.record(&key)? else {
-                if repair {
-                    let target = self.folder("quarantine").join(format!("{key}.json-{}", nonce()));
-                    self.shared.disk.move_away(&path, &target)?;
-                }
                 found.damaged_records.push(key);
                 continue;
             };
@@ -90,6 +87,12 @@ impl Store {
         }
         found.affected.sort_unstable();
         found.affected.dedup();
+        if repair {
+            for key in found.damaged_records.iter().chain(&found.affected) {
+                let target = self.folder("quarantine").join(format!("{key}.json-{}", nonce()));
+                self.shared.disk.move_away(&self.record_path(key), &target)?;
+            }
+        }
         Ok(found)
     }
 }

@@ -21,6 +21,8 @@ use crate::pipeline::Node;
 
 /// Progress of one action is written at most this often.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+/// Actions that take less are written to the disk together.
+const SHORT: Duration = Duration::from_secs(1);
 /// candle and gemm recurse little, but a deep model's graph is dropped recursively.
 const STACK_BYTES: usize = 16 << 20;
 
@@ -103,7 +105,7 @@ impl Attempt {
         let mut cpu = None;
         let result = self.run_stage(started, &mut cpu);
         // Held until the record stands, so that another process waits instead of working twice.
-        drop(self.lease);
+        self.store.release(self.lease);
         Finished { result, wall: started.elapsed(), cpu }
     }
 
@@ -203,15 +205,23 @@ impl Attempt {
             device: Some("cpu".to_owned()),
             revision: self.revision.clone(),
         };
-        let committed = staging.commit(&self.key, &staged, meta)?;
+        // What took no time may be lost with the power for some moments; what did may not.
+        let committed = if started.elapsed() < SHORT {
+            staging.commit_soon(&self.key, &staged, meta)?
+        } else {
+            staging.commit(&self.key, &staged, meta)?
+        };
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
-            self.events.emit(
-                "nondeterminism",
-                serde_json::json!({ "subject": self.node.name, "detail": "gave another result under the same key; the stored one stands" }),
-            );
+            nondeterministic(&self.events, &self.node.name);
         }
         Ok(committed)
     }
+}
+
+/// Tells that a node gave another result under the same key.
+pub(crate) fn nondeterministic(events: &EventLog, node: &str) {
+    let detail = "gave another result under the same key; the stored one stands";
+    events.emit("nondeterminism", serde_json::json!({ "subject": node, "detail": detail }));
 }
 
 /// Where a file of an external source lies that a stage names by its path inside the source, whether it

@@ -95,7 +95,7 @@ pub struct Node {
     /// The axis assignment in declared order; a table value appears as its `id`.
     pub axes: Vec<(String, String)>,
     /// The facts of the kind.
-    pub description: KindDescription,
+    pub description: Arc<KindDescription>,
     /// The kind.
     pub kind: Arc<dyn AnyKind>,
     /// Parameters with defaults.

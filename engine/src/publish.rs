@@ -154,15 +154,15 @@ pub(crate) fn publish<'a>(
             }
         }
     }
-    for (relative, published) in old.files {
-        if new.files.contains_key(&relative) {
+    for (relative, published) in &old.files {
+        if new.files.contains_key(relative) {
             continue;
         }
-        let path = folder.join(&relative);
+        let path = folder.join(relative);
         if !complete {
-            new.files.insert(relative, published);
+            new.files.insert(relative.clone(), published.clone());
         } else if let Some(found) = stamp(&path) {
-            if found == (published.bytes, published.modified) {
+            if (found.0, &found.1) == (published.bytes, &published.modified) {
                 std::fs::remove_file(&path)
                     .map_err(|source| PublishError::File { path: path.clone(), source })?;
                 summary.removed += 1;
@@ -172,8 +172,8 @@ pub(crate) fn publish<'a>(
             }
         }
     }
-    let bytes = serde_json::to_vec_pretty(&new).expect("a manifest is strings and integers");
-    if std::fs::read(&manifest_path).ok().as_deref() != Some(&bytes[..]) && !new.files.is_empty() {
+    if new != old && !(new.files.is_empty() && old.version == 0) {
+        let bytes = serde_json::to_vec_pretty(&new).expect("a manifest is strings and integers");
         place(&manifest_path, &staging, |temporary| std::fs::write(temporary, &bytes))?;
     }
     Ok(summary)

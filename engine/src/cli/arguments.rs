@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pipe_cache::Verify;
+use pipe_cache::{Durability, Verify};
 
 use super::{CliError, print};
 use crate::exit;
@@ -243,6 +243,9 @@ pub(crate) struct RunArguments {
     /// How far stored results are checked before they are read
     #[arg(long, value_enum, default_value_t = Verification::Once, value_name = "HOW", help_heading = "Execution")]
     pub(crate) verify: Verification,
+    /// Whether results are flushed to the disk, and so survive a power loss
+    #[arg(long, value_enum, default_value_t = Durable::Full, value_name = "HOW", help_heading = "Execution")]
+    pub(crate) durability: Durable,
     /// Seconds that running stages have to reach a safe point after an interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
     pub(crate) grace: u64,
@@ -268,6 +271,24 @@ impl From<Verification> for Verify {
             Verification::Always => Self::Always,
             Verification::Size => Self::Size,
             Verification::Never => Self::Never,
+        }
+    }
+}
+
+/// Whether results are flushed to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Durable {
+    /// They are
+    Full,
+    /// They are not: what a power loss damages is found and made again
+    Rename,
+}
+
+impl From<Durable> for Durability {
+    fn from(how: Durable) -> Self {
+        match how {
+            Durable::Full => Self::Full,
+            Durable::Rename => Self::Rename,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use pipe_cache::{CollectOptions, Digest, Garbage, Store, Survey};
+use pipe_cache::{CollectOptions, Digest, Durability, Garbage, Store, Survey};
 use serde_json::{Value as Json, json};
 
 use super::arguments::{Arguments, GcArguments, PinArguments, UnpinArguments};
@@ -204,7 +204,7 @@ fn time(time: SystemTime) -> String {
 
 pub(crate) fn pin(arguments: &Arguments, pin: &PinArguments, registry: &Registry) -> Result<u8, CliError> {
     let study = Study::load(arguments, &pin.pipeline, registry)?;
-    let store = study.open()?;
+    let store = study.open(Durability::Full)?;
     let (plan, ..) = study.plan(Some(&store), &Wanted::default(), registry.numerics())?;
     let mut nodes = Vec::new();
     for target in &pin.targets {

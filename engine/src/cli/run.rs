@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     if !study.store_path.exists() {
         study.hash_sources(None, &wanted)?;
     }
-    let store = study.open()?;
+    let store = study.open(run.durability.into())?;
     let signals =
         Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
     let (plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;

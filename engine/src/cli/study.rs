@@ -51,8 +51,8 @@ impl Study {
     }
 
     /// The store, made if it is not there.
-    pub(crate) fn open(&self) -> Result<Store, CliError> {
-        Ok(Store::open(&self.store_path, Durability::Full)?)
+    pub(crate) fn open(&self, durability: Durability) -> Result<Store, CliError> {
+        Ok(Store::open(&self.store_path, durability)?)
     }
 
     /// The store if there is one: commands that only look make nothing.

@@ -94,7 +94,7 @@ fn note_profiles(document: &Document, used: &RefCell<BTreeSet<String>>) {
 /// A kind with its facts and the schema of its parameters, computed once.
 struct KnownKind {
     kind: Arc<dyn AnyKind>,
-    description: KindDescription,
+    description: Arc<KindDescription>,
     schema: serde_json::Value,
 }
 
@@ -187,8 +187,8 @@ impl Expander<'_> {
                 self.report(Diagnostic::new("E002", &item.origin, message).help(help));
                 return None;
             };
-            let known =
-                KnownKind { kind: Arc::clone(kind), description: kind.describe(), schema: kind.schema() };
+            let description = Arc::new(kind.describe());
+            let known = KnownKind { kind: Arc::clone(kind), description, schema: kind.schema() };
             self.kinds.insert(name.to_owned(), Rc::new(known));
         }
         self.kinds.get(name).cloned()
@@ -253,7 +253,7 @@ impl Expander<'_> {
             stage: stage.entry.key.clone(),
             name: node_name(&stage.entry.key, axes, values),
             axes: assigned,
-            description: known.description.clone(),
+            description: Arc::clone(&known.description),
             kind: Arc::clone(&known.kind),
             outputs: known.kind.outputs(&resolved),
             params: resolved,

@@ -122,6 +122,12 @@ impl Scheduler<'_> {
     /// Looks a waiting node up, if all its inputs are known now; whether its result is there.
     fn plan_again(&self, id: NodeId, work: &mut Work<'_>) -> Result<bool, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
+        let (producers, known) = &mut work.producers[id.0];
+        let has_result = |producer: &&NodeId| work.plan.records[producer.0].is_some();
+        *known += producers[*known..].iter().take_while(has_result).count();
+        if *known < producers.len() {
+            return Ok(false);
+        }
         let Some(key) = action::key(self.pipeline, node, &work.plan.records, self.sources, self.numerics)
         else {
             return Ok(false);

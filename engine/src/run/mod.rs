@@ -7,6 +7,7 @@
 
 mod finish;
 mod start;
+mod states;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,14 +16,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use pipe_cache::{RunFolder, Store, Verify};
+use pipe_cache::{CommitOutcome, RunFolder, Store, Verify};
 
 use crate::action::{self, SourceDigests};
-use crate::attempt::Finished;
+use crate::attempt::{Finished, nondeterministic};
 use crate::events::EventLog;
 use crate::history::History;
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status};
+use states::States;
 
 /// The longest the loop sleeps: signals and leases of other processes are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -132,7 +134,10 @@ pub(crate) struct Scheduler<'a> {
 struct Work<'p> {
     plan: &'p mut Plan,
     consumers: Vec<Vec<NodeId>>,
-    state: Vec<State>,
+    /// For each node, the nodes that it reads, and how many of them, from the first, are known to have
+    /// results: so a node that reads thousands looks at each of them once.
+    producers: Vec<(Vec<NodeId>, usize)>,
+    state: States,
     /// Longest remaining path, in estimated seconds.
     urgency: Vec<f64>,
     attempts: BTreeMap<NodeId, u32>,
@@ -153,12 +158,6 @@ struct Running {
     peak: Arc<AtomicU64>,
 }
 
-impl Work<'_> {
-    fn has(&self, wanted: impl Fn(State) -> bool) -> bool {
-        self.state.iter().any(|state| wanted(*state))
-    }
-}
-
 impl Scheduler<'_> {
     /// Executes what `plan` says, updating its keys and records.
     pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
@@ -175,10 +174,12 @@ impl Scheduler<'_> {
                 Status::NotWanted => State::NotWanted,
             })
             .collect();
+        let nodes = self.pipeline.nodes.iter();
         let mut work = Work {
+            producers: nodes.map(|node| (action::producers(node).collect(), 0)).collect(),
             plan,
             consumers,
-            state,
+            state: States::new(state),
             urgency,
             attempts: BTreeMap::new(),
             retries: BTreeMap::new(),
@@ -200,10 +201,8 @@ impl Scheduler<'_> {
             if starting {
                 self.start_ready(&mut work);
             }
-            let running = work.has(|state| state == State::Running);
-            let due = starting
-                && self.may_start(&work)
-                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_) | State::Delayed(_)));
+            let running = work.state.any_running();
+            let due = starting && self.may_start(&work) && work.state.open().next().is_some();
             if aborting || (!running && !due) {
                 break;
             }
@@ -214,8 +213,30 @@ impl Scheduler<'_> {
             }
             note_memory(&work);
         }
+        self.flush(&mut work);
         work.outcome.cancelled = stopped_at.is_some();
         work.outcome
+    }
+
+    /// Waits until all results are on the disk. One that does not come there has failed after all.
+    fn flush(&self, work: &mut Work<'_>) {
+        for (key, outcome) in self.store.flush() {
+            let known = |id: &NodeId| work.plan.keys[id.0].as_ref().is_some_and(|(digest, _)| *digest == key);
+            let node = work.outcome.executed.iter().copied().find(known);
+            match (outcome, node) {
+                (Ok(CommitOutcome::Nondeterministic { .. }), Some(id)) => {
+                    nondeterministic(&self.events, &self.pipeline.nodes[id.0].name);
+                }
+                (Ok(_), _) => {}
+                (Err(error), Some(id)) => self.fail(id, &error.into(), work),
+                // Of no node in particular: the last one answers for it.
+                (Err(error), None) => {
+                    if let Some(id) = work.outcome.executed.last().copied() {
+                        self.fail(id, &error.into(), work);
+                    }
+                }
+            }
+        }
     }
 
     /// Whether a failure so far allows more to start. Without space on the disk nothing can succeed.

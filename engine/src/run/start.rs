@@ -56,10 +56,10 @@ impl Scheduler<'_> {
     fn start_round(&self, work: &mut Work<'_>) -> bool {
         let now = Instant::now();
         let mut ready: BinaryHeap<(u64, std::cmp::Reverse<usize>)> = BinaryHeap::new();
-        for (index, state) in work.state.iter().enumerate() {
+        for (index, state) in work.state.open() {
             let due = match state {
                 State::Ready => true,
-                State::Elsewhere(again) | State::Delayed(again) => *again <= now,
+                State::Elsewhere(again) | State::Delayed(again) => again <= now,
                 _ => false,
             };
             if due {
