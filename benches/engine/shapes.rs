@@ -36,7 +36,10 @@ impl StageKind for Concatenate {
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
             inputs: Vec::new(),
-            free_inputs: Some(InputPort { many: true, ..InputPort::optional("", &[], "what is concatenated") }),
+            free_inputs: Some(InputPort {
+                many: true,
+                ..InputPort::optional("", &[], "what is concatenated")
+            }),
         }
     }
 

@@ -182,7 +182,8 @@ impl Disk {
     pub(crate) fn sync_all(&self, path: &Path) -> Result<(), FsError> {
         if self.is_full() {
             step!(self, SyncAll, path);
-            sync_file_system(path).map_err(|error| FsError::new("flushing the file system of", path, error))?;
+            sync_file_system(path)
+                .map_err(|error| FsError::new("flushing the file system of", path, error))?;
         }
         Ok(())
     }

@@ -64,7 +64,7 @@ pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
 pub use key::{ActionKey, KeyArtifact, KeyInput};
 pub use lease::{Lease, LeaseAttempt, LeaseInfo};
 pub use owner::Owner;
-pub use read::{Damage, Reading, StoredFile, Verify};
+pub use read::{Damage, Looked, Reading, StoredFile, Verify};
 pub use record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};

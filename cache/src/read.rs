@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::Digest;
@@ -34,6 +35,21 @@ pub enum Verify {
     Size,
     /// Not at all.
     Never,
+}
+
+/// How often a store was asked for records: what a plan costs, whatever the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Looked {
+    /// Records that were looked for.
+    pub records: u64,
+    /// Bytes of those that were there.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct LookedCounter {
+    records: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// A file of an artifact, where it can be read now.
@@ -119,15 +135,24 @@ impl Store {
         Ok(self.stored_record(key)?.map(|(record, _)| record))
     }
 
+    /// How often this process asked for records so far.
+    pub fn looked(&self) -> Looked {
+        let counter = &self.shared.looked;
+        let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        Looked { records: read(&counter.records), bytes: read(&counter.bytes) }
+    }
+
     /// A sound record and when its file was last written, in ns of the file server's clock.
     fn stored_record(&self, key: &Digest) -> Result<Option<(Record, i128)>, StoreError> {
         let path = self.record_path(key);
+        self.shared.looked.records.fetch_add(1, Ordering::Relaxed);
         let (bytes, metadata) = match read_with_metadata(&path, RECORD_LIMIT) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(None),
             Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => return Ok(None),
             Err(error) => return Err(error.into()),
         };
+        self.shared.looked.bytes.fetch_add(metadata.len(), Ordering::Relaxed);
         let record = String::from_utf8(bytes).ok().and_then(|text| Record::from_text(&text));
         let written = Stamp::of(&metadata).modified;
         Ok(record.filter(|record| record.key == *key).map(|record| (record, written)))

@@ -196,7 +196,7 @@ impl Staging {
     }
 
     /// Links the record into `ac/`: the commit. Removes the staging folder.
-    pub(crate) fn link_record(self, record: Record) -> Result<Committed, StoreError> {
+    pub(crate) fn link_record(mut self, record: Record) -> Result<Committed, StoreError> {
         let disk = &self.store.shared.disk;
         let staged = self.record_path();
         let target = self.store.record_path(&record.key);
@@ -217,7 +217,7 @@ impl Staging {
                 }
             }
         };
-        disk.remove_tree(&self.folder)?;
+        disk.remove_tree(&std::mem::take(&mut self.folder))?;
         Ok(committed)
     }
 
@@ -299,8 +299,10 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // After a commit there is nothing left; what cannot be removed is swept later.
-        let _ = self.store.shared.disk.remove_tree(&self.folder);
+        // What cannot be removed is swept later; after a commit there is nothing left.
+        if !self.folder.as_os_str().is_empty() {
+            let _ = self.store.shared.disk.remove_tree(&self.folder);
+        }
     }
 }
 

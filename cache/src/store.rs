@@ -20,7 +20,7 @@ use crate::batch::Batch;
 use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounded};
 use crate::lease::{self, LeaseAttempt};
 use crate::owner::Owner;
-use crate::read::Verified;
+use crate::read::{LookedCounter, Verified};
 use crate::session::{self, Session};
 use crate::sources::Sources;
 use crate::staging::Staging;
@@ -82,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) disk: Disk,
     pub(crate) verified: Verified,
     pub(crate) batch: Batch,
+    pub(crate) looked: LookedCounter,
     session: Mutex<Option<Arc<Session>>>,
 }
 
@@ -149,6 +150,7 @@ impl Store {
             owner: Owner::current(),
             disk,
             batch: Batch::default(),
+            looked: LookedCounter::default(),
             session: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }

@@ -16,15 +16,13 @@ use pipe_cache::{
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
-use crate::panics::Pool;
 use crate::pipeline::Node;
+use crate::workers::Worker;
 
 /// Progress of one action is written at most this often.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Actions that take less are written to the disk together.
 const SHORT: Duration = Duration::from_secs(1);
-/// candle and gemm recurse little, but a deep model's graph is dropped recursively.
-const STACK_BYTES: usize = 16 << 20;
 
 /// Everything an attempt needs, owned by its thread.
 pub(crate) struct Attempt {
@@ -100,10 +98,13 @@ pub(crate) fn is_no_space(error: &AttemptError) -> bool {
 
 impl Attempt {
     /// Runs to the end, whatever happens inside the stage.
-    pub(crate) fn execute(self) -> Finished {
+    pub(crate) fn execute(self, worker: Result<&Worker, &rayon::ThreadPoolBuildError>) -> Finished {
         let started = Instant::now();
         let mut cpu = None;
-        let result = self.run_stage(started, &mut cpu);
+        let result = match worker {
+            Ok(worker) => self.run_stage(worker, started, &mut cpu),
+            Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
+        };
         // Held until the record stands, so that another process waits instead of working twice.
         self.store.release(self.lease);
         Finished { result, wall: started.elapsed(), cpu }
@@ -117,7 +118,12 @@ impl Attempt {
         StageError::InputData { path: known.unwrap_or(path), reason }
     }
 
-    fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {
+    fn run_stage(
+        &self,
+        worker: &Worker,
+        started: Instant,
+        cpu: &mut Option<Duration>,
+    ) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
         for port in &self.node.outputs {
@@ -140,22 +146,18 @@ impl Attempt {
             staging.scratch()?,
             provenance,
         );
-        let panics = Pool::new();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
-            .stack_size(STACK_BYTES)
-            .thread_name(move |index| panics.thread(index))
-            .build()
-            .map_err(|error| StageError::because("starting the stage's threads", error))?;
-        let outcome = pool.install(|| {
+        let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
+        let before = threads_time();
+        let outcome = worker.pool.install(|| {
             std::panic::catch_unwind(AssertUnwindSafe(|| self.node.kind.run(&self.node.params, &mut context)))
         });
-        // The threads were made for this stage, so all their time is its own.
-        *cpu = Some(pool.broadcast(|_| thread_time()).into_iter().sum());
+        // The threads work for one stage at a time, so all that they took was its own.
+        *cpu = Some(threads_time().saturating_sub(before));
+        let panicked = worker.panics.take();
         let outcome = match outcome {
             Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
             Err(panic) => {
-                host.log(&panics.caught().unwrap_or_default());
+                host.log(&panicked.unwrap_or_default());
                 Err(AttemptError::Panic(panic_text(panic.as_ref())))
             }
         };

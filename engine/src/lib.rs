@@ -21,16 +21,18 @@ pub mod pipeline;
 mod plan;
 mod progress;
 mod publish;
+mod reproduce;
 mod revision;
 mod roots;
 mod run;
 mod why;
+mod workers;
 
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};
 pub use kind::{
-    AnyKind, ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort,
-    ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
+    AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
+    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;

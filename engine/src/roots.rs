@@ -41,8 +41,7 @@ pub(crate) fn uses(store: &Store, keep: usize) -> Result<Uses, StoreError> {
             };
             let plans = kept.entry((plan.pipeline, plan.profiles)).or_default();
             if plans.len() < keep && plans.insert(planned.clone()) {
-                uses.roots
-                    .push(Root { name: format!("run {} of {name}", run.id()), keys: planned.clone() });
+                uses.roots.push(Root { name: format!("run {} of {name}", run.id()), keys: planned.clone() });
             }
         }
         // Its plan is of its beginning: what it made since is in its events.

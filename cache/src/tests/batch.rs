@@ -70,7 +70,9 @@ fn another_process_that_was_first_is_told_by_the_flush() {
     let late = store.flush();
     match theirs {
         CommitOutcome::Created => {
-            assert!(matches!(late[..], [(key, Ok(CommitOutcome::Nondeterministic { .. }))] if key == action(1).digest()));
+            assert!(
+                matches!(late[..], [(key, Ok(CommitOutcome::Nondeterministic { .. }))] if key == action(1).digest())
+            );
         }
         _ => assert!(late.is_empty()),
     }

@@ -240,6 +240,12 @@ pub(crate) struct RunArguments {
     /// After a failure start nothing new; `now` also stops what runs
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "new", value_parser = ["new", "now"], help_heading = "Execution")]
     pub(crate) fail_fast: Option<String>,
+    /// Execute what is up to date once more and compare the results; exit with 5 if one differs
+    #[arg(long, conflicts_with = "dry_run", help_heading = "Execution")]
+    pub(crate) reproduce: bool,
+    /// The share of the results that `--reproduce` makes again, 0 to 1; other ones in each run
+    #[arg(long, value_name = "SHARE", requires = "reproduce", default_value_t = 1.0, value_parser = share, help_heading = "Execution")]
+    pub(crate) rate: f64,
     /// How far stored results are checked before they are read
     #[arg(long, value_enum, default_value_t = Verification::Once, value_name = "HOW", help_heading = "Execution")]
     pub(crate) verify: Verification,
@@ -249,6 +255,11 @@ pub(crate) struct RunArguments {
     /// Seconds that running stages have to reach a safe point after an interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
     pub(crate) grace: u64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "it has to be a number from 0 to 1".to_owned())
 }
 
 /// How far stored results are checked before they are read.

@@ -93,6 +93,15 @@ impl Study {
         Ok(Wanted { nodes, forced })
     }
 
+    /// The targets of a selection themselves; none: all nodes.
+    pub(crate) fn targets(&self, selection: &Selection) -> Result<Option<BTreeSet<NodeId>>, CliError> {
+        let mut nodes = BTreeSet::new();
+        for target in &selection.targets {
+            nodes.extend(self.select(target)?);
+        }
+        Ok(Some(nodes).filter(|_| !selection.targets.is_empty()))
+    }
+
     /// The nodes of one target.
     pub(crate) fn select(&self, target: &str) -> Result<Vec<NodeId>, CliError> {
         language::select(&self.pipeline, target).map_err(|diagnostic| {

@@ -13,6 +13,7 @@ use crate::error::StageError;
 use crate::exit;
 use crate::pipeline::NodeId;
 use crate::plan::Status;
+use crate::reproduce::{self, FileDifference};
 use crate::why;
 
 /// The longest delay before a retry, in seconds.
@@ -40,6 +41,7 @@ impl Scheduler<'_> {
                 event["outputs"] = outputs(&committed.record);
                 event["cutoff"] = self.is_as_before(id, &committed, work).into();
                 self.events.emit("action_finished", event);
+                self.compare(id, &committed, work);
                 work.plan.forced.remove(&id);
                 self.complete(id, committed.record, work);
             }
@@ -56,6 +58,28 @@ impl Scheduler<'_> {
                     self.fail(id, &error, work);
                 }
             }
+        }
+    }
+
+    /// Tells whether a node that was executed again gave the result that the store has.
+    fn compare(&self, id: NodeId, committed: &Committed, work: &mut Work<'_>) {
+        let differences = match &committed.outcome {
+            CommitOutcome::Nondeterministic { attempted } => {
+                reproduce::compare(self.store, &committed.record.outputs, attempted)
+            }
+            CommitOutcome::Equal => Vec::new(),
+            _ => return,
+        };
+        self.events.emit(
+            "reproduced",
+            json!({
+                "node": self.pipeline.nodes[id.0].name, "key": committed.record.key.to_hex(),
+                "equal": differences.is_empty(),
+                "differences": differences.iter().map(FileDifference::json).collect::<Vec<_>>(),
+            }),
+        );
+        if !differences.is_empty() {
+            work.outcome.differing.insert(id, differences);
         }
     }
 
@@ -132,6 +156,7 @@ impl Scheduler<'_> {
         else {
             return Ok(false);
         };
+        work.plan.computed += 1;
         let digest = key.digest();
         let forced = work.plan.forced.contains(&id);
         let record = if forced { None } else { self.store.lookup(&digest)? };

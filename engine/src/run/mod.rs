@@ -24,6 +24,8 @@ use crate::events::EventLog;
 use crate::history::History;
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status};
+use crate::reproduce::FileDifference;
+use crate::workers::Workers;
 use states::States;
 
 /// The longest the loop sleeps: signals and leases of other processes are looked at this often.
@@ -60,6 +62,8 @@ pub(crate) struct Outcome {
     pub(crate) blocked: BTreeMap<NodeId, NodeId>,
     /// Damaged artifacts that were found.
     pub(crate) damaged: usize,
+    /// Nodes that gave another result than the stored one under the same key, with how it differs.
+    pub(crate) differing: BTreeMap<NodeId, Vec<FileDifference>>,
     pub(crate) cancelled: bool,
     /// Wall time of each executed node, in seconds.
     pub(crate) seconds: BTreeMap<NodeId, f64>,
@@ -83,6 +87,7 @@ impl Outcome {
         self.failed.extend(later.failed);
         self.blocked.extend(later.blocked);
         self.damaged += later.damaged;
+        self.differing.extend(later.differing);
         self.cancelled |= later.cancelled;
         self.seconds.extend(later.seconds);
     }
@@ -145,6 +150,10 @@ struct Work<'p> {
     retries: BTreeMap<NodeId, u32>,
     free: usize,
     running: BTreeMap<NodeId, Running>,
+    workers: Workers,
+    /// The resident memory of the process when it was last looked at, in bytes, and when that was.
+    resident: u64,
+    measured: Instant,
     sender: mpsc::Sender<(NodeId, Finished)>,
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
@@ -185,6 +194,9 @@ impl Scheduler<'_> {
             retries: BTreeMap::new(),
             free: self.options.cores,
             running: BTreeMap::new(),
+            workers: Workers::default(),
+            resident: resident_bytes().unwrap_or(0),
+            measured: Instant::now(),
             sender,
             cancelled: Arc::new(AtomicBool::new(false)),
             outcome: Outcome::default(),
@@ -211,7 +223,7 @@ impl Scheduler<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            note_memory(&work);
+            note_memory(&mut work);
         }
         self.flush(&mut work);
         work.outcome.cancelled = stopped_at.is_some();
@@ -248,8 +260,14 @@ impl Scheduler<'_> {
 }
 
 /// Keeps the greatest resident memory seen while each action runs: a figure of the whole process.
-fn note_memory(work: &Work<'_>) {
+fn note_memory(work: &mut Work<'_>) {
+    // Looking takes longer than many an action.
+    if work.measured.elapsed() < TICK {
+        return;
+    }
+    work.measured = Instant::now();
     if let Some(bytes) = resident_bytes() {
+        work.resident = bytes;
         for running in work.running.values() {
             running.peak.fetch_max(bytes, Ordering::Relaxed);
         }

@@ -15,6 +15,7 @@ use crate::error::StageError;
 use crate::kind::DefaultCpu;
 use crate::pipeline::{InputSource, NodeId};
 use crate::plan::Status;
+use crate::workers::Worker;
 
 /// How often a lease held by another process is asked for again.
 const LEASE_POLL: Duration = Duration::from_millis(250);
@@ -155,7 +156,7 @@ impl Scheduler<'_> {
                 "executor": "local", "device": "cpu", "slurm": null, "reason": reason,
             }),
         );
-        let peak = Arc::new(AtomicU64::new(super::resident_bytes().unwrap_or(0)));
+        let peak = Arc::new(AtomicU64::new(work.resident));
         let attempt = Attempt {
             node: node.clone(),
             key,
@@ -171,12 +172,12 @@ impl Scheduler<'_> {
             lease,
         };
         let sender = work.sender.clone();
-        std::thread::Builder::new()
-            .name(format!("action {}", node.name))
-            .spawn(move || {
-                // The receiver is gone only when the run was aborted.
-                let _ = sender.send((id, attempt.execute()));
-            })
+        let job = Box::new(move |worker: Result<&Worker, &_>| {
+            // The receiver is gone only when the run was aborted.
+            let _ = sender.send((id, attempt.execute(worker)));
+        });
+        work.workers
+            .execute(cores, job)
             .map_err(|error| StageError::environment("starting a thread", error))?;
         work.state[id.0] = State::Running;
         work.running.insert(id, Running { cores, peak });

@@ -326,6 +326,15 @@ fn w103_numbers_in_quotes() {
 }
 
 #[test]
+fn w104_results_that_differ_from_run_to_run() {
+    let found = check(
+        "[stage.a]\nkind = \"moody\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\nmatrix = \"@a\"\ninputs = { rows = \"a\" }\n",
+        &[("W104", "\"a\" + a")],
+    );
+    assert!(found[0].message.contains("kind `moody` is not deterministic"));
+}
+
+#[test]
 fn w105_more_cores_than_there_are() {
     check("[stage.a]\nkind = \"make\"\nresources = { cpu = 64 }\n", &[("W105", "64")]);
 }
