@@ -2,21 +2,46 @@
 //!
 //! Usable without the engine.
 
-mod byte_pairs;
+pub mod bert;
+pub mod biomed_clip;
 pub mod checkpoint;
 pub mod clip;
-mod model;
+mod config;
+pub mod ct_clip;
+pub mod export;
+pub mod import;
+mod initial;
+mod layers;
+pub mod model;
 pub mod ops;
+pub mod pmc_clip;
 pub mod preprocess;
 mod probe;
 pub mod process;
+mod published;
 pub mod random;
+pub mod resnet;
+mod shapes;
+mod sizes;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 pub mod train;
+pub mod vit;
+mod weights;
 
-pub use checkpoint::{CheckpointError, CheckpointFiles, Trainable};
-pub use clip::{ClipConfig, ClipModel, normalise};
-pub use model::{DualEncoder, ImageTower, PatchGeometry, TextTower};
+pub use bert::BertModel;
+pub use biomed_clip::BiomedClip;
+pub use checkpoint::{CheckpointError, CheckpointFiles};
+pub use clip::{ClipConfig, ClipModel, OpenAiClip};
+pub use config::{ModelConfig, unwrapped};
+pub use ct_clip::CtClip;
+pub use model::{DualEncoder, FoundationModel, ImageTower, PatchGeometry, TextTower, normalise};
+pub use pmc_clip::PmcClip;
 pub use preprocess::Preprocessor;
 pub use probe::{Activation, MaybeProbe, Probe};
+pub use published::{PUBLISHED, published};
+pub use resnet::ResNet;
 pub use tokenizer::{Encoded, Tokenizer};
+pub use vit::TimmVit;
+pub use weights::{Parameters, Side, Trainable};

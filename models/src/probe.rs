@@ -5,9 +5,16 @@
 //! written once, over this trait, for every architecture.
 //!
 //! Names, for any tower: `vision.embeddings`, `vision.layers.3.layer_norm1`, `vision.layers.3`
-//! (the block's output), `vision.layers.3.attention` (attention maps), `text.layers.0`, ...
+//! (the block's output), `vision.layers.3.attention` (attention maps), `text.layers.0`, ... A residual
+//! network has `vision.stem`, `vision.layer1` to `vision.layer4`, `vision.layer4.2` (a block's output),
+//! `vision.layer4.2.bn3` (the output of a batch norm); a CT-ViT `vision.spatial.0`, `vision.temporal.0`.
+//!
+//! Training is a probe too: [`crate::train::Dropout`] drops values where the original does. So a model
+//! has no mode that could be forgotten: a pass without a probe is inference.
 
 use candle_core::{Result, Tensor};
+
+use crate::ops::activate;
 
 /// The nonlinearities whose backward rule a probe may replace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -54,7 +61,65 @@ pub trait Probe {
     fn nonlinearity(&self, _name: &str, _kind: Activation, _input: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
     }
+
+    /// What becomes of `value` where the original drops values at `rate` while it is trained. The
+    /// default, inference, changes nothing.
+    ///
+    /// # Errors
+    /// Whatever tensor operation the probe does.
+    fn dropout(&self, _name: &str, _rate: f64, value: Tensor) -> Result<Tensor> {
+        Ok(value)
+    }
+
+    /// Whether this pass drops values: attention whose probabilities are dropped is then computed
+    /// unfused.
+    fn drops_values(&self) -> bool {
+        false
+    }
+
+    /// Whether the probe wants to be called inside the block `name`. A block of no interest may
+    /// take the fused path, or be computed again in the backward pass instead of being kept.
+    fn looks_into(&self, _name: &str) -> bool {
+        true
+    }
 }
 
 /// A probe, or none: none is the fast path.
 pub type MaybeProbe<'a> = Option<&'a dyn Probe>;
+
+/// Shows an activation to the probe, if there is one.
+pub(crate) fn observe(probe: MaybeProbe<'_>, name: &str, value: Tensor) -> Result<Tensor> {
+    match probe {
+        Some(probe) => probe.activation(name, value),
+        None => Ok(value),
+    }
+}
+
+/// Applies a nonlinearity, or what the probe puts in its place.
+pub(crate) fn nonlinearity(
+    probe: MaybeProbe<'_>,
+    name: &str,
+    kind: Activation,
+    input: &Tensor,
+) -> Result<Tensor> {
+    match probe {
+        Some(probe) => match probe.nonlinearity(name, kind, input)? {
+            Some(replaced) => Ok(replaced),
+            None => activate(input, kind),
+        },
+        None => activate(input, kind),
+    }
+}
+
+/// Drops values while training, where the original has a rate above 0.
+pub(crate) fn dropout(probe: MaybeProbe<'_>, name: &str, rate: f64, value: Tensor) -> Result<Tensor> {
+    match probe {
+        Some(probe) if rate > 0.0 => probe.dropout(name, rate, value),
+        _ => Ok(value),
+    }
+}
+
+/// The probe, if it wants to be called inside the block `name`.
+pub(crate) fn inside<'a>(probe: MaybeProbe<'a>, name: &str) -> MaybeProbe<'a> {
+    probe.filter(|probe| probe.looks_into(name) || probe.drops_values())
+}

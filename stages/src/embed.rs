@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
 };
-use pipe_models::{DualEncoder, Trainable, normalise};
+use pipe_models::{Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,8 +75,8 @@ impl StageKind for Embed {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
-        let width = model.clip.image_tower().embedding_width();
+        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
+        let width = model.image_tower()?.embedding_width();
         let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {
             if !params.normalise {
                 return Ok(values);

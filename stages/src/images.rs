@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
-use pipe_models::preprocess::decode;
-use pipe_models::{DualEncoder, Preprocessor};
+use pipe_models::Preprocessor;
+use pipe_models::preprocess::Picture;
 use rayon::prelude::*;
 
 use crate::model::{DEVICE, Model, tensor_error};
@@ -68,9 +68,10 @@ impl ImageSet {
             .map(|(image, id)| {
                 let (bytes, path) =
                     image.as_ref().ok_or_else(|| StageError::input(id, "the row has no image"))?;
-                let image =
-                    decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
-                Ok(preprocessor.square(&image))
+                let error =
+                    |error: &dyn std::fmt::Display| StageError::input(path, format!("{error} (row {id})"));
+                let picture = Picture::decode(bytes).map_err(|problem| error(&problem))?;
+                preprocessor.square(&picture).map_err(|problem| error(&problem))
             })
             .collect();
         let mut all = Vec::with_capacity(ids.len() * preprocessor.side * preprocessor.side * 3);
@@ -121,12 +122,12 @@ impl ImageSet {
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<f32>, StageError> {
+        let tower = model.image_tower()?;
         let mut values = Vec::new();
         let mut done = 0;
         for part in batches(rows, batch) {
             context.check_cancelled()?;
-            let embeddings =
-                model.clip.image_tower().embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
+            let embeddings = tower.embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
             values.extend(
                 embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?,
             );

@@ -151,6 +151,14 @@ impl Golden {
         Self { tensors, ledger }
     }
 
+    /// The constants in the header of the file.
+    pub(crate) fn metadata(&self, folder: &Path, file: &str) -> BTreeMap<String, String> {
+        let bytes = std::fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let (_, header) =
+            safetensors::SafeTensors::read_metadata(&bytes).unwrap_or_else(|error| panic!("{file}: {error}"));
+        header.metadata().clone().unwrap_or_default().into_iter().collect()
+    }
+
     /// All keys, sorted.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

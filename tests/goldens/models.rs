@@ -1,11 +1,27 @@
 //! The foundation models against transformers, open_clip and the authors' code.
 
+mod bert;
+mod clip;
+mod ct;
+mod import;
+mod pickle;
+mod pmc;
+mod preprocess;
+mod resnet;
+mod shapes;
+mod stages;
+mod tokenizers;
+mod training;
+
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use pipe_models::clip::{ClipConfig, ClipModel, EotRule};
-use pipe_models::train::{AdamW, AdamWOptions, Group, Schedule, loss};
-use pipe_models::{CheckpointFiles, DualEncoder, TextTower, Trainable, normalise};
+use pipe_models::checkpoint::TensorFile;
+use pipe_models::train::{AdamW, AdamWOptions, Group, clip_gradient_norm, loss};
+use pipe_models::{DualEncoder, FoundationModel, Probe, normalise};
+use serde_json::Value as Json;
 
 use crate::harness::Golden;
 
@@ -17,59 +33,68 @@ fn scalar(tensor: &Tensor) -> f64 {
     f64::from(tensor.to_dtype(DType::F32).unwrap().to_scalar::<f32>().unwrap())
 }
 
-#[test]
-fn hf_clip() {
-    let Some(folder) = harness::topic("models") else { return };
-    let manifest = harness::json(&folder.join("manifest.json"));
-    let manifest = &manifest["goldens"]["hf-clip-tiny"];
-    let golden = Golden::open(&folder.join("hf-clip-tiny"), "expected.safetensors");
-    let files = CheckpointFiles::folder(&folder.join("hf-clip-tiny")).unwrap();
-    let model = ClipModel::load(&files, &Device::Cpu, Trainable::All).unwrap();
+/// The tensors of a published file, in f32.
+fn published(folder: &Path, file: &str) -> BTreeMap<String, Tensor> {
+    TensorFile::open(&folder.join(file), file)
+        .and_then(|tensors| tensors.read(&Device::Cpu, |_| true))
+        .unwrap_or_else(|error| panic!("{error}"))
+}
 
-    let pixels = Var::from_tensor(&golden.input("pixels")).unwrap();
-    let ids = golden.input("input_ids");
-    let hidden = model.vision().hidden(&pixels, None).unwrap();
-    golden.compare("vision_embeddings_after_pre_ln", &model.vision().embeddings(&pixels).unwrap(), OUTPUT);
-    golden.compare("vision_last_hidden", &hidden, OUTPUT);
-    golden.compare("vision_pooled", &model.vision().pool(&hidden).unwrap(), OUTPUT);
-    let images = model.image_tower().embed_images(&pixels, None).unwrap();
+/// The tensors of several files, each with what its names begin with in the whole; a file of one bare
+/// tensor gives it that name.
+fn published_parts(folder: &Path, parts: &[(&str, &str)]) -> BTreeMap<String, Tensor> {
+    let tensors = parts.iter().flat_map(|(file, prefix)| {
+        published(folder, file).into_iter().map(move |(name, tensor)| (format!("{prefix}{name}"), tensor))
+    });
+    tensors.collect()
+}
+
+/// The embeddings of both towers, their similarity, and the gradients of the score of image 0 with
+/// text 0.
+fn compare_towers(golden: &Golden, model: &dyn DualEncoder, pixels: &Var, ids: &Tensor) {
+    let images = model.image_tower().embed_images(pixels, None).unwrap();
     golden.compare("image_embeds", &images, OUTPUT);
     golden.compare("image_embeds_norm", &normalise(&images).unwrap(), OUTPUT);
-
-    let text = model.text();
-    let token_embeddings = Var::from_tensor(&text.token_embeddings(&ids).unwrap()).unwrap();
-    let hidden = text.hidden(&token_embeddings, None).unwrap();
-    golden.compare("text_last_hidden", &hidden, OUTPUT);
-    golden.compare("text_pooled", &text.pool(&hidden, &ids).unwrap(), OUTPUT);
-    // What stands after the end mark is invisible to it, so a padding mask changes nothing.
-    golden.input("text_attention_mask");
-    golden.compare("text_pooled_with_attention_mask", &text.pool(&hidden, &ids).unwrap(), OUTPUT);
-    let texts = model.text_tower().embed_texts(&ids, None).unwrap();
+    let text = model.text_tower();
+    let token_embeddings = Var::from_tensor(&text.token_embeddings(ids).unwrap().detach()).unwrap();
+    golden.compare("text_last_hidden", &text.hidden_states(&token_embeddings, ids, None).unwrap(), OUTPUT);
+    let texts = text.embed_token_embeddings(&token_embeddings, ids, None).unwrap();
     golden.compare("text_embeds", &texts, OUTPUT);
     golden.compare("text_embeds_norm", &normalise(&texts).unwrap(), OUTPUT);
-    both_end_rules(&golden, &files, manifest["eos_id"].as_u64().unwrap() as u32);
+    assert_eq!(images.dims()[1], model.image_tower().embedding_width());
+    assert_eq!(texts.dims()[1], text.embedding_width());
 
-    // The score of image 0 with text 0, and its gradients.
-    let texts = text.embed_token_embeddings(&token_embeddings, &ids, None).unwrap();
     let logits = model.logits(&images, &texts).unwrap();
     golden.compare("logits_per_image", &logits, OUTPUT);
-    golden.compare("logits_per_text", &logits.t().unwrap().contiguous().unwrap(), OUTPUT);
+    if !golden.has("grad_score00_pixels") {
+        return;
+    }
     let score = logits.narrow(0, 0, 1).unwrap().narrow(1, 0, 1).unwrap().sum_all().unwrap();
     let gradients = score.backward().unwrap();
-    golden.compare("grad_score00_pixels", gradients.get(&pixels).unwrap(), GRADIENT);
+    golden.compare("grad_score00_pixels", gradients.get(pixels).unwrap(), GRADIENT);
     golden.compare("grad_score00_token_embeddings", gradients.get(&token_embeddings).unwrap(), GRADIENT);
+}
 
-    // One training step on all parameters.
-    let loss_of = |pixels: &Tensor| {
-        let images = model.image_tower().embed_images(pixels, None).unwrap();
-        let texts = model.text_tower().embed_texts(&ids, None).unwrap();
-        loss::info_nce(&model.logits(&images, &texts).unwrap(), &[]).unwrap()
-    };
-    let before = loss_of(&pixels);
+/// The contrastive loss of a batch of pairs.
+fn contrastive_loss(model: &dyn DualEncoder, pixels: &Tensor, ids: &Tensor) -> Tensor {
+    let images = model.image_tower().embed_images(pixels, None).unwrap();
+    let texts = model.text_tower().embed_texts(ids, None).unwrap();
+    loss::info_nce(&model.logits(&images, &texts).unwrap(), &[]).unwrap()
+}
+
+/// The gradients of the loss, and one AdamW step on all parameters.
+fn compare_training_step(
+    golden: &Golden,
+    manifest: &Json,
+    model: &dyn FoundationModel,
+    pixels: &Var,
+    loss: impl Fn(&Tensor) -> Tensor,
+) {
+    let before = loss(pixels.as_tensor());
     golden.compare("loss", &before, OUTPUT);
     let gradients = before.backward().unwrap();
-    golden.compare("grad_loss_pixels", gradients.get(&pixels).unwrap(), GRADIENT);
-    let (norm, _) = pipe_models::train::clip_gradient_norm(model.variables(), &gradients, 1.0).unwrap();
+    golden.compare("grad_loss_pixels", gradients.get(pixels).unwrap(), GRADIENT);
+    let (norm, _) = clip_gradient_norm(model.variables(), &gradients, 1.0).unwrap();
     golden.compare("grad_global_norm", &Tensor::new(norm, &Device::Cpu).unwrap(), GRADIENT);
     for (name, variable) in model.variables() {
         let key = format!("grad_loss.{name}");
@@ -90,11 +115,10 @@ fn hf_clip() {
     for (name, variable) in model.variables() {
         let key = format!("adamw1.{name}");
         if golden.has(&key) {
-            compare_step(&golden, &key, variable, gradients.get(variable).unwrap(), number("lr"));
+            compare_step(golden, &key, variable, gradients.get(variable).unwrap(), number("lr"));
         }
     }
-    golden.compare("loss_after_step", &loss_of(&pixels), GRADIENT);
-    golden.finish();
+    golden.compare("loss_after_step", &loss(pixels.as_tensor()), GRADIENT);
 }
 
 /// Adam's first step is close to lr * sign(gradient): where the gradient is nearly zero its sign is
@@ -109,119 +133,59 @@ fn compare_step(golden: &Golden, key: &str, ours: &Tensor, gradient: &Tensor, ra
     golden.compare(key, &quiet, 1e-4);
 }
 
-/// A configuration with `eos_token_id = 2` takes the greatest id, any other its first place.
-fn both_end_rules(golden: &Golden, files: &CheckpointFiles, eos: u32) {
-    let ids = golden.input("input_ids2");
-    for (key, rule) in [
-        ("text_pooled_ids2_argmax_rule", EotRule::Greatest),
-        ("text_pooled_ids2_eos_rule", EotRule::First(eos)),
-    ] {
-        let mut config = ClipConfig::from_json(&files.text("config.json").unwrap()).unwrap();
-        config.text.eot = rule;
-        let tensors = pipe_models::checkpoint::tensors(files, &Device::Cpu).unwrap();
-        let model = ClipModel::from_tensors(config, tensors, Trainable::Frozen).unwrap();
-        let text = model.text();
-        let hidden = text.hidden(&text.token_embeddings(&ids).unwrap(), None).unwrap();
-        golden.compare(key, &text.pool(&hidden, &ids).unwrap(), OUTPUT);
+/// A probe that keeps every activation and attention map by name.
+#[derive(Default)]
+struct Recorder {
+    seen: RefCell<BTreeMap<String, Tensor>>,
+    attention: bool,
+}
+
+impl Recorder {
+    fn get(&self, name: &str) -> Tensor {
+        let seen = self.seen.borrow();
+        seen.get(name).unwrap_or_else(|| panic!("`{name}` is not among {:?}", seen.keys())).clone()
     }
 }
 
-/// Names and shapes of the full-size published files are those that the loader expects.
-#[test]
-fn hf_clip_shapes() {
-    let Some(folder) = harness::topic("models/shapes") else { return };
-    for (file, width, hidden, layers, heads, patch, text_width, text_heads, projection) in [
-        ("hf-clip-vit-base-patch32", 768, 3072, 12, 12, 32, 512, 8, 512),
-        ("hf-clip-vit-base-patch16", 768, 3072, 12, 12, 16, 512, 8, 512),
-        ("hf-clip-vit-large-patch14", 1024, 4096, 24, 16, 14, 768, 12, 768),
-    ] {
-        let shapes = harness::json(&folder.join(format!("{file}.json")));
-        let config = serde_json::json!({
-            "model_type": "clip", "projection_dim": projection,
-            "text_config": { "hidden_size": text_width, "intermediate_size": 4 * text_width, "num_attention_heads": text_heads },
-            "vision_config": {
-                "hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers,
-                "num_attention_heads": heads, "patch_size": patch,
-            },
-        });
-        let config = ClipConfig::from_json(&config.to_string()).unwrap();
-        let shapes = shapes.get("tensors").unwrap_or(&shapes);
-        let tensors: BTreeMap<String, Tensor> = shapes
-            .as_object()
-            .unwrap()
-            .iter()
-            .map(|(name, shape)| {
-                let dims: Vec<usize> = leaf_shape(shape);
-                // A tensor of one element seen under any shape costs nothing.
-                let tensor = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().broadcast_as(dims).unwrap();
-                (name.clone(), tensor)
-            })
-            .collect();
-        let count = tensors.len();
-        if let Err(error) = ClipModel::from_tensors(config, tensors, Trainable::Frozen) {
-            panic!("{file}: {error}");
-        }
-        println!("golden shapes/{file} {count} tensors fit");
+impl Probe for Recorder {
+    fn activation(&self, name: &str, value: Tensor) -> candle_core::Result<Tensor> {
+        self.seen.borrow_mut().insert(name.to_owned(), value.clone());
+        Ok(value)
+    }
+
+    fn wants_attention(&self) -> bool {
+        self.attention
+    }
+
+    fn attention(&self, name: &str, probabilities: Tensor) -> candle_core::Result<Tensor> {
+        self.seen.borrow_mut().insert(name.to_owned(), probabilities.clone());
+        Ok(probabilities)
     }
 }
 
-fn leaf_shape(value: &serde_json::Value) -> Vec<usize> {
-    let list = match value {
-        serde_json::Value::Array(items) if items.iter().any(serde_json::Value::is_array) => {
-            items.iter().find(|item| item.is_array()).unwrap()
-        }
-        other => other,
+/// A probe changes nothing but what it says: embeddings with every activation observed and attention
+/// unfused are those of the fast path, and every hook that a tower names is called.
+fn check_hooks(model: &dyn DualEncoder, pixels: &Tensor, ids: &Tensor) {
+    let recorder = Recorder { attention: true, ..Recorder::default() };
+    let (image, text) = (model.image_tower(), model.text_tower());
+    let close = |a: &Tensor, b: &Tensor| {
+        let difference = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+        let scale = b.abs().unwrap().max_all().unwrap();
+        assert!(scalar(&difference) <= 1e-5 * scalar(&scale), "a probe changed an embedding");
     };
-    list.as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect()
-}
-
-#[test]
-fn clip_bpe() {
-    let Some(folder) = harness::topic("models/clip-bpe") else { return };
-    let text = std::fs::read_to_string(folder.join("tokenizer.json")).unwrap();
-    let tokenizer = pipe_models::Tokenizer::from_json(&text).unwrap();
-    let cases = std::fs::read_to_string(folder.join("clip_bpe_cases.jsonl")).unwrap();
-    let mut compared = 0;
-    for line in cases.lines() {
-        let case: serde_json::Value = serde_json::from_str(line).unwrap();
-        // Mojibake and HTML entities are cleaned by OpenAI's code before its tokeniser; the cleaned
-        // text is what both see.
-        let text = case["cleaned"].as_str().unwrap();
-        let expected: Vec<u32> =
-            case["ids77"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-        let encoded = tokenizer.encode(text, expected.len(), 0).unwrap();
-        // `other`: OpenAI's own code differs from its `tokenizer.json` beyond cleaning.
-        if case["tokenizer_json_matches_after"].as_str() != Some("other") {
-            assert_eq!(encoded.ids, expected, "{text:?}");
-            assert_eq!(encoded.truncated, case["truncated"].as_bool().unwrap(), "{text:?}");
-            compared += 1;
-        } else {
-            println!("golden clip-bpe {text:?} differs beyond cleaning: equal={}", encoded.ids == expected);
-        }
+    let observed = image.embed_images(pixels, Some(&recorder)).unwrap();
+    close(&observed, &image.embed_images(pixels, None).unwrap());
+    let observed = text.embed_texts(ids, Some(&recorder)).unwrap();
+    close(&observed, &text.embed_texts(ids, None).unwrap());
+    for hook in image.attention_hooks().into_iter().chain(text.attention_hooks()) {
+        let probabilities = recorder.get(&hook.name);
+        let sums = probabilities.sum_keepdim(D::Minus1).unwrap();
+        close(&sums, &sums.ones_like().unwrap());
     }
-    println!("golden clip-bpe/clip_bpe_cases.jsonl {compared} cases equal");
-    assert!(compared > 0);
-}
-
-#[test]
-fn schedule() {
-    let Some(folder) = harness::topic("models") else { return };
-    let golden = harness::json(&folder.join("schedule.json"));
-    let case = &golden["warmup_cosine"];
-    let number = |name: &str| case[name].as_f64().unwrap();
-    for (key, floor) in [("lr", 0.0), ("lr_with_floor", number("min_factor"))] {
-        let schedule = Schedule {
-            rate: number("base_lr"),
-            warmup: number("warmup_steps") as u64,
-            total: number("total_steps") as u64,
-            floor,
-        };
-        let rates = case[key].as_array().unwrap().iter().map(|rate| rate.as_f64().unwrap());
-        let worst = rates
-            .enumerate()
-            .map(|(step, rate)| (schedule.at(step as u64) - rate).abs() / schedule.rate)
-            .fold(0.0, f64::max);
-        println!("golden models/schedule.json#warmup_cosine.{key} rel={worst:.1e}");
-        assert!(worst <= 1e-12);
-    }
+    recorder.get(&image.cam_hook().name);
+    let geometry = image.geometry();
+    let features = image.features(pixels, None).unwrap();
+    assert_eq!(features.dims()[1..], [geometry.cells(), image.feature_width()]);
+    let batch = pixels.dims()[0];
+    assert_eq!(pixels.dims(), geometry.input(batch));
 }

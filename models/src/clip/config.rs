@@ -5,6 +5,8 @@ use serde_json::Value as Json;
 
 use crate::Activation;
 use crate::checkpoint::CheckpointError;
+use crate::sizes::{check_epsilon, check_heads, check_layers, check_sizes};
+use crate::vit::VisionConfig;
 
 /// The published default of `eos_token_id` where a file leaves it out.
 const DEFAULT_EOT: u32 = 49407;
@@ -22,7 +24,8 @@ pub enum EotRule {
 }
 
 /// The text transformer.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TextConfig {
     /// Rows of the token embedding table.
     pub vocabulary: usize,
@@ -48,33 +51,18 @@ pub struct TextConfig {
     pub pad: u32,
 }
 
-/// The vision transformer.
-#[derive(Clone, PartialEq, Debug)]
-pub struct VisionConfig {
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Width inside the perceptrons.
-    pub hidden: usize,
-    /// Number of blocks.
-    pub layers: usize,
-    /// Number of attention heads.
-    pub heads: usize,
-    /// Side of the image, in pixels.
-    pub image: usize,
-    /// Side of a patch, in pixels.
-    pub patch: usize,
-    /// Channels of the image.
-    pub channels: usize,
-    /// The nonlinearity.
-    pub activation: Activation,
-    /// Epsilon of layer norms.
-    pub epsilon: f64,
-}
-
-impl VisionConfig {
-    /// Number of patches.
-    pub fn patches(&self) -> usize {
-        (self.image / self.patch).pow(2)
+impl TextConfig {
+    /// Fails, naming the field, unless the sizes make sense.
+    pub(crate) fn check(&self) -> Result<(), CheckpointError> {
+        check_sizes(&[
+            ("vocabulary", self.vocabulary),
+            ("width", self.width),
+            ("hidden", self.hidden),
+            ("positions", self.positions),
+        ])?;
+        check_layers(&[("layers", self.layers)])?;
+        check_heads("width", self.width, self.heads)?;
+        check_epsilon("epsilon", self.epsilon)
     }
 }
 

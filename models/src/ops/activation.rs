@@ -1,9 +1,10 @@
-//! The nonlinearities of transformers and their derivatives.
+//! The nonlinearities of transformers and convolutional networks, and their derivatives.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 
-use super::elementwise::{sigmoid, vectorised};
-use super::{composed, contiguous, on_cpu, values};
+use super::elementwise::{exp, normal_cdf, sigmoid, vectorised};
+use super::{borrow, composed, contiguous, on_cpu, values};
 use crate::Activation;
 
 /// Applies `kind` elementwise.
@@ -11,24 +12,63 @@ use crate::Activation;
 /// # Errors
 /// Whatever the device reports.
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    match kind {
-        // candle's own rectifier is one pass and has a gradient.
-        Activation::Relu => x.relu(),
-        _ if !on_cpu(x) => composed::activate(x, kind),
-        _ => x.contiguous()?.apply_op1(Activate { kind }),
+    if !on_cpu(x) {
+        return composed::activate(x, kind);
     }
+    x.contiguous()?.apply_op1(Activate { kind })
 }
 
 struct Activate {
     kind: Activation,
 }
 
-/// Phi(x), the distribution function of the normal: 0.5 erfc(-x / sqrt 2).
-fn normal_cdf(x: f32) -> f32 {
-    0.5 * libm::erfcf(-x * std::f32::consts::FRAC_1_SQRT_2)
+/// Values per task.
+const BLOCK: usize = 1 << 14;
+const QUICK: f32 = 1.702;
+const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
+
+/// x Phi(x).
+#[inline(always)]
+pub(super) fn gelu(x: f32) -> f32 {
+    x * normal_cdf(x)
 }
 
-const QUICK: f32 = 1.702;
+/// The derivative of [`gelu`]: Phi(x) + x phi(x).
+#[inline(always)]
+pub(super) fn gelu_slope(x: f32) -> f32 {
+    normal_cdf(x) + x * INVERSE_SQRT_TAU * exp(-0.5 * x * x)
+}
+
+impl Activate {
+    fn values(&self, x: &[f32], y: &mut [f32]) {
+        let pairs = y.iter_mut().zip(x);
+        match self.kind {
+            Activation::Relu => vectorised(|| pairs.for_each(|(y, x)| *y = x.max(0.0))),
+            Activation::QuickGelu => vectorised(|| pairs.for_each(|(y, x)| *y = x * sigmoid(QUICK * x))),
+            Activation::Gelu => vectorised(|| pairs.for_each(|(y, x)| *y = gelu(*x))),
+        }
+    }
+
+    /// Multiplies `dy` by the derivative at `x`.
+    fn derivative(&self, x: &[f32], dy: &mut [f32]) {
+        let pairs = dy.iter_mut().zip(x);
+        match self.kind {
+            // 0 at 0, as in PyTorch.
+            Activation::Relu => {
+                vectorised(|| pairs.for_each(|(dy, x)| *dy = if *x > 0.0 { *dy } else { 0.0 }));
+            }
+            Activation::QuickGelu => vectorised(|| {
+                pairs.for_each(|(dy, x)| {
+                    let s = sigmoid(QUICK * x);
+                    *dy *= s * (1.0 + QUICK * x * (1.0 - s));
+                });
+            }),
+            Activation::Gelu => vectorised(|| {
+                pairs.for_each(|(dy, x)| *dy *= gelu_slope(*x));
+            }),
+        }
+    }
+}
 
 impl CustomOp1 for Activate {
     fn name(&self) -> &'static str {
@@ -37,44 +77,15 @@ impl CustomOp1 for Activate {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(x, layout, "x")?;
-        let y: Vec<f32> = match self.kind {
-            Activation::QuickGelu => {
-                let mut y = vec![0.0f32; x.len()];
-                vectorised(|| {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = x * sigmoid(QUICK * x);
-                    }
-                });
-                y
-            }
-            Activation::Gelu => x.iter().map(|x| x * normal_cdf(*x)).collect(),
-            Activation::Relu => x.iter().map(|x| x.max(0.0)).collect(),
-        };
+        let mut y = vec![0.0f32; x.len()];
+        y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| self.values(x, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let x_values = values(x)?;
+        let x_values: &[f32] = &borrow(x)?;
         let mut dx = values(grad)?;
-        match self.kind {
-            Activation::QuickGelu => vectorised(|| {
-                for (dx, x) in dx.iter_mut().zip(&x_values) {
-                    let s = sigmoid(QUICK * x);
-                    *dx *= s * (1.0 + QUICK * x * (1.0 - s));
-                }
-            }),
-            Activation::Gelu => {
-                const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
-                for (dx, x) in dx.iter_mut().zip(&x_values) {
-                    *dx *= normal_cdf(*x) + x * INVERSE_SQRT_TAU * libm::expf(-0.5 * x * x);
-                }
-            }
-            Activation::Relu => {
-                for (dx, x) in dx.iter_mut().zip(&x_values) {
-                    *dx = if *x > 0.0 { *dx } else { 0.0 };
-                }
-            }
-        }
+        dx.par_chunks_mut(BLOCK).zip(x_values.par_chunks(BLOCK)).for_each(|(dx, x)| self.derivative(x, dx));
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
 }

@@ -1,58 +1,115 @@
-//! Scaled dot-product attention on packed queries, keys and values.
+//! Dot-product attention on packed queries, keys and values.
 //!
-//! One task per image: its heads one after another, so that tasks write to disjoint memory and no sum
+//! One task per sample: its heads one after another, so that tasks write to disjoint memory and no sum
 //! depends on the number of threads. The probabilities are computed again in the backward pass
 //! instead of being kept.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::elementwise::{dot, softmax_rows, vectorised};
 use super::product::{Matrix, product};
-use super::{composed, contiguous, on_cpu, values};
+use super::{borrow, composed, contiguous, on_cpu, values};
+
+/// How the scores of attention are made of queries and keys, and which of them count.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Number of heads.
+    pub heads: usize,
+    /// Factor on the products; 1/sqrt(head width) if there is none.
+    pub scale: Option<f64>,
+    /// Whether token i sees tokens 0 to i only; not together with a mask.
+    pub causal: bool,
+    /// 1 where a key is seen and 0 where it is not, `[batch, tokens]`. A sample of which nothing is seen
+    /// weights all keys alike.
+    pub mask: Option<&'a Tensor>,
+    /// Added to the scaled products, `[heads, tokens, tokens]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl Scores<'_> {
+    /// Every token sees every token, as in Vaswani et al. 2017.
+    pub fn new(heads: usize) -> Self {
+        Self { heads, scale: None, causal: false, mask: None, bias: None }
+    }
+
+    /// Fails unless the options fit packed values of `[batch, tokens, triple]`.
+    fn check(&self, batch: usize, tokens: usize, triple: usize) -> Result<()> {
+        let Self { heads, .. } = *self;
+        if heads == 0 || !triple.is_multiple_of(3 * heads) {
+            bail!("{triple} packed values cannot be split into {heads} heads");
+        }
+        if self.causal && self.mask.is_some() {
+            bail!("attention is causal or masked, not both");
+        }
+        if let Some(mask) = self.mask
+            && mask.dims() != [batch, tokens]
+        {
+            bail!("a mask of {:?} does not fit [{batch}, {tokens}]", mask.dims());
+        }
+        if let Some(bias) = self.bias
+            && bias.dims() != [heads, tokens, tokens]
+        {
+            bail!("a bias of {:?} does not fit [{heads}, {tokens}, {tokens}]", bias.dims());
+        }
+        Ok(())
+    }
+}
 
 /// Attention over packed `[batch, tokens, 3 width]` (queries, keys, values), giving
-/// `[batch, tokens, width]`. With `causal`, token i sees tokens 0 to i. Scores are scaled by
-/// 1/sqrt(head width).
+/// `[batch, tokens, width]`.
 ///
 /// # Errors
-/// If the width is no multiple of the number of heads.
-pub fn attention(packed: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    let (_, _, triple) = packed.dims3()?;
-    if heads == 0 || !triple.is_multiple_of(3 * heads) {
-        bail!("{triple} packed values cannot be split into {heads} heads");
-    }
+/// If the width is no multiple of the number of heads, or mask or bias do not fit.
+pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
+    let (batch, tokens, triple) = packed.dims3()?;
+    scores.check(batch, tokens, triple)?;
     if !on_cpu(packed) {
-        return composed::attention(packed, heads, causal).map(|(out, _)| out);
+        return composed::attention(packed, scores).map(|(out, _)| out);
     }
-    packed.contiguous()?.apply_op1(Attention { heads, causal })
+    let seen = match scores.mask {
+        Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
+        None => None,
+    };
+    let width = triple / 3;
+    let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
+    let op = Attention { heads: scores.heads, scale, causal: scores.causal, seen };
+    match scores.bias {
+        Some(bias) => packed.contiguous()?.apply_op2(&bias.contiguous()?, op),
+        None => packed.contiguous()?.apply_op1(op),
+    }
 }
 
+#[derive(Clone)]
 struct Attention {
     heads: usize,
+    scale: f32,
     causal: bool,
+    /// `[batch, tokens]`.
+    seen: Option<Arc<[bool]>>,
 }
 
-/// The sizes of one image.
+/// One sample: its sizes and what its scores are made of.
 #[derive(Clone, Copy)]
-struct Sizes {
+struct Sample<'a> {
     tokens: usize,
     width: usize,
     heads: usize,
+    scale: f32,
     causal: bool,
+    seen: Option<&'a [bool]>,
+    bias: Option<&'a [f32]>,
 }
 
-impl Sizes {
+impl<'a> Sample<'a> {
     fn head(self) -> usize {
         self.width / self.heads
     }
 
-    fn scale(self) -> f32 {
-        1.0 / (self.head() as f32).sqrt()
-    }
-
-    /// Part 0, 1 or 2 (queries, keys, values) of one head of one image.
-    fn part<'a>(self, packed: &'a [f32], part: usize, head: usize) -> Matrix<'a> {
+    /// Part 0, 1 or 2 (queries, keys, values) of one head.
+    fn part<'b>(self, packed: &'b [f32], part: usize, head: usize) -> Matrix<'b> {
         let start = part * self.width + head * self.head();
         Matrix::new(&packed[start..], self.tokens, self.head(), 3 * self.width)
     }
@@ -60,8 +117,155 @@ impl Sizes {
     /// The probabilities of one head, `[tokens, tokens]`.
     fn probabilities(self, packed: &[f32], head: usize, out: &mut [f32]) {
         let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
-        product(queries, keys.transposed(), self.scale(), false, out, self.tokens, false);
-        softmax_rows(out, self.tokens, self.causal);
+        let accumulate = match self.bias {
+            Some(bias) => {
+                let area = self.tokens * self.tokens;
+                out.copy_from_slice(&bias[head * area..(head + 1) * area]);
+                true
+            }
+            None => false,
+        };
+        product(queries, keys.transposed(), self.scale, accumulate, out, self.tokens, false);
+        softmax_rows(out, self.tokens, self.causal, self.seen);
+    }
+
+    fn forward(self, packed: &[f32], out: &mut [f32]) {
+        let tokens = self.tokens;
+        let mut probabilities = vec![0.0f32; tokens * tokens];
+        for head in 0..self.heads {
+            self.probabilities(packed, head, &mut probabilities);
+            let p = Matrix::new(&probabilities, tokens, tokens, tokens);
+            let start = head * self.head();
+            product(p, self.part(packed, 2, head), 1.0, false, &mut out[start..], self.width, false);
+        }
+    }
+
+    /// Writes the gradient of the packed values, and adds that of the scores to `dbias`, if it is wanted.
+    fn backward(
+        self,
+        packed: &[f32],
+        out: &[f32],
+        dout: &[f32],
+        dpacked: &mut [f32],
+        mut dbias: Option<&mut [f32]>,
+    ) {
+        let Self { tokens, width, .. } = self;
+        let (head_width, triple) = (self.head(), 3 * width);
+        let mut probabilities = vec![0.0f32; tokens * tokens];
+        let mut dscores = vec![0.0f32; tokens * tokens];
+        for head in 0..self.heads {
+            let start = head * head_width;
+            self.probabilities(packed, head, &mut probabilities);
+            let p = Matrix::new(&probabilities, tokens, tokens, tokens);
+            let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
+            // dV = P^T dO.
+            let dvalues = &mut dpacked[2 * width + start..];
+            product(p.transposed(), dout_head, 1.0, false, dvalues, triple, false);
+            // dP = dO V^T, then dS = P * (dP - rowsum(dO * O)).
+            let values = self.part(packed, 2, head);
+            product(dout_head, values.transposed(), 1.0, false, &mut dscores, tokens, false);
+            vectorised(|| {
+                for token in 0..tokens {
+                    let place = token * width + start..token * width + start + head_width;
+                    let correction = dot(&dout[place.clone()], &out[place]);
+                    let row = token * tokens..(token + 1) * tokens;
+                    for (ds, p) in dscores[row.clone()].iter_mut().zip(&probabilities[row]) {
+                        *ds = p * (*ds - correction);
+                    }
+                }
+            });
+            if let Some(dbias) = &mut dbias {
+                let area = head * tokens * tokens..(head + 1) * tokens * tokens;
+                dbias[area].iter_mut().zip(&dscores).for_each(|(sum, ds)| *sum += ds);
+            }
+            let ds = Matrix::new(&dscores, tokens, tokens, tokens);
+            // dQ = scale dS K, dK = scale dS^T Q.
+            let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
+            product(ds, keys, self.scale, false, &mut dpacked[start..], triple, false);
+            let dkeys = &mut dpacked[width + start..];
+            product(ds.transposed(), queries, self.scale, false, dkeys, triple, false);
+        }
+    }
+}
+
+/// Samples whose gradients of the bias are held at a time; they are added in order.
+const GROUP: usize = 8;
+
+impl Attention {
+    fn sample<'a>(
+        &'a self,
+        index: usize,
+        tokens: usize,
+        width: usize,
+        bias: Option<&'a [f32]>,
+    ) -> Sample<'a> {
+        let seen = self.seen.as_deref().map(|seen| &seen[index * tokens..(index + 1) * tokens]);
+        Sample { tokens, width, heads: self.heads, scale: self.scale, causal: self.causal, seen, bias }
+    }
+
+    fn run(&self, packed: &CpuStorage, layout: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (batch, tokens, triple) = layout.shape().dims3()?;
+        let width = triple / 3;
+        let packed = contiguous(packed, layout, "queries, keys and values")?;
+        let mut out = vec![0.0f32; batch * tokens * width];
+        packed
+            .par_chunks_exact((tokens * triple).max(1))
+            .zip(out.par_chunks_exact_mut((tokens * width).max(1)))
+            .enumerate()
+            .for_each(|(index, (packed, out))| self.sample(index, tokens, width, bias).forward(packed, out));
+        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, width))))
+    }
+
+    /// The gradients of the packed values and of the bias.
+    fn gradients(
+        &self,
+        packed: &Tensor,
+        bias: Option<&Tensor>,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (_, tokens, triple) = packed.dims3()?;
+        let width = triple / 3;
+        let wants_bias = bias.is_some_and(Tensor::track_op);
+        let bias_values = bias.map(borrow).transpose()?;
+        let bias_values: Option<&[f32]> = bias_values.as_deref();
+        let grad = grad.contiguous()?;
+        let (packed_values, out_values): (&[f32], &[f32]) = (&borrow(packed)?, &borrow(out)?);
+        let grad_values: &[f32] = &borrow(&grad)?;
+        let mut dpacked = vec![0.0f32; packed_values.len()];
+        let mut dbias = vec![0.0f32; if wants_bias { self.heads * tokens * tokens } else { 0 }];
+        let (small, large) = ((tokens * width).max(1), (tokens * triple).max(1));
+        for (group, dpacked) in dpacked.chunks_mut(GROUP * large).enumerate() {
+            let partial: Vec<Vec<f32>> = dpacked
+                .par_chunks_exact_mut(large)
+                .enumerate()
+                .map(|(index, dpacked)| {
+                    let index = group * GROUP + index;
+                    let narrow = index * small..(index + 1) * small;
+                    let mut dbias = vec![0.0f32; dbias.len()];
+                    self.sample(index, tokens, width, bias_values).backward(
+                        &packed_values[index * large..(index + 1) * large],
+                        &out_values[narrow.clone()],
+                        &grad_values[narrow],
+                        dpacked,
+                        wants_bias.then_some(&mut dbias),
+                    );
+                    dbias
+                })
+                .collect();
+            for partial in partial {
+                dbias.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        let dpacked = match packed.track_op() {
+            true => Some(Tensor::from_vec(dpacked, packed.shape(), packed.device())?),
+            false => None,
+        };
+        let dbias = match bias {
+            Some(bias) if wants_bias => Some(Tensor::from_vec(dbias, bias.shape(), bias.device())?),
+            _ => None,
+        };
+        Ok((dpacked, dbias))
     }
 }
 
@@ -71,105 +275,36 @@ impl CustomOp1 for Attention {
     }
 
     fn cpu_fwd(&self, packed: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, tokens, triple) = layout.shape().dims3()?;
-        let sizes = Sizes { tokens, width: triple / 3, heads: self.heads, causal: self.causal };
-        let packed = contiguous(packed, layout, "queries, keys and values")?;
-        let mut out = vec![0.0f32; batch * tokens * sizes.width];
-        let image = |(packed, out): (&[f32], &mut [f32])| {
-            let mut probabilities = vec![0.0f32; tokens * tokens];
-            for head in 0..sizes.heads {
-                sizes.probabilities(packed, head, &mut probabilities);
-                let start = head * sizes.head();
-                product(
-                    Matrix::new(&probabilities, tokens, tokens, tokens),
-                    sizes.part(packed, 2, head),
-                    1.0,
-                    false,
-                    &mut out[start..],
-                    sizes.width,
-                    false,
-                );
-            }
-        };
-        let images =
-            packed.par_chunks_exact(tokens * triple).zip(out.par_chunks_exact_mut(tokens * sizes.width));
-        images.for_each(image);
-        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, sizes.width))))
+        self.run(packed, layout, None)
     }
 
     fn bwd(&self, packed: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, tokens, triple) = packed.dims3()?;
-        let sizes = Sizes { tokens, width: triple / 3, heads: self.heads, causal: self.causal };
-        let (width, head_width) = (sizes.width, sizes.head());
-        let (packed_values, out_values, grad_values) = (values(packed)?, values(out)?, values(grad)?);
-        let mut dpacked = vec![0.0f32; packed_values.len()];
-        let image = |(((packed, out), dout), dpacked): (((&[f32], &[f32]), &[f32]), &mut [f32])| {
-            let mut probabilities = vec![0.0f32; tokens * tokens];
-            let mut dscores = vec![0.0f32; tokens * tokens];
-            for head in 0..sizes.heads {
-                let start = head * head_width;
-                sizes.probabilities(packed, head, &mut probabilities);
-                let p = Matrix::new(&probabilities, tokens, tokens, tokens);
-                let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
-                // dV = P^T dO.
-                product(
-                    p.transposed(),
-                    dout_head,
-                    1.0,
-                    false,
-                    &mut dpacked[2 * width + start..],
-                    triple,
-                    false,
-                );
-                // dP = dO V^T, then dS = P * (dP - rowsum(dO * O)).
-                product(
-                    dout_head,
-                    sizes.part(packed, 2, head).transposed(),
-                    1.0,
-                    false,
-                    &mut dscores,
-                    tokens,
-                    false,
-                );
-                vectorised(|| {
-                    for token in 0..tokens {
-                        let place = token * width + start..token * width + start + head_width;
-                        let correction = dot(&dout[place.clone()], &out[place]);
-                        let row = token * tokens..(token + 1) * tokens;
-                        for (ds, p) in dscores[row.clone()].iter_mut().zip(&probabilities[row]) {
-                            *ds = p * (*ds - correction);
-                        }
-                    }
-                });
-                let ds = Matrix::new(&dscores, tokens, tokens, tokens);
-                // dQ = scale dS K, dK = scale dS^T Q.
-                product(
-                    ds,
-                    sizes.part(packed, 1, head),
-                    sizes.scale(),
-                    false,
-                    &mut dpacked[start..],
-                    triple,
-                    false,
-                );
-                let dkeys = &mut dpacked[width + start..];
-                product(
-                    ds.transposed(),
-                    sizes.part(packed, 0, head),
-                    sizes.scale(),
-                    false,
-                    dkeys,
-                    triple,
-                    false,
-                );
-            }
-        };
-        packed_values
-            .par_chunks_exact(tokens * triple)
-            .zip(out_values.par_chunks_exact(tokens * width))
-            .zip(grad_values.par_chunks_exact(tokens * width))
-            .zip(dpacked.par_chunks_exact_mut(tokens * triple))
-            .for_each(image);
-        Tensor::from_vec(dpacked, packed.shape(), packed.device()).map(Some)
+        Ok(self.gradients(packed, None, out, grad)?.0)
+    }
+}
+
+impl CustomOp2 for Attention {
+    fn name(&self) -> &'static str {
+        "attention with bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        packed: &CpuStorage,
+        packed_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.run(packed, packed_layout, Some(contiguous(bias, bias_layout, "bias")?))
+    }
+
+    fn bwd(
+        &self,
+        packed: &Tensor,
+        bias: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.gradients(packed, Some(bias), out, grad)
     }
 }

@@ -3,6 +3,7 @@
 
 use candle_core::{D, Result, Tensor};
 
+use super::{Padding3, RunningStatistics, Scores, Window};
 use crate::Activation;
 
 /// As [`super::linear()`].
@@ -26,6 +27,163 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Re
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     let normalised = centred.broadcast_div(&(variance + epsilon)?.sqrt()?)?;
     normalised.broadcast_mul(gamma)?.broadcast_add(beta)
+}
+
+/// As [`super::batch_norm`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn batch_norm(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    statistics: &RunningStatistics,
+) -> Result<Tensor> {
+    let scale = (gamma * statistics.inverse_deviation()?)?;
+    x.broadcast_sub(&statistics.mean)?.broadcast_mul(&scale)?.broadcast_add(beta)
+}
+
+/// As [`super::conv2d()`]: a sum over the places of the kernel.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
+    let (_, rows, columns, _) = x.dims4()?;
+    let (_, kernel_rows, kernel_columns, _) = kernel.dims4()?;
+    let positions = [window.positions(rows, kernel_rows)?, window.positions(columns, kernel_columns)?];
+    let padded = x.pad_with_zeros(1, window.padding, window.padding)?.pad_with_zeros(
+        2,
+        window.padding,
+        window.padding,
+    )?;
+    let mut sum: Option<Tensor> = None;
+    for row in 0..kernel_rows {
+        for column in 0..kernel_columns {
+            let seen = strided(
+                &strided(&padded, 1, row, window.stride, positions[0])?,
+                2,
+                column,
+                window.stride,
+                positions[1],
+            )?;
+            let weight = kernel.narrow(1, row, 1)?.narrow(2, column, 1)?.squeeze(2)?.squeeze(1)?;
+            let part = linear(&seen, &weight, None)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+    }
+    let Some(sum) = sum else { candle_core::bail!("a kernel of {:?} has no place", kernel.dims()) };
+    match bias {
+        Some(bias) => sum.broadcast_add(bias),
+        None => Ok(sum),
+    }
+}
+
+/// Every `stride`-th of an axis from `first` on, `count` of them.
+fn strided(x: &Tensor, axis: usize, first: usize, stride: usize, count: usize) -> Result<Tensor> {
+    if stride == 1 {
+        return x.narrow(axis, first, count)?.contiguous();
+    }
+    let places: Vec<u32> = (0..count).map(|place| (first + place * stride) as u32).collect();
+    x.contiguous()?.index_select(&Tensor::from_vec(places, count, x.device())?, axis)
+}
+
+/// As [`super::average_pool2d`].
+///
+/// # Errors
+/// If the image is smaller than a square.
+pub fn average_pool2d(x: &Tensor, side: usize) -> Result<Tensor> {
+    let (batch, rows, columns, channels) = x.dims4()?;
+    let (rows, columns) = (rows / side, columns / side);
+    x.narrow(1, 0, rows * side)?
+        .narrow(2, 0, columns * side)?
+        .contiguous()?
+        .reshape((batch, rows, side, columns, side * channels))?
+        .mean(2)?
+        .reshape((batch, rows, columns, side, channels))?
+        .mean(3)
+}
+
+/// As [`super::max_pool2d`]; equal values share the gradient.
+///
+/// # Errors
+/// If the window does not fit.
+pub fn max_pool2d(x: &Tensor, side: usize, window: Window) -> Result<Tensor> {
+    let (_, rows, columns, _) = x.dims4()?;
+    let positions = [window.positions(rows, side)?, window.positions(columns, side)?];
+    // Padding lies below every value.
+    let lowest = (x.min_all()?.detach() - 1.0)?;
+    let padded = x
+        .broadcast_sub(&lowest)?
+        .pad_with_zeros(1, window.padding, window.padding)?
+        .pad_with_zeros(2, window.padding, window.padding)?;
+    let mut greatest: Option<Tensor> = None;
+    for row in 0..side {
+        for column in 0..side {
+            let seen = strided(
+                &strided(&padded, 1, row, window.stride, positions[0])?,
+                2,
+                column,
+                window.stride,
+                positions[1],
+            )?;
+            greatest = Some(match greatest {
+                Some(greatest) => greatest.maximum(&seen)?,
+                None => seen,
+            });
+        }
+    }
+    let Some(greatest) = greatest else { candle_core::bail!("a window of {side} has no place") };
+    greatest.broadcast_add(&lowest)
+}
+
+/// As [`super::depthwise_conv3d`]: a sum over the taps of the kernel.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn depthwise_conv3d(x: &Tensor, kernel: &Tensor, bias: &Tensor, padding: Padding3) -> Result<Tensor> {
+    let mut padded = x.clone();
+    for (axis, [front, back]) in padding.into_iter().enumerate() {
+        padded = padded.pad_with_zeros(axis + 1, front, back)?;
+    }
+    let (_, steps, rows, columns, _) = padded.dims5()?;
+    let (channels, _, kernel_steps, kernel_rows, kernel_columns) = kernel.dims5()?;
+    let mut sum = bias.reshape((1, 1, 1, 1, channels))?;
+    for step in 0..kernel_steps {
+        for row in 0..kernel_rows {
+            for column in 0..kernel_columns {
+                let seen = padded
+                    .narrow(1, step, steps + 1 - kernel_steps)?
+                    .narrow(2, row, rows + 1 - kernel_rows)?
+                    .narrow(3, column, columns + 1 - kernel_columns)?;
+                let weight = kernel.narrow(2, step, 1)?.narrow(3, row, 1)?.narrow(4, column, 1)?;
+                sum = sum.broadcast_add(&seen.broadcast_mul(&weight.reshape(channels)?)?)?;
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// As [`super::geglu`].
+///
+/// # Errors
+/// If the last dimension is odd.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)? / 2;
+    x.narrow(D::Minus1, 0, width)?
+        * activate(&x.narrow(D::Minus1, width, width)?.contiguous()?, Activation::Gelu)?
+}
+
+/// As [`super::scaled_unit`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn scaled_unit(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let lengths = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+    // A sum instead of the maximum: at any length that counts, both round to the same.
+    x.broadcast_div(&(lengths + 1e-12)?)?.broadcast_mul(scale)
 }
 
 /// Softmax over the last dimension.
@@ -65,9 +223,9 @@ pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
 /// As [`super::attention()`], with the probabilities `[batch, heads, tokens, tokens]` beside the result.
 ///
 /// # Errors
-/// If the width is no multiple of the number of heads.
-pub fn attention(packed: &Tensor, heads: usize, causal: bool) -> Result<(Tensor, Tensor)> {
-    let probabilities = attention_probabilities(packed, heads, causal)?;
+/// If the width is no multiple of the number of heads, or mask or bias do not fit.
+pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<(Tensor, Tensor)> {
+    let probabilities = attention_probabilities(packed, scores)?;
     Ok((attend(packed, &probabilities)?, probabilities))
 }
 
@@ -75,20 +233,33 @@ pub fn attention(packed: &Tensor, heads: usize, causal: bool) -> Result<(Tensor,
 ///
 /// # Errors
 /// As [`attention()`].
-pub fn attention_probabilities(packed: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+pub fn attention_probabilities(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
+    let Scores { heads, .. } = *scores;
     let (queries, keys) = (head_part(packed, heads, 0)?, head_part(packed, heads, 1)?);
     let head_width = queries.dim(D::Minus1)? as f64;
-    let mut scores = (queries.matmul(&keys.t()?.contiguous()?)? * (1.0 / head_width.sqrt()))?;
-    if causal {
-        let tokens = scores.dim(D::Minus1)?;
+    let scale = scores.scale.unwrap_or_else(|| head_width.powf(-0.5));
+    let mut products = (queries.matmul(&keys.t()?.contiguous()?)? * scale)?;
+    if let Some(bias) = scores.bias {
+        products = products.broadcast_add(bias)?;
+    }
+    if scores.causal {
+        let tokens = products.dim(D::Minus1)?;
         let mask: Vec<f32> = (0..tokens * tokens)
-            .map(|index| if index % tokens > index / tokens { f32::MIN } else { 0.0 })
+            .map(|index| if index % tokens > index / tokens { HIDDEN } else { 0.0 })
             .collect();
         let mask = Tensor::from_vec(mask, (tokens, tokens), packed.device())?.to_dtype(packed.dtype())?;
-        scores = scores.broadcast_add(&mask)?;
+        products = products.broadcast_add(&mask)?;
     }
-    softmax(&scores)
+    if let Some(mask) = scores.mask {
+        let (batch, tokens) = mask.dims2()?;
+        let hidden = mask.ne(0.0)?.to_dtype(packed.dtype())?.affine(-f64::from(HIDDEN), f64::from(HIDDEN))?;
+        products = products.broadcast_add(&hidden.reshape((batch, 1, 1, tokens))?)?;
+    }
+    softmax(&products)
 }
+
+/// Added to the scores of what is not seen: finite, so that a row that sees nothing is uniform.
+const HIDDEN: f32 = f32::MIN / 2.0;
 
 /// Values weighted by `probabilities` `[batch, heads, tokens, tokens]`, heads merged.
 ///

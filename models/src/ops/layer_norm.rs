@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elementwise::{fold, sum, vectorised};
-use super::{composed, contiguous, on_cpu, values};
+use super::rows::for_each_block;
+use super::{borrow, composed, contiguous, on_cpu};
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` over the last dimension of `x` `[..., width]`;
 /// `gamma` and `beta` `[width]`.
@@ -57,13 +58,15 @@ impl CustomOp3 for LayerNorm {
         let beta = contiguous(beta, beta_layout, "beta")?;
         let width = gamma.len();
         let mut y = vec![0.0f32; x.len()];
-        vectorised(|| {
-            for (row, out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-                let (mean, inverse) = moments(row, self.epsilon);
-                for (((out, value), gamma), beta) in out.iter_mut().zip(row).zip(gamma).zip(beta) {
-                    *out = (value - mean) * inverse * gamma + beta;
+        for_each_block(x, width, &mut y, width, |_, x, y| {
+            vectorised(|| {
+                for (row, out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+                    let (mean, inverse) = moments(row, self.epsilon);
+                    for (((out, value), gamma), beta) in out.iter_mut().zip(row).zip(gamma).zip(beta) {
+                        *out = (value - mean) * inverse * gamma + beta;
+                    }
                 }
-            }
+            });
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -76,49 +79,67 @@ impl CustomOp3 for LayerNorm {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (x_values, gamma_values, dy) = (values(x)?, values(gamma)?, values(grad)?);
-        let width = gamma_values.len();
-        let count = width as f32;
-        let mut dx = if x.track_op() { vec![0.0f32; x_values.len()] } else { Vec::new() };
-        let wants_parameters = gamma.track_op() || beta.track_op();
+        let grad = grad.contiguous()?;
+        let (x_values, dy): (&[f32], &[f32]) = (&borrow(x)?, &borrow(&grad)?);
+        let width = gamma.elem_count();
+        let dx = if x.track_op() {
+            let dx = self.input_gradient(x_values, &borrow(gamma)?, dy);
+            Some(Tensor::from_vec(dx, x.shape(), x.device())?)
+        } else {
+            None
+        };
+        if !gamma.track_op() && !beta.track_op() {
+            return Ok((dx, None, None));
+        }
         let mut dgamma = vec![0.0f32; width];
         let mut dbeta = vec![0.0f32; width];
-        let epsilon = self.epsilon;
         vectorised(|| {
-            let mut normalised = vec![0.0f32; width];
-            let mut scaled = vec![0.0f32; width];
-            for (index, (row, dy)) in x_values.chunks_exact(width).zip(dy.chunks_exact(width)).enumerate() {
-                let (mean, inverse) = moments(row, epsilon);
-                for (normalised, value) in normalised.iter_mut().zip(row) {
-                    *normalised = (value - mean) * inverse;
-                }
-                if wants_parameters {
-                    for (((dgamma, dbeta), dy), normalised) in
-                        dgamma.iter_mut().zip(&mut dbeta).zip(dy).zip(&normalised)
-                    {
-                        *dgamma += dy * normalised;
-                        *dbeta += dy;
-                    }
-                }
-                if dx.is_empty() {
-                    continue;
-                }
-                for ((scaled, dy), gamma) in scaled.iter_mut().zip(dy).zip(&gamma_values) {
-                    *scaled = dy * gamma;
-                }
-                let mean_scaled = sum(&scaled) / count;
-                let mean_product = fold(&scaled, &normalised, |a, b| a * b) / count;
-                let out = &mut dx[index * width..(index + 1) * width];
-                for ((out, scaled), normalised) in out.iter_mut().zip(&scaled).zip(&normalised) {
-                    *out = inverse * (scaled - mean_scaled - normalised * mean_product);
+            for (row, dy) in x_values.chunks_exact(width).zip(dy.chunks_exact(width)) {
+                let (mean, inverse) = moments(row, self.epsilon);
+                for (((dgamma, dbeta), dy), value) in dgamma.iter_mut().zip(&mut dbeta).zip(dy).zip(row) {
+                    *dgamma += dy * ((value - mean) * inverse);
+                    *dbeta += dy;
                 }
             }
         });
         let device = x.device();
         Ok((
-            if x.track_op() { Some(Tensor::from_vec(dx, x.shape(), device)?) } else { None },
+            dx,
             if gamma.track_op() { Some(Tensor::from_vec(dgamma, gamma.shape(), device)?) } else { None },
             if beta.track_op() { Some(Tensor::from_vec(dbeta, beta.shape(), device)?) } else { None },
         ))
+    }
+}
+
+impl LayerNorm {
+    /// With g = dy gamma and n the normalised row: (g - mean(g) - n mean(g n)) / deviation.
+    fn input_gradient(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> Vec<f32> {
+        let width = gamma.len();
+        let count = width as f32;
+        let mut dx = vec![0.0f32; x.len()];
+        for_each_block(dy, width, &mut dx, width, |first, dy, dx| {
+            let x = &x[first * width..];
+            vectorised(|| {
+                let mut normalised = vec![0.0f32; width];
+                let mut scaled = vec![0.0f32; width];
+                for ((out, dy), row) in
+                    dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width))
+                {
+                    let (mean, inverse) = moments(row, self.epsilon);
+                    for (normalised, value) in normalised.iter_mut().zip(row) {
+                        *normalised = (value - mean) * inverse;
+                    }
+                    for ((scaled, dy), gamma) in scaled.iter_mut().zip(dy).zip(gamma) {
+                        *scaled = dy * gamma;
+                    }
+                    let mean_scaled = sum(&scaled) / count;
+                    let mean_product = fold(&scaled, &normalised, |a, b| a * b) / count;
+                    for ((out, scaled), normalised) in out.iter_mut().zip(&scaled).zip(&normalised) {
+                        *out = inverse * (scaled - mean_scaled - normalised * mean_product);
+                    }
+                }
+            });
+        });
+        dx
     }
 }

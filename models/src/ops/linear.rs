@@ -23,15 +23,57 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
-        None => x.apply_op2(&weight, Linear),
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear { stored: Stored::Rows }),
+        None => x.apply_op2(&weight, Linear { stored: Stored::Rows }),
     }
 }
 
-struct Linear;
+/// `x P` for `x` `[..., in]` and `projection` `[in, out]`, giving `[..., out]`; gradients as [`linear`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn project(x: &Tensor, projection: &Tensor) -> Result<Tensor> {
+    if !on_cpu(x) {
+        return x.broadcast_matmul(projection);
+    }
+    let (width, out) = projection.dims2()?;
+    if x.dims().last() != Some(&width) {
+        bail!("a projection of [{width}, {out}] cannot take {:?}", x.dims());
+    }
+    x.contiguous()?.apply_op2(&projection.contiguous()?, Linear { stored: Stored::Columns })
+}
 
-fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
-    let rows = x.len() / width;
+/// How a weight lies in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// `[out, in]`.
+    Rows,
+    /// `[in, out]`.
+    Columns,
+}
+
+impl Stored {
+    /// Outputs and inputs of a weight.
+    fn sizes(self, weight: &Shape) -> Result<(usize, usize)> {
+        let (rows, columns) = weight.dims2()?;
+        Ok(if self == Self::Rows { (rows, columns) } else { (columns, rows) })
+    }
+
+    /// The matrix `[out, in]`.
+    fn matrix(self, weight: &[f32], out: usize, width: usize) -> Matrix<'_> {
+        match self {
+            Self::Rows => Matrix::new(weight, out, width, width),
+            Self::Columns => Matrix::new(weight, width, out, out).transposed(),
+        }
+    }
+}
+
+struct Linear {
+    stored: Stored,
+}
+
+fn forward(x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
+    let rows = x.len() / width.max(1);
     let mut y = match bias {
         Some(bias) => {
             let mut y = Vec::with_capacity(rows * out);
@@ -40,8 +82,7 @@ fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: usize, width: u
         }
         None => vec![0.0; rows * out],
     };
-    let (x, weight) = (Matrix::new(x, rows, width, width), Matrix::new(weight, out, width, width));
-    product(x, weight.transposed(), 1.0, bias.is_some(), &mut y, out, true);
+    product(Matrix::new(x, rows, width, width), weight.transposed(), 1.0, bias.is_some(), &mut y, out, true);
     y
 }
 
@@ -65,8 +106,9 @@ impl CustomOp2 for Linear {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (out, width) = w_layout.shape().dims2()?;
-        let y = forward(contiguous(x, x_layout, "x")?, contiguous(w, w_layout, "weight")?, None, out, width);
+        let (out, width) = self.stored.sizes(w_layout.shape())?;
+        let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
+        let y = forward(contiguous(x, x_layout, "x")?, weight, None, out, width);
         Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
     }
 
@@ -77,8 +119,8 @@ impl CustomOp2 for Linear {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grads = backward(x, weight, None, grad)?;
-        Ok((grads.0, grads.1))
+        let (dx, dw, _) = self.backward(x, weight, None, grad)?;
+        Ok((dx, dw))
     }
 }
 
@@ -96,18 +138,13 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (out, width) = w_layout.shape().dims2()?;
+        let (out, width) = self.stored.sizes(w_layout.shape())?;
         let bias = contiguous(b, b_layout, "bias")?;
         if bias.len() != out {
             bail!("a bias of {} values cannot belong to {out} outputs", bias.len());
         }
-        let y = forward(
-            contiguous(x, x_layout, "x")?,
-            contiguous(w, w_layout, "weight")?,
-            Some(bias),
-            out,
-            width,
-        );
+        let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
+        let y = forward(contiguous(x, x_layout, "x")?, weight, Some(bias), out, width);
         Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
     }
 
@@ -119,55 +156,66 @@ impl CustomOp3 for Linear {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        backward(x, weight, Some(bias), grad)
+        self.backward(x, weight, Some(bias), grad)
     }
 }
 
 type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
 
-fn backward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<Gradients> {
-    let (out, width) = weight.dims2()?;
-    let grad = grad.contiguous()?;
-    let (grad_storage, grad_layout) = grad.storage_and_layout();
-    let (x_storage, x_layout) = x.storage_and_layout();
-    let (w_storage, w_layout) = weight.storage_and_layout();
-    let (candle_core::Storage::Cpu(g), candle_core::Storage::Cpu(x_cpu), candle_core::Storage::Cpu(w)) =
-        (&*grad_storage, &*x_storage, &*w_storage)
-    else {
-        bail!("the linear kernel's backward pass runs on a CPU");
-    };
-    let dy = contiguous(g, grad_layout, "gradient")?;
-    let rows = dy.len() / out;
-    let dy_matrix = Matrix::new(dy, rows, out, out);
-    let dx = if x.track_op() {
-        let weight = Matrix::new(contiguous(w, w_layout, "weight")?, out, width, width);
-        let mut dx = vec![0.0; rows * width];
-        product(dy_matrix, weight, 1.0, false, &mut dx, width, true);
-        Some(Tensor::from_vec(dx, x.shape(), x.device())?)
-    } else {
-        None
-    };
-    let dw = if weight.track_op() {
-        let x = Matrix::new(contiguous(x_cpu, x_layout, "x")?, rows, width, width);
-        let mut dw = vec![0.0; out * width];
-        product(dy_matrix.transposed(), x, 1.0, false, &mut dw, width, true);
-        Some(Tensor::from_vec(dw, weight.shape(), weight.device())?)
-    } else {
-        None
-    };
-    let db = match bias {
-        Some(bias) if bias.track_op() => {
-            let mut db = vec![0.0f32; out];
-            vectorised(|| {
-                for row in dy.chunks_exact(out) {
-                    for (sum, value) in db.iter_mut().zip(row) {
-                        *sum += value;
+impl Linear {
+    fn backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<Gradients> {
+        let (out, width) = self.stored.sizes(weight.shape())?;
+        let grad = grad.contiguous()?;
+        let (grad_storage, grad_layout) = grad.storage_and_layout();
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let (w_storage, w_layout) = weight.storage_and_layout();
+        let (candle_core::Storage::Cpu(g), candle_core::Storage::Cpu(x_cpu), candle_core::Storage::Cpu(w)) =
+            (&*grad_storage, &*x_storage, &*w_storage)
+        else {
+            bail!("the linear kernel's backward pass runs on a CPU");
+        };
+        let dy = contiguous(g, grad_layout, "gradient")?;
+        let rows = dy.len() / out.max(1);
+        let dy_matrix = Matrix::new(dy, rows, out, out);
+        let dx = if x.track_op() {
+            let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
+            let mut dx = vec![0.0; rows * width];
+            product(dy_matrix, weight, 1.0, false, &mut dx, width, true);
+            Some(Tensor::from_vec(dx, x.shape(), x.device())?)
+        } else {
+            None
+        };
+        let dw = if weight.track_op() {
+            let x = Matrix::new(contiguous(x_cpu, x_layout, "x")?, rows, width, width);
+            let mut dw = vec![0.0; out * width];
+            match self.stored {
+                Stored::Rows => product(dy_matrix.transposed(), x, 1.0, false, &mut dw, width, true),
+                Stored::Columns => product(x.transposed(), dy_matrix, 1.0, false, &mut dw, out, true),
+            }
+            Some(Tensor::from_vec(dw, weight.shape(), weight.device())?)
+        } else {
+            None
+        };
+        let db = match bias {
+            Some(bias) if bias.track_op() => {
+                let mut db = vec![0.0f32; out];
+                vectorised(|| {
+                    for row in dy.chunks_exact(out) {
+                        for (sum, value) in db.iter_mut().zip(row) {
+                            *sum += value;
+                        }
                     }
-                }
-            });
-            Some(Tensor::from_vec(db, bias.shape(), bias.device())?)
-        }
-        _ => None,
-    };
-    Ok((dx, dw, db))
+                });
+                Some(Tensor::from_vec(db, bias.shape(), bias.device())?)
+            }
+            _ => None,
+        };
+        Ok((dx, dw, db))
+    }
 }

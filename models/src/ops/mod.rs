@@ -10,20 +10,39 @@
 
 mod activation;
 mod attention;
+mod batch_norm;
+mod codes;
 pub mod composed;
+mod convolution;
+mod depthwise;
 mod elementwise;
+mod gated;
 mod layer_norm;
 mod linear;
+mod pool;
 mod product;
+mod recompute;
+mod rows;
 #[cfg(test)]
 mod tests;
+mod unit;
 
-use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
+use std::ops::{Deref, Range};
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 
 pub use activation::activate;
-pub use attention::attention;
+pub use attention::{Scores, attention};
+pub use batch_norm::{RunningStatistics, batch_norm};
+pub use codes::{nearest_codes, straight_through};
+pub use convolution::{Window, conv2d};
+pub use depthwise::{Padding3, depthwise_conv3d};
+pub use gated::geglu;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, project};
+pub use pool::{average_pool2d, max_pool2d};
+pub use recompute::{Part, recompute};
+pub use unit::scaled_unit;
 
 /// The values of a contiguous f32 tensor.
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Result<&'a [f32]> {
@@ -32,6 +51,35 @@ fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Resul
         Some((start, end)) => Ok(&values[start..end]),
         None => bail!("{what} has to be contiguous"),
     }
+}
+
+/// The values of a contiguous f32 tensor on the CPU, while `storage` guards them.
+struct Borrowed<G> {
+    storage: G,
+    range: Range<usize>,
+}
+
+impl<G: Deref<Target = Storage>> Deref for Borrowed<G> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            _ => unreachable!("`borrow` admits only f32 on the CPU"),
+        }
+    }
+}
+
+/// Borrows the values of a tensor.
+fn borrow(tensor: &Tensor) -> Result<Borrowed<impl Deref<Target = Storage> + '_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a kernel takes contiguous tensors, not strides of {:?}", layout.stride());
+    };
+    if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
+        bail!("a kernel takes f32 on the CPU, not {:?} on {:?}", tensor.dtype(), tensor.device());
+    }
+    Ok(Borrowed { storage, range: start..end })
 }
 
 /// The values of a tensor as a vector, whatever its layout.

@@ -53,6 +53,8 @@ pub(super) fn product(
         row_stride >= b.columns && out.len() >= extent(a.rows, b.columns, row_stride, 1),
         "the result fits"
     );
+    #[cfg(test)]
+    PRODUCTS.with(|products| products.set(products.get() + 1));
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: `extent` was checked against the lengths of all three slices, so every element that gemm
@@ -82,6 +84,23 @@ pub(super) fn product(
             parallelism,
         );
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many products this thread has computed: tests assert that frozen weights cost none.
+    static PRODUCTS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The number of products that `work` computes, on one thread.
+#[cfg(test)]
+pub(super) fn count_products(work: impl FnOnce() + Send) -> usize {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool starts");
+    pool.install(|| {
+        let before = PRODUCTS.get();
+        work();
+        PRODUCTS.get() - before
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,14 @@
-//! Optimiser, learning-rate schedule and losses.
+//! Optimiser, parameter groups, learning-rate schedule, low-rank adaptation, dropout and losses.
 
 mod adamw;
+mod dropout;
+mod groups;
+mod lora;
 pub mod loss;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWOptions, Group, clip_gradient_norm};
-pub use schedule::Schedule;
+pub use dropout::Dropout;
+pub use groups::{layer_of, layer_wise};
+pub use lora::{Lora, LoraOptions};
+pub use schedule::{Schedule, WarmUp};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pipe_attribution::metrics::Mask;
 use pipe_engine::{Artifact, StageError};
 use pipe_models::Preprocessor;
-use pipe_models::preprocess::{Rgb, decode};
+use pipe_models::preprocess::{Picture, ResizeError, Samples};
 
 use crate::table::read_columns;
 
@@ -35,10 +35,11 @@ pub(super) fn read(
             continue;
         }
         let (bytes, path) = picture.as_ref().ok_or_else(|| StageError::input(id, "the row has no mask"))?;
-        let picture =
-            decode(bytes).map_err(|error| StageError::input(path, format!("{error} (row {id})")))?;
+        let error = |error: &dyn std::fmt::Display| StageError::input(path, format!("{error} (row {id})"));
+        let picture = Picture::decode(bytes).map_err(|problem| error(&problem))?;
+        let square = square(&picture, preprocessor).map_err(|problem| error(&problem))?;
         let pixels = inside.entry(id.to_owned()).or_insert_with(|| vec![false; side * side]);
-        for (pixel, value) in pixels.iter_mut().zip(square(&picture, preprocessor)) {
+        for (pixel, value) in pixels.iter_mut().zip(square) {
             *pixel |= value;
         }
     }
@@ -47,14 +48,16 @@ pub(super) fn read(
 }
 
 /// What is not 0 is inside; after resizing, what is more than half inside.
-fn square(picture: &Rgb, preprocessor: &Preprocessor) -> Vec<bool> {
+fn square(picture: &Picture, preprocessor: &Preprocessor) -> Result<Vec<bool>, ResizeError> {
     let binary = picture
-        .pixels
+        .to_rgb(preprocessor.window)
         .chunks_exact(3)
-        .flat_map(|pixel| [if pixel.iter().any(|value| *value != 0) { 255 } else { 0 }; 3])
+        .map(|pixel| if pixel.iter().any(|value| *value != 0) { 255 } else { 0 })
         .collect();
-    let binary = Rgb { width: picture.width, height: picture.height, pixels: binary };
-    preprocessor.square(&binary).chunks_exact(3).map(|pixel| pixel[0] > 127).collect()
+    let binary = Picture::new(picture.width(), picture.height(), Samples::Grey(binary))
+        .expect("as many pixels as the picture has");
+    let square = preprocessor.square(&binary)?;
+    Ok(square.chunks_exact(3).map(|pixel| pixel[0] > 127).collect())
 }
 
 #[cfg(test)]
@@ -68,12 +71,12 @@ mod tests {
             let (row, column) = (index / 12, index % 12);
             [u8::from((2..6).contains(&row) && (2..6).contains(&column)); 3]
         });
-        let picture = Rgb { width: 12, height: 8, pixels: pixels.collect() };
-        let mask = square(&picture, &Preprocessor::clip(4));
+        let picture = Picture::new(12, 8, Samples::Rgb(pixels.collect())).unwrap();
+        let mask = square(&picture, &Preprocessor::clip(4)).unwrap();
         let expected: Vec<bool> =
             (0..16).map(|index| (1..3).contains(&(index / 4)) && index % 4 < 2).collect();
         assert_eq!(mask, expected);
-        let whole = square(&picture, &Preprocessor::clip(8));
+        let whole = square(&picture, &Preprocessor::clip(8)).unwrap();
         assert_eq!(whole.iter().filter(|inside| **inside).count(), 16);
     }
 }

@@ -1,5 +1,9 @@
 //! Kernels against their composed twins, and all gradients against finite differences.
 
+mod attention;
+mod convolution;
+mod quantise;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::*;
@@ -76,6 +80,11 @@ fn linear_agrees_with_its_twin_and_differences() {
 }
 
 #[test]
+fn projections_agree_with_their_twin_and_differences() {
+    check(&[&[3, 5, 7], &[7, 4]], |a| project(&a[0], &a[1]), |a| a[0].broadcast_matmul(&a[1]));
+}
+
+#[test]
 fn layer_norm_agrees_with_its_twin_and_differences() {
     for width in [1, 5, 64, 67] {
         check(
@@ -88,32 +97,70 @@ fn layer_norm_agrees_with_its_twin_and_differences() {
 
 #[test]
 fn activations_agree_with_their_twins_and_differences() {
-    for kind in [Activation::QuickGelu, Activation::Gelu] {
+    for kind in [Activation::QuickGelu, Activation::Gelu, Activation::Relu] {
         check(&[&[4, 37]], |a| activate(&a[0], kind), |a| composed::activate(&a[0], kind));
     }
 }
 
 #[test]
-fn attention_agrees_with_its_twin_and_differences() {
-    for causal in [false, true] {
-        for (tokens, width, heads) in [(1, 4, 1), (5, 8, 2), (19, 24, 3)] {
-            check(
-                &[&[2, tokens, 3 * width]],
-                |a| attention(&a[0], heads, causal),
-                |a| Ok(composed::attention(&a[0], heads, causal)?.0),
-            );
-        }
+fn the_normal_distribution_is_exact_to_single_precision() {
+    for step in -900..900 {
+        let x = step as f32 * 0.01;
+        let exact = 0.5 * libm::erfc(-f64::from(x) / std::f64::consts::SQRT_2);
+        let error = (f64::from(elementwise::normal_cdf(x)) - exact).abs() / exact;
+        // Far out the rounding of the exponent's argument adds to the fit's error.
+        assert!(error < 3e-7 + 2e-7 * f64::from(x * x), "Phi({x}) is off by {error}");
     }
 }
 
 #[test]
-fn frozen_weights_get_no_gradient() {
-    let x = Var::from_tensor(&random(&[3, 7], 1)).unwrap();
-    let (weight, bias) = (random(&[4, 7], 2), random(&[4], 3));
-    let gradients = linear(&x, &weight, Some(&bias)).unwrap().sum_all().unwrap().backward().unwrap();
-    assert!(gradients.get(&x).is_some());
-    assert!(gradients.get(&weight).is_none());
-    assert!(gradients.get(&bias).is_none());
+fn the_rectifier_has_no_slope_at_zero() {
+    let x = Var::new(&[-1.0f32, 0.0, 2.0], &Device::Cpu).unwrap();
+    let y = activate(&x, Activation::Relu).unwrap();
+    assert_eq!(y.to_vec1::<f32>().unwrap(), [0.0, 0.0, 2.0]);
+    let gradients = y.sum_all().unwrap().backward().unwrap();
+    assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0, 1.0]);
+}
+
+/// Products of a backward pass through `kernel`, with the arguments of `shapes` that `tracked` names
+/// as variables; the others must be left without a gradient.
+fn backward_products(
+    shapes: &[&[usize]],
+    tracked: &[usize],
+    kernel: impl Fn(&[Tensor]) -> Result<Tensor> + Sync,
+) -> usize {
+    let arguments: Vec<Tensor> = shapes
+        .iter()
+        .enumerate()
+        .map(|(index, shape)| {
+            let tensor = random(shape, index as u64 + 1);
+            if tracked.contains(&index) {
+                Var::from_tensor(&tensor).unwrap().as_tensor().clone()
+            } else {
+                tensor
+            }
+        })
+        .collect();
+    let loss = kernel(&arguments).unwrap().sqr().unwrap().sum_all().unwrap();
+    product::count_products(|| {
+        let gradients = loss.backward().unwrap();
+        for (index, argument) in arguments.iter().enumerate() {
+            assert_eq!(gradients.get(argument).is_some(), tracked.contains(&index), "argument {index}");
+        }
+    })
+}
+
+#[test]
+fn frozen_weights_cost_no_products() {
+    let shapes: &[&[usize]] = &[&[3, 7], &[4, 7], &[4]];
+    let layer = |a: &[Tensor]| linear(&a[0], &a[1], Some(&a[2]));
+    assert_eq!(backward_products(shapes, &[0, 1, 2], layer), 2);
+    assert_eq!(backward_products(shapes, &[0], layer), 1);
+    assert_eq!(backward_products(shapes, &[1], layer), 1);
+    assert_eq!(backward_products(shapes, &[2], layer), 0);
+    let shapes: &[&[usize]] = &[&[3, 7], &[7, 4]];
+    assert_eq!(backward_products(shapes, &[0], |a| project(&a[0], &a[1])), 1);
+    assert_eq!(backward_products(shapes, &[1], |a| project(&a[0], &a[1])), 1);
 }
 
 #[test]
@@ -130,13 +177,20 @@ fn the_exponential_is_exact_to_two_units_in_the_last_place() {
 fn the_number_of_threads_does_not_change_a_bit() {
     let packed = random(&[4, 19, 72], 7);
     let weight = random(&[31, 72], 8);
+    let (images, kernel) = (random(&[3, 20, 30, 24], 9), random(&[17, 3, 3, 24], 10));
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let attended = values(&attention(&packed, 3, true).unwrap()).unwrap();
+            let scores = Scores { causal: true, ..Scores::new(3) };
+            let attended = values(&attention(&packed, &scores).unwrap()).unwrap();
             let projected = values(&linear(&packed, &weight, None).unwrap()).unwrap();
-            (attended, projected)
+            let (x, kernel) = (Var::from_tensor(&images).unwrap(), Var::from_tensor(&kernel).unwrap());
+            let convolved = conv2d(&x, &kernel, None, Window { stride: 1, padding: 1 }).unwrap();
+            let gradients = convolved.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let gradients = [&x, &kernel].map(|of| values(gradients.get(of).unwrap()).unwrap());
+            (attended, projected, values(&convolved).unwrap(), gradients)
         })
     };
-    assert_eq!(run(1), run(3));
+    let single = run(1);
+    assert!(single == run(3) && single == run(8));
 }

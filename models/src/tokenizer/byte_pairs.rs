@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What ends a word's last piece.
-pub(crate) const WORD_END: &str = "</w>";
+pub(super) const WORD_END: &str = "</w>";
 
 /// The printable character that stands for each byte (Radford et al. 2019): the printable ones
 /// themselves, the others from U+0100 on.
-pub(crate) fn byte_characters() -> [char; 256] {
+pub(super) fn byte_characters() -> [char; 256] {
     let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut characters = ['\0'; 256];
     let mut shifted = 256;
@@ -27,14 +27,14 @@ pub(crate) fn byte_characters() -> [char; 256] {
 
 /// A vocabulary in id order and the merges in order of rank.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct BytePairs {
-    pub(crate) vocabulary: Vec<String>,
-    pub(crate) merges: Vec<(String, String)>,
+pub(super) struct BytePairs {
+    pub(super) vocabulary: Vec<String>,
+    pub(super) merges: Vec<(String, String)>,
 }
 
 /// Merges the most frequent pair of neighbours, the smallest of equals, until there are `limit` pieces
 /// or every word is one. Each word counts once.
-pub(crate) fn train(words: &BTreeSet<String>, limit: usize) -> BytePairs {
+pub(super) fn train(words: &BTreeSet<String>, limit: usize) -> BytePairs {
     let characters = byte_characters();
     let mut vocabulary: Vec<String> = characters.iter().map(char::to_string).collect();
     vocabulary.extend(characters.iter().map(|character| format!("{character}{WORD_END}")));

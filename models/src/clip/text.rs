@@ -1,0 +1,184 @@
+//! CLIP's causal text transformer.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::config::{EotRule, TextConfig};
+use crate::checkpoint::CheckpointError;
+use crate::layers::{Block, BlockLayout, BlockShape, LayerNorm, Projection};
+use crate::model::{AttentionHook, AttentionScope};
+use crate::probe::observe;
+use crate::weights::Weights;
+use crate::{MaybeProbe, TextTower};
+
+/// The text tower of a CLIP.
+#[derive(Debug)]
+pub struct TextTransformer {
+    config: TextConfig,
+    /// `[vocabulary, width]`.
+    embedding: Tensor,
+    /// `[positions, width]`.
+    positions: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    projection: Projection,
+}
+
+impl TextTransformer {
+    /// The tower in the Hugging Face layout: `text_model` and `text_projection`.
+    pub(crate) fn hugging_face(
+        weights: &mut Weights,
+        config: &TextConfig,
+        projection: usize,
+    ) -> std::result::Result<Self, CheckpointError> {
+        let TextConfig { width, vocabulary, positions, epsilon, .. } = *config;
+        Ok(Self {
+            embedding: weights.take("text_model.embeddings.token_embedding.weight", &[vocabulary, width])?,
+            positions: weights
+                .take("text_model.embeddings.position_embedding.weight", &[positions, width])?,
+            blocks: blocks(weights, "text_model.encoder.layers", BlockLayout::HuggingFace, config)?,
+            norm: LayerNorm::load(weights, "text_model.final_layer_norm", width, epsilon)?,
+            projection: Projection::Rows(weights.take("text_projection.weight", &[projection, width])?),
+            config: config.clone(),
+        })
+    }
+
+    /// The tower in OpenAI's layout, whose names have no prefix.
+    pub(crate) fn open_ai(
+        weights: &mut Weights,
+        config: &TextConfig,
+        projection: usize,
+    ) -> std::result::Result<Self, CheckpointError> {
+        let TextConfig { width, vocabulary, positions, epsilon, .. } = *config;
+        Ok(Self {
+            embedding: weights.take("token_embedding.weight", &[vocabulary, width])?,
+            positions: weights.take("positional_embedding", &[positions, width])?,
+            blocks: blocks(weights, "transformer.resblocks", BlockLayout::OpenAi, config)?,
+            norm: LayerNorm::load(weights, "ln_final", width, epsilon)?,
+            projection: Projection::Columns(weights.take("text_projection", &[width, projection])?),
+            config: config.clone(),
+        })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// The residual stream after all blocks and the last norm, `[batch, tokens, width]`, from token
+    /// embeddings.
+    ///
+    /// # Errors
+    /// If there are more tokens than positions, or the probe fails.
+    pub fn hidden(&self, embeddings: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let tokens = embeddings.dim(1)?;
+        if tokens > self.config.positions {
+            bail!("{tokens} tokens do not fit into {} positions", self.config.positions);
+        }
+        let x = embeddings.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
+        let mut x = observe(probe, "text.embeddings", x)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &format!("text.layers.{layer}"), probe)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// The hidden state at the end of each text, `[batch, width]`.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn pool(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = hidden.dims3()?;
+        if ids.dims() != [batch, tokens] {
+            bail!("ids of {:?} do not fit hidden states of {:?}", ids.dims(), hidden.dims());
+        }
+        let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+        let places: Vec<u32> = rows
+            .iter()
+            .enumerate()
+            .map(|(row, ids)| (row * tokens + end_of_text(ids, self.config.eot)) as u32)
+            .collect();
+        let places = Tensor::from_vec(places, rows.len(), hidden.device())?;
+        hidden.reshape(((), width))?.index_select(&places, 0)
+    }
+}
+
+fn blocks(
+    weights: &mut Weights,
+    prefix: &str,
+    layout: BlockLayout,
+    config: &TextConfig,
+) -> std::result::Result<Vec<Block>, CheckpointError> {
+    let shape = BlockShape {
+        width: config.width,
+        hidden: config.hidden,
+        heads: config.heads,
+        activation: config.activation,
+        epsilon: config.epsilon,
+        causal: true,
+    };
+    (0..config.layers)
+        .map(|layer| Block::load(weights, &format!("{prefix}.{layer}"), layout, shape))
+        .collect()
+}
+
+/// The pooled position of a row of ids.
+fn end_of_text(ids: &[u32], rule: EotRule) -> usize {
+    match rule {
+        EotRule::Greatest => {
+            let greatest = ids.iter().max();
+            ids.iter().position(|id| Some(id) == greatest).unwrap_or(0)
+        }
+        EotRule::First(eot) => ids.iter().position(|id| *id == eot).unwrap_or(0),
+    }
+}
+
+impl TextTower for TextTransformer {
+    fn context_length(&self) -> usize {
+        self.config.positions
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    fn pad_id(&self) -> u32 {
+        self.config.pad
+    }
+
+    fn embedding_width(&self) -> usize {
+        self.projection.width()
+    }
+
+    fn hidden_width(&self) -> usize {
+        self.config.width
+    }
+
+    fn token_embeddings(&self, ids: &Tensor) -> Result<Tensor> {
+        let (batch, tokens) = ids.dims2()?;
+        let flat = ids.to_dtype(DType::U32)?.flatten_all()?;
+        self.embedding.index_select(&flat, 0)?.reshape((batch, tokens, self.config.width))
+    }
+
+    fn hidden_states(&self, embeddings: &Tensor, _ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        self.hidden(embeddings, probe)
+    }
+
+    fn embed_hidden_states(&self, hidden: &Tensor, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let pooled = observe(probe, "text.pooled", self.pool(hidden, ids)?)?;
+        self.projection.forward(&pooled)
+    }
+
+    /// None: what stands behind the end mark is invisible to it.
+    fn attention_mask(&self, _ids: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn attention_hooks(&self) -> Vec<AttentionHook> {
+        (0..self.config.layers)
+            .map(|layer| AttentionHook {
+                name: format!("text.layers.{layer}.attention"),
+                scope: AttentionScope::Tokens,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,56 @@
+//! Random weights for any architecture, told by the names of its tensors.
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::random::Key;
+
+/// Draws tensors by name: a pure function of the seed and the name.
+#[derive(Clone, Debug)]
+pub(crate) struct Initial {
+    pub(crate) seed: u64,
+    pub(crate) device: Device,
+}
+
+/// Deviation of embedding tables, positions and learned tokens.
+const EMBEDDING: f64 = 0.02;
+
+impl Initial {
+    /// Norms begin as the identity, biases as zero, tables with a deviation of 0.02, and matrices with one
+    /// over the root of their inputs, so that values keep their size from layer to layer.
+    pub(crate) fn draw(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let constant =
+            |value: f32| Tensor::from_vec(vec![value; shape.iter().product()], shape, &self.device);
+        match (last, shape) {
+            // The inverse of a temperature of 0.07, as CLIP begins, and 1, as CT-CLIP does.
+            ("logit_scale", _) => constant(1.0f32 / 0.07).and_then(|scale| scale.log()),
+            ("temperature", _) => constant(1.0),
+            ("bias" | "in_proj_bias" | "beta" | "running_mean", _) => constant(0.0),
+            ("weight" | "gamma" | "running_var" | "q_scale" | "k_scale", [_]) => constant(1.0),
+            _ if shape.len() < 2 || is_table(name) => self.normal(name, shape, EMBEDDING),
+            // `[in, out]`, and `[out, in, ...]`.
+            ("proj" | "text_projection" | "mlm_projection", [inputs, _]) => {
+                self.normal(name, shape, (*inputs as f64).powf(-0.5))
+            }
+            _ => {
+                let inputs: usize = shape[1..].iter().product();
+                self.normal(name, shape, (inputs.max(1) as f64).powf(-0.5))
+            }
+        }
+    }
+
+    fn normal(&self, name: &str, shape: &[usize], deviation: f64) -> Result<Tensor> {
+        let key = Key::derive("pipe initial weights/2", self.seed, &[name.into()]);
+        let count = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> =
+            (1..=count).into_par_iter().map(|counter| (key.normal(counter) * deviation) as f32).collect();
+        Tensor::from_vec(values, shape, &self.device)
+    }
+}
+
+/// Whether the rows of a tensor are looked up or added, not multiplied.
+fn is_table(name: &str) -> bool {
+    let part = |part: &str| name.contains(part);
+    part("embedding") || part("pos_embed") || part("token") || part("_codebook")
+}

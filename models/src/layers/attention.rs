@@ -1,0 +1,104 @@
+//! Self-attention with one packed product for queries, keys and values.
+
+use std::sync::OnceLock;
+
+use candle_core::{Result, Tensor};
+
+use super::Linear;
+use crate::MaybeProbe;
+use crate::ops::{Scores, attention, composed};
+use crate::probe::dropout;
+
+/// The product that makes queries, keys and values.
+#[derive(Debug)]
+pub(crate) enum Qkv {
+    /// Stored packed: rows of queries, keys, values.
+    Packed(Linear),
+    /// Stored separately.
+    Separate(Box<Separate>),
+}
+
+/// Three layers that are multiplied as one.
+#[derive(Debug)]
+pub(crate) struct Separate {
+    parts: [Linear; 3],
+    /// Their rows beneath each other; kept if no variable reaches them.
+    packed: OnceLock<Linear>,
+}
+
+impl Qkv {
+    /// Layers stored separately, in the order queries, keys, values.
+    pub(crate) fn separate(parts: [Linear; 3]) -> Self {
+        Self::Separate(Box::new(Separate { parts, packed: OnceLock::new() }))
+    }
+
+    /// `[batch, tokens, width]` to `[batch, tokens, 3 width]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Packed(packed) => packed.forward(x),
+            Self::Separate(separate) => match separate.packed.get() {
+                Some(packed) => packed.forward(x),
+                None => {
+                    let packed = separate.pack()?;
+                    let y = packed.forward(x)?;
+                    if !packed.weight.track_op() && !packed.bias.as_ref().is_some_and(Tensor::track_op) {
+                        // Another thread may have been faster, with the same values.
+                        separate.packed.get_or_init(|| packed);
+                    }
+                    Ok(y)
+                }
+            },
+        }
+    }
+}
+
+impl Separate {
+    fn pack(&self) -> Result<Linear> {
+        let weights: Vec<&Tensor> = self.parts.iter().map(|part| &part.weight).collect();
+        let biases: Vec<&Tensor> = self.parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        Ok(Linear { weight: Tensor::cat(&weights, 0)?, bias })
+    }
+}
+
+/// Attention over `packed` `[batch, tokens, 3 width]`; unfused if the probe wants the map `name`, or
+/// drops probabilities at `rate`.
+pub(crate) fn observed_attention(
+    packed: &Tensor,
+    scores: &Scores<'_>,
+    name: &str,
+    rate: f64,
+    probe: MaybeProbe<'_>,
+) -> Result<Tensor> {
+    match probe {
+        Some(probe) if probe.wants_attention() || (rate > 0.0 && probe.drops_values()) => {
+            let probabilities = composed::attention_probabilities(packed, scores)?;
+            let probabilities = probe.attention(name, probabilities)?;
+            composed::attend(packed, &dropout(Some(probe), name, rate, probabilities)?)
+        }
+        _ => attention(packed, scores),
+    }
+}
+
+/// Attention of one query per sample, unfused: queries `[batch, 1, width]`, keys and values
+/// `[batch, tokens, width]`, giving `[batch, 1, width]`. The probe sees `[batch, heads, 1, tokens]`.
+pub(crate) fn pooling_attention(
+    query: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    heads: usize,
+    name: &str,
+    probe: MaybeProbe<'_>,
+) -> Result<Tensor> {
+    let (batch, tokens, width) = keys.dims3()?;
+    let head = width / heads;
+    let split =
+        |x: &Tensor, tokens: usize| x.reshape((batch, tokens, heads, head))?.transpose(1, 2)?.contiguous();
+    let (query, keys, values) = (split(query, 1)?, split(keys, tokens)?, split(values, tokens)?);
+    let scores = (query.matmul(&keys.t()?.contiguous()?)? * (head as f64).powf(-0.5))?;
+    let mut probabilities = composed::softmax(&scores)?;
+    if let Some(probe) = probe.filter(|probe| probe.wants_attention()) {
+        probabilities = probe.attention(name, probabilities)?;
+    }
+    probabilities.matmul(&values)?.transpose(1, 2)?.contiguous()?.reshape((batch, 1, width))
+}

@@ -1,0 +1,323 @@
+//! Convolution over channels-last images, as products over pixels.
+//!
+//! A strip of output pixels becomes a matrix `[pixels, kernel rows * kernel columns * channels]`, which
+//! is multiplied by the kernel while it is in the cache. Channels last, the copies are runs, a 1 x 1
+//! convolution is a linear layer, and batch norm, pooling and attention pooling see rows of channels.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::product::{Matrix, product};
+use super::rows::column_sums;
+use super::{borrow, composed, contiguous, linear, on_cpu};
+
+/// How a window moves over an image: stride and zero padding, the same in both directions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// Pixels between two positions.
+    pub stride: usize,
+    /// Zeros on each side.
+    pub padding: usize,
+}
+
+impl Window {
+    /// Number of positions of a kernel of `kernel` pixels along an axis of `pixels`.
+    ///
+    /// # Errors
+    /// If the kernel is larger than the padded axis.
+    pub fn positions(self, pixels: usize, kernel: usize) -> Result<usize> {
+        let padded = pixels + 2 * self.padding;
+        if kernel == 0 || self.stride == 0 || padded < kernel {
+            bail!("a kernel of {kernel} at stride {} does not fit {padded} pixels", self.stride);
+        }
+        Ok((padded - kernel) / self.stride + 1)
+    }
+}
+
+/// Convolution of `x` `[batch, rows, columns, in]` with `kernel` `[out, kernel rows, kernel columns, in]`
+/// and `bias` `[out]`, giving `[batch, out rows, out columns, out]`. No gradient is computed for
+/// arguments that no variable reaches.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
+    let (batch, rows, columns, channels) = x.dims4()?;
+    let (out, kernel_rows, kernel_columns, kernel_channels) = kernel.dims4()?;
+    if channels != kernel_channels || bias.is_some_and(|bias| bias.dims() != [out]) {
+        bail!(
+            "a kernel of {:?} with bias {:?} does not fit images of {:?}",
+            kernel.dims(),
+            bias.map(Tensor::dims),
+            x.dims()
+        );
+    }
+    let sizes = Sizes {
+        batch,
+        rows,
+        columns,
+        channels,
+        kernel: [kernel_rows, kernel_columns],
+        window,
+        out_rows: window.positions(rows, kernel_rows)?,
+        out_columns: window.positions(columns, kernel_columns)?,
+        out,
+    };
+    if sizes.kernel == [1, 1] && window == (Window { stride: 1, padding: 0 }) {
+        return linear(x, &kernel.reshape((out, channels))?, bias);
+    }
+    if !on_cpu(x) {
+        return composed::conv2d(x, kernel, bias, window);
+    }
+    let (x, kernel) = (x.contiguous()?, kernel.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&kernel, &bias.contiguous()?, Convolution { sizes }),
+        None => x.apply_op2(&kernel, Convolution { sizes }),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    kernel: [usize; 2],
+    window: Window,
+    out_rows: usize,
+    out_columns: usize,
+    out: usize,
+}
+
+/// Values of a strip's matrix, if that makes enough pixels for a product to be worth packing the kernel.
+const STRIP_VALUES: usize = 1 << 18;
+const STRIP_PIXELS: [usize; 2] = [256, 4096];
+
+impl Sizes {
+    /// Output pixels of one image.
+    fn pixels(self) -> usize {
+        self.out_rows * self.out_columns
+    }
+
+    /// Values of one image.
+    fn image(self) -> usize {
+        self.rows * self.columns * self.channels
+    }
+
+    /// Length of a row of a strip's matrix.
+    fn patch(self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.channels
+    }
+
+    /// Output pixels of a strip: depends on sizes only.
+    fn strip(self) -> usize {
+        (STRIP_VALUES / self.patch().max(1)).clamp(STRIP_PIXELS[0], STRIP_PIXELS[1])
+    }
+
+    /// Calls `visit(place in the patch, place in the images, length)` for the runs of values that output
+    /// pixel `pixel` (counted over the batch) sees; what it does not call for is padding.
+    fn runs(self, pixel: usize, mut visit: impl FnMut(usize, usize, usize)) {
+        let (image, within) = (pixel / self.pixels(), pixel % self.pixels());
+        let (out_row, out_column) = (within / self.out_columns, within % self.out_columns);
+        let [kernel_rows, kernel_columns] = self.kernel;
+        let Window { stride, padding } = self.window;
+        // The columns of the kernel that lie on the image: `first..last`.
+        let left = out_column * stride;
+        let first = padding.saturating_sub(left).min(kernel_columns);
+        let last = (self.columns + padding).saturating_sub(left).clamp(first, kernel_columns);
+        for kernel_row in 0..kernel_rows {
+            let row = out_row * stride + kernel_row;
+            if row < padding || row >= self.rows + padding || first == last {
+                continue;
+            }
+            let source = (image * self.rows + row - padding) * self.columns + left + first - padding;
+            visit(
+                (kernel_row * kernel_columns + first) * self.channels,
+                source * self.channels,
+                (last - first) * self.channels,
+            );
+        }
+    }
+
+    /// Writes the patches of output pixels from `first` on as the rows of `patches`.
+    fn gather(self, x: &[f32], first: usize, patches: &mut [f32]) {
+        for (index, patch) in patches.chunks_exact_mut(self.patch()).enumerate() {
+            patch.fill(0.0);
+            self.runs(first + index, |to, from, length| {
+                patch[to..to + length].copy_from_slice(&x[from..from + length]);
+            });
+        }
+    }
+
+    /// Adds the rows of `patches`, those of output pixels from `first` on, to the images `dx`.
+    fn scatter(self, patches: &[f32], first: usize, dx: &mut [f32]) {
+        for (index, patch) in patches.chunks_exact(self.patch()).enumerate() {
+            self.runs(first + index, |from, to, length| {
+                let sums = dx[to..to + length].iter_mut();
+                sums.zip(&patch[from..from + length]).for_each(|(sum, value)| *sum += value);
+            });
+        }
+    }
+}
+
+struct Convolution {
+    sizes: Sizes,
+}
+
+impl Convolution {
+    fn forward(&self, x: &[f32], kernel: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
+        let sizes = self.sizes;
+        let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.strip());
+        let pixels = sizes.batch * sizes.pixels();
+        let mut y = vec![0.0f32; pixels * out];
+        let kernel = Matrix::new(kernel, out, patch, patch).transposed();
+        // Few strips: the threads share each product instead. The bits are the same.
+        let few = pixels.div_ceil(strip) < rayon::current_num_threads();
+        let work = |(index, y): (usize, &mut [f32])| {
+            let rows = y.len() / out;
+            let mut patches = vec![0.0f32; rows * patch];
+            sizes.gather(x, index * strip, &mut patches);
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
+            }
+            product(Matrix::new(&patches, rows, patch, patch), kernel, 1.0, bias.is_some(), y, out, few);
+        };
+        if out > 0 && few {
+            y.chunks_mut(strip * out).enumerate().for_each(work);
+        } else if out > 0 {
+            y.par_chunks_mut(strip * out).enumerate().for_each(work);
+        }
+        let shape = Shape::from((sizes.batch, sizes.out_rows, sizes.out_columns, out));
+        (CpuStorage::F32(y), shape)
+    }
+
+    /// The gradient of the images: per image, strips of gradient patches are added to where they came
+    /// from, in order.
+    fn image_gradient(&self, kernel: &[f32], dy: &[f32]) -> Vec<f32> {
+        let sizes = self.sizes;
+        let (out, patch, strip, pixels) = (sizes.out, sizes.patch(), sizes.strip(), sizes.pixels());
+        let mut dx = vec![0.0f32; sizes.batch * sizes.image()];
+        let kernel = Matrix::new(kernel, out, patch, patch);
+        let few = sizes.batch < rayon::current_num_threads();
+        let one = Sizes { batch: 1, ..sizes };
+        let work = |(dx, dy): (&mut [f32], &[f32])| {
+            let mut patches = vec![0.0f32; strip.min(pixels) * patch];
+            for (index, dy) in dy.chunks(strip * out).enumerate() {
+                let rows = dy.len() / out;
+                let patches = &mut patches[..rows * patch];
+                product(Matrix::new(dy, rows, out, out), kernel, 1.0, false, patches, patch, few);
+                one.scatter(patches, index * strip, dx);
+            }
+        };
+        let image = sizes.image().max(1);
+        if few {
+            dx.chunks_exact_mut(image).zip(dy.chunks_exact((pixels * out).max(1))).for_each(work);
+        } else {
+            dx.par_chunks_exact_mut(image).zip(dy.par_chunks_exact((pixels * out).max(1))).for_each(work);
+        }
+        dx
+    }
+
+    /// The gradient of the kernel, strip by strip in order.
+    fn kernel_gradient(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let sizes = self.sizes;
+        let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.strip());
+        let mut dkernel = vec![0.0f32; out * patch];
+        let mut patches = vec![0.0f32; strip * patch];
+        for (index, dy) in dy.chunks((strip * out).max(1)).enumerate() {
+            let rows = dy.len() / out;
+            let patches = &mut patches[..rows * patch];
+            // Pieces of a strip are gathered side by side.
+            const PIECE: usize = 64;
+            patches.par_chunks_mut(PIECE * patch).enumerate().for_each(|(piece, patches)| {
+                sizes.gather(x, index * strip + piece * PIECE, patches);
+            });
+            let patches = Matrix::new(patches, rows, patch, patch);
+            let dy = Matrix::new(dy, rows, out, out).transposed();
+            product(dy, patches, 1.0, true, &mut dkernel, patch, true);
+        }
+        dkernel
+    }
+
+    fn backward(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dy: &[f32] = &borrow(&grad)?;
+        let gradient = |of: &Tensor, values: Vec<f32>| Tensor::from_vec(values, of.shape(), of.device());
+        let dx = match x.track_op() {
+            true => Some(gradient(x, self.image_gradient(&borrow(kernel)?, dy))?),
+            false => None,
+        };
+        let dkernel = match kernel.track_op() {
+            true => Some(gradient(kernel, self.kernel_gradient(&borrow(x)?, dy))?),
+            false => None,
+        };
+        let dbias = match bias {
+            Some(bias) if bias.track_op() => Some(gradient(bias, column_sums(dy, self.sizes.out))?),
+            _ => None,
+        };
+        Ok((dx, dkernel, dbias))
+    }
+}
+
+impl CustomOp2 for Convolution {
+    fn name(&self) -> &'static str {
+        "convolution"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        kernel: &CpuStorage,
+        kernel_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(self.forward(contiguous(x, x_layout, "x")?, contiguous(kernel, kernel_layout, "kernel")?, None))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dkernel, _) = self.backward(x, kernel, None, grad)?;
+        Ok((dx, dkernel))
+    }
+}
+
+impl CustomOp3 for Convolution {
+    fn name(&self) -> &'static str {
+        "convolution with bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        kernel: &CpuStorage,
+        kernel_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = contiguous(bias, bias_layout, "bias")?;
+        let kernel = contiguous(kernel, kernel_layout, "kernel")?;
+        Ok(self.forward(contiguous(x, x_layout, "x")?, kernel, Some(bias)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, kernel, Some(bias), grad)
+    }
+}

@@ -1,0 +1,194 @@
+//! Pooling over channels-last images.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::elementwise::vectorised;
+use super::{Window, borrow, composed, contiguous, on_cpu};
+
+/// The means of squares of `side` pixels that do not overlap: `[batch, rows, columns, channels]` to
+/// `[batch, rows / side, columns / side, channels]`. Pixels that fill no square are left out.
+///
+/// # Errors
+/// If the image is smaller than a square.
+pub fn average_pool2d(x: &Tensor, side: usize) -> Result<Tensor> {
+    let (batch, rows, columns, channels) = x.dims4()?;
+    if side == 0 || rows < side || columns < side {
+        bail!("squares of {side} do not fit images of {:?}", x.dims());
+    }
+    if side == 1 {
+        return Ok(x.clone());
+    }
+    if !on_cpu(x) {
+        return composed::average_pool2d(x, side);
+    }
+    x.contiguous()?.apply_op1(Average { batch, rows, columns, channels, side })
+}
+
+struct Average {
+    batch: usize,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    side: usize,
+}
+
+impl Average {
+    fn out(&self) -> [usize; 2] {
+        [self.rows / self.side, self.columns / self.side]
+    }
+
+    /// Calls `visit(output pixel, input pixel)` for all pairs of one image, in order of the output.
+    fn pairs(&self, mut visit: impl FnMut(usize, usize)) {
+        let [out_rows, out_columns] = self.out();
+        for row in 0..out_rows * self.side {
+            for column in 0..out_columns * self.side {
+                let out = row / self.side * out_columns + column / self.side;
+                visit(out, row * self.columns + column);
+            }
+        }
+    }
+}
+
+impl CustomOp1 for Average {
+    fn name(&self) -> &'static str {
+        "average pooling"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(x, layout, "x")?;
+        let [out_rows, out_columns] = self.out();
+        let channels = self.channels;
+        let mut y = vec![0.0f32; self.batch * out_rows * out_columns * channels];
+        let factor = 1.0 / (self.side * self.side) as f32;
+        x.par_chunks_exact((self.rows * self.columns * channels).max(1))
+            .zip(y.par_chunks_exact_mut((out_rows * out_columns * channels).max(1)))
+            .for_each(|(x, y)| {
+                vectorised(|| {
+                    self.pairs(|out, pixel| {
+                        let sums = y[out * channels..(out + 1) * channels].iter_mut();
+                        let x = &x[pixel * channels..(pixel + 1) * channels];
+                        sums.zip(x).for_each(|(sum, value)| *sum += value);
+                    });
+                    y.iter_mut().for_each(|value| *value *= factor);
+                });
+            });
+        Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, channels))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let dy: &[f32] = &borrow(&grad)?;
+        let [out_rows, out_columns] = self.out();
+        let channels = self.channels;
+        let mut dx = vec![0.0f32; x.elem_count()];
+        let factor = 1.0 / (self.side * self.side) as f32;
+        dx.par_chunks_exact_mut((self.rows * self.columns * channels).max(1))
+            .zip(dy.par_chunks_exact((out_rows * out_columns * channels).max(1)))
+            .for_each(|(dx, dy)| {
+                vectorised(|| {
+                    self.pairs(|out, pixel| {
+                        let dx = dx[pixel * channels..(pixel + 1) * channels].iter_mut();
+                        let dy = &dy[out * channels..(out + 1) * channels];
+                        dx.zip(dy).for_each(|(dx, dy)| *dx = dy * factor);
+                    });
+                });
+            });
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
+
+/// The greatest values of windows of `side` pixels: `[batch, rows, columns, channels]` to
+/// `[batch, out rows, out columns, channels]`. The gradient goes to the first of equal values, as in
+/// PyTorch; padding is never the greatest.
+///
+/// # Errors
+/// If the window does not fit, or its padding is more than half of it.
+pub fn max_pool2d(x: &Tensor, side: usize, window: Window) -> Result<Tensor> {
+    let (batch, rows, columns, channels) = x.dims4()?;
+    if 2 * window.padding > side {
+        bail!("a padding of {} is more than half of a window of {side}", window.padding);
+    }
+    let out = [window.positions(rows, side)?, window.positions(columns, side)?];
+    if !on_cpu(x) {
+        return composed::max_pool2d(x, side, window);
+    }
+    x.contiguous()?.apply_op1(Greatest { batch, rows, columns, channels, side, window, out })
+}
+
+struct Greatest {
+    batch: usize,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    side: usize,
+    window: Window,
+    out: [usize; 2],
+}
+
+impl Greatest {
+    /// The values of an output pixel, and the input pixel that each comes from.
+    fn pixel(&self, x: &[f32], row: usize, column: usize, values: &mut [f32], from: &mut [u32]) {
+        let Window { stride, padding } = self.window;
+        values.fill(f32::NEG_INFINITY);
+        for y in (row * stride).max(padding)..(row * stride + self.side).min(self.rows + padding) {
+            for x_place in
+                (column * stride).max(padding)..(column * stride + self.side).min(self.columns + padding)
+            {
+                let pixel = (y - padding) * self.columns + x_place - padding;
+                let input = &x[pixel * self.channels..(pixel + 1) * self.channels];
+                for ((value, from), x) in values.iter_mut().zip(&mut *from).zip(input) {
+                    // Like PyTorch, a NaN is the greatest.
+                    if *x > *value || x.is_nan() {
+                        *value = *x;
+                        *from = pixel as u32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl CustomOp1 for Greatest {
+    fn name(&self) -> &'static str {
+        "max pooling"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(x, layout, "x")?;
+        let [out_rows, out_columns] = self.out;
+        let channels = self.channels;
+        let mut y = vec![0.0f32; self.batch * out_rows * out_columns * channels];
+        x.par_chunks_exact((self.rows * self.columns * channels).max(1))
+            .zip(y.par_chunks_exact_mut((out_rows * out_columns * channels).max(1)))
+            .for_each(|(x, y)| {
+                let mut from = vec![0; channels];
+                for (place, values) in y.chunks_exact_mut(channels).enumerate() {
+                    self.pixel(x, place / out_columns, place % out_columns, values, &mut from);
+                }
+            });
+        Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, channels))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let (dy, x_values): (&[f32], &[f32]) = (&borrow(&grad)?, &borrow(x)?);
+        let [out_rows, out_columns] = self.out;
+        let channels = self.channels;
+        let mut dx = vec![0.0f32; x_values.len()];
+        let image = (self.rows * self.columns * channels).max(1);
+        dx.par_chunks_exact_mut(image)
+            .zip(x_values.par_chunks_exact(image))
+            .zip(dy.par_chunks_exact((out_rows * out_columns * channels).max(1)))
+            .for_each(|((dx, x), dy)| {
+                let (mut values, mut from) = (vec![0.0; channels], vec![0; channels]);
+                for (place, dy) in dy.chunks_exact(channels).enumerate() {
+                    self.pixel(x, place / out_columns, place % out_columns, &mut values, &mut from);
+                    for (channel, (from, dy)) in from.iter().zip(dy).enumerate() {
+                        dx[*from as usize * channels + channel] += dy;
+                    }
+                }
+            });
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}

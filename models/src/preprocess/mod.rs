@@ -1,0 +1,12 @@
+//! From encoded images and volumes to the values that a model sees, to the bit as the reference
+//! implementations do it.
+
+mod config;
+mod picture;
+mod pipeline;
+mod resize;
+pub mod volume;
+
+pub use picture::{DecodeError, Picture, Samples};
+pub use pipeline::{CLIP_MEAN, CLIP_STD, Fit, Pipeline, Preprocessor, ResizeError};
+pub use resize::Filter;

@@ -1,0 +1,64 @@
+//! Dropout (Srivastava et al. 2014) as a probe of a training pass.
+
+use candle_core::{Result, Tensor};
+
+use crate::Probe;
+use crate::random::Key;
+
+/// Drops values where the original model does, and scales the rest so that the mean stays. Which values
+/// fall is a function of seed, step, place and index: not of threads, and not of other places.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    seed: u64,
+    step: u64,
+}
+
+impl Dropout {
+    /// The dropout of one training step.
+    pub fn new(seed: u64, step: u64) -> Self {
+        Self { seed, step }
+    }
+}
+
+impl Probe for Dropout {
+    fn dropout(&self, name: &str, rate: f64, value: Tensor) -> Result<Tensor> {
+        let key = Key::derive("pipe dropout/1", self.seed, &[self.step.into(), name.into()]);
+        let kept = (1.0 / (1.0 - rate)) as f32;
+        let mask: Vec<f32> = (1..=value.elem_count() as u64)
+            .map(|counter| if key.uniform(counter) < rate { 0.0 } else { kept })
+            .collect();
+        let mask = Tensor::from_vec(mask, value.shape(), value.device())?.to_dtype(value.dtype())?;
+        value * mask
+    }
+
+    fn drops_values(&self) -> bool {
+        true
+    }
+
+    fn looks_into(&self, _name: &str) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn values_are_dropped_at_the_rate_and_the_mean_stays() {
+        let ones = Tensor::ones((100, 100), DType::F32, &Device::Cpu).unwrap();
+        let drop = |step, name: &str| {
+            let dropped = Dropout::new(1, step).dropout(name, 0.1, ones.clone()).unwrap();
+            dropped.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let first = drop(0, "text.embeddings");
+        let zeros = first.iter().filter(|value| **value == 0.0).count();
+        assert!((900..1100).contains(&zeros), "{zeros} of 10000");
+        assert!(first.iter().all(|value| *value == 0.0 || *value == 1.0 / 0.9));
+        assert_eq!(first, drop(0, "text.embeddings"), "a step can be repeated");
+        assert_ne!(first, drop(1, "text.embeddings"));
+        assert_ne!(first, drop(0, "text.layers.0"));
+    }
+}
