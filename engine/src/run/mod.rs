@@ -143,8 +143,6 @@ struct Work<'p> {
     /// results: so a node that reads thousands looks at each of them once.
     producers: Vec<(Vec<NodeId>, usize)>,
     state: States,
-    /// Longest remaining path, in estimated seconds.
-    urgency: Vec<f64>,
     attempts: BTreeMap<NodeId, u32>,
     /// How often failed nodes were tried again.
     retries: BTreeMap<NodeId, u32>,
@@ -188,8 +186,7 @@ impl Scheduler<'_> {
             producers: nodes.map(|node| (action::producers(node).collect(), 0)).collect(),
             plan,
             consumers,
-            state: States::new(state),
-            urgency,
+            state: States::new(state, &urgency),
             attempts: BTreeMap::new(),
             retries: BTreeMap::new(),
             free: self.options.cores,
@@ -214,7 +211,7 @@ impl Scheduler<'_> {
                 self.start_ready(&mut work);
             }
             let running = work.state.any_running();
-            let due = starting && self.may_start(&work) && work.state.open().next().is_some();
+            let due = starting && self.may_start(&work) && work.state.next_open(None).is_some();
             if aborting || (!running && !due) {
                 break;
             }

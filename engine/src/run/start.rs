@@ -1,6 +1,6 @@
 //! From ready to running: what fits, most urgent first; leases; inputs that can be read.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -56,20 +56,21 @@ impl Scheduler<'_> {
     /// One walk over what is ready; whether another may find more.
     fn start_round(&self, work: &mut Work<'_>) -> bool {
         let now = Instant::now();
-        let mut ready: BinaryHeap<(u64, std::cmp::Reverse<usize>)> = BinaryHeap::new();
-        for (index, state) in work.state.open() {
-            let due = match state {
+        let mut changed = false;
+        let mut last = None;
+        while work.free > 0
+            && let Some(place) = work.state.next_open(last)
+        {
+            last = Some(place);
+            let index = place.1;
+            let due = match work.state[index] {
                 State::Ready => true,
                 State::Elsewhere(again) | State::Delayed(again) => again <= now,
                 _ => false,
             };
-            if due {
-                // Milliseconds, so that urgencies have a total order.
-                ready.push(((work.urgency[index] * 1e3) as u64, std::cmp::Reverse(index)));
+            if !due {
+                continue;
             }
-        }
-        let mut changed = false;
-        while let Some((_, std::cmp::Reverse(index))) = ready.pop() {
             let id = NodeId(index);
             let cores = self.cores(id);
             if cores > work.free {
