@@ -31,7 +31,9 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod clear;
+mod collect;
 mod content;
 mod digest;
 mod downloads;
@@ -42,6 +44,7 @@ mod glob;
 mod key;
 mod lease;
 mod owner;
+mod pins;
 mod read;
 mod record;
 mod runs;
@@ -49,11 +52,14 @@ mod session;
 mod sources;
 mod staging;
 mod store;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod usage;
 mod value;
+mod verify;
 
+pub use collect::{CollectOptions, Collected, Garbage};
 pub use content::{part_digest, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use downloads::Partial;
@@ -62,14 +68,16 @@ pub use glob::select;
 pub use key::{ActionKey, KeyArtifact, KeyInput};
 pub use lease::{Lease, LeaseAttempt, LeaseInfo};
 pub use owner::Owner;
-pub use read::{Damage, Reading, StoredFile, Verify};
+pub use read::{Damage, Looked, Reading, StoredFile, Verify};
 pub use record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};
 pub use staging::{CommitOutcome, Committed, StagedOutput, Staging};
 pub use store::{Store, StoreError, user_cache_folder};
+pub use survey::{Chain, Root, Survey, SurveyedBlob, SurveyedRecord};
 pub use usage::Usage;
 pub use value::Value;
+pub use verify::Verification;
 
 /// The first line of a store's file `FORMAT`.
 const FORMAT_LINE: &str = "pipe-store 1";

@@ -108,6 +108,15 @@ pub enum Numerics {
     Tensor,
 }
 
+/// What a kind promises of its results when it runs twice under one key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Determinism {
+    /// Equal content.
+    Bitwise,
+    /// Nothing: what reads it may differ from run to run too, and `--reproduce` leaves it out.
+    None,
+}
+
 /// The default of `resources.cpu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DefaultCpu {
@@ -172,6 +181,11 @@ pub trait StageKind: Send + Sync + 'static {
         &[]
     }
 
+    /// What it promises of its results; equal content by default.
+    fn determinism(&self) -> Determinism {
+        Determinism::Bitwise
+    }
+
     /// Does the work. Reads inputs from and writes outputs to `context`, nothing else: no clock, no
     /// environment, no network, no other file.
     ///
@@ -202,6 +216,8 @@ pub trait AnyKind: Send + Sync {
     fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>>;
     /// The output ports under resolved parameters.
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
+    /// What it promises of its results.
+    fn determinism(&self) -> Determinism;
     /// Runs under resolved parameters.
     ///
     /// # Errors
@@ -253,6 +269,10 @@ impl<K: StageKind> AnyKind for K {
             Ok(params) => StageKind::outputs(self, &params),
             Err(_) => Vec::new(),
         }
+    }
+
+    fn determinism(&self) -> Determinism {
+        StageKind::determinism(self)
     }
 
     fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {

@@ -8,6 +8,7 @@ mod action;
 mod attempt;
 mod cli;
 mod context;
+mod difference;
 mod error;
 mod events;
 pub mod exit;
@@ -21,16 +22,19 @@ mod plan;
 mod progress;
 mod publish;
 mod remote;
+mod reproduce;
 mod revision;
+mod roots;
 mod run;
 mod why;
+mod workers;
 
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
-pub use error::StageError;
+pub use error::{FailureClass, StageError};
 pub use kind::{
-    AnyKind, ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort,
-    ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
+    AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
+    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;
 pub use remote::Remote;

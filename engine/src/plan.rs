@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) records: Vec<Option<Record>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
+    /// How many keys were computed.
+    pub(crate) computed: usize,
 }
 
 /// What is wanted of a plan.
@@ -98,6 +100,7 @@ impl Plan {
             keys: vec![None; count],
             records: vec![None; count],
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
+            computed: 0,
         };
         let needed = wanted.with_what_they_need(pipeline);
         for position in 0..plan.order.len() {
@@ -107,6 +110,7 @@ impl Plan {
             }
             let node = &pipeline.nodes[id.0];
             let key = action::key(pipeline, node, &plan.records, sources, numerics);
+            plan.computed += usize::from(key.is_some());
             if !wanted.contains(id) {
                 // Left out with `--only`: what it gave earlier is still read.
                 if let (Some(key), Some(store)) = (key, store) {

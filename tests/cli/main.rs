@@ -12,3 +12,4 @@ mod processes;
 mod remote;
 mod scale;
 mod study;
+mod upkeep;

@@ -65,7 +65,7 @@ fn a_killed_neighbour_is_replaced() {
     let slow = SMALL.replace("epochs = 2", "epochs = 150");
     let study = Study::new(&slow);
     let first = study.start(&["trained"], |event| crate::study::is(event, "progress", "trained"));
-    let second = study.start(&["trained"], |event| event["ev"] == "waiting");
+    let second = study.start(&["trained"], |event| crate::study::is(event, "waiting", "trained"));
     first.signal("KILL");
     first.wait();
     let second = second.wait().expect(0);

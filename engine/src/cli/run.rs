@@ -25,6 +25,7 @@ use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
 use crate::remote::Fetcher;
+use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path};
 use crate::why::DirtyReason;
 
@@ -34,7 +35,7 @@ const REPAIRS: usize = 3;
 pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry) -> Result<u8, CliError> {
     let started = Instant::now();
     let study = Study::load(arguments, &run.pipeline, registry)?;
-    let wanted = study.wanted(&run.selection)?;
+    let mut wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
         let (plan, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
@@ -47,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     } else {
         Vec::new()
     };
-    let store = study.open()?;
+    let store = study.open(run.durability.into())?;
     let signals =
         Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
     let mut begun = None;
@@ -63,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         }
         begun = Some((folder, events));
     }
-    let (plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
+    let (mut plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
     if run.offline {
         let absent = study.absent_sources(&store, &plan, &sources, &fetcher);
         if !absent.is_empty() {
@@ -74,6 +75,12 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         Some(begun) => begun,
         None => begin(arguments, &study, &store)?,
     };
+    if run.reproduce {
+        let asked = study.targets(&run.selection)?;
+        let again = reproduce::choose(&study.pipeline, &plan, asked.as_ref(), run.rate, folder.id());
+        wanted.forced.extend(again);
+        plan = Plan::make(&study.pipeline, Some(&store), &sources, registry.numerics(), &wanted, &history)?;
+    }
     announce(&study, &plan, &events);
     let hits = plan.counts().0;
     let session =
@@ -93,6 +100,9 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     // Abandoned actions hold handles of the store; the process ends with them.
     Ok(match published {
         _ if outcome.cancelled => session.signals.exit_code(),
+        Ok(_) if run.reproduce && !outcome.differing.is_empty() && outcome.failed.is_empty() => {
+            exit::NOT_DETERMINISTIC
+        }
         Err(_) => exit_code(&outcome).max(exit::ENVIRONMENT),
         Ok(_) => exit_code(&outcome),
     })
@@ -271,6 +281,7 @@ impl Session<'_> {
         }
         let pipeline = &self.study.pipeline;
         let (path, seconds) = critical_path(pipeline, &plan.order, &outcome.seconds);
+        let looked = self.store.looked();
         let path: Vec<&str> = path.iter().map(|id| pipeline.nodes[id.0].name.as_str()).collect();
         self.events.emit(
             "run_finished",
@@ -278,6 +289,7 @@ impl Session<'_> {
                 "status": outcome.status(), "executed": outcome.executed.len(), "failed": outcome.failed.len(),
                 "blocked": outcome.blocked.len(), "repaired": outcome.damaged, "wall": wall.as_secs_f64(),
                 "critical_path": { "nodes": path, "seconds": seconds },
+                "looked": { "keys": plan.computed, "records": looked.records, "bytes": looked.bytes },
             }),
         );
     }

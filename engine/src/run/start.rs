@@ -1,6 +1,6 @@
 //! From ready to running: what fits, most urgent first; leases; inputs that can be read.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::kind::DefaultCpu;
 use crate::pipeline::{InputSource, NodeId};
 use crate::plan::Status;
 use crate::remote::lock::PinnedFile;
+use crate::workers::Worker;
 
 /// How often a lease held by another process is asked for again.
 const LEASE_POLL: Duration = Duration::from_millis(250);
@@ -56,20 +57,21 @@ impl Scheduler<'_> {
     /// One walk over what is ready; whether another may find more.
     fn start_round(&self, work: &mut Work<'_>) -> bool {
         let now = Instant::now();
-        let mut ready: BinaryHeap<(u64, std::cmp::Reverse<usize>)> = BinaryHeap::new();
-        for (index, state) in work.state.iter().enumerate() {
-            let due = match state {
+        let mut changed = false;
+        let mut last = None;
+        while work.free > 0
+            && let Some(place) = work.state.next_open(last)
+        {
+            last = Some(place);
+            let index = place.1;
+            let due = match work.state[index] {
                 State::Ready => true,
-                State::Elsewhere(again) => *again <= now,
+                State::Elsewhere(again) | State::Delayed(again) => again <= now,
                 _ => false,
             };
-            if due {
-                // Milliseconds, so that urgencies have a total order.
-                ready.push(((work.urgency[index] * 1e3) as u64, std::cmp::Reverse(index)));
+            if !due {
+                continue;
             }
-        }
-        let mut changed = false;
-        while let Some((_, std::cmp::Reverse(index))) = ready.pop() {
             let id = NodeId(index);
             let cores = self.cores(id);
             if cores > work.free {
@@ -156,7 +158,7 @@ impl Scheduler<'_> {
                 "executor": "local", "device": "cpu", "slurm": null, "reason": reason,
             }),
         );
-        let peak = Arc::new(AtomicU64::new(super::resident_bytes().unwrap_or(0)));
+        let peak = Arc::new(AtomicU64::new(work.resident));
         let attempt = Attempt {
             node: node.clone(),
             key,
@@ -174,12 +176,12 @@ impl Scheduler<'_> {
             fetcher: Arc::clone(self.fetcher),
         };
         let sender = work.sender.clone();
-        std::thread::Builder::new()
-            .name(format!("action {}", node.name))
-            .spawn(move || {
-                // The receiver is gone only when the run was aborted.
-                let _ = sender.send((id, attempt.execute()));
-            })
+        let job = Box::new(move |worker: Result<&Worker, &_>| {
+            // The receiver is gone only when the run was aborted.
+            let _ = sender.send((id, attempt.execute(worker)));
+        });
+        work.workers
+            .execute(cores, job)
             .map_err(|error| StageError::environment("starting a thread", error))?;
         work.state[id.0] = State::Running;
         work.running.insert(id, Running { cores, peak });
