@@ -52,7 +52,7 @@ mod tests;
 mod usage;
 mod value;
 
-pub use content::{part_digest, row_digest, table_digest, tree_digest};
+pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
 pub use key::{ActionKey, KeyArtifact, KeyInput};
@@ -62,7 +62,7 @@ pub use read::{Damage, Reading, StoredFile, Verify};
 pub use record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};
-pub use staging::{CommitOutcome, Committed, StagedOutput, Staging};
+pub use staging::{CommitOutcome, Committed, SharedOutputs, StagedOutput, Staging};
 pub use store::{Store, StoreError, user_cache_folder};
 pub use usage::Usage;
 pub use value::Value;

@@ -108,6 +108,12 @@ impl Store {
         Ok(self.stored_record(key)?.map(|(record, _)| record))
     }
 
+    /// Whether there is a record of a key, sound or not: one look at the file system, for plans of many
+    /// actions.
+    pub fn has_record(&self, key: &Digest) -> bool {
+        self.record_path(key).exists()
+    }
+
     /// A sound record and when its file was last written, in ns of the file server's clock.
     fn stored_record(&self, key: &Digest) -> Result<Option<(Record, i128)>, StoreError> {
         let path = self.record_path(key);

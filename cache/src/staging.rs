@@ -38,6 +38,15 @@ pub struct StagedOutput {
     pub parts: Option<Vec<PartRecord>>,
 }
 
+/// What a row-wise node shares with the actions on its parts instead of writing it again.
+#[derive(Clone, Debug, Default)]
+pub struct SharedOutputs {
+    /// Outputs by port whose blobs are in the store: see [`OutputRecord::concatenation`].
+    pub outputs: BTreeMap<String, OutputRecord>,
+    /// The keys of these actions.
+    pub shards: Vec<Digest>,
+}
+
 /// A finished commit.
 #[derive(Clone, Debug)]
 pub struct Committed {
@@ -104,10 +113,24 @@ impl Staging {
         self,
         key: &ActionKey,
         outputs: &[StagedOutput],
+        meta: RecordMeta,
+    ) -> Result<Committed, StoreError> {
+        self.commit_node(key, outputs, SharedOutputs::default(), meta)
+    }
+
+    /// As [`Self::commit`], with further outputs that the store holds already.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_node(
+        self,
+        key: &ActionKey,
+        outputs: &[StagedOutput],
+        shared: SharedOutputs,
         mut meta: RecordMeta,
     ) -> Result<Committed, StoreError> {
         let mut staged = Vec::new();
-        let mut records = BTreeMap::new();
+        let mut records = shared.outputs;
         for output in outputs {
             let (files, record) = self.hash_output(output)?;
             staged.extend(files);
@@ -129,7 +152,13 @@ impl Staging {
         // JSON has no other numbers; a clock that misbehaves must not lose a result.
         meta.duration_seconds = if meta.duration_seconds.is_finite() { meta.duration_seconds } else { 0.0 };
         meta.cpu_seconds = meta.cpu_seconds.filter(|seconds| seconds.is_finite());
-        let record = Record { key: key.digest(), components: key.clone(), outputs: records, meta };
+        let record = Record {
+            key: key.digest(),
+            components: key.clone(),
+            outputs: records,
+            shards: shared.shards,
+            meta,
+        };
         let committed = self.store_record(record)?;
         disk.remove_tree(&self.folder)?;
         Ok(committed)

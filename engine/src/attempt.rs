@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{
-    ActionKey, CommitOutcome, Committed, Lease, PartRecord, RecordMeta, StagedOutput, Store, StoreError,
+    ActionKey, CommitOutcome, Committed, Digest, Lease, PartRecord, RecordMeta, SharedOutputs, StagedOutput,
+    Store, StoreError,
 };
 
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::StageError;
 use crate::events::EventLog;
+use crate::kind::OutputPort;
 use crate::panics::Pool;
 use crate::pipeline::Node;
 
@@ -29,6 +31,9 @@ pub(crate) struct Attempt {
     pub(crate) node: Node,
     pub(crate) key: ActionKey,
     pub(crate) inputs: BTreeMap<String, Vec<InputArtifact>>,
+    /// The outputs that it writes.
+    pub(crate) outputs: Vec<OutputPort>,
+    pub(crate) task: Task,
     pub(crate) threads: usize,
     pub(crate) store: Store,
     pub(crate) run: String,
@@ -39,7 +44,37 @@ pub(crate) struct Attempt {
     pub(crate) cancelled: Arc<AtomicBool>,
     /// The greatest resident memory of the process so far, in bytes; the scheduler measures it.
     pub(crate) peak: Arc<AtomicU64>,
-    pub(crate) lease: Lease,
+    pub(crate) lease: Option<Lease>,
+}
+
+/// What is executed.
+pub(crate) enum Task {
+    /// A node.
+    Whole,
+    /// A row-wise node on one part, under this key.
+    Part(Digest),
+    /// The end of a row-wise node: what the parts gave is merged.
+    Merge(Box<Merge>),
+}
+
+/// What is merged.
+pub(crate) struct Merge {
+    /// What the parts gave, by output port.
+    pub(crate) partials: BTreeMap<String, Vec<Artifact>>,
+    /// Outputs that need no merging.
+    pub(crate) shared: SharedOutputs,
+    /// Seconds that the parts took.
+    pub(crate) seconds: f64,
+}
+
+impl Task {
+    /// The key of the part, for events.
+    fn shard(&self) -> Option<String> {
+        match self {
+            Self::Part(key) => Some(key.to_hex()),
+            _ => None,
+        }
+    }
 }
 
 /// How it ended.
@@ -85,15 +120,16 @@ impl Attempt {
     fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
-        for port in &self.node.outputs {
+        for port in &self.outputs {
             outputs.insert(port.name.clone(), OutputWriter::new(staging.output_folder(&port.name)?));
         }
         let host = Host {
             node: self.node.name.clone(),
+            shard: self.task.shard(),
             events: Arc::clone(&self.events),
             cancelled: Arc::clone(&self.cancelled),
             deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
-            log: Mutex::new(File::create(&self.log).ok()),
+            log: Mutex::new(File::options().create(true).append(true).open(&self.log).ok()),
             last_progress: Mutex::new(None),
         };
         let provenance = provenance(&self.key, &self.node.params.json);
@@ -105,6 +141,11 @@ impl Attempt {
             staging.scratch()?,
             provenance,
         );
+        match &self.task {
+            Task::Whole => {}
+            Task::Part(_) => context = context.of_part(),
+            Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
+        }
         let panics = Pool::new();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
@@ -113,7 +154,10 @@ impl Attempt {
             .build()
             .map_err(|error| StageError::because("starting the stage's threads", error))?;
         let outcome = pool.install(|| {
-            std::panic::catch_unwind(AssertUnwindSafe(|| self.node.kind.run(&self.node.params, &mut context)))
+            std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
+                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
+                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
+            }))
         });
         // The threads were made for this stage, so all their time is its own.
         *cpu = Some(pool.broadcast(|_| thread_time()).into_iter().sum());
@@ -137,7 +181,7 @@ impl Attempt {
             });
         }
         let mut staged = Vec::new();
-        for port in &self.node.outputs {
+        for port in &self.outputs {
             let writer = &context.outputs[&port.name];
             let empty =
                 std::fs::read_dir(writer.folder()).map_or(true, |mut entries| entries.next().is_none());
@@ -160,24 +204,33 @@ impl Attempt {
                 }),
             });
         }
+        let (shared, before) = match &self.task {
+            Task::Merge(merge) => (merge.shared.clone(), merge.seconds),
+            _ => (SharedOutputs::default(), 0.0),
+        };
         let meta = RecordMeta {
             created: crate::events::now(),
             run: self.run.clone(),
             host: self.store.owner().host.clone(),
-            duration_seconds: started.elapsed().as_secs_f64(),
+            duration_seconds: before + started.elapsed().as_secs_f64(),
             cpu_seconds: cpu.map(|cpu| cpu.as_secs_f64()),
             peak_memory_bytes: Some(self.peak.load(Ordering::Relaxed)),
             device: Some("cpu".to_owned()),
             revision: self.revision.clone(),
         };
-        let committed = staging.commit(&self.key, &staged, meta)?;
-        if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
-            self.events.emit(
-                "nondeterminism",
-                serde_json::json!({ "subject": self.node.name, "detail": "gave another result under the same key; the stored one stands" }),
-            );
-        }
+        let committed = staging.commit_node(&self.key, &staged, shared, meta)?;
+        report_nondeterminism(&self.events, &self.node.name, &committed);
         Ok(committed)
+    }
+}
+
+/// Says so if the same key had another result.
+pub(crate) fn report_nondeterminism(events: &EventLog, node: &str, committed: &Committed) {
+    if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
+        events.emit(
+            "nondeterminism",
+            serde_json::json!({ "subject": node, "detail": "gave another result under the same key; the stored one stands" }),
+        );
     }
 }
 
@@ -248,6 +301,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 /// The engine's side of a running stage.
 struct Host {
     node: String,
+    shard: Option<String>,
     events: Arc<EventLog>,
     cancelled: Arc<AtomicBool>,
     deadline: Option<Instant>,
@@ -267,7 +321,7 @@ impl StageHost for Host {
             figures.iter().map(|(name, value)| ((*name).to_owned(), serde_json::json!(value))).collect();
         self.events.emit(
             "progress",
-            serde_json::json!({ "node": self.node, "done": done, "total": total, "unit": unit, "metrics": metrics }),
+            serde_json::json!({ "node": self.node, "shard": self.shard, "done": done, "total": total, "unit": unit, "metrics": metrics }),
         );
     }
 

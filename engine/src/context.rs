@@ -149,6 +149,9 @@ pub struct StageContext<'a> {
     pub(crate) threads: usize,
     pub(crate) scratch: PathBuf,
     pub(crate) provenance: String,
+    /// What the parts gave, by output port, while they are merged.
+    pub(crate) partials: BTreeMap<String, Vec<Artifact>>,
+    pub(crate) is_part: bool,
 }
 
 impl<'a> StageContext<'a> {
@@ -161,7 +164,31 @@ impl<'a> StageContext<'a> {
         scratch: PathBuf,
         provenance: String,
     ) -> Self {
-        Self { inputs, outputs, host, threads, scratch, provenance }
+        let (partials, is_part) = (BTreeMap::new(), false);
+        Self { inputs, outputs, host, threads, scratch, provenance, partials, is_part }
+    }
+
+    /// The same context for one part of a row-wise node; see [`Self::is_part`].
+    #[must_use]
+    pub fn of_part(self) -> Self {
+        Self { is_part: true, ..self }
+    }
+
+    /// The same context for merging what the parts gave; see [`Self::partials`].
+    #[must_use]
+    pub fn with_partials(self, partials: BTreeMap<String, Vec<Artifact>>) -> Self {
+        Self { partials, ..self }
+    }
+
+    /// Whether the action is on one part of a table. What is said of it is said of each part, and what is
+    /// remarkable of a whole table (that no row passes a filter) need not be of a part.
+    pub fn is_part(&self) -> bool {
+        self.is_part
+    }
+
+    /// In [`crate::StageKind::merge`]: what the parts gave for an output port, in their order.
+    pub fn partials(&self, port: &str) -> &[Artifact] {
+        self.partials.get(port).map_or(&[], Vec::as_slice)
     }
 
     /// The only artifact of a required input.

@@ -22,6 +22,7 @@ mod progress;
 mod publish;
 mod revision;
 mod run;
+mod shards;
 mod why;
 
 pub use cli::main;

@@ -52,6 +52,10 @@ impl Display {
         if self.verbosity == Verbosity::Quiet {
             return;
         }
+        if fields["shard"].is_string() {
+            // Parts are told in the progress of their node.
+            return;
+        }
         let node = fields["node"].as_str().unwrap_or_default().to_owned();
         match event {
             "planned" => {
@@ -74,7 +78,12 @@ impl Display {
                 if bar.is_none() {
                     let reason =
                         fields["reason"].as_str().map(|reason| format!("  ({reason})")).unwrap_or_default();
-                    self.line("Run", &format!("{node}{reason}"));
+                    let shards = &fields["shards"];
+                    let parts = match (shards["run"].as_u64(), shards["total"].as_u64()) {
+                        (Some(run), Some(total)) => format!("  {run} of {total} parts"),
+                        _ => String::new(),
+                    };
+                    self.line("Run", &format!("{node}{parts}{reason}"));
                 }
                 self.running.insert(node, Running { bar, said: Instant::now() });
             }

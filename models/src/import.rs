@@ -181,7 +181,8 @@ fn canonical(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tenso
     let mut renamed = BTreeMap::new();
     for (name, tensor) in tensors {
         let mut new = name.strip_prefix(FINE_TUNED).unwrap_or(&name).to_owned();
-        for (old, now) in [(".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")] {
+        for (old, now) in [(".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")]
+        {
             if let Some(stem) = new.strip_suffix(old) {
                 new = format!("{stem}{now}");
             }
@@ -240,7 +241,9 @@ fn open_clip_config(
             let head_width = count("vision_cfg", "head_width")?.unwrap_or(64);
             match &mut config.image {
                 OpenAiImage::Transformer(vision) => vision.heads = (vision.width / head_width).max(1),
-                OpenAiImage::ResNet { trunk, pool_heads } => *pool_heads = (trunk.width * 32 / head_width).max(1),
+                OpenAiImage::ResNet { trunk, pool_heads } => {
+                    *pool_heads = (trunk.width * 32 / head_width).max(1)
+                }
             }
         }
         _ => return Err(error("its weights are neither CLIP's nor BiomedCLIP's".to_owned())),
@@ -330,7 +333,8 @@ fn preprocessor(
 /// The cleaning that the authors' code does, where the tokeniser's own file does not say.
 fn cleaning(layout: Layout, config: &ModelConfig) -> Option<Cleaning> {
     match (layout, config) {
-        (Layout::OpenClip, _) | (Layout::Weights, ModelConfig::OpenAiClip(_) | ModelConfig::BiomedClip(_)) => {
+        (Layout::OpenClip, _)
+        | (Layout::Weights, ModelConfig::OpenAiClip(_) | ModelConfig::BiomedClip(_)) => {
             Some(Cleaning::OpenClip)
         }
         _ => None,

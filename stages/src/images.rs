@@ -68,7 +68,8 @@ impl ImageSet {
             .map(|(image, id)| {
                 let (bytes, path) =
                     image.as_ref().ok_or_else(|| StageError::input(id, "the row has no image"))?;
-                let error = |error: &dyn std::fmt::Display| StageError::input(path, format!("{error} (row {id})"));
+                let error =
+                    |error: &dyn std::fmt::Display| StageError::input(path, format!("{error} (row {id})"));
                 let picture = Picture::decode(bytes).map_err(|problem| error(&problem))?;
                 preprocessor.square(&picture).map_err(|problem| error(&problem))
             })

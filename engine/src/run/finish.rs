@@ -1,11 +1,12 @@
 //! From running to done or failed, and what that means for the consumers.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use pipe_cache::{CommitOutcome, Committed, Record};
 use serde_json::json;
 
-use super::{Failure, OnFailure, Scheduler, State, Work};
+use super::{Failure, OnFailure, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::attempt::{AttemptError, Finished, chain};
 use crate::error::StageError;
@@ -16,29 +17,31 @@ use crate::why;
 
 impl Scheduler<'_> {
     /// Takes the end of an attempt.
-    pub(super) fn finish(&self, id: NodeId, finished: Finished, work: &mut Work<'_>) {
+    pub(super) fn finish(&self, task: TaskId, finished: Finished, work: &mut Work<'_>) {
         let mut peak = 0;
-        if let Some(running) = work.running.remove(&id) {
+        if let Some(running) = work.running.remove(&task) {
             work.free += running.cores;
             peak = running.peak.load(Ordering::Relaxed);
         }
-        let seconds = finished.wall.as_secs_f64();
+        if task.shard.is_some() {
+            return self.finish_part(task, finished, peak, work);
+        }
+        let id = task.node;
+        let mut wall = finished.wall;
         let mut event = json!({
-            "node": self.pipeline.nodes[id.0].name, "shard": null,
-            "key": work.plan.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
-            "wall": seconds, "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()), "peak_rss": peak, "peak_gpu": null,
+            "node": self.pipeline.nodes[id.0].name, "shard": null, "key": self.key_text(id, work),
+            "wall": wall.as_secs_f64(), "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()), "peak_rss": peak,
+            "peak_gpu": null,
         });
+        // What the parts of a row-wise node gave was merged.
+        if let Some(mut parts) = work.parts.remove(&id) {
+            parts.cpu += finished.cpu.unwrap_or_default();
+            parts.peak = parts.peak.max(peak);
+            event = self.finished_event(id, &parts, work);
+            wall = parts.began.elapsed();
+        }
         match finished.result {
-            Ok(committed) => {
-                work.outcome.executed.push(id);
-                work.outcome.seconds.insert(id, seconds);
-                event["status"] = "ok".into();
-                event["outputs"] = outputs(&committed.record);
-                event["cutoff"] = self.is_as_before(id, &committed, work).into();
-                self.events.emit("action_finished", event);
-                work.plan.forced.remove(&id);
-                self.complete(id, committed.record, work);
-            }
+            Ok(committed) => self.node_done(id, committed, event, wall, work),
             Err(AttemptError::Stage(StageError::Cancelled)) => {
                 event["status"] = "cancelled".into();
                 self.events.emit("action_finished", event);
@@ -51,6 +54,30 @@ impl Scheduler<'_> {
                 self.fail(id, &error, work);
             }
         }
+    }
+
+    /// A node has run and its record stands: `event` tells it, with what is added here.
+    pub(super) fn node_done(
+        &self,
+        id: NodeId,
+        committed: Committed,
+        mut event: serde_json::Value,
+        wall: Duration,
+        work: &mut Work<'_>,
+    ) {
+        work.outcome.executed.push(id);
+        work.outcome.seconds.insert(id, wall.as_secs_f64());
+        event["status"] = "ok".into();
+        event["outputs"] = outputs(&committed.record);
+        event["cutoff"] = self.is_as_before(id, &committed, work).into();
+        self.events.emit("action_finished", event);
+        work.plan.forced.remove(&id);
+        self.complete(id, committed.record, work);
+    }
+
+    /// The key of a node, as events give it.
+    pub(super) fn key_text(&self, id: NodeId, work: &Work<'_>) -> Option<String> {
+        work.plan.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex())
     }
 
     /// Whether a node gave the result that it had before: then nothing below it has to run.
@@ -151,7 +178,7 @@ impl Scheduler<'_> {
     }
 }
 
-fn outputs(record: &Record) -> serde_json::Value {
+pub(super) fn outputs(record: &Record) -> serde_json::Value {
     let outputs = record.outputs.iter().map(|(port, output)| {
         json!({ "port": port, "digest": output.content.to_hex(), "bytes": output.bytes(), "rows": output.rows })
     });
@@ -168,7 +195,7 @@ fn exit_code(error: &AttemptError) -> u8 {
 }
 
 /// Whether some cause of an error is a full disk or an exhausted quota, whatever class the stage gave it.
-fn is_no_space(error: &AttemptError) -> bool {
+pub(super) fn is_no_space(error: &AttemptError) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {

@@ -6,6 +6,7 @@
 //! here only waits for the one and calls the other, until nothing runs and nothing can be started.
 
 mod finish;
+mod parts;
 mod start;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use pipe_cache::{RunFolder, Store, Verify};
+use pipe_cache::{Digest, RunFolder, Store, Verify};
 
+use self::parts::Parts;
 use crate::action::{self, SourceDigests};
 use crate::attempt::Finished;
 use crate::events::EventLog;
@@ -53,6 +55,8 @@ pub(crate) struct RunOptions {
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) executed: Vec<NodeId>,
+    /// How many parts of row-wise nodes were computed.
+    pub(crate) shards: usize,
     pub(crate) failed: BTreeMap<NodeId, Failure>,
     /// Nodes that could not run, with the node whose failure blocked them.
     pub(crate) blocked: BTreeMap<NodeId, NodeId>,
@@ -78,6 +82,7 @@ impl Outcome {
     /// Adds what a later part of the same run did.
     pub(crate) fn extend(&mut self, later: Self) {
         self.executed.extend(later.executed);
+        self.shards += later.shards;
         self.failed.extend(later.failed);
         self.blocked.extend(later.blocked);
         self.damaged += later.damaged;
@@ -103,6 +108,8 @@ enum State {
     Ready,
     /// Another process works on it; ask again then.
     Elsewhere(Instant),
+    /// A row-wise node some of whose parts are to be started; others may run.
+    Parts,
     Running,
     Done,
     Failed,
@@ -135,11 +142,21 @@ struct Work<'p> {
     urgency: Vec<f64>,
     attempts: BTreeMap<NodeId, u32>,
     free: usize,
-    running: BTreeMap<NodeId, Running>,
-    sender: mpsc::Sender<(NodeId, Finished)>,
+    running: BTreeMap<TaskId, Running>,
+    /// The row-wise nodes that are executed part by part.
+    parts: BTreeMap<NodeId, Parts>,
+    sender: mpsc::Sender<(TaskId, Finished)>,
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
     outcome: Outcome,
+}
+
+/// What runs: a node, or one part of a row-wise node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct TaskId {
+    node: NodeId,
+    /// The key of the part.
+    shard: Option<Digest>,
 }
 
 /// An action that runs.
@@ -158,7 +175,7 @@ impl Work<'_> {
 impl Scheduler<'_> {
     /// Executes what `plan` says, updating its keys and records.
     pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
-        let (sender, receiver) = mpsc::channel::<(NodeId, Finished)>();
+        let (sender, receiver) = mpsc::channel::<(TaskId, Finished)>();
         let consumers = action::consumers(self.pipeline);
         let urgency = urgency(plan, &consumers, durations);
         let state = plan
@@ -179,6 +196,7 @@ impl Scheduler<'_> {
             attempts: BTreeMap::new(),
             free: self.options.cores,
             running: BTreeMap::new(),
+            parts: BTreeMap::new(),
             sender,
             cancelled: Arc::new(AtomicBool::new(false)),
             outcome: Outcome::default(),
@@ -195,15 +213,15 @@ impl Scheduler<'_> {
             if starting {
                 self.start_ready(&mut work);
             }
-            let running = work.has(|state| state == State::Running);
+            let running = !work.running.is_empty();
             let due = starting
                 && self.may_start(&work)
-                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_)));
+                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_) | State::Parts));
             if aborting || (!running && !due) {
                 break;
             }
             match receiver.recv_timeout(TICK) {
-                Ok((id, finished)) => self.finish(id, finished, &mut work),
+                Ok((task, finished)) => self.finish(task, finished, &mut work),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }

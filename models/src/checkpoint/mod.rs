@@ -15,7 +15,7 @@ mod torch;
 
 pub use error::CheckpointError;
 pub(crate) use error::first_line;
-pub(crate) use files::{Prefer, has_transformers_weights, tensors_preferring, write};
 pub use files::{CheckpointFiles, read_tensors, tensors};
+pub(crate) use files::{Prefer, has_transformers_weights, tensors_preferring, write};
 pub use safetensors::write_tensors;
 pub use tensor_file::{TensorFile, check_finite};

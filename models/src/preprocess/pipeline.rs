@@ -124,7 +124,9 @@ impl Preprocessor {
         let crop = |length: usize| {
             let surplus = length.saturating_sub(side);
             let start = match self.pipeline {
-                Pipeline::OpenClip | Pipeline::Torchvision => (surplus as f64 / 2.0).round_ties_even() as usize,
+                Pipeline::OpenClip | Pipeline::Torchvision => {
+                    (surplus as f64 / 2.0).round_ties_even() as usize
+                }
                 Pipeline::HuggingFace | Pipeline::HuggingFaceTorch => surplus / 2,
             };
             start..start + side

@@ -228,7 +228,9 @@ impl Tokenizer {
             let places = encoding.get_offsets().iter();
             let pieces = encoding.get_ids().iter().zip(places);
             // Marks that are added stand nowhere.
-            pieces.map(|(id, &(start, end))| (*id, if start < end { origin(start..end) } else { 0..0 })).collect()
+            pieces
+                .map(|(id, &(start, end))| (*id, if start < end { origin(start..end) } else { 0..0 }))
+                .collect()
         };
         if self.cleaning == Cleaning::AsStored {
             let encoding = self.inner.encode(text, true).map_err(error)?;
@@ -243,7 +245,8 @@ impl Tokenizer {
     /// `tokenizer_config.json`, which keeps what `tokenizer.json` does not say.
     pub fn config_json(&self) -> String {
         let class = if self.inner.token_to_id("[CLS]").is_some() { "BertTokenizer" } else { "CLIPTokenizer" };
-        let json = serde_json::json!({ "tokenizer_class": class, "pipe": { "cleaning": self.cleaning.name() } });
+        let json =
+            serde_json::json!({ "tokenizer_class": class, "pipe": { "cleaning": self.cleaning.name() } });
         format!("{json:#}\n")
     }
 

@@ -192,8 +192,13 @@ mod tests {
     #[test]
     fn windows_are_whole_patches_in_proportion_to_the_image() {
         let sizes = |side: usize, patch: usize| {
-            let geometry =
-                PatchGeometry { channels: 3, depth: None, image: [side, side], patch: [patch, patch], prefix_tokens: 1 };
+            let geometry = PatchGeometry {
+                channels: 3,
+                depth: None,
+                image: [side, side],
+                patch: [patch, patch],
+                prefix_tokens: 1,
+            };
             window(&Params::default(), geometry).unwrap()
         };
         assert_eq!(sizes(224, 16), (32, 16));
@@ -205,7 +210,8 @@ mod tests {
 
     #[test]
     fn windows_that_do_not_fit_are_refused() {
-        let geometry = PatchGeometry { channels: 3, depth: None, image: [48, 48], patch: [8, 8], prefix_tokens: 1 };
+        let geometry =
+            PatchGeometry { channels: 3, depth: None, image: [48, 48], patch: [8, 8], prefix_tokens: 1 };
         let with = |window, stride| super::window(&Params { window, stride, ..Params::default() }, geometry);
         assert_eq!(with(Some(5), None).unwrap(), (5, 5));
         assert!(with(Some(49), None).is_err());

@@ -10,7 +10,7 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
+use pipe_engine::cache::{Digest, Value, part_digest, part_ends, row_digest};
 use pipe_engine::{OutputWriter, StageError, TablePart};
 
 use super::arrow::record_batch;
@@ -80,7 +80,7 @@ impl<'a> TableWriter<'a> {
             Some(waiting) => waiting.append(rows)?,
         };
         let mut start = 0;
-        for end in cuts(&self.digests, self.options.shard_rows) {
+        for end in part_ends(&self.digests, self.options.shard_rows) {
             self.write_part(&table, start..end)?;
             start = end;
         }
@@ -198,26 +198,6 @@ fn value(column: &Column, row: usize) -> Value {
         }),
         Column::Binary(values) => some(&values[row], |bytes| Value::Digest(Digest::of(bytes))),
     }
-}
-
-/// Where parts end: after at least a quarter of the target, behind each row whose digest's low bits are
-/// zero; at four times the target in any case. An inserted row moves one or two cuts. What stands behind
-/// the last one is no part yet.
-fn cuts(digests: &[Digest], target: usize) -> Vec<usize> {
-    let target = target.next_power_of_two().max(4);
-    let mask = target as u64 - 1;
-    let mut ends = Vec::new();
-    let mut start = 0;
-    for (row, digest) in digests.iter().enumerate() {
-        let length = row + 1 - start;
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest.as_bytes()[..8]);
-        if length >= 4 * target || (length >= target / 4 && u64::from_le_bytes(first) & mask == 0) {
-            start = row + 1;
-            ends.push(start);
-        }
-    }
-    ends
 }
 
 fn write_part(

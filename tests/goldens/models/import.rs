@@ -172,11 +172,20 @@ fn what_does_not_fit_is_said() {
     let typo = message(&[openai], json!({ "text": { "head": 3 } }));
     assert!(typo.contains("`text.head`") && typo.contains("`heads`"), "{typo}");
     // Weights of another size than the configuration: every mismatch at once.
-    let files = [("config.json", "hf-clip-tiny/config.json"), ("model.safetensors", "hf-clip-tiny/model.safetensors")];
+    let files = [
+        ("config.json", "hf-clip-tiny/config.json"),
+        ("model.safetensors", "hf-clip-tiny/model.safetensors"),
+    ];
     let sizes = message(&files, json!({ "projection_dim": 8 }));
-    assert!(sizes.contains("text_projection.weight") && sizes.contains("visual_projection.weight"), "{sizes}");
+    assert!(
+        sizes.contains("text_projection.weight") && sizes.contains("visual_projection.weight"),
+        "{sizes}"
+    );
     // The configuration of one model beside the weights of another.
     let files = [("config.json", "hf-clip-tiny/config.json"), ("pytorch_model.bin", "openai-vit-tiny.pt")];
     let names = message(&files, Json::Null);
-    assert!(names.contains("is missing") && names.contains("is not a tensor of this architecture"), "{names}");
+    assert!(
+        names.contains("is missing") && names.contains("is not a tensor of this architecture"),
+        "{names}"
+    );
 }
