@@ -31,6 +31,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod clear;
 mod content;
 mod digest;
@@ -52,6 +53,7 @@ mod tests;
 mod usage;
 mod value;
 
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};

@@ -14,6 +14,7 @@ use pipe_cache::{
     Store, StoreError,
 };
 
+use crate::checkpoints::{Checkpoints, EVERY, KEEP};
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::StageError;
 use crate::events::EventLog;
@@ -126,6 +127,7 @@ impl Attempt {
         let host = Host {
             node: self.node.name.clone(),
             shard: self.task.shard(),
+            key: self.key.digest(),
             events: Arc::clone(&self.events),
             cancelled: Arc::clone(&self.cancelled),
             deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
@@ -141,6 +143,8 @@ impl Attempt {
             staging.scratch()?,
             provenance,
         );
+        let checkpoints = self.store.checkpoints(&self.key.digest(), KEEP);
+        context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), EVERY));
         match &self.task {
             Task::Whole => {}
             Task::Part(_) => context = context.of_part(),
@@ -220,6 +224,8 @@ impl Attempt {
         };
         let committed = staging.commit_node(&self.key, &staged, shared, meta)?;
         report_nondeterminism(&self.events, &self.node.name, &committed);
+        // What stays of them is removed as garbage.
+        let _ = checkpoints.clear();
         Ok(committed)
     }
 }
@@ -302,11 +308,21 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 struct Host {
     node: String,
     shard: Option<String>,
+    key: Digest,
     events: Arc<EventLog>,
     cancelled: Arc<AtomicBool>,
     deadline: Option<Instant>,
     log: Mutex<Option<File>>,
     last_progress: Mutex<Option<Instant>>,
+}
+
+impl Host {
+    /// An event about the state that is kept.
+    fn state(&self, event: &str, step: u64) {
+        self.log(&format!("{event} after step {step}"));
+        let fields = serde_json::json!({ "node": self.node, "shard": self.shard, "key": self.key.to_hex(), "step": step });
+        self.events.emit(event, fields);
+    }
 }
 
 impl StageHost for Host {
@@ -334,6 +350,14 @@ impl StageHost for Host {
     fn warn(&self, message: &str) {
         self.log(&format!("warning: {message}"));
         self.events.emit("warning", serde_json::json!({ "subject": self.node, "detail": message }));
+    }
+
+    fn checkpoint(&self, step: u64) {
+        self.state("checkpoint", step);
+    }
+
+    fn resumed(&self, step: u64) {
+        self.state("resume", step);
     }
 
     fn cancelled(&self) -> bool {

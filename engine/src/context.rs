@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use pipe_cache::Digest;
 
+use crate::checkpoints::{Checkpoints, Resumed};
 use crate::error::StageError;
 
 /// A read-only artifact, as a stage sees it.
@@ -137,6 +138,10 @@ pub trait StageHost: Sync {
     fn warn(&self, message: &str);
     /// Whether the stage shall stop at the next safe point.
     fn cancelled(&self) -> bool;
+    /// The state after a step was kept.
+    fn checkpoint(&self, _step: u64) {}
+    /// The work goes on after this step.
+    fn resumed(&self, _step: u64) {}
 }
 
 /// Everything a stage has while it runs.
@@ -152,6 +157,7 @@ pub struct StageContext<'a> {
     /// What the parts gave, by output port, while they are merged.
     pub(crate) partials: BTreeMap<String, Vec<Artifact>>,
     pub(crate) is_part: bool,
+    pub(crate) checkpoints: Checkpoints,
 }
 
 impl<'a> StageContext<'a> {
@@ -164,8 +170,48 @@ impl<'a> StageContext<'a> {
         scratch: PathBuf,
         provenance: String,
     ) -> Self {
-        let (partials, is_part) = (BTreeMap::new(), false);
-        Self { inputs, outputs, host, threads, scratch, provenance, partials, is_part }
+        let (partials, is_part, checkpoints) = (BTreeMap::new(), false, Checkpoints::none());
+        Self { inputs, outputs, host, threads, scratch, provenance, partials, is_part, checkpoints }
+    }
+
+    /// The same context with checkpoints.
+    #[must_use]
+    pub fn with_checkpoints(self, checkpoints: Checkpoints) -> Self {
+        Self { checkpoints, ..self }
+    }
+
+    /// What an earlier attempt of this action kept, and where this one keeps its state.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
+    /// The newest state that an earlier attempt kept; that it is resumed is told.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn resume(&self) -> Result<Option<Resumed>, StageError> {
+        let resumed = self.checkpoints.resume()?;
+        if let Some(resumed) = &resumed {
+            self.host.resumed(resumed.step);
+        }
+        Ok(resumed)
+    }
+
+    /// A safe point after `step`, where the state of the stage is whole: keeps it if that is due or the run
+    /// was asked to stop, and then stops.
+    ///
+    /// # Errors
+    /// [`StageError::Cancelled`], or if the state cannot be kept.
+    pub fn safe_point(
+        &self,
+        step: u64,
+        write: impl FnOnce(&Path) -> Result<(), StageError>,
+    ) -> Result<(), StageError> {
+        if step > 0 && (self.checkpoints.is_due() || self.host.cancelled()) {
+            self.checkpoints.save(step, write)?;
+            self.host.checkpoint(step);
+        }
+        self.check_cancelled()
     }
 
     /// The same context for one part of a row-wise node; see [`Self::is_part`].

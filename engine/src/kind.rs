@@ -192,9 +192,10 @@ pub trait StageKind: Send + Sync + 'static {
         &[]
     }
 
-    /// Whether the kind is row-wise with these parameters, if it has an input of class `Map` or `Reduce`:
-    /// with "the first hundred rows" it is not, and then runs once on whole inputs.
-    fn is_row_wise(&self, _params: &Self::Params) -> bool {
+    /// Whether the kind is row-wise with these parameters and inputs (`has` says which are given), if it has
+    /// an input of class `Map` or `Reduce`: with "the first hundred rows" it is not, and then runs once on
+    /// whole inputs.
+    fn is_row_wise(&self, _params: &Self::Params, _has: &dyn Fn(&str) -> bool) -> bool {
         true
     }
 
@@ -255,8 +256,8 @@ pub trait AnyKind: Send + Sync {
     fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>>;
     /// The output ports under resolved parameters.
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
-    /// Whether the kind is row-wise under resolved parameters.
-    fn is_row_wise(&self, resolved: &ResolvedParams) -> bool;
+    /// Whether the kind is row-wise; see [`StageKind::is_row_wise`].
+    fn is_row_wise(&self, resolved: &ResolvedParams, has: &dyn Fn(&str) -> bool) -> bool;
     /// What parts read of a `Lookup` input; see [`StageKind::lookup`].
     ///
     /// # Errors
@@ -335,8 +336,8 @@ impl<K: StageKind> AnyKind for K {
         StageKind::run(self, &typed(resolved)?, context)
     }
 
-    fn is_row_wise(&self, resolved: &ResolvedParams) -> bool {
-        typed(resolved).is_ok_and(|params| StageKind::is_row_wise(self, &params))
+    fn is_row_wise(&self, resolved: &ResolvedParams, has: &dyn Fn(&str) -> bool) -> bool {
+        typed(resolved).is_ok_and(|params| StageKind::is_row_wise(self, &params, has))
     }
 
     fn lookup(

@@ -6,6 +6,7 @@
 
 mod action;
 mod attempt;
+mod checkpoints;
 mod cli;
 mod context;
 mod error;
@@ -25,6 +26,7 @@ mod run;
 mod shards;
 mod why;
 
+pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::StageError;

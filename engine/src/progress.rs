@@ -88,6 +88,10 @@ impl Display {
                 self.running.insert(node, Running { bar, said: Instant::now() });
             }
             "progress" => self.progress(&node, fields),
+            "resume" => self.line("Resume", &format!("{node}  after step {}", fields["step"])),
+            "checkpoint" if self.verbosity == Verbosity::Verbose => {
+                self.line("Kept", &format!("{node}  after step {}", fields["step"]));
+            }
             "action_hit" if self.verbosity == Verbosity::Verbose => self.line("Cached", &node),
             "action_finished" => {
                 if let Some(Running { bar: Some(bar), .. }) = self.running.remove(&node) {

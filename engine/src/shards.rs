@@ -238,7 +238,9 @@ fn principals(node: &Node, records: &[Option<Record>]) -> Option<Vec<Principal>>
         Some(port) => principals.iter().any(|one| one.port == port),
     };
     let all_follow = node.outputs.iter().all(|port| follows_one(port.follows));
-    (!principals.is_empty() && all_follow && node.kind.is_row_wise(&node.params)).then_some(principals)
+    let has = |port: &str| node.inputs.iter().any(|input| input.name == port && !input.sources.is_empty());
+    let is_row_wise = !principals.is_empty() && all_follow && node.kind.is_row_wise(&node.params, &has);
+    is_row_wise.then_some(principals)
 }
 
 /// The only artifact of an input, if it comes from another node.

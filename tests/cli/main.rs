@@ -10,4 +10,5 @@ mod mistakes;
 mod outputs;
 mod processes;
 mod scale;
+mod shards;
 mod study;

@@ -11,7 +11,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use pipe_engine::cache::{Digest, Value, part_digest, part_ends, row_digest};
-use pipe_engine::{OutputWriter, StageError, TablePart};
+use pipe_engine::{OutputWriter, StageContext, StageError, TablePart};
 
 use super::arrow::record_batch;
 use super::column::{Column, Table};
@@ -30,6 +30,15 @@ impl WriteOptions<'_> {
     /// Parts of the size for tables of text.
     pub fn text(provenance: &str) -> WriteOptions<'_> {
         WriteOptions { shard_rows: 4096, provenance }
+    }
+
+    /// The rows of a row-wise stage: those of one part stay one part, whatever their number, so that parts
+    /// do not get smaller from stage to stage.
+    pub fn row_wise<'p>(context: &StageContext<'_>, provenance: &'p str) -> WriteOptions<'p> {
+        match context.is_part() {
+            true => WriteOptions { shard_rows: usize::MAX, provenance },
+            false => WriteOptions::text(provenance),
+        }
     }
 }
 
@@ -74,7 +83,7 @@ impl<'a> TableWriter<'a> {
     /// As [`write()`].
     pub fn push(&mut self, rows: &Table) -> Result<(), StageError> {
         let rows = ordered(self.schema, rows)?;
-        self.digests.extend((0..rows.rows()).map(|row| digest_of_row(&rows, row)));
+        self.digests.extend(row_digests(&rows));
         let table = match self.waiting.take() {
             None => rows,
             Some(waiting) => waiting.append(rows)?,
@@ -159,6 +168,11 @@ fn empty(kind: Kind, rows: usize) -> Column {
         Kind::Image => Column::Image(vec![None; rows]),
         Kind::Binary => Column::Binary(vec![None; rows]),
     }
+}
+
+/// The digest of each row of a table.
+pub(crate) fn row_digests(table: &Table) -> Vec<Digest> {
+    (0..table.rows()).map(|row| digest_of_row(table, row)).collect()
 }
 
 fn digest_of_row(table: &Table, row: usize) -> Digest {
@@ -376,7 +390,7 @@ mod tests {
             .find(|column| column.column_path().string().starts_with("scores"))
             .unwrap();
         assert!(scores.encodings().any(|encoding| encoding == Encoding::BYTE_STREAM_SPLIT));
-        let read = super::super::read::read_file(&path, None).unwrap();
+        let read = super::super::read::read_file(&path, &|_| true).unwrap();
         assert_eq!(read.list_float32("scores").unwrap(), table.list_float32("scores").unwrap());
         assert_eq!(read.utf8("truth_device").unwrap(), table.utf8("truth_device").unwrap());
     }

@@ -118,7 +118,7 @@ impl StageKind for Append {
         vec![OutputPort::new("rows", LINES, "the lines with more text")]
     }
 
-    fn is_row_wise(&self, params: &Params) -> bool {
+    fn is_row_wise(&self, params: &Params, _: &dyn Fn(&str) -> bool) -> bool {
         params.first.is_none()
     }
 
