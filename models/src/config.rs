@@ -87,6 +87,34 @@ impl ModelConfig {
         }
     }
 
+    /// The name of the architecture, as `config.json` says it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Clip(_) => CLIP,
+            Self::OpenAiClip(_) => OPEN_AI_CLIP,
+            Self::BiomedClip(_) => BIOMED_CLIP,
+            Self::PmcClip(_) => PMC_CLIP,
+            Self::CtClip(_) => CT_CLIP,
+            Self::Bert(_) => BERT,
+            Self::TimmVit(_) => TIMM_VIT,
+            Self::ResNet(_) => RESNET,
+        }
+    }
+
+    /// The length of a text in ids, marks included, and the id that fills it up; `None` without a text
+    /// tower.
+    pub fn text_length(&self) -> Option<(usize, u32)> {
+        match self {
+            Self::Clip(config) => Some((config.text.positions, config.text.pad)),
+            Self::OpenAiClip(config) => Some((config.text.positions, config.text.pad)),
+            Self::BiomedClip(config) => Some((config.context, config.text.pad_token_id)),
+            Self::PmcClip(config) => Some((config.context, config.text.pad_token_id)),
+            Self::CtClip(config) => Some((config.context, config.text.pad_token_id)),
+            Self::Bert(config) => Some((config.max_position_embeddings, config.pad_token_id)),
+            Self::TimmVit(_) | Self::ResNet(_) => None,
+        }
+    }
+
     /// Whether a `model_type` is a name of our own, which no other library writes.
     pub(crate) fn is_our_own(kind: &str) -> bool {
         [OPEN_AI_CLIP, BIOMED_CLIP, PMC_CLIP, CT_CLIP, TIMM_VIT, RESNET].contains(&kind)
@@ -131,6 +159,8 @@ impl ModelConfig {
             VisionConfig::infer_timm(tensors, "").map(Self::TimmVit)
         } else if has("layer1.0.conv3.weight") && !has("attnpool.positional_embedding") {
             ResNetConfig::infer_torchvision(tensors).map(Self::ResNet)
+        } else if has("text_model.embeddings.token_embedding.weight") {
+            Err(config_error("the checkpoint has no such file; CLIP in the layout of transformers needs it"))
         } else {
             let names: Vec<&str> = tensors.keys().take(3).map(String::as_str).collect();
             let reason = format!(
@@ -138,7 +168,7 @@ impl ModelConfig {
                 tensors.len(),
                 names.join("`, `")
             );
-            Err(CheckpointError::new("the weights", reason))
+            Err(CheckpointError::in_weights(reason))
         }
     }
 

@@ -10,9 +10,9 @@ use crate::checkpoint::{
     tensors_preferring,
 };
 use crate::clip::OpenAiImage;
-use crate::preprocess::{Fit, Pipeline};
+use crate::preprocess::{Filter, Fit, Pipeline};
 use crate::tokenizer::Cleaning;
-use crate::{Activation, ModelConfig, Preprocessor, Tokenizer};
+use crate::{Activation, FoundationModel, ModelConfig, Preprocessor, Tokenizer, Trainable};
 
 /// What open_clip calls its configuration.
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
@@ -72,6 +72,19 @@ pub struct Imported {
     pub tokenizer: Option<Tokenizer>,
     /// open_clip's description, which an export keeps.
     pub open_clip: Option<Json>,
+    /// The file of weights, or the first of several.
+    weights: String,
+}
+
+impl Imported {
+    /// The model of these tensors. They are moved out of the checkpoint.
+    ///
+    /// # Errors
+    /// If names and shapes do not fit; all that do not are listed.
+    pub fn build(&mut self, trainable: Trainable) -> Result<Box<dyn FoundationModel>, CheckpointError> {
+        let tensors = std::mem::take(&mut self.tensors);
+        self.config.build(tensors, trainable).map_err(|error| error.of_file(&self.weights))
+    }
 }
 
 /// Reads a checkpoint of any layout: Hugging Face (one file or shards), open_clip, timm, OpenAI's `.pt`,
@@ -91,9 +104,12 @@ pub fn import(
         Layout::HuggingFace | Layout::Timm => files.json_if_any("config.json")?,
         Layout::PmcClipSplit | Layout::Weights => Json::Null,
     };
-    let tensors = canonical(read_weights(files, layout, device)?)?;
-    let config = with_overrides(&read_config(files, layout, &description, &tensors)?, &options.config)?;
-    let preprocessor = match image_side(&config) {
+    let weights = name_of_weights(files, layout)?;
+    let of_file = |error: CheckpointError| error.of_file(&weights);
+    let tensors = read_weights(files, layout, device).and_then(canonical).map_err(of_file)?;
+    let config = read_config(files, layout, &description, &tensors).map_err(of_file)?;
+    let config = config.with_overrides(&options.config)?;
+    let preprocessor = match config.image_side() {
         Some(side) => {
             let mut found = preprocessor(files, layout, &description, &config, side)?;
             found.pipeline = options.pipeline.unwrap_or(found.pipeline);
@@ -107,8 +123,8 @@ pub fn import(
             None => Ok(tokenizer),
         })
         .transpose()?;
-    let open_clip = (layout == Layout::OpenClip).then_some(description);
-    Ok(Imported { layout, config, tensors, preprocessor, tokenizer, open_clip })
+    let open_clip = Some(files.json_if_any(OPEN_CLIP_CONFIG)?).filter(Json::is_object);
+    Ok(Imported { layout, config, tensors, preprocessor, tokenizer, open_clip, weights })
 }
 
 fn layout(files: &CheckpointFiles) -> Result<Layout, CheckpointError> {
@@ -151,6 +167,17 @@ fn weights_alone(files: &CheckpointFiles) -> Result<&str, CheckpointError> {
     }
 }
 
+/// The file that a mistake in the weights is reported for.
+fn name_of_weights(files: &CheckpointFiles, layout: Layout) -> Result<String, CheckpointError> {
+    Ok(match layout {
+        Layout::PmcClipSplit => PMC_SPLIT[0].0,
+        Layout::Weights => weights_alone(files)?,
+        Layout::HuggingFace | Layout::Timm => checkpoint::weights_name(files, Prefer::Transformers)?.0,
+        Layout::OpenClip => checkpoint::weights_name(files, Prefer::OpenClip)?.0,
+    }
+    .to_owned())
+}
+
 fn read_weights(
     files: &CheckpointFiles,
     layout: Layout,
@@ -188,7 +215,7 @@ fn canonical(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tenso
             }
         }
         if renamed.insert(new.clone(), tensor).is_some() {
-            return Err(CheckpointError::new("the weights", format!("two tensors are called `{new}`")));
+            return Err(CheckpointError::in_weights(format!("two tensors are called `{new}`")));
         }
     }
     Ok(renamed)
@@ -251,18 +278,6 @@ fn open_clip_config(
     Ok(config)
 }
 
-/// The configuration with fields of `overrides` in place of its own.
-fn with_overrides(config: &ModelConfig, overrides: &Json) -> Result<ModelConfig, CheckpointError> {
-    if overrides.is_null() {
-        return Ok(config.clone());
-    }
-    let error = |reason: String| CheckpointError::new("config.json", reason);
-    let mut json: Json =
-        serde_json::from_str(&config.to_json()).map_err(|problem| error(problem.to_string()))?;
-    merge(&mut json, overrides, "").map_err(error)?;
-    ModelConfig::from_json(&json.to_string())
-}
-
 /// Replaces the fields of `base` that `overrides` has; a field that is not there is a mistake.
 fn merge(base: &mut Json, overrides: &Json, path: &str) -> Result<(), String> {
     match (base, overrides) {
@@ -284,20 +299,56 @@ fn merge(base: &mut Json, overrides: &Json, path: &str) -> Result<(), String> {
     }
 }
 
-/// The side of the squares that a model takes.
-fn image_side(config: &ModelConfig) -> Option<usize> {
-    match config {
-        ModelConfig::Clip(config) => Some(config.vision.image),
-        ModelConfig::OpenAiClip(config) => Some(match &config.image {
-            OpenAiImage::Transformer(vision) => vision.image,
-            OpenAiImage::ResNet { trunk, .. } => trunk.image,
-        }),
-        ModelConfig::BiomedClip(config) => Some(config.vision.image),
-        ModelConfig::PmcClip(config) => Some(config.image.image),
-        ModelConfig::CtClip(config) => Some(config.vision.image),
-        ModelConfig::TimmVit(config) => Some(config.image),
-        ModelConfig::ResNet(config) => Some(config.image),
-        ModelConfig::Bert(_) => None,
+impl ModelConfig {
+    /// The configuration with fields of `overrides` in place of its own; `null` changes nothing.
+    ///
+    /// # Errors
+    /// If there is no such field, or a value does not fit.
+    pub fn with_overrides(&self, overrides: &Json) -> Result<Self, CheckpointError> {
+        if overrides.is_null() {
+            return Ok(self.clone());
+        }
+        let error = |reason: String| CheckpointError::new("config.json", reason);
+        let mut json: Json =
+            serde_json::from_str(&self.to_json()).map_err(|problem| error(problem.to_string()))?;
+        merge(&mut json, overrides, "").map_err(error)?;
+        Self::from_json(&json.to_string())
+    }
+
+    /// The side of the squares that the model takes; `None` if it reads no images.
+    fn image_side(&self) -> Option<usize> {
+        match self {
+            Self::Clip(config) => Some(config.vision.image),
+            Self::OpenAiClip(config) => Some(match &config.image {
+                OpenAiImage::Transformer(vision) => vision.image,
+                OpenAiImage::ResNet { trunk, .. } => trunk.image,
+            }),
+            Self::BiomedClip(config) => Some(config.vision.image),
+            Self::PmcClip(config) => Some(config.image.image),
+            Self::CtClip(config) => Some(config.vision.image),
+            Self::TimmVit(config) => Some(config.image),
+            Self::ResNet(config) => Some(config.image),
+            Self::Bert(_) => None,
+        }
+    }
+
+    /// What happens to an image first, where no file says it; `None` if the model reads no images.
+    pub fn preprocessor(&self) -> Option<Preprocessor> {
+        let side = self.image_side()?;
+        Some(match self {
+            // Grey from -1 to 1.
+            Self::CtClip(_) => Preprocessor { mean: [0.5; 3], std: [0.5; 3], ..Preprocessor::clip(side) },
+            // torchvision's weights are evaluated at 256 pixels, cut to 224, bilinear.
+            Self::ResNet(_) | Self::TimmVit(_) => Preprocessor {
+                pipeline: Pipeline::Torchvision,
+                fit: Fit::Shortest(side * 256 / 224),
+                filter: Filter::Bilinear,
+                mean: IMAGENET_MEAN,
+                std: IMAGENET_STD,
+                ..Preprocessor::clip(side)
+            },
+            _ => Preprocessor::clip(side),
+        })
     }
 }
 
@@ -317,16 +368,7 @@ fn preprocessor(
         Layout::HuggingFace if matches!(config, ModelConfig::Clip(_)) => {
             Ok(Preprocessor { pipeline: Pipeline::HuggingFace, ..Preprocessor::clip(side) })
         }
-        // torchvision's weights are evaluated at 256 pixels, cut to 224, bilinear.
-        _ if matches!(config, ModelConfig::ResNet(_) | ModelConfig::TimmVit(_)) => Ok(Preprocessor {
-            pipeline: Pipeline::Torchvision,
-            fit: Fit::Shortest(side * 256 / 224),
-            filter: crate::preprocess::Filter::Bilinear,
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
-            ..Preprocessor::clip(side)
-        }),
-        _ => Ok(Preprocessor::clip(side)),
+        _ => Ok(config.preprocessor().unwrap_or(Preprocessor::clip(side))),
     }
 }
 

@@ -15,12 +15,13 @@ pub(crate) struct Shapes<'a>(pub(crate) &'a BTreeMap<String, Tensor>);
 impl Shapes<'_> {
     /// One dimension of a tensor.
     pub(crate) fn dim(self, name: &str, axis: usize) -> Result<usize, CheckpointError> {
-        let tensor = self.0.get(name).ok_or_else(|| {
-            CheckpointError::new("the weights", format!("`{name}` is missing, which tells a size"))
-        })?;
+        let tensor = self
+            .0
+            .get(name)
+            .ok_or_else(|| CheckpointError::in_weights(format!("`{name}` is missing, which tells a size")))?;
         tensor.dims().get(axis).copied().filter(|size| *size > 0).ok_or_else(|| {
             let reason = format!("`{name}` is {:?}, which does not tell a size", tensor.dims());
-            CheckpointError::new("the weights", reason)
+            CheckpointError::in_weights(reason)
         })
     }
 

@@ -183,7 +183,7 @@ impl Weights {
         } else {
             let reason =
                 format!("{} tensors do not fit:\n  {}", self.problems.len(), self.problems.join("\n  "));
-            Err(CheckpointError::new("the weights", reason))
+            Err(CheckpointError::in_weights(reason))
         }
     }
 }

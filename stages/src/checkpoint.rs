@@ -5,7 +5,10 @@ use pipe_engine::{
     StageContext, StageError, StageKind,
 };
 use pipe_models::clip::{ClipConfig, EotRule, TextConfig, VisionConfig};
-use pipe_models::{Activation, ClipModel, Preprocessor, Tokenizer, Trainable};
+use pipe_models::import::ImportOptions;
+use pipe_models::preprocess::Pipeline;
+use pipe_models::tokenizer::Cleaning;
+use pipe_models::{Activation, ModelConfig, PUBLISHED, Preprocessor, Tokenizer, Trainable, published};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +19,54 @@ use crate::model::{DEVICE, Model, checkpoint_error, files};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
-    /// From the files of the input `source`, in the Hugging Face layout.
+    /// From the files of the input `source`, in any published layout.
     Files,
-    /// Drawn from the seed, for the architecture of `vision` and `text`.
+    /// Drawn from the seed, for `architecture`, or for the sizes of `vision` and `text`.
     Random,
+}
+
+/// The order of the steps from an image to pixels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Steps {
+    /// OpenAI's and open_clip's: resized in the mode of the file, then made RGB.
+    OpenClip,
+    /// torchvision's and timm's: made RGB first.
+    Torchvision,
+    /// transformers' with Pillow.
+    HuggingFace,
+    /// transformers' with torchvision.
+    HuggingFaceTorch,
+}
+
+impl From<Steps> for Pipeline {
+    fn from(steps: Steps) -> Self {
+        match steps {
+            Steps::OpenClip => Self::OpenClip,
+            Steps::Torchvision => Self::Torchvision,
+            Steps::HuggingFace => Self::HuggingFace,
+            Steps::HuggingFaceTorch => Self::HuggingFaceTorch,
+        }
+    }
+}
+
+/// What happens to a text before it is cut into pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TextCleaning {
+    /// What the tokeniser's own file says.
+    AsStored,
+    /// OpenAI's and open_clip's.
+    OpenClip,
+}
+
+impl From<TextCleaning> for Cleaning {
+    fn from(cleaning: TextCleaning) -> Self {
+        match cleaning {
+            TextCleaning::AsStored => Self::AsStored,
+            TextCleaning::OpenClip => Self::OpenClip,
+        }
+    }
 }
 
 /// A transformer's sizes.
@@ -52,13 +99,24 @@ impl TowerSize {
     }
 }
 
-/// Parameters of `checkpoint`. The architecture parameters are those of random weights; the defaults
-/// are the small CLIP of the study on phantoms.
+/// Parameters of `checkpoint`. `config`, `preprocessing` and `cleaning` replace what files say or leave
+/// open, `config` also the sizes of `architecture`; the others are those of random weights, whose defaults are the small CLIP of the study on
+/// phantoms.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Where the weights come from.
     pub init: Init,
+    /// Fields of the configuration that replace those found, as `{ adaptation = "ct-2d" }`.
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// The order of preprocessing steps, if not that of the library that the files are made for.
+    pub preprocessing: Option<Steps>,
+    /// The cleaning of texts, if not that of the library that the files are made for.
+    pub cleaning: Option<TextCleaning>,
+    /// Random weights of a published architecture in full size, instead of the sizes below:
+    /// `clip-vit-b-32`, `clip-vit-b-16`, `clip-vit-l-14`, `clip-rn50`, `biomed-clip`, `pmc-clip`,
+    /// `ct-clip`, `pubmed-bert`, `vit-b-16` or `resnet50`.
+    pub architecture: Option<String>,
     /// Decides random weights.
     pub seed: i64,
     /// Side of the image, in pixels.
@@ -83,6 +141,10 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             init: Init::Files,
+            config: serde_json::Map::new(),
+            preprocessing: None,
+            cleaning: None,
+            architecture: None,
             seed: 0,
             image_size: 48,
             patch: 8,
@@ -103,8 +165,8 @@ impl StageKind for Checkpoint {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "checkpoint",
-            summary: "a verified CLIP: from files in the Hugging Face layout, or with random weights",
-            implementation: 1,
+            summary: "a verified foundation model: from published files of any layout, or with random weights",
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -112,7 +174,7 @@ impl StageKind for Checkpoint {
                 InputPort::optional(
                     "source",
                     &[ArtifactType::FILE],
-                    "the folder with config.json, model.safetensors and tokenizer.json",
+                    "a folder as published (Hugging Face, open_clip, timm, PMC-CLIP's files), or one file of weights",
                 ),
                 InputPort::optional(
                     "tokenizer",
@@ -130,6 +192,15 @@ impl StageKind for Checkpoint {
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
         let mut problems = Vec::new();
+        if let Some(name) = &params.architecture
+            && published(name).is_none()
+        {
+            problems.push(ParameterProblem {
+                path: "architecture".to_owned(),
+                message: format!("`{name}` is no published architecture"),
+                help: Some(format!("`{}`", PUBLISHED.join("`, `"))),
+            });
+        }
         for (name, tower) in [("vision", &params.vision), ("text", &params.text)] {
             if tower.width % tower.heads != 0 {
                 problems.push(ParameterProblem {
@@ -153,42 +224,72 @@ impl StageKind for Checkpoint {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let tokenizer_json = match context.optional_input("tokenizer") {
-            Some(artifact) => Some(files(artifact).text("tokenizer.json").map_err(checkpoint_error)?),
+        let given = match context.optional_input("tokenizer") {
+            Some(artifact) => Tokenizer::of_checkpoint(&files(artifact)).map_err(checkpoint_error)?,
             None => None,
         };
+        let cleaned = |tokenizer: Tokenizer| match params.cleaning {
+            Some(cleaning) => tokenizer.with_cleaning(cleaning.into()).map_err(checkpoint_error),
+            None => Ok(tokenizer),
+        };
+        let given = given.map(cleaned).transpose()?;
         let mut model = match (params.init, context.optional_input("source")) {
-            (Init::Files, Some(source)) => Model::load(source, Trainable::Frozen)?,
+            (Init::Files, Some(source)) => {
+                let options = ImportOptions {
+                    config: params.config.clone().into(),
+                    pipeline: params.preprocessing.map(Pipeline::from),
+                    cleaning: params.cleaning.map(Cleaning::from),
+                };
+                Model::import(source, &options, Trainable::Frozen)?
+            }
             (Init::Files, None) => {
                 let message =
                     "`init = \"files\"` needs the input `source`: `inputs = { source = \"file:FOLDER\" }`";
                 return Err(StageError::failed(message));
             }
-            (Init::Random, _) => random(params, tokenizer_json.as_deref())?,
+            (Init::Random, _) => random(params, given.as_ref())?,
         };
-        if model.tokenizer_json.is_none() {
-            model.tokenizer_json = tokenizer_json;
+        if model.tokenizer.is_none() && model.network.as_text_tower().is_some() {
+            model.tokenizer = given;
         }
-        if let Some(json) = &model.tokenizer_json {
-            let tokenizer = Tokenizer::from_json(json).map_err(checkpoint_error)?;
-            let rows = model.clip.config().text.vocabulary;
-            if tokenizer.vocabulary() > rows {
-                let reason =
-                    format!("it has {} ids, the model's embedding table {rows} rows", tokenizer.vocabulary());
-                return Err(StageError::input("tokenizer.json", reason));
-            }
+        if let (Some(tokenizer), Some(tower)) = (&model.tokenizer, model.network.as_text_tower())
+            && tokenizer.vocabulary() > tower.vocabulary()
+        {
+            let reason = format!(
+                "it has {} ids, the model's embedding table {} rows",
+                tokenizer.vocabulary(),
+                tower.vocabulary()
+            );
+            return Err(StageError::input("tokenizer.json", reason));
         }
         model.save(context.output("checkpoint")?)
     }
 }
 
-fn random(params: &Params, tokenizer_json: Option<&str>) -> Result<Model, StageError> {
-    let json = tokenizer_json.ok_or_else(|| {
-        StageError::failed("random weights need the input `tokenizer`: it decides the vocabulary")
-    })?;
-    let tokenizer = Tokenizer::from_json(json).map_err(checkpoint_error)?;
+/// A model with random weights: of a published architecture, or a small CLIP.
+fn random(params: &Params, tokenizer: Option<&Tokenizer>) -> Result<Model, StageError> {
+    let config = match params.architecture.as_deref().and_then(published) {
+        Some(config) => config,
+        None => ModelConfig::Clip(small(
+            params,
+            tokenizer.ok_or_else(|| {
+                StageError::failed("random weights need the input `tokenizer`: it decides the vocabulary")
+            })?,
+        )),
+    };
+    let config = config.with_overrides(&params.config.clone().into()).map_err(checkpoint_error)?;
+    let network = config.random(params.seed as u64, &DEVICE, Trainable::Frozen).map_err(checkpoint_error)?;
+    let preprocessor = config.preprocessor().map(|own| Preprocessor {
+        pipeline: params.preprocessing.map_or(own.pipeline, Pipeline::from),
+        ..own
+    });
+    Ok(Model { network, preprocessor, tokenizer: tokenizer.cloned(), open_clip: None, head: None })
+}
+
+/// The CLIP of the given sizes, with as many embeddings as `tokenizer` has ids.
+fn small(params: &Params, tokenizer: &Tokenizer) -> ClipConfig {
     let end = tokenizer.end();
-    let config = ClipConfig {
+    ClipConfig {
         text: TextConfig {
             vocabulary: tokenizer.vocabulary(),
             width: params.text.width as usize,
@@ -216,15 +317,7 @@ fn random(params: &Params, tokenizer_json: Option<&str>) -> Result<Model, StageE
         },
         projection: params.projection as usize,
         logit_scale: (1.0f64 / 0.07).ln(),
-    };
-    let clip = ClipModel::random(&config, params.seed as u64, &DEVICE, Trainable::Frozen)
-        .map_err(checkpoint_error)?;
-    Ok(Model {
-        clip,
-        preprocessor: Preprocessor::clip(params.image_size as usize),
-        tokenizer_json: Some(json.to_owned()),
-        head: None,
-    })
+    }
 }
 
 #[cfg(test)]

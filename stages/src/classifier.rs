@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use pipe_engine::{ParameterProblem, StageContext, StageError};
+use pipe_models::normalise;
 use pipe_models::ops::linear;
-use pipe_models::{DualEncoder, normalise};
 
 use crate::images::{ImageSet, batches};
 use crate::labels::Labels;
-use crate::model::{DEVICE, HeadDescription, Model, checkpoint_error, tensor_error};
+use crate::model::{DEVICE, HeadDescription, Model, tensor_error};
 
 /// The texts of each class, by its name.
 pub(crate) type Prompts = BTreeMap<String, Vec<String>>;
@@ -63,13 +63,13 @@ impl<'a> Classifier<'a> {
 
     /// Embeddings `[batch, width]` of preprocessed pixels.
     pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, StageError> {
-        self.model.clip.image_tower().embed_images(pixels, None).map_err(tensor_error)
+        self.model.image_tower()?.embed_images(pixels, None).map_err(tensor_error)
     }
 
     /// Class logits `[batch, classes]` of embeddings.
     pub(crate) fn logits(&self, embeddings: &Tensor) -> Result<Tensor, StageError> {
         match &self.prototypes {
-            Some(prototypes) => zero_shot(self.model, embeddings, prototypes).map_err(tensor_error),
+            Some(prototypes) => zero_shot(self.model, embeddings, prototypes),
             None => {
                 let head = self.model.head()?;
                 linear(embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
@@ -112,22 +112,16 @@ pub(crate) fn encode_prompts(
     classes: &[String],
     prompts: &Prompts,
 ) -> Result<PromptIds, StageError> {
-    let tokenizer = model.tokenizer()?;
-    let text = &model.clip.config().text;
     let unknown: Vec<&String> = prompts.keys().filter(|class| !classes.contains(class)).collect();
     if !unknown.is_empty() {
         let message =
             format!("prompts are given for {unknown:?}, which are no classes; those are {classes:?}");
         return Err(StageError::failed(message));
     }
-    let encode = |prompt: &String| {
-        let encoded = tokenizer.encode(prompt, text.positions, text.pad).map_err(checkpoint_error)?;
-        Ok(encoded.ids)
-    };
     let of_class = |class: &String| -> Result<Vec<Vec<u32>>, StageError> {
         let texts = prompts.get(class);
         let texts = texts.ok_or_else(|| StageError::failed(format!("class `{class}` has no prompts")))?;
-        texts.iter().map(encode).collect()
+        texts.iter().map(|prompt| model.encode(prompt)).collect()
     };
     classes.iter().map(of_class).collect()
 }
@@ -135,10 +129,10 @@ pub(crate) fn encode_prompts(
 /// One unit vector per class, `[classes, width]`: the embeddings of its texts, normalised, averaged and
 /// normalised again (the CLIP repository's prompt ensembles).
 pub(crate) fn prototypes(model: &Model, prompts: &PromptIds) -> Result<Tensor, StageError> {
-    let positions = model.clip.config().text.positions;
+    let tower = model.text_tower()?;
     let mean = |texts: &Vec<Vec<u32>>| -> candle_core::Result<Tensor> {
-        let ids = Tensor::from_vec(texts.concat(), (texts.len(), positions), &DEVICE)?;
-        let embeddings = normalise(&model.clip.text_tower().embed_texts(&ids, None)?)?;
+        let ids = Tensor::from_vec(texts.concat(), (texts.len(), tower.context_length()), &DEVICE)?;
+        let embeddings = normalise(&tower.embed_texts(&ids, None)?)?;
         normalise(&embeddings.mean_keepdim(0)?)
     };
     let rows = prompts.iter().map(mean).collect::<candle_core::Result<Vec<Tensor>>>();
@@ -150,6 +144,6 @@ pub(crate) fn zero_shot(
     model: &Model,
     embeddings: &Tensor,
     prototypes: &Tensor,
-) -> candle_core::Result<Tensor> {
-    linear(&normalise(embeddings)?, prototypes, None)?.broadcast_mul(&model.clip.logit_scale().exp()?)
+) -> Result<Tensor, StageError> {
+    model.dual_encoder()?.logits(embeddings, prototypes).map_err(tensor_error)
 }

@@ -10,7 +10,7 @@ use pipe_engine::{
     DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
     StageKind,
 };
-use pipe_models::{DualEncoder, Trainable, normalise};
+use pipe_models::{Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +77,7 @@ impl StageKind for Embed {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let width = model.clip.image_tower().embedding_width();
+        let width = model.image_tower()?.embedding_width();
         let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {
             let rows = values.len() / width;
             if !params.normalise || rows == 0 {
@@ -97,7 +97,7 @@ impl StageKind for Embed {
         let provenance = context.provenance().to_owned();
         // A part is one of images or one of captions; the whole is both.
         if let Some(artifact) = context.optional_input("images") {
-            let images = ImageSet::read(artifact, &splits, &model.preprocessor, context)?;
+            let images = ImageSet::read(artifact, &splits, model.preprocessor()?, context)?;
             let all: Vec<usize> = (0..images.len()).collect();
             let values = finish(images.embed(&model, &all, params.batch, context)?)?;
             let columns = columns(&images.ids, &images.splits, width, values)?;

@@ -94,7 +94,7 @@ impl StageKind for EvaluateClassify {
             // For the threshold; its rows are no results.
             splits.push(VAL);
         }
-        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let targets = labels.of(&images.ids)?;
         let logits = classifier.classify(&images, params.batch, context)?;
         let classified = Classified {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
+use pipe_models::Preprocessor;
 use pipe_models::preprocess::Picture;
-use pipe_models::{DualEncoder, Preprocessor};
 use rayon::prelude::*;
 
 use crate::model::{DEVICE, Model, tensor_error};
@@ -122,12 +122,12 @@ impl ImageSet {
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<f32>, StageError> {
+        let tower = model.image_tower()?;
         let mut values = Vec::new();
         let mut done = 0;
         for part in batches(rows, batch) {
             context.check_cancelled()?;
-            let embeddings =
-                model.clip.image_tower().embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
+            let embeddings = tower.embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
             values.extend(
                 embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?,
             );

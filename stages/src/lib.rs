@@ -37,6 +37,7 @@ mod testing;
 mod texts;
 pub mod tokenize;
 pub mod tokenizer;
+pub mod vqa;
 
 pub use pipe_models::process;
 pub use registry::registry;

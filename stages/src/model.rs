@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, Var};
 use pipe_engine::{Artifact, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
+use pipe_models::export::{Companions, export};
+use pipe_models::import::{ImportOptions, Imported, import};
 use pipe_models::ops::linear;
 use pipe_models::random::Key;
 use pipe_models::{
-    CheckpointError, CheckpointFiles, ClipModel, DualEncoder, MaybeProbe, Preprocessor, Tokenizer, Trainable,
+    CheckpointError, CheckpointFiles, DualEncoder, FoundationModel, ImageTower, MaybeProbe, Preprocessor,
+    TextTower, Tokenizer, Trainable,
 };
 use serde::{Deserialize, Serialize};
 
@@ -56,44 +59,46 @@ pub(crate) struct Head {
     pub(crate) bias: Tensor,
 }
 
-/// A CLIP with its tokeniser and preprocessing, perhaps with a head.
+/// A foundation model with its tokeniser and preprocessing, perhaps with a head.
 pub(crate) struct Model {
-    pub(crate) clip: ClipModel,
-    pub(crate) preprocessor: Preprocessor,
-    /// `tokenizer.json` as it was, if there is one.
-    pub(crate) tokenizer_json: Option<String>,
+    pub(crate) network: Box<dyn FoundationModel>,
+    /// What happens to an image first; `None` for a model that reads no images.
+    pub(crate) preprocessor: Option<Preprocessor>,
+    /// `None` for a model that reads no text, or whose files lack a tokeniser.
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// open_clip's description, if the model came with one.
+    pub(crate) open_clip: Option<serde_json::Value>,
     pub(crate) head: Option<Head>,
 }
 
 impl Model {
     /// Loads a checkpoint artifact.
     pub(crate) fn load(artifact: &Artifact, trainable: Trainable) -> Result<Self, StageError> {
+        Self::import(artifact, &ImportOptions::default(), trainable)
+    }
+
+    /// Loads a checkpoint in any published layout.
+    pub(crate) fn import(
+        artifact: &Artifact,
+        options: &ImportOptions,
+        trainable: Trainable,
+    ) -> Result<Self, StageError> {
         let files = files(artifact);
-        let clip = ClipModel::load(&files, &DEVICE, trainable).map_err(checkpoint_error)?;
-        let side = clip.config().vision.image;
-        let preprocessor = match files.get("preprocessor_config.json") {
-            Some(_) => {
-                let text = files.text("preprocessor_config.json").map_err(checkpoint_error)?;
-                Preprocessor::from_json(&text, side).map_err(checkpoint_error)?
-            }
-            None => Preprocessor::clip(side),
-        };
-        let tokenizer_json = match files.get("tokenizer.json") {
-            Some(_) => Some(files.text("tokenizer.json").map_err(checkpoint_error)?),
-            None => None,
-        };
+        let mut imported = import(&files, options, &DEVICE).map_err(checkpoint_error)?;
+        let network = imported.build(trainable).map_err(checkpoint_error)?;
         let head = match files.get("head.safetensors") {
             Some(_) => Some(load_head(&files)?),
             None => None,
         };
-        Ok(Self { clip, preprocessor, tokenizer_json, head })
+        let Imported { preprocessor, tokenizer, open_clip, .. } = imported;
+        Ok(Self { network, preprocessor, tokenizer, open_clip, head })
     }
 
     /// The same architecture with random weights in the towers and the head, a pure function of `seed`:
     /// the control that no explanation may resemble (Adebayo et al. 2018).
     pub(crate) fn randomised(&self, seed: i64) -> Result<Self, StageError> {
-        let clip = ClipModel::random(self.clip.config(), seed as u64, &DEVICE, Trainable::Frozen)
-            .map_err(checkpoint_error)?;
+        let config = self.network.model_config();
+        let network = config.random(seed as u64, &DEVICE, Trainable::Frozen).map_err(checkpoint_error)?;
         let head = match &self.head {
             Some(head) => {
                 let (classes, width) = head.weight.dims2().map_err(tensor_error)?;
@@ -107,20 +112,67 @@ impl Model {
             }
             None => None,
         };
-        Ok(Self {
-            clip,
-            preprocessor: self.preprocessor.clone(),
-            tokenizer_json: self.tokenizer_json.clone(),
-            head,
-        })
+        let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
+        Ok(Self { network, preprocessor, tokenizer, open_clip: self.open_clip.clone(), head })
+    }
+
+    /// The architecture and the size of its images, for people.
+    pub(crate) fn describe(&self) -> String {
+        let name = self.network.model_config().name();
+        match self.network.as_image_tower().map(|tower| tower.geometry()) {
+            Some(geometry) => {
+                let ([height, width], [row, column]) = (geometry.image, geometry.patch);
+                format!("{name}, {height} x {width} pixels, patches of {row} x {column}")
+            }
+            None => name.to_owned(),
+        }
+    }
+
+    fn lacks(&self, what: &str) -> StageError {
+        let name = self.network.model_config().name();
+        StageError::input(
+            "config.json",
+            format!("the checkpoint (`{name}`) has no {what}, which the stage needs"),
+        )
+    }
+
+    /// Both towers with their common space.
+    pub(crate) fn dual_encoder(&self) -> Result<&dyn DualEncoder, StageError> {
+        self.network.as_dual_encoder().ok_or_else(|| self.lacks("pair of towers for images and text"))
+    }
+
+    /// The tower that reads images.
+    pub(crate) fn image_tower(&self) -> Result<&dyn ImageTower, StageError> {
+        self.network.as_image_tower().ok_or_else(|| self.lacks("image tower"))
+    }
+
+    /// The tower that reads text.
+    pub(crate) fn text_tower(&self) -> Result<&dyn TextTower, StageError> {
+        self.network.as_text_tower().ok_or_else(|| self.lacks("text tower"))
+    }
+
+    /// What happens to flat images first.
+    pub(crate) fn preprocessor(&self) -> Result<&Preprocessor, StageError> {
+        if self.image_tower()?.geometry().depth.is_some() {
+            let reason = "the checkpoint takes volumes; for flat images give its stage `checkpoint` \
+                          the parameter `config = { adaptation = \"ct-2d\" }`";
+            return Err(StageError::input("config.json", reason));
+        }
+        self.preprocessor.as_ref().ok_or_else(|| self.lacks("preprocessing of images"))
     }
 
     /// The tokeniser.
-    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, StageError> {
-        let json = self.tokenizer_json.as_deref().ok_or_else(|| {
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, StageError> {
+        self.tokenizer.as_ref().ok_or_else(|| {
             StageError::input("tokenizer.json", "the checkpoint has no tokeniser, and the stage reads text")
-        })?;
-        Tokenizer::from_json(json).map_err(checkpoint_error)
+        })
+    }
+
+    /// A text as ids of the model's length; what is longer is cut.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, StageError> {
+        let tower = self.text_tower()?;
+        let encoded = self.tokenizer()?.encode(text, tower.context_length(), tower.pad_id());
+        Ok(encoded.map_err(checkpoint_error)?.ids)
     }
 
     /// The head.
@@ -136,7 +188,7 @@ impl Model {
     /// Class logits `[batch, classes]` of preprocessed pixels.
     pub(crate) fn logits(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor, StageError> {
         let head = self.head()?;
-        let embeddings = self.clip.image_tower().embed_images(pixels, probe).map_err(tensor_error)?;
+        let embeddings = self.image_tower()?.embed_images(pixels, probe).map_err(tensor_error)?;
         linear(&embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
     }
 
@@ -147,11 +199,7 @@ impl Model {
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<f32>, StageError> {
-        let tokenizer = self.tokenizer()?;
-        let config = &self.clip.config().text;
-        let ids = texts.iter().map(|text| {
-            Ok(tokenizer.encode(text, config.positions, config.pad).map_err(checkpoint_error)?.ids)
-        });
+        let ids = texts.iter().map(|text| self.encode(text));
         self.embed_ids(&ids.collect::<Result<Vec<_>, StageError>>()?, batch, context)
     }
 
@@ -162,14 +210,15 @@ impl Model {
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<f32>, StageError> {
-        let positions = self.clip.config().text.positions;
+        let tower = self.text_tower()?;
+        let positions = tower.context_length();
         let mut values = Vec::new();
         let mut done = 0;
         for part in ids.chunks(batch.max(1) as usize) {
             context.check_cancelled()?;
             let embed = || {
                 let ids = Tensor::from_vec(part.concat(), (part.len(), positions), &DEVICE)?;
-                self.clip.text_tower().embed_texts(&ids, None)?.flatten_all()?.to_vec1::<f32>()
+                tower.embed_texts(&ids, None)?.flatten_all()?.to_vec1::<f32>()
             };
             values.extend(embed().map_err(tensor_error)?);
             done += part.len() as u64;
@@ -178,14 +227,15 @@ impl Model {
         Ok(values)
     }
 
-    /// Writes the checkpoint into an output port.
+    /// Writes the checkpoint into an output port, as the library that knows its layout reads it.
     pub(crate) fn save(&self, output: &mut OutputWriter) -> Result<(), StageError> {
         let folder = output.folder().to_owned();
-        self.clip.save(&folder).map_err(|error| write_error(&error))?;
-        write_text(&folder.join("preprocessor_config.json"), &self.preprocessor.to_json())?;
-        if let Some(json) = &self.tokenizer_json {
-            write_text(&folder.join("tokenizer.json"), json)?;
-        }
+        let companions = Companions {
+            preprocessor: self.preprocessor.as_ref(),
+            tokenizer: self.tokenizer.as_ref(),
+            open_clip: self.open_clip.as_ref(),
+        };
+        export(&folder, self.network.as_ref(), &companions).map_err(|error| write_error(&error))?;
         if let Some(head) = &self.head {
             let tensors =
                 [("weight".to_owned(), head.weight.detach()), ("bias".to_owned(), head.bias.detach())];

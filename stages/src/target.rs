@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor, bail};
 use pipe_attribution::Score;
 use pipe_engine::StageError;
 use pipe_models::ops::linear;
-use pipe_models::{DualEncoder, ImageTower, MaybeProbe};
+use pipe_models::{ImageTower, MaybeProbe};
 
 use crate::model::{HeadDescription, Model};
 
@@ -47,7 +47,7 @@ impl<'a> ClassScore<'a> {
             return Err(StageError::input("head.json", reason));
         }
         Ok(Self {
-            tower: model.clip.image_tower(),
+            tower: model.image_tower()?,
             weight: head.weight.detach(),
             bias: head.bias.detach(),
             targets,
@@ -142,7 +142,13 @@ mod tests {
             weight: Tensor::randn(0f32, 1.0, (classes, 8), &DEVICE).unwrap(),
             bias: Tensor::randn(0f32, 1.0, classes, &DEVICE).unwrap(),
         };
-        Model { clip, preprocessor: Preprocessor::clip(8), tokenizer_json: None, head: Some(head) }
+        Model {
+            network: Box::new(clip),
+            preprocessor: Some(Preprocessor::clip(8)),
+            tokenizer: None,
+            open_clip: None,
+            head: Some(head),
+        }
     }
 
     #[test]

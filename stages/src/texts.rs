@@ -6,6 +6,7 @@ use pipe_engine::{Artifact, StageError};
 use crate::artifact;
 use crate::model::{Model, checkpoint_error};
 use crate::table::{Table, read, read_columns};
+use pipe_models::Tokenizer;
 
 /// Texts of some splits, each with its image.
 pub(crate) struct TextSet {
@@ -35,43 +36,43 @@ impl TextSet {
 }
 
 fn encode(rows: &Table, model: &Model) -> Result<Vec<Vec<u32>>, StageError> {
-    let tokenizer = model.tokenizer()?;
-    let text = &model.clip.config().text;
-    rows.strings("caption")?
-        .into_iter()
-        .map(|caption| Ok(tokenizer.encode(caption, text.positions, text.pad).map_err(checkpoint_error)?.ids))
-        .collect()
+    rows.strings("caption")?.into_iter().map(|caption| model.encode(caption)).collect()
 }
 
-/// The name of a tokeniser: the digest of its `tokenizer.json`.
-pub(crate) fn tokenizer_name(json: &str) -> String {
-    Digest::of(json.as_bytes()).to_hex()
+/// The name of a tokeniser: the digest of its files.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub(crate) fn tokenizer_name(tokenizer: &Tokenizer) -> Result<String, StageError> {
+    let json = tokenizer.to_json().map_err(checkpoint_error)?;
+    Ok(Digest::of(format!("{json}\n{}", tokenizer.config_json()).as_bytes()).to_hex())
 }
 
 /// Ids as they stand in a table of tokens, which has to be made by the model's own tokeniser.
 fn ids_of(rows: &Table, model: &Model) -> Result<Vec<Vec<u32>>, StageError> {
     let wrong = |reason: String| StageError::input("tokens", reason);
-    let text = &model.clip.config().text;
-    if let (Some(json), Some(name)) = (&model.tokenizer_json, rows.metadata.get("tokenizer"))
-        && tokenizer_name(json) != *name
+    let tower = model.text_tower()?;
+    let (positions, vocabulary) = (tower.context_length(), tower.vocabulary());
+    if let (Some(tokenizer), Some(name)) = (&model.tokenizer, rows.metadata.get("tokenizer"))
+        && tokenizer_name(tokenizer)? != *name
     {
         return Err(wrong("they were made by another tokeniser than the checkpoint's".to_owned()));
     }
     let mut all = Vec::with_capacity(rows.rows());
     for (row, ids) in rows.list_int32("ids")?.iter().enumerate() {
         let ids = ids.as_deref().unwrap_or_default();
-        if ids.len() != text.positions {
+        if ids.len() != positions {
             let reason = format!(
                 "row {row} has {} ids, the model has {} positions; `tokenize` takes them from the checkpoint",
                 ids.len(),
-                text.positions
+                positions
             );
             return Err(wrong(reason));
         }
-        let known = |id: &i32| u32::try_from(*id).ok().filter(|id| (*id as usize) < text.vocabulary);
+        let known = |id: &i32| u32::try_from(*id).ok().filter(|id| (*id as usize) < vocabulary);
         let ids: Option<Vec<u32>> = ids.iter().map(known).collect();
         all.push(ids.ok_or_else(|| {
-            wrong(format!("row {row} has an id outside of the model's {} ids", text.vocabulary))
+            wrong(format!("row {row} has an id outside of the model's {} ids", vocabulary))
         })?);
     }
     Ok(all)

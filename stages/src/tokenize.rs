@@ -4,8 +4,7 @@ use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageContext,
     StageError, StageKind,
 };
-use pipe_models::clip::ClipConfig;
-use pipe_models::{Encoded, Tokenizer};
+use pipe_models::{Encoded, ModelConfig, Tokenizer};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -109,16 +108,18 @@ struct Encoder {
 impl Encoder {
     fn read(artifact: &Artifact, context: Option<i64>) -> Result<Self, StageError> {
         let files = files(artifact);
-        let json = files.text("tokenizer.json").map_err(checkpoint_error)?;
-        let tokenizer = Tokenizer::from_json(&json).map_err(checkpoint_error)?;
-        let name = tokenizer_name(&json);
+        let missing = || StageError::input("tokenizer.json", "the input has no tokeniser");
+        let tokenizer = Tokenizer::of_checkpoint(&files).map_err(checkpoint_error)?.ok_or_else(missing)?;
+        let name = tokenizer_name(&tokenizer)?;
         // Padding with the end mark is invisible behind the first one.
         let (positions, pad) = match files.get("config.json") {
             None => (CONTEXT, tokenizer.end()),
             Some(_) => {
-                let config = files.text("config.json").and_then(|json| ClipConfig::from_json(&json));
-                let text = config.map_err(checkpoint_error)?.text;
-                (text.positions, text.pad)
+                let config = files.text("config.json").and_then(|json| ModelConfig::from_json(&json));
+                let config = config.map_err(checkpoint_error)?;
+                config.text_length().ok_or_else(|| {
+                    StageError::input("config.json", format!("`{}` reads no text", config.name()))
+                })?
             }
         };
         Ok(Self { tokenizer, name, context: context.map_or(positions, |context| context as usize), pad })
@@ -200,8 +201,7 @@ mod tests {
         let tokens = read(&made["tokens"]).unwrap();
         let captions = read(&phantoms["captions"]).unwrap();
         let captions = captions.select(&captions.rows_of_splits(&["test"]));
-        let json = files(&trained["tokenizer"]).text("tokenizer.json").unwrap();
-        let reference = Tokenizer::from_json(&json).unwrap();
+        let reference = Tokenizer::of_checkpoint(&files(&trained["tokenizer"])).unwrap().unwrap();
         assert_eq!(tokens.rows(), 6);
         for row in 0..tokens.rows() {
             let text = captions.strings("caption").unwrap()[row];

@@ -10,4 +10,5 @@ mod harness;
 mod json;
 mod metrics;
 mod models;
+mod vqa;
 mod xai_metrics;

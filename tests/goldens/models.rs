@@ -9,6 +9,7 @@ mod pmc;
 mod preprocess;
 mod resnet;
 mod shapes;
+mod stages;
 mod tokenizers;
 mod training;
 

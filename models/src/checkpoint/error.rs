@@ -1,3 +1,6 @@
+/// Stands for the file of weights until that is known.
+const WEIGHTS: &str = "the weights";
+
 /// A checkpoint that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("`{file}`: {reason}")]
@@ -9,6 +12,17 @@ pub struct CheckpointError {
 }
 
 impl CheckpointError {
+    /// What is wrong with tensors whose file the place of the mistake does not know.
+    pub(crate) fn in_weights(reason: impl Into<String>) -> Self {
+        Self::new(WEIGHTS, reason)
+    }
+
+    /// The same, where the file is known.
+    #[must_use]
+    pub(crate) fn of_file(self, name: &str) -> Self {
+        if self.file == WEIGHTS { Self::new(name, self.reason) } else { self }
+    }
+
     pub(crate) fn new(file: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { file: file.into(), reason: reason.into() }
     }

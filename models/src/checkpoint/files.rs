@@ -122,19 +122,37 @@ pub(crate) fn tensors_preferring(
     prefer: Prefer,
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    let names = match prefer {
+    match weights_name(files, prefer)? {
+        (name, Parts::One) => read_tensors(files, name, device),
+        (name, Parts::Shards) => read_shards(files, &format!("{name}{INDEX}"), device),
+    }
+}
+
+/// Whether weights are one file, or several that an index names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Parts {
+    /// One file.
+    One,
+    /// Several.
+    Shards,
+}
+
+/// The name that the library of the weights gives them, and how many files they are.
+pub(crate) fn weights_name(
+    files: &CheckpointFiles,
+    prefer: Prefer,
+) -> Result<(&'static str, Parts), CheckpointError> {
+    let names: [[&'static str; 2]; 2] = match prefer {
         Prefer::Transformers => [TRANSFORMERS, OPEN_CLIP],
         Prefer::OpenClip => [OPEN_CLIP, TRANSFORMERS],
     };
-    for name in names.as_flattened() {
-        let index = format!("{name}{INDEX}");
-        if files.get(name).is_some() {
-            return read_tensors(files, name, device);
-        } else if files.get(&index).is_some() {
-            return read_shards(files, &index, device);
-        }
-    }
-    Err(CheckpointError::new(names[0][0], "the checkpoint has no such file"))
+    let has = |name: &str| files.get(name).is_some();
+    let found = names.as_flattened().iter().find_map(|name| match () {
+        () if has(name) => Some((*name, Parts::One)),
+        () if has(&format!("{name}{INDEX}")) => Some((*name, Parts::Shards)),
+        () => None,
+    });
+    found.ok_or_else(|| CheckpointError::new(names[0][0], "the checkpoint has no such file"))
 }
 
 fn read_shards(

@@ -16,6 +16,6 @@ mod torch;
 pub use error::CheckpointError;
 pub(crate) use error::first_line;
 pub use files::{CheckpointFiles, read_tensors, tensors};
-pub(crate) use files::{Prefer, has_transformers_weights, tensors_preferring, write};
+pub(crate) use files::{Prefer, has_transformers_weights, tensors_preferring, weights_name, write};
 pub use safetensors::write_tensors;
 pub use tensor_file::{TensorFile, check_finite};

@@ -1,14 +1,13 @@
 //! The model in the Hugging Face layout.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 
 use super::config::ClipConfig;
 use super::text::TextTransformer;
 use crate::ModelConfig;
-use crate::checkpoint::{self, CheckpointError, CheckpointFiles};
+use crate::checkpoint::{self, CheckpointError, CheckpointFiles, Prefer};
 use crate::model::{DualEncoder, FoundationModel, ImageTower, TextTower};
 use crate::vit::VisionTransformer;
 use crate::weights::{Parameters, Side, Trainable, Weights};
@@ -43,8 +42,9 @@ impl ClipModel {
         trainable: Trainable,
     ) -> std::result::Result<Self, CheckpointError> {
         let config = ClipConfig::from_json(&files.text("config.json")?)?;
+        let (name, _) = checkpoint::weights_name(files, Prefer::Transformers)?;
         let tensors = checkpoint::tensors(files, device)?;
-        Self::from_tensors(config, tensors, trainable)
+        Self::from_tensors(config, tensors, trainable).map_err(|error| error.of_file(name))
     }
 
     /// A model of `config` with random weights (see [`super::random`]).
@@ -112,15 +112,6 @@ impl ClipModel {
     /// The current values by name.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.parameters.tensors()
-    }
-
-    /// Writes `config.json` and `model.safetensors` into `folder`. Equal models give equal bytes.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn save(&self, folder: &Path) -> std::result::Result<(), CheckpointError> {
-        checkpoint::write(&folder.join("config.json"), self.config.to_json().as_bytes())?;
-        checkpoint::write_tensors(&folder.join("model.safetensors"), &self.tensors())
     }
 }
 

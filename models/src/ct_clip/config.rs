@@ -17,8 +17,9 @@ pub enum Adaptation {
     /// Volumes, as published.
     #[default]
     Native,
-    /// Grey images in \[-1, 1\], each repeated to the depth of one patch: one step. Our own, since CT-CLIP
-    /// has no published way for flat images; results name it `ct-2d`.
+    /// Images of three channels in \[-1, 1\], made grey (ITU-R 601) and each repeated to the depth of one
+    /// patch: one step. Our own, since CT-CLIP has no published way for flat images; results name it
+    /// `ct-2d`.
     #[serde(rename = "ct-2d")]
     Flat,
 }
@@ -151,7 +152,7 @@ impl CtClipConfig {
                 "a patch of {voxels} voxels with slices of {area}, {latent_inputs} inputs of the latent for a \
                  width of {width}, and {heads} heads in {inner} do not belong together"
             );
-            return Err(CheckpointError::new("the weights", reason));
+            return Err(CheckpointError::in_weights(reason));
         }
         let patch_slices = voxels / area;
         let text = shapes.bert("text_transformer.")?;

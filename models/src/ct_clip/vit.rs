@@ -14,6 +14,9 @@ use crate::probe::observe;
 use crate::weights::Weights;
 use crate::{ImageTower, MaybeProbe, PatchGeometry};
 
+/// The shares of red, green and blue in grey (ITU-R 601).
+const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
+
 /// CT-ViT with the projection of CT-CLIP.
 #[derive(Debug)]
 pub struct CtVit {
@@ -170,9 +173,11 @@ impl CtVit {
         let encoded = match self.adaptation {
             Adaptation::Native => self.encode(pixels, probe)?,
             Adaptation::Flat => {
-                let (batch, channels, height, width) = pixels.dims4()?;
-                let shape = (batch, channels, self.config.patch_slices, height, width);
-                self.encode(&pixels.unsqueeze(2)?.broadcast_as(shape)?.contiguous()?, probe)?
+                let (batch, _, height, width) = pixels.dims4()?;
+                let luma = Tensor::new(&LUMA, pixels.device())?.reshape((1, 3, 1, 1))?;
+                let grey = pixels.broadcast_mul(&luma)?.sum_keepdim(1)?;
+                let shape = (batch, 1, self.config.patch_slices, height, width);
+                self.encode(&grey.unsqueeze(2)?.broadcast_as(shape)?.contiguous()?, probe)?
             }
         };
         observe(probe, "vision.quantised", self.quantise(&encoded)?)
@@ -183,7 +188,10 @@ impl ImageTower for CtVit {
     fn geometry(&self) -> PatchGeometry {
         let CtVitConfig { image, slices, patch, patch_slices, .. } = self.config;
         PatchGeometry {
-            channels: 1,
+            channels: match self.adaptation {
+                Adaptation::Native => 1,
+                Adaptation::Flat => 3,
+            },
             depth: match self.adaptation {
                 Adaptation::Native => Some(Depth { slices, patch: patch_slices }),
                 Adaptation::Flat => None,

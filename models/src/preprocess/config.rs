@@ -106,6 +106,9 @@ impl Preprocessor {
 }
 
 fn hugging_face(json: &Json, model_side: usize) -> Result<Preprocessor, String> {
+    if !json.is_object() {
+        return Err("it is no table of settings".to_owned());
+    }
     for step in ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"] {
         match &json[step] {
             // `do_center_crop` may be left out where the image is stretched.

@@ -35,8 +35,8 @@ pub enum Samples {
     Rgb(Vec<u8>),
     /// Red, green, blue, alpha.
     Rgba(Vec<u8>),
-    /// Indices into a table of colours.
-    Palette(Vec<u8>, Box<[[u8; 3]; 256]>),
+    /// Indices into a table of colours with their alpha.
+    Palette(Vec<u8>, Box<[[u8; 4]; 256]>),
     /// Grey of 16 bits, as radiographs are stored.
     Grey16(Vec<u16>),
 }
@@ -117,11 +117,41 @@ impl Picture {
                 .flat_map(|[red, green, blue, _]| [*red, *green, *blue])
                 .collect(),
             Samples::Palette(indices, colours) => {
-                indices.iter().flat_map(|index| colours[usize::from(*index)]).collect()
+                let colour = |index: &u8| colours[usize::from(*index)];
+                indices.iter().map(colour).flat_map(|[red, green, blue, _]| [red, green, blue]).collect()
             }
             Samples::Grey16(values) => to_grey(values, window).iter().flat_map(|grey| [*grey; 3]).collect(),
         }
     }
+
+    /// As [`Self::to_rgb`], but on a white ground where the image is transparent, as transformers shows
+    /// it (Pillow's `alpha_composite`).
+    pub fn to_rgb_on_white(&self, window: [f64; 2]) -> Vec<u8> {
+        let shown =
+            |[red, green, blue, alpha]: [u8; 4]| [red, green, blue].map(|value| on_white(value, alpha));
+        match &self.samples {
+            Samples::GreyAlpha(values) => {
+                let pixels = values.as_chunks::<2>().0.iter();
+                pixels.flat_map(|[grey, alpha]| shown([*grey, *grey, *grey, *alpha])).collect()
+            }
+            Samples::Rgba(values) => {
+                values.as_chunks::<4>().0.iter().flat_map(|pixel| shown(*pixel)).collect()
+            }
+            Samples::Palette(indices, colours) => {
+                indices.iter().flat_map(|index| shown(colours[usize::from(*index)])).collect()
+            }
+            Samples::Grey(_) | Samples::Bilevel(_) | Samples::Rgb(_) | Samples::Grey16(_) => {
+                self.to_rgb(window)
+            }
+        }
+    }
+}
+
+/// A value seen on white, in Pillow's integers: seven bits more than a byte, rounded to the nearest.
+fn on_white(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let sum = ((value * alpha + 255 * (255 - alpha)) << 7) + (0x80 << 7);
+    ((((sum >> 8) + sum) >> 8) >> 7) as u8
 }
 
 /// Grey of 16 bits through a window.
@@ -151,10 +181,15 @@ fn decode_png(bytes: &[u8]) -> Result<Picture, DecodeError> {
     let info = reader.info();
     let (width, height, depth, kind) = (info.width, info.height, info.bit_depth, info.color_type);
     let size = reader.output_buffer_size().ok_or_else(|| error("it is too large"))?;
-    let mut colours = Box::new([[0; 3]; 256]);
+    let mut colours = Box::new([[0, 0, 0, 255]; 256]);
     if let Some(palette) = &info.palette {
         for (colour, entry) in colours.iter_mut().zip(palette.as_chunks::<3>().0) {
-            *colour = *entry;
+            colour[..3].copy_from_slice(entry);
+        }
+    }
+    if let Some(transparency) = &info.trns {
+        for (colour, alpha) in colours.iter_mut().zip(transparency.iter()) {
+            colour[3] = *alpha;
         }
     }
     let mut raw = vec![0; size];
@@ -230,6 +265,7 @@ mod tests {
         encoder.set_depth(depth);
         if kind == ColorType::Indexed {
             encoder.set_palette(vec![10, 11, 12, 20, 21, 22]);
+            encoder.set_trns(vec![0]);
         }
         let mut writer = encoder.write_header().unwrap();
         writer.write_image_data(raw).unwrap();
@@ -272,8 +308,30 @@ mod tests {
             let Samples::Palette(indices, colours) = decode(ColorType::Indexed, depth, &raw) else {
                 panic!()
             };
-            assert_eq!((indices, colours[1], colours[2]), (vec![1, 0, 1], [20, 21, 22], [0; 3]));
+            assert_eq!(indices, [1, 0, 1]);
+            assert_eq!(colours[..3], [[10, 11, 12, 0], [20, 21, 22, 255], [0, 0, 0, 255]]);
         }
+    }
+
+    #[test]
+    fn what_is_transparent_is_white_only_where_asked() {
+        let pictures = [
+            Samples::Rgba(vec![0, 100, 200, 0, 0, 100, 200, 128, 0, 100, 200, 255]),
+            Samples::Palette(vec![0, 1, 2], {
+                let mut colours = Box::new([[0; 4]; 256]);
+                for (colour, alpha) in colours.iter_mut().zip([0, 128, 255]) {
+                    *colour = [0, 100, 200, alpha];
+                }
+                colours
+            }),
+        ];
+        for samples in pictures {
+            let picture = Picture::new(3, 1, samples).unwrap();
+            assert_eq!(picture.to_rgb_on_white([0.0, 1.0]), [255, 255, 255, 127, 177, 227, 0, 100, 200]);
+            assert_eq!(picture.to_rgb([0.0, 1.0]), [0, 100, 200].repeat(3));
+        }
+        let picture = Picture::new(2, 1, Samples::GreyAlpha(vec![7, 0, 7, 255])).unwrap();
+        assert_eq!(picture.to_rgb_on_white([0.0, 1.0]), [255, 255, 255, 7, 7, 7]);
     }
 
     #[test]

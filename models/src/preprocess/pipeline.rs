@@ -22,7 +22,7 @@ pub enum Pipeline {
     OpenClip,
     /// torchvision's and timm's on images that are loaded as RGB: as `OpenClip`, but made RGB first.
     Torchvision,
-    /// transformers with its Pillow backend: made RGB first, cropped from the surplus's half rounded
+    /// transformers with its Pillow backend: made RGB first, on white where it is transparent, cropped from the surplus's half rounded
     /// down.
     HuggingFace,
     /// transformers with its torchvision backend: as `HuggingFace`, with PyTorch's resizing of bytes.
@@ -105,7 +105,10 @@ impl Preprocessor {
         }
         let rounding =
             if self.pipeline == Pipeline::HuggingFaceTorch { Rounding::Torch } else { Rounding::Pillow };
-        let pixels = picture.to_rgb(self.window);
+        let pixels = match self.pipeline {
+            Pipeline::OpenClip | Pipeline::Torchvision => picture.to_rgb(self.window),
+            Pipeline::HuggingFace | Pipeline::HuggingFaceTorch => picture.to_rgb_on_white(self.window),
+        };
         Ok(resize::<3>(&plane(picture, &pixels), &part, self.filter, rounding))
     }
 

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// Resampled scans are at most this long on any axis.
@@ -256,27 +255,6 @@ pub fn byte_volume(
     Ok(block.into_iter().map(|value| value as f32).collect())
 }
 
-/// Flat images as volumes, our own adaptation of CT-CLIP: squares of red, green and blue become grey
-/// (ITU-R 601, Pillow's rounding), mapped to [-1, 1] and repeated along the depth:
-/// `[batch, 1, depth, side, side]`.
-///
-/// # Errors
-/// If the number of values does not fit.
-pub fn flat_volumes(squares: &[u8], side: usize, depth: usize, device: &Device) -> Result<Tensor> {
-    let grey: Vec<f32> = squares
-        .as_chunks::<3>()
-        .0
-        .iter()
-        .map(|rgb| {
-            let [red, green, blue] = rgb.map(u32::from);
-            let luma = (red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16;
-            2.0 * luma as f32 / 255.0 - 1.0
-        })
-        .collect();
-    let batch = grey.len() / (side * side).max(1);
-    Tensor::from_vec(grey, (batch, 1, 1, side, side), device)?.repeat((1, 1, depth, 1, 1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,12 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_flat_images_become_volumes() {
+    fn bytes_become_volumes() {
         let volume = byte_volume(&[0, 255], [2, 1, 1], [4, 1, 2]).unwrap();
         assert_eq!(volume, [-1.0, -1.0, -0.5, -0.5, 0.5, 0.5, 1.0, 1.0]);
         assert!(byte_volume(&[0], [2, 1, 1], [4, 1, 1]).is_err());
-        let flat = flat_volumes(&[255, 255, 255], 1, 3, &Device::Cpu).unwrap();
-        assert_eq!(flat.dims(), [1, 1, 3, 1, 1]);
-        assert_eq!(flat.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1.0; 3]);
     }
 }

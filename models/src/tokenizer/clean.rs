@@ -172,7 +172,8 @@ mod tests {
         lower(&mut text);
         assert_eq!(text.text(), "ασοφος i\u{307} ß");
         assert_eq!(text.origin(5..6), 10..12);
-        assert_eq!(text.origin(8..10), 15..17);
+        assert_eq!(text.origin(7..9), 13..15);
+        assert_eq!(text.origin(10..11), 16..19);
     }
 
     proptest! {

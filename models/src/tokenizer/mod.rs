@@ -314,7 +314,10 @@ mod tests {
         assert!(tokenizer.vocabulary() <= 1024 + 2);
         let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();
         let encoded = tokenizer.encode("CT  slice of the chest", 8, 0).unwrap();
+        assert_eq!(encoded, again.encode("CT  slice of the chest", 8, 0).unwrap());
+        // Case and space make no other ids, but words stand where they stand.
         assert_eq!(encoded.ids, again.encode("ct slice of the chest", 8, 0).unwrap().ids);
+        assert_eq!(encoded.offsets[1..3], [[0, 2], [4, 9]]);
         // start, five words of one piece each, end.
         assert_eq!(encoded.length, 7);
         assert_eq!(encoded.ids[0], tokenizer.start().unwrap());

@@ -104,6 +104,8 @@ mod tests {
     proptest! {
         #[test]
         fn what_a_radiologist_writes_survives_being_misread(text in "[a-zA-Z0-9 .,;()éèüöäµ°±≥≤–—’“”βαμ×½]{0,40}") {
+            // `è°µ` itself may be a misread character.
+            prop_assume!(repaired(&text) == text);
             prop_assert_eq!(repaired(&misread_text(&text)), text);
         }
 

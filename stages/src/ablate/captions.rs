@@ -66,7 +66,7 @@ impl Captions {
         params: &Params,
         context: &StageContext<'_>,
     ) -> Result<(Vectors, Vectors), StageError> {
-        let images = ImageSet::read(context.input("images")?, &[split], &model.preprocessor, context)?;
+        let images = ImageSet::read(context.input("images")?, &[split], model.preprocessor()?, context)?;
         let rows: Vec<usize> = (0..images.len()).collect();
         let values = images.embed(model, &rows, params.batch, context)?;
         let (ids, texts): (Vec<&String>, Vec<&str>) = self.of(split, params).into_iter().unzip();

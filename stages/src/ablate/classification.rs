@@ -100,7 +100,7 @@ impl<'a, 'c> Study<'a, 'c> {
             false => Some(encode_prompts(model, &classifier.description.classes, &params.prompts)?),
         };
         let splits = [TRAIN, VAL, params.split.as_str()];
-        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let targets = labels.of(&images.ids)?;
         let test = images.rows(&params.split);
         if test.is_empty() {
@@ -268,18 +268,18 @@ impl<'a, 'c> Study<'a, 'c> {
             },
         };
         let model = other.as_ref().unwrap_or(own);
-        let same_pixels = model.preprocessor == *self.images.preprocessor();
+        let same_pixels = model.preprocessor()? == self.images.preprocessor();
         let reread = match same_pixels {
             true => None,
             false => {
                 let splits = [TRAIN, VAL, self.params.split.as_str()];
                 let artifact = self.context.input("images")?;
-                Some(ImageSet::read(artifact, &splits, &model.preprocessor, self.context)?)
+                Some(ImageSet::read(artifact, &splits, model.preprocessor()?, self.context)?)
             }
         };
         let images = reread.as_ref().unwrap_or(&self.images);
         let is_full = std::ptr::eq(model, self.classifier.model);
-        let width = pipe_models::DualEncoder::image_tower(&model.clip).embedding_width();
+        let width = model.image_tower()?.embedding_width();
         let (probe, test) = self.probe(width, |rows| {
             if is_full && rows == self.test {
                 return self.embeddings.flatten_all().and_then(|flat| flat.to_vec1()).map_err(tensor_error);
@@ -354,15 +354,15 @@ impl<'a, 'c> Study<'a, 'c> {
 
     fn nonsense_prompts(&self, prompts: &PromptIds) -> Result<Outcome, StageError> {
         let model = self.classifier.model;
-        let (tokenizer, pad) = (model.tokenizer()?, model.clip.config().text.pad);
+        let (tokenizer, pad) = (model.tokenizer()?, model.text_tower()?.pad_id());
         let mut draws = Vec::new();
         for draw in 0..self.params.permutations as u64 {
             let key = self.key(Condition::NonsensePrompts.name(), draw);
-            let Some(prompts) = nonsense(prompts, &tokenizer, pad, key) else {
+            let Some(prompts) = nonsense(prompts, tokenizer, pad, key) else {
                 return Ok(Err("the vocabulary has no words beside those of the prompts".to_owned()));
             };
             let prototypes = prototypes(model, &prompts)?;
-            let logits = zero_shot(model, &self.embeddings, &prototypes).map_err(tensor_error)?;
+            let logits = zero_shot(model, &self.embeddings, &prototypes)?;
             draws.push(to_rows(&logits)?);
         }
         Ok(Ok(draws))
@@ -372,7 +372,7 @@ impl<'a, 'c> Study<'a, 'c> {
     fn uninformative_prompts(&self, prompts: &PromptIds) -> Result<Logits, StageError> {
         let model = self.classifier.model;
         let prototype = prototypes(model, &uninformative(prompts))?;
-        let logits = zero_shot(model, &self.embeddings, &prototype).map_err(tensor_error)?;
+        let logits = zero_shot(model, &self.embeddings, &prototype)?;
         let classes = self.classifier.description.classes.len();
         Ok(to_rows(&logits)?.into_iter().map(|logit| vec![logit[0]; classes]).collect())
     }

@@ -36,7 +36,7 @@ impl Baselines {
         images: &ImageSet,
         context: &StageContext<'_>,
     ) -> Result<Self, StageError> {
-        let preprocessor = &model.preprocessor;
+        let preprocessor = model.preprocessor()?;
         match params.baseline {
             Baseline::Mean if params.method != Method::Gradient => {
                 let own = context.input("images")?;

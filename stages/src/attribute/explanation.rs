@@ -7,7 +7,7 @@ use pipe_attribution::{
     Occlusion, Passes,
 };
 use pipe_engine::{StageContext, StageError};
-use pipe_models::{DualEncoder, PatchGeometry};
+use pipe_models::PatchGeometry;
 
 use super::baseline::Baselines;
 use super::saliency::{SaliencyFile, SaliencyMap, maps};
@@ -145,7 +145,7 @@ impl Explanation<'_, '_> {
                 multiply_by_inputs: true,
             }),
             Method::Occlusion => {
-                let geometry = self.model.clip.image_tower().geometry();
+                let geometry = self.model.image_tower()?.geometry();
                 let (window, stride) = window(params, geometry)?;
                 Box::new(Occlusion {
                     window: vec![geometry.channels, window, window],

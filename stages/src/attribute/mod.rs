@@ -311,7 +311,7 @@ impl StageKind for Attribute {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let labels = match context.optional_input("labels") {
             Some(artifact) => Some(Labels::read(artifact)?),
             None => None,
@@ -319,12 +319,15 @@ impl StageKind for Attribute {
         let selection = select(params, &model, &images, labels.as_ref(), context)?;
         let baselines = match selection.rows.is_empty() {
             // What nothing is compared with need not be read.
-            true => Baselines::Plain { black: model.preprocessor.black(), side: model.preprocessor.side },
+            true => {
+                let preprocessor = model.preprocessor()?;
+                Baselines::Plain { black: preprocessor.black(), side: preprocessor.side }
+            }
             false => Baselines::read(params, &model, &images, context)?,
         };
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
         let metadata = metadata(params, &model, context.provenance());
-        let side = model.preprocessor.side;
+        let side = model.preprocessor()?.side;
         let target_kind = if params.against.is_some() { "margin" } else { "logit" };
         let classes = &model.head()?.description.classes;
         let output = context.output("saliency")?;
@@ -340,15 +343,10 @@ impl StageKind for Attribute {
 
 /// What the file says of its maps beside the provenance.
 fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String, String> {
-    let vision = &model.clip.config().vision;
-    let described = format!(
-        "CLIP ViT, {0} x {0} pixels, patch {1}, {2} layers of width {3}",
-        vision.image, vision.patch, vision.layers, vision.width
-    );
     let params_json = serde_json::to_string(params).unwrap_or_default();
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
-        ("model".to_owned(), described),
+        ("model".to_owned(), model.describe()),
         ("layer".to_owned(), "input".to_owned()),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
         ("channels".to_owned(), params.method.reduction().to_owned()),

@@ -87,8 +87,13 @@ impl Study {
             description: HeadDescription { classes, task: labels["task"].clone() },
         };
         let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
-        let model =
-            Model { clip, preprocessor: Preprocessor::clip(SIDE), tokenizer_json: None, head: Some(head) };
+        let model = Model {
+            network: Box::new(clip),
+            preprocessor: Some(Preprocessor::clip(SIDE)),
+            tokenizer: None,
+            open_clip: None,
+            head: Some(head),
+        };
         let folder = self.folder.path().join("model");
         std::fs::create_dir(&folder).unwrap();
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
@@ -210,7 +215,7 @@ fn columns_and_metadata_are_those_of_the_data_dictionary() {
     assert_eq!(metadata["method"], "integrated_gradients");
     assert_eq!(metadata["baseline"], "mean");
     assert_eq!(metadata["layer"], "input");
-    assert!(metadata["model"].contains("patch 7") && metadata.contains_key("pipe"));
+    assert!(metadata["model"].contains("patches of 7 x 7") && metadata.contains_key("pipe"));
     let stored: Params = serde_json::from_str(&metadata["params"]).unwrap();
     assert_eq!(stored, params(Method::IntegratedGradients, Baseline::Mean));
     assert_eq!(maps.0.num_rows(), 14);
@@ -249,8 +254,13 @@ fn the_mean_image_is_that_of_the_training_split() {
     let scratch = study.folder.path().to_owned();
     let context = StageContext::new(inputs.into(), BTreeMap::new(), &host, 1, scratch, String::new());
     let read = |split: &str| {
-        crate::images::ImageSet::read(&study.artifacts["images"], &[split], &model.preprocessor, &context)
-            .unwrap()
+        crate::images::ImageSet::read(
+            &study.artifacts["images"],
+            &[split],
+            model.preprocessor().unwrap(),
+            &context,
+        )
+        .unwrap()
     };
     let (train, test) = (read("train"), read("test"));
     let params = params(Method::IntegratedGradients, Baseline::Mean);

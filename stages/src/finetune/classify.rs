@@ -6,8 +6,8 @@ use candle_core::{Tensor, Var};
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
 };
+use pipe_models::Trainable;
 use pipe_models::train::{AdamW, Group, Schedule, WarmUp, clip_gradient_norm, loss};
-use pipe_models::{DualEncoder, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -118,7 +118,7 @@ impl StageKind for FinetuneClassify {
         };
         let mut model = Model::load(context.input("checkpoint")?, trainable)?;
         let labels = Labels::read(context.input("labels")?)?;
-        let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], &model.preprocessor, context)?;
+        let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], model.preprocessor()?, context)?;
         let data = Data {
             targets: labels.of(&images.ids)?,
             train: images.rows(TRAIN),
@@ -164,7 +164,7 @@ fn linear_probe(
     log: &mut TrainingLog,
     context: &StageContext<'_>,
 ) -> Result<Head, StageError> {
-    let width = model.clip.image_tower().embedding_width();
+    let width = model.image_tower()?.embedding_width();
     let train = data.images.embed(model, &data.train, EMBED_BATCH, context)?;
     let val = data.images.embed(model, &data.val, EMBED_BATCH, context)?;
     let description = data.labels.description.clone();
@@ -194,10 +194,10 @@ fn full(
     log: &mut TrainingLog,
     context: &StageContext<'_>,
 ) -> Result<(), StageError> {
-    let width = model.clip.image_tower().embedding_width();
+    let width = model.image_tower()?.embedding_width();
     let (head, head_variables) = zero_head(data.labels.description.clone(), width)?;
     model.head = Some(head);
-    let mut variables: BTreeMap<String, Var> = model.clip.variables().clone();
+    let mut variables: BTreeMap<String, Var> = model.network.variables().clone();
     variables.extend(head_variables);
     let steps_per_epoch = data.train.len().div_ceil(params.batch as usize) as u64;
     let total = steps_per_epoch * params.epochs as u64;

@@ -10,7 +10,7 @@ use pipe_engine::{
 use pipe_models::ops::linear;
 use pipe_models::train::loss::{self, Hinge};
 use pipe_models::train::{AdamW, Schedule, WarmUp, clip_gradient_norm};
-use pipe_models::{DualEncoder, Trainable, normalise};
+use pipe_models::{Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -140,7 +140,7 @@ impl StageKind for FinetuneContrastive {
         };
         let model = Model::load(context.input("checkpoint")?, trainable)?;
         let splits = [params.split.as_str()];
-        let images = ImageSet::read(context.input("images")?, &splits, &model.preprocessor, context)?;
+        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let pairs = Pairs::read(&model, &images, context, &splits)?;
         let batch = params.batch as usize;
         if pairs.rows.len() < batch {
@@ -161,7 +161,7 @@ impl StageKind for FinetuneContrastive {
             total,
             floor: optimiser.floor,
         };
-        let variables = model.clip.variables();
+        let variables = model.network.variables();
         let adamw = AdamW::new(variables, optimiser.options(), AdamW::matrices_decay);
         let mut training = Training::begin(variables, adamw, context)?;
         let all: Vec<usize> = (0..pairs.rows.len()).collect();
@@ -203,7 +203,7 @@ impl StageKind for FinetuneContrastive {
 }
 
 fn clamp_scale(model: &Model) -> Result<(), StageError> {
-    let Some(scale) = model.clip.variables().get("logit_scale") else { return Ok(()) };
+    let Some(scale) = model.network.variables().get("logit_scale") else { return Ok(()) };
     let value = scale.to_scalar::<f32>().map_err(tensor_error)?;
     let clamped = value.clamp(0.0, GREATEST_SCALE);
     if clamped != value {
@@ -260,12 +260,13 @@ impl Pairs {
             }
         }
         let pixels = images.batch(&image_rows)?;
+        let towers = model.dual_encoder()?;
         let compute = || {
-            let ids = Tensor::from_vec(ids, (rows.len(), model.clip.config().text.positions), &DEVICE)?;
-            let image = model.clip.image_tower().embed_images(&pixels, None)?;
-            let text = model.clip.text_tower().embed_texts(&ids, None)?;
+            let ids = Tensor::from_vec(ids, (rows.len(), towers.text_tower().context_length()), &DEVICE)?;
+            let image = towers.image_tower().embed_images(&pixels, None)?;
+            let text = towers.text_tower().embed_texts(&ids, None)?;
             let kind = match params.objective {
-                Objective::InfoNce => return loss::info_nce(&model.clip.logits(&image, &text)?, &excluded),
+                Objective::InfoNce => return loss::info_nce(&towers.logits(&image, &text)?, &excluded),
                 Objective::MaxHinge => Hinge::Max,
                 Objective::SumHinge => Hinge::Sum,
                 Objective::MeanHinge => Hinge::Mean,

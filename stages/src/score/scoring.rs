@@ -81,14 +81,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let metrics = chosen(params, has_masks, model.is_some())?;
         let (subjects, shape, axes) = scan(params, context)?;
         let preprocessor = match &model {
-            Some(model) if model.preprocessor.side != shape.height => {
+            Some(model) if model.preprocessor()?.side != shape.height => {
                 let reason = format!(
                     "its maps are {0} x {0}, the images of the checkpoint's model {1} x {1}",
-                    shape.height, model.preprocessor.side
+                    shape.height,
+                    model.preprocessor()?.side
                 );
                 return Err(StageError::input("saliency", reason));
             }
-            Some(model) => model.preprocessor.clone(),
+            Some(model) => model.preprocessor()?.clone(),
             None => Preprocessor::clip(shape.height),
         };
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();

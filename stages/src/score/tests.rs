@@ -174,8 +174,13 @@ impl Study {
             },
         };
         let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
-        let model =
-            Model { clip, preprocessor: Preprocessor::clip(SIDE), tokenizer_json: None, head: Some(head) };
+        let model = Model {
+            network: Box::new(clip),
+            preprocessor: Some(Preprocessor::clip(SIDE)),
+            tokenizer: None,
+            open_clip: None,
+            head: Some(head),
+        };
         let folder = self.folder("checkpoint");
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
         self.add("checkpoint", &[], &folder);
@@ -382,7 +387,7 @@ fn naive(study: &Study, id: &str, map: &[f32], deletion: bool, removed: &[f32], 
     let scratch = study.folder.path().to_owned();
     let context = StageContext::new(study.inputs.clone(), BTreeMap::new(), &host, 1, scratch, String::new());
     let images = &study.inputs["images"][0].artifact;
-    let set = crate::images::ImageSet::read(images, &[], &model.preprocessor, &context).unwrap();
+    let set = crate::images::ImageSet::read(images, &[], model.preprocessor().unwrap(), &context).unwrap();
     let image: Vec<f32> = set.batch(&[set.places()[id]]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let shape = pipe_attribution::metrics::Shape { channels: 3, height: SIDE, width: SIDE };
     let blurred = pipe_attribution::metrics::blurred(&image, shape);

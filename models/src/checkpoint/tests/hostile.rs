@@ -176,7 +176,9 @@ fn damage(bytes: &[u8], changes: &[(usize, u8)], cut: usize) {
     let before = peak_memory();
     let _ = read(&bytes);
     if let (Some(before), Some(after)) = (before, peak_memory()) {
-        assert!(after - before < 256 << 20, "reading {} bytes took {} more", bytes.len(), after - before);
+        // The kernel's figure is not exact: it may even fall a little.
+        let more = after.saturating_sub(before);
+        assert!(more < 256 << 20, "reading {} bytes took {more} more", bytes.len());
     }
 }
 

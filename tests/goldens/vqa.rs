@@ -1,0 +1,3 @@
+//! Visual question answering against the code of MEVF, QCR and PubMedCLIP.
+
+mod text;
