@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::de::Error as _;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value as Json};
 
@@ -20,8 +20,120 @@ impl Serialize for Value {
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_json(Json::deserialize(deserializer)?).map_err(D::Error::custom)
+        deserializer.deserialize_any(Clear)
     }
+}
+
+/// Reads a value in clear.
+struct Clear;
+
+impl<'de> Visitor<'de> for Clear {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::None)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Integer(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        let integer = i64::try_from(value);
+        integer.map(Value::Integer).map_err(|_| E::custom(format!("number {value} is outside the range")))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        if value.is_finite() {
+            Ok(Value::Float(value))
+        } else {
+            Err(E::custom(format!("number {value} is outside the range")))
+        }
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::string(text))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Value, E> {
+        Ok(Value::String(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut table = BTreeMap::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if key == "$table" {
+                // What it holds is taken as it stands, tags and all.
+                let Verbatim(value) = entries.next_value()?;
+                if table.is_empty() && matches!(value, Value::Table(_)) {
+                    return match entries.next_key::<String>()? {
+                        None => Ok(value),
+                        Some(_) => Err(A::Error::custom("`$table` stands alone")),
+                    };
+                }
+                table.insert(key, value);
+            } else {
+                table.insert(key, entries.next_value()?);
+            }
+        }
+        untag(table).map_err(A::Error::custom)
+    }
+}
+
+/// A value whose outermost table is no tag.
+struct Verbatim(Value);
+
+impl<'de> Deserialize<'de> for Verbatim {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+                let mut table = BTreeMap::new();
+                while let Some((key, value)) = entries.next_entry()? {
+                    table.insert(key, value);
+                }
+                Ok(Value::Table(table))
+            }
+        }
+
+        deserializer.deserialize_map(Entries).map(Self)
+    }
+}
+
+/// What an object of one key that begins with `$` stands for.
+fn untag(table: BTreeMap<String, Value>) -> Result<Value, String> {
+    Ok(match table.first_key_value() {
+        Some((tag, Value::String(text))) if table.len() == 1 && tag == "$bytes" => {
+            Value::Bytes(unhex(text).ok_or_else(|| format!("`{text}` is not hexadecimal"))?)
+        }
+        Some((tag, Value::String(text))) if table.len() == 1 && tag == "$digest" => {
+            Value::Digest(text.parse().map_err(|error: crate::ParseDigestError| error.to_string())?)
+        }
+        _ => Value::Table(table),
+    })
 }
 
 fn to_json(value: &Value) -> Json {
@@ -47,42 +159,6 @@ fn to_json(value: &Value) -> Json {
 
 fn tagged(tag: &str, content: Json) -> Json {
     Json::Object(Map::from_iter([(tag.to_owned(), content)]))
-}
-
-fn from_json(json: Json) -> Result<Value, String> {
-    Ok(match json {
-        Json::Null => Value::None,
-        Json::Bool(value) => Value::Bool(value),
-        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(integer), _) => Value::Integer(integer),
-            (None, Some(float)) if float.is_finite() && !number.is_u64() => Value::Float(float),
-            _ => return Err(format!("number {number} is outside the range")),
-        },
-        Json::String(text) => Value::String(text),
-        Json::Array(items) => Value::List(items.into_iter().map(from_json).collect::<Result<_, _>>()?),
-        Json::Object(entries) => match single(&entries) {
-            Some(("$bytes", Json::String(text))) => {
-                Value::Bytes(unhex(text).ok_or_else(|| format!("`{text}` is not hexadecimal"))?)
-            }
-            Some(("$digest", Json::String(text))) => {
-                Value::Digest(text.parse().map_err(|error: crate::ParseDigestError| error.to_string())?)
-            }
-            Some(("$table", Json::Object(inner))) => table(inner.clone())?,
-            _ => table(entries)?,
-        },
-    })
-}
-
-fn table(entries: Map<String, Json>) -> Result<Value, String> {
-    let entries: Result<BTreeMap<_, _>, String> =
-        entries.into_iter().map(|(key, value)| Ok((key, from_json(value)?))).collect();
-    Ok(Value::Table(entries?))
-}
-
-fn single(entries: &Map<String, Json>) -> Option<(&str, &Json)> {
-    let mut entries = entries.iter();
-    let (key, value) = entries.next()?;
-    entries.next().is_none().then_some((key.as_str(), value))
 }
 
 fn hex(bytes: &[u8]) -> String {

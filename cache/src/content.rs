@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::value::{begin_list, digest, encode_string};
 use crate::{Digest, Value};
 
 const ARTIFACT: &str = "pipe artifact v1";
@@ -15,13 +16,17 @@ const ROW: &str = "pipe row v1";
 pub fn tree_digest<'a>(files: impl IntoIterator<Item = (&'a str, u64, Digest)>) -> Digest {
     let mut files: Vec<_> = files.into_iter().collect();
     files.sort_unstable_by_key(|file| file.0);
-    let files = files
-        .into_iter()
-        .map(|(path, bytes, digest)| {
-            Value::List(vec![Value::string(path), Value::Integer(bytes as i64), Value::Digest(digest)])
-        })
-        .collect();
-    Value::List(vec![Value::string("tree"), Value::List(files)]).digest(ARTIFACT)
+    let mut encoded = Vec::new();
+    begin_list(2, &mut encoded);
+    encode_string("tree", &mut encoded);
+    begin_list(files.len(), &mut encoded);
+    for (path, bytes, blob) in files {
+        begin_list(3, &mut encoded);
+        encode_string(path, &mut encoded);
+        Value::Integer(bytes as i64).encode_into(&mut encoded);
+        Value::Digest(blob).encode_into(&mut encoded);
+    }
+    digest(ARTIFACT, &encoded)
 }
 
 /// The digest of a table made of parts, in order.

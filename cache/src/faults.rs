@@ -14,6 +14,7 @@ pub(crate) enum Change {
     Write,
     SyncFile,
     SyncFolder,
+    SyncAll,
     Link,
     Rename,
     Mode,
@@ -30,6 +31,8 @@ struct State {
     /// Changes that still succeed; none: all do.
     left: Option<u64>,
     made: u64,
+    /// Of these, waits for the disk.
+    flushes: u64,
     /// Names whose folder was not flushed since.
     unsynced_names: BTreeSet<PathBuf>,
     /// Inodes whose bytes were flushed.
@@ -47,6 +50,11 @@ impl Faults {
         self.state().made
     }
 
+    /// The number of waits for the disk so far.
+    pub(crate) fn flushes(&self) -> u64 {
+        self.state().flushes
+    }
+
     pub(crate) fn step(&self, change: Change, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         match &mut state.left {
@@ -55,6 +63,7 @@ impl Faults {
             None => {}
         }
         state.made += 1;
+        state.flushes += u64::from(matches!(change, Change::SyncFile | Change::SyncFolder | Change::SyncAll));
         match change {
             Change::MakeFolder | Change::Write | Change::Link | Change::Rename => {
                 if !path.exists() {
@@ -68,6 +77,20 @@ impl Faults {
             }
             Change::SyncFolder => {
                 state.unsynced_names.retain(|name| name.parent() != Some(path));
+            }
+            Change::SyncAll => {
+                state.unsynced_names.clear();
+                let mut folders = vec![path.to_owned()];
+                while let Some(folder) = folders.pop() {
+                    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                        let Ok(metadata) = entry.metadata() else { continue };
+                        if metadata.is_dir() {
+                            folders.push(entry.path());
+                        } else {
+                            state.synced_files.insert(metadata.ino());
+                        }
+                    }
+                }
             }
             Change::Mode | Change::Remove => {}
         }

@@ -86,7 +86,7 @@ impl Disk {
         disk
     }
 
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.durability == Durability::Full
     }
 
@@ -134,6 +134,13 @@ impl Disk {
         Ok(())
     }
 
+    /// As [`Disk::write_atomic`], for what can be done without: after a power loss it may be empty.
+    pub(crate) fn write_atomic_passing(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        let mut disk = self.clone();
+        disk.durability = Durability::Rename;
+        disk.write_atomic(path, bytes)
+    }
+
     /// Replaces `path` by a file of these bytes in one step: readers see the old or the new one.
     pub(crate) fn write_atomic(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -167,6 +174,16 @@ impl Disk {
             File::open(path)
                 .and_then(|folder| folder.sync_all())
                 .map_err(|error| FsError::new("flushing the folder", path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Flushes everything that was written to the file system of `path`.
+    pub(crate) fn sync_all(&self, path: &Path) -> Result<(), FsError> {
+        if self.is_full() {
+            step!(self, SyncAll, path);
+            sync_file_system(path)
+                .map_err(|error| FsError::new("flushing the file system of", path, error))?;
         }
         Ok(())
     }
@@ -314,6 +331,17 @@ pub fn reflink_or_copy(from: &Path, to: &Path) -> Result<CopyMethod, FsError> {
         return Err(FsError::new("copying to", to, error));
     }
     Ok(CopyMethod::Copy)
+}
+
+#[cfg(target_os = "linux")]
+fn sync_file_system(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(path)?)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_file_system(_path: &Path) -> io::Result<()> {
+    rustix::fs::sync();
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::value::{begin_list, begin_table, digest, encode_string};
 use crate::{Digest, Value};
 
 const CONTEXT: &str = "pipe action v1";
@@ -64,30 +65,43 @@ pub struct ActionKey {
 }
 
 impl ActionKey {
-    /// The value that is hashed.
-    pub fn value(&self) -> Value {
+    /// The canonical bytes that are hashed: those of a list of seven items.
+    pub fn encode(&self) -> Vec<u8> {
         let mut inputs: Vec<&KeyInput> = self.inputs.iter().collect();
         inputs.sort_by(|left, right| left.name.as_bytes().cmp(right.name.as_bytes()));
-        let inputs = inputs.into_iter().map(|input| {
-            let artifacts = input.artifacts.iter().map(|artifact| {
-                let axes = artifact.axes.clone().map_or(Value::None, Value::Table);
-                Value::List(vec![axes, Value::Digest(artifact.digest)])
-            });
-            Value::List(vec![Value::string(&input.name), Value::List(artifacts.collect())])
-        });
-        Value::List(vec![
-            Value::string(&self.kind),
-            Value::Integer(self.implementation),
-            Value::Integer(self.schema_version),
-            self.params.clone(),
-            Value::List(inputs.collect()),
-            self.shard.map_or(Value::None, Value::Digest),
-            Value::string(&self.numerics),
-        ])
+        let mut bytes = Vec::new();
+        begin_list(7, &mut bytes);
+        encode_string(&self.kind, &mut bytes);
+        Value::Integer(self.implementation).encode_into(&mut bytes);
+        Value::Integer(self.schema_version).encode_into(&mut bytes);
+        self.params.encode_into(&mut bytes);
+        begin_list(inputs.len(), &mut bytes);
+        for input in inputs {
+            begin_list(2, &mut bytes);
+            encode_string(&input.name, &mut bytes);
+            begin_list(input.artifacts.len(), &mut bytes);
+            for artifact in &input.artifacts {
+                begin_list(2, &mut bytes);
+                match &artifact.axes {
+                    None => Value::None.encode_into(&mut bytes),
+                    Some(axes) => {
+                        begin_table(axes.len(), &mut bytes);
+                        for (axis, value) in axes {
+                            encode_string(axis, &mut bytes);
+                            value.encode_into(&mut bytes);
+                        }
+                    }
+                }
+                Value::Digest(artifact.digest).encode_into(&mut bytes);
+            }
+        }
+        self.shard.map_or(Value::None, Value::Digest).encode_into(&mut bytes);
+        encode_string(&self.numerics, &mut bytes);
+        bytes
     }
 
     /// The key.
     pub fn digest(&self) -> Digest {
-        self.value().digest(CONTEXT)
+        digest(CONTEXT, &self.encode())
     }
 }

@@ -46,11 +46,17 @@ pub enum LeaseAttempt {
 pub struct Lease {
     store: Store,
     session: Arc<Session>,
+    key: Digest,
     path: PathBuf,
     info: LeaseInfo,
 }
 
 impl Lease {
+    /// The action.
+    pub fn key(&self) -> Digest {
+        self.key
+    }
+
     /// What the lease file says.
     pub fn info(&self) -> &LeaseInfo {
         &self.info
@@ -102,7 +108,8 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     let attempt = loop {
         if disk.link_new(&staged, &path)? {
             session.heartbeat().watch(path.clone());
-            let lease = Lease { store: store.clone(), session: Arc::clone(&session), path, info };
+            let (store, session) = (store.clone(), Arc::clone(&session));
+            let lease = Lease { store, session, key: *key, path, info };
             break LeaseAttempt::Acquired(lease);
         }
         let holder = read(&path);
@@ -156,7 +163,7 @@ fn take_away(
     path: &Path,
     dead: Option<&LeaseInfo>,
 ) -> Result<(), StoreError> {
-    let _lock = takeover_lock(&store.root().join("takeover.lock"))?;
+    let _lock = kernel_lock(&store.root().join("takeover.lock"))?;
     if read(path).map(|info| info.nonce) == dead.map(|info| info.nonce.clone()) && path.exists() {
         let disk = &store.shared.disk;
         let caught = session.fresh_path();
@@ -167,9 +174,9 @@ fn take_away(
     Ok(())
 }
 
-/// The kernel lock under which dead leases are removed. A file system without locks goes without: a wrong
-/// takeover costs time, never correctness.
-fn takeover_lock(path: &Path) -> Result<File, StoreError> {
+/// A lock that the kernel releases with its process: under it dead leases are removed, and garbage is
+/// collected. A file system without locks goes without: it costs time, never correctness.
+pub(crate) fn kernel_lock(path: &Path) -> Result<File, StoreError> {
     let file = File::options()
         .create(true)
         .truncate(false)

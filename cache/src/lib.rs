@@ -31,8 +31,10 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod checkpoint;
 mod clear;
+mod collect;
 mod content;
 mod digest;
 #[cfg(test)]
@@ -41,6 +43,7 @@ mod fs;
 mod key;
 mod lease;
 mod owner;
+mod pins;
 mod read;
 mod record;
 mod runs;
@@ -48,26 +51,31 @@ mod session;
 mod sources;
 mod staging;
 mod store;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod usage;
 mod value;
+mod verify;
 
 pub use checkpoint::{Checkpoint, Checkpoints};
+pub use collect::{CollectOptions, Collected, Garbage};
 pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
 pub use key::{ActionKey, KeyArtifact, KeyInput};
 pub use lease::{Lease, LeaseAttempt, LeaseInfo};
 pub use owner::Owner;
-pub use read::{Damage, Reading, StoredFile, Verify};
+pub use read::{Damage, Looked, Reading, StoredFile, Verify};
 pub use record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};
 pub use staging::{CommitOutcome, Committed, SharedOutputs, StagedOutput, Staging};
 pub use store::{Store, StoreError, user_cache_folder};
+pub use survey::{Chain, Root, Survey, SurveyedBlob, SurveyedRecord};
 pub use usage::Usage;
 pub use value::Value;
+pub use verify::Verification;
 
 /// The first line of a store's file `FORMAT`.
 const FORMAT_LINE: &str = "pipe-store 1";

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::Digest;
@@ -34,6 +35,21 @@ pub enum Verify {
     Size,
     /// Not at all.
     Never,
+}
+
+/// How often a store was asked for records: what a plan costs, whatever the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Looked {
+    /// Records that were looked for.
+    pub records: u64,
+    /// Bytes of those that were there.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct LookedCounter {
+    records: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// A file of an artifact, where it can be read now.
@@ -76,6 +92,14 @@ impl Store {
     /// # Errors
     /// If the store cannot be read. A damaged record is none, not an error.
     pub fn lookup(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        if let Some(record) = self.shared.batch.record(key) {
+            return Ok(Some(record));
+        }
+        self.stored(key)
+    }
+
+    /// As [`Store::lookup`], of what other processes see too.
+    pub(crate) fn stored(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
         let Some((record, written)) = self.stored_record(key)? else { return Ok(None) };
         let mut verified = false;
         for file in record.outputs.values().flat_map(|output| &output.files) {
@@ -105,24 +129,36 @@ impl Store {
     /// # Errors
     /// If the store cannot be read. A damaged record is none, not an error.
     pub fn record(&self, key: &Digest) -> Result<Option<Record>, StoreError> {
+        if let Some(record) = self.shared.batch.record(key) {
+            return Ok(Some(record));
+        }
         Ok(self.stored_record(key)?.map(|(record, _)| record))
     }
 
     /// Whether there is a record of a key, sound or not: one look at the file system, for plans of many
     /// actions.
     pub fn has_record(&self, key: &Digest) -> bool {
-        self.record_path(key).exists()
+        self.shared.batch.record(key).is_some() || self.record_path(key).exists()
+    }
+
+    /// How often this process asked for records so far.
+    pub fn looked(&self) -> Looked {
+        let counter = &self.shared.looked;
+        let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        Looked { records: read(&counter.records), bytes: read(&counter.bytes) }
     }
 
     /// A sound record and when its file was last written, in ns of the file server's clock.
     fn stored_record(&self, key: &Digest) -> Result<Option<(Record, i128)>, StoreError> {
         let path = self.record_path(key);
+        self.shared.looked.records.fetch_add(1, Ordering::Relaxed);
         let (bytes, metadata) = match read_with_metadata(&path, RECORD_LIMIT) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(None),
             Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => return Ok(None),
             Err(error) => return Err(error.into()),
         };
+        self.shared.looked.bytes.fetch_add(metadata.len(), Ordering::Relaxed);
         let record = String::from_utf8(bytes).ok().and_then(|text| Record::from_text(&text));
         let written = Stamp::of(&metadata).modified;
         Ok(record.filter(|record| record.key == *key).map(|record| (record, written)))
@@ -158,17 +194,29 @@ impl Store {
         bytes: u64,
         verify: Verify,
     ) -> Result<Option<Damage>, StoreError> {
+        let Some(reason) = self.fault(blob, bytes, verify)? else { return Ok(None) };
+        let target = self.folder("quarantine").join(format!("{blob}-{}", nonce()));
+        let moved = self.shared.disk.move_away(&self.blob_path(blob), &target)?;
+        Ok(Some(Damage { blob: *blob, reason, quarantined: moved.then_some(target) }))
+    }
+
+    /// What is wrong with a blob, as far as `verify` looks; nothing is changed.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub(crate) fn fault(
+        &self,
+        blob: &Digest,
+        bytes: u64,
+        verify: Verify,
+    ) -> Result<Option<String>, StoreError> {
         if verify == Verify::Never {
             return Ok(None);
         }
         let path = self.blob_path(blob);
-        let Some(metadata) = blob_metadata(&path)? else {
-            let reason = "it is missing".to_owned();
-            return Ok(Some(Damage { blob: *blob, reason, quarantined: None }));
-        };
+        let Some(metadata) = blob_metadata(&path)? else { return Ok(Some("it is missing".to_owned())) };
         if metadata.len() != bytes {
-            let reason = format!("it has {} bytes instead of {bytes}", metadata.len());
-            return self.quarantine(blob, &path, reason).map(Some);
+            return Ok(Some(format!("it has {} bytes instead of {bytes}", metadata.len())));
         }
         let stamp = Stamp::of(&metadata);
         let known = bytes >= LARGE && self.shared.verified.contains(blob, &stamp);
@@ -177,19 +225,12 @@ impl Store {
         }
         let (_, found) = hash_file(&path)?;
         if found != *blob {
-            let reason = format!("its content has the digest {}", found.to_short());
-            return self.quarantine(blob, &path, reason).map(Some);
+            return Ok(Some(format!("its content has the digest {}", found.to_short())));
         }
         if bytes >= LARGE {
             self.shared.verified.remember(&self.shared.disk, blob, stamp);
         }
         Ok(None)
-    }
-
-    fn quarantine(&self, blob: &Digest, path: &Path, reason: String) -> Result<Damage, StoreError> {
-        let target = self.folder("quarantine").join(format!("{blob}-{}", nonce()));
-        let moved = self.shared.disk.move_away(path, &target)?;
-        Ok(Damage { blob: *blob, reason, quarantined: moved.then_some(target) })
     }
 }
 
@@ -249,7 +290,7 @@ impl Verified {
             .collect();
         // Forgetting costs one more hash.
         let _ = file.parent().map(std::fs::create_dir_all);
-        let _ = disk.write_atomic(file, text.as_bytes());
+        let _ = disk.write_atomic_passing(file, text.as_bytes());
     }
 }
 

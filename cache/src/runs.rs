@@ -97,12 +97,13 @@ impl Store {
         Ok(names.map(|id| RunFolder { path: folder.join(&id), id }).collect())
     }
 
-    /// Replaces a file of a run's folder in one step.
+    /// Replaces a file of a run's folder in one step. It does not wait for the disk: a run that a power
+    /// loss ends is remembered by its results.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write_atomic(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        Ok(self.shared.disk.write_atomic(path, bytes)?)
+        Ok(self.shared.disk.write_atomic_passing(path, bytes)?)
     }
 }
 

@@ -150,7 +150,7 @@ impl Sources {
             })
             .collect();
         let _ = file.parent().map(std::fs::create_dir_all);
-        memory.changed = self.disk.write_atomic(file, text.as_bytes()).is_err();
+        memory.changed = self.disk.write_atomic_passing(file, text.as_bytes()).is_err();
     }
 
     fn hash_file(&self, path: &Path) -> Result<(u64, Digest), SourceError> {

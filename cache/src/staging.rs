@@ -118,17 +118,70 @@ impl Staging {
         self.commit_node(key, outputs, SharedOutputs::default(), meta)
     }
 
-    /// As [`Self::commit`], with further outputs that the store holds already.
+    /// As [`Staging::commit`], with further outputs that the store holds already.
     ///
     /// # Errors
-    /// As [`Self::commit`].
+    /// As [`Staging::commit`].
     pub fn commit_node(
         self,
         key: &ActionKey,
         outputs: &[StagedOutput],
         shared: SharedOutputs,
-        mut meta: RecordMeta,
+        meta: RecordMeta,
     ) -> Result<Committed, StoreError> {
+        let (record, staged) = self.record(key, outputs, shared, meta)?;
+        let store = self.store.clone();
+        let disk = &store.shared.disk;
+        for (path, _) in &staged {
+            disk.sync_file(path)?;
+        }
+        for folder in self.link_blobs(&staged)? {
+            disk.sync_folder(&folder)?;
+        }
+        let folders = self.write_record(&record)?;
+        disk.sync_file(&self.record_path())?;
+        let committed = self.link_record(record)?;
+        if committed.outcome != CommitOutcome::Equal {
+            for folder in folders {
+                disk.sync_folder(&folder)?;
+            }
+        }
+        Ok(committed)
+    }
+
+    /// As [`Staging::commit_node`], without waiting for the disk: this process finds the result at once, others
+    /// once it was flushed together with what else finishes at this time. [`Store::flush`] waits for all,
+    /// and tells what went wrong.
+    ///
+    /// # Errors
+    /// As [`Staging::commit`].
+    pub fn commit_soon(
+        self,
+        key: &ActionKey,
+        outputs: &[StagedOutput],
+        shared: SharedOutputs,
+        meta: RecordMeta,
+    ) -> Result<Committed, StoreError> {
+        // What may stand against an earlier result is settled here and now.
+        if !self.store.shared.disk.is_full() || self.store.record_path(&key.digest()).exists() {
+            return self.commit_node(key, outputs, shared, meta);
+        }
+        let (record, staged) = self.record(key, outputs, shared, meta)?;
+        self.link_blobs(&staged)?;
+        self.write_record(&record)?;
+        let store = self.store.clone();
+        store.enqueue(self, record.clone());
+        Ok(Committed { record, outcome: CommitOutcome::Created })
+    }
+
+    /// Hashes the outputs; returns the record with its files and where these lie.
+    fn record(
+        &self,
+        key: &ActionKey,
+        outputs: &[StagedOutput],
+        shared: SharedOutputs,
+        mut meta: RecordMeta,
+    ) -> Result<(Record, Vec<(PathBuf, FileRecord)>), StoreError> {
         let mut staged = Vec::new();
         let mut records = shared.outputs;
         for output in outputs {
@@ -137,17 +190,6 @@ impl Staging {
             if records.insert(output.port.clone(), record).is_some() {
                 return Err(refuse(&output.port, "it is given twice".to_owned()));
             }
-        }
-        let disk = &self.store.shared.disk;
-        for (path, _) in &staged {
-            disk.sync_file(path)?;
-        }
-        let mut folders = BTreeSet::new();
-        for (path, file) in &staged {
-            folders.extend(self.store_blob(path, file)?);
-        }
-        for folder in &folders {
-            disk.sync_folder(folder)?;
         }
         // JSON has no other numbers; a clock that misbehaves must not lose a result.
         meta.duration_seconds = if meta.duration_seconds.is_finite() { meta.duration_seconds } else { 0.0 };
@@ -159,8 +201,55 @@ impl Staging {
             shards: shared.shards,
             meta,
         };
-        let committed = self.store_record(record)?;
-        disk.remove_tree(&self.folder)?;
+        Ok((record, staged))
+    }
+
+    /// Links the files into `cas/`; returns the folders to flush.
+    fn link_blobs(&self, staged: &[(PathBuf, FileRecord)]) -> Result<BTreeSet<PathBuf>, StoreError> {
+        let mut folders = BTreeSet::new();
+        for (path, file) in staged {
+            folders.extend(self.store_blob(path, file)?);
+        }
+        Ok(folders)
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.folder.join("record.json")
+    }
+
+    /// Writes the record into the staging folder; returns the folders to flush once it is linked.
+    fn write_record(&self, record: &Record) -> Result<[PathBuf; 2], StoreError> {
+        let disk = &self.store.shared.disk;
+        let folders = make_parent(&self.store, &self.store.record_path(&record.key))?;
+        let path = self.record_path();
+        disk.write_passing(&path, record.to_text().as_bytes())?;
+        disk.make_read_only(&path)?;
+        Ok(folders)
+    }
+
+    /// Links the record into `ac/`: the commit. Removes the staging folder.
+    pub(crate) fn link_record(mut self, record: Record) -> Result<Committed, StoreError> {
+        let disk = &self.store.shared.disk;
+        let staged = self.record_path();
+        let target = self.store.record_path(&record.key);
+        let committed = if disk.link_new(&staged, &target)? {
+            Committed { record, outcome: CommitOutcome::Created }
+        } else {
+            match self.store.stored(&record.key)? {
+                Some(existing) if existing.has_equal_outputs(&record) => {
+                    Committed { record: existing, outcome: CommitOutcome::Equal }
+                }
+                Some(existing) => {
+                    let outcome = CommitOutcome::Nondeterministic { attempted: record.outputs };
+                    Committed { record: existing, outcome }
+                }
+                None => {
+                    disk.rename(&staged, &target)?;
+                    Committed { record, outcome: CommitOutcome::Repaired }
+                }
+            }
+        };
+        disk.remove_tree(&std::mem::take(&mut self.folder))?;
         Ok(committed)
     }
 
@@ -238,43 +327,14 @@ impl Staging {
         // Another process put it back meanwhile, and it was whole when it did.
         Ok(touched)
     }
-
-    fn store_record(&self, record: Record) -> Result<Committed, StoreError> {
-        let disk = &self.store.shared.disk;
-        let staged = self.folder.join("record.json");
-        let target = self.store.record_path(&record.key);
-        let folders = make_parent(&self.store, &target)?;
-        disk.write_new(&staged, record.to_text().as_bytes())?;
-        disk.make_read_only(&staged)?;
-        let outcome = if disk.link_new(&staged, &target)? {
-            CommitOutcome::Created
-        } else {
-            match self.store.lookup(&record.key)? {
-                Some(existing) if existing.has_equal_outputs(&record) => {
-                    return Ok(Committed { record: existing, outcome: CommitOutcome::Equal });
-                }
-                Some(existing) => {
-                    let attempted = record.outputs;
-                    let outcome = CommitOutcome::Nondeterministic { attempted };
-                    return Ok(Committed { record: existing, outcome });
-                }
-                None => {
-                    disk.rename(&staged, &target)?;
-                    CommitOutcome::Repaired
-                }
-            }
-        };
-        for folder in folders {
-            disk.sync_folder(&folder)?;
-        }
-        Ok(Committed { record, outcome })
-    }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // After a commit there is nothing left; what cannot be removed is swept later.
-        let _ = self.store.shared.disk.remove_tree(&self.folder);
+        // What cannot be removed is swept later; after a commit there is nothing left.
+        if !self.folder.as_os_str().is_empty() {
+            let _ = self.store.shared.disk.remove_tree(&self.folder);
+        }
     }
 }
 

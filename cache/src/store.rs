@@ -11,14 +11,16 @@
 //! | `pins/<name>` | what a person wants kept |
 //! | `tmp/<host>-<pid>-<nonce>/` | staging |
 //! | `quarantine/` | damaged blobs |
+//! | `trash/` | what the garbage collector removed, for one grace period |
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::batch::Batch;
 use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounded};
 use crate::lease::{self, LeaseAttempt};
 use crate::owner::Owner;
-use crate::read::Verified;
+use crate::read::{LookedCounter, Verified};
 use crate::session::{self, Session};
 use crate::sources::Sources;
 use crate::staging::Staging;
@@ -46,9 +48,15 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Commits that waited for a common flush did not reach the disk.
+    #[error("flushing the store: {0}")]
+    Flush(String),
     /// A run id that names no folder of `runs/`.
     #[error("`{0}` is not a run id")]
     RunId(String),
+    /// A text that cannot name a pin.
+    #[error("`{0}` cannot name a pin: a name is 1 to 128 of letters, digits, `_`, `-` and `.`")]
+    PinName(String),
 }
 
 impl StoreError {
@@ -73,10 +81,12 @@ pub(crate) struct Shared {
     owner: Owner,
     pub(crate) disk: Disk,
     pub(crate) verified: Verified,
+    pub(crate) batch: Batch,
+    pub(crate) looked: LookedCounter,
     session: Mutex<Option<Arc<Session>>>,
 }
 
-const FOLDERS: [&str; 8] = ["cas", "ac", "ckpt", "lease", "runs", "pins", "tmp", "quarantine"];
+const FOLDERS: [&str; 9] = ["cas", "ac", "ckpt", "lease", "runs", "pins", "tmp", "quarantine", "trash"];
 
 impl Store {
     /// Opens the store at `path`, or makes one there, and removes what dead processes left in it.
@@ -139,6 +149,8 @@ impl Store {
             cache,
             owner: Owner::current(),
             disk,
+            batch: Batch::default(),
+            looked: LookedCounter::default(),
             session: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }

@@ -76,15 +76,13 @@ impl Value {
                 bytes.extend_from_slice(content);
             }
             Self::List(items) => {
-                bytes.push(7);
-                encode_length(items.len(), bytes);
+                begin_list(items.len(), bytes);
                 for item in items {
                     item.encode_into(bytes);
                 }
             }
             Self::Table(entries) => {
-                bytes.push(8);
-                encode_length(entries.len(), bytes);
+                begin_table(entries.len(), bytes);
                 for (key, value) in entries {
                     encode_string(key, bytes);
                     value.encode_into(bytes);
@@ -99,17 +97,35 @@ impl Value {
 
     /// BLAKE3 in key-derivation mode with `context`, over the canonical bytes.
     pub fn digest(&self, context: &str) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key(context);
-        hasher.update(&self.encode());
-        hasher.finalize().into()
+        digest(context, &self.encode())
     }
+}
+
+/// BLAKE3 in key-derivation mode.
+pub(crate) fn digest(context: &str, bytes: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(context);
+    hasher.update(bytes);
+    hasher.finalize().into()
+}
+
+/// Appends what a list of `count` items begins with; the items follow.
+pub(crate) fn begin_list(count: usize, bytes: &mut Vec<u8>) {
+    bytes.push(7);
+    encode_length(count, bytes);
+}
+
+/// Appends what a table of `count` entries begins with; keys and values follow, sorted by key.
+pub(crate) fn begin_table(count: usize, bytes: &mut Vec<u8>) {
+    bytes.push(8);
+    encode_length(count, bytes);
 }
 
 fn encode_length(length: usize, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&(length as u64).to_le_bytes());
 }
 
-fn encode_string(text: &str, bytes: &mut Vec<u8>) {
+/// Appends a string value.
+pub(crate) fn encode_string(text: &str, bytes: &mut Vec<u8>) {
     bytes.push(5);
     encode_length(text.len(), bytes);
     bytes.extend_from_slice(text.as_bytes());

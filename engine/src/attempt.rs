@@ -16,16 +16,16 @@ use pipe_cache::{
 
 use crate::checkpoints::{Checkpoints, EVERY, KEEP};
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
-use crate::error::StageError;
+use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
 use crate::kind::OutputPort;
-use crate::panics::Pool;
 use crate::pipeline::Node;
+use crate::workers::Worker;
 
 /// Progress of one action is written at most this often.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
-/// candle and gemm recurse little, but a deep model's graph is dropped recursively.
-const STACK_BYTES: usize = 16 << 20;
+/// Actions that take less are written to the disk together.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// Everything an attempt needs, owned by its thread.
 pub(crate) struct Attempt {
@@ -99,14 +99,52 @@ pub(crate) enum AttemptError {
     Timeout(u64),
 }
 
+impl AttemptError {
+    /// The class by which it may be retried; none for what another attempt cannot change.
+    pub(crate) fn class(&self) -> Option<FailureClass> {
+        Some(match self {
+            Self::Stage(StageError::Cancelled | StageError::InputData { .. }) => return None,
+            // A full disk stays full.
+            error if is_no_space(error) => return None,
+            Self::Stage(StageError::Environment { .. }) | Self::Store(_) => FailureClass::Io,
+            Self::Stage(StageError::OutOfMemory(_)) => FailureClass::Oom,
+            Self::Stage(StageError::Signalled { .. }) => FailureClass::Signal,
+            Self::Timeout(_) => FailureClass::Timeout,
+            Self::Stage(StageError::Failed { .. }) | Self::Panic(_) => FailureClass::Error,
+        })
+    }
+}
+
+/// Whether some cause of an error is a full disk or an exhausted quota, whatever class the stage gave it.
+pub(crate) fn is_no_space(error: &AttemptError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded)) {
+            return true;
+        }
+        // An I/O error that wraps another shows the inner one's cause as its own.
+        let inner =
+            io.and_then(|error| error.get_ref()).map(|inner| inner as &(dyn std::error::Error + 'static));
+        cause = inner.or_else(|| error.source());
+    }
+    false
+}
+
 impl Attempt {
     /// Runs to the end, whatever happens inside the stage.
-    pub(crate) fn execute(self) -> Finished {
+    pub(crate) fn execute(self, worker: Result<&Worker, &rayon::ThreadPoolBuildError>) -> Finished {
         let started = Instant::now();
         let mut cpu = None;
-        let result = self.run_stage(started, &mut cpu);
+        let result = match worker {
+            Ok(worker) => self.run_stage(worker, started, &mut cpu),
+            Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
+        };
         // Held until the record stands, so that another process waits instead of working twice.
-        drop(self.lease);
+        if let Some(lease) = self.lease {
+            self.store.release(lease);
+        }
         Finished { result, wall: started.elapsed(), cpu }
     }
 
@@ -118,7 +156,12 @@ impl Attempt {
         StageError::InputData { path: known.unwrap_or(path), reason }
     }
 
-    fn run_stage(&self, started: Instant, cpu: &mut Option<Duration>) -> Result<Committed, AttemptError> {
+    fn run_stage(
+        &self,
+        worker: &Worker,
+        started: Instant,
+        cpu: &mut Option<Duration>,
+    ) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
         for port in &self.outputs {
@@ -150,25 +193,21 @@ impl Attempt {
             Task::Part(_) => context = context.of_part(),
             Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
         }
-        let panics = Pool::new();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
-            .stack_size(STACK_BYTES)
-            .thread_name(move |index| panics.thread(index))
-            .build()
-            .map_err(|error| StageError::because("starting the stage's threads", error))?;
-        let outcome = pool.install(|| {
+        let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
+        let before = threads_time();
+        let outcome = worker.pool.install(|| {
             std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
                 Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
                 Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
             }))
         });
-        // The threads were made for this stage, so all their time is its own.
-        *cpu = Some(pool.broadcast(|_| thread_time()).into_iter().sum());
+        // The threads work for one stage at a time, so all that they took was its own.
+        *cpu = Some(threads_time().saturating_sub(before));
+        let panicked = worker.panics.take();
         let outcome = match outcome {
             Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
             Err(panic) => {
-                host.log(&panics.caught().unwrap_or_default());
+                host.log(&panicked.unwrap_or_default());
                 Err(AttemptError::Panic(panic_text(panic.as_ref())))
             }
         };
@@ -222,22 +261,25 @@ impl Attempt {
             device: Some("cpu".to_owned()),
             revision: self.revision.clone(),
         };
-        let committed = staging.commit_node(&self.key, &staged, shared, meta)?;
-        report_nondeterminism(&self.events, &self.node.name, &committed);
+        // What took no time may be lost with the power for some moments; what did may not.
+        let committed = if started.elapsed() < SHORT {
+            staging.commit_soon(&self.key, &staged, shared, meta)?
+        } else {
+            staging.commit_node(&self.key, &staged, shared, meta)?
+        };
+        if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
+            nondeterministic(&self.events, &self.node.name);
+        }
         // What stays of them is removed as garbage.
         let _ = checkpoints.clear();
         Ok(committed)
     }
 }
 
-/// Says so if the same key had another result.
-pub(crate) fn report_nondeterminism(events: &EventLog, node: &str, committed: &Committed) {
-    if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
-        events.emit(
-            "nondeterminism",
-            serde_json::json!({ "subject": node, "detail": "gave another result under the same key; the stored one stands" }),
-        );
-    }
+/// Tells that a node gave another result under the same key.
+pub(crate) fn nondeterministic(events: &EventLog, node: &str) {
+    let detail = "gave another result under the same key; the stored one stands";
+    events.emit("nondeterminism", serde_json::json!({ "subject": node, "detail": detail }));
 }
 
 /// Where a file of an external source lies that a stage names by its path inside the source, whether it

@@ -2,6 +2,45 @@
 
 use std::path::PathBuf;
 
+/// The classes by which failures are retried.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FailureClass {
+    /// Out of memory, of the machine or of a device.
+    Oom,
+    /// A system call failed.
+    Io,
+    /// A child process was ended by a signal.
+    Signal,
+    /// The time of `resources.time` was over.
+    Timeout,
+    /// The executor lost the action.
+    Lost,
+    /// The stage itself failed.
+    Error,
+}
+
+impl FailureClass {
+    /// All classes.
+    pub const ALL: [Self; 6] = [Self::Oom, Self::Io, Self::Signal, Self::Timeout, Self::Lost, Self::Error];
+
+    /// As `retry.on` and events name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Oom => "oom",
+            Self::Io => "io",
+            Self::Signal => "signal",
+            Self::Timeout => "timeout",
+            Self::Lost => "lost",
+            Self::Error => "error",
+        }
+    }
+
+    /// The class of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+}
+
 /// Why a stage did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
@@ -24,6 +63,17 @@ pub enum StageError {
         /// The cause.
         #[source]
         source: std::io::Error,
+    },
+    /// There is not enough memory, of the machine or of a device; another attempt may find more.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+    /// A child process was ended by a signal.
+    #[error("`{program}` was ended by signal {signal}")]
+    Signalled {
+        /// The program.
+        program: String,
+        /// The signal's number.
+        signal: i32,
     },
     /// Anything else (exit code 1).
     #[error("{message}")]

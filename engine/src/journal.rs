@@ -73,6 +73,7 @@ impl Journal {
             }
             "action_started" => "running".to_owned(),
             "waiting" => "waiting".to_owned(),
+            "retry" => "delayed".to_owned(),
             "action_hit" => "hit".to_owned(),
             "action_finished" => text("status"),
             _ => return,

@@ -128,6 +128,15 @@ pub enum Numerics {
     Tensor,
 }
 
+/// What a kind promises of its results when it runs twice under one key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Determinism {
+    /// Equal content.
+    Bitwise,
+    /// Nothing: what reads it may differ from run to run too, and `--reproduce` leaves it out.
+    None,
+}
+
 /// The default of `resources.cpu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DefaultCpu {
@@ -190,6 +199,11 @@ pub trait StageKind: Send + Sync + 'static {
     /// lets a kind grow a parameter without invalidating what exists.
     fn key_neutral(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// What it promises of its results; equal content by default.
+    fn determinism(&self) -> Determinism {
+        Determinism::Bitwise
     }
 
     /// Whether the kind is row-wise with these parameters and inputs (`has` says which are given), if it has
@@ -256,6 +270,8 @@ pub trait AnyKind: Send + Sync {
     fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>>;
     /// The output ports under resolved parameters.
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
+    /// What it promises of its results.
+    fn determinism(&self) -> Determinism;
     /// Whether the kind is row-wise; see [`StageKind::is_row_wise`].
     fn is_row_wise(&self, resolved: &ResolvedParams, has: &dyn Fn(&str) -> bool) -> bool;
     /// What parts read of a `Lookup` input; see [`StageKind::lookup`].
@@ -330,6 +346,10 @@ impl<K: StageKind> AnyKind for K {
             Ok(params) => StageKind::outputs(self, &params),
             Err(_) => Vec::new(),
         }
+    }
+
+    fn determinism(&self) -> Determinism {
+        StageKind::determinism(self)
     }
 
     fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {

@@ -9,6 +9,7 @@ mod attempt;
 mod checkpoints;
 mod cli;
 mod context;
+mod difference;
 mod error;
 mod events;
 pub mod exit;
@@ -21,17 +22,20 @@ pub mod pipeline;
 mod plan;
 mod progress;
 mod publish;
+mod reproduce;
 mod revision;
+mod roots;
 mod run;
 mod shards;
 mod why;
+mod workers;
 
 pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
-pub use error::StageError;
+pub use error::{FailureClass, StageError};
 pub use kind::{
-    AnyKind, ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort,
-    ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
+    AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
+    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;

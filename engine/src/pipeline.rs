@@ -1,13 +1,14 @@
 //! A study after validation: what the planner and the scheduler work on. No templates, matrices or
 //! profiles are left, and every value knows where it came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use pipe_cache::Digest;
 
+use crate::error::FailureClass;
 use crate::kind::{AnyKind, KindDescription, OutputPort, ResolvedParams};
 
 /// Index of a node in [`Pipeline::nodes`].
@@ -94,7 +95,7 @@ pub struct Node {
     /// The axis assignment in declared order; a table value appears as its `id`.
     pub axes: Vec<(String, String)>,
     /// The facts of the kind.
-    pub description: KindDescription,
+    pub description: Arc<KindDescription>,
     /// The kind.
     pub kind: Arc<dyn AnyKind>,
     /// Parameters with defaults.
@@ -109,8 +110,10 @@ pub struct Node {
     pub outputs: Vec<OutputPort>,
     /// Resources.
     pub resources: Resources,
-    /// Where each of them was written.
-    pub resource_origins: BTreeMap<String, Origin>,
+    /// What happens after a failure.
+    pub retry: Retry,
+    /// Where each resource and each value of `retry` was written: `resources.cpu`, `retry.max`.
+    pub setting_origins: BTreeMap<String, Origin>,
     /// Where the stage's table begins.
     pub origin: Origin,
 }
@@ -160,6 +163,33 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// Wall time limit, in seconds.
     pub time: Option<u64>,
+}
+
+/// When a failed action is tried again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Retry {
+    /// How often.
+    pub max: u32,
+    /// Seconds before the first time; each further time twice as long, at most ten minutes.
+    pub backoff: u64,
+    /// After which failures.
+    pub on: BTreeSet<FailureClass>,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        use FailureClass::{Io, Lost, Oom, Signal, Timeout};
+        Self { max: 0, backoff: 10, on: [Oom, Io, Signal, Timeout, Lost].into() }
+    }
+}
+
+impl Retry {
+    /// What was asked for, as names and values of a pipeline file; nothing if nothing is retried.
+    pub(crate) fn json(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+        let on: serde_json::Value = self.on.iter().map(|class| class.name()).collect();
+        let values = [("max", self.max.into()), ("backoff", format!("{}s", self.backoff).into()), ("on", on)];
+        values.into_iter().filter(|_| self.max > 0)
+    }
 }
 
 impl Resources {

@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) shards: Vec<Option<ShardCount>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
+    /// How many keys were computed.
+    pub(crate) computed: usize,
 }
 
 /// The parts of a row-wise node.
@@ -111,6 +113,7 @@ impl Plan {
             records: vec![None; count],
             shards: vec![None; count],
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
+            computed: 0,
         };
         let needed = wanted.with_what_they_need(pipeline);
         for position in 0..plan.order.len() {
@@ -120,6 +123,7 @@ impl Plan {
             }
             let node = &pipeline.nodes[id.0];
             let key = action::key(pipeline, node, &plan.records, sources, numerics);
+            plan.computed += usize::from(key.is_some());
             if !wanted.contains(id) {
                 // Left out with `--only`: what it gave earlier is still read.
                 if let (Some(key), Some(store)) = (key, store) {

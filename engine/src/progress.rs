@@ -112,6 +112,11 @@ impl Display {
                     fields["detail"].as_str().unwrap_or_default()
                 ),
             ),
+            "retry" => {
+                let seconds = fields["delay"].as_f64().unwrap_or_default();
+                let class = fields["class"].as_str().unwrap_or_default();
+                self.line("Retry", &format!("{node}  in {seconds:.0} s, after a failure of class {class}"));
+            }
             "corruption" | "nondeterminism" | "waiting" => {
                 self.line(
                     event,

@@ -5,14 +5,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use pipe_cache::{Digest, Record, Store, StoreError, Verify, reflink_or_copy};
+use pipe_cache::{Digest, Owner, Record, Store, StoreError, Verify, reflink_or_copy};
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::{Node, NodeId, Pipeline};
 
 const MANIFEST: &str = ".published.json";
 const STAGING: &str = ".publishing";
-/// A file that has been in staging for so long belongs to a run that was killed.
+/// What has been in staging for so long without an owner belongs to a run that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// What was written, by path below the pipeline's folder.
@@ -108,7 +108,7 @@ pub(crate) fn publish<'a>(
         .unwrap_or_default();
     let mut new = Manifest { version: 1, files: BTreeMap::new() };
     let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
-    let staging = Staging::new(&folder);
+    let staging = Staging::new(&folder, store.owner());
     for (index, (node, record)) in pipeline.nodes.iter().zip(records).enumerate() {
         let Some(record) = record else { continue };
         for (port, output) in &record.outputs {
@@ -154,15 +154,15 @@ pub(crate) fn publish<'a>(
             }
         }
     }
-    for (relative, published) in old.files {
-        if new.files.contains_key(&relative) {
+    for (relative, published) in &old.files {
+        if new.files.contains_key(relative) {
             continue;
         }
-        let path = folder.join(&relative);
+        let path = folder.join(relative);
         if !complete {
-            new.files.insert(relative, published);
+            new.files.insert(relative.clone(), published.clone());
         } else if let Some(found) = stamp(&path) {
-            if found == (published.bytes, published.modified) {
+            if (found.0, &found.1) == (published.bytes, &published.modified) {
                 std::fs::remove_file(&path)
                     .map_err(|source| PublishError::File { path: path.clone(), source })?;
                 summary.removed += 1;
@@ -172,8 +172,8 @@ pub(crate) fn publish<'a>(
             }
         }
     }
-    let bytes = serde_json::to_vec_pretty(&new).expect("a manifest is strings and integers");
-    if std::fs::read(&manifest_path).ok().as_deref() != Some(&bytes[..]) && !new.files.is_empty() {
+    if new != old && !(new.files.is_empty() && old.version == 0) {
+        let bytes = serde_json::to_vec_pretty(&new).expect("a manifest is strings and integers");
         place(&manifest_path, &staging, |temporary| std::fs::write(temporary, &bytes))?;
     }
     Ok(summary)
@@ -183,37 +183,57 @@ fn content(path: &Path) -> Option<Digest> {
     std::fs::read(path).ok().map(|bytes| Digest::of(&bytes))
 }
 
-/// Where files are written before they get their names: several runs may publish at the same time, and
-/// one that is killed leaves only what a later one removes.
-struct Staging {
+/// Where files are written before they get their names: several runs may publish at the same time, each in
+/// a folder of its own, and what a dead one left is removed by the next.
+struct Staging<'a> {
     folder: PathBuf,
+    own: PathBuf,
+    owner: &'a Owner,
 }
 
-impl Staging {
-    fn new(results: &Path) -> Self {
+const OWNER: &str = "owner.json";
+
+impl<'a> Staging<'a> {
+    fn new(results: &Path, owner: &'a Owner) -> Self {
         let folder = results.join(STAGING);
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            let age = modified.ok().and_then(|modified| modified.elapsed().ok());
-            if age.is_some_and(|age| age > ABANDONED) {
-                let _ = std::fs::remove_file(entry.path());
+            let path = entry.path();
+            let file = path.join(OWNER);
+            let other =
+                std::fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Owner>(&text).ok());
+            let age = |path: &Path| -> Option<Duration> {
+                std::fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).ok()?.elapsed().ok()
+            };
+            let is_dead = match other {
+                Some(other) => other.is_dead(owner, age(&file).unwrap_or_default()),
+                None => age(&path).is_some_and(|age| age > ABANDONED),
+            };
+            if is_dead {
+                let _ = std::fs::remove_dir_all(&path);
             }
         }
-        Self { folder }
+        let own = folder.join(uuid::Uuid::now_v7().to_string());
+        Self { folder, own, owner }
     }
 
-    /// A path that no other run has, its folder made.
+    /// A path that nothing has used, its folder made.
     fn path(&self) -> Result<PathBuf, PublishError> {
-        let path = self.folder.join(uuid::Uuid::now_v7().to_string());
-        match std::fs::create_dir_all(&self.folder) {
+        let path = self.own.join(uuid::Uuid::now_v7().to_string());
+        if self.own.is_dir() {
+            return Ok(path);
+        }
+        let owner = serde_json::to_vec(self.owner).expect("an owner is strings and integers");
+        let made = std::fs::create_dir_all(&self.own);
+        match made.and_then(|()| std::fs::write(self.own.join(OWNER), owner)) {
             Ok(()) => Ok(path),
             Err(source) => Err(PublishError::File { path, source }),
         }
     }
 }
 
-impl Drop for Staging {
+impl Drop for Staging<'_> {
     fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.own);
         // Only if no other run uses it.
         let _ = std::fs::remove_dir(&self.folder);
     }
@@ -222,7 +242,7 @@ impl Drop for Staging {
 /// Gives `path` the content that `make` writes into a file of the staging folder.
 fn place(
     path: &Path,
-    staging: &Staging,
+    staging: &Staging<'_>,
     make: impl Fn(&Path) -> std::io::Result<()>,
 ) -> Result<(), PublishError> {
     let error = |source| PublishError::File { path: path.to_owned(), source };

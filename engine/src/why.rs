@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pipe_cache::{ActionKey, Digest, KeyInput, Store, Value};
+use pipe_cache::{ActionKey, Digest, KeyInput, Store};
 
+use crate::difference::{ParamChange, param_changes};
 use crate::history::{History, PastFailure};
 use crate::pipeline::{InputSource, Node, Origin, Pipeline};
 use crate::plan::{Plan, Status};
@@ -107,20 +108,9 @@ fn compare(
             new: node.description.implementation,
         });
     }
-    let mut before = BTreeMap::new();
-    let mut after = BTreeMap::new();
-    flatten("", &old.params, &mut before);
-    flatten("", &node.params.canonical, &mut after);
-    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    for name in names {
-        if before.get(name) != after.get(name) {
-            reasons.push(DirtyReason::Param {
-                name: name.clone(),
-                old: before.get(name).cloned(),
-                new: after.get(name).cloned(),
-                origin: nearest_origin(node, name),
-            });
-        }
+    for ParamChange { name, old, new } in param_changes(&old.params, &node.params.canonical) {
+        let origin = nearest_origin(node, &name);
+        reasons.push(DirtyReason::Param { name, old, new, origin });
     }
     let Some(new) = new else { return };
     if old.numerics != new.numerics {
@@ -162,39 +152,6 @@ fn compare(
                 InputSource::Blob(_) => (None, None),
             };
             reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file });
-        }
-    }
-}
-
-/// Leaves of a parameter table as dotted names and printed values.
-fn flatten(path: &str, value: &Value, leaves: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Table(entries) => {
-            for (key, value) in entries {
-                let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                flatten(&inner, value, leaves);
-            }
-        }
-        _ => {
-            leaves.insert(path.to_owned(), print(value));
-        }
-    }
-}
-
-fn print(value: &Value) -> String {
-    match value {
-        Value::None => "none".to_owned(),
-        Value::Bool(value) => value.to_string(),
-        Value::Integer(value) => value.to_string(),
-        Value::Float(value) => format!("{value:?}"),
-        Value::String(text) => format!("{text:?}"),
-        Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
-        Value::Digest(digest) => digest.to_short(),
-        Value::List(items) => format!("[{}]", items.iter().map(print).collect::<Vec<_>>().join(", ")),
-        Value::Table(entries) => {
-            let entries: Vec<String> =
-                entries.iter().map(|(key, value)| format!("{key} = {}", print(value))).collect();
-            format!("{{ {} }}", entries.join(", "))
         }
     }
 }

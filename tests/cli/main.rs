@@ -12,3 +12,4 @@ mod processes;
 mod scale;
 mod shards;
 mod study;
+mod upkeep;

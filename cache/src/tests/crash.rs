@@ -40,16 +40,38 @@ fn bury(root: &Path) {
     }
 }
 
+/// How a result is committed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Way {
+    /// Alone.
+    Alone,
+    /// With what else finishes at this time, and a flush at the end.
+    Together,
+}
+
+impl Way {
+    fn commit(self, store: &Store, key: &ActionKey) -> Result<(), crate::StoreError> {
+        let lease = store.lease(&key.digest(), "run")?;
+        if self == Self::Alone {
+            return try_commit(store, key, &FILES).map(|_| ());
+        }
+        let committed = staged(store, &FILES)?.commit_soon(key, &[tree()], RecordMeta::default());
+        if let crate::LeaseAttempt::Acquired(lease) = lease {
+            store.release(lease);
+        }
+        let late = store.flush();
+        committed?;
+        late.into_iter().try_for_each(|(_, outcome)| outcome.map(|_| ()))
+    }
+}
+
 /// Dies at change number `n` of a commit; whether the commit ended before that.
-fn dies_at(n: u64, durability: Durability, loss: Loss) -> bool {
+fn dies_at(n: u64, way: Way, durability: Durability, loss: Loss) -> bool {
     let folder = TempDir::new().unwrap();
     let (faults, store) = doomed(folder.path(), durability);
     let key = action(1);
     faults.die_after(n);
-    let committed = store
-        .lease(&key.digest(), "run")
-        .and_then(|lease| try_commit(&store, &key, &FILES).map(|committed| (lease, committed)))
-        .is_ok();
+    let committed = way.commit(&store, &key).is_ok();
     let root = store.root().to_owned();
     drop(store);
     if loss != Loss::Program {
@@ -79,12 +101,14 @@ fn dies_at(n: u64, durability: Durability, loss: Loss) -> bool {
 }
 
 fn sweep(durability: Durability, loss: Loss) {
-    let mut deaths = 0;
-    while !dies_at(deaths, durability, loss) {
-        deaths += 1;
-        assert!(deaths < 200, "the commit never ends");
+    for way in [Way::Alone, Way::Together] {
+        let mut deaths = 0;
+        while !dies_at(deaths, way, durability, loss) {
+            deaths += 1;
+            assert!(deaths < 200, "the commit never ends");
+        }
+        assert!(deaths > 10, "only {deaths} changes were seen");
     }
-    assert!(deaths > 10, "only {deaths} changes were seen");
 }
 
 #[test]

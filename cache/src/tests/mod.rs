@@ -1,16 +1,19 @@
 //! Tests of the store as a whole. Each name is a sentence of the specification.
 
+mod batch;
+mod collect;
 mod commit;
 mod crash;
 mod lease;
 mod read;
 mod sources;
+mod verify;
 
 use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::{ActionKey, Committed, Durability, PartRecord, RecordMeta, StagedOutput, Store, Value};
+use crate::{ActionKey, Committed, Durability, PartRecord, RecordMeta, StagedOutput, Staging, Store, Value};
 
 /// A store in a folder of its own, without the user's cache.
 fn store() -> (TempDir, Store) {
@@ -44,6 +47,11 @@ fn try_commit(
     key: &ActionKey,
     files: &[(&str, &str)],
 ) -> Result<Committed, crate::StoreError> {
+    staged(store, files)?.commit(key, &[tree()], RecordMeta::default())
+}
+
+/// Writes these files for port `out`.
+fn staged(store: &Store, files: &[(&str, &str)]) -> Result<Staging, crate::StoreError> {
     let staging = store.stage()?;
     let folder = staging.output_folder("out")?;
     for (path, text) in files {
@@ -51,7 +59,7 @@ fn try_commit(
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    staging.commit(key, &[tree()], RecordMeta::default())
+    Ok(staging)
 }
 
 fn commit(store: &Store, key: &ActionKey, files: &[(&str, &str)]) -> Committed {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pipe_cache::Verify;
+use pipe_cache::{Durability, Verify};
 
 use super::{CliError, print};
 use crate::exit;
@@ -116,6 +116,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  pipe log study.toml\n  pipe log study.toml last\n  pipe log study.toml 'tuned[model=clip]'"
     )]
     Log(LogArguments),
+    /// Says how two runs differ: nodes, parameters, inputs, results
+    #[command(
+        after_help = "Examples:\n  pipe diff study.toml 01a2 last\n  pipe diff study.toml 01a2 01a3 --exit-code"
+    )]
+    Diff(DiffArguments),
     /// Draws the graph of a study
     Graph(GraphArguments),
     /// Finds every mistake of a pipeline file, with its place
@@ -124,6 +129,20 @@ pub(crate) enum Command {
     Schema,
     /// Removes published results, never the store
     Clean(FileArguments),
+    /// Checks stored results against their digests
+    #[command(
+        after_help = "Examples:\n  pipe verify study.toml\n  pipe verify study.toml --repair && pipe run study.toml"
+    )]
+    Verify(VerifyArguments),
+    /// Says what the store keeps that nothing needs, and removes it with `--apply`
+    #[command(
+        after_help = "Examples:\n  pipe gc study.toml\n  pipe gc study.toml --apply --max-size 200GiB\n  pipe gc study.toml --explain b3:DIGEST"
+    )]
+    Gc(GcArguments),
+    /// Keeps results whatever the garbage collector does
+    Pin(PinArguments),
+    /// Lets go of what a pin keeps
+    Unpin(UnpinArguments),
     /// Examines the machine and the store
     Doctor(OptionalFileArguments),
     /// Prints completions for a shell
@@ -221,12 +240,26 @@ pub(crate) struct RunArguments {
     /// After a failure start nothing new; `now` also stops what runs
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "new", value_parser = ["new", "now"], help_heading = "Execution")]
     pub(crate) fail_fast: Option<String>,
+    /// Execute what is up to date once more and compare the results; exit with 5 if one differs
+    #[arg(long, conflicts_with = "dry_run", help_heading = "Execution")]
+    pub(crate) reproduce: bool,
+    /// The share of the results that `--reproduce` makes again, 0 to 1; other ones in each run
+    #[arg(long, value_name = "SHARE", requires = "reproduce", default_value_t = 1.0, value_parser = share, help_heading = "Execution")]
+    pub(crate) rate: f64,
     /// How far stored results are checked before they are read
     #[arg(long, value_enum, default_value_t = Verification::Once, value_name = "HOW", help_heading = "Execution")]
     pub(crate) verify: Verification,
+    /// Whether results are flushed to the disk, and so survive a power loss
+    #[arg(long, value_enum, default_value_t = Durable::Full, value_name = "HOW", help_heading = "Execution")]
+    pub(crate) durability: Durable,
     /// Seconds that running stages have to reach a safe point after an interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
     pub(crate) grace: u64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "it has to be a number from 0 to 1".to_owned())
 }
 
 /// How far stored results are checked before they are read.
@@ -253,6 +286,24 @@ impl From<Verification> for Verify {
     }
 }
 
+/// Whether results are flushed to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Durable {
+    /// They are
+    Full,
+    /// They are not: what a power loss damages is found and made again
+    Rename,
+}
+
+impl From<Durable> for Durability {
+    fn from(how: Durable) -> Self {
+        match how {
+            Durable::Full => Self::Full,
+            Durable::Rename => Self::Rename,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct PlanArguments {
     /// The pipeline file
@@ -263,6 +314,83 @@ pub(crate) struct PlanArguments {
     /// Exit with 6 if anything would run
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DiffArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A run: its id, the beginning of it, or `last`
+    #[arg(value_name = "OLD_RUN")]
+    pub(crate) old: String,
+    /// Another run
+    #[arg(value_name = "NEW_RUN")]
+    pub(crate) new: String,
+    /// Exit with 6 if anything differs
+    #[arg(long)]
+    pub(crate) exit_code: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VerifyArguments {
+    /// The pipeline file whose store is verified
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: Option<PathBuf>,
+    /// A stage, a node, or a glob over nodes; the whole store by default
+    #[arg(value_name = "NODE")]
+    pub(crate) targets: Vec<String>,
+    /// Move what is damaged aside, so that the next run makes it again
+    #[arg(long)]
+    pub(crate) repair: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct GcArguments {
+    /// The pipeline file whose store is looked at
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: Option<PathBuf>,
+    /// Remove what is listed
+    #[arg(long)]
+    pub(crate) apply: bool,
+    /// Do not keep what is removed in `trash/` for the grace period
+    #[arg(long, requires = "apply")]
+    pub(crate) now: bool,
+    /// Remove nothing that is younger
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(crate) grace: String,
+    /// How many distinct plans of each pipeline and profile keep their results
+    #[arg(long, value_name = "NUMBER", default_value_t = 10)]
+    pub(crate) keep_runs: usize,
+    /// Remove only until the store takes no more, the least recently used first
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_size: Option<String>,
+    /// Say what keeps a key, an artifact or a blob
+    #[arg(long, value_name = "DIGEST", conflicts_with = "apply")]
+    pub(crate) explain: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PinArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// Stages, nodes or globs whose results are kept; all by default
+    #[arg(value_name = "NODE")]
+    pub(crate) targets: Vec<String>,
+    /// The name of the pin; by default that of the pipeline
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UnpinArguments {
+    /// The pipeline file whose store holds the pin
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// The name of the pin
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
 }
 
 /// How the graph is written.

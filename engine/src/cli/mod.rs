@@ -2,8 +2,10 @@
 
 mod arguments;
 mod clean;
+mod diff;
 mod doctor;
 mod drawing;
+mod gc;
 mod graph;
 mod log;
 mod plan;
@@ -15,6 +17,7 @@ mod study;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -46,6 +49,11 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Status(file) => status::status(&arguments, file, registry),
         Command::Show(show) => show::show(&arguments, show, registry),
         Command::Log(log) => log::log(&arguments, log, registry),
+        Command::Diff(diff) => diff::diff(&arguments, diff),
+        Command::Verify(verify) => verify::verify(&arguments, verify, registry),
+        Command::Gc(gc) => gc::gc(&arguments, gc),
+        Command::Pin(pin) => gc::pin(&arguments, pin, registry),
+        Command::Unpin(unpin) => gc::unpin(&arguments, unpin),
         Command::Graph(graph) => graph::graph(&arguments, graph, registry),
         Command::Check(file) => study::check(&arguments, file, registry),
         Command::Schema => print(&format!("{:#}\n", crate::language::schema(registry))),

@@ -7,7 +7,7 @@ use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::exit;
 use crate::history::History;
-use crate::kind::Registry;
+use crate::kind::{Determinism, Registry};
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status, Wanted};
 use crate::why::DirtyReason;
@@ -31,14 +31,22 @@ pub(crate) fn plan_text(
     if arguments.global.json {
         return print_json(&plan.json(&study.pipeline, history));
     }
+    if arguments.global.quiet {
+        return Ok(exit::DONE);
+    }
     let mut text = String::new();
     for id in &plan.order {
         let (word, reasons) = plan.words(*id);
         if plan.status[id.0] == Status::NotWanted || (word == "hit" && !arguments.global.verbose) {
             continue;
         }
+        let node = &study.pipeline.nodes[id.0];
+        let promise = match node.kind.determinism() {
+            Determinism::Bitwise => "",
+            Determinism::None => "  (not deterministic)",
+        };
         let parts = plan.shards[id.0].map(|shards| format!("  ({})", shards.words())).unwrap_or_default();
-        text.push_str(&format!("{word:>6}  {}{parts}\n", study.pipeline.nodes[id.0].name));
+        text.push_str(&format!("{word:>6}  {}{parts}{promise}\n", node.name));
         for reason in reasons {
             text.push_str(&format!("          {}\n", reason.words(&study.pipeline)));
         }

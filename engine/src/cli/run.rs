@@ -24,6 +24,7 @@ use crate::pipeline::NodeId;
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
+use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path};
 use crate::why::DirtyReason;
 
@@ -33,7 +34,7 @@ const REPAIRS: usize = 3;
 pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry) -> Result<u8, CliError> {
     let started = Instant::now();
     let study = Study::load(arguments, &run.pipeline, registry)?;
-    let wanted = study.wanted(&run.selection)?;
+    let mut wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
         let (plan, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
@@ -43,11 +44,17 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     if !study.store_path.exists() {
         study.hash_sources(None, &wanted)?;
     }
-    let store = study.open()?;
+    let store = study.open(run.durability.into())?;
     let signals =
         Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
-    let (plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
+    let (mut plan, sources, history) = study.plan(Some(&store), &wanted, registry.numerics())?;
     let folder = store.new_run()?;
+    if run.reproduce {
+        let asked = study.targets(&run.selection)?;
+        let again = reproduce::choose(&study.pipeline, &plan, asked.as_ref(), run.rate, folder.id());
+        wanted.forced.extend(again);
+        plan = Plan::make(&study.pipeline, Some(&store), &sources, registry.numerics(), &wanted, &history)?;
+    }
     let events = event_log(arguments, &folder)?;
     announce(arguments, &study, &store, &plan, &events);
     let hits = plan.counts().0;
@@ -67,6 +74,9 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     // Abandoned actions hold handles of the store; the process ends with them.
     Ok(match published {
         _ if outcome.cancelled => session.signals.exit_code(),
+        Ok(_) if run.reproduce && !outcome.differing.is_empty() && outcome.failed.is_empty() => {
+            exit::NOT_DETERMINISTIC
+        }
         Err(_) => exit_code(&outcome).max(exit::ENVIRONMENT),
         Ok(_) => exit_code(&outcome),
     })
@@ -231,6 +241,7 @@ impl Session<'_> {
         }
         let pipeline = &self.study.pipeline;
         let (path, seconds) = critical_path(pipeline, &plan.order, &outcome.seconds);
+        let looked = self.store.looked();
         let path: Vec<&str> = path.iter().map(|id| pipeline.nodes[id.0].name.as_str()).collect();
         self.events.emit(
             "run_finished",
@@ -238,6 +249,7 @@ impl Session<'_> {
                 "status": outcome.status(), "executed": outcome.executed.len(), "shards": outcome.shards, "failed": outcome.failed.len(),
                 "blocked": outcome.blocked.len(), "repaired": outcome.damaged, "wall": wall.as_secs_f64(),
                 "critical_path": { "nodes": path, "seconds": seconds },
+                "looked": { "keys": plan.computed, "records": looked.records, "bytes": looked.bytes },
             }),
         );
     }

@@ -120,9 +120,11 @@ fn values(pipeline: &Pipeline, node: &Node) -> Vec<(String, Json, Origin)> {
         };
         values.push((format!("inputs.{}", key(&input.name)), value, input.origin.clone()));
     }
-    for (name, value) in node.resources.json() {
-        let origin = node.resource_origins.get(name).cloned().unwrap_or(Origin::Default);
-        values.push((format!("resources.{name}"), value, origin));
+    let resources = node.resources.json().map(|(name, value)| (format!("resources.{name}"), value));
+    let retry = node.retry.json().map(|(name, value)| (format!("retry.{name}"), value));
+    for (path, value) in resources.chain(retry) {
+        let origin = node.setting_origins.get(&path).cloned().unwrap_or(Origin::Default);
+        values.push((path, value, origin));
     }
     values
 }

@@ -51,8 +51,8 @@ impl Study {
     }
 
     /// The store, made if it is not there.
-    pub(crate) fn open(&self) -> Result<Store, CliError> {
-        Ok(Store::open(&self.store_path, Durability::Full)?)
+    pub(crate) fn open(&self, durability: Durability) -> Result<Store, CliError> {
+        Ok(Store::open(&self.store_path, durability)?)
     }
 
     /// The store if there is one: commands that only look make nothing.
@@ -91,6 +91,15 @@ impl Study {
             nodes = Some(nodes.unwrap_or_else(all).difference(&out).copied().collect());
         }
         Ok(Wanted { nodes, forced })
+    }
+
+    /// The targets of a selection themselves; none: all nodes.
+    pub(crate) fn targets(&self, selection: &Selection) -> Result<Option<BTreeSet<NodeId>>, CliError> {
+        let mut nodes = BTreeSet::new();
+        for target in &selection.targets {
+            nodes.extend(self.select(target)?);
+        }
+        Ok(Some(nodes).filter(|_| !selection.targets.is_empty()))
     }
 
     /// The nodes of one target.
@@ -192,6 +201,22 @@ impl Study {
             return Err(error);
         }
         Ok((plan, sources, history))
+    }
+}
+
+/// The store of a pipeline file's project, or of this folder's: opened to be changed, or only to be looked
+/// at. None if there is none.
+pub(crate) fn open_store(
+    arguments: &Arguments,
+    pipeline: Option<&Path>,
+    to_change: bool,
+) -> Result<Option<Store>, CliError> {
+    // The file need not be valid, nor be there: a store can be looked after without it.
+    let anchor = pipeline.map_or_else(|| PathBuf::from("pipeline.toml"), Path::to_owned);
+    let path = arguments.global.store().unwrap_or_else(|| language::project_root(&anchor).join(".pipe"));
+    match Store::open_existing(&path, Durability::Full)? {
+        Some(_) if to_change => Ok(Some(Store::open(&path, Durability::Full)?)),
+        other => Ok(other),
     }
 }
 

@@ -46,6 +46,12 @@ impl Summary<'_> {
             eprintln!("error: publishing results\n  cause: {}", chain(error));
             eprintln!("  hint: name another folder with `--results` or PIPE_RESULTS");
         }
+        for (id, differences) in &self.outcome.differing {
+            eprintln!("error: `{}` gave another result than the stored one, which stands", nodes[id.0].name);
+            for difference in differences {
+                eprintln!("  {}", difference.words());
+            }
+        }
         if quiet {
             return;
         }
@@ -78,7 +84,7 @@ pub(crate) fn free_some_space(store: &Path) -> String {
     let free = rustix::fs::statvfs(store).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     let left = free.map(|bytes| format!(" ({} MiB are left)", bytes >> 20)).unwrap_or_default();
     format!(
-        "free some space at `{}`{left}, or name another store with `--store` or PIPE_STORE",
+        "free some space at `{}`{left}: `pipe gc` says what can go; or name another store with `--store` or PIPE_STORE",
         store.display()
     )
 }

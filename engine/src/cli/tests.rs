@@ -3,7 +3,9 @@
 mod edits;
 mod rows;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use schemars::JsonSchema;
@@ -29,6 +31,9 @@ enum Does {
     NoSpace,
     Nothing,
     Differ,
+    /// Two attempts at the same text fail.
+    FailTwice,
+    BadInput,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -40,6 +45,9 @@ struct Params {
 
 /// Writes its text and what it read.
 struct Note;
+
+/// How often a text was tried.
+static TRIED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 static EXECUTED: AtomicUsize = AtomicUsize::new(0);
 
@@ -84,6 +92,18 @@ impl StageKind for Note {
                 return Err(StageError::because("packing", std::io::Error::other(full)));
             }
             Does::Nothing => return Ok(()),
+            Does::FailTwice => {
+                let mut tried = TRIED.lock().unwrap();
+                let count = tried.entry(text.clone()).or_insert(0);
+                *count += 1;
+                if *count <= 2 {
+                    return Err(StageError::environment(
+                        "reading",
+                        std::io::Error::other("the cable is loose"),
+                    ));
+                }
+            }
+            Does::BadInput => return Err(StageError::input("x.csv", "it is torn")),
             Does::Differ => text.push_str(&number.to_string()),
             Does::Write => {}
         }
@@ -250,6 +270,7 @@ fn another_result_under_the_same_key_is_reported_and_the_first_stands() {
     let first = std::fs::read(world.path("results/w/moody/out/text.txt")).unwrap();
     assert_eq!(world.pipe("run", &["--force", "moody"]), 0);
     assert_eq!(world.of("nondeterminism").len(), 1);
+    assert_eq!(world.of("reproduced")[0]["equal"], false);
     assert_eq!(std::fs::read(world.path("results/w/moody/out/text.txt")).unwrap(), first);
 }
 
@@ -399,4 +420,184 @@ fn results_that_rot_unseen_are_repaired_when_they_are_read_or_published() {
     assert_eq!(std::fs::read_to_string(world.path("results/w/c/out/text.txt")).unwrap(), "zyx");
     assert_eq!(world.pipe("run", &[]), 0);
     assert_eq!(world.started(), [] as [&str; 0]);
+}
+
+#[test]
+fn failures_of_the_right_class_are_retried() {
+    let study = |text: &str, does: &str, retry: &str| {
+        World::new(&format!(
+            "[stage.a]\nkind = \"note\"\nparams = {{ text = \"{text}\", does = \"{does}\" }}\nretry = {{ {retry}, backoff = \"0s\" }}\n"
+        ))
+    };
+    let world = study("retried", "fail_twice", "max = 2");
+    assert_eq!(world.pipe("run", &[]), 0);
+    assert_eq!(world.started(), ["a", "a", "a"]);
+    let attempts: Vec<Json> = world.of("action_started").iter().map(|one| one["attempt"].clone()).collect();
+    assert_eq!(attempts, [1, 2, 3].map(Json::from));
+    let retries = world.of("retry");
+    assert_eq!((retries.len(), &retries[0]["class"], &retries[1]["retry"]), (2, &"io".into(), &2.into()));
+    assert_eq!(world.of("run_finished")[0]["failed"], 0);
+    // Too few, another class, and what no attempt can change.
+    for (text, does, retry, started, code) in [
+        ("few", "fail_twice", "max = 1", 2, 3),
+        ("other", "fail_twice", "max = 2, on = [\"error\"]", 1, 3),
+        ("stage", "fail", "max = 2, on = [\"error\"]", 3, 1),
+        ("stage", "fail", "max = 2", 1, 1),
+        ("input", "bad_input", "max = 2, on = [\"error\", \"io\"]", 1, 4),
+        ("disk", "no_space", "max = 2, on = [\"error\", \"io\"]", 1, 3),
+    ] {
+        let world = study(text, does, retry);
+        assert_eq!(world.pipe("run", &[]), code, "{text}");
+        assert_eq!(world.started().len(), started, "{text}");
+    }
+}
+
+#[test]
+fn results_are_made_again_and_compared() {
+    let stages = [
+        stage("a", "text = \"x\"", ""),
+        stage("b", "text = \"y\"", "i = \"a\""),
+        stage("moody", "does = \"differ\"", ""),
+        stage("after", "", "i = \"moody\""),
+    ];
+    let world = World::new(&stages.concat());
+    assert_eq!(world.pipe("run", &[]), 0);
+    let published = || std::fs::read(world.path("results/w/after/out/text.txt")).unwrap();
+    let before = published();
+    // Only what is asked for, not what it reads.
+    assert_eq!(world.pipe("run", &["--reproduce", "b"]), 0);
+    assert_eq!(world.started(), ["b"]);
+    let told = &world.of("reproduced")[0];
+    assert_eq!(
+        (&told["node"], &told["equal"], &told["differences"]),
+        (&"b".into(), &true.into(), &Json::Array(vec![]))
+    );
+    assert_eq!(world.pipe("run", &["--reproduce"]), 5);
+    assert_eq!(world.started(), ["a", "after", "b", "moody"]);
+    let differing: Vec<Json> =
+        world.of("reproduced").into_iter().filter(|one| one["equal"] == false).collect();
+    assert_eq!((differing.len(), &differing[0]["node"]), (1, &"moody".into()));
+    let difference = &differing[0]["differences"][0];
+    assert_eq!((&difference["port"], &difference["path"]), (&"out".into(), &"text.txt".into()));
+    assert!(difference["bytes"].as_u64().unwrap() > 0);
+    // Both are kept, and the stored one stands.
+    for blob in ["stored", "again"] {
+        let hex = difference[blob].as_str().unwrap();
+        assert!(world.path(".pipe/cas").join(&hex[..2]).join(&hex[2..]).is_file());
+    }
+    assert_eq!(published(), before);
+    assert_eq!(world.pipe("run", &["--reproduce", "--rate", "0"]), 0);
+    assert_eq!(world.started(), [] as [&str; 0]);
+    assert_eq!(world.pipe("run", &["--reproduce", "--rate", "2"]), 2);
+    assert_eq!(world.pipe("run", &["--rate", "0.5"]), 2);
+}
+
+/// A source, readers of it, and a sink that reads them all.
+fn fan(count: usize) -> String {
+    let mut stages = stage("source", "text = \"x\"", "");
+    let middle: Vec<String> = (0..count - 2).map(|index| format!("m{index}")).collect();
+    for name in &middle {
+        stages.push_str(&stage(name, &format!("text = \"{name}\""), "i = \"source\""));
+    }
+    let all: Vec<String> = middle.iter().map(|name| format!("\"{name}\"")).collect();
+    stages + &stage("sink", "", &format!("i = [{}]", all.join(", ")))
+}
+
+/// Counted, so that the machine does not matter: what a run looks at grows as the study does.
+#[test]
+fn keys_records_and_bytes_grow_with_the_number_of_nodes() {
+    let chain = |count: usize| -> String {
+        let one = |index: usize| {
+            let input = if index > 0 { format!("i = \"n{}\"", index - 1) } else { String::new() };
+            stage(&format!("n{index}"), &format!("text = \"{index}\""), &input)
+        };
+        (0..count).map(one).collect()
+    };
+    for (name, shape) in [("chain", chain as fn(usize) -> String), ("fan", fan)] {
+        for count in [20, 40, 80] {
+            let world = World::new(&shape(count));
+            for (run, records) in [("full", 3 * count), ("no-op", count)] {
+                assert_eq!(world.pipe("run", &["--durability", "rename"]), 0);
+                let looked = world.of("run_finished")[0]["looked"].clone();
+                assert_eq!(looked["keys"], count, "{run} run of a {name} of {count}: {looked}");
+                assert!(
+                    looked["records"].as_u64().unwrap() <= records as u64,
+                    "{run} {name} {count}: {looked}"
+                );
+            }
+            // The records of a no-op: about a kilobyte for a node and 70 bytes for each edge.
+            let bytes = world.of("run_finished")[0]["looked"]["bytes"].as_u64().unwrap();
+            assert!(bytes < 2000 * count as u64, "{name} {count}: {bytes}");
+        }
+    }
+}
+
+#[test]
+fn a_chain_of_a_hundred_thousand_is_planned() {
+    let mut stages = stage("n0", "text = \"x\"", "");
+    for index in 1..100_000 {
+        stages
+            .push_str(&format!("[stage.n{index}]\nkind = \"note\"\ninputs = {{ i = \"n{}\" }}\n", index - 1));
+    }
+    assert_eq!(World::new(&stages).pipe("plan", &["--check"]), 6);
+}
+
+/// What the program has to do and to write, computed without it: a node is its text and what it reads.
+#[test]
+fn random_studies_under_random_edits_are_what_a_clean_build_gives() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for _ in 0..6 {
+        let count = 1 + random(14);
+        let mut nodes: Vec<(usize, Vec<usize>)> = (0..count)
+            .map(|index| {
+                let reads = (0..random(4)).filter(|_| index > 0).map(|_| random(index.max(1))).collect();
+                (random(5), reads)
+            })
+            .collect();
+        let write = |nodes: &[(usize, Vec<usize>)]| -> String {
+            let one = |(index, (text, reads)): (usize, &(usize, Vec<usize>))| {
+                let inputs: Vec<String> =
+                    reads.iter().enumerate().map(|(port, read)| format!("i{port} = \"n{read}\"")).collect();
+                stage(&format!("n{index}"), &format!("text = \"{text}\""), &inputs.join(", "))
+            };
+            nodes.iter().enumerate().map(one).collect()
+        };
+        let world = World::new(&write(&nodes));
+        let mut known = std::collections::BTreeSet::new();
+        let mut before = nodes.clone();
+        for step in 0..6 {
+            let mut contents: Vec<String> = Vec::new();
+            let mut new = 0;
+            for (text, reads) in &nodes {
+                let read: Vec<String> = reads.iter().map(|read| contents[*read].clone()).collect();
+                contents.push(format!("{text}{}", read.concat()));
+                new += usize::from(known.insert((*text, read)));
+            }
+            assert_eq!(world.pipe("run", &["--durability", "rename"]), 0);
+            assert_eq!(world.started().len(), new, "step {step} of {nodes:?}");
+            for (index, content) in contents.iter().enumerate() {
+                let path = world.path(&format!("results/w/n{index}/out/text.txt"));
+                assert_eq!(&std::fs::read_to_string(path).unwrap(), content, "n{index} of {nodes:?}");
+            }
+            // Going back costs nothing: every second step reverts.
+            if step % 2 == 1 {
+                nodes.clone_from(&before);
+            } else {
+                before.clone_from(&nodes);
+                let changed = random(count);
+                match random(3) {
+                    0 if changed > 0 => nodes[changed].1.push(random(changed)),
+                    1 => _ = nodes[changed].1.pop(),
+                    _ => nodes[changed].0 = random(5),
+                }
+            }
+            world.write(&write(&nodes));
+        }
+    }
 }

@@ -6,6 +6,7 @@ use super::diagnostic::Diagnostic;
 use super::expand::Expanded;
 use super::files::Document;
 use super::order;
+use crate::kind::Determinism;
 use crate::pipeline::{InputSource, Node, Origin};
 
 pub(crate) fn check(document: &Document, expanded: &Expanded, diagnostics: &mut Vec<Diagnostic>) {
@@ -16,6 +17,7 @@ pub(crate) fn check(document: &Document, expanded: &Expanded, diagnostics: &mut 
     diagnostics.extend(cycle(&expanded.nodes));
     ports_of_a_stage(expanded, diagnostics);
     folders(&expanded.nodes, diagnostics);
+    nondeterministic_inputs(&expanded.nodes, diagnostics);
     for entry in document.vars.iter() {
         if !expanded.used_vars.contains(&entry.key) {
             let message = format!("variable `{}` is never used", entry.key);
@@ -73,6 +75,27 @@ fn ports_of_a_stage(expanded: &Expanded, diagnostics: &mut Vec<Diagnostic>) {
                     .help(format!("`{}` has {}", first.name, expected.join(", ")))
                     .help(format!("`{}` has {}", other.name, ports(other).join(", "))),
             );
+        }
+    }
+}
+
+/// A cached result of something that differs from run to run is one of many.
+fn nondeterministic_inputs(nodes: &[Node], diagnostics: &mut Vec<Diagnostic>) {
+    for node in nodes {
+        for (producer, origin) in producers(node) {
+            let producer = &nodes[producer];
+            if producer.kind.determinism() == Determinism::None {
+                let kind = producer.description.name;
+                let message = format!(
+                    "`{}` reads `{}`, whose kind `{kind}` is not deterministic",
+                    node.stage, producer.stage
+                );
+                let help = "its first result is kept; when it is made again, what reads it runs again too"
+                    .to_owned();
+                let first = "it differs from run to run".to_owned();
+                diagnostics
+                    .push(Diagnostic::new("W104", origin, message).help(help).also(&producer.origin, first));
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use super::matrix::{self, Matrix, node_name, value_name};
 use super::overrides::Override;
 use super::resources::{self, Limits};
 use super::template::{self, Scope};
-use super::{params, suggestion};
+use super::{params, retry, suggestion};
 use crate::kind::{AnyKind, KindDescription, Registry, ResolvedParams};
 use crate::pipeline::{Node, NodeId, Origin, SourceFile, Stage};
 
@@ -25,10 +25,10 @@ pub(crate) struct Expanded {
     pub(crate) used_vars: BTreeSet<String>,
 }
 
-const STAGE_KEYS: [&str; 8] =
-    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources"];
+const STAGE_KEYS: [&str; 9] =
+    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry"];
 /// Keys of the language that this version does not act upon: refused rather than ignored.
-const LATER_KEYS: [&str; 3] = ["retry", "checkpoint", "frozen"];
+const LATER_KEYS: [&str; 2] = ["checkpoint", "frozen"];
 
 /// A node whose references are not resolved yet.
 pub(crate) struct Draft {
@@ -94,7 +94,7 @@ fn note_profiles(document: &Document, used: &RefCell<BTreeSet<String>>) {
 /// A kind with its facts and the schema of its parameters, computed once.
 struct KnownKind {
     kind: Arc<dyn AnyKind>,
-    description: KindDescription,
+    description: Arc<KindDescription>,
     schema: serde_json::Value,
 }
 
@@ -187,8 +187,8 @@ impl Expander<'_> {
                 self.report(Diagnostic::new("E002", &item.origin, message).help(help));
                 return None;
             };
-            let known =
-                KnownKind { kind: Arc::clone(kind), description: kind.describe(), schema: kind.schema() };
+            let description = Arc::new(kind.describe());
+            let known = KnownKind { kind: Arc::clone(kind), description, schema: kind.schema() };
             self.kinds.insert(name.to_owned(), Rc::new(known));
         }
         self.kinds.get(name).cloned()
@@ -222,7 +222,7 @@ impl Expander<'_> {
     ) -> Option<Draft> {
         let known = self.kind(stage, scope)?;
         let mut sections = Table::default();
-        for key in ["params", "inputs", "resources"] {
+        for key in ["params", "inputs", "resources", "retry"] {
             sections.insert(self.section(stage, key, scope));
         }
         let assigned: Vec<(String, String)> =
@@ -239,6 +239,11 @@ impl Expander<'_> {
         let origin = &stage.entry.key_origin;
         let params = section("params");
         let resources = section("resources").unwrap_or(&empty);
+        let retry = section("retry").unwrap_or(&empty);
+        let named = |section: &str, table: &Table| {
+            let origins = params::origins(table).into_iter();
+            origins.map(|(path, origin)| (format!("{section}.{path}"), origin)).collect::<Vec<_>>()
+        };
         let resolved = params.and_then(|params| self.params(&known, params, origin));
         // With defaults instead, references to the outputs are still checked.
         let resolved = resolved
@@ -248,7 +253,7 @@ impl Expander<'_> {
             stage: stage.entry.key.clone(),
             name: node_name(&stage.entry.key, axes, values),
             axes: assigned,
-            description: known.description.clone(),
+            description: Arc::clone(&known.description),
             kind: Arc::clone(&known.kind),
             outputs: known.kind.outputs(&resolved),
             params: resolved,
@@ -256,7 +261,8 @@ impl Expander<'_> {
             origins: params::origins(params.unwrap_or(&empty)),
             inputs: Vec::new(),
             resources: resources::read(resources, self.limits, self.diagnostics),
-            resource_origins: params::origins(resources),
+            retry: retry::read(retry, self.diagnostics),
+            setting_origins: named("resources", resources).into_iter().chain(named("retry", retry)).collect(),
             origin: origin.clone(),
         };
         Some(Draft { node, inputs: section("inputs").cloned() })

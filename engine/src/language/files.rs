@@ -44,8 +44,12 @@ pub(crate) fn read(path: &Path) -> Files {
     let mut files = Files { document: Document::default(), sources: Vec::new(), diagnostics: Vec::new() };
     let Some(root) = files.open(path, &Origin::Default) else { return files };
     files.pipeline_section(&root);
-    files.merge(&root, true);
-    files.includes(&root, path);
+    let section = root.get("pipeline").and_then(Item::as_table);
+    let include = section.and_then(|section| section.get("include")).cloned();
+    files.merge(root, true);
+    if let Some(include) = include {
+        files.includes(&include, path);
+    }
     files
 }
 
@@ -147,9 +151,9 @@ impl Files {
     }
 
     /// Adds the sections of one file; the same key set by two files is a mistake.
-    fn merge(&mut self, table: &Table, is_root: bool) {
+    fn merge(&mut self, table: Table, is_root: bool) {
         const SECTIONS: [&str; 4] = ["pipeline", "vars", "stage", "profile"];
-        for entry in table.iter() {
+        for entry in table {
             match entry.key.as_str() {
                 "pipeline" if is_root => {}
                 "pipeline" => self.diagnostics.push(Diagnostic::new(
@@ -162,26 +166,26 @@ impl Files {
                     Diagnostic::new("E002", &entry.key_origin, "this version has no executors to set up")
                         .help("every action runs on this machine; leave `[executor]` out".to_owned()),
                 ),
-                _ => self.unknown_key(entry, SECTIONS),
+                _ => self.unknown_key(&entry, SECTIONS),
             }
         }
     }
 
-    fn merge_section(&mut self, section: &Entry) {
-        let Some(table) = section.item.as_table() else {
-            let message =
-                format!("`{}` has to be a table, this is {}", section.key, section.item.type_name());
+    fn merge_section(&mut self, section: Entry) {
+        let found = section.item.type_name();
+        let ItemValue::Table(table) = section.item.value else {
+            let message = format!("`{}` has to be a table, this is {found}", section.key);
             self.diagnostics.push(Diagnostic::new("E003", &section.item.origin, message));
             return;
         };
-        for entry in table.iter() {
+        for entry in table {
             if section.key != "profile" && !is_name(&entry.key) {
                 let message = format!("`{}` is not a legal name", entry.key);
                 self.diagnostics
                     .push(Diagnostic::new("E015", &entry.key_origin, message).help(NAME_HELP.to_owned()));
             }
             if section.key == "profile" {
-                self.merge_profile(entry);
+                self.merge_profile(&entry);
                 continue;
             }
             let target = match section.key.as_str() {
@@ -192,7 +196,7 @@ impl Files {
                 let diagnostic = set_twice(&entry.key, &entry.key_origin, &previous.key_origin);
                 self.diagnostics.push(diagnostic);
             } else {
-                target.insert(entry.clone());
+                target.insert(entry);
             }
         }
     }
@@ -244,10 +248,7 @@ impl Files {
         }
     }
 
-    fn includes(&mut self, root: &Table, path: &Path) {
-        let include =
-            root.get("pipeline").and_then(Item::as_table).and_then(|section| section.get("include"));
-        let Some(include) = include else { return };
+    fn includes(&mut self, include: &Item, path: &Path) {
         let Some(patterns) = include.as_list() else {
             let message = "`include` has to be a list of paths";
             self.diagnostics.push(Diagnostic::new("E003", &include.origin, message));
@@ -281,7 +282,7 @@ impl Files {
                 }
                 read.push((canonical, pattern.origin.clone()));
                 if let Some(table) = self.open(&path, &pattern.origin) {
-                    self.merge(&table, false);
+                    self.merge(table, false);
                 }
             }
         }

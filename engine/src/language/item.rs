@@ -28,10 +28,14 @@ pub(crate) enum ItemValue {
     Invalid,
 }
 
+/// Tables of more entries have an index.
+const FEW: usize = 16;
+
 /// A table, in the order of the file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     entries: Vec<Entry>,
+    /// Places by key; empty in a table of few entries, where looking at all of them is as fast.
     index: BTreeMap<String, usize>,
 }
 
@@ -49,11 +53,19 @@ impl Table {
     }
 
     pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
-        self.index.get(key).map(|index| &self.entries[*index])
+        self.place(key).map(|place| &self.entries[place])
     }
 
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Item> {
-        self.index.get(key).map(|index| &mut self.entries[*index].item)
+        self.place(key).map(|place| &mut self.entries[place].item)
+    }
+
+    fn place(&self, key: &str) -> Option<usize> {
+        if self.entries.len() <= FEW {
+            self.entries.iter().position(|entry| entry.key == key)
+        } else {
+            self.index.get(key).copied()
+        }
     }
 
     pub(crate) fn items_mut(&mut self) -> impl Iterator<Item = &mut Item> {
@@ -70,14 +82,26 @@ impl Table {
 
     /// Adds or replaces; returns the entry that was there.
     pub(crate) fn insert(&mut self, entry: Entry) -> Option<Entry> {
-        match self.index.get(&entry.key) {
-            Some(index) => Some(std::mem::replace(&mut self.entries[*index], entry)),
-            None => {
-                self.index.insert(entry.key.clone(), self.entries.len());
-                self.entries.push(entry);
-                None
-            }
+        if let Some(place) = self.place(&entry.key) {
+            return Some(std::mem::replace(&mut self.entries[place], entry));
         }
+        self.entries.push(entry);
+        let count = self.entries.len();
+        if count > FEW {
+            let new = if count == FEW + 1 { 0 } else { count - 1 };
+            let places = self.entries.iter().enumerate().skip(new);
+            self.index.extend(places.map(|(place, entry)| (entry.key.clone(), place)));
+        }
+        None
+    }
+}
+
+impl IntoIterator for Table {
+    type Item = Entry;
+    type IntoIter = std::vec::IntoIter<Entry>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
     }
 }
 

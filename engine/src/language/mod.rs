@@ -21,9 +21,11 @@ mod matrix;
 mod order;
 mod overrides;
 mod params;
+pub(crate) mod quantity;
 mod reference;
 mod render;
 mod resources;
+mod retry;
 mod schema;
 mod select;
 mod template;
@@ -118,7 +120,7 @@ fn keep_first_of_broken_lines(diagnostics: &mut Vec<Diagnostic>, sources: &[Sour
 }
 
 /// The nearest ancestor of the pipeline file that holds `.pipe/` or `.git`, else its folder.
-fn project_root(path: &Path) -> PathBuf {
+pub(crate) fn project_root(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let folder = absolute.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
     folder

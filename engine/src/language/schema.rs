@@ -2,6 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
+use crate::error::FailureClass;
 use crate::kind::Registry;
 
 /// The draft-07 schema of a pipeline file with the kinds of `registry`.
@@ -63,6 +64,11 @@ pub fn schema(registry: &Registry) -> Json {
             "exclude": or_template(assignments),
             "inputs": { "description": "a reference, or files, for each input of the kind" },
             "params": { "description": "parameters of the kind" },
+            "retry": or_template(json!({ "type": "object", "additionalProperties": false,
+                "description": "when a failed action is tried again; never in a key", "properties": {
+                "max": or_template(json!({ "type": "integer", "minimum": 0, "maximum": 100, "default": 0 })),
+                "backoff": { "type": "string", "description": "before the first time, such as \"30s\"; then twice as long each time" },
+                "on": or_template(json!({ "type": "array", "items": { "enum": FailureClass::ALL.map(FailureClass::name) } })) } })),
             "resources": or_template(json!({ "type": "object", "additionalProperties": false, "properties": {
                 "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
                 "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),

@@ -1,19 +1,23 @@
 //! From running to done or failed, and what that means for the consumers.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pipe_cache::{CommitOutcome, Committed, Record};
 use serde_json::json;
 
 use super::{Failure, OnFailure, Scheduler, State, TaskId, Work};
 use crate::action;
-use crate::attempt::{AttemptError, Finished, chain};
+use crate::attempt::{AttemptError, Finished, chain, is_no_space};
 use crate::error::StageError;
 use crate::exit;
 use crate::pipeline::NodeId;
 use crate::plan::Status;
+use crate::reproduce::{self, FileDifference};
 use crate::why;
+
+/// The longest delay before a retry, in seconds.
+const LONGEST_BACKOFF: u64 = 600;
 
 impl Scheduler<'_> {
     /// Takes the end of an attempt.
@@ -28,6 +32,7 @@ impl Scheduler<'_> {
         }
         let id = task.node;
         let mut wall = finished.wall;
+        let mut differences = Vec::new();
         let mut event = json!({
             "node": self.pipeline.nodes[id.0].name, "shard": null, "key": self.key_text(id, work),
             "wall": wall.as_secs_f64(), "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()), "peak_rss": peak,
@@ -39,9 +44,10 @@ impl Scheduler<'_> {
             parts.peak = parts.peak.max(peak);
             event = self.finished_event(id, &parts, work);
             wall = parts.began.elapsed();
+            differences = parts.differences;
         }
         match finished.result {
-            Ok(committed) => self.node_done(id, committed, event, wall, work),
+            Ok(committed) => self.node_done(id, committed, differences, (event, wall), work),
             Err(AttemptError::Stage(StageError::Cancelled)) => {
                 event["status"] = "cancelled".into();
                 self.events.emit("action_finished", event);
@@ -51,18 +57,21 @@ impl Scheduler<'_> {
                 event["status"] = "failed".into();
                 event["error"] = chain(&error).into();
                 self.events.emit("action_finished", event);
-                self.fail(id, &error, work);
+                if !self.retry(id, &error, work) {
+                    self.fail(id, &error, work);
+                }
             }
         }
     }
 
-    /// A node has run and its record stands: `event` tells it, with what is added here.
+    /// A node has run and its record stands: `event` tells it, with what is added here. `differences`
+    /// are those that its parts had from the stored ones.
     pub(super) fn node_done(
         &self,
         id: NodeId,
         committed: Committed,
-        mut event: serde_json::Value,
-        wall: Duration,
+        differences: Vec<FileDifference>,
+        (mut event, wall): (serde_json::Value, Duration),
         work: &mut Work<'_>,
     ) {
         work.outcome.executed.push(id);
@@ -71,6 +80,7 @@ impl Scheduler<'_> {
         event["outputs"] = outputs(&committed.record);
         event["cutoff"] = self.is_as_before(id, &committed, work).into();
         self.events.emit("action_finished", event);
+        self.compare(id, &committed, differences, work);
         work.plan.forced.remove(&id);
         self.complete(id, committed.record, work);
     }
@@ -78,6 +88,59 @@ impl Scheduler<'_> {
     /// The key of a node, as events give it.
     pub(super) fn key_text(&self, id: NodeId, work: &Work<'_>) -> Option<String> {
         work.plan.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex())
+    }
+
+    /// Tells whether a node that was executed again gave the result that the store has.
+    fn compare(
+        &self,
+        id: NodeId,
+        committed: &Committed,
+        mut differences: Vec<FileDifference>,
+        work: &mut Work<'_>,
+    ) {
+        match &committed.outcome {
+            CommitOutcome::Nondeterministic { attempted } => {
+                differences.extend(reproduce::compare(self.store, &committed.record.outputs, attempted));
+            }
+            CommitOutcome::Equal => {}
+            _ if differences.is_empty() => return,
+            _ => {}
+        }
+        self.events.emit(
+            "reproduced",
+            json!({
+                "node": self.pipeline.nodes[id.0].name, "key": committed.record.key.to_hex(),
+                "equal": differences.is_empty(),
+                "differences": differences.iter().map(FileDifference::json).collect::<Vec<_>>(),
+            }),
+        );
+        if !differences.is_empty() {
+            work.outcome.differing.insert(id, differences);
+        }
+    }
+
+    /// Lets a failed node try again later, if its stage allows it for failures of this class.
+    fn retry(&self, id: NodeId, error: &AttemptError, work: &mut Work<'_>) -> bool {
+        let Some(at) = self.retry_at(id, error, work) else { return false };
+        work.state[id.0] = State::Delayed(at);
+        true
+    }
+
+    /// When a failed node, or its failed part, is tried again; none if it is not.
+    pub(super) fn retry_at(&self, id: NodeId, error: &AttemptError, work: &mut Work<'_>) -> Option<Instant> {
+        let node = &self.pipeline.nodes[id.0];
+        let class = error.class().filter(|class| node.retry.on.contains(class))?;
+        let tried = work.retries.entry(id).or_insert(0);
+        if *tried >= node.retry.max || work.cancelled.load(Ordering::Relaxed) {
+            return None;
+        }
+        *tried += 1;
+        let delay = backoff(node.retry.backoff, *tried, &format!("{}{}", self.run.id(), node.name));
+        self.events.emit(
+            "retry",
+            json!({ "node": node.name, "class": class.name(), "delay": delay.as_secs_f64(), "retry": tried, "max": node.retry.max }),
+        );
+        Some(Instant::now() + delay)
     }
 
     /// Whether a node gave the result that it had before: then nothing below it has to run.
@@ -125,10 +188,17 @@ impl Scheduler<'_> {
     /// Looks a waiting node up, if all its inputs are known now; whether its result is there.
     fn plan_again(&self, id: NodeId, work: &mut Work<'_>) -> Result<bool, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
+        let (producers, known) = &mut work.producers[id.0];
+        let has_result = |producer: &&NodeId| work.plan.records[producer.0].is_some();
+        *known += producers[*known..].iter().take_while(has_result).count();
+        if *known < producers.len() {
+            return Ok(false);
+        }
         let Some(key) = action::key(self.pipeline, node, &work.plan.records, self.sources, self.numerics)
         else {
             return Ok(false);
         };
+        work.plan.computed += 1;
         let digest = key.digest();
         let forced = work.plan.forced.contains(&id);
         let record = if forced { None } else { self.store.lookup(&digest)? };
@@ -194,19 +264,25 @@ fn exit_code(error: &AttemptError) -> u8 {
     }
 }
 
-/// Whether some cause of an error is a full disk or an exhausted quota, whatever class the stage gave it.
-pub(super) fn is_no_space(error: &AttemptError) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded)) {
-            return true;
+/// The delay before retry number `count` (from 1): doubled each time, at most ten minutes, and up to a
+/// quarter shorter, so that actions that failed together do not come back together.
+fn backoff(first: u64, count: u32, salt: &str) -> Duration {
+    let doubled = first.saturating_mul(1u64.checked_shl(count - 1).unwrap_or(u64::MAX)).min(LONGEST_BACKOFF);
+    let noise = pipe_cache::Digest::of(format!("{salt}{count}").as_bytes()).as_bytes()[0];
+    Duration::from_secs(doubled).mul_f64(1.0 - f64::from(noise) / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::backoff;
+
+    #[test]
+    fn delays_double_up_to_ten_minutes_and_differ() {
+        for (count, seconds) in [(1, 30.0), (2, 60.0), (3, 120.0), (6, 600.0), (90, 600.0)] {
+            let delay = backoff(30, count, "salt").as_secs_f64();
+            assert!((0.75 * seconds..=seconds).contains(&delay), "{count}: {delay}");
         }
-        // An I/O error that wraps another shows the inner one's cause as its own.
-        let inner =
-            io.and_then(|error| error.get_ref()).map(|inner| inner as &(dyn std::error::Error + 'static));
-        cause = inner.or_else(|| error.source());
+        assert_ne!(backoff(30, 1, "one"), backoff(30, 1, "two"));
+        assert_eq!(backoff(0, 1, "").as_secs(), 0);
     }
-    false
 }

@@ -8,6 +8,7 @@
 mod finish;
 mod parts;
 mod start;
+mod states;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,15 +17,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use pipe_cache::{Digest, RunFolder, Store, Verify};
+use pipe_cache::{CommitOutcome, Digest, RunFolder, Store, Verify};
 
 use self::parts::Parts;
 use crate::action::{self, SourceDigests};
-use crate::attempt::Finished;
+use crate::attempt::{Finished, nondeterministic};
 use crate::events::EventLog;
 use crate::history::History;
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status};
+use crate::reproduce::FileDifference;
+use crate::workers::Workers;
+use states::States;
 
 /// The longest the loop sleeps: signals and leases of other processes are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -62,6 +66,8 @@ pub(crate) struct Outcome {
     pub(crate) blocked: BTreeMap<NodeId, NodeId>,
     /// Damaged artifacts that were found.
     pub(crate) damaged: usize,
+    /// Nodes that gave another result than the stored one under the same key, with how it differs.
+    pub(crate) differing: BTreeMap<NodeId, Vec<FileDifference>>,
     pub(crate) cancelled: bool,
     /// Wall time of each executed node, in seconds.
     pub(crate) seconds: BTreeMap<NodeId, f64>,
@@ -86,6 +92,7 @@ impl Outcome {
         self.failed.extend(later.failed);
         self.blocked.extend(later.blocked);
         self.damaged += later.damaged;
+        self.differing.extend(later.differing);
         self.cancelled |= later.cancelled;
         self.seconds.extend(later.seconds);
     }
@@ -110,6 +117,8 @@ enum State {
     Elsewhere(Instant),
     /// A row-wise node some of whose parts are to be started; others may run.
     Parts,
+    /// It failed and is tried again then.
+    Delayed(Instant),
     Running,
     Done,
     Failed,
@@ -137,14 +146,23 @@ pub(crate) struct Scheduler<'a> {
 struct Work<'p> {
     plan: &'p mut Plan,
     consumers: Vec<Vec<NodeId>>,
-    state: Vec<State>,
+    /// For each node, the nodes that it reads, and how many of them, from the first, are known to have
+    /// results: so a node that reads thousands looks at each of them once.
+    producers: Vec<(Vec<NodeId>, usize)>,
+    state: States,
     /// Longest remaining path, in estimated seconds.
     urgency: Vec<f64>,
     attempts: BTreeMap<NodeId, u32>,
+    /// How often failed nodes were tried again.
+    retries: BTreeMap<NodeId, u32>,
     free: usize,
     running: BTreeMap<TaskId, Running>,
     /// The row-wise nodes that are executed part by part.
     parts: BTreeMap<NodeId, Parts>,
+    workers: Workers,
+    /// The resident memory of the process when it was last looked at, in bytes, and when that was.
+    resident: u64,
+    measured: Instant,
     sender: mpsc::Sender<(TaskId, Finished)>,
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
@@ -166,12 +184,6 @@ struct Running {
     peak: Arc<AtomicU64>,
 }
 
-impl Work<'_> {
-    fn has(&self, wanted: impl Fn(State) -> bool) -> bool {
-        self.state.iter().any(|state| wanted(*state))
-    }
-}
-
 impl Scheduler<'_> {
     /// Executes what `plan` says, updating its keys and records.
     pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
@@ -188,15 +200,21 @@ impl Scheduler<'_> {
                 Status::NotWanted => State::NotWanted,
             })
             .collect();
+        let nodes = self.pipeline.nodes.iter();
         let mut work = Work {
+            producers: nodes.map(|node| (action::producers(node).collect(), 0)).collect(),
             plan,
             consumers,
-            state,
+            state: States::new(state),
             urgency,
             attempts: BTreeMap::new(),
+            retries: BTreeMap::new(),
             free: self.options.cores,
             running: BTreeMap::new(),
             parts: BTreeMap::new(),
+            workers: Workers::default(),
+            resident: resident_bytes().unwrap_or(0),
+            measured: Instant::now(),
             sender,
             cancelled: Arc::new(AtomicBool::new(false)),
             outcome: Outcome::default(),
@@ -214,9 +232,7 @@ impl Scheduler<'_> {
                 self.start_ready(&mut work);
             }
             let running = !work.running.is_empty();
-            let due = starting
-                && self.may_start(&work)
-                && work.has(|state| matches!(state, State::Ready | State::Elsewhere(_) | State::Parts));
+            let due = starting && self.may_start(&work) && work.state.open().next().is_some();
             if aborting || (!running && !due) {
                 break;
             }
@@ -225,10 +241,32 @@ impl Scheduler<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            note_memory(&work);
+            note_memory(&mut work);
         }
+        self.flush(&mut work);
         work.outcome.cancelled = stopped_at.is_some();
         work.outcome
+    }
+
+    /// Waits until all results are on the disk. One that does not come there has failed after all.
+    fn flush(&self, work: &mut Work<'_>) {
+        for (key, outcome) in self.store.flush() {
+            let known = |id: &NodeId| work.plan.keys[id.0].as_ref().is_some_and(|(digest, _)| *digest == key);
+            let node = work.outcome.executed.iter().copied().find(known);
+            match (outcome, node) {
+                (Ok(CommitOutcome::Nondeterministic { .. }), Some(id)) => {
+                    nondeterministic(&self.events, &self.pipeline.nodes[id.0].name);
+                }
+                (Ok(_), _) => {}
+                (Err(error), Some(id)) => self.fail(id, &error.into(), work),
+                // Of no node in particular: the last one answers for it.
+                (Err(error), None) => {
+                    if let Some(id) = work.outcome.executed.last().copied() {
+                        self.fail(id, &error.into(), work);
+                    }
+                }
+            }
+        }
     }
 
     /// Whether a failure so far allows more to start. Without space on the disk nothing can succeed.
@@ -240,8 +278,14 @@ impl Scheduler<'_> {
 }
 
 /// Keeps the greatest resident memory seen while each action runs: a figure of the whole process.
-fn note_memory(work: &Work<'_>) {
+fn note_memory(work: &mut Work<'_>) {
+    // Looking takes longer than many an action.
+    if work.measured.elapsed() < TICK {
+        return;
+    }
+    work.measured = Instant::now();
     if let Some(bytes) = resident_bytes() {
+        work.resident = bytes;
         for running in work.running.values() {
             running.peak.fetch_max(bytes, Ordering::Relaxed);
         }

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
+use pipe_cache::{CommitOutcome, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
 use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
 use super::{OnFailure, Scheduler, State, TaskId, Work};
-use crate::attempt::{AttemptError, Finished, Merge, Task, chain};
+use crate::attempt::{AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
 use crate::context::InputArtifact;
 use crate::error::StageError;
 use crate::pipeline::NodeId;
+use crate::reproduce::{self, FileDifference};
 use crate::shards::{Shards, result};
 
 /// After so many failed parts no further one of the node is started: the fault is hardly in the rows.
@@ -27,12 +28,15 @@ pub(super) struct Parts {
     /// Inputs that all parts share, verified once.
     common: BTreeMap<String, Vec<InputArtifact>>,
     waiting: VecDeque<usize>,
-    /// Parts that another process, or another node of this run, works on: asked for again then.
+    /// Parts that another process, or another node of this run, works on, or that have failed: asked for
+    /// again then.
     elsewhere: Vec<(Instant, usize)>,
     running: usize,
     executed: usize,
     failed: usize,
     failure: Option<AttemptError>,
+    /// How parts that were computed again differ from what the store has.
+    pub(super) differences: Vec<FileDifference>,
     /// Whether partial results are being merged.
     is_merging: bool,
     attempt: u32,
@@ -108,6 +112,7 @@ impl Scheduler<'_> {
             executed: 0,
             failed: 0,
             failure: None,
+            differences: Vec::new(),
             is_merging: false,
             attempt,
             log: self.run.log(&node.name, attempt),
@@ -226,6 +231,10 @@ impl Scheduler<'_> {
         match finished.result {
             Ok(committed) => {
                 parts.executed += 1;
+                if let CommitOutcome::Nondeterministic { attempted } = &committed.outcome {
+                    let stored = &committed.record.outputs;
+                    parts.differences.extend(reproduce::compare(self.store, stored, attempted));
+                }
                 parts.records[index] = Some(committed.record);
                 let (done, total) = (parts.done(), parts.records.len());
                 self.events.emit(
@@ -235,7 +244,15 @@ impl Scheduler<'_> {
             }
             Err(AttemptError::Stage(StageError::Cancelled)) => parts.waiting.push_front(index),
             Err(error) => {
-                let no_space = super::finish::is_no_space(&error);
+                if let Some(at) = self.retry_at(id, &error, work) {
+                    if let Some(parts) = work.parts.get_mut(&id) {
+                        parts.elsewhere.push((at, index));
+                    }
+                    work.state[id.0] = State::Parts;
+                    return;
+                }
+                let Some(parts) = work.parts.get_mut(&id) else { return };
+                let no_space = is_no_space(&error);
                 parts.failed += 1;
                 if parts.failed >= MOST_FAILED || no_space || self.options.on_failure != OnFailure::Continue {
                     parts.give_up();
@@ -247,7 +264,7 @@ impl Scheduler<'_> {
             }
         }
         let parts = &work.parts[&id];
-        if parts.is_over() || !parts.waiting.is_empty() {
+        if parts.is_over() || !parts.waiting.is_empty() || !parts.elsewhere.is_empty() {
             work.state[id.0] = State::Parts;
         }
         if parts.is_over() {
@@ -294,10 +311,12 @@ impl Scheduler<'_> {
                 revision: self.revision.clone(),
             };
             let shared = SharedOutputs { outputs: std::mem::take(&mut tables), shards };
-            let committed = self.store.stage()?.commit_node(&key, &[], shared, meta)?;
-            crate::attempt::report_nondeterminism(&self.events, &node.name, &committed);
+            let committed = self.store.stage()?.commit_soon(&key, &[], shared, meta)?;
+            if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
+                nondeterministic(&self.events, &node.name);
+            }
             let event = self.finished_event(id, &parts, work);
-            self.node_done(id, committed, event, parts.began.elapsed(), work);
+            self.node_done(id, committed, parts.differences, (event, parts.began.elapsed()), work);
             return Ok(());
         }
         if cores > work.free {

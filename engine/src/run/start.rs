@@ -17,6 +17,7 @@ use crate::kind::{DefaultCpu, OutputPort};
 use crate::pipeline::{InputSource, NodeId};
 use crate::plan::Status;
 use crate::shards::{self, CutError, Shards};
+use crate::workers::Worker;
 
 /// How often a lease held by another process is asked for again.
 pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
@@ -61,10 +62,10 @@ impl Scheduler<'_> {
     fn start_round(&self, work: &mut Work<'_>) -> bool {
         let now = Instant::now();
         let mut ready: BinaryHeap<(u64, std::cmp::Reverse<usize>)> = BinaryHeap::new();
-        for (index, state) in work.state.iter().enumerate() {
+        for (index, state) in work.state.open() {
             let due = match state {
                 State::Ready | State::Parts => true,
-                State::Elsewhere(again) => *again <= now,
+                State::Elsewhere(again) | State::Delayed(again) => again <= now,
                 _ => false,
             };
             if due {
@@ -239,7 +240,7 @@ impl Scheduler<'_> {
         work: &mut Work<'_>,
     ) -> Result<(), AttemptError> {
         let node = &self.pipeline.nodes[id.node.0];
-        let peak = Arc::new(AtomicU64::new(super::resident_bytes().unwrap_or(0)));
+        let peak = Arc::new(AtomicU64::new(work.resident));
         let attempt = Attempt {
             node: node.clone(),
             key,
@@ -257,12 +258,12 @@ impl Scheduler<'_> {
             lease,
         };
         let sender = work.sender.clone();
-        std::thread::Builder::new()
-            .name(format!("action {}", node.name))
-            .spawn(move || {
-                // The receiver is gone only when the run was aborted.
-                let _ = sender.send((id, attempt.execute()));
-            })
+        let job = Box::new(move |worker: Result<&Worker, &_>| {
+            // The receiver is gone only when the run was aborted.
+            let _ = sender.send((id, attempt.execute(worker)));
+        });
+        work.workers
+            .execute(cores, job)
             .map_err(|error| StageError::environment("starting a thread", error))?;
         work.running.insert(id, Running { cores, peak });
         work.free -= cores;

@@ -46,7 +46,7 @@ fn e002_unknown_names() {
 
 #[test]
 fn e002_what_comes_later() {
-    check("[stage.a]\nkind = \"make\"\nretry = { max = 2 }\n", &[("E002", "retry")]);
+    check("[stage.a]\nkind = \"make\"\ncheckpoint = { keep = 2 }\n", &[("E002", "checkpoint")]);
     check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "executor")]);
     let found = check(
         "[stage.a]\nkind = \"make\"\ninputs = { source = \"hf:owner/name@main\" }\n",
@@ -81,6 +81,20 @@ fn e003_types_and_ranges() {
         "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a[m=*].rows\" }\n",
         &[("E003", "\"a[m=*].rows\"")],
     );
+}
+
+#[test]
+fn retries_are_checked() {
+    let stage = |retry: &str| format!("[stage.a]\nkind = \"make\"\nretry = {retry}\n");
+    check(&stage("{ max = -1 }"), &[("E003", "-1")]);
+    check(&stage("{ max = \"often\" }"), &[("E003", "\"often\"")]);
+    check(&stage("{ backoff = 30 }"), &[("E003", "30")]);
+    check(&stage("{ on = \"io\" }"), &[("E003", "\"io\"")]);
+    let found = check(&stage("{ on = [\"oom\", \"ooo\"] }"), &[("E003", "\"ooo\"")]);
+    assert!(helps(&found[0], "did you mean `oom`?"));
+    let found = check(&stage("{ mac = 2 }"), &[("E002", "mac")]);
+    assert!(helps(&found[0], "did you mean `max`?"));
+    check(&stage("2"), &[("E003", "2")]);
 }
 
 #[test]
@@ -309,6 +323,15 @@ fn w103_numbers_in_quotes() {
         "[stage.a]\nkind = \"make\"\nparams = { size = \"200\" }\n",
         &[("E003", "\"200\""), ("W103", "\"200\"")],
     );
+}
+
+#[test]
+fn w104_results_that_differ_from_run_to_run() {
+    let found = check(
+        "[stage.a]\nkind = \"moody\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\nmatrix = \"@a\"\ninputs = { rows = \"a\" }\n",
+        &[("W104", "\"a\" + a")],
+    );
+    assert!(found[0].message.contains("kind `moody` is not deterministic"));
 }
 
 #[test]

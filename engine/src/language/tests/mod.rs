@@ -13,8 +13,8 @@ use super::{Diagnostic, Limits, LoadOptions, Loaded, load};
 use crate::context::StageContext;
 use crate::error::StageError;
 use crate::kind::{
-    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, Registry,
-    StageKind,
+    ArtifactType, DefaultCpu, Determinism, InputPort, KindDescription, Numerics, OutputPort,
+    ParameterProblem, Registry, StageKind,
 };
 
 const ROWS: ArtifactType = ArtifactType("table<rows>");
@@ -184,8 +184,31 @@ kind!(
     |_| Vec::new()
 );
 
+/// A kind whose results differ from run to run.
+struct Moody;
+
+impl StageKind for Moody {
+    type Params = NoParams;
+
+    fn describe(&self) -> KindDescription {
+        describe("moody", vec![], None)
+    }
+
+    fn outputs(&self, _: &NoParams) -> Vec<OutputPort> {
+        vec![OutputPort::new("rows", ROWS, "")]
+    }
+
+    fn determinism(&self) -> Determinism {
+        Determinism::None
+    }
+
+    fn run(&self, _: &NoParams, _: &mut StageContext<'_>) -> Result<(), StageError> {
+        Ok(())
+    }
+}
+
 fn registry() -> Registry {
-    Registry::new().with(Make).with(Train).with(Gather).with(Free).with(Strict).with(Ports)
+    Registry::new().with(Moody).with(Make).with(Train).with(Gather).with(Free).with(Strict).with(Ports)
 }
 
 const HEADER: &str = "[pipeline]\nname = \"t\"\nformat = 1\n";

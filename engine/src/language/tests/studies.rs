@@ -264,6 +264,17 @@ fn resources_are_read() {
 }
 
 #[test]
+fn retries_are_read_and_can_be_set() {
+    let text = "[vars]\nmost = 2\n[stage.a]\nkind = \"make\"\nretry = { max = \"${most}\", backoff = \"1min\", on = [\"io\", \"error\"] }\n[stage.b]\nkind = \"make\"\n";
+    let pipeline = Study::new(text).set("stage.b.retry.max=3").pipeline();
+    let retry = &pipeline.nodes[0].retry;
+    assert_eq!((retry.max, retry.backoff), (2, 60));
+    assert_eq!(retry.on.iter().map(|class| class.name()).collect::<Vec<_>>(), ["io", "error"]);
+    assert_eq!(pipeline.nodes[1].retry.max, 3);
+    assert!(matches!(pipeline.nodes[1].setting_origins["retry.max"], Origin::CommandLine(_)));
+}
+
+#[test]
 fn nodes_are_selected_by_name_selector_and_glob() {
     let pipeline = Study::new("[stage.fit]\nkind = \"make\"\nmatrix = { m = [\"x\", \"y\"], s = [0, 1] }\n[stage.other]\nkind = \"make\"\n").pipeline();
     let chosen =

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Measures what is claimed of the program, and prints it as tables.
+#
+#   benches/run.sh engine              the engine beside DVC and Snakemake, on the same shapes
+#   benches/run.sh engine --no-peers   the engine alone
+#   benches/run.sh engine --help       sizes and places
+#
+# Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
+# These are measurements for people to read, never tests: nothing fails because a machine is busy.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+target=${CARGO_TARGET_DIR:-$here/../target}
+case ${1:-} in
+engine)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-engine --example shapes
+    exec python3 "$here/engine/bench.py" --pipe "$target/release/examples/shapes" \
+        --environment "$target/bench-peers" "$@"
+    ;;
+*)
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,116 @@
+//! `run --reproduce`: results are made once more, and compared with what the store has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+
+use pipe_cache::{Digest, OutputRecord, Store};
+use serde_json::{Value as Json, json};
+
+use crate::kind::Determinism;
+use crate::pipeline::{NodeId, Pipeline};
+use crate::plan::{Plan, Status};
+
+/// A file that came out differently.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct FileDifference {
+    pub(crate) port: String,
+    pub(crate) path: String,
+    /// The blobs of both, which the store keeps; none where only one result has the file.
+    pub(crate) stored: Option<Digest>,
+    pub(crate) again: Option<Digest>,
+    /// Bytes that differ, those that only one of them has included; none if a blob cannot be read.
+    pub(crate) bytes: Option<u64>,
+    /// The length of the longer one.
+    pub(crate) of: u64,
+}
+
+impl FileDifference {
+    /// For people.
+    pub(crate) fn words(&self) -> String {
+        let Self { port, path, of, .. } = self;
+        match (&self.stored, &self.again, self.bytes) {
+            (None, ..) => format!("{port}/{path} is new"),
+            (_, None, _) => format!("{port}/{path} is missing"),
+            (Some(stored), Some(again), bytes) => {
+                let bytes = bytes.map_or("unknown".to_owned(), |bytes| bytes.to_string());
+                let (stored, again) = (stored.to_short(), again.to_short());
+                format!("{port}/{path}: {bytes} of {of} bytes differ, blobs {stored} and {again}")
+            }
+        }
+    }
+
+    /// For events.
+    pub(crate) fn json(&self) -> Json {
+        json!({
+            "port": self.port, "path": self.path, "stored": self.stored, "again": self.again,
+            "bytes": self.bytes, "of": self.of,
+        })
+    }
+}
+
+/// The nodes with a result that are executed again: `rate` of them, other ones in each run. Kinds that
+/// promise nothing are left out.
+pub(crate) fn choose(
+    pipeline: &Pipeline,
+    plan: &Plan,
+    asked: Option<&BTreeSet<NodeId>>,
+    rate: f64,
+    run: &str,
+) -> BTreeSet<NodeId> {
+    let is_chosen = |id: &NodeId| {
+        let node = &pipeline.nodes[id.0];
+        let mut first = [0; 8];
+        first.copy_from_slice(&Digest::of(format!("{run} {}", node.name).as_bytes()).as_bytes()[..8]);
+        let place = u64::from_le_bytes(first) as f64 / u64::MAX as f64;
+        plan.status[id.0] == Status::Hit
+            && asked.is_none_or(|asked| asked.contains(id))
+            && node.kind.determinism() == Determinism::Bitwise
+            && (rate >= 1.0 || place < rate)
+    };
+    plan.order.iter().copied().filter(is_chosen).collect()
+}
+
+/// How two results differ, file by file.
+pub(crate) fn compare(
+    store: &Store,
+    stored: &BTreeMap<String, OutputRecord>,
+    again: &BTreeMap<String, OutputRecord>,
+) -> Vec<FileDifference> {
+    let files = |outputs: &BTreeMap<String, OutputRecord>| -> BTreeMap<(String, String), (Digest, u64)> {
+        let all = outputs.iter().flat_map(|(port, output)| output.files.iter().map(move |file| (port, file)));
+        all.map(|(port, file)| ((port.clone(), file.path.clone()), (file.blob, file.bytes))).collect()
+    };
+    let (before, after) = (files(stored), files(again));
+    let names: BTreeSet<&(String, String)> = before.keys().chain(after.keys()).collect();
+    let mut differences = Vec::new();
+    for name in names {
+        let (old, new) = (before.get(name), after.get(name));
+        if old == new {
+            continue;
+        }
+        differences.push(FileDifference {
+            port: name.0.clone(),
+            path: name.1.clone(),
+            stored: old.map(|(blob, _)| *blob),
+            again: new.map(|(blob, _)| *blob),
+            bytes: old.zip(new).and_then(|((old, _), (new, _))| differing_bytes(store, old, new)),
+            of: old.map_or(0, |(_, bytes)| *bytes).max(new.map_or(0, |(_, bytes)| *bytes)),
+        });
+    }
+    differences
+}
+
+fn differing_bytes(store: &Store, old: &Digest, new: &Digest) -> Option<u64> {
+    let open = |blob: &Digest| File::open(store.blob_path(blob)).ok().map(BufReader::new);
+    let (mut old, mut new) = (open(old)?.bytes(), open(new)?.bytes());
+    let mut count = 0;
+    loop {
+        match (old.next(), new.next()) {
+            (None, None) => return Some(count),
+            (Some(Err(_)), _) | (_, Some(Err(_))) => return None,
+            (Some(Ok(a)), Some(Ok(b))) if a == b => {}
+            _ => count += 1,
+        }
+    }
+}
