@@ -23,7 +23,7 @@ use crate::pipeline::Node;
 use crate::workers::Worker;
 
 /// Progress of one action is written at most this often.
-const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Actions that take less are written to the disk together.
 const SHORT: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,6 @@
 //! A row-wise node while it runs: its parts as actions, and what follows when all of them are done.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
 use super::{OnFailure, Scheduler, State, TaskId, Work};
-use crate::attempt::{AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
+use crate::attempt::{
+    AttemptError, Finished, Merge, PROGRESS_PERIOD, Task, chain, is_no_space, nondeterministic,
+};
 use crate::context::InputArtifact;
 use crate::error::StageError;
 use crate::pipeline::NodeId;
@@ -31,8 +33,12 @@ pub(super) struct Parts {
     /// Parts that another process, or another node of this run, works on, or that have failed: asked for
     /// again then.
     elsewhere: Vec<(Instant, usize)>,
-    running: usize,
+    running: BTreeSet<usize>,
     executed: usize,
+    /// Parts whose results are there, whoever made them.
+    done: usize,
+    /// When this was told last.
+    said: Instant,
     failed: usize,
     failure: Option<AttemptError>,
     /// How parts that were computed again differ from what the store has.
@@ -52,10 +58,6 @@ impl Parts {
         json!({ "total": self.records.len(), "run": self.executed })
     }
 
-    fn done(&self) -> usize {
-        self.records.iter().flatten().count()
-    }
-
     /// The next part that may be started now.
     fn next(&mut self, now: Instant) -> Option<usize> {
         if let Some(place) = self.elsewhere.iter().position(|(due, _)| *due <= now) {
@@ -72,7 +74,7 @@ impl Parts {
 
     /// Whether nothing runs and nothing is to be started.
     fn is_over(&self) -> bool {
-        self.running == 0 && self.waiting.is_empty() && self.elsewhere.is_empty() && !self.is_merging
+        self.running.is_empty() && self.waiting.is_empty() && self.elsewhere.is_empty() && !self.is_merging
     }
 }
 
@@ -93,6 +95,7 @@ impl Scheduler<'_> {
             records.push(if forced { None } else { self.store.lookup(&shard.digest)? });
         }
         let waiting: VecDeque<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
+        let done = records.len() - waiting.len();
         let attempt = *work.attempts.entry(id).and_modify(|count| *count += 1).or_insert(1);
         self.events.emit(
             "action_started",
@@ -108,8 +111,10 @@ impl Scheduler<'_> {
             common,
             waiting,
             elsewhere: Vec::new(),
-            running: 0,
+            running: BTreeSet::new(),
             executed: 0,
+            done,
+            said: Instant::now(),
             failed: 0,
             failure: None,
             differences: Vec::new(),
@@ -164,6 +169,7 @@ impl Scheduler<'_> {
         let forced = work.plan.forced.contains(&id);
         if !forced && let Some(record) = self.store.lookup(&shard.digest)? {
             parts.records[index] = Some(record);
+            parts.done += 1;
             return Ok(());
         }
         let artifact = match shard.artifact(self.store, self.options.verify)? {
@@ -190,7 +196,7 @@ impl Scheduler<'_> {
         let (key, log) = (shard.key.clone(), parts.log.clone());
         self.spawn(task, Task::Part(shard.digest), (key, inputs, outputs, log), cores, Some(lease), work)
             .map_err(Unreadable::Error)?;
-        parts.running += 1;
+        parts.running.insert(index);
         Ok(())
     }
 
@@ -223,24 +229,30 @@ impl Scheduler<'_> {
             Err(error) => event["error"] = chain(error).into(),
         }
         self.events.emit("action_finished", event);
-        let Some((parts, index)) = known else { return };
-        parts.running -= 1;
+        let Some((parts, index)) = known.filter(|(parts, index)| parts.running.contains(index)) else {
+            return;
+        };
+        parts.running.remove(&index);
         parts.cpu += finished.cpu.unwrap_or_default();
         parts.peak = parts.peak.max(peak);
-        work.outcome.shards += 1;
         match finished.result {
             Ok(committed) => {
+                work.outcome.shards += 1;
                 parts.executed += 1;
                 if let CommitOutcome::Nondeterministic { attempted } = &committed.outcome {
                     let stored = &committed.record.outputs;
                     parts.differences.extend(reproduce::compare(self.store, stored, attempted));
                 }
                 parts.records[index] = Some(committed.record);
-                let (done, total) = (parts.done(), parts.records.len());
-                self.events.emit(
-                    "progress",
-                    json!({ "node": node.name, "shard": null, "done": done, "total": total, "unit": "parts", "metrics": {} }),
-                );
+                parts.done += 1;
+                let (done, total) = (parts.done, parts.records.len());
+                if parts.said.elapsed() >= PROGRESS_PERIOD || done == total {
+                    parts.said = Instant::now();
+                    self.events.emit(
+                        "progress",
+                        json!({ "node": node.name, "shard": null, "done": done, "total": total, "unit": "parts", "metrics": {} }),
+                    );
+                }
             }
             Err(AttemptError::Stage(StageError::Cancelled)) => parts.waiting.push_front(index),
             Err(error) => {
