@@ -14,7 +14,7 @@ use pipe_cache::{
     Store, StoreError,
 };
 
-use crate::checkpoints::{Checkpoints, EVERY, KEEP};
+use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
@@ -186,8 +186,9 @@ impl Attempt {
             staging.scratch()?,
             provenance,
         );
-        let checkpoints = self.store.checkpoints(&self.key.digest(), KEEP);
-        context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), EVERY));
+        let policy = self.node.checkpoint;
+        let checkpoints = self.store.checkpoints(&self.key.digest(), policy.keep);
+        context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), policy.every));
         match &self.task {
             Task::Whole => {}
             Task::Part(_) => context = context.of_part(),
@@ -270,8 +271,10 @@ impl Attempt {
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.node.name);
         }
-        // What stays of them is removed as garbage.
-        let _ = checkpoints.clear();
+        if !policy.retain {
+            // What stays of them is removed as garbage.
+            let _ = checkpoints.clear();
+        }
         Ok(committed)
     }
 }

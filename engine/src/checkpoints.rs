@@ -2,16 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pipe_cache::StoreError;
 
 use crate::error::StageError;
-
-/// The time between two checkpoints: what a kill may cost.
-pub(crate) const EVERY: Duration = Duration::from_secs(300);
-/// How many are kept.
-pub(crate) const KEEP: usize = 2;
+use crate::pipeline::CheckpointEvery;
 
 /// The checkpoints of a running action. A stage asks [`Self::resume`] once, and [`Self::is_due`] at each
 /// point where its state is whole.
@@ -21,8 +17,9 @@ pub(crate) const KEEP: usize = 2;
 #[derive(Debug)]
 pub struct Checkpoints {
     store: Option<pipe_cache::Checkpoints>,
-    every: Duration,
-    last: Mutex<Instant>,
+    every: CheckpointEvery,
+    /// When the last one was made, or the work began, and after which step.
+    last: Mutex<(Instant, u64)>,
 }
 
 /// A state to go on from.
@@ -43,12 +40,12 @@ impl From<pipe_cache::Checkpoint> for Resumed {
 impl Checkpoints {
     /// None are kept.
     pub fn none() -> Self {
-        Self { store: None, every: EVERY, last: Mutex::new(Instant::now()) }
+        Self { store: None, every: CheckpointEvery::Seconds(u64::MAX), last: Mutex::new((Instant::now(), 0)) }
     }
 
     /// Checkpoints in a store, one each time that `every` has passed.
-    pub fn new(store: pipe_cache::Checkpoints, every: Duration) -> Self {
-        Self { store: Some(store), every, last: Mutex::new(Instant::now()) }
+    pub fn new(store: pipe_cache::Checkpoints, every: CheckpointEvery) -> Self {
+        Self { store: Some(store), every, last: Mutex::new((Instant::now(), 0)) }
     }
 
     /// The newest state that an earlier attempt kept.
@@ -57,13 +54,23 @@ impl Checkpoints {
     /// If the store cannot be read.
     pub fn resume(&self) -> Result<Option<Resumed>, StageError> {
         let Some(store) = &self.store else { return Ok(None) };
-        Ok(store.newest().map_err(store_error)?.map(Resumed::from))
+        let resumed = store.newest().map_err(store_error)?.map(Resumed::from);
+        self.note(resumed.as_ref().map_or(0, |resumed| resumed.step));
+        Ok(resumed)
     }
 
-    /// Whether it is time to keep the state.
-    pub fn is_due(&self) -> bool {
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store.is_some() && last.elapsed() >= self.every
+    /// Whether it is time to keep the state, now that `step` is done.
+    pub fn is_due(&self, step: u64) -> bool {
+        let (when, kept) = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_passed = match self.every {
+            CheckpointEvery::Seconds(seconds) => when.elapsed().as_secs() >= seconds,
+            CheckpointEvery::Steps(steps) => step.saturating_sub(kept) >= steps,
+        };
+        self.store.is_some() && has_passed
+    }
+
+    fn note(&self, step: u64) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), step);
     }
 
     /// Keeps the state after `step`: the files that `write` puts into a folder.
@@ -77,7 +84,7 @@ impl Checkpoints {
     ) -> Result<(), StageError> {
         let Some(store) = &self.store else { return Ok(()) };
         store.save(step, |folder| write(folder).map_err(Failure)).map_err(|Failure(error)| error)?;
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.note(step);
         Ok(())
     }
 }

@@ -207,7 +207,7 @@ impl<'a> StageContext<'a> {
         step: u64,
         write: impl FnOnce(&Path) -> Result<(), StageError>,
     ) -> Result<(), StageError> {
-        if step > 0 && (self.checkpoints.is_due() || self.host.cancelled()) {
+        if step > 0 && (self.checkpoints.is_due(step) || self.host.cancelled()) {
             self.checkpoints.save(step, write)?;
             self.host.checkpoint(step);
         }

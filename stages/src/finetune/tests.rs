@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use pipe_engine::cache::{Digest, Durability, Store};
+use pipe_engine::pipeline::CheckpointEvery;
 use pipe_engine::{AnyKind, Artifact, Checkpoints, InputArtifact, StageError, StageHost};
 use pipe_models::random::Key;
 use serde_json::{Value as Json, json};
@@ -67,14 +67,14 @@ fn disturb(kind: &dyn AnyKind, params: &Json, inputs: &[(&str, &Artifact)], step
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open_with_cache(&folder.path().join("s"), Durability::Rename, None).unwrap();
     let key = Digest::of(b"an action");
-    let attempt = |end: End, every: Duration| -> (Option<Result<Made, StageError>>, Host) {
+    let attempt = |end: End, every: CheckpointEvery| -> (Option<Result<Made, StageError>>, Host) {
         let host = Host { end, done: AtomicU64::new(0), resumed: AtomicU64::new(0) };
         let checkpoints = Checkpoints::new(store.checkpoints(&key, 2), every);
         let work = || run_hosted(&host, checkpoints, 2, kind, params, given.clone());
         let ended = std::panic::catch_unwind(AssertUnwindSafe(work)).ok();
         (ended, host)
     };
-    let (undisturbed, host) = attempt(End::None, Duration::MAX);
+    let (undisturbed, host) = attempt(End::None, CheckpointEvery::Seconds(300));
     let expected = digests(&undisturbed.unwrap().unwrap());
     assert_eq!(host.done.load(Ordering::Relaxed), steps);
     let random = Key(seed);
@@ -84,10 +84,10 @@ fn disturb(kind: &dyn AnyKind, params: &Json, inputs: &[(&str, &Artifact)], step
         // A few steps beyond what is kept, so that each attempt comes a little further.
         let step = furthest + 1 + random.below(draw, 4);
         let (end, every) = match random.below(draw + 1, 3) {
-            0 => (End::Stop(step), Duration::MAX),
-            1 => (End::Kill(step), Duration::ZERO),
-            // Killed long after the last checkpoint.
-            _ => (End::Kill(step), Duration::MAX),
+            0 => (End::Stop(step), CheckpointEvery::Seconds(300)),
+            1 => (End::Kill(step), CheckpointEvery::Steps(1)),
+            // Killed some time after the last checkpoint.
+            _ => (End::Kill(step), CheckpointEvery::Steps(2)),
         };
         let (ended, host) = attempt(end, every);
         let kept = store.checkpoints(&key, 2).newest().unwrap().map_or(0, |checkpoint| checkpoint.step);
