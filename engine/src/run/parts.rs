@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{CommitOutcome, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
+use pipe_cache::{CommitOutcome, Lease, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
 use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
@@ -30,7 +30,7 @@ pub(super) struct Parts {
     /// Inputs that all parts share, verified once.
     common: BTreeMap<String, Vec<InputArtifact>>,
     waiting: VecDeque<usize>,
-    /// Parts that another process, or another node of this run, works on, or that have failed: asked for
+    /// Parts that another node works on, here or in another process, or that have failed: asked for
     /// again then.
     elsewhere: Vec<(Instant, usize)>,
     running: BTreeSet<usize>,
@@ -45,6 +45,8 @@ pub(super) struct Parts {
     pub(super) differences: Vec<FileDifference>,
     /// Whether partial results are being merged.
     is_merging: bool,
+    /// The right to execute the node, until its record stands.
+    lease: Option<Lease>,
     attempt: u32,
     log: PathBuf,
     pub(super) began: Instant,
@@ -85,6 +87,7 @@ impl Scheduler<'_> {
         &self,
         id: NodeId,
         shards: Shards,
+        lease: Lease,
         work: &mut Work<'_>,
     ) -> Result<(), Unreadable> {
         let node = &self.pipeline.nodes[id.0];
@@ -119,6 +122,7 @@ impl Scheduler<'_> {
             failure: None,
             differences: Vec::new(),
             is_merging: false,
+            lease: Some(lease),
             attempt,
             log: self.run.log(&node.name, attempt),
             began: Instant::now(),
@@ -327,6 +331,9 @@ impl Scheduler<'_> {
             if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
                 nondeterministic(&self.events, &node.name);
             }
+            if let Some(lease) = parts.lease.take() {
+                self.store.release(lease);
+            }
             let event = self.finished_event(id, &parts, work);
             self.node_done(id, committed, parts.differences, (event, parts.began.elapsed()), work);
             return Ok(());
@@ -357,7 +364,8 @@ impl Scheduler<'_> {
         let merge = Task::Merge(Box::new(Merge { partials, shared, seconds }));
         let task = TaskId { node: id, shard: None };
         let (inputs, log) = (parts.common.clone(), parts.log.clone());
-        self.spawn(task, merge, (key, inputs, merged, log), cores, None, work)?;
+        let lease = parts.lease.take();
+        self.spawn(task, merge, (key, inputs, merged, log), cores, lease, work)?;
         parts.is_merging = true;
         work.parts.insert(id, parts);
         work.state[id.0] = State::Running;

@@ -116,13 +116,15 @@ impl Scheduler<'_> {
             match Shards::cut(node, &key, &work.plan.records, self.store, verify) {
                 Ok(None) => return self.start_whole(id, digest, key, cores, work),
                 Ok(Some(shards)) => {
+                    let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
                     if !work.plan.forced.contains(&id)
                         && let Some(record) = self.store.lookup(&digest)?
                     {
+                        drop(lease);
                         self.hit(id, record, work);
                         return Ok(Started::Changed);
                     }
-                    if let Err(error) = self.begin_parts(id, shards, work) {
+                    if let Err(error) = self.begin_parts(id, shards, lease, work) {
                         return self.unreadable(id, error, work);
                     }
                 }
@@ -143,6 +145,35 @@ impl Scheduler<'_> {
             Ok(()) if work.state[id.0] == State::Done => Ok(Started::Changed),
             Ok(()) => Ok(Started::No),
             Err(error) => self.unreadable(id, error, work),
+        }
+    }
+
+    /// The lease of a node; none if another process works on it, and then it is asked for again later.
+    fn node_lease(
+        &self,
+        id: NodeId,
+        digest: &Digest,
+        work: &mut Work<'_>,
+    ) -> Result<Option<Lease>, AttemptError> {
+        let node = &self.pipeline.nodes[id.0];
+        let waited = matches!(work.state[id.0], State::Elsewhere(_));
+        match self.store.lease(digest, self.run.id())? {
+            LeaseAttempt::Acquired(lease) => Ok(Some(lease)),
+            LeaseAttempt::Busy(info) => {
+                if !waited {
+                    let owner = info
+                        .map(|info| {
+                            format!("waits for run {} ({}:{})", info.run, info.owner.host, info.owner.pid)
+                        })
+                        .unwrap_or_else(|| "waits for another process".to_owned());
+                    self.events.emit(
+                        "waiting",
+                        json!({ "node": node.name, "key": digest.to_hex(), "subject": node.name, "detail": owner }),
+                    );
+                }
+                work.state[id.0] = State::Elsewhere(Instant::now() + LEASE_POLL);
+                Ok(None)
+            }
         }
     }
 
@@ -183,26 +214,8 @@ impl Scheduler<'_> {
         work: &mut Work<'_>,
     ) -> Result<Started, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
-        let waited = matches!(work.state[id.0], State::Elsewhere(_));
-        let lease = match self.store.lease(&digest, self.run.id())? {
-            LeaseAttempt::Acquired(lease) => lease,
-            LeaseAttempt::Busy(info) => {
-                if !waited {
-                    let owner = info
-                        .map(|info| {
-                            format!("waits for run {} ({}:{})", info.run, info.owner.host, info.owner.pid)
-                        })
-                        .unwrap_or_else(|| "waits for another process".to_owned());
-                    self.events.emit(
-                        "waiting",
-                        json!({ "node": node.name, "key": digest.to_hex(), "subject": node.name, "detail": owner }),
-                    );
-                }
-                work.state[id.0] = State::Elsewhere(Instant::now() + LEASE_POLL);
-                return Ok(Started::No);
-            }
-        };
-        // Between planning and the lease another process may have finished it.
+        let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+        // Another process may have finished it since it was planned.
         if !work.plan.forced.contains(&id)
             && let Some(record) = self.store.lookup(&digest)?
         {
