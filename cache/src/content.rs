@@ -46,3 +46,44 @@ pub fn part_digest(schema: &str, version: i64, rows: &[Digest]) -> Digest {
 pub fn row_digest(columns: BTreeMap<String, Value>) -> Digest {
     Value::Table(columns).digest(ROW)
 }
+
+/// Where the parts of a table end that is cut by its content, as row counts: after at least a quarter of
+/// `target` rows (a power of two), behind each row whose digest's low bits are zero; at four times the
+/// target in any case. With a target of 1 every row is a part. A row that is changed, inserted or deleted moves one or two cuts, and the ones
+/// behind stay where they are. What stands behind the last one is no whole part yet.
+pub fn part_ends(rows: &[Digest], target: usize) -> Vec<usize> {
+    let target = target.clamp(1, 1 << 40).next_power_of_two();
+    let mask = target as u64 - 1;
+    let mut ends = Vec::new();
+    let mut start = 0;
+    for (row, digest) in rows.iter().enumerate() {
+        let length = row + 1 - start;
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest.as_bytes()[..8]);
+        if length >= 4 * target || (length >= target / 4 && u64::from_le_bytes(first) & mask == 0) {
+            start = row + 1;
+            ends.push(start);
+        }
+    }
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(count: u64) -> Vec<Digest> {
+        (0..count).map(|row| Digest::of(&row.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn parts_have_a_quarter_to_four_times_the_target() {
+        let ends = part_ends(&rows(100_000), 64);
+        let lengths: Vec<usize> = std::iter::once(&0).chain(&ends).zip(&ends).map(|(a, b)| b - a).collect();
+        assert!(lengths.iter().all(|length| (16..=256).contains(length)), "{lengths:?}");
+        let mean = lengths.iter().sum::<usize>() / lengths.len();
+        assert!((64..=96).contains(&mean), "{mean}");
+        // Rows that are all alike are cut at the greatest length.
+        assert_eq!(part_ends(&[Digest::of(b"x"); 40], 4), [16, 32]);
+    }
+}

@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod checkpoint;
 mod clear;
 mod collect;
 mod content;
@@ -59,8 +60,9 @@ mod usage;
 mod value;
 mod verify;
 
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use collect::{CollectOptions, Collected, Garbage};
-pub use content::{part_digest, row_digest, table_digest, tree_digest};
+pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use downloads::Partial;
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
@@ -72,7 +74,7 @@ pub use read::{Damage, Looked, Reading, StoredFile, Verify};
 pub use record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 pub use runs::RunFolder;
 pub use sources::{Source, SourceError, SourceFile, Sources};
-pub use staging::{CommitOutcome, Committed, StagedOutput, Staging};
+pub use staging::{CommitOutcome, Committed, SharedOutputs, StagedOutput, Staging};
 pub use store::{Store, StoreError, user_cache_folder};
 pub use survey::{Chain, Root, Survey, SurveyedBlob, SurveyedRecord};
 pub use usage::Usage;

@@ -135,6 +135,12 @@ impl Store {
         Ok(self.stored_record(key)?.map(|(record, _)| record))
     }
 
+    /// Whether there is a record of a key, sound or not: one look at the file system, for plans of many
+    /// actions.
+    pub fn has_record(&self, key: &Digest) -> bool {
+        self.shared.batch.record(key).is_some() || self.record_path(key).exists()
+    }
+
     /// How often this process asked for records so far.
     pub fn looked(&self) -> Looked {
         let counter = &self.shared.looked;

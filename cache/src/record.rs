@@ -23,6 +23,9 @@ pub struct Record {
     pub components: ActionKey,
     /// The artifacts by port.
     pub outputs: BTreeMap<String, OutputRecord>,
+    /// For a row-wise node: the keys of the actions on its parts, each once. Their records are what the
+    /// next run starts from when some rows have changed, so they live as long as this one.
+    pub shards: Vec<Digest>,
     /// How it came about; in no key.
     pub meta: RecordMeta,
 }
@@ -51,6 +54,41 @@ impl OutputRecord {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
+    /// The table of the parts of `outputs`, in order, whose blobs stay where they are. None if one of them
+    /// is no table or names files that are not its parts.
+    pub fn concatenation<'a>(
+        artifact_type: &str,
+        outputs: impl IntoIterator<Item = &'a Self>,
+    ) -> Option<Self> {
+        let mut pieces = Vec::new();
+        for output in outputs {
+            for part in output.parts.as_ref()? {
+                pieces.push((part, output.files.iter().find(|file| file.path == part.path)?));
+            }
+        }
+        // File names sort in the order of the parts, however many there are.
+        let width = pieces.len().saturating_sub(1).to_string().len().max(5);
+        let mut all = Self {
+            artifact_type: artifact_type.to_owned(),
+            content: Digest::of(b""),
+            rows: Some(pieces.iter().map(|(part, _)| part.rows).fold(0, u64::saturating_add)),
+            parts: None,
+            files: Vec::with_capacity(pieces.len()),
+        };
+        let mut parts = Vec::with_capacity(pieces.len());
+        for (index, (part, file)) in pieces.into_iter().enumerate() {
+            let extension =
+                file.path.rsplit('/').next()?.split_once('.').map_or("", |(_, extension)| extension);
+            let dot = if extension.is_empty() { "" } else { "." };
+            let path = format!("part-{index:0width$}{dot}{extension}");
+            parts.push(PartRecord { path: path.clone(), ..part.clone() });
+            all.files.push(FileRecord { path, ..file.clone() });
+        }
+        all.parts = Some(parts);
+        all.content = all.content_digest();
+        Some(all)
+    }
+
     /// The content digest that follows from the parts or files.
     pub(crate) fn content_digest(&self) -> Digest {
         match &self.parts {
@@ -62,12 +100,16 @@ impl OutputRecord {
     fn is_consistent(&self) -> bool {
         let paths_are_safe = self.files.iter().all(|file| is_plain_relative(&file.path));
         let sorted = self.files.is_sorted_by(|left, right| left.path < right.path);
-        let parts_have_files = self.parts.as_ref().is_none_or(|parts| {
-            self.rows == Some(parts.iter().map(|part| part.rows).fold(0, u64::saturating_add))
-                && parts.len() == self.files.len()
-                && parts.iter().all(|part| self.files.iter().any(|file| file.path == part.path))
-        });
-        paths_are_safe && sorted && parts_have_files && self.content == self.content_digest()
+        let parts_have_files = || {
+            self.parts.as_ref().is_none_or(|parts| {
+                let is_there =
+                    |path: &str| self.files.binary_search_by(|file| file.path.as_str().cmp(path)).is_ok();
+                self.rows == Some(parts.iter().map(|part| part.rows).fold(0, u64::saturating_add))
+                    && parts.len() == self.files.len()
+                    && parts.iter().all(|part| is_there(&part.path))
+            })
+        };
+        paths_are_safe && sorted && parts_have_files() && self.content == self.content_digest()
     }
 }
 
@@ -155,6 +197,9 @@ impl Record {
             line("meta", json(serde_json::to_value(&self.meta))),
             line("outputs", json(serde_json::to_value(&self.outputs))),
         ];
+        if !self.shards.is_empty() {
+            lines.push(line("shards", json(serde_json::to_value(&self.shards))));
+        }
         let digest = self_digest(lines.iter().map(String::as_str));
         lines.insert(1, line("digest", digest.to_hex().into()));
         format!("{{\n{}\n}}\n", lines.join(",\n"))
@@ -170,6 +215,8 @@ impl Record {
             key: Digest,
             meta: RecordMeta,
             outputs: BTreeMap<String, OutputRecord>,
+            #[serde(default)]
+            shards: Vec<Digest>,
         }
         let stored: Stored = serde_json::from_str(text).ok()?;
         let body = text.strip_prefix("{\n")?.strip_suffix("\n}\n")?;
@@ -179,8 +226,8 @@ impl Record {
             && stored.digest == digest
             && stored.key == stored.components.digest()
             && stored.outputs.values().all(OutputRecord::is_consistent);
-        let Stored { components, key, meta, outputs, .. } = stored;
-        consistent.then_some(Self { key, components, outputs, meta })
+        let Stored { components, key, meta, outputs, shards, .. } = stored;
+        consistent.then_some(Self { key, components, outputs, shards, meta })
     }
 
     /// Whether both hold the same artifacts, whatever their encoding.

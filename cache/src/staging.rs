@@ -38,6 +38,15 @@ pub struct StagedOutput {
     pub parts: Option<Vec<PartRecord>>,
 }
 
+/// What a row-wise node shares with the actions on its parts instead of writing it again.
+#[derive(Clone, Debug, Default)]
+pub struct SharedOutputs {
+    /// Outputs by port whose blobs are in the store: see [`OutputRecord::concatenation`].
+    pub outputs: BTreeMap<String, OutputRecord>,
+    /// The keys of these actions.
+    pub shards: Vec<Digest>,
+}
+
 /// A finished commit.
 #[derive(Clone, Debug)]
 pub struct Committed {
@@ -106,7 +115,21 @@ impl Staging {
         outputs: &[StagedOutput],
         meta: RecordMeta,
     ) -> Result<Committed, StoreError> {
-        let (record, staged) = self.record(key, outputs, meta)?;
+        self.commit_node(key, outputs, SharedOutputs::default(), meta)
+    }
+
+    /// As [`Staging::commit`], with further outputs that the store holds already.
+    ///
+    /// # Errors
+    /// As [`Staging::commit`].
+    pub fn commit_node(
+        self,
+        key: &ActionKey,
+        outputs: &[StagedOutput],
+        shared: SharedOutputs,
+        meta: RecordMeta,
+    ) -> Result<Committed, StoreError> {
+        let (record, staged) = self.record(key, outputs, shared, meta)?;
         let store = self.store.clone();
         let disk = &store.shared.disk;
         for (path, _) in &staged {
@@ -126,7 +149,7 @@ impl Staging {
         Ok(committed)
     }
 
-    /// As [`Staging::commit`], without waiting for the disk: this process finds the result at once, others
+    /// As [`Staging::commit_node`], without waiting for the disk: this process finds the result at once, others
     /// once it was flushed together with what else finishes at this time. [`Store::flush`] waits for all,
     /// and tells what went wrong.
     ///
@@ -136,13 +159,14 @@ impl Staging {
         self,
         key: &ActionKey,
         outputs: &[StagedOutput],
+        shared: SharedOutputs,
         meta: RecordMeta,
     ) -> Result<Committed, StoreError> {
         // What may stand against an earlier result is settled here and now.
         if !self.store.shared.disk.is_full() || self.store.record_path(&key.digest()).exists() {
-            return self.commit(key, outputs, meta);
+            return self.commit_node(key, outputs, shared, meta);
         }
-        let (record, staged) = self.record(key, outputs, meta)?;
+        let (record, staged) = self.record(key, outputs, shared, meta)?;
         self.link_blobs(&staged)?;
         self.write_record(&record)?;
         let store = self.store.clone();
@@ -155,10 +179,11 @@ impl Staging {
         &self,
         key: &ActionKey,
         outputs: &[StagedOutput],
+        shared: SharedOutputs,
         mut meta: RecordMeta,
     ) -> Result<(Record, Vec<(PathBuf, FileRecord)>), StoreError> {
         let mut staged = Vec::new();
-        let mut records = BTreeMap::new();
+        let mut records = shared.outputs;
         for output in outputs {
             let (files, record) = self.hash_output(output)?;
             staged.extend(files);
@@ -169,7 +194,14 @@ impl Staging {
         // JSON has no other numbers; a clock that misbehaves must not lose a result.
         meta.duration_seconds = if meta.duration_seconds.is_finite() { meta.duration_seconds } else { 0.0 };
         meta.cpu_seconds = meta.cpu_seconds.filter(|seconds| seconds.is_finite());
-        Ok((Record { key: key.digest(), components: key.clone(), outputs: records, meta }, staged))
+        let record = Record {
+            key: key.digest(),
+            components: key.clone(),
+            outputs: records,
+            shards: shared.shards,
+            meta,
+        };
+        Ok((record, staged))
     }
 
     /// Links the files into `cas/`; returns the folders to flush.

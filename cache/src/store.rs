@@ -17,8 +17,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::downloads;
 use crate::batch::Batch;
+use crate::downloads;
 use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounded};
 use crate::lease::{self, LeaseAttempt};
 use crate::owner::Owner;

@@ -136,9 +136,18 @@ impl Survey {
         self.now.duration_since(time).map_or(true, |age| age < grace)
     }
 
-    /// The keys that roots keep.
+    /// The keys that roots keep, with those of the parts of row-wise nodes among them.
     pub fn rooted(&self) -> BTreeSet<Digest> {
-        self.roots.iter().flat_map(|root| &root.keys).copied().collect()
+        let named: BTreeSet<Digest> = self.roots.iter().flat_map(|root| &root.keys).copied().collect();
+        let shards = named.iter().flat_map(|key| self.shards_of(key));
+        let shards: Vec<Digest> = shards.copied().collect();
+        named.into_iter().chain(shards).collect()
+    }
+
+    /// The keys of the parts of a row-wise node.
+    fn shards_of(&self, key: &Digest) -> &[Digest] {
+        let record = self.records.get(key).and_then(|one| one.record.as_ref());
+        record.map_or(&[], |record| &record.shards)
     }
 
     /// The blobs that the records of `keys` need: their outputs, and blobs that they read directly.
@@ -163,6 +172,9 @@ impl Survey {
                 let mut places = BTreeSet::new();
                 if key == digest {
                     places.insert(String::new());
+                }
+                if self.shards_of(key).contains(digest) {
+                    places.insert("a part".to_owned());
                 }
                 let record = self.records.get(key).and_then(|one| one.record.as_ref());
                 for (port, output) in record.iter().flat_map(|record| &record.outputs) {

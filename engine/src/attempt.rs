@@ -10,18 +10,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{
-    ActionKey, CommitOutcome, Committed, Lease, PartRecord, RecordMeta, StagedOutput, Store, StoreError,
+    ActionKey, CommitOutcome, Committed, Digest, Lease, PartRecord, RecordMeta, SharedOutputs, StagedOutput,
+    Store, StoreError,
 };
 
+use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
+use crate::kind::OutputPort;
 use crate::pipeline::Node;
 use crate::remote::{FetchError, Fetcher, News, Remote, RemoteFile, Watch};
 use crate::workers::Worker;
 
 /// Progress of one action is written at most this often.
-const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Actions that take less are written to the disk together.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -30,6 +33,9 @@ pub(crate) struct Attempt {
     pub(crate) node: Node,
     pub(crate) key: ActionKey,
     pub(crate) inputs: BTreeMap<String, Vec<InputArtifact>>,
+    /// The outputs that it writes.
+    pub(crate) outputs: Vec<OutputPort>,
+    pub(crate) task: Task,
     pub(crate) threads: usize,
     pub(crate) store: Store,
     pub(crate) run: String,
@@ -40,17 +46,48 @@ pub(crate) struct Attempt {
     pub(crate) cancelled: Arc<AtomicBool>,
     /// The greatest resident memory of the process so far, in bytes; the scheduler measures it.
     pub(crate) peak: Arc<AtomicU64>,
-    pub(crate) lease: Lease,
+    pub(crate) lease: Option<Lease>,
     /// Files of its inputs that are not in the store.
     pub(crate) absent: Vec<Absent>,
     pub(crate) fetcher: Arc<Fetcher>,
 }
 
 /// Files of a remote source that are known and not in the store.
+#[derive(Clone)]
 pub(crate) struct Absent {
     pub(crate) remote: Remote,
     pub(crate) revision: Option<String>,
     pub(crate) files: Vec<RemoteFile>,
+}
+
+/// What is executed.
+pub(crate) enum Task {
+    /// A node.
+    Whole,
+    /// A row-wise node on one part, under this key.
+    Part(Digest),
+    /// The end of a row-wise node: what the parts gave is merged.
+    Merge(Box<Merge>),
+}
+
+/// What is merged.
+pub(crate) struct Merge {
+    /// What the parts gave, by output port.
+    pub(crate) partials: BTreeMap<String, Vec<Artifact>>,
+    /// Outputs that need no merging.
+    pub(crate) shared: SharedOutputs,
+    /// Seconds that the parts took.
+    pub(crate) seconds: f64,
+}
+
+impl Task {
+    /// The key of the part, for events.
+    fn shard(&self) -> Option<String> {
+        match self {
+            Self::Part(key) => Some(key.to_hex()),
+            _ => None,
+        }
+    }
 }
 
 /// How it ended.
@@ -117,7 +154,9 @@ impl Attempt {
             Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
         };
         // Held until the record stands, so that another process waits instead of working twice.
-        self.store.release(self.lease);
+        if let Some(lease) = self.lease {
+            self.store.release(lease);
+        }
         Finished { result, wall: started.elapsed(), cpu }
     }
 
@@ -165,15 +204,17 @@ impl Attempt {
     ) -> Result<Committed, AttemptError> {
         let staging = self.store.stage()?;
         let mut outputs = BTreeMap::new();
-        for port in &self.node.outputs {
+        for port in &self.outputs {
             outputs.insert(port.name.clone(), OutputWriter::new(staging.output_folder(&port.name)?));
         }
         let host = Host {
             node: self.node.name.clone(),
+            shard: self.task.shard(),
+            key: self.key.digest(),
             events: Arc::clone(&self.events),
             cancelled: Arc::clone(&self.cancelled),
             deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
-            log: Mutex::new(File::create(&self.log).ok()),
+            log: Mutex::new(File::options().create(true).append(true).open(&self.log).ok()),
             last_progress: Mutex::new(None),
         };
         for absent in &self.absent {
@@ -188,10 +229,21 @@ impl Attempt {
             staging.scratch()?,
             provenance,
         );
+        let policy = self.node.checkpoint;
+        let checkpoints = self.store.checkpoints(&self.key.digest(), policy.keep);
+        context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), policy.every));
+        match &self.task {
+            Task::Whole => {}
+            Task::Part(_) => context = context.of_part(),
+            Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
+        }
         let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
         let before = threads_time();
         let outcome = worker.pool.install(|| {
-            std::panic::catch_unwind(AssertUnwindSafe(|| self.node.kind.run(&self.node.params, &mut context)))
+            std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
+                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
+                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
+            }))
         });
         // The threads work for one stage at a time, so all that they took was its own.
         *cpu = Some(threads_time().saturating_sub(before));
@@ -216,7 +268,7 @@ impl Attempt {
             });
         }
         let mut staged = Vec::new();
-        for port in &self.node.outputs {
+        for port in &self.outputs {
             let writer = &context.outputs[&port.name];
             let empty =
                 std::fs::read_dir(writer.folder()).map_or(true, |mut entries| entries.next().is_none());
@@ -239,11 +291,15 @@ impl Attempt {
                 }),
             });
         }
+        let (shared, before) = match &self.task {
+            Task::Merge(merge) => (merge.shared.clone(), merge.seconds),
+            _ => (SharedOutputs::default(), 0.0),
+        };
         let meta = RecordMeta {
             created: crate::events::now(),
             run: self.run.clone(),
             host: self.store.owner().host.clone(),
-            duration_seconds: started.elapsed().as_secs_f64(),
+            duration_seconds: before + started.elapsed().as_secs_f64(),
             cpu_seconds: cpu.map(|cpu| cpu.as_secs_f64()),
             peak_memory_bytes: Some(self.peak.load(Ordering::Relaxed)),
             device: Some("cpu".to_owned()),
@@ -251,12 +307,16 @@ impl Attempt {
         };
         // What took no time may be lost with the power for some moments; what did may not.
         let committed = if started.elapsed() < SHORT {
-            staging.commit_soon(&self.key, &staged, meta)?
+            staging.commit_soon(&self.key, &staged, shared, meta)?
         } else {
-            staging.commit(&self.key, &staged, meta)?
+            staging.commit_node(&self.key, &staged, shared, meta)?
         };
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.node.name);
+        }
+        if !policy.retain {
+            // What stays of them is removed as garbage.
+            let _ = checkpoints.clear();
         }
         Ok(committed)
     }
@@ -342,11 +402,22 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 /// The engine's side of a running stage.
 struct Host {
     node: String,
+    shard: Option<String>,
+    key: Digest,
     events: Arc<EventLog>,
     cancelled: Arc<AtomicBool>,
     deadline: Option<Instant>,
     log: Mutex<Option<File>>,
     last_progress: Mutex<Option<Instant>>,
+}
+
+impl Host {
+    /// An event about the state that is kept.
+    fn state(&self, event: &str, step: u64) {
+        self.log(&format!("{event} after step {step}"));
+        let fields = serde_json::json!({ "node": self.node, "shard": self.shard, "key": self.key.to_hex(), "step": step });
+        self.events.emit(event, fields);
+    }
 }
 
 impl StageHost for Host {
@@ -361,7 +432,7 @@ impl StageHost for Host {
             figures.iter().map(|(name, value)| ((*name).to_owned(), serde_json::json!(value))).collect();
         self.events.emit(
             "progress",
-            serde_json::json!({ "node": self.node, "done": done, "total": total, "unit": unit, "metrics": metrics }),
+            serde_json::json!({ "node": self.node, "shard": self.shard, "done": done, "total": total, "unit": unit, "metrics": metrics }),
         );
     }
 
@@ -374,6 +445,14 @@ impl StageHost for Host {
     fn warn(&self, message: &str) {
         self.log(&format!("warning: {message}"));
         self.events.emit("warning", serde_json::json!({ "subject": self.node, "detail": message }));
+    }
+
+    fn checkpoint(&self, step: u64) {
+        self.state("checkpoint", step);
+    }
+
+    fn resumed(&self, step: u64) {
+        self.state("resume", step);
     }
 
     fn cancelled(&self) -> bool {

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use pipe_cache::Digest;
 
+use crate::checkpoints::{Checkpoints, Resumed};
 use crate::error::StageError;
 
 /// A read-only artifact, as a stage sees it.
@@ -137,6 +138,10 @@ pub trait StageHost: Sync {
     fn warn(&self, message: &str);
     /// Whether the stage shall stop at the next safe point.
     fn cancelled(&self) -> bool;
+    /// The state after a step was kept.
+    fn checkpoint(&self, _step: u64) {}
+    /// The work goes on after this step.
+    fn resumed(&self, _step: u64) {}
 }
 
 /// Everything a stage has while it runs.
@@ -149,6 +154,10 @@ pub struct StageContext<'a> {
     pub(crate) threads: usize,
     pub(crate) scratch: PathBuf,
     pub(crate) provenance: String,
+    /// What the parts gave, by output port, while they are merged.
+    pub(crate) partials: BTreeMap<String, Vec<Artifact>>,
+    pub(crate) is_part: bool,
+    pub(crate) checkpoints: Checkpoints,
 }
 
 impl<'a> StageContext<'a> {
@@ -161,7 +170,71 @@ impl<'a> StageContext<'a> {
         scratch: PathBuf,
         provenance: String,
     ) -> Self {
-        Self { inputs, outputs, host, threads, scratch, provenance }
+        let (partials, is_part, checkpoints) = (BTreeMap::new(), false, Checkpoints::none());
+        Self { inputs, outputs, host, threads, scratch, provenance, partials, is_part, checkpoints }
+    }
+
+    /// The same context with checkpoints.
+    #[must_use]
+    pub fn with_checkpoints(self, checkpoints: Checkpoints) -> Self {
+        Self { checkpoints, ..self }
+    }
+
+    /// What an earlier attempt of this action kept, and where this one keeps its state.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
+    /// The newest state that an earlier attempt kept; that it is resumed is told.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn resume(&self) -> Result<Option<Resumed>, StageError> {
+        let resumed = self.checkpoints.resume()?;
+        if let Some(resumed) = &resumed {
+            self.host.resumed(resumed.step);
+        }
+        Ok(resumed)
+    }
+
+    /// A safe point after `step`, where the state of the stage is whole: keeps it if that is due or the run
+    /// was asked to stop, and then stops.
+    ///
+    /// # Errors
+    /// [`StageError::Cancelled`], or if the state cannot be kept.
+    pub fn safe_point(
+        &self,
+        step: u64,
+        write: impl FnOnce(&Path) -> Result<(), StageError>,
+    ) -> Result<(), StageError> {
+        if step > 0 && (self.checkpoints.is_due(step) || self.host.cancelled()) {
+            self.checkpoints.save(step, write)?;
+            self.host.checkpoint(step);
+        }
+        self.check_cancelled()
+    }
+
+    /// The same context for one part of a row-wise node; see [`Self::is_part`].
+    #[must_use]
+    pub fn of_part(self) -> Self {
+        Self { is_part: true, ..self }
+    }
+
+    /// The same context for merging what the parts gave; see [`Self::partials`].
+    #[must_use]
+    pub fn with_partials(self, partials: BTreeMap<String, Vec<Artifact>>) -> Self {
+        Self { partials, ..self }
+    }
+
+    /// Whether the action is on one part of a table. What is said of it is said of each part, and what is
+    /// remarkable of a whole table (that no row passes a filter) need not be of a part.
+    pub fn is_part(&self) -> bool {
+        self.is_part
+    }
+
+    /// In [`crate::StageKind::merge`]: what the parts gave for an output port, in their order.
+    pub fn partials(&self, port: &str) -> &[Artifact] {
+        self.partials.get(port).map_or(&[], Vec::as_slice)
     }
 
     /// The only artifact of a required input.

@@ -55,6 +55,10 @@ impl Journal {
 
     fn take(&mut self, event: Json) {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        if event["shard"].is_string() {
+            // The events of a part: its node has events of its own.
+            return;
+        }
         let state = match event["ev"].as_str().unwrap_or_default() {
             "run_finished" => {
                 self.finished = Some(event);

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pipe_cache::Value;
+use pipe_cache::{Digest, Value};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::context::StageContext;
+use crate::context::{Artifact, StageContext};
 use crate::error::StageError;
 
 /// The type of an artifact, such as `table<images>` or `checkpoint`. The engine only compares it.
@@ -29,12 +29,18 @@ impl ArtifactType {
 /// How the rows of an input enter the rows of the outputs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InputClass {
-    /// Row i of the output depends on row i of this input and on inputs that are not `Map`.
+    /// Row i of the output depends on row i of this input, on parameters and on the inputs of the classes
+    /// below, and on nothing else: no other row, no position. Each part is an action of its own, and the
+    /// output is the table of what these gave.
     Map,
-    /// Partials per part are merged in part order.
+    /// The same, but what the parts gave are partial results, which [`StageKind::merge`] joins in the order
+    /// of the parts.
     Reduce,
     /// The whole input is read.
     Whole,
+    /// Of this input a row of the `Map` or `Reduce` input reads only the rows that it names:
+    /// [`StageKind::lookup`] says which these are.
+    Lookup,
 }
 
 /// An input port.
@@ -75,6 +81,12 @@ impl InputPort {
         Self { required: false, ..Self::required(name, accepts, summary) }
     }
 
+    /// The same port with another class.
+    #[must_use]
+    pub const fn class(self, class: InputClass) -> Self {
+        Self { class, ..self }
+    }
+
     /// An input that takes one or many artifacts, with their axis assignments as metadata.
     pub const fn fan_in(name: &'static str, accepts: &'static [ArtifactType], summary: &'static str) -> Self {
         Self { many: true, axes: true, ..Self::required(name, accepts, summary) }
@@ -90,12 +102,20 @@ pub struct OutputPort {
     pub artifact: ArtifactType,
     /// One sentence.
     pub summary: String,
+    /// Of several inputs of class `Map` or `Reduce`, the one whose rows it is made from.
+    pub follows: Option<&'static str>,
 }
 
 impl OutputPort {
     /// An output port.
     pub fn new(name: impl Into<String>, artifact: ArtifactType, summary: impl Into<String>) -> Self {
-        Self { name: name.into(), artifact, summary: summary.into() }
+        Self { name: name.into(), artifact, summary: summary.into(), follows: None }
+    }
+
+    /// The same port, made from the rows of this input alone.
+    #[must_use]
+    pub fn following(self, input: &'static str) -> Self {
+        Self { follows: Some(input), ..self }
     }
 }
 
@@ -186,7 +206,41 @@ pub trait StageKind: Send + Sync + 'static {
         Determinism::Bitwise
     }
 
-    /// Does the work. Reads inputs from and writes outputs to `context`, nothing else: no clock, no
+    /// Whether the kind is row-wise with these parameters and inputs (`has` says which are given), if it has
+    /// an input of class `Map` or `Reduce`: with "the first hundred rows" it is not, and then runs once on
+    /// whole inputs.
+    fn is_row_wise(&self, _params: &Self::Params, _has: &dyn Fn(&str) -> bool) -> bool {
+        true
+    }
+
+    /// A digest per part of `principal` (an input of class `Map` or `Reduce`) of everything that its rows
+    /// read of the `Lookup` input `input`; these digests enter the keys of the parts instead of the whole
+    /// input. `None`, if rows name what they read by its content, so that nothing is left to be said.
+    ///
+    /// # Errors
+    /// If an artifact is damaged.
+    fn lookup(
+        &self,
+        _params: &Self::Params,
+        _principal: (&str, &[Artifact]),
+        _input: (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        Ok(None)
+    }
+
+    /// Joins what the parts of a `Reduce` input gave: [`StageContext::partials`] has it by output port, in
+    /// the order of the parts. The inputs that are read whole are there too. Sums are to be f64 and taken
+    /// in that order.
+    ///
+    /// # Errors
+    /// See [`StageError`].
+    fn merge(&self, _params: &Self::Params, _context: &mut StageContext<'_>) -> Result<(), StageError> {
+        Err(StageError::failed("this kind does not say how its partial results are merged"))
+    }
+
+    /// Does the work. On a part of an input of class `Map` or `Reduce`, that input holds this part alone,
+    /// other inputs of these classes are missing, and only the outputs that follow it are written, as
+    /// tables. Reads inputs from and writes outputs to `context`, nothing else: no clock, no
     /// environment, no network, no other file.
     ///
     /// # Errors
@@ -218,11 +272,34 @@ pub trait AnyKind: Send + Sync {
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
     /// What it promises of its results.
     fn determinism(&self) -> Determinism;
+    /// Whether the kind is row-wise; see [`StageKind::is_row_wise`].
+    fn is_row_wise(&self, resolved: &ResolvedParams, has: &dyn Fn(&str) -> bool) -> bool;
+    /// What parts read of a `Lookup` input; see [`StageKind::lookup`].
+    ///
+    /// # Errors
+    /// See [`StageError`].
+    fn lookup(
+        &self,
+        resolved: &ResolvedParams,
+        principal: (&str, &[Artifact]),
+        input: (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError>;
+    /// Joins partial results; see [`StageKind::merge`].
+    ///
+    /// # Errors
+    /// See [`StageError`].
+    fn merge(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError>;
     /// Runs under resolved parameters.
     ///
     /// # Errors
     /// See [`StageError`].
     fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError>;
+}
+
+/// Parameters as the kind's own type again.
+fn typed<P: DeserializeOwned>(resolved: &ResolvedParams) -> Result<P, StageError> {
+    P::deserialize(&resolved.json)
+        .map_err(|error| StageError::failed(format!("parameters cannot be read back: {error}")))
 }
 
 impl<K: StageKind> AnyKind for K {
@@ -276,9 +353,24 @@ impl<K: StageKind> AnyKind for K {
     }
 
     fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let params = K::Params::deserialize(&resolved.json)
-            .map_err(|error| StageError::failed(format!("parameters cannot be read back: {error}")))?;
-        StageKind::run(self, &params, context)
+        StageKind::run(self, &typed(resolved)?, context)
+    }
+
+    fn is_row_wise(&self, resolved: &ResolvedParams, has: &dyn Fn(&str) -> bool) -> bool {
+        typed(resolved).is_ok_and(|params| StageKind::is_row_wise(self, &params, has))
+    }
+
+    fn lookup(
+        &self,
+        resolved: &ResolvedParams,
+        principal: (&str, &[Artifact]),
+        input: (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        StageKind::lookup(self, &typed(resolved)?, principal, input)
+    }
+
+    fn merge(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        StageKind::merge(self, &typed(resolved)?, context)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod action;
 mod attempt;
+mod checkpoints;
 mod cli;
 mod context;
 mod difference;
@@ -26,9 +27,11 @@ mod reproduce;
 mod revision;
 mod roots;
 mod run;
+mod shards;
 mod why;
 mod workers;
 
+pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};

@@ -113,7 +113,10 @@ pub struct Node {
     pub resources: Resources,
     /// What happens after a failure.
     pub retry: Retry,
-    /// Where each resource and each value of `retry` was written: `resources.cpu`, `retry.max`.
+    /// When a long action keeps its state.
+    pub checkpoint: CheckpointPolicy,
+    /// Where each resource and each value of `retry` and `checkpoint` was written: `resources.cpu`,
+    /// `retry.max`.
     pub setting_origins: BTreeMap<String, Origin>,
     /// Where the stage's table begins.
     pub origin: Origin,
@@ -166,6 +169,45 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// Wall time limit, in seconds.
     pub time: Option<u64>,
+}
+
+/// What lies between two checkpoints of an action that keeps its state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CheckpointEvery {
+    /// Seconds of wall time.
+    Seconds(u64),
+    /// Steps of the stage.
+    Steps(u64),
+}
+
+/// When a long action keeps its state, if its kind can.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CheckpointPolicy {
+    /// What lies between two of them.
+    pub every: CheckpointEvery,
+    /// How many of the newest are kept.
+    pub keep: usize,
+    /// Whether they stay when the action is done.
+    pub retain: bool,
+}
+
+impl Default for CheckpointPolicy {
+    fn default() -> Self {
+        Self { every: CheckpointEvery::Seconds(300), keep: 2, retain: false }
+    }
+}
+
+impl CheckpointPolicy {
+    /// What was asked for, as names and values of a pipeline file; nothing if it is the default.
+    pub(crate) fn json(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+        let every = match self.every {
+            CheckpointEvery::Seconds(seconds) => format!("{seconds}s").into(),
+            CheckpointEvery::Steps(steps) => steps.into(),
+        };
+        let values = [("every", every), ("keep", self.keep.into()), ("retain", self.retain.into())];
+        let is_default = *self == Self::default();
+        values.into_iter().filter(move |_| !is_default)
+    }
 }
 
 /// When a failed action is tried again.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pipe_cache::{ActionKey, Digest, Record, Store, StoreError};
+use pipe_cache::{ActionKey, Digest, Record, Store, StoreError, Verify};
 
 use crate::action::{self, SourceDigests};
 use crate::history::History;
-use crate::pipeline::{NodeId, Pipeline};
+use crate::pipeline::{Node, NodeId, Pipeline};
+use crate::shards::{CutError, Shards};
 use crate::why::{self, DirtyReason};
 
 /// Where a node stands.
@@ -28,10 +29,21 @@ pub(crate) struct Plan {
     pub(crate) status: Vec<Status>,
     pub(crate) keys: Vec<Option<(Digest, ActionKey)>>,
     pub(crate) records: Vec<Option<Record>>,
+    /// Of row-wise nodes that run: how many parts they have.
+    pub(crate) shards: Vec<Option<ShardCount>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
     /// How many keys were computed.
     pub(crate) computed: usize,
+}
+
+/// The parts of a row-wise node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ShardCount {
+    /// Different parts.
+    pub(crate) total: usize,
+    /// Those without a result.
+    pub(crate) run: usize,
 }
 
 /// What is wanted of a plan.
@@ -99,6 +111,7 @@ impl Plan {
             status: vec![Status::NotWanted; count],
             keys: vec![None; count],
             records: vec![None; count],
+            shards: vec![None; count],
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
             computed: 0,
         };
@@ -141,6 +154,9 @@ impl Plan {
                             forced,
                         ))
                     };
+                    if record.is_none() {
+                        plan.shards[id.0] = shard_count(node, &key, &plan, store, forced)?;
+                    }
                     plan.records[id.0] = record;
                     plan.keys[id.0] = Some((digest, key));
                     status
@@ -185,7 +201,9 @@ impl Plan {
     /// Seconds that a node will take, as it took before; none for a hit and for what never ran.
     fn seconds(&self, id: NodeId, pipeline: &Pipeline, history: &History) -> Option<f64> {
         let runs = matches!(self.status[id.0], Status::Run(_) | Status::Maybe(_));
-        runs.then(|| history.seconds(&pipeline.nodes[id.0].name))?
+        let seconds = runs.then(|| history.seconds(&pipeline.nodes[id.0].name))??;
+        let share = self.shards[id.0].map_or(1.0, |shards| shards.run as f64 / shards.total.max(1) as f64);
+        Some(seconds * share)
     }
 
     /// Seconds that all nodes that run or may run took before, if any is known.
@@ -209,6 +227,7 @@ impl Plan {
                     "status": word,
                     "key": self.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
                     "seconds": self.seconds(*id, pipeline, history),
+                    "shards": self.shards[id.0].map(|shards| serde_json::json!({ "total": shards.total, "run": shards.run })),
                     "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
                 })
             })
@@ -243,5 +262,33 @@ impl Plan {
             .enumerate()
             .filter_map(|(index, key)| Some((pipeline.nodes[index].name.clone(), key.as_ref()?.0)))
             .collect()
+    }
+}
+
+/// How many parts a node has, if it is row-wise and what it reads can be read.
+fn shard_count(
+    node: &Node,
+    key: &ActionKey,
+    plan: &Plan,
+    store: Option<&Store>,
+    forced: bool,
+) -> Result<Option<ShardCount>, StoreError> {
+    let Some(store) = store else { return Ok(None) };
+    match Shards::cut(node, key, &plan.records, store, Verify::Once) {
+        Ok(None) => Ok(None),
+        Ok(Some(shards)) => {
+            let run = shards.missing((!forced).then_some(store));
+            Ok(Some(ShardCount { total: shards.distinct.len(), run }))
+        }
+        Err(CutError::Store(error)) => Err(error),
+        // Executing tells what is wrong.
+        Err(CutError::Stage(_) | CutError::Damaged(_)) => Ok(None),
+    }
+}
+
+impl ShardCount {
+    /// `3 of 40 parts`.
+    pub(crate) fn words(self) -> String {
+        format!("{} of {} parts", self.run, self.total)
     }
 }

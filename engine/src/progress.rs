@@ -54,6 +54,10 @@ impl Display {
         if self.verbosity == Verbosity::Quiet {
             return;
         }
+        if fields["shard"].is_string() {
+            // Parts are told in the progress of their node.
+            return;
+        }
         let node = fields["node"].as_str().unwrap_or_default().to_owned();
         match event {
             "planned" => {
@@ -76,7 +80,12 @@ impl Display {
                 if bar.is_none() {
                     let reason =
                         fields["reason"].as_str().map(|reason| format!("  ({reason})")).unwrap_or_default();
-                    self.line("Run", &format!("{node}{reason}"));
+                    let shards = &fields["shards"];
+                    let parts = match (shards["run"].as_u64(), shards["total"].as_u64()) {
+                        (Some(run), Some(total)) => format!("  {run} of {total} parts"),
+                        _ => String::new(),
+                    };
+                    self.line("Run", &format!("{node}{parts}{reason}"));
                 }
                 self.running.insert(node, Running { bar, said: Instant::now() });
             }
@@ -102,6 +111,10 @@ impl Display {
                 let bytes = size(fields["bytes"].as_u64().unwrap_or(0));
                 let seconds = fields["wall"].as_f64().unwrap_or_default();
                 self.line(verb, &format!("{subject}  {bytes}  {seconds:.1} s"));
+            }
+            "resume" => self.line("Resume", &format!("{node}  after step {}", fields["step"])),
+            "checkpoint" if self.verbosity == Verbosity::Verbose => {
+                self.line("Kept", &format!("{node}  after step {}", fields["step"]));
             }
             "action_hit" if self.verbosity == Verbosity::Verbose => self.line("Cached", &node),
             "action_finished" => {

@@ -7,7 +7,8 @@ use arrow_array::{ArrayRef, StringArray};
 use arrow_schema::{DataType, Field};
 use candle_core::Tensor;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+    DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
+    StageKind,
 };
 use pipe_models::{Trainable, normalise};
 use schemars::JsonSchema;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::images::ImageSet;
-use crate::ipc::{tensor_column, write_file};
+use crate::ipc::{tensor_column, write_table};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::texts::TextSet;
 
@@ -48,17 +49,18 @@ impl StageKind for Embed {
         KindDescription {
             name: "embed",
             summary: "the embeddings of images and captions, as Arrow files",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("images", &[artifact::IMAGES], "the images").class(InputClass::Map),
                 InputPort::required(
                     "captions",
                     &[artifact::CAPTIONS, artifact::TOKENS],
                     "the captions, or the tokens of these",
-                ),
+                )
+                .class(InputClass::Map),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model"),
             ],
             free_inputs: None,
@@ -67,43 +69,52 @@ impl StageKind for Embed {
 
     fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
         vec![
-            OutputPort::new("images", artifact::EMBEDDINGS, "one vector per image"),
-            OutputPort::new("texts", artifact::EMBEDDINGS, "one vector per caption"),
+            OutputPort::new("images", artifact::EMBEDDINGS, "one vector per image").following("images"),
+            OutputPort::new("texts", artifact::EMBEDDINGS, "one vector per caption").following("captions"),
         ]
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let width = model.image_tower()?.embedding_width();
         let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {
-            if !params.normalise {
+            let rows = values.len() / width;
+            if !params.normalise || rows == 0 {
                 return Ok(values);
             }
-            let rows = values.len() / width;
             Tensor::from_vec(values, (rows, width), &DEVICE)
                 .and_then(|embeddings| normalise(&embeddings)?.flatten_all()?.to_vec1())
                 .map_err(tensor_error)
         };
-        let all: Vec<usize> = (0..images.len()).collect();
-        let image_values = finish(images.embed(&model, &all, params.batch, context)?)?;
-        let texts = TextSet::read(context.input("captions")?, &splits, &model)?;
-        let text_values = finish(model.embed_ids(&texts.ids, params.batch, context)?)?;
-        let metadata = |modality: &str| {
+        let metadata = |modality: &str, provenance: &str| {
             HashMap::from([
-                ("pipe".to_owned(), context.provenance().to_owned()),
+                ("pipe".to_owned(), provenance.to_owned()),
                 ("modality".to_owned(), modality.to_owned()),
                 ("normalised".to_owned(), params.normalise.to_string()),
             ])
         };
-        let (image_metadata, text_metadata) = (metadata("image"), metadata("text"));
-        let path = context.output("images")?.path("embeddings.arrow")?;
-        write_file(&path, columns(&images.ids, &images.splits, width, image_values)?, image_metadata)?;
-        let path = context.output("texts")?.path("embeddings.arrow")?;
-        write_file(&path, columns(&texts.image_ids, &texts.splits, width, text_values)?, text_metadata)
+        let provenance = context.provenance().to_owned();
+        // A part is one of images or one of captions; the whole is both.
+        if let Some(artifact) = context.optional_input("images") {
+            let images = ImageSet::read(artifact, &splits, model.preprocessor()?, context)?;
+            let all: Vec<usize> = (0..images.len()).collect();
+            let values = finish(images.embed(&model, &all, params.batch, context)?)?;
+            let columns = columns(&images.ids, &images.splits, width, values)?;
+            write_table(context.output("images")?, SCHEMA, columns, metadata("image", &provenance))?;
+        }
+        if let Some(artifact) = context.optional_input("captions") {
+            let texts = TextSet::read(artifact, &splits, &model)?;
+            let values = finish(model.embed_ids(&texts.ids, params.batch, context)?)?;
+            let columns = columns(&texts.image_ids, &texts.splits, width, values)?;
+            write_table(context.output("texts")?, SCHEMA, columns, metadata("text", &provenance))?;
+        }
+        Ok(())
     }
 }
+
+/// The name of the schema, for digests.
+const SCHEMA: &str = "embeddings";
 
 fn columns(
     ids: &[String],

@@ -1,21 +1,23 @@
-//! Tensors on disk: Arrow IPC files, uncompressed, so that they open by memory map.
+//! Tensors on disk: Arrow IPC files, uncompressed, so that they open by memory map. They are tables made of
+//! parts like all others, named by the digests of their rows.
 //!
 //! A tensor column is a fixed-size list with the canonical extension `arrow.fixed_shape_tensor`, its
 //! metadata written by hand: the library's own spelling is not the specification's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Float32Type;
+use arrow_array::types::{Float32Type, Int32Type};
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch};
 use arrow_buffer::NullBuffer;
 use arrow_ipc::reader::FileReader;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema};
-use pipe_engine::StageError;
+use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
+use pipe_engine::{OutputWriter, StageError, TablePart};
 
 /// A column of tensors of one shape.
 pub(crate) fn tensor_column(
@@ -55,29 +57,47 @@ pub(crate) fn nullable_tensor_column(
     Ok((field, Arc::new(array)))
 }
 
+/// The name of the only part that a stage writes.
+const PART: &str = "part-00000.arrow";
+
+/// A table of one part and one batch. `schema` names what the columns mean.
+pub(crate) fn write_table(
+    output: &mut OutputWriter,
+    schema: &str,
+    columns: Vec<(Field, ArrayRef)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), StageError> {
+    let mut writer = BatchWriter::new(output, metadata)?;
+    writer.write(columns)?;
+    writer.finish(output, schema)
+}
+
 /// A file of one batch.
+#[cfg(test)]
 pub(crate) fn write_file(
     path: &Path,
     columns: Vec<(Field, ArrayRef)>,
     metadata: HashMap<String, String>,
 ) -> Result<(), StageError> {
-    let mut writer = BatchWriter::new(path, metadata);
-    writer.write(columns)?;
-    writer.finish()
+    let mut output = OutputWriter::new(path.parent().unwrap_or(path).to_owned());
+    write_table(&mut output, "test", columns, metadata)?;
+    let written = output.path(PART)?;
+    std::fs::rename(written, path).map_err(|error| StageError::environment("renaming", error))
 }
 
-/// A file that is written batch by batch, so that its rows need not all be in memory. Every batch has
+/// A part that is written batch by batch, so that its rows need not all be in memory. Every batch has
 /// the columns of the first.
 pub(crate) struct BatchWriter {
     path: PathBuf,
     metadata: HashMap<String, String>,
     writer: Option<FileWriter<File>>,
+    rows: Vec<Digest>,
 }
 
 impl BatchWriter {
-    /// A writer of the file `path`, which exists once a batch was written.
-    pub(crate) fn new(path: &Path, metadata: HashMap<String, String>) -> Self {
-        Self { path: path.to_owned(), metadata, writer: None }
+    /// A writer of the only part of `output`, whose file exists once a batch was written.
+    pub(crate) fn new(output: &OutputWriter, metadata: HashMap<String, String>) -> Result<Self, StageError> {
+        Ok(Self { path: output.path(PART)?, metadata, writer: None, rows: Vec::new() })
     }
 
     fn failed(&self, error: arrow_schema::ArrowError) -> StageError {
@@ -89,6 +109,7 @@ impl BatchWriter {
         let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
         let schema = Arc::new(Schema::new_with_metadata(fields, self.metadata.clone()));
         let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(|error| self.failed(error))?;
+        self.rows.extend((0..batch.num_rows()).map(|row| digest_of_row(&batch, row)));
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
             None => {
@@ -103,12 +124,42 @@ impl BatchWriter {
         Ok(())
     }
 
-    /// Ends the file.
-    pub(crate) fn finish(mut self) -> Result<(), StageError> {
-        match self.writer.take() {
-            Some(mut writer) => writer.finish().map_err(|error| self.failed(error)),
-            None => Ok(()),
+    /// Ends the part and declares it to the engine. What its metadata say of the rows (the method, the
+    /// modality) is named by the digest with them; where they come from is not.
+    pub(crate) fn finish(mut self, output: &mut OutputWriter, schema: &str) -> Result<(), StageError> {
+        if let Some(mut writer) = self.writer.take() {
+            writer.finish().map_err(|error| self.failed(error))?;
         }
+        let said: BTreeMap<&String, &String> =
+            self.metadata.iter().filter(|(key, _)| key.as_str() != "pipe").collect();
+        let schema = format!("{schema} {said:?}");
+        let digest = part_digest(&schema, 1, &self.rows);
+        output.set_table(vec![TablePart { path: PART.to_owned(), digest, rows: self.rows.len() as u64 }]);
+        Ok(())
+    }
+}
+
+/// The digest of a row: tensors and numbers as the bytes of their values.
+fn digest_of_row(batch: &RecordBatch, row: usize) -> Digest {
+    let schema = batch.schema();
+    let columns = schema.fields().iter().zip(batch.columns());
+    row_digest(columns.map(|(field, column)| (field.name().clone(), value(column, row))).collect())
+}
+
+fn value(column: &ArrayRef, row: usize) -> Value {
+    if column.is_null(row) {
+        return Value::None;
+    }
+    let bytes = |values: &[f32]| Value::Bytes(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+    match column.data_type() {
+        DataType::Utf8 => Value::string(column.as_string::<i32>().value(row)),
+        DataType::Boolean => Value::Bool(column.as_boolean().value(row)),
+        DataType::Int32 => Value::Integer(i64::from(column.as_primitive::<Int32Type>().value(row))),
+        DataType::Float32 => bytes(&[column.as_primitive::<Float32Type>().value(row)]),
+        DataType::FixedSizeList(..) => {
+            bytes(column.as_fixed_size_list().value(row).as_primitive::<Float32Type>().values())
+        }
+        other => unreachable!("no table of tensors has a column of {other}"),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod ingest;
 mod ipc;
 mod labels;
 mod linear_probe;
+mod lookup;
 mod mean_image;
 mod metrics;
 mod model;

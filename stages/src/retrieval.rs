@@ -176,25 +176,32 @@ pub(crate) struct Vectors {
 }
 
 impl Vectors {
-    /// The rows of a split of an embeddings file.
+    /// The rows of a split of a table of embeddings.
     ///
     /// # Errors
-    /// If the file is damaged or lacks a column.
+    /// If a part is damaged or lacks a column.
     pub(crate) fn read(artifact: &Artifact, split: &str) -> Result<Self, StageError> {
-        let file = artifact.single_file()?;
-        let batch = read_file(&file.location)?;
-        let missing = |name: &str| StageError::input(&file.path, format!("it has no column `{name}`"));
-        let ids = texts(&batch, "image_id").ok_or_else(|| missing("image_id"))?;
-        let splits = texts(&batch, "split").ok_or_else(|| missing("split"))?;
-        let (values, shape) = tensors(&batch, "embedding").ok_or_else(|| missing("embedding"))?;
-        let width: usize = shape.iter().product();
-        let mut vectors = Self { ids: Vec::new(), width, values: Vec::new() };
-        for (row, (id, row_split)) in ids.into_iter().zip(splits).enumerate() {
-            if row_split.as_deref() == Some(split) {
-                vectors.push(id.unwrap_or_default(), &values[row * width..(row + 1) * width]);
+        let mut all: Option<Self> = None;
+        for file in artifact.files_ending(".arrow") {
+            let batch = read_file(&file.location)?;
+            let damaged = |reason: String| StageError::input(&file.path, reason);
+            let missing = |name: &str| damaged(format!("it has no column `{name}`"));
+            let ids = texts(&batch, "image_id").ok_or_else(|| missing("image_id"))?;
+            let splits = texts(&batch, "split").ok_or_else(|| missing("split"))?;
+            let (values, shape) = tensors(&batch, "embedding").ok_or_else(|| missing("embedding"))?;
+            let width: usize = shape.iter().product();
+            let vectors = all.get_or_insert_with(|| Self::empty(width));
+            if vectors.width != width {
+                let reason = format!("its vectors have {width} values, those before {}", vectors.width);
+                return Err(damaged(reason));
+            }
+            for (row, (id, row_split)) in ids.into_iter().zip(splits).enumerate() {
+                if row_split.as_deref() == Some(split) {
+                    vectors.push(id.unwrap_or_default(), &values[row * width..(row + 1) * width]);
+                }
             }
         }
-        Ok(vectors)
+        all.ok_or_else(|| StageError::input("embeddings", "there is no Arrow file"))
     }
 
     /// No vectors of a width.

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 
 use pipe_engine::cache::{Digest, table_digest, tree_digest};
 use pipe_engine::{
-    AnyKind, Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageError, StageHost,
+    AnyKind, Artifact, ArtifactFile, Checkpoints, InputArtifact, OutputWriter, StageContext, StageError,
+    StageHost,
 };
 use tempfile::TempDir;
 
@@ -65,6 +66,21 @@ pub(crate) fn run_with(
     params: &serde_json::Value,
     inputs: BTreeMap<String, Vec<InputArtifact>>,
 ) -> Result<Made, StageError> {
+    let host = Listener::default();
+    let mut made = run_hosted(&host, Checkpoints::none(), threads, kind, params, inputs)?;
+    made.warnings = host.warnings.into_inner().unwrap();
+    Ok(made)
+}
+
+/// As [`run_with`], with a host that may stop the stage, and with checkpoints.
+pub(crate) fn run_hosted(
+    host: &dyn StageHost,
+    checkpoints: Checkpoints,
+    threads: usize,
+    kind: &dyn AnyKind,
+    params: &serde_json::Value,
+    inputs: BTreeMap<String, Vec<InputArtifact>>,
+) -> Result<Made, StageError> {
     let folder = TempDir::new().unwrap();
     let resolved = kind.resolve(params).unwrap_or_else(|problems| panic!("{problems:?}"));
     let ports = kind.outputs(&resolved);
@@ -73,9 +89,9 @@ pub(crate) fn run_with(
         std::fs::create_dir(&folder).unwrap();
         (port.name.clone(), OutputWriter::new(folder))
     });
-    let host = Listener::default();
     let scratch = folder.path().to_owned();
-    let mut context = StageContext::new(inputs, outputs.collect(), &host, threads, scratch, "{}".to_owned());
+    let context = StageContext::new(inputs, outputs.collect(), host, threads, scratch, "{}".to_owned());
+    let mut context = context.with_checkpoints(checkpoints);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| kind.run(&resolved, &mut context))?;
     let artifacts = ports.iter().map(|port| {
@@ -88,9 +104,7 @@ pub(crate) fn run_with(
         }
         (port.name.clone(), artifact)
     });
-    let artifacts = artifacts.collect();
-    let warnings = host.warnings.into_inner().unwrap();
-    Ok(Made { artifacts, warnings, _folder: folder })
+    Ok(Made { artifacts: artifacts.collect(), warnings: Vec::new(), _folder: folder })
 }
 
 /// Runs a kind on two threads.

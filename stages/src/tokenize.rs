@@ -1,8 +1,8 @@
 //! The stage kind `tokenize`: texts of a table as token ids.
 
 use pipe_engine::{
-    Artifact, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
-    StageKind,
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageContext,
+    StageError, StageKind,
 };
 use pipe_models::{Encoded, ModelConfig, Tokenizer};
 use rayon::prelude::*;
@@ -43,12 +43,13 @@ impl StageKind for Tokenize {
         KindDescription {
             name: "tokenize",
             summary: "turns captions or questions into token ids",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
             inputs: vec![
-                InputPort::required("text", &[artifact::CAPTIONS, artifact::QUESTIONS], "the table of texts"),
+                InputPort::required("text", &[artifact::CAPTIONS, artifact::QUESTIONS], "the table of texts")
+                    .class(InputClass::Map),
                 InputPort::required(
                     "tokenizer",
                     &[artifact::TOKENIZER, artifact::CHECKPOINT],
@@ -79,8 +80,8 @@ impl StageKind for Tokenize {
         let texts = table.strings(column)?;
         let provenance = context.provenance().to_owned();
         let schema = TableSchema::tokens();
-        let mut writer =
-            TableWriter::new(context.output("tokens")?, &schema, WriteOptions::text(&provenance));
+        let options = WriteOptions::row_wise(context, &provenance);
+        let mut writer = TableWriter::new(context.output("tokens")?, &schema, options);
         writer.push(&encoder.table(&table, &[], Vec::new(), column)?)?;
         let mut done = 0;
         for block in rows.chunks(BLOCK) {

@@ -11,5 +11,6 @@ mod outputs;
 mod processes;
 mod remote;
 mod scale;
+mod shards;
 mod study;
 mod upkeep;

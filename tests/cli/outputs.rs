@@ -17,7 +17,7 @@ fn results_lie_under_stage_port_and_axes() {
         "pairs/images/part-00000.parquet",
         "vocabulary/tokenizer/tokenizer.json",
         "initial/checkpoint/model.safetensors",
-        "embedded/images/model=trained/embeddings.arrow",
+        "embedded/images/model=trained/part-00000.arrow",
         "retrieved/metrics/model=initial/part-00000.parquet",
     ] {
         assert!(study.path("results/small").join(path).is_file(), "{path}");
@@ -41,7 +41,7 @@ fn what_is_no_longer_planned_is_removed() {
     assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
     assert!(!study.path("results/small/shapes").exists());
     assert!(!study.path("results/small/embedded/images/model=trained").exists());
-    assert!(study.path("results/small/embedded/images/model=tuned/embeddings.arrow").is_file());
+    assert!(study.path("results/small/embedded/images/model=tuned/part-00000.arrow").is_file());
 }
 
 #[test]

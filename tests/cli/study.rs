@@ -241,10 +241,11 @@ impl Answer {
         self.events().into_iter().filter(|event| event["ev"] == kind).collect()
     }
 
-    /// The nodes that were executed, sorted.
+    /// The nodes that were executed, sorted; not their parts.
     pub(crate) fn started(&self) -> Vec<String> {
         let name = |event: Json| event["node"].as_str().expect("a name").to_owned();
-        let mut nodes: Vec<String> = self.events_of("action_started").into_iter().map(name).collect();
+        let started = self.events_of("action_started").into_iter();
+        let mut nodes: Vec<String> = started.filter(|event| event["shard"].is_null()).map(name).collect();
         nodes.sort();
         nodes
     }
@@ -252,7 +253,7 @@ impl Answer {
     /// The content digests of the results of a run, by node and port.
     pub(crate) fn digests(&self) -> Vec<(String, String, String)> {
         let mut digests = Vec::new();
-        for event in self.events_of("action_finished") {
+        for event in self.events_of("action_finished").iter().filter(|event| event["shard"].is_null()) {
             for output in event["outputs"].as_array().expect("outputs") {
                 let text = |value: &Json| value.as_str().expect("a string").to_owned();
                 digests.push((text(&event["node"]), text(&output["port"]), text(&output["digest"])));

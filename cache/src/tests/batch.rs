@@ -1,5 +1,5 @@
 use super::*;
-use crate::{CommitOutcome, Durability, LeaseAttempt};
+use crate::{CommitOutcome, Durability, LeaseAttempt, SharedOutputs};
 
 /// A store that flushes, and an independent handle on it, as another process has it.
 fn two() -> (TempDir, Store, Store) {
@@ -10,7 +10,10 @@ fn two() -> (TempDir, Store, Store) {
 }
 
 fn soon(store: &Store, key: &ActionKey, text: &str) -> Committed {
-    staged(store, &[("a", text)]).unwrap().commit_soon(key, &[tree()], RecordMeta::default()).unwrap()
+    staged(store, &[("a", text)])
+        .unwrap()
+        .commit_soon(key, &[tree()], SharedOutputs::default(), RecordMeta::default())
+        .unwrap()
 }
 
 #[test]

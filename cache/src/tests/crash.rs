@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::faults::Faults;
 use crate::fs::Disk;
-use crate::{Reading, Verify};
+use crate::{Reading, SharedOutputs, Verify};
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Loss {
@@ -55,7 +55,12 @@ impl Way {
         if self == Self::Alone {
             return try_commit(store, key, &FILES).map(|_| ());
         }
-        let committed = staged(store, &FILES)?.commit_soon(key, &[tree()], RecordMeta::default());
+        let committed = staged(store, &FILES)?.commit_soon(
+            key,
+            &[tree()],
+            SharedOutputs::default(),
+            RecordMeta::default(),
+        );
         if let crate::LeaseAttempt::Acquired(lease) = lease {
             store.release(lease);
         }

@@ -45,7 +45,8 @@ pub(crate) fn plan_text(
             Determinism::Bitwise => "",
             Determinism::None => "  (not deterministic)",
         };
-        text.push_str(&format!("{word:>6}  {}{promise}\n", node.name));
+        let parts = plan.shards[id.0].map(|shards| format!("  ({})", shards.words())).unwrap_or_default();
+        text.push_str(&format!("{word:>6}  {}{parts}{promise}\n", node.name));
         for reason in reasons {
             text.push_str(&format!("          {}\n", reason.words(&study.pipeline)));
         }
@@ -103,7 +104,8 @@ fn answer(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> String {
         return format!("{name} is up to date\n");
     }
     let verb = if word == "run" { "runs" } else { "may run" };
-    let mut text = format!("{name} {verb} because\n");
+    let parts = plan.shards[id.0].map(|shards| format!(", {},", shards.words())).unwrap_or_default();
+    let mut text = format!("{name} {verb}{parts} because\n");
     for (node, reason) in root_causes(pipeline, plan, id) {
         text.push_str(&format!("  {}: {}\n", pipeline.nodes[node.0].name, reason.words(pipeline)));
     }
@@ -121,6 +123,7 @@ fn answer_json(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> serde_json::Valu
         .collect();
     json!({
         "node": pipeline.nodes[id.0].name, "status": word, "root_causes": causes,
+        "shards": plan.shards[id.0].map(|shards| json!({ "total": shards.total, "run": shards.run })),
         "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
     })
 }

@@ -286,7 +286,7 @@ impl Session<'_> {
         self.events.emit(
             "run_finished",
             json!({
-                "status": outcome.status(), "executed": outcome.executed.len(), "failed": outcome.failed.len(),
+                "status": outcome.status(), "executed": outcome.executed.len(), "shards": outcome.shards, "failed": outcome.failed.len(),
                 "blocked": outcome.blocked.len(), "repaired": outcome.damaged, "wall": wall.as_secs_f64(),
                 "critical_path": { "nodes": path, "seconds": seconds },
                 "looked": { "keys": plan.computed, "records": looked.records, "bytes": looked.bytes },

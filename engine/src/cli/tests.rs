@@ -1,5 +1,8 @@
 //! The program with kinds made for tests: stages that panic, fail and count how often they run.
 
+mod edits;
+mod rows;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -109,6 +112,26 @@ impl StageKind for Note {
     }
 }
 
+fn registry() -> Registry {
+    Registry::new()
+        .with(Note)
+        .with(rows::Lines)
+        .with(rows::Append)
+        .with(rows::Find)
+        .with(rows::Count)
+        .with(rows::Two)
+}
+
+thread_local! {
+    /// What this thread prints, while a test wants to see it.
+    static CAPTURED: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Takes a text that would be printed, if a test of this thread wants it.
+pub(super) fn capture(text: &str) -> bool {
+    CAPTURED.with(|captured| captured.borrow_mut().as_mut().map(|all| all.push_str(text)).is_some())
+}
+
 /// A study of notes in a folder of its own.
 struct World {
     folder: TempDir,
@@ -134,7 +157,15 @@ impl World {
         let study = self.path("w.toml");
         let mut all = vec!["pipe", command, study.to_str().unwrap(), "--quiet"];
         all.extend(arguments);
-        super::answer(all.into_iter().map(Into::into), &Registry::new().with(Note))
+        super::answer(all.into_iter().map(Into::into), &registry())
+    }
+
+    /// What a command prints as JSON.
+    fn answer(&self, command: &str, arguments: &[&str]) -> Json {
+        CAPTURED.with(|captured| *captured.borrow_mut() = Some(String::new()));
+        self.pipe(command, arguments);
+        let text = CAPTURED.with(|captured| captured.borrow_mut().take()).unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
     /// The events of the newest run.
@@ -150,8 +181,12 @@ impl World {
     }
 
     fn started(&self) -> Vec<String> {
-        let mut nodes: Vec<String> =
-            self.of("action_started").iter().map(|one| one["node"].as_str().unwrap().to_owned()).collect();
+        let mut nodes: Vec<String> = self
+            .of("action_started")
+            .iter()
+            .filter(|one| one["shard"].is_null())
+            .map(|one| one["node"].as_str().unwrap().to_owned())
+            .collect();
         nodes.sort();
         nodes
     }

@@ -13,7 +13,7 @@ use super::matrix::{self, Matrix, node_name, value_name};
 use super::overrides::Override;
 use super::resources::{self, Limits};
 use super::template::{self, Scope};
-use super::{params, retry, suggestion};
+use super::{checkpoint, params, retry, suggestion};
 use crate::kind::{AnyKind, KindDescription, Registry, ResolvedParams};
 use crate::pipeline::{Node, NodeId, Origin, SourceFile, Stage};
 
@@ -25,10 +25,10 @@ pub(crate) struct Expanded {
     pub(crate) used_vars: BTreeSet<String>,
 }
 
-const STAGE_KEYS: [&str; 9] =
-    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry"];
+const STAGE_KEYS: [&str; 10] =
+    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry", "checkpoint"];
 /// Keys of the language that this version does not act upon: refused rather than ignored.
-const LATER_KEYS: [&str; 2] = ["checkpoint", "frozen"];
+const LATER_KEYS: [&str; 1] = ["frozen"];
 
 /// A node whose references are not resolved yet.
 pub(crate) struct Draft {
@@ -222,7 +222,7 @@ impl Expander<'_> {
     ) -> Option<Draft> {
         let known = self.kind(stage, scope)?;
         let mut sections = Table::default();
-        for key in ["params", "inputs", "resources", "retry"] {
+        for key in ["params", "inputs", "resources", "retry", "checkpoint"] {
             sections.insert(self.section(stage, key, scope));
         }
         let assigned: Vec<(String, String)> =
@@ -240,6 +240,7 @@ impl Expander<'_> {
         let params = section("params");
         let resources = section("resources").unwrap_or(&empty);
         let retry = section("retry").unwrap_or(&empty);
+        let checkpoint = section("checkpoint").unwrap_or(&empty);
         let named = |section: &str, table: &Table| {
             let origins = params::origins(table).into_iter();
             origins.map(|(path, origin)| (format!("{section}.{path}"), origin)).collect::<Vec<_>>()
@@ -262,7 +263,11 @@ impl Expander<'_> {
             inputs: Vec::new(),
             resources: resources::read(resources, self.limits, self.diagnostics),
             retry: retry::read(retry, self.diagnostics),
-            setting_origins: named("resources", resources).into_iter().chain(named("retry", retry)).collect(),
+            checkpoint: checkpoint::read(checkpoint, self.diagnostics),
+            setting_origins: [("resources", resources), ("retry", retry), ("checkpoint", checkpoint)]
+                .into_iter()
+                .flat_map(|(section, table)| named(section, table))
+                .collect(),
             origin: origin.clone(),
         };
         Some(Draft { node, inputs: section("inputs").cloned() })

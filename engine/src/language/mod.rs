@@ -12,6 +12,7 @@
 //! 6. `check`: cycles, artifact types, colliding results, names that nothing uses.
 
 mod check;
+mod checkpoint;
 mod connect;
 mod diagnostic;
 mod expand;

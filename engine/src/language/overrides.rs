@@ -10,7 +10,7 @@ use super::{LoadOptions, suggestion};
 use crate::pipeline::Origin;
 
 /// The sections of a stage whose keys can be set.
-const SETTABLE: [&str; 4] = ["params", "resources", "inputs", "retry"];
+const SETTABLE: [&str; 5] = ["params", "resources", "inputs", "retry", "checkpoint"];
 
 /// One `--set` or one entry of a profile's `set`: kept until the nodes of its stage exist.
 #[derive(Clone, Debug)]

@@ -69,6 +69,11 @@ pub fn schema(registry: &Registry) -> Json {
                 "max": or_template(json!({ "type": "integer", "minimum": 0, "maximum": 100, "default": 0 })),
                 "backoff": { "type": "string", "description": "before the first time, such as \"30s\"; then twice as long each time" },
                 "on": or_template(json!({ "type": "array", "items": { "enum": FailureClass::ALL.map(FailureClass::name) } })) } })),
+            "checkpoint": or_template(json!({ "type": "object", "additionalProperties": false,
+                "description": "when a long action keeps its state; never in a key", "properties": {
+                "every": { "type": ["string", "integer"], "description": "a duration such as \"10min\", or a number of steps" },
+                "keep": or_template(json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 2 })),
+                "retain": or_template(json!({ "type": "boolean", "default": false })) } })),
             "resources": or_template(json!({ "type": "object", "additionalProperties": false, "properties": {
                 "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
                 "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pipe_cache::{CommitOutcome, Committed, Record};
 use serde_json::json;
 
-use super::{Failure, OnFailure, Scheduler, State, Work};
+use super::{Failure, OnFailure, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::attempt::{AttemptError, Finished, chain, is_no_space};
 use crate::error::StageError;
@@ -21,30 +21,33 @@ const LONGEST_BACKOFF: u64 = 600;
 
 impl Scheduler<'_> {
     /// Takes the end of an attempt.
-    pub(super) fn finish(&self, id: NodeId, finished: Finished, work: &mut Work<'_>) {
+    pub(super) fn finish(&self, task: TaskId, finished: Finished, work: &mut Work<'_>) {
         let mut peak = 0;
-        if let Some(running) = work.running.remove(&id) {
+        if let Some(running) = work.running.remove(&task) {
             work.free += running.cores;
             peak = running.peak.load(Ordering::Relaxed);
         }
-        let seconds = finished.wall.as_secs_f64();
+        if task.shard.is_some() {
+            return self.finish_part(task, finished, peak, work);
+        }
+        let id = task.node;
+        let mut wall = finished.wall;
+        let mut differences = Vec::new();
         let mut event = json!({
-            "node": self.pipeline.nodes[id.0].name, "shard": null,
-            "key": work.plan.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
-            "wall": seconds, "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()), "peak_rss": peak, "peak_gpu": null,
+            "node": self.pipeline.nodes[id.0].name, "shard": null, "key": self.key_text(id, work),
+            "wall": wall.as_secs_f64(), "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()), "peak_rss": peak,
+            "peak_gpu": null,
         });
+        // What the parts of a row-wise node gave was merged.
+        if let Some(mut parts) = work.parts.remove(&id) {
+            parts.cpu += finished.cpu.unwrap_or_default();
+            parts.peak = parts.peak.max(peak);
+            event = self.finished_event(id, &parts, work);
+            wall = parts.began.elapsed();
+            differences = parts.differences;
+        }
         match finished.result {
-            Ok(committed) => {
-                work.outcome.executed.push(id);
-                work.outcome.seconds.insert(id, seconds);
-                event["status"] = "ok".into();
-                event["outputs"] = outputs(&committed.record);
-                event["cutoff"] = self.is_as_before(id, &committed, work).into();
-                self.events.emit("action_finished", event);
-                self.compare(id, &committed, work);
-                work.plan.forced.remove(&id);
-                self.complete(id, committed.record, work);
-            }
+            Ok(committed) => self.node_done(id, committed, differences, (event, wall), work),
             Err(AttemptError::Stage(StageError::Cancelled)) => {
                 event["status"] = "cancelled".into();
                 self.events.emit("action_finished", event);
@@ -61,15 +64,48 @@ impl Scheduler<'_> {
         }
     }
 
+    /// A node has run and its record stands: `event` tells it, with what is added here. `differences`
+    /// are those that its parts had from the stored ones.
+    pub(super) fn node_done(
+        &self,
+        id: NodeId,
+        committed: Committed,
+        differences: Vec<FileDifference>,
+        (mut event, wall): (serde_json::Value, Duration),
+        work: &mut Work<'_>,
+    ) {
+        work.outcome.executed.push(id);
+        work.outcome.seconds.insert(id, wall.as_secs_f64());
+        event["status"] = "ok".into();
+        event["outputs"] = outputs(&committed.record);
+        event["cutoff"] = self.is_as_before(id, &committed, work).into();
+        self.events.emit("action_finished", event);
+        self.compare(id, &committed, differences, work);
+        work.plan.forced.remove(&id);
+        self.complete(id, committed.record, work);
+    }
+
+    /// The key of a node, as events give it.
+    pub(super) fn key_text(&self, id: NodeId, work: &Work<'_>) -> Option<String> {
+        work.plan.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex())
+    }
+
     /// Tells whether a node that was executed again gave the result that the store has.
-    fn compare(&self, id: NodeId, committed: &Committed, work: &mut Work<'_>) {
-        let differences = match &committed.outcome {
+    fn compare(
+        &self,
+        id: NodeId,
+        committed: &Committed,
+        mut differences: Vec<FileDifference>,
+        work: &mut Work<'_>,
+    ) {
+        match &committed.outcome {
             CommitOutcome::Nondeterministic { attempted } => {
-                reproduce::compare(self.store, &committed.record.outputs, attempted)
+                differences.extend(reproduce::compare(self.store, &committed.record.outputs, attempted));
             }
-            CommitOutcome::Equal => Vec::new(),
-            _ => return,
-        };
+            CommitOutcome::Equal => {}
+            _ if differences.is_empty() => return,
+            _ => {}
+        }
         self.events.emit(
             "reproduced",
             json!({
@@ -85,11 +121,18 @@ impl Scheduler<'_> {
 
     /// Lets a failed node try again later, if its stage allows it for failures of this class.
     fn retry(&self, id: NodeId, error: &AttemptError, work: &mut Work<'_>) -> bool {
+        let Some(at) = self.retry_at(id, error, work) else { return false };
+        work.state[id.0] = State::Delayed(at);
+        true
+    }
+
+    /// When a failed node, or its failed part, is tried again; none if it is not.
+    pub(super) fn retry_at(&self, id: NodeId, error: &AttemptError, work: &mut Work<'_>) -> Option<Instant> {
         let node = &self.pipeline.nodes[id.0];
-        let Some(class) = error.class().filter(|class| node.retry.on.contains(class)) else { return false };
+        let class = error.class().filter(|class| node.retry.on.contains(class))?;
         let tried = work.retries.entry(id).or_insert(0);
         if *tried >= node.retry.max || work.cancelled.load(Ordering::Relaxed) {
-            return false;
+            return None;
         }
         *tried += 1;
         let delay = backoff(node.retry.backoff, *tried, &format!("{}{}", self.run.id(), node.name));
@@ -97,8 +140,7 @@ impl Scheduler<'_> {
             "retry",
             json!({ "node": node.name, "class": class.name(), "delay": delay.as_secs_f64(), "retry": tried, "max": node.retry.max }),
         );
-        work.state[id.0] = State::Delayed(Instant::now() + delay);
-        true
+        Some(Instant::now() + delay)
     }
 
     /// Whether a node gave the result that it had before: then nothing below it has to run.
@@ -206,7 +248,7 @@ impl Scheduler<'_> {
     }
 }
 
-fn outputs(record: &Record) -> serde_json::Value {
+pub(super) fn outputs(record: &Record) -> serde_json::Value {
     let outputs = record.outputs.iter().map(|(port, output)| {
         json!({ "port": port, "digest": output.content.to_hex(), "bytes": output.bytes(), "rows": output.rows })
     });

@@ -6,6 +6,7 @@
 //! here only waits for the one and calls the other, until nothing runs and nothing can be started.
 
 mod finish;
+mod parts;
 mod start;
 mod states;
 
@@ -16,8 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use pipe_cache::{CommitOutcome, RunFolder, Store, Verify};
+use pipe_cache::{CommitOutcome, Digest, RunFolder, Store, Verify};
 
+use self::parts::Parts;
 use crate::action::{self, SourceDigests};
 use crate::attempt::{Finished, nondeterministic};
 use crate::events::EventLog;
@@ -58,6 +60,8 @@ pub(crate) struct RunOptions {
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) executed: Vec<NodeId>,
+    /// How many parts of row-wise nodes were computed.
+    pub(crate) shards: usize,
     pub(crate) failed: BTreeMap<NodeId, Failure>,
     /// Nodes that could not run, with the node whose failure blocked them.
     pub(crate) blocked: BTreeMap<NodeId, NodeId>,
@@ -85,6 +89,7 @@ impl Outcome {
     /// Adds what a later part of the same run did.
     pub(crate) fn extend(&mut self, later: Self) {
         self.executed.extend(later.executed);
+        self.shards += later.shards;
         self.failed.extend(later.failed);
         self.blocked.extend(later.blocked);
         self.damaged += later.damaged;
@@ -111,6 +116,8 @@ enum State {
     Ready,
     /// Another process works on it; ask again then.
     Elsewhere(Instant),
+    /// A row-wise node some of whose parts are to be started; others may run.
+    Parts,
     /// It failed and is tried again then.
     Delayed(Instant),
     Running,
@@ -149,15 +156,25 @@ struct Work<'p> {
     /// How often failed nodes were tried again.
     retries: BTreeMap<NodeId, u32>,
     free: usize,
-    running: BTreeMap<NodeId, Running>,
+    running: BTreeMap<TaskId, Running>,
+    /// The row-wise nodes that are executed part by part.
+    parts: BTreeMap<NodeId, Parts>,
     workers: Workers,
     /// The resident memory of the process when it was last looked at, in bytes, and when that was.
     resident: u64,
     measured: Instant,
-    sender: mpsc::Sender<(NodeId, Finished)>,
+    sender: mpsc::Sender<(TaskId, Finished)>,
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
     outcome: Outcome,
+}
+
+/// What runs: a node, or one part of a row-wise node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct TaskId {
+    node: NodeId,
+    /// The key of the part.
+    shard: Option<Digest>,
 }
 
 /// An action that runs.
@@ -170,7 +187,7 @@ struct Running {
 impl Scheduler<'_> {
     /// Executes what `plan` says, updating its keys and records.
     pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
-        let (sender, receiver) = mpsc::channel::<(NodeId, Finished)>();
+        let (sender, receiver) = mpsc::channel::<(TaskId, Finished)>();
         let consumers = action::consumers(self.pipeline);
         let urgency = urgency(plan, &consumers, durations);
         let state = plan
@@ -193,6 +210,7 @@ impl Scheduler<'_> {
             retries: BTreeMap::new(),
             free: self.options.cores,
             running: BTreeMap::new(),
+            parts: BTreeMap::new(),
             workers: Workers::default(),
             resident: resident_bytes().unwrap_or(0),
             measured: Instant::now(),
@@ -212,13 +230,13 @@ impl Scheduler<'_> {
             if starting {
                 self.start_ready(&mut work);
             }
-            let running = work.state.any_running();
+            let running = !work.running.is_empty();
             let due = starting && self.may_start(&work) && work.state.next_open(None).is_some();
             if aborting || (!running && !due) {
                 break;
             }
             match receiver.recv_timeout(TICK) {
-                Ok((id, finished)) => self.finish(id, finished, &mut work),
+                Ok((task, finished)) => self.finish(task, finished, &mut work),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }

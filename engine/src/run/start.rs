@@ -1,25 +1,27 @@
 //! From ready to running: what fits, most urgent first; leases; inputs that can be read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{LeaseAttempt, Reading, StoreError};
+use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, StoreError};
 use serde_json::json;
 
-use super::{Running, Scheduler, State, Work};
-use crate::attempt::{Absent, Attempt, AttemptError};
+use super::{Running, Scheduler, State, TaskId, Work};
+use crate::attempt::{Absent, Attempt, AttemptError, Task};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
-use crate::kind::DefaultCpu;
+use crate::kind::{DefaultCpu, OutputPort};
 use crate::pipeline::{InputSource, NodeId};
 use crate::plan::Status;
 use crate::remote::lock::PinnedFile;
+use crate::shards::{self, CutError, Shards};
 use crate::workers::Worker;
 
 /// How often a lease held by another process is asked for again.
-const LEASE_POLL: Duration = Duration::from_millis(250);
+pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
 
 /// How often a node is made again because its results are damaged when they are read: more often, the
 /// disk is at fault.
@@ -35,8 +37,14 @@ enum Started {
     Changed,
 }
 
+/// The inputs of an action, and what of them has to be fetched first.
+type Inputs = (BTreeMap<String, Vec<InputArtifact>>, Vec<Absent>);
+
+/// What is executed under which key, and where its log goes.
+type Action = (ActionKey, Inputs, Vec<OutputPort>, PathBuf);
+
 /// Why the inputs of a node cannot be read.
-enum Unreadable {
+pub(super) enum Unreadable {
     /// These producers have to run again.
     Damaged(BTreeSet<NodeId>),
     Error(AttemptError),
@@ -65,7 +73,7 @@ impl Scheduler<'_> {
             last = Some(place);
             let index = place.1;
             let due = match work.state[index] {
-                State::Ready => true,
+                State::Ready | State::Parts => true,
                 State::Elsewhere(again) | State::Delayed(again) => again <= now,
                 _ => false,
             };
@@ -78,10 +86,10 @@ impl Scheduler<'_> {
                 continue;
             }
             match self.start(id, cores, work) {
-                Ok(Started::Running) => work.free -= cores,
-                Ok(Started::No) => {}
+                Ok(Started::Running | Started::No) => {}
                 Ok(Started::Changed) => changed = true,
                 Err(error) => {
+                    work.parts.remove(&id);
                     self.fail(id, &error, work);
                     changed |= self.may_start(work);
                 }
@@ -93,7 +101,7 @@ impl Scheduler<'_> {
         changed
     }
 
-    fn cores(&self, id: NodeId) -> usize {
+    pub(super) fn cores(&self, id: NodeId) -> usize {
         let node = &self.pipeline.nodes[id.0];
         let wanted = node.resources.cpu.unwrap_or(match node.description.cpu {
             DefaultCpu::One => 1,
@@ -103,14 +111,59 @@ impl Scheduler<'_> {
     }
 
     fn start(&self, id: NodeId, cores: usize, work: &mut Work<'_>) -> Result<Started, AttemptError> {
-        let node = &self.pipeline.nodes[id.0];
         let Some((digest, key)) = work.plan.keys[id.0].clone() else {
             work.state[id.0] = State::Waiting;
             return Ok(Started::No);
         };
+        if !work.parts.contains_key(&id) {
+            let node = &self.pipeline.nodes[id.0];
+            let verify = self.options.verify;
+            match Shards::cut(node, &key, &work.plan.records, self.store, verify) {
+                Ok(None) => return self.start_whole(id, digest, key, cores, work),
+                Ok(Some(shards)) => {
+                    let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+                    if !work.plan.forced.contains(&id)
+                        && let Some(record) = self.store.lookup(&digest)?
+                    {
+                        drop(lease);
+                        self.hit(id, record, work);
+                        return Ok(Started::Changed);
+                    }
+                    if let Err(error) = self.begin_parts(id, shards, lease, work) {
+                        return self.unreadable(id, error, work);
+                    }
+                }
+                Err(CutError::Stage(error)) => return Err(error.into()),
+                Err(CutError::Store(error)) => return Err(error.into()),
+                Err(CutError::Damaged(damaged)) => {
+                    let mut producers = BTreeSet::new();
+                    for (producer, damages) in damaged {
+                        self.report_damage(producer, damages, work);
+                        producers.insert(producer);
+                    }
+                    return self.unreadable(id, Unreadable::Damaged(producers), work);
+                }
+            }
+        }
+        match self.start_parts(id, cores, work) {
+            // The node may be done, and others ready.
+            Ok(()) if work.state[id.0] == State::Done => Ok(Started::Changed),
+            Ok(()) => Ok(Started::No),
+            Err(error) => self.unreadable(id, error, work),
+        }
+    }
+
+    /// The lease of a node; none if another process works on it, and then it is asked for again later.
+    fn node_lease(
+        &self,
+        id: NodeId,
+        digest: &Digest,
+        work: &mut Work<'_>,
+    ) -> Result<Option<Lease>, AttemptError> {
+        let node = &self.pipeline.nodes[id.0];
         let waited = matches!(work.state[id.0], State::Elsewhere(_));
-        let lease = match self.store.lease(&digest, self.run.id())? {
-            LeaseAttempt::Acquired(lease) => lease,
+        match self.store.lease(digest, self.run.id())? {
+            LeaseAttempt::Acquired(lease) => Ok(Some(lease)),
             LeaseAttempt::Busy(info) => {
                 if !waited {
                     let owner = info
@@ -124,10 +177,50 @@ impl Scheduler<'_> {
                     );
                 }
                 work.state[id.0] = State::Elsewhere(Instant::now() + LEASE_POLL);
-                return Ok(Started::No);
+                Ok(None)
             }
-        };
-        // Between planning and the lease another process may have finished it.
+        }
+    }
+
+    /// What follows when an input cannot be read.
+    fn unreadable(
+        &self,
+        id: NodeId,
+        error: Unreadable,
+        work: &mut Work<'_>,
+    ) -> Result<Started, AttemptError> {
+        work.parts.remove(&id);
+        match error {
+            Unreadable::Error(error) => Err(error),
+            Unreadable::Damaged(producers) => {
+                self.make_again(&producers, work)?;
+                work.state[id.0] = State::Waiting;
+                Ok(Started::Changed)
+            }
+        }
+    }
+
+    /// Why a node runs, in one sentence.
+    pub(super) fn reason(&self, id: NodeId, work: &Work<'_>) -> Option<String> {
+        match &work.plan.status[id.0] {
+            Status::Run(reasons) | Status::Maybe(reasons) => {
+                reasons.first().map(|reason| reason.words(self.pipeline))
+            }
+            _ => None,
+        }
+    }
+
+    fn start_whole(
+        &self,
+        id: NodeId,
+        digest: Digest,
+        key: ActionKey,
+        cores: usize,
+        work: &mut Work<'_>,
+    ) -> Result<Started, AttemptError> {
+        let node = &self.pipeline.nodes[id.0];
+        let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+        // Another process may have finished it since it was planned.
         if !work.plan.forced.contains(&id)
             && let Some(record) = self.store.lookup(&digest)?
         {
@@ -135,39 +228,55 @@ impl Scheduler<'_> {
             self.hit(id, record, work);
             return Ok(Started::Changed);
         }
-        let (inputs, absent) = match self.inputs(id, work) {
+        let (inputs, absent) = match self.inputs(id, work, |_| true) {
             Ok(inputs) => inputs,
-            Err(Unreadable::Error(error)) => return Err(error),
-            Err(Unreadable::Damaged(producers)) => {
-                self.make_again(&producers, work)?;
-                work.state[id.0] = State::Waiting;
-                return Ok(Started::Changed);
-            }
+            Err(error) => return self.unreadable(id, error, work),
         };
         let attempt = *work.attempts.entry(id).and_modify(|count| *count += 1).or_insert(1);
-        let reason = match &work.plan.status[id.0] {
-            Status::Run(reasons) | Status::Maybe(reasons) => {
-                reasons.first().map(|reason| reason.words(self.pipeline))
-            }
-            _ => None,
-        };
         self.events.emit(
             "action_started",
             json!({
                 "node": node.name, "shard": null, "key": digest.to_hex(), "attempt": attempt,
-                "executor": "local", "device": "cpu", "slurm": null, "reason": reason,
+                "executor": "local", "device": "cpu", "slurm": null, "reason": self.reason(id, work),
             }),
         );
+        let log = self.run.log(&node.name, attempt);
+        let task = TaskId { node: id, shard: None };
+        self.spawn(
+            task,
+            Task::Whole,
+            (key, (inputs, absent), node.outputs.clone(), log),
+            cores,
+            Some(lease),
+            work,
+        )?;
+        work.state[id.0] = State::Running;
+        Ok(Started::Running)
+    }
+
+    /// Executes an action in a thread of its own.
+    pub(super) fn spawn(
+        &self,
+        id: TaskId,
+        task: Task,
+        (key, (inputs, absent), outputs, log): Action,
+        cores: usize,
+        lease: Option<Lease>,
+        work: &mut Work<'_>,
+    ) -> Result<(), AttemptError> {
+        let node = &self.pipeline.nodes[id.node.0];
         let peak = Arc::new(AtomicU64::new(work.resident));
         let attempt = Attempt {
             node: node.clone(),
             key,
             inputs,
+            outputs,
+            task,
             threads: cores,
             store: self.store.clone(),
             run: self.run.id().to_owned(),
             revision: self.revision.clone(),
-            log: self.run.log(&node.name, attempt),
+            log,
             events: Arc::clone(&self.events),
             cancelled: Arc::clone(&work.cancelled),
             peak: Arc::clone(&peak),
@@ -183,9 +292,9 @@ impl Scheduler<'_> {
         work.workers
             .execute(cores, job)
             .map_err(|error| StageError::environment("starting a thread", error))?;
-        work.state[id.0] = State::Running;
         work.running.insert(id, Running { cores, peak });
-        Ok(Started::Running)
+        work.free -= cores;
+        Ok(())
     }
 
     /// Lets the producers of damaged artifacts run again.
@@ -204,16 +313,17 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// The inputs of a node, verified, and what of them has to be fetched first.
-    fn inputs(
+    /// The inputs of a node whose names are `wanted`, verified, and what of them has to be fetched first.
+    pub(super) fn inputs(
         &self,
         id: NodeId,
         work: &mut Work<'_>,
-    ) -> Result<(BTreeMap<String, Vec<InputArtifact>>, Vec<Absent>), Unreadable> {
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Inputs, Unreadable> {
         let mut absent = Vec::new();
         let mut inputs = BTreeMap::new();
         let mut damaged = BTreeSet::new();
-        for input in &self.pipeline.nodes[id.0].inputs {
+        for input in self.pipeline.nodes[id.0].inputs.iter().filter(|input| wanted(&input.name)) {
             let mut artifacts = Vec::with_capacity(input.sources.len());
             for source in &input.sources {
                 match source {
@@ -300,29 +410,27 @@ impl Scheduler<'_> {
         let files = match self.store.read(output, self.options.verify)? {
             Reading::Files(files) => files,
             Reading::Damaged(damages) => {
-                for damage in damages {
-                    work.outcome.damaged += 1;
-                    self.events.emit(
-                        "corruption",
-                        json!({ "subject": node.name, "detail": damage.reason, "blob": damage.blob.to_hex() }),
-                    );
-                }
+                self.report_damage(producer, damages, work);
                 return Ok(None);
             }
         };
         Ok(Some(InputArtifact {
             axes: node.axes.iter().cloned().collect(),
             stage: node.stage.clone(),
-            artifact: Artifact {
-                artifact_type: output.artifact_type.clone(),
-                digest: output.content,
-                files: files
-                    .into_iter()
-                    .map(|file| ArtifactFile { path: file.path, bytes: file.bytes, location: file.location })
-                    .collect(),
-                origin: None,
-            },
+            artifact: shards::result(output, files),
         }))
+    }
+
+    /// Says what of a node's results is damaged.
+    pub(super) fn report_damage(&self, producer: NodeId, damages: Vec<Damage>, work: &mut Work<'_>) {
+        let node = &self.pipeline.nodes[producer.0];
+        for damage in damages {
+            work.outcome.damaged += 1;
+            self.events.emit(
+                "corruption",
+                json!({ "subject": node.name, "detail": damage.reason, "blob": damage.blob.to_hex() }),
+            );
+        }
     }
 }
 

@@ -17,8 +17,7 @@ pub(super) struct States {
     places: Vec<Place>,
     /// Nodes that are ready, now or at some time.
     open: BTreeSet<Place>,
-    running: BTreeSet<usize>,
-    /// Nodes whose state may have changed since the sets were made.
+    /// Nodes whose state may have changed since the set was made.
     touched: Vec<usize>,
 }
 
@@ -29,21 +28,16 @@ impl States {
         // Milliseconds, so that urgencies have a total order.
         let place = |(index, seconds): (usize, &f64)| (Reverse((seconds * 1e3) as u64), index);
         let places = urgency.iter().enumerate().map(place).collect();
-        Self { all, places, open: BTreeSet::new(), running: BTreeSet::new(), touched }
+        Self { all, places, open: BTreeSet::new(), touched }
     }
 
     fn settle(&mut self) {
         for index in self.touched.drain(..) {
             let state = self.all[index];
-            if matches!(state, State::Ready | State::Elsewhere(_) | State::Delayed(_)) {
+            if matches!(state, State::Ready | State::Elsewhere(_) | State::Delayed(_) | State::Parts) {
                 self.open.insert(self.places[index]);
             } else {
                 self.open.remove(&self.places[index]);
-            }
-            if state == State::Running {
-                self.running.insert(index);
-            } else {
-                self.running.remove(&index);
             }
         }
     }
@@ -53,12 +47,6 @@ impl States {
         self.settle();
         let from = last.map_or(Unbounded, Excluded);
         self.open.range((from, Unbounded)).next().copied()
-    }
-
-    /// Whether any node runs.
-    pub(super) fn any_running(&mut self) -> bool {
-        self.settle();
-        !self.running.is_empty()
     }
 }
 
@@ -96,14 +84,15 @@ mod tests {
     #[test]
     fn sets_follow_the_states() {
         let mut states = States::new(vec![State::Ready, State::Waiting, State::Done], &[1.0, 1.0, 1.0]);
-        assert_eq!((open(&mut states), states.any_running()), (vec![0], false));
+        assert_eq!(open(&mut states), [0]);
         states[0] = State::Running;
         states[1] = State::Delayed(Instant::now());
-        assert_eq!((open(&mut states), states.any_running()), (vec![1], true));
+        assert_eq!(open(&mut states), [1]);
         states[0] = State::Done;
         states[1] = State::Ready;
         states[1] = State::Blocked;
-        assert_eq!((open(&mut states), states.any_running()), (vec![], false));
+        states[2] = State::Parts;
+        assert_eq!(open(&mut states), [2]);
     }
 
     #[test]

@@ -33,6 +33,17 @@ pub struct Group {
     pub decay: bool,
 }
 
+/// What the optimiser remembers of one parameter, its elements in row-major order.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Moments {
+    /// The first moment.
+    pub first: Vec<f32>,
+    /// The second moment.
+    pub second: Vec<f32>,
+    /// Steps in which the parameter had a gradient.
+    pub steps: i32,
+}
+
 /// The optimiser's state of one parameter.
 #[derive(Debug)]
 struct Slot {
@@ -73,6 +84,38 @@ impl AdamW {
             })
             .collect();
         Self { options, slots }
+    }
+
+    /// The state beside the parameters' values: both moments of each parameter, and in how many steps it had
+    /// a gradient. With it and the values, [`Self::restore`] goes on as if nothing had happened.
+    pub fn state(&self) -> BTreeMap<String, Moments> {
+        let slots = self.slots.iter();
+        slots
+            .map(|(name, slot)| {
+                let moments =
+                    Moments { first: slot.first.clone(), second: slot.second.clone(), steps: slot.steps };
+                (name.clone(), moments)
+            })
+            .collect()
+    }
+
+    /// Takes a state of an optimiser of the same parameters; whether it was one.
+    #[must_use]
+    pub fn restore(&mut self, mut state: BTreeMap<String, Moments>) -> bool {
+        let fits = |(name, slot): (&String, &Slot)| {
+            let count = slot.first.len();
+            let moments = state.get(name);
+            moments.is_some_and(|moments| moments.first.len() == count && moments.second.len() == count)
+        };
+        if state.len() != self.slots.len() || !self.slots.iter().all(fits) {
+            return false;
+        }
+        for (name, slot) in &mut self.slots {
+            if let Some(Moments { first, second, steps }) = state.remove(name) {
+                (slot.first, slot.second, slot.steps) = (first, second, steps);
+            }
+        }
+        true
     }
 
     /// Decay on matrices only, one rate for all: parameters with fewer than two axes (biases, norms,

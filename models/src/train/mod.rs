@@ -7,7 +7,7 @@ mod lora;
 pub mod loss;
 mod schedule;
 
-pub use adamw::{AdamW, AdamWOptions, Group, clip_gradient_norm};
+pub use adamw::{AdamW, AdamWOptions, Group, Moments, clip_gradient_norm};
 pub use dropout::Dropout;
 pub use groups::{layer_of, layer_wise};
 pub use lora::{Lora, LoraOptions};

@@ -9,9 +9,10 @@ mod tests;
 
 use std::collections::HashMap;
 
+use pipe_engine::cache::Digest;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
-    StageKind,
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
 };
 use pipe_models::Trainable;
 use schemars::JsonSchema;
@@ -24,6 +25,7 @@ use self::selection::{Selection, select};
 use crate::artifact;
 use crate::images::ImageSet;
 use crate::labels::Labels;
+use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
 
 /// The method.
@@ -159,7 +161,8 @@ pub struct Params {
     pub stride: Option<i64>,
     /// The splits that are explained; all if empty.
     pub splits: Vec<String>,
-    /// At most this many images, the first in the order of the table that pass the filters below.
+    /// At most this many images, the first in the order of the table that pass the filters below. With a
+    /// limit the whole table is one action: which images are the first depends on all before them.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: Option<i64>,
     /// Only images of these true classes; all if empty.
@@ -217,18 +220,19 @@ impl StageKind for Attribute {
         KindDescription {
             name: "attribute",
             summary: "saliency maps of a classifier: which pixels made it say what it says",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("images", &[artifact::IMAGES], "the images").class(InputClass::Map),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a head"),
                 InputPort::optional(
                     "labels",
                     &[artifact::LABELS],
                     "their classes: for `target = \"true\"`, `classes` and `only_correct`",
-                ),
+                )
+                .class(InputClass::Lookup),
                 InputPort::optional(
                     "reference",
                     &[artifact::IMAGES],
@@ -238,7 +242,8 @@ impl StageKind for Attribute {
                     "twins",
                     &[artifact::IMAGES],
                     "baseline `twin`: counterfactual images, with the column `twin_of`",
-                ),
+                )
+                .class(InputClass::Lookup),
             ],
             free_inputs: None,
         }
@@ -276,6 +281,33 @@ impl StageKind for Attribute {
         problems
     }
 
+    /// Not with a limit, which counts images of the whole table, nor where the mean of the explained table
+    /// itself is the baseline.
+    fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
+        let needs_all =
+            params.baseline == Baseline::Mean && params.method != Method::Gradient && !has("reference");
+        params.limit.is_none() && !needs_all
+    }
+
+    fn lookup(
+        &self,
+        params: &Params,
+        (_, parts): (&str, &[Artifact]),
+        (port, input): (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        let ids = parts.iter().map(|part| image_ids(part, &splits)).collect::<Result<Vec<_>, _>>()?;
+        let found = match port {
+            // The classes of the table are those of each of its rows.
+            "labels" => {
+                let classes = format!("{:?}", Labels::read(input)?.description);
+                LookedUp::read(input, "image_id", &classes)?
+            }
+            _ => LookedUp::read(input, "twin_of", "")?,
+        };
+        Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
@@ -285,18 +317,25 @@ impl StageKind for Attribute {
             None => None,
         };
         let selection = select(params, &model, &images, labels.as_ref(), context)?;
-        let baselines = Baselines::read(params, &model, &images, context)?;
+        let baselines = match selection.rows.is_empty() {
+            // What nothing is compared with need not be read.
+            true => {
+                let preprocessor = model.preprocessor()?;
+                Baselines::Plain { black: preprocessor.black(), side: preprocessor.side }
+            }
+            false => Baselines::read(params, &model, &images, context)?,
+        };
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
         let metadata = metadata(params, &model, context.provenance());
-        let path = context.output("saliency")?.path("saliency.arrow")?;
         let side = model.preprocessor()?.side;
         let target_kind = if params.against.is_some() { "margin" } else { "logit" };
         let classes = &model.head()?.description.classes;
-        let mut file = SaliencyFile::new(&path, [side, side], target_kind, classes, metadata);
+        let output = context.output("saliency")?;
+        let mut file = SaliencyFile::new(output, [side, side], target_kind, classes, metadata)?;
         let explanation =
             Explanation { params, model: &model, images: &images, baselines: &baselines, context };
         let counts = explanation.write(&selection.rows, &mut file)?;
-        file.finish()?;
+        file.finish(context.output("saliency")?)?;
         summarise(params, &selection, &counts, context);
         Ok(())
     }
@@ -337,7 +376,7 @@ fn summarise(params: &Params, selection: &Selection, counts: &Counts, context: &
     );
     context.host().log(&line);
     let plural = |count: usize| if count == 1 { "map" } else { "maps" };
-    if selection.images == 0 {
+    if selection.images == 0 && !context.is_part() {
         context.warn("no image passes the filters: there are no maps");
     }
     if counts.incomplete > 0 {

@@ -1,13 +1,12 @@
 //! Saliency maps as they are stored: one row per image and target.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, BooleanArray, Float32Array, Int32Array, StringArray};
 use arrow_schema::{DataType, Field};
 use pipe_attribution::Attribution;
-use pipe_engine::StageError;
+use pipe_engine::{OutputWriter, StageError};
 
 use super::Method;
 use crate::ipc::{BatchWriter, nullable_tensor_column};
@@ -69,7 +68,7 @@ pub(super) fn maps(
     Ok((0..rows).map(map).collect())
 }
 
-/// The file `saliency.arrow`, written in batches.
+/// A table of maps, written in batches.
 pub(super) struct SaliencyFile<'a> {
     writer: BatchWriter,
     shape: [usize; 2],
@@ -86,16 +85,16 @@ struct Row {
 }
 
 impl<'a> SaliencyFile<'a> {
-    /// A file of maps of `shape` (height, width) for targets among `classes`.
+    /// A table of maps of `shape` (height, width) for targets among `classes`.
     pub(super) fn new(
-        path: &Path,
+        output: &OutputWriter,
         shape: [usize; 2],
         target_kind: &'static str,
         classes: &'a [String],
         metadata: HashMap<String, String>,
-    ) -> Self {
-        let writer = BatchWriter::new(path, metadata);
-        Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false }
+    ) -> Result<Self, StageError> {
+        let writer = BatchWriter::new(output, metadata)?;
+        Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false })
     }
 
     /// Adds a row: a map, or the reason why there is none.
@@ -109,12 +108,13 @@ impl<'a> SaliencyFile<'a> {
         if self.rows.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
     }
 
-    /// Writes what is left and ends the file. A file without rows has its columns all the same.
-    pub(super) fn finish(mut self) -> Result<(), StageError> {
+    /// Writes what is left and declares the table to the engine. One without rows has its columns all the
+    /// same.
+    pub(super) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
         if !self.rows.is_empty() || !self.is_begun {
             self.flush()?;
         }
-        self.writer.finish()
+        self.writer.finish(output, "saliency")
     }
 
     fn flush(&mut self) -> Result<(), StageError> {

@@ -141,7 +141,7 @@ impl Study {
 
     fn maps(&self, params: &Params) -> Maps {
         let artifact = self.attribute(params, &Host::default()).unwrap();
-        Maps(read_file(&artifact.file("saliency.arrow").unwrap().location).unwrap())
+        Maps(read_file(&artifact.single_file().unwrap().location).unwrap())
     }
 }
 

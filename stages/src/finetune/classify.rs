@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Augment, Augmenter};
+use super::training::{Best, Position, Training};
 use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
 use crate::classification::probabilities;
@@ -209,18 +210,17 @@ fn full(
         floor: optimiser.floor,
     };
     let head_rate = params.head_lr.unwrap_or(params.lr) / params.lr;
-    let mut adamw = AdamW::new(&variables, optimiser.options(), |name, variable| Group {
+    let adamw = AdamW::new(&variables, optimiser.options(), |name, variable| Group {
         rate: if name.starts_with("head.") { head_rate } else { 1.0 },
         ..AdamW::matrices_decay(name, variable)
     });
-    let mut best: Option<(f64, BTreeMap<String, Tensor>)> = None;
-    let mut step = 0u64;
-    for epoch in 0..params.epochs {
+    let mut training = Training::begin(&variables, adamw, context)?;
+    while training.position.epoch < params.epochs {
+        let epoch = training.position.epoch;
         let order = epoch_order(params.seed, epoch, &data.train);
         let augmenter = Augmenter::new(&params.augment, params.seed, epoch);
-        let mut sum = 0.0;
-        for rows in batches(&order, params.batch) {
-            context.check_cancelled()?;
+        for rows in batches(&order, params.batch).skip(training.position.batch) {
+            training.safe_point(context)?;
             let pixels =
                 data.images.batch_with(rows, |row, square, side| augmenter.apply(row, square, side))?;
             let logits = model.logits(&pixels, None)?;
@@ -228,40 +228,41 @@ fn full(
             let gradients = loss.backward().map_err(tensor_error)?;
             let (_, factor) =
                 clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
-            adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+            let step = training.position.step;
+            training.adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
             let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
             if !value.is_finite() {
                 let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
                 return Err(StageError::failed(message));
             }
-            sum += value * rows.len() as f64;
-            step += 1;
-            context.progress(step, total, "steps", &[("loss", value)]);
+            let position = &mut training.position;
+            position.sum += value * rows.len() as f64;
+            position.count += rows.len() as f64;
+            position.step += 1;
+            position.batch += 1;
+            context.progress(step + 1, total, "steps", &[("loss", value)]);
         }
-        log.add(epoch + 1, step as i64, "train", "loss", sum / data.train.len() as f64);
+        let Position { step, sum, count, .. } = training.position;
+        training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
         if !data.val.is_empty() {
             let (auroc, accuracy) = figures(model, data, &data.val)?;
-            log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
+            training.log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
             if let Some(auroc) = auroc {
-                log.add(epoch + 1, step as i64, "val", "auroc", auroc);
+                training.log.add(epoch + 1, step as i64, "val", "auroc", auroc);
             }
             let score = auroc.unwrap_or(accuracy);
-            if best.as_ref().is_none_or(|(best, _)| score > *best) {
-                let snapshot = variables
-                    .iter()
-                    .map(|(name, variable)| Ok((name.clone(), variable.as_detached_tensor().copy()?)));
-                let snapshot = snapshot.collect::<candle_core::Result<_>>().map_err(tensor_error)?;
-                best = Some((score, snapshot));
+            if training.best.as_ref().is_none_or(|best| score > best.score) {
+                training.best = Some(Best { score, values: training.values()? });
             }
         }
+        training.position = Position { epoch: epoch + 1, step, ..Position::default() };
     }
     // The epoch of best validation AUROC is kept (of best accuracy, where a class is missing there), the
     // last one where there is no validation split.
-    if let Some((_, snapshot)) = best {
-        for (name, value) in snapshot {
-            variables[&name].set(&value).map_err(tensor_error)?;
-        }
+    for (name, value) in training.best.into_iter().flat_map(|best| best.values) {
+        variables[&name].set(&value).map_err(tensor_error)?;
     }
+    *log = training.log;
     Ok(())
 }
 

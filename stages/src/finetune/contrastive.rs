@@ -14,7 +14,8 @@ use pipe_models::{Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Optimiser, TrainingLog, epoch_order};
+use super::training::{Position, Training};
+use super::{Optimiser, epoch_order};
 use crate::artifact;
 use crate::images::ImageSet;
 use crate::model::{DEVICE, Model, tensor_error};
@@ -161,21 +162,20 @@ impl StageKind for FinetuneContrastive {
             floor: optimiser.floor,
         };
         let variables = model.network.variables();
-        let mut adamw = AdamW::new(variables, optimiser.options(), AdamW::matrices_decay);
-        let mut log = TrainingLog::default();
-        let mut step = 0u64;
-        for epoch in 0..params.epochs {
-            let all: Vec<usize> = (0..pairs.rows.len()).collect();
-            let order = epoch_order(params.seed, epoch, &all);
-            let (mut sum, mut count) = (0.0, 0.0);
+        let adamw = AdamW::new(variables, optimiser.options(), AdamW::matrices_decay);
+        let mut training = Training::begin(variables, adamw, context)?;
+        let all: Vec<usize> = (0..pairs.rows.len()).collect();
+        while training.position.epoch < params.epochs {
+            let order = epoch_order(params.seed, training.position.epoch, &all);
             // An incomplete last batch has fewer negatives: it is left out, another part each epoch.
-            for rows in order.chunks_exact(batch) {
-                context.check_cancelled()?;
+            for rows in order.chunks_exact(batch).skip(training.position.batch) {
+                training.safe_point(context)?;
                 let loss = pairs.loss(params, &model, &images, rows)?;
                 let gradients = loss.backward().map_err(tensor_error)?;
                 let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
                     .map_err(tensor_error)?;
-                adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+                let step = training.position.step;
+                training.adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
                 clamp_scale(&model)?;
                 let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
                 if !value.is_finite() {
@@ -183,14 +183,19 @@ impl StageKind for FinetuneContrastive {
                         format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
                     return Err(StageError::failed(message));
                 }
-                sum += value;
-                count += 1.0;
-                step += 1;
-                context.progress(step, total, "steps", &[("loss", value), ("lr", schedule.at(step - 1))]);
+                let position = &mut training.position;
+                position.sum += value;
+                position.count += 1.0;
+                position.step += 1;
+                position.batch += 1;
+                context.progress(step + 1, total, "steps", &[("loss", value), ("lr", schedule.at(step))]);
             }
-            log.add(epoch + 1, step as i64, "train", "loss", sum / count);
-            log.add(epoch + 1, step as i64, "train", "lr", schedule.at(step - 1));
+            let Position { epoch, step, sum, count, .. } = training.position;
+            training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+            training.log.add(epoch + 1, step as i64, "train", "lr", schedule.at(step - 1));
+            training.position = Position { epoch: epoch + 1, step, ..Position::default() };
         }
+        let log = training.log;
         let provenance = context.provenance().to_owned();
         model.save(context.output("checkpoint")?)?;
         log.write(context.output("log")?, &provenance)

@@ -4,6 +4,9 @@ mod augment;
 mod classify;
 mod contrastive;
 mod log;
+#[cfg(test)]
+mod tests;
+mod training;
 
 pub use classify::FinetuneClassify;
 pub use contrastive::FinetuneContrastive;

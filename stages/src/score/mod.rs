@@ -11,9 +11,10 @@ mod scoring;
 #[cfg(test)]
 mod tests;
 
+use pipe_engine::cache::Digest;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
-    StageKind,
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::metric::Metric;
 use self::scoring::Scoring;
 use crate::artifact;
+use crate::lookup::{LookedUp, explained_ids};
 use crate::table::{TableSchema, WriteOptions, write};
 
 /// Which definition is meant, where the published implementation and the paper differ.
@@ -95,7 +97,8 @@ pub struct Params {
     pub mode: Mode,
     /// The splits that are scored; all if empty.
     pub splits: Vec<String>,
-    /// At most this many images, the first in the order of the maps.
+    /// At most this many images, the first in the order of the maps. With this limit or the next, all maps
+    /// are one action.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: Option<i64>,
     /// Deletion and insertion of at most this many images, the first in the order of the maps: they are
@@ -137,14 +140,17 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::fan_in("saliency", &[artifact::SALIENCY], "the maps of one model by any methods"),
-                InputPort::required("images", &[artifact::IMAGES], "the images that were explained"),
-                InputPort::optional("masks", &[artifact::MASKS], "where the lesions are: for localisation"),
+                InputPort::fan_in("saliency", &[artifact::SALIENCY], "the maps of one model by any methods")
+                    .class(InputClass::Map),
+                InputPort::required("images", &[artifact::IMAGES], "the images that were explained")
+                    .class(InputClass::Lookup),
+                InputPort::optional("masks", &[artifact::MASKS], "where the lesions are: for localisation")
+                    .class(InputClass::Lookup),
                 InputPort::optional(
                     "checkpoint",
                     &[artifact::CHECKPOINT],
@@ -185,10 +191,28 @@ impl StageKind for Score {
         wrong.collect()
     }
 
+    /// Not with a limit, which counts images of all maps, nor as Quantus does it, which divides by the
+    /// greatest value of all maps. Maps of several methods are scored together, their images once.
+    fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
+        let needs_all = params.baseline == Baseline::Mean && !has("reference");
+        let is_limited = params.limit.is_some() || params.model_limit.is_some();
+        !is_limited && !needs_all && params.mode == Mode::Reference
+    }
+
+    fn lookup(
+        &self,
+        _params: &Params,
+        (_, parts): (&str, &[Artifact]),
+        (_, input): (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        let found = LookedUp::read(input, "image_id", "")?;
+        parts.iter().map(|part| Ok(found.digest(&explained_ids(part)?))).collect::<Result<_, _>>().map(Some)
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let table = Scoring::read(params, context)?.table()?;
         let provenance = context.provenance().to_owned();
-        let options = WriteOptions::text(&provenance);
+        let options = WriteOptions::row_wise(context, &provenance);
         write(context.output("scores")?, &TableSchema::attribution_scores(), &table, options)
     }
 }

@@ -111,7 +111,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
             None => None,
         };
         let read_means = |artifact| MeanImages::read(artifact, own, &images.ids, &preprocessor, context);
-        let means = match context.optional_input("reference") {
+        // Without images nothing is compared with a mean.
+        let means = match context.optional_input("reference").filter(|_| images.len() > 0) {
             Some(artifact) => Some(read_means(artifact)?),
             None => None,
         };
@@ -119,6 +120,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let removed = match params.baseline {
             Baseline::Zero => References::Plain { channels: [0.0; CHANNELS], pixels },
             Baseline::Black => References::Plain { channels: preprocessor.black(), pixels },
+            Baseline::Mean if images.len() == 0 => References::Plain { channels: [0.0; CHANNELS], pixels },
             Baseline::Mean => References::Mean(match &means {
                 Some(means) => means.clone(),
                 None => read_means(own)?,
@@ -475,7 +477,7 @@ fn scan(
             kept.push(subject);
         }
     }
-    if kept.is_empty() {
+    if kept.is_empty() && !context.is_part() {
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
     Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, varying_axes(&inputs)))

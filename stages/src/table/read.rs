@@ -16,7 +16,15 @@ use super::column::Table;
 /// # Errors
 /// If a part is damaged.
 pub fn read(artifact: &Artifact) -> Result<Table, StageError> {
-    read_parts(artifact, None)
+    read_parts(artifact, &|_| true)
+}
+
+/// All columns of a table but some.
+///
+/// # Errors
+/// If a part is damaged.
+pub fn read_without(artifact: &Artifact, names: &[&str]) -> Result<Table, StageError> {
+    read_parts(artifact, &|name| !names.contains(&name))
 }
 
 /// Some columns of a table; those that it does not have are left out.
@@ -24,7 +32,7 @@ pub fn read(artifact: &Artifact) -> Result<Table, StageError> {
 /// # Errors
 /// If a part is damaged.
 pub fn read_columns(artifact: &Artifact, names: &[&str]) -> Result<Table, StageError> {
-    read_parts(artifact, Some(names))
+    read_parts(artifact, &|name| names.contains(&name))
 }
 
 /// The metadata of a table, without its rows.
@@ -32,13 +40,16 @@ pub fn read_columns(artifact: &Artifact, names: &[&str]) -> Result<Table, StageE
 /// # Errors
 /// If a part is damaged.
 pub fn metadata(artifact: &Artifact) -> Result<BTreeMap<String, String>, StageError> {
-    Ok(read_parts(artifact, Some(&[]))?.metadata)
+    Ok(read_parts(artifact, &|_| false)?.metadata)
 }
 
-fn read_parts(artifact: &Artifact, names: Option<&[&str]>) -> Result<Table, StageError> {
+/// Whether a column is read.
+type Wanted<'a> = &'a dyn Fn(&str) -> bool;
+
+fn read_parts(artifact: &Artifact, wanted: Wanted<'_>) -> Result<Table, StageError> {
     let mut table: Option<Table> = None;
     for file in artifact.files_ending(".parquet") {
-        let part = read_file(&file.location, names)?;
+        let part = read_file(&file.location, wanted)?;
         table = Some(match table {
             None => part,
             Some(table) => table.append(part)?,
@@ -48,7 +59,7 @@ fn read_parts(artifact: &Artifact, names: Option<&[&str]>) -> Result<Table, Stag
 }
 
 /// One Parquet file as a table.
-pub(super) fn read_file(path: &Path, names: Option<&[&str]>) -> Result<Table, StageError> {
+pub(super) fn read_file(path: &Path, wanted: Wanted<'_>) -> Result<Table, StageError> {
     let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
     let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
@@ -59,21 +70,11 @@ pub(super) fn read_file(path: &Path, names: Option<&[&str]>) -> Result<Table, St
         .filter(|(key, _)| !["pipe", "huggingface", "schema"].contains(&key.as_str()))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    let builder = match names {
-        None => builder,
-        Some(names) => {
-            let wanted: Vec<usize> = builder
-                .schema()
-                .fields()
-                .iter()
-                .enumerate()
-                .filter(|(_, field)| names.contains(&field.name().as_str()))
-                .map(|(index, _)| index)
-                .collect();
-            let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
-            builder.with_projection(mask)
-        }
-    };
+    let fields = builder.schema().fields().iter().enumerate();
+    let wanted: Vec<usize> =
+        fields.filter(|(_, field)| wanted(field.name())).map(|(index, _)| index).collect();
+    let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
+    let builder = builder.with_projection(mask);
     let mut table: Option<Table> = None;
     for batch in builder.with_batch_size(8192).build().map_err(damaged)? {
         let batch = batch.map_err(|error| StageError::input(path, error.to_string()))?;

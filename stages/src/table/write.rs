@@ -10,8 +10,8 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
-use pipe_engine::{OutputWriter, StageError, TablePart};
+use pipe_engine::cache::{Digest, Value, part_digest, part_ends, row_digest};
+use pipe_engine::{OutputWriter, StageContext, StageError, TablePart};
 
 use super::arrow::record_batch;
 use super::column::{Column, Table};
@@ -30,6 +30,15 @@ impl WriteOptions<'_> {
     /// Parts of the size for tables of text.
     pub fn text(provenance: &str) -> WriteOptions<'_> {
         WriteOptions { shard_rows: 4096, provenance }
+    }
+
+    /// The rows of a row-wise stage: those of one part stay one part, whatever their number, so that parts
+    /// do not get smaller from stage to stage.
+    pub fn row_wise<'p>(context: &StageContext<'_>, provenance: &'p str) -> WriteOptions<'p> {
+        match context.is_part() {
+            true => WriteOptions { shard_rows: usize::MAX, provenance },
+            false => WriteOptions::text(provenance),
+        }
     }
 }
 
@@ -74,13 +83,13 @@ impl<'a> TableWriter<'a> {
     /// As [`write()`].
     pub fn push(&mut self, rows: &Table) -> Result<(), StageError> {
         let rows = ordered(self.schema, rows)?;
-        self.digests.extend((0..rows.rows()).map(|row| digest_of_row(&rows, row)));
+        self.digests.extend(row_digests(&rows));
         let table = match self.waiting.take() {
             None => rows,
             Some(waiting) => waiting.append(rows)?,
         };
         let mut start = 0;
-        for end in cuts(&self.digests, self.options.shard_rows) {
+        for end in part_ends(&self.digests, self.options.shard_rows) {
             self.write_part(&table, start..end)?;
             start = end;
         }
@@ -161,6 +170,11 @@ fn empty(kind: Kind, rows: usize) -> Column {
     }
 }
 
+/// The digest of each row of a table.
+pub(crate) fn row_digests(table: &Table) -> Vec<Digest> {
+    (0..table.rows()).map(|row| digest_of_row(table, row)).collect()
+}
+
 fn digest_of_row(table: &Table, row: usize) -> Digest {
     let columns: BTreeMap<String, Value> =
         table.columns().iter().map(|(name, column)| (name.clone(), value(column, row))).collect();
@@ -198,26 +212,6 @@ fn value(column: &Column, row: usize) -> Value {
         }),
         Column::Binary(values) => some(&values[row], |bytes| Value::Digest(Digest::of(bytes))),
     }
-}
-
-/// Where parts end: after at least a quarter of the target, behind each row whose digest's low bits are
-/// zero; at four times the target in any case. With a target of 1 every row is a part. An inserted row moves one or two cuts. What stands behind
-/// the last one is no part yet.
-fn cuts(digests: &[Digest], target: usize) -> Vec<usize> {
-    let target = target.next_power_of_two();
-    let mask = target as u64 - 1;
-    let mut ends = Vec::new();
-    let mut start = 0;
-    for (row, digest) in digests.iter().enumerate() {
-        let length = row + 1 - start;
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest.as_bytes()[..8]);
-        if length >= 4 * target || (length >= target / 4 && u64::from_le_bytes(first) & mask == 0) {
-            start = row + 1;
-            ends.push(start);
-        }
-    }
-    ends
 }
 
 fn write_part(
@@ -413,7 +407,7 @@ mod tests {
             .find(|column| column.column_path().string().starts_with("scores"))
             .unwrap();
         assert!(scores.encodings().any(|encoding| encoding == Encoding::BYTE_STREAM_SPLIT));
-        let read = super::super::read::read_file(&path, None).unwrap();
+        let read = super::super::read::read_file(&path, &|_| true).unwrap();
         assert_eq!(read.list_float32("scores").unwrap(), table.list_float32("scores").unwrap());
         assert_eq!(read.utf8("truth_device").unwrap(), table.utf8("truth_device").unwrap());
     }

@@ -46,7 +46,7 @@ fn e002_unknown_names() {
 
 #[test]
 fn e002_what_comes_later() {
-    check("[stage.a]\nkind = \"make\"\ncheckpoint = { keep = 2 }\n", &[("E002", "checkpoint")]);
+    check("[stage.a]\nkind = \"make\"\nfrozen = [\"file:a\"]\n", &[("E002", "frozen")]);
     check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "executor")]);
 }
 
@@ -91,6 +91,19 @@ fn e003_types_and_ranges() {
         "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a[m=*].rows\" }\n",
         &[("E003", "\"a[m=*].rows\"")],
     );
+}
+
+#[test]
+fn checkpoints_are_checked() {
+    let stage = |checkpoint: &str| format!("[stage.a]\nkind = \"make\"\ncheckpoint = {checkpoint}\n");
+    check(&stage("{ every = \"10min\", keep = 2, retain = true }"), &[]);
+    check(&stage("{ every = 500 }"), &[]);
+    check(&stage("{ every = 0 }"), &[("E003", "0")]);
+    check(&stage("{ every = \"often\" }"), &[("E003", "\"often\"")]);
+    check(&stage("{ keep = 0 }"), &[("E003", "0")]);
+    check(&stage("{ retain = 1 }"), &[("E003", "1")]);
+    let found = check(&stage("{ evry = 2 }"), &[("E002", "evry")]);
+    assert!(helps(&found[0], "did you mean `every`?"));
 }
 
 #[test]

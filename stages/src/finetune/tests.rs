@@ -1,0 +1,147 @@
+//! Trainings that are stopped and killed at random steps give what an undisturbed one gives, to the bit.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pipe_engine::cache::{Digest, Durability, Store};
+use pipe_engine::pipeline::CheckpointEvery;
+use pipe_engine::{AnyKind, Artifact, Checkpoints, InputArtifact, StageError, StageHost};
+use pipe_models::random::Key;
+use serde_json::{Value as Json, json};
+
+use super::{FinetuneClassify, FinetuneContrastive};
+use crate::checkpoint::Checkpoint;
+use crate::phantom::IngestPhantom;
+use crate::testing::{Made, run, run_hosted};
+use crate::tokenizer::TrainTokenizer;
+
+/// What happens to an attempt at a step.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum End {
+    None,
+    /// The run is asked to stop.
+    Stop(u64),
+    /// The process is gone, here by a panic in the middle of the stage.
+    Kill(u64),
+}
+
+/// A host that ends the stage, and knows how far it came.
+struct Host {
+    end: End,
+    done: AtomicU64,
+    resumed: AtomicU64,
+}
+
+impl StageHost for Host {
+    fn progress(&self, done: u64, _: u64, unit: &str, _: &[(&str, f64)]) {
+        if unit == "steps" {
+            self.done.store(done, Ordering::Relaxed);
+            assert!(!matches!(self.end, End::Kill(step) if done >= step), "killed");
+        }
+    }
+    fn log(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        matches!(self.end, End::Stop(step) if self.done.load(Ordering::Relaxed) >= step)
+    }
+    fn resumed(&self, step: u64) {
+        self.resumed.store(step, Ordering::Relaxed);
+    }
+}
+
+fn digests(made: &Made) -> Vec<(String, Digest)> {
+    made.artifacts.iter().map(|(port, artifact)| (port.clone(), artifact.digest)).collect()
+}
+
+/// Runs a training undisturbed, then again with ends at random steps until it is through.
+fn disturb(kind: &dyn AnyKind, params: &Json, inputs: &[(&str, &Artifact)], steps: u64, seed: u64) {
+    let given: BTreeMap<String, Vec<InputArtifact>> = inputs
+        .iter()
+        .map(|(name, artifact)| {
+            let input =
+                InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact: (*artifact).clone() };
+            ((*name).to_owned(), vec![input])
+        })
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open_with_cache(&folder.path().join("s"), Durability::Rename, None).unwrap();
+    let key = Digest::of(b"an action");
+    let attempt = |end: End, every: CheckpointEvery| -> (Option<Result<Made, StageError>>, Host) {
+        let host = Host { end, done: AtomicU64::new(0), resumed: AtomicU64::new(0) };
+        let checkpoints = Checkpoints::new(store.checkpoints(&key, 2), every);
+        let work = || run_hosted(&host, checkpoints, 2, kind, params, given.clone());
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(work)).ok();
+        (ended, host)
+    };
+    let (undisturbed, host) = attempt(End::None, CheckpointEvery::Seconds(300));
+    let expected = digests(&undisturbed.unwrap().unwrap());
+    assert_eq!(host.done.load(Ordering::Relaxed), steps);
+    let random = Key(seed);
+    let (mut stops, mut kills, mut furthest) = (0, 0, 0);
+    let last = loop {
+        let draw = 2 * (stops + kills) as u64 + 1;
+        // A few steps beyond what is kept, so that each attempt comes a little further.
+        let step = furthest + 1 + random.below(draw, 4);
+        let (end, every) = match random.below(draw + 1, 3) {
+            0 => (End::Stop(step), CheckpointEvery::Seconds(300)),
+            1 => (End::Kill(step), CheckpointEvery::Steps(1)),
+            // Killed some time after the last checkpoint.
+            _ => (End::Kill(step), CheckpointEvery::Steps(2)),
+        };
+        let (ended, host) = attempt(end, every);
+        let kept = store.checkpoints(&key, 2).newest().unwrap().map_or(0, |checkpoint| checkpoint.step);
+        assert!(kept >= furthest, "{kept} after {furthest}");
+        assert_eq!(host.resumed.load(Ordering::Relaxed), furthest, "it goes on where it stood");
+        furthest = kept;
+        match ended {
+            Some(Ok(made)) => break made,
+            Some(Err(StageError::Cancelled)) => stops += 1,
+            Some(Err(error)) => panic!("{error}"),
+            None => kills += 1,
+        }
+        assert!(stops + kills < 200);
+    };
+    assert!(stops >= 1 && kills >= 2, "{stops} stops, {kills} kills");
+    println!("{stops} stops and {kills} kills within {steps} steps");
+    assert_eq!(digests(&last), expected);
+}
+
+fn pairs() -> (Made, Made) {
+    let params = json!({ "domain": "medical", "task": "finding-chest", "size": 28, "seed": 4, "train": 40, "val": 12, "test": 0 });
+    let pairs = run(&IngestPhantom, &params, &[]).unwrap();
+    let vocabulary = json!({ "vocab_size": 600 });
+    let tokenizer = run(&TrainTokenizer, &vocabulary, &[("text", &pairs["captions"])]).unwrap();
+    let size = json!({ "width": 16, "layers": 1, "heads": 2 });
+    let params = json!({ "init": "random", "image_size": 28, "patch": 14, "projection": 16, "vision": size, "text": size });
+    let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+    (pairs, initial)
+}
+
+#[test]
+fn a_contrastive_training_survives_any_end() {
+    let (pairs, initial) = pairs();
+    let inputs = [
+        ("images", &pairs["images"]),
+        ("captions", &pairs["captions"]),
+        ("checkpoint", &initial["checkpoint"]),
+    ];
+    for seed in [1, 2] {
+        let params = json!({ "epochs": 4, "batch": 8, "lr": 2e-3, "seed": seed });
+        disturb(&FinetuneContrastive, &params, &inputs, 20, seed);
+    }
+}
+
+#[test]
+fn a_classifier_with_its_best_epoch_survives_any_end() {
+    let (pairs, initial) = pairs();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    for seed in [3, 4] {
+        let params = json!({
+            "mode": "full", "epochs": 4, "batch": 9, "lr": 2e-3, "seed": seed,
+            "augment": { "flip": true, "shift": 2 },
+        });
+        disturb(&FinetuneClassify, &params, &inputs, 20, seed);
+    }
+}

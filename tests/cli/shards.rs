@@ -1,0 +1,94 @@
+//! Row-wise stages: what an edit of some rows computes again, and that it is what a fresh study computes.
+
+use crate::study::{Answer, Study};
+
+/// Everything that is row-wise, on images in parts of a few rows.
+const ROWS: &str = r#"
+[pipeline]
+name = "rows"
+format = 1
+
+[stage.pairs]
+kind = "ingest.phantom"
+params = { domain = "medical", task = "finding-chest", seed = 5, size = 28, train = 12, test = 24, shard_rows = 4 }
+
+[stage.vocabulary]
+kind = "tokenizer"
+inputs = { text = "pairs.captions" }
+params = { vocab_size = 512 }
+
+[stage.initial]
+kind = "checkpoint"
+inputs = { tokenizer = "vocabulary" }
+params = { init = "random", image_size = 28, patch = 14, context = 32, projection = 8, vision = { width = 16, layers = 1 }, text = { width = 16, layers = 1 } }
+
+[stage.tuned]
+kind = "finetune.classify"
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "initial" }
+
+[stage.tokens]
+kind = "tokenize"
+inputs = { text = "pairs.captions", tokenizer = "initial" }
+
+[stage.embedded]
+kind = "embed"
+inputs = { images = "pairs.images", captions = "tokens", checkpoint = "initial" }
+params = { normalise = true }
+
+[stage.explained]
+kind = "attribute"
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "tuned.checkpoint" }
+params = { method = "input_x_gradient", target = "true" }
+
+[stage.scored]
+kind = "score"
+inputs = { saliency = "explained", images = "pairs.images", masks = "pairs.masks", checkpoint = "tuned.checkpoint" }
+params = { steps = 4 }
+
+[stage.retrieved]
+kind = "evaluate.retrieve"
+inputs = { images = "embedded.images", texts = "embedded.texts" }
+"#;
+
+/// How many parts of a node were computed.
+fn parts(answer: &Answer, node: &str) -> usize {
+    let started = answer.events_of("action_started");
+    started.iter().filter(|event| event["shard"].is_string() && event["node"] == node).count()
+}
+
+/// The content of all results, by node and port.
+fn digests(study: &Study) -> Vec<(String, String, String)> {
+    let mut digests = Vec::new();
+    let show = |node: &str| study.json("show", &[node]);
+    for node in ["tokens", "embedded", "explained", "scored", "retrieved"] {
+        let shown = show(node);
+        digests.push((node.to_owned(), String::new(), shown["nodes"][0]["outputs"].to_string()));
+    }
+    digests
+}
+
+#[test]
+fn appended_rows_are_computed_and_nothing_else() {
+    let study = Study::new(ROWS);
+    let first = study.run(&[]).expect(0);
+    for node in ["embedded", "explained", "scored"] {
+        assert!(parts(&first, node) >= 5, "{node}: {} parts", parts(&first, node));
+    }
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+    // More test images: training, and so the model, is as it was.
+    study.edit("test = 24", "test = 32");
+    let second = study.run(&[]).expect(0);
+    let nodes = ["embedded", "explained", "pairs", "retrieved", "scored", "tokens", "tuned", "vocabulary"];
+    assert_eq!(second.started(), nodes);
+    let total = second.events_of("action_started");
+    let total = total.iter().find(|event| event["node"] == "explained" && event["shard"].is_null());
+    let total = total.expect("it runs")["shards"]["total"].as_u64().expect("a number") as usize;
+    for node in ["explained", "scored"] {
+        let run = parts(&second, node);
+        assert!(run >= 1 && run * 2 <= total, "{node}: {run} of {total}");
+    }
+    // What was put together is what a study computes that never was another.
+    let fresh = Study::new(&ROWS.replace("test = 24", "test = 32"));
+    fresh.run(&[]).expect(0);
+    assert_eq!(digests(&study), digests(&fresh));
+}
