@@ -365,8 +365,8 @@ mod tests {
             ("config.json", |path| std::fs::write(path, "[1, 2]").unwrap(), "model_type"),
             (
                 "config.json",
-                |path| edit(path, "\"model_type\": \"clip\"", "\"model_type\": \"bert\""),
-                "`clip` is expected",
+                |path| edit(path, "\"model_type\": \"clip\"", "\"model_type\": \"gpt2\""),
+                "`gpt2`; one of",
             ),
             (
                 "config.json",

@@ -151,7 +151,7 @@ fn damages() -> Vec<(&'static str, &'static str, Box<dyn Fn(Vec<u8>) -> Vec<u8>>
         (
             "another architecture",
             "config.json",
-            json(|config| config["model_type"] = "bert".into()),
+            json(|config| config["model_type"] = "gpt2".into()),
             "config.json",
         ),
         (

@@ -10,7 +10,7 @@ format = 1
 
 [stage.pairs]
 kind = "ingest.phantom"
-params = { domain = "medical", task = "finding-chest", seed = 5, size = 28, train = 12, test = 24, shard_rows = 4 }
+params = { domain = "medical", weights = "chest", task = "finding-chest", seed = 5, size = 28, train = 12, test = 24, shard_rows = 4 }
 
 [stage.vocabulary]
 kind = "tokenizer"

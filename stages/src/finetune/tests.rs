@@ -108,7 +108,7 @@ fn disturb(kind: &dyn AnyKind, params: &Json, inputs: &[(&str, &Artifact)], step
 }
 
 fn pairs() -> (Made, Made) {
-    let params = json!({ "domain": "medical", "task": "finding-chest", "size": 28, "seed": 4, "train": 40, "val": 12, "test": 0 });
+    let params = json!({ "domain": "medical", "weights": "chest", "task": "finding-chest", "size": 28, "seed": 4, "train": 40, "val": 12, "test": 0 });
     let pairs = run(&IngestPhantom, &params, &[]).unwrap();
     let vocabulary = json!({ "vocab_size": 600 });
     let tokenizer = run(&TrainTokenizer, &vocabulary, &[("text", &pairs["captions"])]).unwrap();
