@@ -22,6 +22,8 @@ pub struct CollectOptions {
     pub max_bytes: Option<u64>,
     /// When keys were last used, as far as it is known; others count as used when they were written.
     pub used: BTreeMap<Digest, SystemTime>,
+    /// Blobs that stay though no record names them: files of remote sources.
+    pub kept: BTreeSet<Digest>,
 }
 
 /// What would be removed.
@@ -73,7 +75,7 @@ impl Survey {
         let total: u64 = self.blobs.values().map(|blob| blob.bytes).sum();
         // Orphans are of no use to anyone, whatever the limit.
         for (blob, state) in &self.blobs {
-            if !needed.contains_key(blob) && old(blob) {
+            if !needed.contains_key(blob) && !options.kept.contains(blob) && old(blob) {
                 garbage.bytes += state.bytes;
                 garbage.blobs.insert(*blob, None);
             }
@@ -86,7 +88,7 @@ impl Survey {
             for blob in self.blobs_of([key]) {
                 let Some(count) = needed.get_mut(&blob) else { continue };
                 *count -= 1;
-                if *count == 0 && old(&blob) {
+                if *count == 0 && !options.kept.contains(&blob) && old(&blob) {
                     garbage.bytes += self.blobs[&blob].bytes;
                     garbage.blobs.insert(blob, Some(key));
                 }

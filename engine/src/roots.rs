@@ -17,6 +17,8 @@ pub(crate) struct Uses {
     pub(crate) last: BTreeMap<Digest, SystemTime>,
     /// A node that a key was planned for, as `pipeline: node`.
     pub(crate) nodes: BTreeMap<Digest, String>,
+    /// The files of remote sources that these plans read.
+    pub(crate) blobs: BTreeSet<Digest>,
 }
 
 /// Reads all runs, newest first. Of each pipeline and profile the last `keep` *distinct* plans are roots,
@@ -40,6 +42,9 @@ pub(crate) fn uses(store: &Store, keep: usize) -> Result<Uses, StoreError> {
                 profiles => format!("{}@{}", plan.pipeline, profiles.join("@")),
             };
             let plans = kept.entry((plan.pipeline, plan.profiles)).or_default();
+            if plans.contains(&planned) || plans.len() < keep {
+                uses.blobs.extend(&plan.blobs);
+            }
             if plans.len() < keep && plans.insert(planned.clone()) {
                 uses.roots.push(Root { name: format!("run {} of {name}", run.id()), keys: planned.clone() });
             }

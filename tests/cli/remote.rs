@@ -91,6 +91,10 @@ fn a_source_is_fetched_once_and_is_what_its_files_are() {
     let second = run(&study, &server, &[]).expect(0);
     assert!(second.started().is_empty() && server.requests().is_empty());
     assert_eq!(lock(&study), text);
+    // What the study reads is no garbage.
+    let blobs = study.files(".pipe/cas").len();
+    pipe(&study, &server, &["gc", "study.toml", "--grace", "0s", "--apply"]).expect(0);
+    assert_eq!(study.files(".pipe/cas").len(), blobs);
     // The same files in a folder have the same key.
     let repository = Study::finished();
     for (name, content) in repository.files("results/small/initial/checkpoint") {

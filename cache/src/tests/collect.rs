@@ -1,11 +1,11 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::{CollectOptions, Digest, Root, StoreError};
 
 fn options(grace: Duration) -> CollectOptions {
-    CollectOptions { grace, max_bytes: None, used: BTreeMap::new() }
+    CollectOptions { grace, max_bytes: None, used: BTreeMap::new(), kept: BTreeSet::new() }
 }
 
 fn nothing() -> Result<Vec<Root>, StoreError> {

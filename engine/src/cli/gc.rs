@@ -43,7 +43,7 @@ pub(crate) fn gc(arguments: &Arguments, gc: &GcArguments) -> Result<u8, CliError
             .map_err(|error: pipe_cache::ParseDigestError| usage(error.to_string()))?;
         return explain(arguments, &survey, &known, &digest);
     }
-    let options = CollectOptions { grace, max_bytes, used: known.last.clone() };
+    let options = CollectOptions { grace, max_bytes, used: known.last.clone(), kept: known.blobs.clone() };
     let garbage = survey.garbage(&options);
     let removed = if gc.apply { Some(store.collect(&survey, &garbage, grace, gc.now)?) } else { None };
     if arguments.global.json {

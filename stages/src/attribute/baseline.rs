@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
 use pipe_models::Preprocessor;
 
-use super::{Baseline, Method, Params};
+use super::{Baseline, Params};
 use crate::images::ImageSet;
 use crate::mean_image::MeanImages;
 use crate::model::{DEVICE, Model, tensor_error};
@@ -38,13 +38,13 @@ impl Baselines {
     ) -> Result<Self, StageError> {
         let preprocessor = model.preprocessor()?;
         match params.baseline {
-            Baseline::Mean if params.method != Method::Gradient => {
+            Baseline::Mean if params.method.has_baseline() => {
                 let own = context.input("images")?;
                 let artifact = context.optional_input("reference").unwrap_or(own);
                 let means = MeanImages::read(artifact, own, &images.ids, preprocessor, context)?;
                 Ok(Self::Means { means, side: preprocessor.side })
             }
-            Baseline::Twin if params.method != Method::Gradient => {
+            Baseline::Twin if params.method.has_baseline() => {
                 let artifact = context.optional_input("twins").ok_or_else(|| {
                     StageError::failed(
                         "baseline `twin` needs the input `twins`: a table of counterfactual images",

@@ -3,11 +3,14 @@
 use std::ops::ControlFlow;
 
 use pipe_attribution::{
-    AttributionError, Evaluator, Gradient, InputXGradient, Inputs, IntegratedGradients, Method as _,
-    Occlusion, Passes,
+    Ablated, AttentionRelevance, AttentionRule, AttributionError, Average, Cam, CamWeights, Deviation,
+    Evaluator, Gradient, GuidedGradient, InputXGradient, Inputs, IntegratedGradients, Method as _, Noise,
+    Occlusion, Passes, Rise, Rule, Smoothed,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::PatchGeometry;
+use pipe_models::model::AttentionScope;
+use pipe_models::random::Key;
 
 use super::baseline::Baselines;
 use super::saliency::{SaliencyFile, SaliencyMap, maps};
@@ -39,6 +42,9 @@ pub(super) struct Explanation<'a, 'c> {
     pub(super) baselines: &'a Baselines,
     pub(super) context: &'a StageContext<'c>,
 }
+
+/// A method, or why there is none for the model.
+type Applicable = Result<Box<dyn pipe_attribution::Method>, String>;
 
 /// A map, or why there is none.
 type Outcome = Result<SaliencyMap, String>;
@@ -111,7 +117,12 @@ impl Explanation<'_, '_> {
     ) -> Result<Vec<Outcome>, StageError> {
         let inputs = Inputs::new(&self.images.batch(images)?).map_err(attribution_error)?;
         let score = ClassScore::new(self.model, targets)?;
-        let method = self.method(images)?;
+        // The paper's is a probability; a logit has no scale on which masks could be averaged.
+        let score = if self.params.method == Method::Rise { score.probability() } else { score };
+        let method = match self.method(images)? {
+            Ok(method) => method,
+            Err(reason) => return Ok(vec![Err(reason); images.len()]),
+        };
         let cost = method.cost(inputs.row_shape()).map_err(attribution_error)?.forward.max(1);
         let done = (counts.maps + counts.not_applicable) as u64;
         let before = counts.passes.forward;
@@ -124,18 +135,26 @@ impl Explanation<'_, '_> {
             }
         };
         let evaluator = Evaluator::new(&score, self.params.batch.max(1) as usize).observed(&observer);
-        let attribution = method.attribute(&evaluator, &inputs).map_err(attribution_error)?;
+        let attribution = method.attribute(&evaluator, &inputs);
         let passes = evaluator.passes();
         counts.passes.forward += passes.forward;
         counts.passes.backward += passes.backward;
-        maps(&attribution, self.params.method).map_err(tensor_error)
+        let attribution = match attribution {
+            Err(AttributionError::NotApplicable(reason)) => return Ok(vec![Err(reason); images.len()]),
+            other => other.map_err(attribution_error)?,
+        };
+        let side = self.images.preprocessor().side;
+        maps(&attribution, self.params.method.reduction(), [side, side]).map_err(tensor_error)
     }
 
-    /// The method with the baselines of these images.
-    fn method(&self, images: &[usize]) -> Result<Box<dyn pipe_attribution::Method>, StageError> {
+    /// The method with the baselines of these images, or why the model has none.
+    fn method(&self, images: &[usize]) -> Result<Applicable, StageError> {
         let params = self.params;
         let baseline = || self.baselines.of(params, images);
-        Ok(match params.method {
+        let tower = self.model.image_tower()?;
+        let cam = |weights| Cam::of_tower(tower.cam_hook(), &tower.geometry(), weights);
+        let smoothed = |average| Smoothed { method: Gradient, noise: self.noise(images), average };
+        let method: Box<dyn pipe_attribution::Method> = match params.method {
             Method::Gradient => Box::new(Gradient),
             Method::InputXGradient => Box::new(InputXGradient { baseline: baseline()? }),
             Method::IntegratedGradients => Box::new(IntegratedGradients {
@@ -145,7 +164,7 @@ impl Explanation<'_, '_> {
                 multiply_by_inputs: true,
             }),
             Method::Occlusion => {
-                let geometry = self.model.image_tower()?.geometry();
+                let geometry = tower.geometry();
                 let (window, stride) = window(params, geometry)?;
                 Box::new(Occlusion {
                     window: vec![geometry.channels, window, window],
@@ -153,7 +172,54 @@ impl Explanation<'_, '_> {
                     baseline: baseline()?,
                 })
             }
-        })
+            Method::SmoothGrad => Box::new(smoothed(Average::Mean)),
+            Method::SmoothGradSquared => Box::new(smoothed(Average::MeanOfSquares)),
+            Method::VarGrad => Box::new(smoothed(Average::Variance)),
+            Method::GuidedBackpropagation => Box::new(GuidedGradient { rule: Rule::Guided }),
+            Method::Deconvolution => Box::new(GuidedGradient { rule: Rule::Deconvolution }),
+            Method::GradCam => Box::new(cam(CamWeights::Gradient)),
+            Method::GradCamPlusPlus => Box::new(cam(CamWeights::GradientPlusPlus)),
+            Method::LayerCam => Box::new(cam(CamWeights::Layer)),
+            Method::ScoreCam => Box::new(cam(CamWeights::Score)),
+            Method::AblationCam => Box::new(cam(CamWeights::Ablation(Ablated::Zero))),
+            Method::Rise => {
+                let key = Key::derive("pipe rise/1", params.seed as u64, &[]);
+                Box::new(Rise { grid: params.cells as usize, ..Rise::new(params.masks as usize, key) })
+            }
+            Method::AttentionRollout | Method::AttentionRelevance => {
+                let rule = match params.method {
+                    Method::AttentionRollout => AttentionRule::Rollout,
+                    _ => AttentionRule::Gradient,
+                };
+                let hooks = tower.attention_hooks();
+                if hooks.is_empty() || hooks.iter().any(|hook| hook.scope != AttentionScope::Tokens) {
+                    let reason = "the tokens of the model do not all attend each other in every layer";
+                    return Ok(Err(reason.to_owned()));
+                }
+                let geometry = tower.geometry();
+                Box::new(AttentionRelevance {
+                    rule,
+                    layers: hooks.into_iter().map(|hook| hook.name).collect(),
+                    pooled: 0,
+                    prefix: geometry.prefix_tokens,
+                    grid: geometry.grid().to_vec(),
+                })
+            }
+        };
+        Ok(Ok(method))
+    }
+
+    /// Noise that depends on an image's id alone: neither on its place nor on those beside it.
+    fn noise(&self, images: &[usize]) -> Noise {
+        let key = |image: &usize| {
+            let id = self.images.ids[*image].as_str();
+            Key::derive("pipe attribution noise/1", self.params.seed as u64, &[id.into()])
+        };
+        Noise::Normal {
+            draws: self.params.draws as usize,
+            deviation: Deviation::OfRange(self.params.noise),
+            keys: images.iter().map(key).collect(),
+        }
     }
 }
 

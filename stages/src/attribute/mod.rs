@@ -40,6 +40,64 @@ pub enum Method {
     IntegratedGradients,
     /// The fall of the score when a window is replaced by the baseline.
     Occlusion,
+    /// The gradient averaged over noisy copies of the image.
+    #[serde(rename = "smoothgrad")]
+    SmoothGrad,
+    /// The mean of its squares.
+    #[serde(rename = "smoothgrad_squared")]
+    SmoothGradSquared,
+    /// Its variance.
+    #[serde(rename = "vargrad")]
+    VarGrad,
+    /// The gradient of which only positive parts pass each ReLU that let something pass; for networks
+    /// with ReLUs.
+    GuidedBackpropagation,
+    /// The same through every ReLU.
+    Deconvolution,
+    /// Activations of the last layer with a grid, weighted by their mean gradients.
+    GradCam,
+    /// The same, weighted by powers of positive gradients.
+    GradCamPlusPlus,
+    /// The same, weighted at each place by the positive gradient there.
+    LayerCam,
+    /// The same, weighted by the score of the image masked by them.
+    ScoreCam,
+    /// The same, weighted by the fall of the score without them.
+    AblationCam,
+    /// The probability averaged over random masks of the image.
+    Rise,
+    /// The product of attention maps; the same for every class.
+    AttentionRollout,
+    /// The product of attention maps times their gradients (Chefer et al. 2021).
+    AttentionRelevance,
+}
+
+/// How the values of an attribution become one map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reduction {
+    /// Over channels the greatest absolute value.
+    GreatestAbsolute,
+    /// The sum over channels: signed maps stay complete.
+    Sum,
+    /// One of equals: windows and masks span all channels.
+    One,
+    /// A grid, enlarged; what is negative speaks against the class and is cut off.
+    PositiveGrid,
+    /// A grid, enlarged.
+    Grid,
+}
+
+impl Reduction {
+    /// Its name in metadata.
+    fn name(self) -> &'static str {
+        match self {
+            Self::GreatestAbsolute => "greatest absolute value",
+            Self::Sum => "sum",
+            Self::One => "one of equals",
+            Self::PositiveGrid => "positive part of a grid, enlarged linearly",
+            Self::Grid => "grid, enlarged linearly",
+        }
+    }
 }
 
 impl Method {
@@ -50,17 +108,42 @@ impl Method {
             Self::InputXGradient => "input_x_gradient",
             Self::IntegratedGradients => "integrated_gradients",
             Self::Occlusion => "occlusion",
+            Self::SmoothGrad => "smoothgrad",
+            Self::SmoothGradSquared => "smoothgrad_squared",
+            Self::VarGrad => "vargrad",
+            Self::GuidedBackpropagation => "guided_backpropagation",
+            Self::Deconvolution => "deconvolution",
+            Self::GradCam => "grad_cam",
+            Self::GradCamPlusPlus => "grad_cam_plus_plus",
+            Self::LayerCam => "layer_cam",
+            Self::ScoreCam => "score_cam",
+            Self::AblationCam => "ablation_cam",
+            Self::Rise => "rise",
+            Self::AttentionRollout => "attention_rollout",
+            Self::AttentionRelevance => "attention_relevance",
         }
     }
 
-    /// How channels become one map: signed maps are summed, so that they stay complete.
-    fn reduction(self) -> &'static str {
+    /// How its values become one map.
+    fn reduction(self) -> Reduction {
         match self {
-            Self::Gradient => "greatest absolute value",
-            Self::InputXGradient | Self::IntegratedGradients => "sum",
-            // Windows span all channels, whose attributions are equal.
-            Self::Occlusion => "one of equals",
+            Self::Gradient | Self::SmoothGrad | Self::GuidedBackpropagation | Self::Deconvolution => {
+                Reduction::GreatestAbsolute
+            }
+            Self::InputXGradient | Self::IntegratedGradients | Self::SmoothGradSquared | Self::VarGrad => {
+                Reduction::Sum
+            }
+            Self::Occlusion | Self::Rise => Reduction::One,
+            Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
+                Reduction::PositiveGrid
+            }
+            Self::AttentionRollout | Self::AttentionRelevance => Reduction::Grid,
         }
+    }
+
+    /// Whether it compares the image with a baseline.
+    fn has_baseline(self) -> bool {
+        matches!(self, Self::InputXGradient | Self::IntegratedGradients | Self::Occlusion)
     }
 }
 
@@ -139,7 +222,7 @@ pub struct Params {
     pub target: String,
     /// A class whose logit is subtracted: what is explained is then the margin between the two.
     pub against: Option<String>,
-    /// What the image is compared with; the gradient alone compares with nothing.
+    /// What the image is compared with, by Input x Gradient, Integrated Gradients and occlusion.
     pub baseline: Baseline,
     /// Baseline `constant`: the value, in the normalised space.
     #[schemars(range(min = -100.0, max = 100.0))]
@@ -159,6 +242,18 @@ pub struct Params {
     /// Occlusion: distance between windows in pixels; by default half of that, at least one patch.
     #[schemars(range(min = 1, max = 4096))]
     pub stride: Option<i64>,
+    /// SmoothGrad and its relatives: noisy copies of each image.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub draws: i64,
+    /// SmoothGrad and its relatives: the deviation of the noise, as a share of the range of the image.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub noise: f64,
+    /// RISE: masks.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub masks: i64,
+    /// RISE: cells of a mask along a side.
+    #[schemars(range(min = 1, max = 64))]
+    pub cells: i64,
     /// The splits that are explained; all if empty.
     pub splits: Vec<String>,
     /// At most this many images, the first in the order of the table that pass the filters below. With a
@@ -172,7 +267,7 @@ pub struct Params {
     /// Whether random weights take the place of the model's: the control for an explanation. Images,
     /// targets and baselines are still chosen by the model as it is.
     pub random_weights: bool,
-    /// Decides random weights.
+    /// Decides random weights, noise and masks.
     pub seed: i64,
     /// Images, steps or windows per pass through the model.
     #[schemars(range(min = 1, max = 4096))]
@@ -192,6 +287,10 @@ impl Default for Params {
             quadrature: Quadrature::GaussLegendre,
             window: None,
             stride: None,
+            draws: 25,
+            noise: 0.15,
+            masks: 4000,
+            cells: 7,
             splits: vec!["test".to_owned()],
             limit: None,
             classes: Vec::new(),
@@ -206,7 +305,7 @@ impl Default for Params {
 impl Params {
     /// The baseline's name, or that there is none.
     fn baseline_name(&self) -> &'static str {
-        if self.method == Method::Gradient { "none" } else { self.baseline.name() }
+        if self.method.has_baseline() { self.baseline.name() } else { "none" }
     }
 }
 
@@ -285,7 +384,7 @@ impl StageKind for Attribute {
     /// itself is the baseline.
     fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
         let needs_all =
-            params.baseline == Baseline::Mean && params.method != Method::Gradient && !has("reference");
+            params.baseline == Baseline::Mean && params.method.has_baseline() && !has("reference");
         params.limit.is_none() && !needs_all
     }
 
@@ -328,7 +427,11 @@ impl StageKind for Attribute {
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
         let metadata = metadata(params, &model, context.provenance());
         let side = model.preprocessor()?.side;
-        let target_kind = if params.against.is_some() { "margin" } else { "logit" };
+        let target_kind = match params.method {
+            _ if params.against.is_some() => "margin",
+            Method::Rise => "probability",
+            _ => "logit",
+        };
         let classes = &model.head()?.description.classes;
         let output = context.output("saliency")?;
         let mut file = SaliencyFile::new(output, [side, side], target_kind, classes, metadata)?;
@@ -349,7 +452,7 @@ fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String,
         ("model".to_owned(), model.describe()),
         ("layer".to_owned(), "input".to_owned()),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
-        ("channels".to_owned(), params.method.reduction().to_owned()),
+        ("channels".to_owned(), params.method.reduction().name().to_owned()),
         ("target".to_owned(), params.target.clone()),
         ("params".to_owned(), params_json),
         ("pipe".to_owned(), provenance.to_owned()),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, BooleanArray, Float32Array, Int32Array, StringArray};
 use arrow_schema::{DataType, Field};
-use pipe_attribution::Attribution;
+use pipe_attribution::{Attribution, Interpolation, resize};
 use pipe_engine::{OutputWriter, StageError};
 
-use super::Method;
+use super::Reduction;
 use crate::ipc::{BatchWriter, nullable_tensor_column};
 
 /// Rows of a record batch.
@@ -36,10 +36,12 @@ impl SaliencyMap {
     }
 }
 
-/// One map per row of an attribution `[rows, channels, height, width]`, or why there is none.
+/// One map of `shape` (height, width) per row of an attribution `[rows, channels, height, width]`, or why
+/// there is none.
 pub(super) fn maps(
     attribution: &Attribution,
-    method: Method,
+    reduction: Reduction,
+    shape: [usize; 2],
 ) -> candle_core::Result<Vec<Result<SaliencyMap, String>>> {
     let (rows, channels, height, width) = attribution.values.dims4()?;
     let plane = height * width;
@@ -49,12 +51,17 @@ pub(super) fn maps(
         let reduced: Vec<f32> = (0..plane)
             .map(|pixel| {
                 let channels = values[pixel..].iter().step_by(plane);
-                match method {
-                    Method::Gradient => channels.fold(0.0, |most, value| value.abs().max(most)),
+                match reduction {
+                    Reduction::GreatestAbsolute => channels.fold(0.0, |most, value| value.abs().max(most)),
                     _ => channels.map(|value| f64::from(*value)).sum::<f64>() as f32,
                 }
             })
+            .map(|value| if reduction == Reduction::PositiveGrid { value.max(0.0) } else { value })
             .collect();
+        let reduced = match [height, width] == shape {
+            true => reduced,
+            false => resize(&reduced, &[height, width], &shape, Interpolation::Centres),
+        };
         if !values.iter().all(|value| value.is_finite()) {
             return Err("the attribution has values that are not finite".to_owned());
         }

@@ -242,6 +242,54 @@ fn maps_sum_to_the_difference_of_scores() {
     }
 }
 
+/// Every method gives maps of the size of the image, the same in any batch; those that the architecture has
+/// no rule for say so.
+#[test]
+fn every_method_gives_maps_or_says_why_not() {
+    let study = Study::new();
+    let names = serde_json::to_value(schemars::schema_for!(Method)).unwrap();
+    let names: Vec<String> = names["oneOf"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|variant| match &variant["enum"] {
+            serde_json::Value::Array(names) => names.clone(),
+            _ => vec![variant["const"].clone()],
+        })
+        .map(|name| name.as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names.len(), 17, "{names:?}");
+    for name in names {
+        let method: Method = serde_json::from_value(name.clone().into()).unwrap();
+        assert_eq!(method.name(), name);
+        let of = |batch| {
+            let small = Params { draws: 3, masks: 20, cells: 4, batch, ..params(method, Baseline::Zero) };
+            study.maps(&small)
+        };
+        let maps = of(5);
+        let defined = !matches!(method, Method::GuidedBackpropagation | Method::Deconvolution);
+        for status in maps.text("status") {
+            let status = status.unwrap();
+            let expected = match defined {
+                true => ["ok", "all_zero"].contains(&status.as_str()),
+                false => status.starts_with("not_applicable: "),
+            };
+            assert!(expected, "{name}: {status}");
+        }
+        if !defined {
+            continue;
+        }
+        let rows = maps.rows();
+        assert!(!rows.is_empty() && rows.iter().all(|map| map.len() == SIDE * SIDE), "{name}");
+        let single = of(1);
+        for (map, again) in rows.iter().zip(single.rows()) {
+            let scale = map.iter().fold(0.0f32, |scale, value| scale.max(value.abs()));
+            let close = map.iter().zip(again).all(|(a, b)| (a - b).abs() <= 1e-3 * scale);
+            assert!(close, "{name}: another batch, another map");
+        }
+    }
+}
+
 #[test]
 fn the_mean_image_is_that_of_the_training_split() {
     let study = Study::new();
