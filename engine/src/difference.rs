@@ -26,10 +26,7 @@ pub(crate) enum Difference {
 
 /// The parameters that differ, sorted by name.
 pub(crate) fn param_changes(old: &Value, new: &Value) -> Vec<ParamChange> {
-    let mut before = BTreeMap::new();
-    let mut after = BTreeMap::new();
-    flatten("", old, &mut before);
-    flatten("", new, &mut after);
+    let (before, after) = (flat_params(old), flat_params(new));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     names
         .into_iter()
@@ -99,6 +96,13 @@ impl Difference {
 }
 
 /// Leaves of a parameter table as dotted names and printed values.
+/// The parameters as texts, by dotted path.
+pub(crate) fn flat_params(params: &Value) -> BTreeMap<String, String> {
+    let mut leaves = BTreeMap::new();
+    flatten("", params, &mut leaves);
+    leaves
+}
+
 fn flatten(path: &str, value: &Value, leaves: &mut BTreeMap<String, String>) {
     match value {
         Value::Table(entries) => {

@@ -1,13 +1,14 @@
 //! What earlier runs of a pipeline knew: the keys of each node, newest first, and its last failure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use pipe_cache::{Digest, Record, RunFolder, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, SourceFile};
 
 /// How many runs are looked through: enough for a node that was left out of many partial runs.
 const DEPTH: usize = 64;
@@ -27,6 +28,10 @@ pub(crate) struct StoredPlan {
     /// The blobs of its remote sources: as good as results, for whoever collects garbage.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) blobs: BTreeSet<Digest>,
+    /// The pipeline file and what it includes, as paths beside the pipeline file and texts; the pipeline
+    /// file is the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) files: Vec<(String, String)>,
     /// Node name to the error of its last attempt.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) failed: BTreeMap<String, String>,
@@ -41,7 +46,7 @@ impl StoredPlan {
         let mut plan = read(run)?;
         if let Some(id) = &plan.same_as {
             let holder = read(&store.run(id).ok()?)?;
-            (plan.nodes, plan.blobs) = (holder.nodes, holder.blobs);
+            (plan.nodes, plan.blobs, plan.files) = (holder.nodes, holder.blobs, holder.files);
         }
         Some(plan)
     }
@@ -175,17 +180,37 @@ impl History {
             same_as: None,
             nodes,
             blobs,
+            files: files(pipeline),
             failed,
         };
         if let Some((holder, newest)) = &self.newest
             && newest.nodes == plan.nodes
             && newest.blobs == plan.blobs
+            && newest.files == plan.files
         {
             plan.same_as = Some(holder.clone());
             plan.nodes.clear();
             plan.blobs.clear();
+            plan.files.clear();
         }
         let bytes = serde_json::to_vec(&plan).expect("a plan is strings and digests");
         store.write_atomic(&run.plan(), &bytes)
     }
+}
+
+/// The files of a study. One that does not lie below the folder of the pipeline file goes by its name and
+/// its place in the list.
+fn files(pipeline: &Pipeline) -> Vec<(String, String)> {
+    let folder = pipeline.path.parent().unwrap_or(Path::new(""));
+    let name = |(place, source): (usize, &SourceFile)| {
+        let plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        let path = source.path.strip_prefix(folder).ok().filter(|path| plain(path));
+        let name = match (path, source.path.file_name()) {
+            (Some(path), _) => path.to_string_lossy().into_owned(),
+            (None, Some(name)) => format!("{place}-{}", name.to_string_lossy()),
+            (None, None) => format!("{place}.toml"),
+        };
+        (name, source.text.clone())
+    };
+    pipeline.sources.iter().enumerate().map(name).collect()
 }

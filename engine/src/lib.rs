@@ -13,6 +13,7 @@ mod difference;
 mod error;
 mod events;
 pub mod exit;
+mod export;
 mod history;
 mod journal;
 mod kind;

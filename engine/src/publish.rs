@@ -69,8 +69,13 @@ pub(crate) fn folder(results: &Path, pipeline: &Pipeline) -> PathBuf {
 
 /// `stage/port/axis=value/...` of a node's port.
 pub(crate) fn port_folder(node: &Node, port: &str) -> String {
-    let mut path = format!("{}/{port}", node.stage);
-    for (axis, value) in &node.axes {
+    folder_of(&node.stage, &node.axes, port)
+}
+
+/// The same, of a node that is known by its stage and its axes alone.
+pub(crate) fn folder_of(stage: &str, axes: &[(String, String)], port: &str) -> String {
+    let mut path = format!("{stage}/{port}");
+    for (axis, value) in axes {
         path.push('/');
         path.push_str(axis);
         path.push('=');

@@ -4,6 +4,7 @@
 
 mod damage;
 mod edits;
+mod export;
 mod failures;
 mod interrupts;
 mod mistakes;

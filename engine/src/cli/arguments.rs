@@ -121,6 +121,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  pipe diff study.toml 01a2 last\n  pipe diff study.toml 01a2 01a3 --exit-code"
     )]
     Diff(DiffArguments),
+    /// Writes a run to a folder or an archive that stands alone: results, study, provenance (RO-Crate)
+    #[command(
+        after_help = "Examples:\n  pipe export study.toml last results.zip\n  pipe export study.toml 01a2 crate/ report 'tested*'"
+    )]
+    Export(ExportArguments),
     /// Draws the graph of a study
     Graph(GraphArguments),
     /// Finds every mistake of a pipeline file, with its place
@@ -336,6 +341,22 @@ pub(crate) struct DiffArguments {
     /// Exit with 6 if anything differs
     #[arg(long)]
     pub(crate) exit_code: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A run: its id, the beginning of it, or `last`
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// A folder that does not exist, or an archive if it ends in `.zip`
+    #[arg(value_name = "FOLDER|FILE.zip")]
+    pub(crate) to: PathBuf,
+    /// Stages, nodes or globs whose results are written; all by default. Provenance is written of every node
+    #[arg(value_name = "NODE")]
+    pub(crate) targets: Vec<String>,
 }
 
 #[derive(Args, Debug)]

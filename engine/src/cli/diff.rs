@@ -2,16 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use pipe_cache::{Digest, Record, RunFolder, Store};
+use pipe_cache::{Digest, Record, Store};
 use serde_json::{Value as Json, json};
 
 use super::arguments::{Arguments, DiffArguments};
-use super::log::find_run;
+use super::log::run_and_plan;
 use super::study::open_store;
 use super::{CliError, print, print_json};
 use crate::difference::{Difference, differences};
 use crate::exit;
-use crate::history::StoredPlan;
 
 /// How a node differs.
 struct NodeDifference {
@@ -27,8 +26,8 @@ struct NodeDifference {
 pub(crate) fn diff(arguments: &Arguments, diff: &DiffArguments) -> Result<u8, CliError> {
     let store = open_store(arguments, Some(&diff.pipeline), false)?
         .ok_or_else(|| CliError::new(exit::USAGE, "error: there is no store, so there are no runs"))?;
-    let (old_run, old) = plan_of(&store, &diff.old)?;
-    let (new_run, new) = plan_of(&store, &diff.new)?;
+    let (old_run, old) = run_and_plan(&store, &diff.old)?;
+    let (new_run, new) = run_and_plan(&store, &diff.new)?;
     let names: BTreeSet<&String> = old.nodes.keys().chain(new.nodes.keys()).collect();
     let mut found = Vec::new();
     let mut equal = 0;
@@ -49,18 +48,6 @@ pub(crate) fn diff(arguments: &Arguments, diff: &DiffArguments) -> Result<u8, Cl
         print(&text)?;
     }
     Ok(if diff.exit_code && !found.is_empty() { exit::WORK_TO_DO } else { exit::DONE })
-}
-
-fn plan_of(store: &Store, text: &str) -> Result<(RunFolder, StoredPlan), CliError> {
-    let run = find_run(store, text)?.ok_or_else(|| {
-        let mut error = CliError::new(exit::USAGE, format!("error: `{text}` is no run"));
-        error.hint =
-            Some("`pipe log` lists the runs; the beginning of an id is enough, or `last`".to_owned());
-        error
-    })?;
-    let plan = StoredPlan::read(store, &run)
-        .ok_or_else(|| CliError::new(exit::USAGE, format!("error: run {} left no plan", run.id())))?;
-    Ok((run, plan))
 }
 
 fn compare(

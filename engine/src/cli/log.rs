@@ -7,6 +7,7 @@ use super::arguments::{Arguments, LogArguments};
 use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::exit;
+use crate::history::StoredPlan;
 use crate::journal::{Journal, events};
 use crate::kind::Registry;
 
@@ -26,6 +27,22 @@ pub(crate) fn log(arguments: &Arguments, log: &LogArguments, registry: &Registry
             None => outputs(store, &study, target, json),
         },
     }
+}
+
+/// The run that a person means and has to mean, with its plan.
+///
+/// # Errors
+/// If there is no such run, or it left no plan.
+pub(crate) fn run_and_plan(store: &Store, text: &str) -> Result<(RunFolder, StoredPlan), CliError> {
+    let run = find_run(store, text)?.ok_or_else(|| {
+        let mut error = CliError::new(exit::USAGE, format!("error: `{text}` is no run"));
+        error.hint =
+            Some("`pipe log` lists the runs; the beginning of an id is enough, or `last`".to_owned());
+        error
+    })?;
+    let plan = StoredPlan::read(store, &run)
+        .ok_or_else(|| CliError::new(exit::USAGE, format!("error: run {} left no plan", run.id())))?;
+    Ok((run, plan))
 }
 
 /// The run that a person means: its id, the unambiguous beginning of one, or `last`.

@@ -5,6 +5,7 @@ mod clean;
 mod diff;
 mod doctor;
 mod drawing;
+mod export;
 mod fetching;
 mod gc;
 mod graph;
@@ -52,6 +53,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Show(show) => show::show(&arguments, show, registry),
         Command::Log(log) => log::log(&arguments, log, registry),
         Command::Diff(diff) => diff::diff(&arguments, diff),
+        Command::Export(export) => export::export(&arguments, export),
         Command::Verify(verify) => verify::verify(&arguments, verify, registry),
         Command::Gc(gc) => gc::gc(&arguments, gc),
         Command::Pin(pin) => gc::pin(&arguments, pin, registry),

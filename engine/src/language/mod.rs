@@ -40,6 +40,7 @@ pub use diagnostic::{Diagnostic, Label, Severity};
 pub use render::{render_json, render_text};
 pub use resources::Limits;
 pub use schema::schema;
+pub(crate) use select::means;
 pub use select::select;
 
 use crate::kind::Registry;

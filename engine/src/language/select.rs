@@ -4,6 +4,11 @@ use super::diagnostic::Diagnostic;
 use super::{reference, suggestion};
 use crate::pipeline::{NodeId, Origin, Pipeline};
 
+/// Whether `target`, a stage, a node, or a glob over either, means the node `name` of `stage`.
+pub(crate) fn means(target: &str, stage: &str, name: &str) -> bool {
+    target == stage || target == name || (target.contains('*') && (glob(target, name) || glob(target, stage)))
+}
+
 /// The nodes that `target` names, in node order: `finetune`, `finetune[model=clip]` (other axes
 /// free), `finetune[model=clip,seed=0]`, or a glob such as `eval*`.
 ///

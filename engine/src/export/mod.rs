@@ -1,0 +1,224 @@
+//! A run as a folder or an archive that stands alone: its results, the files of the study, what each
+//! action was made of, and all of it described as a Workflow Run RO-Crate.
+
+mod description;
+mod target;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use pipe_cache::{Digest, Record, RunFolder, Store, StoreError};
+
+use crate::history::StoredPlan;
+use crate::journal::Journal;
+use crate::publish;
+use description::Description;
+use target::Target;
+
+/// A node of the run.
+pub(crate) struct Execution {
+    pub(crate) name: String,
+    pub(crate) stage: String,
+    pub(crate) axes: Vec<(String, String)>,
+    pub(crate) key: Digest,
+    /// None where it failed, did not run, or its result is gone.
+    pub(crate) record: Option<Record>,
+    /// Why it failed, if it did.
+    pub(crate) failure: Option<String>,
+}
+
+impl Execution {
+    fn new(store: &Store, name: &str, key: Digest, plan: &StoredPlan) -> Result<Self, StoreError> {
+        let (stage, axes) = parts_of(name);
+        Ok(Self {
+            name: name.to_owned(),
+            stage,
+            axes,
+            key,
+            record: store.record(&key)?,
+            failure: plan.failed.get(name).cloned(),
+        })
+    }
+
+    /// Where the files of an output lie in the crate.
+    fn folder(&self, port: &str) -> String {
+        format!("results/{}", publish::folder_of(&self.stage, &self.axes, port))
+    }
+}
+
+/// The stage of a node, from its name.
+pub(crate) fn stage_of(name: &str) -> &str {
+    name.split_once('[').map_or(name, |(stage, _)| stage)
+}
+
+/// The stage and the axes of a node, from its name.
+fn parts_of(name: &str) -> (String, Vec<(String, String)>) {
+    let Some((stage, axes)) =
+        name.split_once('[').and_then(|(stage, rest)| Some((stage, rest.strip_suffix(']')?)))
+    else {
+        return (name.to_owned(), Vec::new());
+    };
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for piece in axes.split(',') {
+        let is_name = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        };
+        match (piece.split_once('=').filter(|(axis, _)| is_name(axis)), pairs.last_mut()) {
+            (Some((axis, value)), _) => pairs.push((axis.to_owned(), value.to_owned())),
+            // A comma of the value itself.
+            (None, Some((_, value))) => value.push_str(&format!(",{piece}")),
+            (None, None) => pairs.push((String::new(), piece.to_owned())),
+        }
+    }
+    (stage.to_owned(), pairs)
+}
+
+/// A file that was written.
+pub(crate) struct Written {
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+/// What was exported.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) nodes: usize,
+    pub(crate) files: usize,
+    pub(crate) bytes: u64,
+    /// Nodes without a result, with the reason.
+    pub(crate) missing: Vec<(String, String)>,
+}
+
+/// Why nothing was exported.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExportError {
+    /// Nothing that exists is replaced.
+    #[error("`{}` exists", .0.display())]
+    Exists(PathBuf),
+    /// A stored file is not what it was.
+    #[error("a file of `{node}`, `{path}`, is damaged in the store")]
+    Damaged { node: String, path: String },
+    /// A file could not be read or written.
+    #[error("writing `{path}`")]
+    Write {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Writes `run` to `to`: an archive if that ends in `.zip`, else a folder. Of the nodes that `wanted` leaves
+/// out only the provenance is written. `to` appears whole or not at all.
+pub(crate) fn export(
+    store: &Store,
+    run: &RunFolder,
+    plan: &StoredPlan,
+    to: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Summary, ExportError> {
+    if to.symlink_metadata().is_ok() {
+        return Err(ExportError::Exists(to.to_owned()));
+    }
+    let executions = plan
+        .nodes
+        .iter()
+        .map(|(name, key)| Execution::new(store, name, *key, plan))
+        .collect::<Result<Vec<Execution>, StoreError>>()?;
+    let mut target = Target::create(to)?;
+    let mut summary = Summary { nodes: executions.len(), ..Summary::default() };
+    let study = study_files(plan, &mut target)?;
+    let mut kept = run_files(run, &mut target)?;
+    let mut outputs = BTreeMap::new();
+    for execution in &executions {
+        let Some(record) = &execution.record else {
+            let reason =
+                execution.failure.clone().unwrap_or_else(|| "its result is not in the store".to_owned());
+            summary.missing.push((execution.name.clone(), reason));
+            continue;
+        };
+        let path = format!("records/{}.json", execution.key);
+        kept.push(target.copy(&path, &store.record_path(&execution.key), None)?);
+        if !wanted(&execution.name) {
+            continue;
+        }
+        for (port, output) in &record.outputs {
+            let folder = execution.folder(port);
+            let mut files = Vec::with_capacity(output.files.len());
+            for file in &output.files {
+                let path = format!("{folder}/{}", file.path);
+                let written = target.copy(&path, &store.blob_path(&file.blob), Some(&file.blob));
+                files.push(written.map_err(|error| match error {
+                    ExportError::Damaged { path, .. } => {
+                        ExportError::Damaged { node: execution.name.clone(), path }
+                    }
+                    other => other,
+                })?);
+            }
+            outputs.insert(folder, files);
+        }
+    }
+    let journal = Journal::read(run);
+    let description = Description {
+        run,
+        plan,
+        journal: journal.as_ref(),
+        executions: &executions,
+        study: &study,
+        kept: &kept,
+        outputs: &outputs,
+    };
+    target.write("README.md", description.read_me().as_bytes())?;
+    let metadata = format!("{:#}\n", description.metadata());
+    target.write("ro-crate-metadata.json", metadata.as_bytes())?;
+    (summary.files, summary.bytes) = target.finish()?;
+    Ok(summary)
+}
+
+/// The files that made the study; the pipeline file first.
+fn study_files(plan: &StoredPlan, target: &mut Target) -> Result<Vec<Written>, ExportError> {
+    plan.files.iter().map(|(path, text)| target.write(&format!("study/{path}"), text.as_bytes())).collect()
+}
+
+/// What the run left: its plan, its events, what its stages said.
+fn run_files(run: &RunFolder, target: &mut Target) -> Result<Vec<Written>, ExportError> {
+    let mut files = Vec::new();
+    for (name, path) in [("run/plan.json", run.plan()), ("run/events.jsonl", run.events())] {
+        if path.is_file() {
+            files.push(target.copy(name, &path, None)?);
+        }
+    }
+    let mut logs: Vec<PathBuf> = std::fs::read_dir(run.path().join("logs"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0))
+        .collect();
+    logs.sort();
+    for path in logs {
+        let Some(name) = path.file_name() else { continue };
+        files.push(target.copy(&format!("run/logs/{}", name.to_string_lossy()), &path, None)?);
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts_of;
+
+    #[test]
+    fn names_fall_into_stage_and_axes() {
+        let pair = |axis: &str, value: &str| (axis.to_owned(), value.to_owned());
+        assert_eq!(parts_of("read"), ("read".to_owned(), Vec::new()));
+        assert_eq!(
+            parts_of("tuned[model=clip,lr=1e-5]"),
+            ("tuned".to_owned(), vec![pair("model", "clip"), pair("lr", "1e-5")])
+        );
+        assert_eq!(parts_of("a[x=1,2,y=b=c]"), ("a".to_owned(), vec![pair("x", "1,2"), pair("y", "b=c")]));
+    }
+}
