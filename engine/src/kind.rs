@@ -396,11 +396,23 @@ pub fn canonical(json: &serde_json::Value) -> Value {
 pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
     numerics: String,
+    templates: Vec<Template>,
+}
+
+/// A study to begin with, for `pipe init`.
+#[derive(Clone, Copy, Debug)]
+pub struct Template {
+    /// What `--template` calls it.
+    pub name: &'static str,
+    /// What it asks, in a few words.
+    pub summary: &'static str,
+    /// The pipeline file.
+    pub text: &'static str,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned() }
+        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned(), templates: Vec::new() }
     }
 }
 
@@ -420,6 +432,18 @@ impl Registry {
         let previous = self.kinds.insert(name, Arc::new(kind));
         assert!(previous.is_none(), "kind `{name}` is registered twice");
         self
+    }
+
+    /// Adds a study to begin with; the first is the default.
+    #[must_use]
+    pub fn with_template(mut self, template: Template) -> Self {
+        self.templates.push(template);
+        self
+    }
+
+    /// The studies to begin with.
+    pub fn templates(&self) -> &[Template] {
+        &self.templates
     }
 
     /// Sets the numerics class of this machine: what enters the key of kinds with tensor arithmetic.

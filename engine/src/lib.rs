@@ -38,7 +38,7 @@ pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageCont
 pub use error::{FailureClass, StageError};
 pub use kind::{
     AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
-    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
+    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, Template, canonical,
 };
 pub use pipe_cache as cache;
 pub use remote::Remote;

@@ -14,10 +14,14 @@ pub const CAPTIONS: ArtifactType = ArtifactType("table<captions>");
 pub const QUESTIONS: ArtifactType = ArtifactType("table<questions>");
 /// Masks of regions in images.
 pub const MASKS: ArtifactType = ArtifactType("table<masks>");
+/// The region of each voxel of a volume.
+pub const VOLUME_MASKS: ArtifactType = ArtifactType("table<volume_masks>");
 /// What an ingest counted, and what splits share.
 pub const CHECKS: ArtifactType = ArtifactType("table<checks>");
 /// Boxes around things in images.
 pub const BOXES: ArtifactType = ArtifactType("table<boxes>");
+/// The answer of a query.
+pub const QUERY: ArtifactType = ArtifactType("table<query>");
 /// Facts, one row each.
 pub const KNOWLEDGE: ArtifactType = ArtifactType("table<knowledge>");
 /// Contact sheets: the first images of each split as PNG files.

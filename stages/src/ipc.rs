@@ -19,6 +19,8 @@ use arrow_schema::{DataType, Field, Schema};
 use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
 use pipe_engine::{OutputWriter, StageError, TablePart};
 
+use crate::table::{Table, from_batch};
+
 /// A column of tensors of one shape.
 pub(crate) fn tensor_column(
     name: &str,
@@ -70,6 +72,30 @@ pub(crate) fn write_table(
     let mut writer = BatchWriter::new(output, metadata)?;
     writer.write(columns)?;
     writer.finish(output, schema)
+}
+
+/// Hands on the rows of an Arrow file batch by batch, all columns but tensors and bytes.
+///
+/// # Errors
+/// If it is damaged, or what takes the rows fails.
+pub(crate) fn each_without_tensors(
+    path: &Path,
+    take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
+) -> Result<(), StageError> {
+    let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
+    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
+    let reader = FileReader::try_new(file, None).map_err(damaged)?;
+    let is_plain = |field: &Field| {
+        !matches!(field.data_type(), DataType::FixedSizeList(..) | DataType::Struct(_) | DataType::Binary)
+    };
+    let schema = reader.schema();
+    let plain: Vec<usize> =
+        (0..schema.fields().len()).filter(|place| is_plain(schema.field(*place))).collect();
+    for batch in reader {
+        let batch = batch.and_then(|batch| batch.project(&plain)).map_err(damaged)?;
+        take(&from_batch(path, &batch)?)?;
+    }
+    Ok(())
 }
 
 /// A file of one batch.

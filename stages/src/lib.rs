@@ -24,6 +24,7 @@ mod metrics;
 mod model;
 pub mod phantom;
 mod png;
+mod query;
 mod registry;
 mod report;
 mod retrieval;

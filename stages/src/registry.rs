@@ -1,6 +1,6 @@
 //! All stage kinds of the program, one line each.
 
-use pipe_engine::Registry;
+use pipe_engine::{Registry, Template};
 
 /// The registry with every kind.
 pub fn registry() -> Registry {
@@ -22,9 +22,30 @@ pub fn registry() -> Registry {
         .with(crate::ingest::IngestSlake)
         .with(crate::ingest::IngestVqaRad)
         .with(crate::phantom::IngestPhantom)
+        .with(crate::query::RunQuery)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
         .with(crate::score::Score)
         .with(crate::tokenize::Tokenize)
         .with(crate::tokenizer::TrainTokenizer)
+        .with_template(Template {
+            name: "classify",
+            summary: "does a model classify better when it has seen captions first?",
+            text: include_str!("../templates/classify.toml"),
+        })
+        .with_template(Template {
+            name: "retrieval",
+            summary: "does a model find the caption of an image, and the image of a caption?",
+            text: include_str!("../templates/retrieval.toml"),
+        })
+        .with_template(Template {
+            name: "bias",
+            summary: "how much of a score is owed to something else than the disease?",
+            text: include_str!("../templates/bias.toml"),
+        })
+        .with_template(Template {
+            name: "attribution",
+            summary: "do explanations point at the lesion?",
+            text: include_str!("../templates/attribution.toml"),
+        })
 }

@@ -14,4 +14,5 @@ mod remote;
 mod scale;
 mod shards;
 mod study;
+mod templates;
 mod upkeep;

@@ -349,3 +349,37 @@ fn help_of_each_command_fits_a_screen() {
         "{help}"
     );
 }
+
+#[test]
+fn a_query_joins_the_study() {
+    let study = Study::finished();
+    let sql = "select model, metric, value from metrics where metric like '%recall%' order by model, metric";
+    let stage = |sql: &str| {
+        format!(
+            "{SMALL}\n[stage.ranking]\nkind = \"query\"\ninputs = {{ metrics = \"retrieved[model=*].metrics\" }}\nparams = {{ sql = \"{sql}\" }}\n"
+        )
+    };
+    study.write(&stage(sql));
+    assert_eq!(study.run(&[]).expect(0).started(), ["ranking"]);
+    let file = std::fs::File::open(study.path("results/small/ranking/table/part-00000.parquet"))
+        .expect("it is there");
+    let reader = parquet::file::reader::SerializedFileReader::new(file).expect("it is Parquet");
+    let rows: Vec<String> = reader.into_iter().map(|row| row.expect("a row").to_string()).collect();
+    assert!(rows.len() >= 6 && rows[0].contains("model: \"initial\""), "{rows:?}");
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+    // Another model is another row; nothing else of the study runs.
+    study.write(&stage(&sql.replace("value", "value, n")));
+    assert_eq!(study.run(&[]).expect(0).started(), ["ranking"]);
+    study.write(&stage("select model form metrics"));
+    let answer = study.pipe(&["check", "study.toml"]).expect(2);
+    assert!(
+        answer.stderr.contains("syntax error") && answer.stderr.contains("study.toml:"),
+        "{}",
+        answer.stderr
+    );
+    study.write(&stage("select modle from metrics"));
+    let answer = study.run(&[]).expect(1);
+    assert!(
+        answer.stderr.contains("no such column: modle") || answer.stdout.contains("no such column: modle")
+    );
+}

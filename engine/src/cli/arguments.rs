@@ -92,6 +92,9 @@ impl Global {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Begins a study: writes a small pipeline file that runs within a minute
+    #[command(after_help = "Examples:\n  pipe init\n  pipe init my-study --template attribution")]
+    Init(InitArguments),
     /// Makes every result of a study up to date
     #[command(
         after_help = "Examples:\n  pipe run study.toml\n  pipe run study.toml tuned --set stage.tuned.params.lr=2e-5\n  pipe run study.toml --profile smoke"
@@ -155,6 +158,16 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InitArguments {
+    /// The folder; by default this one
+    #[arg(value_name = "FOLDER", default_value = ".")]
+    pub(crate) folder: PathBuf,
+    /// What the study asks; `--template help` lists them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) template: Option<String>,
 }
 
 #[derive(Args, Debug)]

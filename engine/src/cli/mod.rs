@@ -9,6 +9,7 @@ mod export;
 mod fetching;
 mod gc;
 mod graph;
+mod init;
 mod log;
 mod plan;
 mod run;
@@ -46,6 +47,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         }
     };
     let result = match &arguments.command {
+        Command::Init(init) => init::init(&arguments, init, registry),
         Command::Run(run) => run::run(&arguments, run, registry),
         Command::Plan(plan) => plan::plan(&arguments, plan, registry),
         Command::Why(target) => plan::why(&arguments, target, registry),

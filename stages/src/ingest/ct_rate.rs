@@ -16,7 +16,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::scans::{Scan, prepare};
-use self::tables::{LABELS, Report, Volume};
+pub(crate) use self::tables::LABELS;
+use self::tables::{Report, Volume};
 use super::checks::Checks;
 use super::rejects::Rejects;
 use super::seen::{Seen, key, text_key};

@@ -28,6 +28,7 @@ mod testing;
 mod vqa_rad;
 
 pub use ct_rate::IngestCtRate;
+pub(crate) use ct_rate::LABELS as ABNORMALITIES;
 pub use huggingface::IngestHuggingFace;
 pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;

@@ -35,6 +35,11 @@ pub(super) fn table(world: &World<'_>, rows: &[Row]) -> Table {
             all.extend(answers(world, split, rows, &of_split));
         }
     }
+    expected_table(&all)
+}
+
+/// Figures as a table.
+pub(super) fn expected_table(all: &[Expected]) -> Table {
     let number =
         |value: &dyn Fn(&Expected) -> f64| Column::Float64(all.iter().map(|one| Some(value(one))).collect());
     Table::new()

@@ -5,10 +5,10 @@ use pipe_engine::{
 };
 use rayon::prelude::*;
 
-use super::params::Params;
+use super::params::{Domain, Params};
 use super::places::places;
 use super::rows::{Drawn, Row, World};
-use super::{checks, figures, tables, twins};
+use super::{checks, figures, tables, twins, volumes};
 use crate::artifact;
 use crate::table::{Table, TableSchema, TableWriter, WriteOptions, write};
 
@@ -36,6 +36,20 @@ impl StageKind for IngestPhantom {
     }
 
     fn outputs(&self, params: &Params) -> Vec<OutputPort> {
+        if params.domain == Domain::Volume {
+            return vec![
+                OutputPort::new("volumes", artifact::VOLUMES, "the volumes, in Hounsfield units"),
+                OutputPort::new("labels", artifact::LABELS, "18 abnormalities, a bit each"),
+                OutputPort::new("captions", artifact::CAPTIONS, "findings and impressions of the reports"),
+                OutputPort::new(
+                    "masks",
+                    artifact::VOLUME_MASKS,
+                    "the finding that is outlined at each voxel",
+                ),
+                OutputPort::new("expected", artifact::EXPECTED, "figures that the planted truths imply"),
+                OutputPort::new("checks", artifact::CHECKS, "counts, and what splits share"),
+            ];
+        }
         let mut ports = vec![
             OutputPort::new("images", artifact::IMAGES, "the images, with planted truths as columns"),
             OutputPort::new("labels", artifact::LABELS, "one label per image"),
@@ -59,10 +73,13 @@ impl StageKind for IngestPhantom {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        if params.domain == Domain::Volume {
+            return volumes::ingest(params, context);
+        }
         let places = places(params);
         let world = World::new(params, &places);
         let provenance = context.provenance().to_owned();
-        let images = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
+        let images = WriteOptions { shard_rows: params.part_rows(), provenance: &provenance };
         let text = WriteOptions::text(&provenance);
         let schemas = [
             ("images", TableSchema::images(), images),

@@ -6,6 +6,7 @@ use super::params::{Domain, Params, Task};
 use super::places::Place;
 use super::sites::{CHEST, FINDINGS, MODALITIES};
 use super::stream::{Stream, key};
+use crate::ingest::ABNORMALITIES;
 
 /// Steps of severity: share of the image that is lesion, times its contrast. Fixed, so that a grade never
 /// depends on the other rows; a quarter of the study's lesions lies between each two.
@@ -25,6 +26,7 @@ pub(super) fn names(params: &Params) -> Vec<&'static str> {
         (Domain::Medical, Task::Severity) => vec!["none", "slight", "moderate", "marked", "severe"],
         (Domain::Medical, Task::Modality) => MODALITIES.to_vec(),
         (Domain::Medical, _) => FINDINGS.to_vec(),
+        (Domain::Volume, _) => ABNORMALITIES.to_vec(),
     }
 }
 

@@ -30,6 +30,8 @@ mod tables;
 mod tests;
 mod topics;
 mod twins;
+mod volume;
+mod volumes;
 
 pub use ingest::IngestPhantom;
 pub use params::{

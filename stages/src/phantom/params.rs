@@ -15,6 +15,8 @@ pub enum Domain {
     Medical,
     /// Coloured shapes.
     General,
+    /// Chest CT volumes with reports and the abnormalities of CT-RATE.
+    Volume,
 }
 
 impl Domain {
@@ -23,6 +25,7 @@ impl Domain {
         match self {
             Self::Medical => "medical",
             Self::General => "general",
+            Self::Volume => "volume",
         }
     }
 }
@@ -283,9 +286,12 @@ pub struct Params {
     pub domain: Domain,
     /// Decides every row.
     pub seed: i64,
-    /// Side of the images in pixels.
+    /// Side of the images in pixels, or of the slices of a volume.
     #[schemars(range(min = 28, max = 224))]
     pub size: i64,
+    /// Slices of a volume; by default two thirds of `size`.
+    #[schemars(range(min = 8, max = 224))]
+    pub depth: Option<i64>,
     /// Rows to train on; their patients are numbered from 0.
     #[schemars(range(min = 0, max = 100_000))]
     pub train: i64,
@@ -379,9 +385,9 @@ pub struct Params {
     pub duplicates: f64,
     /// Counterfactuals of the test rows, as a table of their own.
     pub twins: Vec<Twin>,
-    /// Rows of a part of the tables of images, on average.
-    #[schemars(range(min = 4, max = 65536))]
-    pub shard_rows: i64,
+    /// Rows of a part of the tables of images or volumes, on average; by default 256 images or 8 volumes.
+    #[schemars(range(min = 1, max = 65536))]
+    pub shard_rows: Option<i64>,
 }
 
 impl Default for Params {
@@ -390,6 +396,7 @@ impl Default for Params {
             domain: Domain::Medical,
             seed: 2026,
             size: 48,
+            depth: None,
             train: 1000,
             val: 0,
             test: 250,
@@ -424,7 +431,7 @@ impl Default for Params {
             leak_near: 0.0,
             duplicates: 0.0,
             twins: Vec::new(),
-            shard_rows: 256,
+            shard_rows: None,
         }
     }
 }
@@ -455,6 +462,12 @@ impl Params {
         if training { self.questions as u64 } else { test as u64 }
     }
 
+    /// Rows of a part of the tables of images or volumes, on average.
+    pub(super) fn part_rows(&self) -> usize {
+        let usual = if self.domain == Domain::Volume { 8 } else { 256 };
+        self.shard_rows.map_or(usual, |rows| rows as usize)
+    }
+
     /// Whether there is a table of questions.
     pub(super) fn has_questions(&self) -> bool {
         self.questions > 0 || self.questions_test.is_some_and(|count| count > 0)
@@ -465,8 +478,10 @@ impl Params {
         let mut problems = Problems::default();
         self.check_domain(&mut problems);
         self.check_labels(&mut problems);
-        self.check_copies(&mut problems);
-        self.check_language(&mut problems);
+        if self.domain != Domain::Volume {
+            self.check_copies(&mut problems);
+            self.check_language(&mut problems);
+        }
         if self.train + self.val + self.test == 0 {
             problems.add("train", "there are no rows to draw", "set `train`, `val` or `test`");
         }
@@ -485,6 +500,12 @@ impl Params {
 
     fn check_domain(&self, problems: &mut Problems) {
         let general_task = matches!(self.task, Task::Shape | Task::Colour | Task::Count);
+        if self.domain == Domain::Volume {
+            return self.check_volumes(problems);
+        }
+        if self.depth.is_some() {
+            problems.add("depth", "images have no depth", "leave it out, or set `domain = \"volume\"`");
+        }
         if self.domain == Domain::Medical {
             if general_task {
                 problems.add(
@@ -529,8 +550,35 @@ impl Params {
         }
     }
 
+    /// Volumes are drawn from few knobs: whatever else is set would change nothing.
+    fn check_volumes(&self, problems: &mut Problems) {
+        let Self { domain, seed, size, depth, train, val, test, test_offset, shard_rows, .. } = *self;
+        let images_per_patient = self.images_per_patient.clone();
+        let known = Self {
+            domain,
+            seed,
+            size,
+            depth,
+            train,
+            val,
+            test,
+            test_offset,
+            shard_rows,
+            images_per_patient,
+            ..Self::default()
+        };
+        let table = |params: &Self| match serde_json::to_value(params) {
+            Ok(serde_json::Value::Object(table)) => table,
+            _ => serde_json::Map::new(),
+        };
+        let (set, known) = (table(self), table(&known));
+        for name in set.keys().filter(|name| set.get(*name) != known.get(*name)) {
+            problems.add(name, "volumes are drawn without it", "leave it out, or set `domain = \"medical\"`");
+        }
+    }
+
     fn check_labels(&self, problems: &mut Problems) {
-        if self.domain == Domain::General {
+        if self.domain != Domain::Medical {
             return;
         }
         if self.task == Task::FindingChest && self.weights != Weights::Chest {

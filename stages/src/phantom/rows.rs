@@ -158,7 +158,10 @@ impl<'a> World<'a> {
     fn source(&self, origin: Origin) -> Source {
         let Origin { training, patient, image } = origin;
         match self.params.domain {
-            Domain::Medical => Source::Medical(Factors::draw(&knobs(self.params, training), patient, image)),
+            // Volumes have rows of their own.
+            Domain::Medical | Domain::Volume => {
+                Source::Medical(Factors::draw(&knobs(self.params, training), patient, image))
+            }
             Domain::General => Source::General(Scene::draw(self.params.seed as u64, patient, image)),
         }
     }

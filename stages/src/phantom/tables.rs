@@ -15,9 +15,9 @@ use super::sites::{FINDINGS, MODALITIES, REGIONS};
 use crate::png;
 use crate::table::{Column, Table};
 
-const LICENCE: &str = "CC0-1.0";
+pub(super) const LICENCE: &str = "CC0-1.0";
 
-fn dataset(params: &Params) -> String {
+pub(super) fn dataset(params: &Params) -> String {
     format!("phantom-{}", params.domain.name())
 }
 

@@ -157,6 +157,10 @@ fn column(array: &ArrayRef) -> Option<Column> {
             let array = array.as_primitive::<Float64Type>();
             Column::Float64(from_plain!(array, |value| value))
         }
+        DataType::Float32 => {
+            let array = array.as_primitive::<Float32Type>();
+            Column::Float64(from_plain!(array, f64::from))
+        }
         DataType::Binary => {
             let array = array.as_binary::<i32>();
             Column::Binary(from_plain!(array, <[u8]>::to_vec))

@@ -11,6 +11,7 @@ mod schema;
 mod write;
 
 pub use column::{Column, Table};
+pub(crate) use read::{from_batch, read_each};
 pub use read::{metadata, read, read_columns, read_without};
 pub use schema::{Field, Kind, TableSchema};
 pub(crate) use write::row_digests;

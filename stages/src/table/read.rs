@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
+use arrow_array::{RecordBatch, RecordBatchReader as _};
+use arrow_schema::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::{Artifact, StageError};
@@ -58,6 +60,44 @@ fn read_parts(artifact: &Artifact, wanted: Wanted<'_>) -> Result<Table, StageErr
     table.ok_or_else(|| StageError::input("table", "it has no Parquet part"))
 }
 
+/// Hands on the rows of a Parquet file piece by piece, all columns but files and bytes.
+///
+/// # Errors
+/// If it is damaged, or what takes the rows fails.
+pub(crate) fn read_each(
+    path: &Path,
+    take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
+) -> Result<(), StageError> {
+    let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
+    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+    let is_plain = |data_type: &DataType| {
+        !matches!(data_type, DataType::Struct(_) | DataType::Binary | DataType::LargeBinary)
+    };
+    let fields = builder.schema().fields().iter().enumerate();
+    let plain: Vec<usize> =
+        fields.filter(|(_, field)| is_plain(field.data_type())).map(|(place, _)| place).collect();
+    let mask = ProjectionMask::roots(builder.parquet_schema(), plain);
+    let reader = builder.with_projection(mask).with_batch_size(8192).build().map_err(damaged)?;
+    let mut empty = true;
+    let schema = reader.schema();
+    for batch in reader {
+        let batch = batch.map_err(|error| StageError::input(path, error.to_string()))?;
+        take(&from_batch(path, &batch)?)?;
+        empty = false;
+    }
+    if empty {
+        take(&from_batch(path, &RecordBatch::new_empty(schema))?)?;
+    }
+    Ok(())
+}
+
+/// The columns of a batch of a file.
+pub(crate) fn from_batch(path: &Path, batch: &RecordBatch) -> Result<Table, StageError> {
+    let columns = columns(batch).map_err(|reason| StageError::input(path, reason))?;
+    Ok(columns.into_iter().fold(Table::new(), |table, (name, column)| table.with(&name, column)))
+}
+
 /// One Parquet file as a table.
 pub(super) fn read_file(path: &Path, wanted: Wanted<'_>) -> Result<Table, StageError> {
     let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
@@ -76,18 +116,20 @@ pub(super) fn read_file(path: &Path, wanted: Wanted<'_>) -> Result<Table, StageE
     let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
     let builder = builder.with_projection(mask);
     let mut table: Option<Table> = None;
-    for batch in builder.with_batch_size(8192).build().map_err(damaged)? {
+    let reader = builder.with_batch_size(8192).build().map_err(damaged)?;
+    let schema = reader.schema();
+    for batch in reader {
         let batch = batch.map_err(|error| StageError::input(path, error.to_string()))?;
-        let mut part = Table::new();
-        for (name, column) in columns(&batch).map_err(|reason| StageError::input(path, reason))? {
-            part = part.with(&name, column);
-        }
+        let part = from_batch(path, &batch)?;
         table = Some(match table {
             None => part,
             Some(table) => table.append(part)?,
         });
     }
-    let mut table = table.unwrap_or_default();
+    let mut table = match table {
+        Some(table) => table,
+        None => from_batch(path, &RecordBatch::new_empty(schema))?,
+    };
     table.metadata = metadata;
     Ok(table)
 }

@@ -197,6 +197,10 @@ impl TableSchema {
         ]
     );
     schema!(
+        /// What a query answered: whatever columns it names.
+        query, "query", 10000, []
+    );
+    schema!(
         /// One row per retrieval query; ranks from 0.
         ranks, "ranks", 10000, [
             must("id", Kind::Utf8), must("direction", Kind::Category), must("rank", Kind::Int64),

@@ -10,7 +10,7 @@ use crate::ingest::source::{SourceFile, SourceFiles};
 use crate::ingest::splits::named_in;
 
 /// The abnormalities, in the order of the published columns.
-pub(super) const LABELS: [&str; 18] = [
+pub(crate) const LABELS: [&str; 18] = [
     "Medical material",
     "Arterial wall calcification",
     "Cardiomegaly",

@@ -3,6 +3,7 @@
 mod language;
 mod pictures;
 mod stage;
+mod volumes;
 
 use super::Params;
 use super::places::places;

@@ -1,0 +1,206 @@
+//! The inputs as tables of a database in a file, so that memory does not bound them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use pipe_engine::{InputArtifact, StageError};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
+
+use super::{answer, functions};
+use crate::ipc;
+use crate::table::{Column, Table, read_each};
+
+/// What a statement may call that gives something else each time, or reaches out of the database.
+const REFUSED: [&str; 14] = [
+    "random",
+    "randomblob",
+    "date",
+    "time",
+    "datetime",
+    "julianday",
+    "strftime",
+    "timediff",
+    "unixepoch",
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "load_extension",
+    "fts3_tokenizer",
+];
+
+/// The tables of a query.
+pub(super) struct Database {
+    connection: Connection,
+}
+
+/// One table that is being filled: its columns with their declared types.
+struct Columns {
+    axes: BTreeSet<String>,
+    declared: Vec<(String, &'static str)>,
+}
+
+impl Database {
+    pub(super) fn create(path: &Path) -> Result<Self, StageError> {
+        let open = || -> rusqlite::Result<Connection> {
+            let connection = Connection::open(path)?;
+            // It is a scratch file: nothing of it outlives the query.
+            connection.execute_batch(
+                "pragma journal_mode = off; pragma synchronous = off; pragma temp_store = file",
+            )?;
+            functions::register(&connection)?;
+            Ok(connection)
+        };
+        open()
+            .map(|connection| Self { connection })
+            .map_err(|error| StageError::because("opening a database", error))
+    }
+
+    /// Adds the rows of all artifacts of an input as one table.
+    pub(super) fn add(&mut self, name: &str, artifacts: &[InputArtifact]) -> Result<(), StageError> {
+        let columns = columns(name, artifacts)?;
+        let fail = |error| StageError::because(format!("filling the table `{name}`"), error);
+        let declared: Vec<String> =
+            columns.declared.iter().map(|(name, kind)| format!("{} {kind}", quoted(name))).collect();
+        let create = format!("create table {} ({})", quoted(name), declared.join(", "));
+        let places = vec!["?"; declared.len()].join(", ");
+        let insert = format!("insert into {} values ({places})", quoted(name));
+        let transaction = self.connection.transaction().map_err(fail)?;
+        transaction.execute_batch(&create).map_err(fail)?;
+        let mut statement = transaction.prepare(&insert).map_err(fail)?;
+        for given in artifacts {
+            each_piece(name, given, &mut |table| {
+                for row in 0..table.rows() {
+                    let values = columns.declared.iter().map(|(column, _)| {
+                        if columns.axes.contains(column) {
+                            return given
+                                .axes
+                                .get(column)
+                                .map_or(Value::Null, |value| Value::Text(value.clone()));
+                        }
+                        table.column(column).map_or(Value::Null, |column| value(column, row))
+                    });
+                    statement.execute(params_from_iter(values)).map_err(fail)?;
+                }
+                Ok(())
+            })?;
+        }
+        drop(statement);
+        transaction.commit().map_err(fail)
+    }
+
+    /// What a query answers. `check` is asked again and again whether it may go on.
+    pub(super) fn answer(
+        self,
+        sql: &str,
+        check: &dyn Fn() -> Result<(), StageError>,
+    ) -> Result<Table, StageError> {
+        self.connection
+            .authorizer(Some(|context: AuthContext<'_>| match context.action {
+                AuthAction::Select | AuthAction::Recursive | AuthAction::Read { .. } => Authorization::Allow,
+                AuthAction::Function { function_name }
+                    if !REFUSED.iter().any(|refused| function_name.eq_ignore_ascii_case(refused)) =>
+                {
+                    Authorization::Allow
+                }
+                _ => Authorization::Deny,
+            }))
+            .map_err(|error| StageError::because("guarding the database", error))?;
+        answer::answer(self.connection, sql, check)
+    }
+}
+
+/// A name as SQL writes it.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The columns of an input: its axes, then those of its tables. An axis replaces the column of its name.
+fn columns(name: &str, artifacts: &[InputArtifact]) -> Result<Columns, StageError> {
+    let axes: BTreeSet<String> = artifacts.iter().flat_map(|given| given.axes.keys().cloned()).collect();
+    let mut declared: Vec<(String, &'static str)> = axes.iter().map(|axis| (axis.clone(), "text")).collect();
+    // SQLite takes names for equal that differ in capitals only.
+    let mut known: BTreeMap<String, (String, &'static str)> =
+        declared.iter().map(|(name, kind)| (name.to_lowercase(), (name.clone(), *kind))).collect();
+    for given in artifacts {
+        each_piece(name, given, &mut |table| {
+            for (column, values) in table.columns() {
+                let Some(kind) = kind(values) else { continue };
+                match known.get(&column.to_lowercase()) {
+                    None => {
+                        known.insert(column.to_lowercase(), (column.clone(), kind));
+                        declared.push((column.clone(), kind));
+                    }
+                    Some((other, _)) if axes.contains(other) => {}
+                    Some((other, before)) if other != column || *before != kind => {
+                        let reason = format!(
+                            "column `{column}` is {kind}, and another table of it has `{other}` as {before}"
+                        );
+                        return Err(StageError::input(name, reason));
+                    }
+                    Some(_) => {}
+                }
+            }
+            Ok(())
+        })?;
+    }
+    if declared.is_empty() {
+        return Err(StageError::input(name, "it has no column that a query could read"));
+    }
+    Ok(Columns { axes, declared })
+}
+
+/// Hands on the rows of a table piece by piece. Tensors of an Arrow table are left out.
+fn each_piece(
+    name: &str,
+    given: &InputArtifact,
+    take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
+) -> Result<(), StageError> {
+    let mut found = false;
+    for file in given.artifact.files_ending(".parquet") {
+        found = true;
+        read_each(&file.location, &mut *take)?;
+    }
+    for file in given.artifact.files_ending(".arrow") {
+        found = true;
+        ipc::each_without_tensors(&file.location, &mut *take)?;
+    }
+    if found {
+        return Ok(());
+    }
+    let reason = format!("a query reads tables, and this is `{}`", given.artifact.artifact_type);
+    Err(StageError::input(name, reason))
+}
+
+/// The declared type of a column; files have none, and are left out.
+fn kind(column: &Column) -> Option<&'static str> {
+    match column {
+        Column::Utf8(_) => Some("text"),
+        Column::Bool(_) => Some("boolean"),
+        Column::Int32(_) | Column::Int64(_) => Some("integer"),
+        Column::Float64(_) => Some("real"),
+        Column::ListInt64(_) | Column::ListInt32(_) | Column::ListFloat32(_) | Column::ListUtf8(_) => {
+            Some("json")
+        }
+        Column::Image(_) | Column::Binary(_) => None,
+    }
+}
+
+fn value(column: &Column, row: usize) -> Value {
+    fn json<T: serde::Serialize>(list: &Option<Vec<T>>) -> Value {
+        list.as_ref().map_or(Value::Null, |list| Value::Text(serde_json::json!(list).to_string()))
+    }
+    match column {
+        Column::Utf8(values) => values[row].clone().map_or(Value::Null, Value::Text),
+        Column::Bool(values) => values[row].map_or(Value::Null, |value| Value::Integer(value.into())),
+        Column::Int32(values) => values[row].map_or(Value::Null, |value| Value::Integer(value.into())),
+        Column::Int64(values) => values[row].map_or(Value::Null, Value::Integer),
+        Column::Float64(values) => values[row].map_or(Value::Null, Value::Real),
+        Column::ListInt64(values) => json(&values[row]),
+        Column::ListInt32(values) => json(&values[row]),
+        Column::ListFloat32(values) => json(&values[row]),
+        Column::ListUtf8(values) => json(&values[row]),
+        Column::Image(_) | Column::Binary(_) => Value::Null,
+    }
+}
