@@ -37,6 +37,8 @@ pub(crate) struct Attempt {
     pub(crate) outputs: Vec<OutputPort>,
     pub(crate) task: Task,
     pub(crate) threads: usize,
+    /// The slots of the GPUs that it has for itself.
+    pub(crate) gpus: Vec<usize>,
     pub(crate) store: Store,
     pub(crate) run: String,
     /// The git revision of the project.
@@ -232,6 +234,7 @@ impl Attempt {
         let policy = self.node.checkpoint;
         let checkpoints = self.store.checkpoints(&self.key.digest(), policy.keep);
         context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), policy.every));
+        context = context.with_gpus(self.gpus.clone());
         match &self.task {
             Task::Whole => {}
             Task::Part(_) => context = context.of_part(),

@@ -152,6 +152,7 @@ pub struct StageContext<'a> {
     pub(crate) outputs: BTreeMap<String, OutputWriter>,
     pub(crate) host: &'a dyn StageHost,
     pub(crate) threads: usize,
+    pub(crate) gpus: Vec<usize>,
     pub(crate) scratch: PathBuf,
     pub(crate) provenance: String,
     /// What the parts gave, by output port, while they are merged.
@@ -171,7 +172,14 @@ impl<'a> StageContext<'a> {
         provenance: String,
     ) -> Self {
         let (partials, is_part, checkpoints) = (BTreeMap::new(), false, Checkpoints::none());
-        Self { inputs, outputs, host, threads, scratch, provenance, partials, is_part, checkpoints }
+        let gpus = Vec::new();
+        Self { inputs, outputs, host, threads, gpus, scratch, provenance, partials, is_part, checkpoints }
+    }
+
+    /// The same context with GPUs of its own.
+    #[must_use]
+    pub fn with_gpus(self, gpus: Vec<usize>) -> Self {
+        Self { gpus, ..self }
     }
 
     /// The same context with checkpoints.
@@ -279,6 +287,12 @@ impl<'a> StageContext<'a> {
     /// The number of threads that this action may use; the calling thread is inside a pool of it.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// The slots of the GPUs that this action alone may use, in rising order: ordinals among the devices
+    /// that the process sees. As many as `resources.gpu` asks for.
+    pub fn gpus(&self) -> &[usize] {
+        &self.gpus
     }
 
     /// A private folder that lives as long as the attempt.

@@ -17,9 +17,11 @@ mod history;
 mod journal;
 mod kind;
 pub mod language;
+mod machine;
 mod panics;
 pub mod pipeline;
 mod plan;
+mod program;
 mod progress;
 mod publish;
 mod remote;
@@ -40,4 +42,5 @@ pub use kind::{
     OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;
+pub use program::Program;
 pub use remote::Remote;

@@ -63,6 +63,8 @@ pub struct Pipeline {
     pub project: PathBuf,
     /// The profiles chosen, in order.
     pub profiles: Vec<String>,
+    /// What all actions together may take.
+    pub executor: Executor,
     /// The files read; the first is the pipeline file.
     pub sources: Vec<SourceFile>,
     /// The stages, in file order.
@@ -158,6 +160,28 @@ pub enum InputSource {
     Blob(Digest),
 }
 
+/// What the executor has for all actions that run at one time.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Executor {
+    /// How much.
+    pub limits: Limits,
+    /// Where each limit was written, by its name in `[executor.local]`: `cpu`, `tokens.licence`.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// How much there is of everything that actions ask for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Cores.
+    pub cpu: usize,
+    /// Devices of the kind GPU; their slots are numbered from 0.
+    pub gpu: usize,
+    /// Bytes of memory; `None`: unknown, so anything goes.
+    pub memory: Option<u64>,
+    /// Tokens that the study defines.
+    pub tokens: BTreeMap<String, usize>,
+}
+
 /// Resources of one action.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Resources {
@@ -169,6 +193,8 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// Wall time limit, in seconds.
     pub time: Option<u64>,
+    /// Tokens that the study defines: name to how many.
+    pub tokens: BTreeMap<String, usize>,
 }
 
 /// What lies between two checkpoints of an action that keeps its state.
@@ -239,8 +265,9 @@ impl Retry {
 
 impl Resources {
     /// What was asked for, as names and values of a pipeline file.
-    pub(crate) fn json(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+    pub(crate) fn json(&self) -> impl Iterator<Item = (&str, serde_json::Value)> {
         let gpu = (self.gpu > 0).then_some(self.gpu);
+        let tokens = self.tokens.iter().map(|(name, count)| (name.as_str(), Some((*count).into())));
         [
             ("cpu", self.cpu.map(serde_json::Value::from)),
             ("gpu", gpu.map(serde_json::Value::from)),
@@ -248,6 +275,7 @@ impl Resources {
             ("time", self.time.map(serde_json::Value::from)),
         ]
         .into_iter()
+        .chain(tokens)
         .filter_map(|(name, value)| Some((name, value?)))
     }
 }

@@ -20,7 +20,7 @@ use crate::events::EventLog;
 use crate::exit;
 use crate::history::History;
 use crate::kind::Registry;
-use crate::pipeline::NodeId;
+use crate::pipeline::{Limits, NodeId};
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
@@ -230,9 +230,10 @@ impl Session<'_> {
             .filter(|index| plan.records[*index].is_none())
             .filter_map(|index| Some((NodeId(index), self.history.seconds(&pipeline.nodes[index].name)?)))
             .collect();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let limits = pipeline.executor.limits.clone();
+        let cpu = run.jobs.unwrap_or(limits.cpu).max(1);
         let options = RunOptions {
-            cores: run.jobs.unwrap_or(cores).max(1),
+            limits: Limits { cpu, ..limits },
             on_failure: match run.fail_fast.as_deref() {
                 Some("now") => OnFailure::StopAll,
                 Some(_) => OnFailure::StopStarting,

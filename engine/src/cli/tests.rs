@@ -1,6 +1,7 @@
 //! The program with kinds made for tests: stages that panic, fail and count how often they run.
 
 mod edits;
+mod resources;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ enum Does {
     /// Two attempts at the same text fail.
     FailTwice,
     BadInput,
+    /// It notes who else runs.
+    Meet,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -41,6 +44,8 @@ enum Does {
 struct Params {
     text: String,
     does: Does,
+    /// Tells nodes of one text apart.
+    number: i64,
 }
 
 /// Writes its text and what it read.
@@ -104,6 +109,7 @@ impl StageKind for Note {
                 }
             }
             Does::BadInput => return Err(StageError::input("x.csv", "it is torn")),
+            Does::Meet => resources::meet(&params.text, context),
             Does::Differ => text.push_str(&number.to_string()),
             Does::Write => {}
         }

@@ -11,16 +11,17 @@ use super::files::Document;
 use super::item::{Entry, Item, ItemValue, Table};
 use super::matrix::{self, Matrix, node_name, value_name};
 use super::overrides::Override;
-use super::resources::{self, Limits};
+use super::resources;
 use super::template::{self, Scope};
-use super::{checkpoint, params, retry, suggestion};
+use super::{checkpoint, executor, params, retry, suggestion};
 use crate::kind::{AnyKind, KindDescription, Registry, ResolvedParams};
-use crate::pipeline::{Node, NodeId, Origin, SourceFile, Stage};
+use crate::pipeline::{Executor, Limits, Node, NodeId, Origin, SourceFile, Stage};
 
 /// What came of the stages.
 pub(crate) struct Expanded {
     pub(crate) stages: Vec<Stage>,
     pub(crate) nodes: Vec<Node>,
+    pub(crate) executor: Executor,
     /// Variables that some template read.
     pub(crate) used_vars: BTreeSet<String>,
 }
@@ -41,7 +42,7 @@ pub(crate) struct Draft {
 pub(crate) fn expand(
     document: &Document,
     registry: &Registry,
-    limits: &Limits,
+    machine: Limits,
     sources: &[SourceFile],
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Expanded {
@@ -49,7 +50,8 @@ pub(crate) fn expand(
     let vars = template::resolve_vars(&document.vars, &used, diagnostics);
     let scope = Scope::new(&vars, &used);
     let mut matrices = matrix::expand_all(document, &scope, diagnostics);
-    let mut expander = Expander { registry, limits, kinds: BTreeMap::new(), diagnostics };
+    let executor = executor::read(&document.executor, machine, &scope, diagnostics);
+    let mut expander = Expander { registry, executor: &executor, kinds: BTreeMap::new(), diagnostics };
     let mut stages = Vec::new();
     let mut drafts: Vec<Draft> = Vec::new();
     for entry in document.stages.iter() {
@@ -79,13 +81,13 @@ pub(crate) fn expand(
     }
     let nodes = connect::connect(drafts, &stages, &matrices, sources, diagnostics);
     note_profiles(document, &used);
-    Expanded { stages, nodes, used_vars: used.into_inner() }
+    Expanded { stages, nodes, executor, used_vars: used.into_inner() }
 }
 
 /// A variable that only a profile's values name is used, whether or not the profile is chosen.
 fn note_profiles(document: &Document, used: &RefCell<BTreeSet<String>>) {
     for profile in document.profiles.values() {
-        for entry in profile.vars.iter().chain(profile.set.iter()) {
+        for entry in profile.vars.iter().chain(profile.set.iter()).chain(profile.executor.iter()) {
             used.borrow_mut().extend(template::names_in(&entry.item).into_iter().map(str::to_owned));
         }
     }
@@ -107,7 +109,7 @@ struct StageItem<'a> {
 
 struct Expander<'a> {
     registry: &'a Registry,
-    limits: &'a Limits,
+    executor: &'a Executor,
     kinds: BTreeMap<String, Rc<KnownKind>>,
     diagnostics: &'a mut Vec<Diagnostic>,
 }
@@ -261,7 +263,7 @@ impl Expander<'_> {
             kind_origin: stage.table.get("kind").map_or_else(|| origin.clone(), |item| item.origin.clone()),
             origins: params::origins(params.unwrap_or(&empty)),
             inputs: Vec::new(),
-            resources: resources::read(resources, self.limits, self.diagnostics),
+            resources: resources::read(resources, self.executor, self.diagnostics),
             retry: retry::read(retry, self.diagnostics),
             checkpoint: checkpoint::read(checkpoint, self.diagnostics),
             setting_origins: [("resources", resources), ("retry", retry), ("checkpoint", checkpoint)]
