@@ -1,6 +1,6 @@
 //! One execution of an action: staging, the stage itself in a pool of its own, commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
@@ -18,6 +18,7 @@ use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
+use crate::isolate;
 use crate::kind::OutputPort;
 use crate::pipeline::Node;
 use crate::remote::{FetchError, Fetcher, News, Remote, RemoteFile, Watch};
@@ -222,41 +223,11 @@ impl Attempt {
         for absent in &self.absent {
             self.fetch(absent, &host)?;
         }
-        let provenance = provenance(&self.key, &self.node.params.json);
-        let mut context = StageContext::new(
-            self.inputs.clone(),
-            outputs,
-            &host,
-            self.threads,
-            staging.scratch()?,
-            provenance,
-        );
-        let policy = self.node.checkpoint;
-        let checkpoints = self.store.checkpoints(&self.key.digest(), policy.keep);
-        context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), policy.every));
-        context = context.with_gpus(self.gpus.clone());
-        match &self.task {
-            Task::Whole => {}
-            Task::Part(_) => context = context.of_part(),
-            Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
-        }
-        let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
-        let before = threads_time();
-        let outcome = worker.pool.install(|| {
-            std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
-                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
-                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
-            }))
-        });
-        // The threads work for one stage at a time, so all that they took was its own.
-        *cpu = Some(threads_time().saturating_sub(before));
-        let panicked = worker.panics.take();
-        let outcome = match outcome {
-            Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
-            Err(panic) => {
-                host.log(&panicked.unwrap_or_default());
-                Err(AttemptError::Panic(panic_text(panic.as_ref())))
-            }
+        let scratch = staging.scratch()?;
+        let outcome = if self.node.isolate {
+            self.in_child(&mut outputs, &host, &scratch, cpu)
+        } else {
+            self.in_process(&mut outputs, &host, scratch, worker, cpu)
         };
         if let Err(error) = outcome {
             host.log(&format!("{}: {}", self.node.name, chain(&error)));
@@ -272,7 +243,7 @@ impl Attempt {
         }
         let mut staged = Vec::new();
         for port in &self.outputs {
-            let writer = &context.outputs[&port.name];
+            let writer = &outputs[&port.name];
             let empty =
                 std::fs::read_dir(writer.folder()).map_or(true, |mut entries| entries.next().is_none());
             if empty {
@@ -317,11 +288,111 @@ impl Attempt {
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.node.name);
         }
-        if !policy.retain {
+        if !self.node.checkpoint.retain {
             // What stays of them is removed as garbage.
-            let _ = checkpoints.clear();
+            let _ = self.checkpoints().clear();
         }
         Ok(committed)
+    }
+
+    fn checkpoints(&self) -> pipe_cache::Checkpoints {
+        self.store.checkpoints(&self.key.digest(), self.node.checkpoint.keep)
+    }
+
+    /// The inputs that are fan-ins or lists.
+    fn lists(&self) -> BTreeSet<String> {
+        let lists = self.node.inputs.iter().filter(|input| input.is_list);
+        lists.map(|input| input.name.clone()).collect()
+    }
+
+    /// Executes the stage here.
+    fn in_process(
+        &self,
+        outputs: &mut BTreeMap<String, OutputWriter>,
+        host: &Host,
+        scratch: PathBuf,
+        worker: &Worker,
+        cpu: &mut Option<Duration>,
+    ) -> Result<(), AttemptError> {
+        let provenance = provenance(&self.key, &self.node.params.json);
+        let writers = std::mem::take(outputs);
+        let mut context =
+            StageContext::new(self.inputs.clone(), writers, host, self.threads, scratch, provenance)
+                .with_checkpoints(Checkpoints::new(self.checkpoints(), self.node.checkpoint.every))
+                .with_gpus(self.gpus.clone())
+                .with_memory(self.node.resources.memory)
+                .with_lists(self.lists());
+        match &self.task {
+            Task::Whole => {}
+            Task::Part(_) => context = context.of_part(),
+            Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
+        }
+        let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
+        let before = threads_time();
+        let outcome = worker.pool.install(|| {
+            std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
+                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
+                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
+            }))
+        });
+        // The threads work for one stage at a time, so all that they took was its own.
+        *cpu = Some(threads_time().saturating_sub(before));
+        let panicked = worker.panics.take();
+        *outputs = context.outputs;
+        match outcome {
+            Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
+            Err(panic) => {
+                host.log(&panicked.unwrap_or_default());
+                Err(AttemptError::Panic(panic_text(panic.as_ref())))
+            }
+        }
+    }
+
+    /// Executes the stage in a process of its own.
+    fn in_child(
+        &self,
+        outputs: &mut BTreeMap<String, OutputWriter>,
+        host: &Host,
+        scratch: &Path,
+        cpu: &mut Option<Duration>,
+    ) -> Result<(), AttemptError> {
+        let folder = |(port, writer): (&String, &OutputWriter)| (port.clone(), writer.folder().to_owned());
+        let request = isolate::Request {
+            node: self.node.name.clone(),
+            kind: self.node.description.name.to_owned(),
+            params: self.node.params.json.clone(),
+            inputs: self.inputs.clone(),
+            lists: self.lists(),
+            outputs: outputs.iter().map(folder).collect(),
+            partials: match &self.task {
+                Task::Merge(merge) => Some(merge.partials.clone()),
+                _ => None,
+            },
+            is_part: matches!(self.task, Task::Part(_)),
+            threads: self.threads,
+            gpus: self.gpus.clone(),
+            memory: self.node.resources.memory,
+            provenance: provenance(&self.key, &self.node.params.json),
+            checkpoints: isolate::CheckpointRequest {
+                store: self.store.root().to_owned(),
+                is_durable: self.store.is_durable(),
+                key: self.key.digest(),
+                keep: self.node.checkpoint.keep,
+                every: self.node.checkpoint.every,
+            },
+        };
+        let isolated = isolate::execute(&request, scratch, host);
+        *cpu = isolated.cpu;
+        let tables = isolated.result.map_err(|error| match error {
+            AttemptError::Stage(error) => self.with_known_path(error).into(),
+            error => error,
+        })?;
+        for (port, parts) in tables {
+            if let (Some(writer), Some(parts)) = (outputs.get_mut(&port), parts) {
+                writer.set_table(parts);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -353,7 +424,7 @@ fn locate(artifact: &Artifact, inside: &Path) -> Option<PathBuf> {
 }
 
 /// The processor time of the calling thread.
-fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
@@ -394,7 +465,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

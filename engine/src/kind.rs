@@ -43,6 +43,17 @@ pub enum InputClass {
     Lookup,
 }
 
+/// Of which producers the axis assignments are part of an input.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortAxes {
+    /// Of none.
+    Ignored,
+    /// Of the members of a fan-in or a list; a single artifact has none.
+    OfLists,
+    /// Of all.
+    Always,
+}
+
 /// An input port.
 #[derive(Clone, Debug)]
 pub struct InputPort {
@@ -56,8 +67,8 @@ pub struct InputPort {
     pub required: bool,
     /// Whether a fan-in (`stage[axis=*].port`) or a list of references is accepted.
     pub many: bool,
-    /// Whether the axis assignments of a fan-in are part of the input, and so of the key.
-    pub axes: bool,
+    /// Which axis assignments are part of the input, and so of the key: a stage sees no others.
+    pub axes: PortAxes,
     /// How rows flow.
     pub class: InputClass,
 }
@@ -69,7 +80,8 @@ impl InputPort {
         accepts: &'static [ArtifactType],
         summary: &'static str,
     ) -> Self {
-        Self { name, summary, accepts, required: true, many: false, axes: false, class: InputClass::Whole }
+        let (axes, class) = (PortAxes::Ignored, InputClass::Whole);
+        Self { name, summary, accepts, required: true, many: false, axes, class }
     }
 
     /// An input that may be left out.
@@ -89,7 +101,7 @@ impl InputPort {
 
     /// An input that takes one or many artifacts, with their axis assignments as metadata.
     pub const fn fan_in(name: &'static str, accepts: &'static [ArtifactType], summary: &'static str) -> Self {
-        Self { many: true, axes: true, ..Self::required(name, accepts, summary) }
+        Self { many: true, axes: PortAxes::Always, ..Self::required(name, accepts, summary) }
     }
 }
 

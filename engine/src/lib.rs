@@ -14,6 +14,7 @@ mod error;
 mod events;
 pub mod exit;
 mod history;
+mod isolate;
 mod journal;
 mod kind;
 pub mod language;
@@ -39,7 +40,7 @@ pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageCont
 pub use error::{FailureClass, StageError};
 pub use kind::{
     AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
-    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, canonical,
+    OutputPort, ParameterProblem, PortAxes, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;
 pub use program::Program;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pipe_cache::Digest;
+use serde::{Deserialize, Serialize};
 
 use crate::error::FailureClass;
 use crate::kind::{AnyKind, KindDescription, OutputPort, ResolvedParams};
@@ -117,8 +118,10 @@ pub struct Node {
     pub retry: Retry,
     /// When a long action keeps its state.
     pub checkpoint: CheckpointPolicy,
-    /// Where each resource and each value of `retry` and `checkpoint` was written: `resources.cpu`,
-    /// `retry.max`.
+    /// Whether its actions run in processes of their own.
+    pub isolate: bool,
+    /// Where each resource and each value of `retry`, `checkpoint` and `isolate` was written:
+    /// `resources.cpu`, `retry.max`.
     pub setting_origins: BTreeMap<String, Origin>,
     /// Where the stage's table begins.
     pub origin: Origin,
@@ -131,6 +134,8 @@ pub struct NodeInput {
     pub name: String,
     /// Its sources: one, or the members of a fan-in in the producer's node order.
     pub sources: Vec<InputSource>,
+    /// Whether it is a fan-in or a list, of however many members.
+    pub is_list: bool,
     /// Whether the axis assignments are part of the input and of the key.
     pub with_axes: bool,
     /// Where it was written.
@@ -153,6 +158,8 @@ pub enum InputSource {
         pattern: String,
         /// Absolute path or glob.
         path: PathBuf,
+        /// Whether what was recorded of it is taken as it is, without looking.
+        is_frozen: bool,
     },
     /// Files elsewhere: `hf:...`, `zenodo:...`, `https:...`.
     Remote(Remote),
@@ -198,7 +205,7 @@ pub struct Resources {
 }
 
 /// What lies between two checkpoints of an action that keeps its state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum CheckpointEvery {
     /// Seconds of wall time.
     Seconds(u64),

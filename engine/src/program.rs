@@ -168,7 +168,7 @@ impl Group {
         let pid = Pid::from_child(&child);
         let mut group = Self { child, pid, guard: None, is_reaped: false };
         let guard = Command::new("/bin/sh")
-            .args(["-c", "read line; kill -KILL -\"$0\"", &pid.as_raw_nonzero().to_string()])
+            .args(["-c", "read line; kill -s KILL -- \"-$0\"", &pid.as_raw_nonzero().to_string()])
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

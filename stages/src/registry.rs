@@ -8,6 +8,7 @@ pub fn registry() -> Registry {
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
+        .with(crate::command::Command)
         .with(crate::compare::Compare)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)

@@ -2,6 +2,7 @@
 //!
 //! The studies are small enough to run in a fraction of a second; what they compute is tested elsewhere.
 
+mod commands;
 mod damage;
 mod edits;
 mod failures;

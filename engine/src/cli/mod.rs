@@ -13,6 +13,7 @@ mod plan;
 mod run;
 mod show;
 mod signals;
+mod sources;
 mod status;
 mod study;
 mod summary;
@@ -61,6 +62,9 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Schema => print(&format!("{:#}\n", crate::language::schema(registry))),
         Command::Clean(file) => clean::clean(&arguments, file, registry),
         Command::Doctor(file) => doctor::doctor(&arguments, file, registry),
+        Command::Isolated { folder } => crate::isolate::serve(folder, registry)
+            .map(|()| exit::DONE)
+            .map_err(|reason| CliError::new(exit::STAGE_FAILED, format!("error: {reason}"))),
         Command::Completions { shell } => arguments::completions(*shell),
     };
     match result {

@@ -26,16 +26,18 @@ pub(crate) struct Expanded {
     pub(crate) used_vars: BTreeSet<String>,
 }
 
-const STAGE_KEYS: [&str; 10] =
-    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry", "checkpoint"];
-/// Keys of the language that this version does not act upon: refused rather than ignored.
-const LATER_KEYS: [&str; 1] = ["frozen"];
+const STAGE_KEYS: [&str; 12] = [
+    "kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry", "checkpoint",
+    "isolate", "frozen",
+];
 
 /// A node whose references are not resolved yet.
 pub(crate) struct Draft {
     pub(crate) node: Node,
     /// `None`: in error, and reported.
     pub(crate) inputs: Option<Table>,
+    /// Sources that never change, as written.
+    pub(crate) frozen: Vec<Item>,
 }
 
 /// Makes the nodes of all stages.
@@ -128,11 +130,7 @@ impl Expander<'_> {
         };
         for key in table.iter() {
             let name = key.key.as_str();
-            if LATER_KEYS.contains(&name) {
-                let message = format!("this version has no `{name}`");
-                let help = format!("leave `{name}` out; it never changes a result");
-                self.report(Diagnostic::new("E002", &key.key_origin, message).help(help));
-            } else if !STAGE_KEYS.contains(&name) {
+            if !STAGE_KEYS.contains(&name) {
                 let message = format!("unknown key `{name}` of a stage");
                 let help = suggestion(name, STAGE_KEYS);
                 self.report(Diagnostic::new("E002", &key.key_origin, message).help(help));
@@ -214,6 +212,37 @@ impl Expander<'_> {
         Entry { key: key.to_owned(), key_origin: origin.clone(), item }
     }
 
+    /// The sources that the stage says never change.
+    fn frozen(&mut self, stage: &StageItem<'_>, scope: &Scope<'_>) -> Vec<Item> {
+        let Some(item) = stage.table.get("frozen") else { return Vec::new() };
+        let item = scope.resolve(item, self.diagnostics);
+        match item.value {
+            ItemValue::List(items) => items.into_iter().filter(|item| !item.is_invalid()).collect(),
+            ItemValue::Invalid => Vec::new(),
+            _ => {
+                let message = format!("`frozen` has to be a list, this is {}", item.type_name());
+                let help = "write `frozen = [\"file:PATH\"]`".to_owned();
+                self.report(Diagnostic::new("E003", &item.origin, message).help(help));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Whether the stage runs in processes of its own, and where that was written.
+    fn isolate(&mut self, stage: &StageItem<'_>, scope: &Scope<'_>) -> (bool, Option<Origin>) {
+        let Some(item) = stage.table.get("isolate") else { return (false, None) };
+        let item = scope.resolve(item, self.diagnostics);
+        match item.value {
+            ItemValue::Bool(isolate) => return (isolate, Some(item.origin)),
+            ItemValue::Invalid => {}
+            _ => {
+                let message = format!("`isolate` has to be a boolean, this is {}", item.type_name());
+                self.report(Diagnostic::new("E003", &item.origin, message));
+            }
+        }
+        (false, None)
+    }
+
     /// The node of one assignment; `None` if its kind is unknown.
     fn draft(
         &mut self,
@@ -239,6 +268,7 @@ impl Expander<'_> {
         let section = |key: &str| sections.get(key).and_then(Item::as_table);
         let empty = Table::default();
         let origin = &stage.entry.key_origin;
+        let (isolate, isolate_origin) = self.isolate(stage, scope);
         let params = section("params");
         let resources = section("resources").unwrap_or(&empty);
         let retry = section("retry").unwrap_or(&empty);
@@ -266,13 +296,16 @@ impl Expander<'_> {
             resources: resources::read(resources, self.executor, self.diagnostics),
             retry: retry::read(retry, self.diagnostics),
             checkpoint: checkpoint::read(checkpoint, self.diagnostics),
+            isolate,
             setting_origins: [("resources", resources), ("retry", retry), ("checkpoint", checkpoint)]
                 .into_iter()
                 .flat_map(|(section, table)| named(section, table))
+                .chain(isolate_origin.map(|origin| ("isolate".to_owned(), origin)))
                 .collect(),
             origin: origin.clone(),
         };
-        Some(Draft { node, inputs: section("inputs").cloned() })
+        let frozen = self.frozen(stage, scope);
+        Some(Draft { node, inputs: section("inputs").cloned(), frozen })
     }
 
     /// The parameters of a node with their defaults; `None` if a mistake was reported.

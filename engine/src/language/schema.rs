@@ -74,6 +74,10 @@ pub fn schema(registry: &Registry) -> Json {
                 "every": { "type": ["string", "integer"], "description": "a duration such as \"10min\", or a number of steps" },
                 "keep": or_template(json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 2 })),
                 "retain": or_template(json!({ "type": "boolean", "default": false })) } })),
+            "frozen": or_template(json!({ "type": "array", "items": { "type": "string" },
+                "description": "inputs of the form `file:PATH` that never change: they are looked at once, and then by `pipe verify --sources`" })),
+            "isolate": or_template(json!({ "type": "boolean", "default": false,
+                "description": "run in a process of its own; never in a key" })),
             "resources": or_template(json!({ "type": "object",
                 "additionalProperties": or_template(json!({ "type": "integer", "minimum": 0, "description": "a token that `[executor.local]` defines" })), "properties": {
                 "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, StoreError};
+use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, Source, SourceFile, StoreError};
 use serde_json::json;
 
 use super::{Demand, Running, Scheduler, State, TaskId, Work};
@@ -340,11 +340,16 @@ impl Scheduler<'_> {
             for source in &input.sources {
                 match source {
                     InputSource::Node { node, port } => match self.result(*node, port, work)? {
+                        // What is not in the key is not seen.
+                        Some(artifact) if !input.with_axes => {
+                            artifacts.push(InputArtifact { axes: BTreeMap::new(), ..artifact });
+                        }
                         Some(artifact) => artifacts.push(artifact),
                         None => _ = damaged.insert(*node),
                     },
-                    InputSource::File { pattern, path } => {
+                    InputSource::File { pattern, path, .. } => {
                         if let Some(source) = self.sources.get(path) {
+                            check_frozen(pattern, source).map_err(|error| Unreadable::Error(error.into()))?;
                             let files = source.files.iter().map(|file| ArtifactFile {
                                 path: file.path.clone(),
                                 bytes: file.bytes,
@@ -444,6 +449,25 @@ impl Scheduler<'_> {
             );
         }
     }
+}
+
+/// A frozen source that is read is looked at after all, as far as that is cheap: what it holds now must not be
+/// stored under the key of what it was.
+fn check_frozen(pattern: &str, source: &Source) -> Result<(), StageError> {
+    let is_as_recorded = |file: &SourceFile, recorded: i64| {
+        let length = std::fs::metadata(&file.location).map(|metadata| metadata.len());
+        length.is_ok_and(|length| length == file.bytes) && pipe_cache::modified(&file.location) == Some(recorded)
+    };
+    for file in &source.files {
+        if file.recorded.is_some_and(|recorded| !is_as_recorded(file, recorded)) {
+            let reason = format!(
+                "the source `file:{pattern}` is frozen, and this is not what was recorded; \
+                 `pipe verify --sources --repair` records what is there now"
+            );
+            return Err(StageError::input(&file.location, reason));
+        }
+    }
+    Ok(())
 }
 
 fn external(origin: String, digest: pipe_cache::Digest, files: Vec<ArtifactFile>) -> InputArtifact {

@@ -46,7 +46,6 @@ fn e002_unknown_names() {
 
 #[test]
 fn e002_what_comes_later() {
-    check("[stage.a]\nkind = \"make\"\nfrozen = [\"file:a\"]\n", &[("E002", "frozen")]);
     check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "slurm")]);
 }
 
@@ -91,6 +90,27 @@ fn e003_types_and_ranges() {
         "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a[m=*].rows\" }\n",
         &[("E003", "\"a[m=*].rows\"")],
     );
+}
+
+#[test]
+fn frozen_sources_are_inputs() {
+    let stage = |frozen: &str| {
+        format!("[stage.a]\nkind = \"make\"\ninputs = {{ source = \"file:a.csv\" }}\nfrozen = {frozen}\n")
+    };
+    check(&stage("[\"file:a.csv\"]"), &[]);
+    check(&stage("\"file:a.csv\""), &[("E003", "\"file:a.csv\"")]);
+    check(&stage("[\"a.csv\"]"), &[("E003", "\"a.csv\"")]);
+    check(&stage("[1]"), &[("E003", "1")]);
+    let found = check(&stage("[\"file:b.csv\"]"), &[("E002", "\"file:b.csv\"")]);
+    assert!(helps(&found[0], "did you mean `file:a.csv`?"));
+}
+
+#[test]
+fn isolate_is_a_boolean() {
+    check("[stage.a]\nkind = \"make\"\nisolate = true\n", &[]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [true, false] }\nisolate = \"${m}\"\n", &[]);
+    check("[stage.a]\nkind = \"make\"\nisolate = 1\n", &[("E003", "1")]);
+    check("[stage.a]\nkind = \"make\"\nisolate = \"${x}\"\n", &[("E002", "\"${x}\"")]);
 }
 
 #[test]
