@@ -403,16 +403,27 @@ pub fn canonical(json: &serde_json::Value) -> Value {
     }
 }
 
+/// The figures of an artifact by their names, such as `auroc[split=test]`.
+pub type Figures = BTreeMap<String, f64>;
+
+/// Reads the figures of an artifact.
+///
+/// # Errors
+/// If it is damaged.
+pub type FigureReader = fn(&Artifact) -> Result<Figures, StageError>;
+
 /// The kinds that a program offers.
 #[derive(Clone)]
 pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
+    /// By type of artifact.
+    figures: BTreeMap<&'static str, FigureReader>,
     numerics: String,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned() }
+        Self { kinds: BTreeMap::new(), figures: BTreeMap::new(), numerics: "cpu;f32".to_owned() }
     }
 }
 
@@ -432,6 +443,19 @@ impl Registry {
         let previous = self.kinds.insert(name, Arc::new(kind));
         assert!(previous.is_none(), "kind `{name}` is registered twice");
         self
+    }
+
+    /// Says how the figures of artifacts of this type are read: what `pipe diff` compares. The engine knows
+    /// no tables, and a reader works for whatever is in a store already.
+    #[must_use]
+    pub fn with_figures(mut self, artifact: ArtifactType, reader: FigureReader) -> Self {
+        self.figures.insert(artifact.0, reader);
+        self
+    }
+
+    /// The reader of figures for artifacts of this type.
+    pub fn figures(&self, artifact_type: &str) -> Option<FigureReader> {
+        self.figures.get(artifact_type).copied()
     }
 
     /// Sets the numerics class of this machine: what enters the key of kinds with tensor arithmetic.

@@ -39,7 +39,7 @@ pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};
 pub use kind::{
-    AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
+    AnyKind, ArtifactType, DefaultCpu, Determinism, FigureReader, Figures, InputClass, InputPort, KindDescription, Numerics,
     OutputPort, ParameterProblem, PortAxes, Registry, ResolvedParams, StageKind, canonical,
 };
 pub use pipe_cache as cache;

@@ -71,7 +71,7 @@ impl Program<'_> {
         let writes = |tail: &Tail| tail.writer().map(Stdio::from);
         self.command.stdin(Stdio::null()).process_group(0);
         self.command.stderr(writes(&log)?).stdout(writes(answers.as_ref().unwrap_or(&log))?);
-        let mut group = match self.command.spawn() {
+        let group = match self.command.spawn() {
             Ok(child) => Group::guard(child)?,
             Err(error) => return Err(self.not_started(error)),
         };

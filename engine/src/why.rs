@@ -67,8 +67,9 @@ pub(crate) fn reasons(
     {
         return vec![DirtyReason::FailedBefore(failure.clone())];
     }
-    match history.last_record(&node.name, digest) {
-        Some(old) => compare(pipeline, node, &old.components, key.map(|(_, key)| key), &mut reasons),
+    let last = history.last_record(&node.name, digest);
+    match last.as_ref().and_then(|record| record.components()) {
+        Some(old) => compare(pipeline, node, old, key.map(|(_, key)| key), &mut reasons),
         None if key.is_some() && !forced => reasons.push(match history.failure(&node.name) {
             Some(failure) => DirtyReason::FailedBefore(failure.clone()),
             None => DirtyReason::NoRecord,

@@ -5,6 +5,7 @@ use pipe_engine::Registry;
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with_figures(crate::artifact::METRICS, crate::metrics::figures)
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)

@@ -435,6 +435,9 @@ pub(crate) struct GraphArguments {
     /// Say and colour what is up to date
     #[arg(long)]
     pub(crate) status: bool,
+    /// Say of row-wise stages in how many parts they run
+    #[arg(long)]
+    pub(crate) shards: bool,
 }
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> Result<u8, CliError> {

@@ -98,14 +98,19 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     };
     summary.print(arguments);
     // Abandoned actions hold handles of the store; the process ends with them.
-    Ok(match published {
+    let code = match published {
         _ if outcome.cancelled => session.signals.exit_code(),
         Ok(_) if run.reproduce && !outcome.differing.is_empty() && outcome.failed.is_empty() => {
             exit::NOT_DETERMINISTIC
         }
         Err(_) => exit_code(&outcome).max(exit::ENVIRONMENT),
         Ok(_) => exit_code(&outcome),
-    })
+    };
+    drop(session);
+    // The memory of a large study goes with the process at once; piece by piece takes as long as much of a run
+    // with nothing to do.
+    std::mem::forget((plan, study));
+    Ok(code)
 }
 
 fn event_log(arguments: &Arguments, folder: &RunFolder) -> Result<Arc<EventLog>, CliError> {

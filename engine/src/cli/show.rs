@@ -230,7 +230,7 @@ fn node_json(pipeline: &Pipeline, plan: &Plan, shown: &Shown, earlier: &[Record]
         "params": node.params.json, "resources": Json::Object(node.resources.json().map(|(name, value)| (name.to_owned(), value)).collect()),
         "origins": origins, "inputs": inputs, "outputs": outputs,
         "made": record.map(|record| &record.meta),
-        "earlier": earlier.iter().map(|record| json!({ "key": record.key, "params": record.components.params, "made": record.meta })).collect::<Vec<_>>(),
+        "earlier": earlier.iter().map(|record| json!({ "key": record.key, "params": record.components().map(|components| &components.params), "made": record.meta })).collect::<Vec<_>>(),
     })
 }
 
