@@ -245,7 +245,7 @@ fn the_log_lists_runs_and_shows_events() {
 fn doctor_examines_machine_and_store() {
     let study = Study::finished();
     let text = study.pipe(&["doctor", "study.toml"]).expect(0).stdout;
-    for subject in ["version", "processor", "device", "store", "disk", "permission"] {
+    for subject in ["version", "processor", "memory", "device", "store", "disk", "permission"] {
         assert!(
             text.lines().any(|line| line.split_whitespace().nth(1) == Some(subject)),
             "{subject}:\n{text}"
