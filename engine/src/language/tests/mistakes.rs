@@ -310,7 +310,6 @@ fn executors_are_checked() {
     };
     with("[executor.local]\ncpu = 2\nmem = \"4GiB\"\ngpu = 0\ntokens = { licence = 0 }", &[]);
     with("[vars]\ncores = 4\n[executor.local]\ncpu = \"${cores}\"", &[]);
-    with("executor = 4", &[("E003", "4")]);
     with("[executor]\nlocal = 4", &[("E003", "4")]);
     with("[executor.local]\ncpu = 0", &[("E003", "0")]);
     with("[executor.local]\nmem = \"lots\"", &[("E003", "\"lots\"")]);
