@@ -257,7 +257,8 @@ impl Record {
         };
         let digest: Digest = serde_json::from_str(&field("digest")?).ok()?;
         let format: u32 = serde_json::from_str(&field("format")?).ok()?;
-        if format != FORMAT || digest != self_digest(lines().filter(|line| !line.starts_with("\"digest\": "))) {
+        if format != FORMAT || digest != self_digest(lines().filter(|line| !line.starts_with("\"digest\": ")))
+        {
             return None;
         }
         let shards = match field("shards") {

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{
@@ -18,14 +17,13 @@ use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
+use crate::host::Host;
 use crate::isolate;
 use crate::kind::OutputPort;
 use crate::pipeline::Node;
 use crate::remote::{FetchError, Fetcher, News, Remote, RemoteFile, Watch};
 use crate::workers::Worker;
 
-/// Progress of one action is written at most this often.
-pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Actions that take less are written to the disk together.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -372,6 +370,7 @@ impl Attempt {
             threads: self.threads,
             gpus: self.gpus.clone(),
             memory: self.node.resources.memory,
+            scratch: scratch.to_owned(),
             provenance: provenance(&self.key, &self.node.params.json),
             checkpoints: isolate::CheckpointRequest {
                 store: self.store.root().to_owned(),
@@ -381,7 +380,7 @@ impl Attempt {
                 every: self.node.checkpoint.every,
             },
         };
-        let isolated = isolate::execute(&request, scratch, host);
+        let isolated = isolate::execute(&request, host);
         *cpu = isolated.cpu;
         let tables = isolated.result.map_err(|error| match error {
             AttemptError::Stage(error) => self.with_known_path(error).into(),
@@ -471,68 +470,6 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "without a message".to_owned())
-}
-
-/// The engine's side of a running stage.
-struct Host {
-    node: String,
-    shard: Option<String>,
-    key: Digest,
-    events: Arc<EventLog>,
-    cancelled: Arc<AtomicBool>,
-    deadline: Option<Instant>,
-    log: Mutex<Option<File>>,
-    last_progress: Mutex<Option<Instant>>,
-}
-
-impl Host {
-    /// An event about the state that is kept.
-    fn state(&self, event: &str, step: u64) {
-        self.log(&format!("{event} after step {step}"));
-        let fields = serde_json::json!({ "node": self.node, "shard": self.shard, "key": self.key.to_hex(), "step": step });
-        self.events.emit(event, fields);
-    }
-}
-
-impl StageHost for Host {
-    fn progress(&self, done: u64, total: u64, unit: &str, figures: &[(&str, f64)]) {
-        let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_PERIOD) || done == total;
-        if !due {
-            return;
-        }
-        *last = Some(Instant::now());
-        let metrics: serde_json::Map<String, serde_json::Value> =
-            figures.iter().map(|(name, value)| ((*name).to_owned(), serde_json::json!(value))).collect();
-        self.events.emit(
-            "progress",
-            serde_json::json!({ "node": self.node, "shard": self.shard, "done": done, "total": total, "unit": unit, "metrics": metrics }),
-        );
-    }
-
-    fn log(&self, line: &str) {
-        if let Some(file) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            let _ = writeln!(file, "{line}");
-        }
-    }
-
-    fn warn(&self, message: &str) {
-        self.log(&format!("warning: {message}"));
-        self.events.emit("warning", serde_json::json!({ "subject": self.node, "detail": message }));
-    }
-
-    fn checkpoint(&self, step: u64) {
-        self.state("checkpoint", step);
-    }
-
-    fn resumed(&self, step: u64) {
-        self.state("resume", step);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
-    }
 }
 
 #[cfg(test)]

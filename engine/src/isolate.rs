@@ -31,6 +31,8 @@ use crate::workers::{Worker, Workers};
 /// How long a child has to reach a safe point when it is to stop.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// The folder of the conversation, in the scratch folder of the attempt: what else is there is the stage's.
+const FOLDER: &str = "isolated";
 const REQUEST: &str = "request.json";
 const ANSWER: &str = "answer.json";
 
@@ -51,6 +53,7 @@ pub(crate) struct Request {
     pub(crate) threads: usize,
     pub(crate) gpus: Vec<usize>,
     pub(crate) memory: Option<u64>,
+    pub(crate) scratch: PathBuf,
     pub(crate) provenance: String,
     pub(crate) checkpoints: CheckpointRequest,
 }
@@ -106,8 +109,8 @@ pub(crate) struct Isolated {
 }
 
 /// Executes an action in a child.
-pub(crate) fn execute(request: &Request, scratch: &Path, host: &dyn StageHost) -> Isolated {
-    match converse(request, scratch, host) {
+pub(crate) fn execute(request: &Request, host: &dyn StageHost) -> Isolated {
+    match converse(request, &request.scratch.join(FOLDER), host) {
         Ok(answer) => Isolated {
             cpu: Some(Duration::try_from_secs_f64(answer.cpu).unwrap_or_default()),
             result: answer.outcome.map_err(Failure::into_error),
@@ -116,11 +119,12 @@ pub(crate) fn execute(request: &Request, scratch: &Path, host: &dyn StageHost) -
     }
 }
 
-fn converse(request: &Request, scratch: &Path, host: &dyn StageHost) -> Result<Answer, StageError> {
-    let path = scratch.join(REQUEST);
+fn converse(request: &Request, folder: &Path, host: &dyn StageHost) -> Result<Answer, StageError> {
+    let path = folder.join(REQUEST);
     let bytes = serde_json::to_vec(request)
         .map_err(|error| StageError::because("writing down what a child process is to do", error))?;
-    std::fs::write(&path, bytes)
+    std::fs::create_dir(folder)
+        .and_then(|()| std::fs::write(&path, bytes))
         .map_err(|error| StageError::environment(format!("writing `{}`", path.display()), error))?;
     // A file of this name would be a later program's, if this one was replaced while it runs.
     let own = Path::new("/proc/self/exe");
@@ -128,7 +132,7 @@ fn converse(request: &Request, scratch: &Path, host: &dyn StageHost) -> Result<A
     let mut command = Command::new(
         program.map_err(|error| StageError::environment("finding the program of this process", error))?,
     );
-    command.arg("isolated").arg(scratch);
+    command.arg("isolated").arg(folder);
     let mut listener = |line: &str| match serde_json::from_str(line) {
         Ok(News::Progress { done, total, unit, figures }) => {
             let figures: Vec<(&str, f64)> =
@@ -144,43 +148,41 @@ fn converse(request: &Request, scratch: &Path, host: &dyn StageHost) -> Result<A
     let program = Program {
         command,
         name: request.node.clone(),
-        scratch,
+        scratch: folder,
         memory: request.memory,
         grace: GRACE,
         listener: Some(&mut listener),
     };
     let ended = program.run(host);
     // One that was asked to stop may have ended well all the same.
-    match (ended, read_answer(scratch)) {
+    match (ended, read_answer(folder)) {
         (Err(StageError::Cancelled) | Ok(()), Some(answer)) => Ok(answer),
         (Err(error), _) => Err(error),
         (Ok(()), None) => Err(StageError::failed("its process ended without an answer")),
     }
 }
 
-fn read_answer(scratch: &Path) -> Option<Answer> {
-    serde_json::from_slice(&std::fs::read(scratch.join(ANSWER)).ok()?).ok()
+fn read_answer(folder: &Path) -> Option<Answer> {
+    serde_json::from_slice(&std::fs::read(folder.join(ANSWER)).ok()?).ok()
 }
 
-/// The child's side: does what the request in `scratch` says; whether it could be read and answered.
-pub(crate) fn serve(scratch: &Path, registry: &Registry) -> Result<(), String> {
+/// The child's side: does what the request in `folder` says; whether it could be read and answered.
+pub(crate) fn serve(folder: &Path, registry: &Registry) -> Result<(), String> {
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop))
         .map_err(|error| error.to_string())?;
-    let path = scratch.join(REQUEST);
+    let path = folder.join(REQUEST);
     let bytes = std::fs::read(&path).map_err(|error| format!("`{}`: {error}", path.display()))?;
     let request: Request =
         serde_json::from_slice(&bytes).map_err(|error| format!("`{}`: {error}", path.display()))?;
     let (sender, receiver) = std::sync::mpsc::channel();
-    let (folder, registry, threads) = (scratch.to_owned(), registry.clone(), request.threads);
+    let (registry, threads) = (registry.clone(), request.threads);
     let workers = Workers::default();
     let job = Box::new(move |worker: Result<&Worker, &rayon::ThreadPoolBuildError>| {
         let mut cpu = Duration::ZERO;
         let outcome = match worker {
-            Ok(worker) => run(&request, &folder, &registry, &Host { stop }, worker, &mut cpu),
-            Err(error) => {
-                Err(StageError::because("starting the stage's threads", error.to_string()).into())
-            }
+            Ok(worker) => run(&request, &registry, &Host { stop }, worker, &mut cpu),
+            Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
         };
         let outcome = outcome.map_err(|error| Failure::of(&error));
         let _ = sender.send(Answer { outcome, cpu: cpu.as_secs_f64() });
@@ -188,13 +190,12 @@ pub(crate) fn serve(scratch: &Path, registry: &Registry) -> Result<(), String> {
     workers.execute(threads, job).map_err(|error| error.to_string())?;
     let answer = receiver.recv().map_err(|_| "the stage gave no answer".to_owned())?;
     let bytes = serde_json::to_vec(&answer).map_err(|error| error.to_string())?;
-    let path = scratch.join(ANSWER);
+    let path = folder.join(ANSWER);
     std::fs::write(&path, bytes).map_err(|error| format!("`{}`: {error}", path.display()))
 }
 
 fn run(
     request: &Request,
-    scratch: &Path,
     registry: &Registry,
     host: &Host,
     worker: &Worker,
@@ -205,7 +206,8 @@ fn run(
     };
     // Only what has entered the key is canonical, and that is the parent's affair.
     let params = ResolvedParams { json: request.params.clone(), canonical: pipe_cache::Value::None };
-    let writers = request.outputs.iter().map(|(port, folder)| (port.clone(), OutputWriter::new(folder.clone())));
+    let writers =
+        request.outputs.iter().map(|(port, folder)| (port.clone(), OutputWriter::new(folder.clone())));
     let CheckpointRequest { store, is_durable, key, keep, every } = &request.checkpoints;
     let durability = if *is_durable { Durability::Full } else { Durability::Rename };
     let store = Store::open(store, durability)?;
@@ -214,7 +216,7 @@ fn run(
         writers.collect(),
         host,
         request.threads,
-        scratch.to_owned(),
+        request.scratch.clone(),
         request.provenance.clone(),
     )
     .with_gpus(request.gpus.clone())

@@ -14,6 +14,7 @@ mod error;
 mod events;
 pub mod exit;
 mod history;
+mod host;
 mod isolate;
 mod journal;
 mod kind;
@@ -39,8 +40,9 @@ pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};
 pub use kind::{
-    AnyKind, ArtifactType, DefaultCpu, Determinism, FigureReader, Figures, InputClass, InputPort, KindDescription, Numerics,
-    OutputPort, ParameterProblem, PortAxes, Registry, ResolvedParams, StageKind, canonical,
+    AnyKind, ArtifactType, DefaultCpu, Determinism, FigureReader, Figures, InputClass, InputPort,
+    KindDescription, Numerics, OutputPort, ParameterProblem, PortAxes, Registry, ResolvedParams, StageKind,
+    canonical,
 };
 pub use pipe_cache as cache;
 pub use program::Program;

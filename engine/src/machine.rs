@@ -91,7 +91,8 @@ pub(crate) fn memory_kills(root: &Path) -> u64 {
 pub(crate) fn group_memory(root: &Path, group: i32) -> u64 {
     let processes = std::fs::read_dir(root.join("proc")).into_iter().flatten().flatten();
     let processes = processes.map(|entry| entry.path()).filter(|path| {
-        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
+        let number =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
         number.is_some() && group_of(&path.join("stat")) == Some(group)
     });
     let memory = processes.filter_map(|path| {

@@ -76,19 +76,20 @@ impl Program<'_> {
             Err(error) => return Err(self.not_started(error)),
         };
         let mut last = Vec::new();
-        let mut pass = |log: &mut Tail, answers: &mut Option<Tail>, listener: &mut Listener<'_>, ended: bool| {
-            log.lines(ended, |line| {
-                host.log(line);
-                if last.len() == LAST_LINES {
-                    last.remove(0);
+        let mut pass =
+            |log: &mut Tail, answers: &mut Option<Tail>, listener: &mut Listener<'_>, ended: bool| {
+                log.lines(ended, |line| {
+                    host.log(line);
+                    if last.len() == LAST_LINES {
+                        last.remove(0);
+                    }
+                    last.push(line.to_owned());
+                })?;
+                match (answers.as_mut(), listener.as_mut()) {
+                    (Some(answers), Some(listener)) => answers.lines(ended, |line| listener(line)),
+                    _ => Ok(()),
                 }
-                last.push(line.to_owned());
-            })?;
-            match (answers.as_mut(), listener.as_mut()) {
-                (Some(answers), Some(listener)) => answers.lines(ended, |line| listener(line)),
-                _ => Ok(()),
-            }
-        };
+            };
         let mut watch = Watch { looked: Instant::now(), rest: MEMORY_LOOK };
         let mut pause = SHORTEST_LOOK;
         let mut asked: Option<Instant> = None;
@@ -391,8 +392,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let command = Command::new("no-such-program");
         let (name, grace) = ("no-such-program".to_owned(), Duration::ZERO);
-        let program =
-            Program { command, name, scratch: scratch.path(), memory: None, grace, listener: None };
+        let program = Program { command, name, scratch: scratch.path(), memory: None, grace, listener: None };
         let text = program.run(&host).unwrap_err().to_string();
         assert_eq!(text, "there is no program `no-such-program`");
     }
@@ -406,7 +406,8 @@ mod tests {
         // One that does not listen is made to end.
         let host = Quiet::default();
         std::thread::scope(|scope| {
-            let run = scope.spawn(|| sh("trap '' TERM; sleep 100 & echo $!; wait; wait; sleep 100", None, &host));
+            let run =
+                scope.spawn(|| sh("trap '' TERM; sleep 100 & echo $!; wait; wait; sleep 100", None, &host));
             wait_for(|| !host.lines.lock().unwrap().is_empty());
             host.stop.store(true, Ordering::Relaxed);
             assert!(matches!(run.join().unwrap(), Err(StageError::Cancelled)));

@@ -228,7 +228,9 @@ impl DirtyReason {
             Self::Damaged => "its outputs are missing or damaged".to_owned(),
             Self::FailedBefore(failure) => {
                 let ago = failure.began.and_then(|began| began.elapsed().ok()).map(ago).unwrap_or_default();
-                format!("its last attempt failed{ago}: {}", failure.error)
+                // A program's last words take further lines.
+                let first = failure.error.lines().next().unwrap_or_default();
+                format!("its last attempt failed{ago}: {first}")
             }
             Self::Fetch { source } => format!("its source `{source}` would be fetched first"),
             Self::Upstream { nodes } => format!("waits for {}", nodes.join(", ")),

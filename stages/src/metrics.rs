@@ -100,7 +100,8 @@ pub(crate) fn figures(artifact: &Artifact) -> Result<Figures, StageError> {
     let mut figures = Figures::new();
     for (row, value) in values.iter().enumerate() {
         let (Some(value), Some(metric)) = (value, &metrics[row]) else { continue };
-        let k = ks[row].as_ref().filter(|_| !metric.contains('@')).map(|k| format!("@{k}")).unwrap_or_default();
+        let k =
+            ks[row].as_ref().filter(|_| !metric.contains('@')).map(|k| format!("@{k}")).unwrap_or_default();
         let keys = keys.iter().filter_map(|(name, column)| Some(format!("{name}={}", column[row].as_ref()?)));
         figures.insert(format!("{metric}{k}[{}]", keys.collect::<Vec<_>>().join(",")), *value);
     }

@@ -68,7 +68,8 @@ fn programs_join_a_study() {
     // No shell has read the arguments, and only what was declared is there.
     assert_eq!(read(&study, "results/own/first/out/joined.txt"), "one\none\ntwo\nthree\na b; echo c\n");
     assert_eq!(read(&study, "results/own/second/head/head.txt"), "one\n");
-    let parts: Vec<String> = study.files("results/own/second/parts").into_iter().map(|(name, _)| name).collect();
+    let parts: Vec<String> =
+        study.files("results/own/second/parts").into_iter().map(|(name, _)| name).collect();
     assert_eq!(parts, ["parts/deep/copy.txt", "parts/deep/link.txt"]);
     assert!(read(&study, "results/own/third/out/all").ends_with("a b; echo c\n"));
     // Hashed like every other stage: nothing to do, an edit runs what it changes, and an equal result stops.
@@ -114,7 +115,9 @@ fn the_environment_is_what_is_listed() {
     command.env("GIVEN", "from outside").env("SECRET", "hidden").env_remove("ABSENT");
     assert!(command.status().expect("the program starts").success());
     let text = read(&study, "results/own/step/out/out.txt");
-    for line in ["GIVEN=from outside", "SET=a=b", "OMP_NUM_THREADS=1", "LANG=C.UTF-8", "CUDA_VISIBLE_DEVICES="] {
+    for line in
+        ["GIVEN=from outside", "SET=a=b", "OMP_NUM_THREADS=1", "LANG=C.UTF-8", "CUDA_VISIBLE_DEVICES="]
+    {
         assert!(text.lines().any(|one| one == line), "{line}: {text}");
     }
     assert!(!text.contains("SECRET") && !text.contains("ABSENT"), "{text}");
@@ -124,9 +127,19 @@ fn the_environment_is_what_is_listed() {
 #[test]
 fn failures_are_told_with_their_class_and_leave_nothing() {
     for (name, text, code, words) in [
-        ("an exit code", "echo what went wrong >&2; exit 3", 1, "`sh` ended with exit code 3\n    what went wrong"),
+        (
+            "an exit code",
+            "echo what went wrong >&2; exit 3",
+            1,
+            "`sh` ended with exit code 3\n    what went wrong",
+        ),
         ("no output", "echo x > other.txt", 1, "did not write its output `out.txt`"),
-        ("a link out", "ln -s /etc/hostname out.txt", 1, "lies outside the working folder: it leads to `/etc/hostname`"),
+        (
+            "a link out",
+            "ln -s /etc/hostname out.txt",
+            1,
+            "lies outside the working folder: it leads to `/etc/hostname`",
+        ),
         ("a link to an input", "ln -s in/script out.txt", 1, "lies outside the working folder"),
         ("a link to nothing", "ln -s nowhere out.txt", 1, "is a link to nothing"),
         ("a folder", "mkdir out.txt", 1, "`out.txt` is a folder; declare it as `out.txt/`"),

@@ -56,7 +56,11 @@ fn results_are_those_of_this_process() {
 fn a_process_that_dies_is_a_failed_attempt_and_nothing_more() {
     let study = own(&format!(
         "{}{}",
-        stage("dies", "kill -KILL $PPID; sleep 10", "retry = { max = 1, backoff = \"0s\", on = [\"signal\"] }"),
+        stage(
+            "dies",
+            "kill -KILL $PPID; sleep 10",
+            "retry = { max = 1, backoff = \"0s\", on = [\"signal\"] }"
+        ),
         stage("lives", "echo here; echo x > out.txt", "")
     ));
     let answer = study.run(&[]).expect(1);
@@ -74,11 +78,10 @@ fn a_process_that_dies_is_a_failed_attempt_and_nothing_more() {
 
 #[test]
 fn more_memory_than_asked_for_is_out_of_memory() {
-    let study = own(
-        "[stage.shapes]\nkind = \"ingest.phantom\"\nisolate = true\nresources = { mem = \"2MiB\" }\n\
+    let study =
+        own("[stage.shapes]\nkind = \"ingest.phantom\"\nisolate = true\nresources = { mem = \"2MiB\" }\n\
          retry = { max = 1, backoff = \"0s\", on = [\"oom\"] }\n\
-         params = { domain = \"general\", task = \"shape\", size = 64, train = 20000, test = 4 }\n",
-    );
+         params = { domain = \"general\", task = \"shape\", size = 64, train = 20000, test = 4 }\n");
     let answer = study.run(&[]).expect(1);
     let retries = answer.events_of("retry");
     assert_eq!((retries.len(), &retries[0]["class"]), (1, &"oom".into()));
@@ -93,7 +96,8 @@ fn failures_and_bad_input_are_told_as_here() {
     let study = own(&stage("fails", "echo what went wrong >&2; exit 3", ""));
     let answer = study.pipe(&["run", "study.toml"]).expect(1);
     assert!(answer.stderr.contains("ended with exit code 3\n    what went wrong"), "{}", answer.stderr);
-    let study = own("[stage.model]\nkind = \"checkpoint\"\nisolate = true\ninputs = { source = \"file:model\" }\n");
+    let study =
+        own("[stage.model]\nkind = \"checkpoint\"\nisolate = true\ninputs = { source = \"file:model\" }\n");
     study.write_file("model/config.json", "{");
     let answer = study.pipe(&["run", "study.toml"]).expect(4);
     assert!(answer.stderr.contains("model/config.json"), "{}", answer.stderr);

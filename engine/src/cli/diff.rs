@@ -10,11 +10,11 @@ use super::arguments::{Arguments, DiffArguments};
 use super::log::find_run;
 use super::study::open_store;
 use super::{CliError, print, print_json};
-use crate::kind::{Figures, Registry};
-use crate::shards;
 use crate::difference::{Difference, differences};
 use crate::exit;
 use crate::history::StoredPlan;
+use crate::kind::{Figures, Registry};
+use crate::shards;
 
 /// How a node differs.
 struct NodeDifference {
@@ -118,7 +118,11 @@ fn compare(
 }
 
 /// The figures of a result; none if it has none, or is not in the store any more.
-fn figures_of(store: &Store, registry: &Registry, output: &OutputRecord) -> Result<Option<Figures>, CliError> {
+fn figures_of(
+    store: &Store,
+    registry: &Registry,
+    output: &OutputRecord,
+) -> Result<Option<Figures>, CliError> {
     let Some(reader) = registry.figures(&output.artifact_type) else { return Ok(None) };
     // A command that only looks changes nothing: what is damaged is `verify`'s to find.
     let is_there = |file: &pipe_cache::FileRecord| store.blob_path(&file.blob).is_file();
@@ -144,7 +148,8 @@ fn compare_figures(port: &str, old: &Figures, new: &Figures) -> Vec<FigureDiffer
 
 impl FigureDifference {
     fn words(&self) -> String {
-        let value = |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.4}"));
+        let value =
+            |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.4}"));
         let (old, new) = (value(self.old), value(self.new));
         let change = self.old.zip(self.new).map(|(old, new)| format!(" ({:+.2e})", new - old));
         format!("{}: {old} -> {new}{}", self.name, change.unwrap_or_default())

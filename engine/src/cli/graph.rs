@@ -178,7 +178,8 @@ impl Graph {
         for (index, one) in self.vertices.iter().enumerate() {
             let name = escape(&one.name);
             let words = one.words.as_ref().map(|words| format!("\\n{}", escape(words))).unwrap_or_default();
-            let fill = one.standing.map(|standing| format!(", style=filled, fillcolor=\"{}\"", standing.colour()));
+            let fill =
+                one.standing.map(|standing| format!(", style=filled, fillcolor=\"{}\"", standing.colour()));
             text.push_str(&format!("  n{index} [label=\"{name}{words}\"{}];\n", fill.unwrap_or_default()));
         }
         for (from, to) in &self.edges {

@@ -64,7 +64,8 @@ pub(crate) fn verify(
     verify: &VerifyArguments,
     registry: &Registry,
 ) -> Result<u8, CliError> {
-    let path = verify.pipeline.as_ref().ok_or_else(|| CliError::new(exit::USAGE, "error: name a pipeline file"))?;
+    let path =
+        verify.pipeline.as_ref().ok_or_else(|| CliError::new(exit::USAGE, "error: name a pipeline file"))?;
     let study = Study::load(arguments, path, registry)?;
     let mut wanted: Vec<usize> = (0..study.pipeline.nodes.len()).collect();
     if !verify.targets.is_empty() {
@@ -75,7 +76,9 @@ pub(crate) fn verify(
     }
     // By path: the pattern, and whether nobody looks at it otherwise.
     let mut patterns: BTreeMap<PathBuf, (String, bool)> = BTreeMap::new();
-    for source in wanted.iter().flat_map(|index| &study.pipeline.nodes[*index].inputs).flat_map(|one| &one.sources) {
+    for source in
+        wanted.iter().flat_map(|index| &study.pipeline.nodes[*index].inputs).flat_map(|one| &one.sources)
+    {
         if let InputSource::File { pattern, path, is_frozen } = source {
             patterns.entry(path.clone()).or_insert_with(|| (pattern.clone(), true)).1 &= is_frozen;
         }

@@ -90,7 +90,8 @@ impl<'a> Connector<'a> {
             let pattern = item.as_str().and_then(|text| text.strip_prefix("file:"));
             let Some(frozen) = pattern else {
                 let message = format!("only files can be frozen, this is {}", item.display());
-                let help = "write `frozen = [\"file:PATH\"]`; remote sources are pinned by the lock file".to_owned();
+                let help =
+                    "write `frozen = [\"file:PATH\"]`; remote sources are pinned by the lock file".to_owned();
                 self.report(Diagnostic::new("E003", &item.origin, message).help(help));
                 continue;
             };

@@ -30,7 +30,9 @@ pub(crate) fn flatten(section: &Item, diagnostics: &mut Vec<Diagnostic>) -> Vec<
                 "tokens" => {
                     let Some(tokens) = table("tokens", &entry.item, diagnostics) else { continue };
                     let legal = tokens.iter().filter(|token| is_legal(token, diagnostics));
-                    values.extend(legal.map(|token| Entry { key: format!("tokens.{}", token.key), ..token.clone() }));
+                    values.extend(
+                        legal.map(|token| Entry { key: format!("tokens.{}", token.key), ..token.clone() }),
+                    );
                 }
                 key if KEYS.contains(&key) => values.push(entry.clone()),
                 key => {

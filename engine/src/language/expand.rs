@@ -27,8 +27,18 @@ pub(crate) struct Expanded {
 }
 
 const STAGE_KEYS: [&str; 12] = [
-    "kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry", "checkpoint",
-    "isolate", "frozen",
+    "kind",
+    "doc",
+    "matrix",
+    "include",
+    "exclude",
+    "inputs",
+    "params",
+    "resources",
+    "retry",
+    "checkpoint",
+    "isolate",
+    "frozen",
 ];
 
 /// A node whose references are not resolved yet.

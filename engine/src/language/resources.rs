@@ -13,8 +13,7 @@ pub(crate) const RESOURCES: [&str; 4] = ["cpu", "gpu", "mem", "time"];
 
 /// Reads the `resources` of a stage.
 pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Diagnostic>) -> Resources {
-    let mut resources =
-        Resources { cpu: None, gpu: 0, memory: None, time: None, tokens: BTreeMap::new() };
+    let mut resources = Resources { cpu: None, gpu: 0, memory: None, time: None, tokens: BTreeMap::new() };
     for entry in table.iter().filter(|entry| !entry.item.is_invalid()) {
         let understood = match entry.key.as_str() {
             "cpu" => count(&entry.item).filter(|cpu| *cpu > 0).map(|cpu| resources.cpu = Some(cpu)),
@@ -28,7 +27,8 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
                 let message = format!("unknown resource `{unknown}`");
                 let tokens = executor.limits.tokens.keys().map(String::as_str);
                 let help = suggestion(unknown, RESOURCES.into_iter().chain(tokens));
-                let token = format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`");
+                let token =
+                    format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`");
                 diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help).help(token));
                 continue;
             }

@@ -110,7 +110,10 @@ impl Admission {
     /// Whether a demand fits, and leaves room for the reserved one where both want the same.
     fn fits(&self, demand: &Demand, reserved: Option<&Demand>) -> bool {
         let fits = |free: u64, asked: u64, kept: Option<u64>| {
-            asked == 0 || free.checked_sub(asked).is_some_and(|rest| kept.is_none_or(|kept| kept == 0 || rest >= kept))
+            asked == 0
+                || free
+                    .checked_sub(asked)
+                    .is_some_and(|rest| kept.is_none_or(|kept| kept == 0 || rest >= kept))
         };
         let kept = |of: fn(&Demand) -> usize| reserved.map(|reserved| of(reserved) as u64);
         fits(self.cpu as u64, demand.cpu as u64, kept(|one| one.cpu))
@@ -133,8 +136,7 @@ mod tests {
     }
 
     fn admission() -> Admission {
-        let limits =
-            Limits { cpu: 4, gpu: 2, memory: Some(100), tokens: [("licence".to_owned(), 1)].into() };
+        let limits = Limits { cpu: 4, gpu: 2, memory: Some(100), tokens: [("licence".to_owned(), 1)].into() };
         Admission::new(&limits, Duration::from_secs(60))
     }
 

@@ -10,11 +10,10 @@ use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
 use super::{OnFailure, Scheduler, State, TaskId, Work};
-use crate::attempt::{
-    Absent, AttemptError, Finished, Merge, PROGRESS_PERIOD, Task, chain, is_no_space, nondeterministic,
-};
+use crate::attempt::{Absent, AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
 use crate::context::InputArtifact;
 use crate::error::StageError;
+use crate::host::PROGRESS_PERIOD;
 use crate::pipeline::NodeId;
 use crate::reproduce::{self, FileDifference};
 use crate::shards::{Shards, result};
@@ -142,11 +141,7 @@ impl Scheduler<'_> {
     }
 
     /// Starts as many parts of a node as fit, and ends the node if there is nothing left to do.
-    pub(super) fn start_parts(
-        &self,
-        id: NodeId,
-        work: &mut Work<'_>,
-    ) -> Result<(), Unreadable> {
+    pub(super) fn start_parts(&self, id: NodeId, work: &mut Work<'_>) -> Result<(), Unreadable> {
         let Some(mut parts) = work.parts.remove(&id) else { return Ok(()) };
         let now = Instant::now();
         while parts.has_next(now) && work.admission.admits(id, &work.demands[id.0], now) {

@@ -253,13 +253,7 @@ impl Scheduler<'_> {
         );
         let log = self.run.log(&node.name, attempt);
         let task = TaskId { node: id, shard: None };
-        self.spawn(
-            task,
-            Task::Whole,
-            (key, (inputs, absent), node.outputs.clone(), log),
-            Some(lease),
-            work,
-        )?;
+        self.spawn(task, Task::Whole, (key, (inputs, absent), node.outputs.clone(), log), Some(lease), work)?;
         work.state[id.0] = State::Running;
         Ok(Started::Running)
     }
@@ -456,7 +450,8 @@ impl Scheduler<'_> {
 fn check_frozen(pattern: &str, source: &Source) -> Result<(), StageError> {
     let is_as_recorded = |file: &SourceFile, recorded: i64| {
         let length = std::fs::metadata(&file.location).map(|metadata| metadata.len());
-        length.is_ok_and(|length| length == file.bytes) && pipe_cache::modified(&file.location) == Some(recorded)
+        length.is_ok_and(|length| length == file.bytes)
+            && pipe_cache::modified(&file.location) == Some(recorded)
     };
     for file in &source.files {
         if file.recorded.is_some_and(|recorded| !is_as_recorded(file, recorded)) {

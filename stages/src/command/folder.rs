@@ -159,13 +159,19 @@ impl WorkingFolder {
                     // Two links may lead to one file.
                     let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
                     let to = writer.path(&place)?;
-                    if is_link { copy_file(&inside, &to)? } else { move_file(&inside, &to)? };
+                    if is_link {
+                        copy_file(&inside, &to)?
+                    } else {
+                        move_file(&inside, &to)?
+                    };
                     count += 1;
                 }
             }
         }
         if count == 0 {
-            return Err(StageError::failed(format!("the program wrote no file into its output `{declared}`")));
+            return Err(StageError::failed(format!(
+                "the program wrote no file into its output `{declared}`"
+            )));
         }
         Ok(())
     }
@@ -227,7 +233,8 @@ fn members(artifacts: &[InputArtifact]) -> Vec<String> {
     let by_axes: Vec<String> = artifacts
         .iter()
         .map(|input| {
-            let axes: Vec<String> = input.axes.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+            let axes: Vec<String> =
+                input.axes.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
             axes.join(",")
         })
         .collect();
@@ -248,7 +255,8 @@ mod tests {
     use super::*;
 
     fn artifact(kind: &str, paths: &[&str]) -> Artifact {
-        let file = |path: &&str| ArtifactFile { path: (*path).to_owned(), bytes: 0, location: PathBuf::new() };
+        let file =
+            |path: &&str| ArtifactFile { path: (*path).to_owned(), bytes: 0, location: PathBuf::new() };
         Artifact {
             artifact_type: kind.to_owned(),
             digest: Digest::of(b""),
@@ -274,12 +282,18 @@ mod tests {
     #[test]
     fn members_are_named_by_axes_or_numbers() {
         let input = |axes: &[(&str, &str)]| InputArtifact {
-            axes: axes.iter().map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>(),
+            axes: axes
+                .iter()
+                .map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned()))
+                .collect::<BTreeMap<_, _>>(),
             stage: String::new(),
             artifact: artifact("tree", &["a"]),
         };
         let names = |inputs: &[InputArtifact]| members(inputs).join(" ");
-        assert_eq!(names(&[input(&[("m", "a"), ("s", "0")]), input(&[("m", "b"), ("s", "0")])]), "m=a,s=0 m=b,s=0");
+        assert_eq!(
+            names(&[input(&[("m", "a"), ("s", "0")]), input(&[("m", "b"), ("s", "0")])]),
+            "m=a,s=0 m=b,s=0"
+        );
         assert_eq!(names(&[input(&[("m", "a")])]), "m=a");
         assert_eq!(names(&[input(&[("m", "a")]), input(&[("m", "a")])]), "0 1");
         assert_eq!(names(&[input(&[]), input(&[])]), "0 1");

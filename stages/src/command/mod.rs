@@ -64,9 +64,10 @@ impl Outputs {
             Self::Paths(paths) => {
                 paths.iter().map(|path| (PORT, path.as_str(), "outputs".to_owned())).collect()
             }
-            Self::Named(named) => {
-                named.iter().map(|(port, path)| (port.as_str(), path.as_str(), format!("outputs.{port}"))).collect()
-            }
+            Self::Named(named) => named
+                .iter()
+                .map(|(port, path)| (port.as_str(), path.as_str(), format!("outputs.{port}")))
+                .collect(),
         }
     }
 }
@@ -76,7 +77,9 @@ fn require(schema: &mut schemars::Schema) {
     schema.insert("required".to_owned(), serde_json::json!(["argv", "outputs"]));
     // An empty list is no default that anyone could mean.
     for name in ["argv", "outputs"] {
-        if let Some(property) = schema.pointer_mut(&format!("/properties/{name}")).and_then(|one| one.as_object_mut()) {
+        if let Some(property) =
+            schema.pointer_mut(&format!("/properties/{name}")).and_then(|one| one.as_object_mut())
+        {
             property.remove("default");
         }
     }
@@ -116,14 +119,22 @@ impl StageKind for Command {
             problems.push(ParameterProblem { path: path.to_owned(), message, help: Some(help.to_owned()) });
         };
         if params.argv.first().is_none_or(String::is_empty) {
-            problem("argv", "it names no program".to_owned(), "write `argv = [\"PROGRAM\", \"ARGUMENT\", ...]`");
+            problem(
+                "argv",
+                "it names no program".to_owned(),
+                "write `argv = [\"PROGRAM\", \"ARGUMENT\", ...]`",
+            );
         }
         if params.argv.iter().chain(&params.env).any(|text| text.contains('\0')) {
             problem("argv", "a NUL character cannot be passed on".to_owned(), "leave it out");
         }
         let outputs = params.outputs.all();
         if outputs.is_empty() {
-            problem("outputs", "a command without outputs has no result".to_owned(), "write `outputs = [\"FILE\"]`");
+            problem(
+                "outputs",
+                "a command without outputs has no result".to_owned(),
+                "write `outputs = [\"FILE\"]`",
+            );
         }
         for (index, (port, path, place)) in outputs.iter().enumerate() {
             if !is_name(port) {
@@ -136,8 +147,11 @@ impl StageKind for Command {
                     "a path is relative, without `.` and `..`, and does not lie in `in/`",
                 );
             }
-            let parts = |path: &str| path.trim_end_matches('/').split('/').map(str::to_owned).collect::<Vec<_>>();
-            let overlaps = |other: &str| parts(path).starts_with(&parts(other)) || parts(other).starts_with(&parts(path));
+            let parts =
+                |path: &str| path.trim_end_matches('/').split('/').map(str::to_owned).collect::<Vec<_>>();
+            let overlaps = |other: &str| {
+                parts(path).starts_with(&parts(other)) || parts(other).starts_with(&parts(path))
+            };
             if let Some((_, other, _)) = outputs[..index].iter().find(|(_, other, _)| overlaps(other)) {
                 problem(place, format!("`{path}` and `{other}` overlap"), "each file belongs to one output");
             }
@@ -235,7 +249,9 @@ mod tests {
         for good in ["a.txt", "dir/", "a/b.txt", "inner/x", "..a"] {
             assert!(is_inside(good), "{good}");
         }
-        for bad in ["", "/", "/etc/passwd", "../a", "a/../b", "./a", "a/./b", "a//b", "a//", "in", "in/a", "a\\b"] {
+        for bad in
+            ["", "/", "/etc/passwd", "../a", "a/../b", "./a", "a/./b", "a//b", "a//", "in", "in/a", "a\\b"]
+        {
             assert!(!is_inside(bad), "{bad}");
         }
     }
@@ -251,7 +267,9 @@ mod tests {
     #[test]
     fn mistakes_name_their_parameter() {
         let named = |pairs: &[(&str, &str)]| {
-            Outputs::Named(pairs.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect())
+            Outputs::Named(
+                pairs.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect(),
+            )
         };
         let params = |argv: &[&str], outputs: Outputs| Params {
             argv: argv.iter().map(|one| (*one).to_owned()).collect(),
@@ -263,8 +281,14 @@ mod tests {
         };
         assert_eq!(places(&params(&["cat"], named(&[("a", "x"), ("b", "y/")]))), [] as [&str; 0]);
         assert_eq!(places(&params(&[], Outputs::default())), ["argv", "outputs"]);
-        assert_eq!(places(&params(&["cat"], named(&[("A", "x"), ("b", "../y")]))), ["outputs.A", "outputs.b"]);
+        assert_eq!(
+            places(&params(&["cat"], named(&[("A", "x"), ("b", "../y")]))),
+            ["outputs.A", "outputs.b"]
+        );
         assert_eq!(places(&params(&["cat"], named(&[("a", "x/"), ("b", "x/y")]))), ["outputs.b"]);
-        assert_eq!(places(&Params { env: vec!["=1".to_owned()], ..params(&["a"], named(&[("a", "x")])) }), ["env"]);
+        assert_eq!(
+            places(&Params { env: vec!["=1".to_owned()], ..params(&["a"], named(&[("a", "x")])) }),
+            ["env"]
+        );
     }
 }

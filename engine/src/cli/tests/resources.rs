@@ -41,7 +41,8 @@ pub(super) fn meet(text: &str, context: &StageContext<'_>) {
 
 /// Runs eight stages that ask for `resources`; how many ran at most, and the slots that they had.
 fn most_at_once(text: &str, resources: &str) -> (usize, Vec<usize>) {
-    let mut study = "[executor.local]\ncpu = 4\ngpu = 2\nmem = \"1GiB\"\ntokens = { licence = 3 }\n".to_owned();
+    let mut study =
+        "[executor.local]\ncpu = 4\ngpu = 2\nmem = \"1GiB\"\ntokens = { licence = 3 }\n".to_owned();
     study.push_str(&format!(
         "[stage.a]\nkind = \"note\"\nmatrix = {{ n = [1, 2, 3, 4, 5, 6, 7, 8] }}\n\
          params = {{ text = \"{text}\", does = \"meet\", number = \"${{n}}\" }}\nresources = {{ {resources} }}\n"

@@ -299,7 +299,8 @@ fn e013_resources() {
     check(&study("mem = \"4GiB\"", "mem = \"2GiB\""), &[]);
     check(&study("mem = \"1KiB\"", "mem = 2048"), &[("E013", "2048 + \"1KiB\"")]);
     check(&study("cpu = 2", "cpu = 3"), &[("W105", "3 + 2")]);
-    let found = check(&study("tokens = { licence = 1, disk = 4 }", "licence = 2, disk = 4"), &[("E013", "2 + 1")]);
+    let found =
+        check(&study("tokens = { licence = 1, disk = 4 }", "licence = 2, disk = 4"), &[("E013", "2 + 1")]);
     assert!(helps(&found[0], "disk = 4, licence = 1"));
 }
 
