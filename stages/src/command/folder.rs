@@ -123,27 +123,26 @@ impl WorkingFolder {
         Ok(())
     }
 
-    /// Takes an output of the program.
-    pub(super) fn take(&self, declared: &str, writer: &OutputWriter) -> Result<(), StageError> {
+    /// The files of an output of the program, all of which lie in the working folder.
+    pub(super) fn find(&self, declared: &str) -> Result<Vec<Written>, StageError> {
         let relative = declared.trim_end_matches('/');
-        let path = self.path.join(relative);
-        let inside = self.inside(&path, declared)?;
+        let inside = self.inside(&self.path.join(relative), declared)?;
         if !declared.ends_with('/') {
             if inside.is_dir() {
-                let help = format!("`{declared}` is a folder; declare it as `{declared}/`");
-                return Err(StageError::failed(help));
+                let message = format!("`{declared}` is a folder; declare it as `{declared}/`");
+                return Err(StageError::failed(message));
             }
-            return move_file(&inside, &writer.path(relative)?);
+            return Ok(vec![self.written(relative.to_owned(), inside)]);
         }
         if !inside.is_dir() {
             return Err(StageError::failed(format!("`{declared}` is no folder; declare it as `{relative}`")));
         }
+        let mut written = Vec::new();
         let mut folders = vec![(relative.to_owned(), inside)];
         let mut seen = BTreeSet::new();
-        let mut count = 0;
         while let Some((prefix, folder)) = folders.pop() {
             if !seen.insert(folder.clone()) {
-                return Err(StageError::failed(format!("links in `{declared}` lead around in a circle")));
+                return Err(StageError::failed(format!("links in `{declared}` lead to one folder twice")));
             }
             for entry in std::fs::read_dir(&folder).map_err(failed("listing", &folder))? {
                 let entry = entry.map_err(failed("listing", &folder))?;
@@ -156,24 +155,21 @@ impl WorkingFolder {
                 if inside.is_dir() {
                     folders.push((place, inside));
                 } else {
-                    // Two links may lead to one file.
-                    let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-                    let to = writer.path(&place)?;
-                    if is_link {
-                        copy_file(&inside, &to)?
-                    } else {
-                        move_file(&inside, &to)?
-                    };
-                    count += 1;
+                    written.push(self.written(place, inside));
                 }
             }
         }
-        if count == 0 {
+        if written.is_empty() {
             return Err(StageError::failed(format!(
                 "the program wrote no file into its output `{declared}`"
             )));
         }
-        Ok(())
+        Ok(written)
+    }
+
+    fn written(&self, place: String, real: PathBuf) -> Written {
+        let is_linked = self.path.join(&place) != real;
+        Written { place, real, is_linked }
     }
 
     /// Where an output really lies; an error if it is not there, or not in the working folder.
@@ -201,18 +197,26 @@ impl WorkingFolder {
     }
 }
 
-/// Moves a file; it may be named twice in what follows only if it was a link.
-fn move_file(from: &Path, to: &Path) -> Result<(), StageError> {
-    // A second name of the file, a hard link, must not stay writable.
-    let is_single = from.metadata().is_ok_and(|metadata| metadata.nlink() == 1);
-    if is_single && std::fs::rename(from, to).is_ok() {
-        return Ok(());
-    }
-    copy_file(from, to)
+/// A file that the program wrote.
+#[derive(Debug)]
+pub(super) struct Written {
+    place: String,
+    real: PathBuf,
+    /// Whether it lies elsewhere, in the folder too.
+    pub(super) is_linked: bool,
 }
 
-fn copy_file(from: &Path, to: &Path) -> Result<(), StageError> {
-    reflink_or_copy(from, to).map(drop).map_err(|error| failed("copying to", to)(error.source))
+impl Written {
+    /// Takes the file. Those that are linked have to be taken first, while what they lead to is still there.
+    pub(super) fn take(&self, writer: &OutputWriter) -> Result<(), StageError> {
+        let to = writer.path(&self.place)?;
+        // A file with a second name, a hard link, would stay writable under it.
+        let is_single = self.real.metadata().is_ok_and(|metadata| metadata.nlink() == 1);
+        if !self.is_linked && is_single && std::fs::rename(&self.real, &to).is_ok() {
+            return Ok(());
+        }
+        reflink_or_copy(&self.real, &to).map(drop).map_err(|error| failed("copying to", &to)(error.source))
+    }
 }
 
 /// Whether an artifact is one file by nature; then the extension that its name ends in, if there is one.

@@ -182,8 +182,17 @@ impl StageKind for Command {
         };
         program.run(context.host())?;
         folder.check_inputs()?;
+        let mut found = Vec::new();
         for (port, path, _) in params.outputs.all() {
-            folder.take(path, context.output(port)?)?;
+            found.push((port, folder.find(path)?));
+        }
+        for is_linked in [true, false] {
+            for (port, files) in &found {
+                let writer = context.output(port)?;
+                for file in files.iter().filter(|file| file.is_linked == is_linked) {
+                    file.take(writer)?;
+                }
+            }
         }
         Ok(())
     }
