@@ -247,30 +247,31 @@ impl Record {
     /// Reads a stored text back; none if it is damaged or does not agree with itself.
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let body = text.strip_prefix("{\n")?.strip_suffix("\n}\n")?;
-        let lines = || body.split('\n').map(|line| line.strip_suffix(',').unwrap_or(line));
-        let field = |name: &str| {
-            let value = |line: &'_ str| {
-                let value = line.strip_prefix('"')?.strip_prefix(name)?.strip_prefix("\": ")?;
-                Some(value.to_owned())
-            };
-            lines().find_map(value)
-        };
-        let digest: Digest = serde_json::from_str(&field("digest")?).ok()?;
-        let format: u32 = serde_json::from_str(&field("format")?).ok()?;
-        if format != FORMAT || digest != self_digest(lines().filter(|line| !line.starts_with("\"digest\": ")))
-        {
+        let mut hashed = blake3::Hasher::new_derive_key(SELF_DIGEST);
+        let mut fields: [(&str, Option<&str>); 7] =
+            ["components", "digest", "format", "key", "meta", "outputs", "shards"].map(|name| (name, None));
+        for line in body.split('\n').map(|line| line.strip_suffix(',').unwrap_or(line)) {
+            let (name, value) = line.strip_prefix('"')?.split_once("\": ")?;
+            if let Some((_, field)) = fields.iter_mut().find(|(known, _)| *known == name) {
+                *field = Some(value);
+            }
+            if name != "digest" {
+                hashed.update(line.as_bytes());
+                hashed.update(b"\n");
+            }
+        }
+        let [components, digest, format, key, meta, outputs, shards] = fields.map(|(_, value)| value);
+        let digest: Digest = serde_json::from_str(digest?).ok()?;
+        let format: u32 = serde_json::from_str(format?).ok()?;
+        if format != FORMAT || digest != Digest::from(hashed.finalize()) {
             return None;
         }
-        let shards = match field("shards") {
-            Some(shards) => serde_json::from_str(&shards).ok()?,
-            None => Vec::new(),
-        };
         let record = Self {
-            key: serde_json::from_str(&field("key")?).ok()?,
-            components: Components { text: field("components")?, read: OnceLock::new() },
-            outputs: serde_json::from_str(&field("outputs")?).ok()?,
-            shards,
-            meta: serde_json::from_str(&field("meta")?).ok()?,
+            key: serde_json::from_str(key?).ok()?,
+            components: Components { text: components?.to_owned(), read: OnceLock::new() },
+            outputs: serde_json::from_str(outputs?).ok()?,
+            shards: shards.map_or(Some(Vec::new()), |shards| serde_json::from_str(shards).ok())?,
+            meta: serde_json::from_str(meta?).ok()?,
         };
         record.outputs.values().all(OutputRecord::is_consistent).then_some(record)
     }
