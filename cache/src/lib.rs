@@ -40,6 +40,7 @@ mod digest;
 mod downloads;
 #[cfg(test)]
 mod faults;
+mod frozen;
 mod fs;
 mod glob;
 mod key;
@@ -65,6 +66,7 @@ pub use collect::{CollectOptions, Collected, Garbage};
 pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use downloads::Partial;
+pub use frozen::modified;
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
 pub use glob::select;
 pub use key::{ActionKey, KeyArtifact, KeyInput};

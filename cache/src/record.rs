@@ -3,8 +3,12 @@
 //! JSON with sorted keys, one line per top-level field, so that two records compare line by line. The
 //! line `digest` is the digest of all other lines. Whatever does not read back consistently is no
 //! record: the action is a miss.
+//!
+//! What the key was made of is most of the text and is wanted only by who asks why something runs. So it stays
+//! text until then; a plan with nothing to do reads of each record what it needs.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +23,7 @@ const SELF_DIGEST: &str = "pipe record v1";
 pub struct Record {
     /// The action key.
     pub key: Digest,
-    /// What the key was made of.
-    pub components: ActionKey,
+    components: Components,
     /// The artifacts by port.
     pub outputs: BTreeMap<String, OutputRecord>,
     /// For a row-wise node: the keys of the actions on its parts, each once. Their records are what the
@@ -28,6 +31,26 @@ pub struct Record {
     pub shards: Vec<Digest>,
     /// How it came about; in no key.
     pub meta: RecordMeta,
+}
+
+/// What a key was made of: as text until it is wanted.
+#[derive(Clone, Debug)]
+struct Components {
+    text: String,
+    read: OnceLock<Option<ActionKey>>,
+}
+
+impl Components {
+    fn of(key: &ActionKey) -> Self {
+        let text = json(serde_json::to_value(key)).to_string();
+        Self { text, read: OnceLock::from(Some(key.clone())) }
+    }
+}
+
+impl PartialEq for Components {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
 }
 
 /// One artifact.
@@ -184,50 +207,73 @@ pub struct RecordMeta {
 }
 
 impl Record {
+    /// The record of an action.
+    pub(crate) fn new(
+        key: &ActionKey,
+        outputs: BTreeMap<String, OutputRecord>,
+        shards: Vec<Digest>,
+        meta: RecordMeta,
+    ) -> Self {
+        Self { key: key.digest(), components: Components::of(key), outputs, shards, meta }
+    }
+
+    /// What the key was made of; none if what stands there does not give the key.
+    pub fn components(&self) -> Option<&ActionKey> {
+        let read = || {
+            let components: Option<ActionKey> = serde_json::from_str(&self.components.text).ok();
+            components.filter(|components| components.digest() == self.key)
+        };
+        self.components.read.get_or_init(read).as_ref()
+    }
+
     /// The text that is stored.
     pub(crate) fn to_text(&self) -> String {
-        let line = |name: &str, value: serde_json::Value| format!("\"{name}\": {value}");
-        let json = |value: Result<serde_json::Value, serde_json::Error>| {
-            value.expect("records hold strings, integers and finite floats only")
-        };
+        let line = |name: &str, value: &dyn std::fmt::Display| format!("\"{name}\": {value}");
         let mut lines = vec![
-            line("components", json(serde_json::to_value(&self.components))),
-            line("format", FORMAT.into()),
-            line("key", json(serde_json::to_value(self.key))),
-            line("meta", json(serde_json::to_value(&self.meta))),
-            line("outputs", json(serde_json::to_value(&self.outputs))),
+            line("components", &self.components.text),
+            line("format", &FORMAT),
+            line("key", &json(serde_json::to_value(self.key))),
+            line("meta", &json(serde_json::to_value(&self.meta))),
+            line("outputs", &json(serde_json::to_value(&self.outputs))),
         ];
         if !self.shards.is_empty() {
-            lines.push(line("shards", json(serde_json::to_value(&self.shards))));
+            lines.push(line("shards", &json(serde_json::to_value(&self.shards))));
         }
         let digest = self_digest(lines.iter().map(String::as_str));
-        lines.insert(1, line("digest", digest.to_hex().into()));
+        lines.insert(1, line("digest", &json(serde_json::to_value(digest))));
         format!("{{\n{}\n}}\n", lines.join(",\n"))
     }
 
     /// Reads a stored text back; none if it is damaged or does not agree with itself.
     pub(crate) fn from_text(text: &str) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Stored {
-            components: ActionKey,
-            digest: Digest,
-            format: u32,
-            key: Digest,
-            meta: RecordMeta,
-            outputs: BTreeMap<String, OutputRecord>,
-            #[serde(default)]
-            shards: Vec<Digest>,
-        }
-        let stored: Stored = serde_json::from_str(text).ok()?;
         let body = text.strip_prefix("{\n")?.strip_suffix("\n}\n")?;
-        let lines = body.split('\n').map(|line| line.strip_suffix(',').unwrap_or(line));
-        let digest = self_digest(lines.filter(|line| !line.starts_with("\"digest\": ")));
-        let consistent = stored.format == FORMAT
-            && stored.digest == digest
-            && stored.key == stored.components.digest()
-            && stored.outputs.values().all(OutputRecord::is_consistent);
-        let Stored { components, key, meta, outputs, shards, .. } = stored;
-        consistent.then_some(Self { key, components, outputs, shards, meta })
+        let mut hashed = blake3::Hasher::new_derive_key(SELF_DIGEST);
+        let mut fields: [(&str, Option<&str>); 7] =
+            ["components", "digest", "format", "key", "meta", "outputs", "shards"].map(|name| (name, None));
+        for line in body.split('\n').map(|line| line.strip_suffix(',').unwrap_or(line)) {
+            let (name, value) = line.strip_prefix('"')?.split_once("\": ")?;
+            if let Some((_, field)) = fields.iter_mut().find(|(known, _)| *known == name) {
+                *field = Some(value);
+            }
+            if name != "digest" {
+                hashed.update(line.as_bytes());
+                hashed.update(b"\n");
+            }
+        }
+        let [components, digest, format, key, meta, outputs, shards] = fields.map(|(_, value)| value);
+        let digest: Digest = serde_json::from_str(digest?).ok()?;
+        let format: u32 = serde_json::from_str(format?).ok()?;
+        if format != FORMAT || digest != Digest::from(hashed.finalize()) {
+            return None;
+        }
+        let record = Self {
+            key: serde_json::from_str(key?).ok()?,
+            components: Components { text: components?.to_owned(), read: OnceLock::new() },
+            outputs: serde_json::from_str(outputs?).ok()?,
+            shards: shards.map_or(Some(Vec::new()), |shards| serde_json::from_str(shards).ok())?,
+            meta: serde_json::from_str(meta?).ok()?,
+        };
+        record.outputs.values().all(OutputRecord::is_consistent).then_some(record)
     }
 
     /// Whether both hold the same artifacts, whatever their encoding.
@@ -238,6 +284,10 @@ impl Record {
         };
         contents(self) == contents(other)
     }
+}
+
+fn json(value: Result<serde_json::Value, serde_json::Error>) -> serde_json::Value {
+    value.expect("records hold strings, integers and finite floats only")
 }
 
 fn self_digest<'a>(lines: impl Iterator<Item = &'a str>) -> Digest {

@@ -60,6 +60,8 @@ pub struct SourceFile {
     pub digest: Digest,
     /// Where it lies.
     pub location: PathBuf,
+    /// Of a frozen source: its modification time when its digest was recorded, in nanoseconds.
+    pub recorded: Option<i64>,
 }
 
 /// A hashed source.
@@ -83,8 +85,10 @@ struct Entry {
 /// Hashes external sources and remembers files that did not change. Dropping it saves the memory.
 #[derive(Debug)]
 pub struct Sources {
-    disk: Disk,
+    pub(crate) disk: Disk,
     file: Option<PathBuf>,
+    /// Where frozen sources are recorded.
+    pub(crate) frozen: Option<PathBuf>,
     memory: Mutex<Memory>,
 }
 
@@ -102,12 +106,13 @@ impl Sources {
         let text = file.as_deref().and_then(|file| read_bounded(file, CACHE_LIMIT).ok().flatten());
         let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
         let entries = text.lines().filter_map(parse_entry).collect();
-        Self { disk, file, memory: Mutex::new(Memory { entries, ..Memory::default() }) }
+        let frozen = cache.map(|folder| folder.join("frozen"));
+        Self { disk, file, frozen, memory: Mutex::new(Memory { entries, ..Memory::default() }) }
     }
 
     /// Hashes without remembering anything: for commands that make no store.
     pub fn without_memory() -> Self {
-        Self { disk: Disk::default(), file: None, memory: Mutex::new(Memory::default()) }
+        Self { disk: Disk::default(), file: None, frozen: None, memory: Mutex::new(Memory::default()) }
     }
 
     /// Hashes the source that `pattern` names, relative to the folder `base`.
@@ -119,10 +124,23 @@ impl Sources {
         let mut files = Vec::new();
         for (path, location) in locate(base, pattern)? {
             let (bytes, digest) = self.hash_file(&location)?;
-            files.push(SourceFile { path, bytes, digest, location });
+            files.push(SourceFile { path, bytes, digest, location, recorded: None });
         }
         let digest = tree_digest(files.iter().map(|file| (file.path.as_str(), file.bytes, file.digest)));
         Ok(Source { files, digest })
+    }
+
+    /// As [`Sources::hash`], reading every file whatever is remembered of it.
+    ///
+    /// # Errors
+    /// As [`Sources::hash`].
+    pub fn hash_again(&self, base: &Path, pattern: &str) -> Result<Source, SourceError> {
+        for (_, location) in locate(base, pattern)? {
+            let metadata = state(&location)?;
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            memory.entries.remove(&(metadata.dev(), metadata.ino()));
+        }
+        self.hash(base, pattern)
     }
 
     /// Whether something is there under `pattern`, without hashing it.

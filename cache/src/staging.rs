@@ -194,13 +194,7 @@ impl Staging {
         // JSON has no other numbers; a clock that misbehaves must not lose a result.
         meta.duration_seconds = if meta.duration_seconds.is_finite() { meta.duration_seconds } else { 0.0 };
         meta.cpu_seconds = meta.cpu_seconds.filter(|seconds| seconds.is_finite());
-        let record = Record {
-            key: key.digest(),
-            components: key.clone(),
-            outputs: records,
-            shards: shared.shards,
-            meta,
-        };
+        let record = Record::new(key, records, shared.shards, meta);
         Ok((record, staged))
     }
 

@@ -164,6 +164,11 @@ impl Store {
         &self.shared.root
     }
 
+    /// Whether commits survive a power loss.
+    pub fn is_durable(&self) -> bool {
+        self.shared.disk.is_full()
+    }
+
     /// The store's own id.
     pub fn uuid(&self) -> &str {
         &self.shared.uuid

@@ -157,7 +157,8 @@ impl Survey {
             let Some(record) = self.records.get(&key).and_then(|one| one.record.as_ref()) else { continue };
             blobs.extend(record.outputs.values().flat_map(|output| &output.files).map(|file| file.blob));
             // The digest of an input `store:b3:...` is the blob's own.
-            let inputs = record.components.inputs.iter().flat_map(|input| &input.artifacts);
+            let inputs = record.components().into_iter().flat_map(|components| &components.inputs);
+            let inputs = inputs.flat_map(|input| &input.artifacts);
             blobs.extend(inputs.map(|artifact| artifact.digest));
         }
         blobs

@@ -1,6 +1,7 @@
 //! From a node and the contents of its inputs to its action key.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, Sources, Value};
 
@@ -54,6 +55,8 @@ impl SourceDigests {
         // What is missing is told once, however many nodes read it.
         let mut tried = BTreeSet::new();
         let mut looked_up = BTreeSet::new();
+        let nodes: Vec<&Node> = nodes.collect();
+        let looked_at = looked_at(&nodes);
         for node in nodes {
             let sources_of = |input: &'a NodeInput| input.sources.iter().map(move |source| (input, source));
             for (input, source) in node.inputs.iter().flat_map(sources_of) {
@@ -73,12 +76,18 @@ impl SourceDigests {
                         }),
                     }
                 }
-                let InputSource::File { pattern, path } = source else { continue };
+                let InputSource::File { pattern, path, .. } = source else { continue };
                 if digests.by_path.contains_key(path) || !tried.insert(path) {
                     continue;
                 }
                 let base = path.parent().unwrap_or(path);
-                match sources.hash(base, &path.to_string_lossy()) {
+                let text = path.to_string_lossy();
+                let hashed = if looked_at.contains(path.as_path()) {
+                    sources.hash(base, &text)
+                } else {
+                    sources.hash_frozen(base, &text)
+                };
+                match hashed {
                     Ok(source) => {
                         digests.by_path.insert(path.clone(), source);
                     }
@@ -123,6 +132,16 @@ impl SourceDigests {
     pub(crate) fn unknown<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = &'a str> {
         remotes(node).map(Remote::text).filter(|text| !self.pinned.contains_key(*text))
     }
+}
+
+/// The local sources that some node reads and does not freeze.
+fn looked_at<'a>(nodes: &[&'a Node]) -> BTreeSet<&'a Path> {
+    let sources = nodes.iter().flat_map(|node| &node.inputs).flat_map(|input| &input.sources);
+    let looked_at = sources.filter_map(|source| match source {
+        InputSource::File { path, is_frozen: false, .. } => Some(path.as_path()),
+        _ => None,
+    });
+    looked_at.collect()
 }
 
 /// The key of a node, if the contents of all its inputs are known.

@@ -1,12 +1,11 @@
 //! One execution of an action: staging, the stage itself in a pool of its own, commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{
@@ -18,13 +17,13 @@ use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
+use crate::host::Host;
+use crate::isolate;
 use crate::kind::OutputPort;
 use crate::pipeline::Node;
 use crate::remote::{FetchError, Fetcher, News, Remote, RemoteFile, Watch};
 use crate::workers::Worker;
 
-/// Progress of one action is written at most this often.
-pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Actions that take less are written to the disk together.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -37,6 +36,8 @@ pub(crate) struct Attempt {
     pub(crate) outputs: Vec<OutputPort>,
     pub(crate) task: Task,
     pub(crate) threads: usize,
+    /// The slots of the GPUs that it has for itself.
+    pub(crate) gpus: Vec<usize>,
     pub(crate) store: Store,
     pub(crate) run: String,
     /// The git revision of the project.
@@ -220,40 +221,11 @@ impl Attempt {
         for absent in &self.absent {
             self.fetch(absent, &host)?;
         }
-        let provenance = provenance(&self.key, &self.node.params.json);
-        let mut context = StageContext::new(
-            self.inputs.clone(),
-            outputs,
-            &host,
-            self.threads,
-            staging.scratch()?,
-            provenance,
-        );
-        let policy = self.node.checkpoint;
-        let checkpoints = self.store.checkpoints(&self.key.digest(), policy.keep);
-        context = context.with_checkpoints(Checkpoints::new(checkpoints.clone(), policy.every));
-        match &self.task {
-            Task::Whole => {}
-            Task::Part(_) => context = context.of_part(),
-            Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
-        }
-        let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
-        let before = threads_time();
-        let outcome = worker.pool.install(|| {
-            std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
-                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
-                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
-            }))
-        });
-        // The threads work for one stage at a time, so all that they took was its own.
-        *cpu = Some(threads_time().saturating_sub(before));
-        let panicked = worker.panics.take();
-        let outcome = match outcome {
-            Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
-            Err(panic) => {
-                host.log(&panicked.unwrap_or_default());
-                Err(AttemptError::Panic(panic_text(panic.as_ref())))
-            }
+        let scratch = staging.scratch()?;
+        let outcome = if self.node.isolate {
+            self.in_child(&mut outputs, &host, &scratch, cpu)
+        } else {
+            self.in_process(&mut outputs, &host, scratch, worker, cpu)
         };
         if let Err(error) = outcome {
             host.log(&format!("{}: {}", self.node.name, chain(&error)));
@@ -269,7 +241,7 @@ impl Attempt {
         }
         let mut staged = Vec::new();
         for port in &self.outputs {
-            let writer = &context.outputs[&port.name];
+            let writer = &outputs[&port.name];
             let empty =
                 std::fs::read_dir(writer.folder()).map_or(true, |mut entries| entries.next().is_none());
             if empty {
@@ -314,11 +286,112 @@ impl Attempt {
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.node.name);
         }
-        if !policy.retain {
+        if !self.node.checkpoint.retain {
             // What stays of them is removed as garbage.
-            let _ = checkpoints.clear();
+            let _ = self.checkpoints().clear();
         }
         Ok(committed)
+    }
+
+    fn checkpoints(&self) -> pipe_cache::Checkpoints {
+        self.store.checkpoints(&self.key.digest(), self.node.checkpoint.keep)
+    }
+
+    /// The inputs that are fan-ins or lists.
+    fn lists(&self) -> BTreeSet<String> {
+        let lists = self.node.inputs.iter().filter(|input| input.is_list);
+        lists.map(|input| input.name.clone()).collect()
+    }
+
+    /// Executes the stage here.
+    fn in_process(
+        &self,
+        outputs: &mut BTreeMap<String, OutputWriter>,
+        host: &Host,
+        scratch: PathBuf,
+        worker: &Worker,
+        cpu: &mut Option<Duration>,
+    ) -> Result<(), AttemptError> {
+        let provenance = provenance(&self.key, &self.node.params.json);
+        let writers = std::mem::take(outputs);
+        let mut context =
+            StageContext::new(self.inputs.clone(), writers, host, self.threads, scratch, provenance)
+                .with_checkpoints(Checkpoints::new(self.checkpoints(), self.node.checkpoint.every))
+                .with_gpus(self.gpus.clone())
+                .with_memory(self.node.resources.memory)
+                .with_lists(self.lists());
+        match &self.task {
+            Task::Whole => {}
+            Task::Part(_) => context = context.of_part(),
+            Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
+        }
+        let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
+        let before = threads_time();
+        let outcome = worker.pool.install(|| {
+            std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
+                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
+                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
+            }))
+        });
+        // The threads work for one stage at a time, so all that they took was its own.
+        *cpu = Some(threads_time().saturating_sub(before));
+        let panicked = worker.panics.take();
+        *outputs = context.outputs;
+        match outcome {
+            Ok(result) => result.map_err(|error| self.with_known_path(error).into()),
+            Err(panic) => {
+                host.log(&panicked.unwrap_or_default());
+                Err(AttemptError::Panic(panic_text(panic.as_ref())))
+            }
+        }
+    }
+
+    /// Executes the stage in a process of its own.
+    fn in_child(
+        &self,
+        outputs: &mut BTreeMap<String, OutputWriter>,
+        host: &Host,
+        scratch: &Path,
+        cpu: &mut Option<Duration>,
+    ) -> Result<(), AttemptError> {
+        let folder = |(port, writer): (&String, &OutputWriter)| (port.clone(), writer.folder().to_owned());
+        let request = isolate::Request {
+            node: self.node.name.clone(),
+            kind: self.node.description.name.to_owned(),
+            params: self.node.params.json.clone(),
+            inputs: self.inputs.clone(),
+            lists: self.lists(),
+            outputs: outputs.iter().map(folder).collect(),
+            partials: match &self.task {
+                Task::Merge(merge) => Some(merge.partials.clone()),
+                _ => None,
+            },
+            is_part: matches!(self.task, Task::Part(_)),
+            threads: self.threads,
+            gpus: self.gpus.clone(),
+            memory: self.node.resources.memory,
+            scratch: scratch.to_owned(),
+            provenance: provenance(&self.key, &self.node.params.json),
+            checkpoints: isolate::CheckpointRequest {
+                store: self.store.root().to_owned(),
+                is_durable: self.store.is_durable(),
+                key: self.key.digest(),
+                keep: self.node.checkpoint.keep,
+                every: self.node.checkpoint.every,
+            },
+        };
+        let isolated = isolate::execute(&request, host);
+        *cpu = isolated.cpu;
+        let tables = isolated.result.map_err(|error| match error {
+            AttemptError::Stage(error) => self.with_known_path(error).into(),
+            error => error,
+        })?;
+        for (port, parts) in tables {
+            if let (Some(writer), Some(parts)) = (outputs.get_mut(&port), parts) {
+                writer.set_table(parts);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -350,7 +423,7 @@ fn locate(artifact: &Artifact, inside: &Path) -> Option<PathBuf> {
 }
 
 /// The processor time of the calling thread.
-fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
@@ -391,74 +464,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "without a message".to_owned())
-}
-
-/// The engine's side of a running stage.
-struct Host {
-    node: String,
-    shard: Option<String>,
-    key: Digest,
-    events: Arc<EventLog>,
-    cancelled: Arc<AtomicBool>,
-    deadline: Option<Instant>,
-    log: Mutex<Option<File>>,
-    last_progress: Mutex<Option<Instant>>,
-}
-
-impl Host {
-    /// An event about the state that is kept.
-    fn state(&self, event: &str, step: u64) {
-        self.log(&format!("{event} after step {step}"));
-        let fields = serde_json::json!({ "node": self.node, "shard": self.shard, "key": self.key.to_hex(), "step": step });
-        self.events.emit(event, fields);
-    }
-}
-
-impl StageHost for Host {
-    fn progress(&self, done: u64, total: u64, unit: &str, figures: &[(&str, f64)]) {
-        let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_PERIOD) || done == total;
-        if !due {
-            return;
-        }
-        *last = Some(Instant::now());
-        let metrics: serde_json::Map<String, serde_json::Value> =
-            figures.iter().map(|(name, value)| ((*name).to_owned(), serde_json::json!(value))).collect();
-        self.events.emit(
-            "progress",
-            serde_json::json!({ "node": self.node, "shard": self.shard, "done": done, "total": total, "unit": unit, "metrics": metrics }),
-        );
-    }
-
-    fn log(&self, line: &str) {
-        if let Some(file) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            let _ = writeln!(file, "{line}");
-        }
-    }
-
-    fn warn(&self, message: &str) {
-        self.log(&format!("warning: {message}"));
-        self.events.emit("warning", serde_json::json!({ "subject": self.node, "detail": message }));
-    }
-
-    fn checkpoint(&self, step: u64) {
-        self.state("checkpoint", step);
-    }
-
-    fn resumed(&self, step: u64) {
-        self.state("resume", step);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
-    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! What a running stage sees: its inputs, its outputs, and the few things it may ask of the engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use pipe_cache::Digest;
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoints::{Checkpoints, Resumed};
 use crate::error::StageError;
 
 /// A read-only artifact, as a stage sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Artifact {
     /// Its type, such as `table<images>`.
     pub artifact_type: String,
@@ -22,7 +23,7 @@ pub struct Artifact {
 }
 
 /// One file of an artifact.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactFile {
     /// The path inside the artifact, with `/`.
     pub path: String,
@@ -59,7 +60,7 @@ impl Artifact {
 }
 
 /// One artifact of an input, with the axis assignment of its producer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InputArtifact {
     /// The axis assignment of the producing node; empty for external sources.
     pub axes: BTreeMap<String, String>,
@@ -70,7 +71,7 @@ pub struct InputArtifact {
 }
 
 /// One part of a table that a stage has written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TablePart {
     /// The file, relative to the port's folder.
     pub path: String,
@@ -152,6 +153,10 @@ pub struct StageContext<'a> {
     pub(crate) outputs: BTreeMap<String, OutputWriter>,
     pub(crate) host: &'a dyn StageHost,
     pub(crate) threads: usize,
+    pub(crate) gpus: Vec<usize>,
+    pub(crate) memory: Option<u64>,
+    /// Inputs that are fan-ins or lists.
+    pub(crate) lists: BTreeSet<String>,
     pub(crate) scratch: PathBuf,
     pub(crate) provenance: String,
     /// What the parts gave, by output port, while they are merged.
@@ -170,8 +175,38 @@ impl<'a> StageContext<'a> {
         scratch: PathBuf,
         provenance: String,
     ) -> Self {
-        let (partials, is_part, checkpoints) = (BTreeMap::new(), false, Checkpoints::none());
-        Self { inputs, outputs, host, threads, scratch, provenance, partials, is_part, checkpoints }
+        Self {
+            inputs,
+            outputs,
+            host,
+            threads,
+            gpus: Vec::new(),
+            memory: None,
+            lists: BTreeSet::new(),
+            scratch,
+            provenance,
+            partials: BTreeMap::new(),
+            is_part: false,
+            checkpoints: Checkpoints::none(),
+        }
+    }
+
+    /// The same context with a bound of memory, in bytes.
+    #[must_use]
+    pub fn with_memory(self, memory: Option<u64>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// The same context, in which these inputs are fan-ins or lists.
+    #[must_use]
+    pub fn with_lists(self, lists: BTreeSet<String>) -> Self {
+        Self { lists, ..self }
+    }
+
+    /// The same context with GPUs of its own.
+    #[must_use]
+    pub fn with_gpus(self, gpus: Vec<usize>) -> Self {
+        Self { gpus, ..self }
     }
 
     /// The same context with checkpoints.
@@ -279,6 +314,22 @@ impl<'a> StageContext<'a> {
     /// The number of threads that this action may use; the calling thread is inside a pool of it.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// The slots of the GPUs that this action alone may use, in rising order: ordinals among the devices
+    /// that the process sees. As many as `resources.gpu` asks for.
+    pub fn gpus(&self) -> &[usize] {
+        &self.gpus
+    }
+
+    /// The memory that the action asked for, in bytes.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Whether an input is written as a fan-in or a list, of however many members.
+    pub fn is_list(&self, port: &str) -> bool {
+        self.lists.contains(port)
     }
 
     /// A private folder that lives as long as the attempt.

@@ -43,6 +43,17 @@ pub enum InputClass {
     Lookup,
 }
 
+/// Of which producers the axis assignments are part of an input.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortAxes {
+    /// Of none.
+    Ignored,
+    /// Of the members of a fan-in or a list; a single artifact has none.
+    OfLists,
+    /// Of all.
+    Always,
+}
+
 /// An input port.
 #[derive(Clone, Debug)]
 pub struct InputPort {
@@ -56,8 +67,8 @@ pub struct InputPort {
     pub required: bool,
     /// Whether a fan-in (`stage[axis=*].port`) or a list of references is accepted.
     pub many: bool,
-    /// Whether the axis assignments of a fan-in are part of the input, and so of the key.
-    pub axes: bool,
+    /// Which axis assignments are part of the input, and so of the key: a stage sees no others.
+    pub axes: PortAxes,
     /// How rows flow.
     pub class: InputClass,
 }
@@ -69,7 +80,8 @@ impl InputPort {
         accepts: &'static [ArtifactType],
         summary: &'static str,
     ) -> Self {
-        Self { name, summary, accepts, required: true, many: false, axes: false, class: InputClass::Whole }
+        let (axes, class) = (PortAxes::Ignored, InputClass::Whole);
+        Self { name, summary, accepts, required: true, many: false, axes, class }
     }
 
     /// An input that may be left out.
@@ -89,7 +101,7 @@ impl InputPort {
 
     /// An input that takes one or many artifacts, with their axis assignments as metadata.
     pub const fn fan_in(name: &'static str, accepts: &'static [ArtifactType], summary: &'static str) -> Self {
-        Self { many: true, axes: true, ..Self::required(name, accepts, summary) }
+        Self { many: true, axes: PortAxes::Always, ..Self::required(name, accepts, summary) }
     }
 }
 
@@ -391,10 +403,21 @@ pub fn canonical(json: &serde_json::Value) -> Value {
     }
 }
 
+/// The figures of an artifact by their names, such as `auroc[split=test]`.
+pub type Figures = BTreeMap<String, f64>;
+
+/// Reads the figures of an artifact.
+///
+/// # Errors
+/// If it is damaged.
+pub type FigureReader = fn(&Artifact) -> Result<Figures, StageError>;
+
 /// The kinds that a program offers.
 #[derive(Clone)]
 pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
+    /// By type of artifact.
+    figures: BTreeMap<&'static str, FigureReader>,
     numerics: String,
     templates: Vec<Template>,
 }
@@ -412,7 +435,12 @@ pub struct Template {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned(), templates: Vec::new() }
+        Self {
+            kinds: BTreeMap::new(),
+            figures: BTreeMap::new(),
+            numerics: "cpu;f32".to_owned(),
+            templates: Vec::new(),
+        }
     }
 }
 
@@ -444,6 +472,19 @@ impl Registry {
     /// The studies to begin with.
     pub fn templates(&self) -> &[Template] {
         &self.templates
+    }
+
+    /// Says how the figures of artifacts of this type are read: what `pipe diff` compares. The engine knows
+    /// no tables, and a reader works for whatever is in a store already.
+    #[must_use]
+    pub fn with_figures(mut self, artifact: ArtifactType, reader: FigureReader) -> Self {
+        self.figures.insert(artifact.0, reader);
+        self
+    }
+
+    /// The reader of figures for artifacts of this type.
+    pub fn figures(&self, artifact_type: &str) -> Option<FigureReader> {
+        self.figures.get(artifact_type).copied()
     }
 
     /// Sets the numerics class of this machine: what enters the key of kinds with tensor arithmetic.

@@ -15,12 +15,16 @@ mod events;
 pub mod exit;
 mod export;
 mod history;
+mod host;
+mod isolate;
 mod journal;
 mod kind;
 pub mod language;
+mod machine;
 mod panics;
 pub mod pipeline;
 mod plan;
+mod program;
 mod progress;
 mod publish;
 mod remote;
@@ -37,8 +41,10 @@ pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};
 pub use kind::{
-    AnyKind, ArtifactType, DefaultCpu, Determinism, InputClass, InputPort, KindDescription, Numerics,
-    OutputPort, ParameterProblem, Registry, ResolvedParams, StageKind, Template, canonical,
+    AnyKind, ArtifactType, DefaultCpu, Determinism, FigureReader, Figures, InputClass, InputPort,
+    KindDescription, Numerics, OutputPort, ParameterProblem, PortAxes, Registry, ResolvedParams, StageKind,
+    Template, canonical,
 };
 pub use pipe_cache as cache;
+pub use program::Program;
 pub use remote::Remote;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pipe_cache::Digest;
+use serde::{Deserialize, Serialize};
 
 use crate::error::FailureClass;
 use crate::kind::{AnyKind, KindDescription, OutputPort, ResolvedParams};
@@ -63,6 +64,8 @@ pub struct Pipeline {
     pub project: PathBuf,
     /// The profiles chosen, in order.
     pub profiles: Vec<String>,
+    /// What all actions together may take.
+    pub executor: Executor,
     /// The files read; the first is the pipeline file.
     pub sources: Vec<SourceFile>,
     /// The stages, in file order.
@@ -115,8 +118,10 @@ pub struct Node {
     pub retry: Retry,
     /// When a long action keeps its state.
     pub checkpoint: CheckpointPolicy,
-    /// Where each resource and each value of `retry` and `checkpoint` was written: `resources.cpu`,
-    /// `retry.max`.
+    /// Whether its actions run in processes of their own.
+    pub isolate: bool,
+    /// Where each resource and each value of `retry`, `checkpoint` and `isolate` was written:
+    /// `resources.cpu`, `retry.max`.
     pub setting_origins: BTreeMap<String, Origin>,
     /// Where the stage's table begins.
     pub origin: Origin,
@@ -129,6 +134,8 @@ pub struct NodeInput {
     pub name: String,
     /// Its sources: one, or the members of a fan-in in the producer's node order.
     pub sources: Vec<InputSource>,
+    /// Whether it is a fan-in or a list, of however many members.
+    pub is_list: bool,
     /// Whether the axis assignments are part of the input and of the key.
     pub with_axes: bool,
     /// Where it was written.
@@ -151,11 +158,35 @@ pub enum InputSource {
         pattern: String,
         /// Absolute path or glob.
         path: PathBuf,
+        /// Whether what was recorded of it is taken as it is, without looking.
+        is_frozen: bool,
     },
     /// Files elsewhere: `hf:...`, `zenodo:...`, `https:...`.
     Remote(Remote),
     /// A pinned blob: `store:b3:<hex>`.
     Blob(Digest),
+}
+
+/// What the executor has for all actions that run at one time.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Executor {
+    /// How much.
+    pub limits: Limits,
+    /// Where each limit was written, by its name in `[executor.local]`: `cpu`, `tokens.licence`.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// How much there is of everything that actions ask for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Cores.
+    pub cpu: usize,
+    /// Devices of the kind GPU; their slots are numbered from 0.
+    pub gpu: usize,
+    /// Bytes of memory; `None`: unknown, so anything goes.
+    pub memory: Option<u64>,
+    /// Tokens that the study defines.
+    pub tokens: BTreeMap<String, usize>,
 }
 
 /// Resources of one action.
@@ -169,10 +200,12 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// Wall time limit, in seconds.
     pub time: Option<u64>,
+    /// Tokens that the study defines: name to how many.
+    pub tokens: BTreeMap<String, usize>,
 }
 
 /// What lies between two checkpoints of an action that keeps its state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum CheckpointEvery {
     /// Seconds of wall time.
     Seconds(u64),
@@ -239,8 +272,9 @@ impl Retry {
 
 impl Resources {
     /// What was asked for, as names and values of a pipeline file.
-    pub(crate) fn json(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+    pub(crate) fn json(&self) -> impl Iterator<Item = (&str, serde_json::Value)> {
         let gpu = (self.gpu > 0).then_some(self.gpu);
+        let tokens = self.tokens.iter().map(|(name, count)| (name.as_str(), Some((*count).into())));
         [
             ("cpu", self.cpu.map(serde_json::Value::from)),
             ("gpu", gpu.map(serde_json::Value::from)),
@@ -248,6 +282,7 @@ impl Resources {
             ("time", self.time.map(serde_json::Value::from)),
         ]
         .into_iter()
+        .chain(tokens)
         .filter_map(|(name, value)| Some((name, value?)))
     }
 }

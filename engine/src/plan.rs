@@ -245,6 +245,12 @@ impl Plan {
         self.records.iter().zip(wanted).map(|(record, wanted)| record.as_ref().filter(|_| wanted))
     }
 
+    /// The parts of a row-wise node, if they are known: of one with a result none has to run.
+    pub(crate) fn shard_count(&self, id: NodeId) -> Option<ShardCount> {
+        let stored = self.records[id.0].as_ref().map(|record| record.shards.len()).filter(|total| *total > 0);
+        self.shards[id.0].or_else(|| stored.map(|total| ShardCount { total, run: 0 }))
+    }
+
     /// The status as a word, with its reasons.
     pub(crate) fn words(&self, id: NodeId) -> (&'static str, &[DirtyReason]) {
         match &self.status[id.0] {

@@ -67,8 +67,9 @@ pub(crate) fn reasons(
     {
         return vec![DirtyReason::FailedBefore(failure.clone())];
     }
-    match history.last_record(&node.name, digest) {
-        Some(old) => compare(pipeline, node, &old.components, key.map(|(_, key)| key), &mut reasons),
+    let last = history.last_record(&node.name, digest);
+    match last.as_ref().and_then(|record| record.components()) {
+        Some(old) => compare(pipeline, node, old, key.map(|(_, key)| key), &mut reasons),
         None if key.is_some() && !forced => reasons.push(match history.failure(&node.name) {
             Some(failure) => DirtyReason::FailedBefore(failure.clone()),
             None => DirtyReason::NoRecord,
@@ -227,7 +228,9 @@ impl DirtyReason {
             Self::Damaged => "its outputs are missing or damaged".to_owned(),
             Self::FailedBefore(failure) => {
                 let ago = failure.began.and_then(|began| began.elapsed().ok()).map(ago).unwrap_or_default();
-                format!("its last attempt failed{ago}: {}", failure.error)
+                // A program's last words take further lines.
+                let first = failure.error.lines().next().unwrap_or_default();
+                format!("its last attempt failed{ago}: {first}")
             }
             Self::Fetch { source } => format!("its source `{source}` would be fetched first"),
             Self::Upstream { nodes } => format!("waits for {}", nodes.join(", ")),

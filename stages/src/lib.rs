@@ -9,6 +9,7 @@ pub mod attribute;
 pub mod checkpoint;
 mod classification;
 mod classifier;
+pub mod command;
 pub mod compare;
 pub mod embed;
 pub mod evaluate_classify;

@@ -1,9 +1,9 @@
 //! The long table of figures that every evaluation writes.
 
-use pipe_engine::{OutputWriter, StageError};
+use pipe_engine::{Artifact, Figures, OutputWriter, StageError};
 
 use crate::statistics::Estimate;
-use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
 
 /// A row of the metrics table.
 #[derive(Clone, Debug)]
@@ -82,4 +82,28 @@ pub(crate) fn write_metrics(
         .with("subgroup", text(&|metric| metric.subgroup.clone()))
         .with("dataset", text(&|metric| metric.dataset.clone()));
     write(output, &TableSchema::metrics(), &table, WriteOptions::text(provenance))
+}
+
+/// What tells the rows of a metrics table apart, beside the metric.
+const KEYS: [&str; 8] = ["split", "modality", "method", "class", "subgroup", "dataset", "seed", "protocol"];
+
+/// The figures of a metrics table, named `metric@k[split=test,class=1]`; what is undefined is left out.
+///
+/// # Errors
+/// If the table is damaged.
+pub(crate) fn figures(artifact: &Artifact) -> Result<Figures, StageError> {
+    let table = read(artifact)?;
+    let values = table.float64("value")?;
+    let (metrics, ks) = (table.as_text("metric")?, table.as_text("k")?);
+    let keys = KEYS.map(|name| table.as_text(name).map(|column| (name, column)));
+    let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut figures = Figures::new();
+    for (row, value) in values.iter().enumerate() {
+        let (Some(value), Some(metric)) = (value, &metrics[row]) else { continue };
+        let k =
+            ks[row].as_ref().filter(|_| !metric.contains('@')).map(|k| format!("@{k}")).unwrap_or_default();
+        let keys = keys.iter().filter_map(|(name, column)| Some(format!("{name}={}", column[row].as_ref()?)));
+        figures.insert(format!("{metric}{k}[{}]", keys.collect::<Vec<_>>().join(",")), *value);
+    }
+    Ok(figures)
 }

@@ -5,9 +5,11 @@ use pipe_engine::{Registry, Template};
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        .with_figures(crate::artifact::METRICS, crate::metrics::figures)
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)
+        .with(crate::command::Command)
         .with(crate::compare::Compare)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)

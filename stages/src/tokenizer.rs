@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, PortAxes, StageContext, StageError,
+    StageKind,
 };
 use pipe_models::Tokenizer;
 use schemars::JsonSchema;
@@ -45,7 +46,7 @@ impl StageKind for TrainTokenizer {
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
             inputs: vec![InputPort {
-                axes: false,
+                axes: PortAxes::Ignored,
                 ..InputPort::fan_in(
                     "text",
                     &[artifact::CAPTIONS, artifact::QUESTIONS],

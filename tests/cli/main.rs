@@ -2,11 +2,14 @@
 //!
 //! The studies are small enough to run in a fraction of a second; what they compute is tested elsewhere.
 
+mod commands;
 mod damage;
 mod edits;
 mod export;
 mod failures;
+mod frozen;
 mod interrupts;
+mod isolate;
 mod mistakes;
 mod outputs;
 mod processes;

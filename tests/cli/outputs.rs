@@ -203,6 +203,28 @@ fn the_graph_is_drawn_in_every_format() {
     study.run(&["pairs"]).expect(0);
     let dot = graph(&["--format", "dot", "--status"]);
     assert!(dot.contains("label=\"pairs\\nhit\"") && dot.contains("label=\"trained\\nmaybe\""), "{dot}");
+    assert!(!study.pipe(&["graph", "study.toml", "--status"]).stdout.contains("parts"));
+}
+
+#[test]
+fn the_graph_tells_in_how_many_parts_row_wise_stages_run() {
+    let study = Study::finished();
+    let graph =
+        |arguments: &[&str]| study.pipe(&[&["graph", "study.toml"], arguments].concat()).expect(0).stdout;
+    // Two nodes, each with a part of images and one of captions; the other stages have none.
+    let text = graph(&["--shards"]);
+    assert!(text.contains("embedded  (4 parts)") && !text.contains("pairs  ("), "{text}");
+    assert!(graph(&["--shards", "--nodes"]).contains("embedded[model=trained]  (2 parts)"));
+    let dot = graph(&["--shards", "--status", "--format", "dot"]);
+    assert!(dot.contains("label=\"embedded\\n2 hit, 4 parts\", style=filled"), "{dot}");
+    assert!(graph(&["--shards", "--format", "svg"]).contains(">4 parts</text>"));
+    assert!(graph(&["--shards", "--format", "mermaid"]).contains("<br>4 parts"));
+    let json = study.json("graph", &["--shards"]);
+    assert_eq!(json["shards"], serde_json::json!({ "embedded": { "total": 4, "run": 0 } }));
+    // Another batch size: all parts of both nodes.
+    study.edit("splits = [\"test\"]", "splits = [\"test\"], batch = 3");
+    let text = graph(&["--shards", "--status"]);
+    assert!(text.contains("embedded  (2 run, 4 of 4 parts)"), "{text}");
 }
 
 #[test]
@@ -223,7 +245,7 @@ fn the_log_lists_runs_and_shows_events() {
 fn doctor_examines_machine_and_store() {
     let study = Study::finished();
     let text = study.pipe(&["doctor", "study.toml"]).expect(0).stdout;
-    for subject in ["version", "processor", "device", "store", "disk", "permission"] {
+    for subject in ["version", "processor", "memory", "device", "store", "disk", "permission"] {
         assert!(
             text.lines().any(|line| line.split_whitespace().nth(1) == Some(subject)),
             "{subject}:\n{text}"

@@ -136,6 +136,19 @@ fn diff_tells_what_differs_between_two_runs() {
     study.pipe(&["diff", "study.toml", &runs[0], &runs[0], "--exit-code"]).expect(0);
     let json = study.json("diff", &[&runs[0], &runs[1]]);
     assert_eq!((&json["version"], &json["nodes"][0]["change"]), (&1.into(), &"changed".into()));
+    // The figures of what was measured, old and new.
+    study.run(&["--set", "stage.trained.params.lr=0.5"]).expect(0);
+    let json = study.json("diff", &[&runs[0], "last"]);
+    let nodes = json["nodes"].as_array().expect("a list");
+    let retrieved = nodes.iter().find(|node| node["node"] == "retrieved[model=trained]").expect("it differs");
+    let figures = retrieved["figures"].as_array().expect("a list");
+    let one = figures.iter().find(|one| one["old"].is_number() && one["new"].is_number()).expect("a figure");
+    assert!(one["old"] != one["new"] && one["output"] == "metrics", "{one}");
+    let name = one["figure"].as_str().expect("a name");
+    assert!(name.contains("[split=test"), "{name}");
+    let text = study.pipe(&["diff", "study.toml", &runs[0], "last"]).expect(0).stdout;
+    let (old, new) = (one["old"].as_f64().expect("a number"), one["new"].as_f64().expect("a number"));
+    assert!(text.contains(&format!("            {name}: {old:.4} -> {new:.4} (")), "{text}");
     let unknown = study.pipe(&["diff", "study.toml", "nothing", "last"]).expect(2);
     assert!(unknown.stderr.contains("`nothing` is no run"), "{}", unknown.stderr);
 }

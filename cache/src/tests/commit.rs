@@ -11,7 +11,7 @@ fn a_committed_action_is_a_hit_with_its_components_in_clear() {
     assert_eq!(committed.outcome, CommitOutcome::Created);
     let record = store.lookup(&key.digest()).unwrap().unwrap();
     assert_eq!(record, committed.record);
-    assert_eq!(record.components, key);
+    assert_eq!(record.components(), Some(&key));
     let output = &record.outputs["out"];
     assert_eq!(output.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["a.txt", "b/c.txt"]);
     let expected = [("a.txt", 5, Digest::of(b"hello")), ("b/c.txt", 0, Digest::of(b""))];

@@ -117,5 +117,17 @@ fn a_record_reads_back_as_it_was() {
     record.meta.duration_seconds = 0.1;
     record.meta.run = "a\nb\"digest\": ".to_owned();
     record.meta.peak_memory_bytes = Some(u64::MAX);
-    assert_eq!(Record::from_text(&record.to_text()), Some(record));
+    let read = Record::from_text(&record.to_text()).unwrap();
+    assert_eq!(read, record);
+    assert_eq!(read.components(), Some(&action(1)));
+}
+
+/// Nobody would say then why something runs; what the record gives is sound all the same.
+#[test]
+fn components_of_another_key_are_none() {
+    let (_folder, store) = store();
+    let mut record = commit(&store, &action(1), &[("a", "hello")]).record;
+    record.key = action(2).digest();
+    let read = Record::from_text(&record.to_text()).unwrap();
+    assert_eq!(read.components(), None);
 }

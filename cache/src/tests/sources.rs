@@ -101,3 +101,52 @@ fn a_damaged_memory_is_forgotten() {
     let sources = Sources::open(Disk::default(), Some(folder.path()));
     assert!(sources.hash(folder.path(), "a").is_ok());
 }
+
+#[test]
+fn a_frozen_source_is_what_was_recorded_until_it_is_looked_at_again() {
+    let folder = TempDir::new().unwrap();
+    let here = folder.path();
+    let cache = here.join("cache");
+    let sources = || Sources::open(Disk::default(), Some(&cache));
+    write(here, "d/a", "text");
+    write(here, "d/b", "more");
+    let first = sources().hash_frozen(here, "d").unwrap();
+    assert_eq!(first.digest, sources().hash(here, "d").unwrap().digest);
+    assert!(first.files.iter().all(|file| file.recorded == crate::modified(&file.location)));
+    // Whatever happens to it: nothing is looked at.
+    std::fs::remove_file(here.join("d/b")).unwrap();
+    write(here, "d/a", "other");
+    let again = sources();
+    assert_eq!(again.hash_frozen(here, "d").unwrap(), first);
+    assert_eq!(again.hashed_bytes(), 0);
+    assert_eq!(again.recorded(&here.join("d")).unwrap(), first);
+    assert!(again.recorded(&here.join("e")).is_none());
+    let now = again.hash_again(here, "d").unwrap();
+    assert_ne!(now.digest, first.digest);
+    again.refreeze(here, "d", now.clone());
+    assert_eq!(sources().hash_frozen(here, "d").unwrap().digest, now.digest);
+    // A record that cannot be read is none.
+    for record in std::fs::read_dir(cache.join("frozen")).unwrap() {
+        std::fs::write(record.unwrap().path(), "{").unwrap();
+    }
+    assert_eq!(sources().hash_frozen(here, "d").unwrap().digest, now.digest);
+    // Without a memory there is nothing to trust.
+    let forgetful = Sources::without_memory();
+    assert_eq!(forgetful.hash_frozen(here, "d").unwrap().digest, now.digest);
+    assert!(forgetful.recorded(&here.join("d")).is_none());
+}
+
+/// Even a file that keeps its times is read.
+#[test]
+fn looking_again_reads_what_is_remembered() {
+    let folder = TempDir::new().unwrap();
+    let cache = folder.path().join("cache");
+    write(folder.path(), "a", "text");
+    std::thread::sleep(Duration::from_millis(2100));
+    let sources = Sources::open(Disk::default(), Some(&cache));
+    sources.hash(folder.path(), "a").unwrap();
+    sources.hash(folder.path(), "a").unwrap();
+    assert_eq!(sources.hashed_bytes(), 4);
+    sources.hash_again(folder.path(), "a").unwrap();
+    assert_eq!(sources.hashed_bytes(), 8);
+}

@@ -139,7 +139,7 @@ pub(crate) enum Command {
     Clean(FileArguments),
     /// Checks stored results against their digests
     #[command(
-        after_help = "Examples:\n  pipe verify study.toml\n  pipe verify study.toml --repair && pipe run study.toml"
+        after_help = "Examples:\n  pipe verify study.toml\n  pipe verify study.toml --repair && pipe run study.toml\n  pipe verify study.toml --sources"
     )]
     Verify(VerifyArguments),
     /// Says what the store keeps that nothing needs, and removes it with `--apply`
@@ -153,6 +153,12 @@ pub(crate) enum Command {
     Unpin(UnpinArguments),
     /// Examines the machine and the store
     Doctor(OptionalFileArguments),
+    /// Executes one action for another process of this program
+    #[command(hide = true)]
+    Isolated {
+        /// The folder that says what is to be done
+        folder: PathBuf,
+    },
     /// Prints completions for a shell
     Completions {
         /// The shell
@@ -380,9 +386,12 @@ pub(crate) struct VerifyArguments {
     /// A stage, a node, or a glob over nodes; the whole store by default
     #[arg(value_name = "NODE")]
     pub(crate) targets: Vec<String>,
-    /// Move what is damaged aside, so that the next run makes it again
+    /// Move what is damaged aside, so that the next run makes it again; of sources, record what they are now
     #[arg(long)]
     pub(crate) repair: bool,
+    /// Read the local sources of the study instead, frozen ones too, and compare them with what is known of them
+    #[arg(long, requires = "pipeline")]
+    pub(crate) sources: bool,
 }
 
 #[derive(Args, Debug)]
@@ -460,6 +469,9 @@ pub(crate) struct GraphArguments {
     /// Say and colour what is up to date
     #[arg(long)]
     pub(crate) status: bool,
+    /// Say of row-wise stages in how many parts they run
+    #[arg(long)]
+    pub(crate) shards: bool,
 }
 
 pub(crate) fn completions(shell: clap_complete::Shell) -> Result<u8, CliError> {

@@ -1,8 +1,9 @@
-//! `pipe diff RUN RUN`: what differs between two runs: nodes, parameters, inputs, and results.
+//! `pipe diff RUN RUN`: what differs between two runs: nodes, parameters, inputs, results, and the figures in
+//! these.
 
 use std::collections::BTreeSet;
 
-use pipe_cache::{Digest, Record, Store};
+use pipe_cache::{Digest, OutputRecord, Reading, Record, Store, Verify};
 use serde_json::{Value as Json, json};
 
 use super::arguments::{Arguments, DiffArguments};
@@ -11,6 +12,8 @@ use super::study::open_store;
 use super::{CliError, print, print_json};
 use crate::difference::{Difference, differences};
 use crate::exit;
+use crate::kind::{Figures, Registry};
+use crate::shards;
 
 /// How a node differs.
 struct NodeDifference {
@@ -21,9 +24,22 @@ struct NodeDifference {
     parts: Vec<Difference>,
     /// Ports with another content, with both digests; none where one of the results is not there.
     outputs: Option<Vec<(String, Option<Digest>, Option<Digest>)>>,
+    /// Figures with another value.
+    figures: Vec<FigureDifference>,
 }
 
-pub(crate) fn diff(arguments: &Arguments, diff: &DiffArguments) -> Result<u8, CliError> {
+/// How a figure differs.
+struct FigureDifference {
+    port: String,
+    name: String,
+    old: Option<f64>,
+    new: Option<f64>,
+}
+
+/// So many figures of a node are told to a person.
+const SHOWN_FIGURES: usize = 20;
+
+pub(crate) fn diff(arguments: &Arguments, diff: &DiffArguments, registry: &Registry) -> Result<u8, CliError> {
     let store = open_store(arguments, Some(&diff.pipeline), false)?
         .ok_or_else(|| CliError::new(exit::USAGE, "error: there is no store, so there are no runs"))?;
     let (old_run, old) = run_and_plan(&store, &diff.old)?;
@@ -34,7 +50,7 @@ pub(crate) fn diff(arguments: &Arguments, diff: &DiffArguments) -> Result<u8, Cl
     for name in names {
         match (old.nodes.get(name), new.nodes.get(name)) {
             (Some(before), Some(after)) if before == after => equal += 1,
-            (before, after) => found.push(compare(&store, name, before, after)?),
+            (before, after) => found.push(compare(&store, registry, name, (before, after))?),
         }
     }
     if arguments.global.json {
@@ -52,9 +68,9 @@ pub(crate) fn diff(arguments: &Arguments, diff: &DiffArguments) -> Result<u8, Cl
 
 fn compare(
     store: &Store,
+    registry: &Registry,
     name: &str,
-    before: Option<&Digest>,
-    after: Option<&Digest>,
+    (before, after): (Option<&Digest>, Option<&Digest>),
 ) -> Result<NodeDifference, CliError> {
     let record = |key: Option<&Digest>| key.map(|key| store.record(key)).transpose().map(Option::flatten);
     let (old, new) = (record(before)?, record(after)?);
@@ -64,12 +80,71 @@ fn compare(
         _ => "changed",
     };
     let both = old.as_ref().zip(new.as_ref());
+    let outputs = both.map(|(old, new)| outputs(old, new));
+    let mut figures = Vec::new();
+    if let Some((old, new)) = both {
+        for (port, ..) in outputs.iter().flatten() {
+            let read = |record: &Record| match record.outputs.get(port) {
+                Some(output) => figures_of(store, registry, output),
+                None => Ok(None),
+            };
+            if let (Some(before), Some(after)) = (read(old)?, read(new)?) {
+                figures.extend(compare_figures(port, &before, &after));
+            }
+        }
+    }
     Ok(NodeDifference {
         node: name.to_owned(),
         change,
-        parts: both.map(|(old, new)| differences(&old.components, &new.components)).unwrap_or_default(),
-        outputs: both.map(|(old, new)| outputs(old, new)),
+        parts: both
+            .and_then(|(old, new)| Some(differences(old.components()?, new.components()?)))
+            .unwrap_or_default(),
+        outputs,
+        figures,
     })
+}
+
+/// The figures of a result; none if it has none, or is not in the store any more.
+fn figures_of(
+    store: &Store,
+    registry: &Registry,
+    output: &OutputRecord,
+) -> Result<Option<Figures>, CliError> {
+    let Some(reader) = registry.figures(&output.artifact_type) else { return Ok(None) };
+    // A command that only looks changes nothing: what is damaged is `verify`'s to find.
+    let is_there = |file: &pipe_cache::FileRecord| store.blob_path(&file.blob).is_file();
+    if !output.files.iter().all(is_there) {
+        return Ok(None);
+    }
+    match store.read(output, Verify::Never)? {
+        Reading::Files(files) => Ok(reader(&shards::result(output, files)).ok()),
+        Reading::Damaged(_) => Ok(None),
+    }
+}
+
+fn compare_figures(port: &str, old: &Figures, new: &Figures) -> Vec<FigureDifference> {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let pairs = names.into_iter().map(|name| FigureDifference {
+        port: port.to_owned(),
+        name: name.clone(),
+        old: old.get(name).copied(),
+        new: new.get(name).copied(),
+    });
+    pairs.filter(|one| one.old != one.new).collect()
+}
+
+impl FigureDifference {
+    fn words(&self) -> String {
+        let value =
+            |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.4}"));
+        let (old, new) = (value(self.old), value(self.new));
+        let change = self.old.zip(self.new).map(|(old, new)| format!(" ({:+.2e})", new - old));
+        format!("{}: {old} -> {new}{}", self.name, change.unwrap_or_default())
+    }
+
+    fn json(&self) -> Json {
+        json!({ "output": self.port, "figure": self.name, "old": self.old, "new": self.new })
+    }
 }
 
 fn outputs(old: &Record, new: &Record) -> Vec<(String, Option<Digest>, Option<Digest>)> {
@@ -95,6 +170,14 @@ impl NodeDifference {
             Some(outputs) => {
                 for (port, ..) in outputs {
                     text.push_str(&format!("          output `{port}` differs\n"));
+                    let figures = || self.figures.iter().filter(|figure| figure.port == *port);
+                    for figure in figures().take(SHOWN_FIGURES) {
+                        text.push_str(&format!("            {}\n", figure.words()));
+                    }
+                    let more = figures().count().saturating_sub(SHOWN_FIGURES);
+                    if more > 0 {
+                        text.push_str(&format!("            and {more} more, which `--json` lists\n"));
+                    }
                 }
             }
             None if self.change == "changed" => {
@@ -115,6 +198,7 @@ impl NodeDifference {
             "node": self.node, "change": self.change,
             "parts": self.parts.iter().map(Difference::json).collect::<Vec<_>>(),
             "outputs": outputs.collect::<Vec<_>>(), "results_known": self.outputs.is_some(),
+            "figures": self.figures.iter().map(FigureDifference::json).collect::<Vec<_>>(),
         })
     }
 }

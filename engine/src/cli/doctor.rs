@@ -6,11 +6,13 @@ use pipe_cache::{Durability, Store};
 use serde_json::json;
 
 use super::arguments::{Arguments, OptionalFileArguments};
+use super::status::size;
 use super::study::Study;
 use super::{CliError, print};
 use crate::action::MissingSource;
 use crate::exit;
 use crate::kind::Registry;
+use crate::pipeline::Limits;
 use crate::plan::Wanted;
 
 struct Finding {
@@ -33,6 +35,9 @@ pub(crate) fn doctor(
     );
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     add("processor", "ok", format!("{cores} cores, {}", std::env::consts::ARCH));
+    if let Some(bytes) = Limits::of_this_machine().memory {
+        add("memory", "ok", format!("{} for actions, unless `[executor.local]` says otherwise", size(bytes)));
+    }
     add("numerics", "ok", registry.numerics().to_owned());
     add("device", "ok", "cpu; this build has no GPU support".to_owned());
     let store_path = match &file.pipeline {

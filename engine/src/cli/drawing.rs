@@ -28,10 +28,10 @@ pub(crate) fn svg(graph: &Graph) -> String {
     }
     let width = |index: usize| {
         let one = &graph.vertices[index];
-        let words = one.standing.as_ref().map_or(0, |(_, words)| words.chars().count());
+        let words = one.words.as_ref().map_or(0, |words| words.chars().count());
         one.name.chars().count().max(words) as f64 * CHARACTER + 2.0 * PADDING
     };
-    let lines = if graph.vertices.iter().any(|one| one.standing.is_some()) { 2.0 } else { 1.0 };
+    let lines = if graph.vertices.iter().any(|one| one.words.is_some()) { 2.0 } else { 1.0 };
     let height = lines * LINE + PADDING;
     let mut place = vec![(0.0, 0.0); count];
     let mut left = GAP;
@@ -65,14 +65,13 @@ pub(crate) fn svg(graph: &Graph) -> String {
     }
     for (index, one) in graph.vertices.iter().enumerate() {
         let (x, y) = place[index];
-        let fill = one.standing.as_ref().map_or("#e6eef8", |(standing, _)| standing.colour());
+        let fill = one.standing.map_or("#e6eef8", |standing| standing.colour());
         let _ = writeln!(
             text,
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{height:.1}\" rx=\"4\" fill=\"{fill}\" stroke=\"#334455\"/>",
             width(index)
         );
-        let words = one.standing.iter().map(|(_, words)| words);
-        for (line, content) in std::iter::once(&one.name).chain(words).enumerate() {
+        for (line, content) in std::iter::once(&one.name).chain(&one.words).enumerate() {
             let baseline = y + PADDING / 2.0 + line as f64 * LINE + 12.0;
             let _ = writeln!(
                 text,

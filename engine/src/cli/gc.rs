@@ -119,7 +119,10 @@ fn entries(survey: &Survey, garbage: &Garbage, known: &Uses) -> Vec<Entry> {
             let record = surveyed.record.as_ref();
             Entry {
                 key: *key,
-                kind: record.map_or("damaged", |record| record.components.kind.as_str()).to_owned(),
+                kind: record
+                    .and_then(|record| record.components())
+                    .map_or("damaged", |components| components.kind.as_str())
+                    .to_owned(),
                 node: known.nodes.get(key).cloned().unwrap_or_default(),
                 run: record.map(|record| record.meta.run.clone()).unwrap_or_default(),
                 bytes: bytes.get(key).copied().unwrap_or(0),

@@ -11,7 +11,7 @@ use super::{CliError, print, print_json};
 use crate::action::{producers, topological};
 use crate::kind::Registry;
 use crate::pipeline::Pipeline;
-use crate::plan::{Plan, Wanted};
+use crate::plan::{Plan, ShardCount, Wanted};
 
 /// How a stage or a node stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -35,8 +35,12 @@ impl Standing {
 /// A stage or a node.
 pub(crate) struct Vertex {
     pub(crate) name: String,
-    /// With `--status`: the gravest standing of its nodes, and the words.
-    pub(crate) standing: Option<(Standing, String)>,
+    /// With `--status`: the gravest standing of its nodes.
+    pub(crate) standing: Option<Standing>,
+    /// With `--status` and `--shards`: a second line.
+    pub(crate) words: Option<String>,
+    /// With `--shards`: the parts of its row-wise nodes, where they are known.
+    shards: Option<ShardCount>,
 }
 
 /// What is drawn, in topological order.
@@ -51,13 +55,13 @@ pub(crate) fn graph(
     registry: &Registry,
 ) -> Result<u8, CliError> {
     let study = Study::load(arguments, &graph.pipeline, registry)?;
-    let plan = if graph.status {
+    let plan = if graph.status || graph.shards {
         let store = study.open_existing()?;
         Some(study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?.0)
     } else {
         None
     };
-    let drawn = Graph::of(&study.pipeline, graph.nodes, plan.as_ref());
+    let drawn = Graph::of(&study.pipeline, graph, plan.as_ref());
     if arguments.global.json {
         return print_json(&drawn.json());
     }
@@ -70,19 +74,19 @@ pub(crate) fn graph(
 }
 
 impl Graph {
-    fn of(pipeline: &Pipeline, of_nodes: bool, plan: Option<&Plan>) -> Self {
+    fn of(pipeline: &Pipeline, arguments: &GraphArguments, plan: Option<&Plan>) -> Self {
         let mut vertices: Vec<Vertex> = Vec::new();
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let mut standings: Vec<BTreeMap<Standing, usize>> = Vec::new();
         let mut edges = BTreeSet::new();
         let label = |index: usize| {
             let node = &pipeline.nodes[index];
-            if of_nodes { node.name.as_str() } else { node.stage.as_str() }
+            if arguments.nodes { node.name.as_str() } else { node.stage.as_str() }
         };
         for id in topological(pipeline) {
             let name = label(id.0);
             let consumer = *places.entry(name).or_insert_with(|| {
-                vertices.push(Vertex { name: name.to_owned(), standing: None });
+                vertices.push(Vertex { name: name.to_owned(), standing: None, words: None, shards: None });
                 standings.push(BTreeMap::new());
                 vertices.len() - 1
             });
@@ -93,6 +97,11 @@ impl Graph {
                     _ => Standing::Maybe,
                 };
                 *standings[consumer].entry(standing).or_default() += 1;
+                if let Some(count) = plan.shard_count(id).filter(|_| arguments.shards) {
+                    let all = vertices[consumer].shards.get_or_insert(ShardCount { total: 0, run: 0 });
+                    all.total += count.total;
+                    all.run += count.run;
+                }
             }
             for producer in producers(&pipeline.nodes[id.0]) {
                 // Producers come first in this order.
@@ -115,7 +124,15 @@ impl Graph {
                     _ => format!("{count} {}", word(standing)),
                 })
                 .collect();
-            one.standing = standings.keys().max().map(|worst| (*worst, words.join(", ")));
+            one.standing = standings.keys().max().copied().filter(|_| arguments.status);
+            let status = one.standing.map(|_| words.join(", "));
+            // Where nothing runs, or was not asked for, the number says enough.
+            let shards = one.shards.map(|shards| match shards.run {
+                run if run > 0 && arguments.status => shards.words(),
+                _ => format!("{} parts", shards.total),
+            });
+            let lines: Vec<String> = status.into_iter().chain(shards).collect();
+            one.words = Some(lines.join(", ")).filter(|words| !words.is_empty());
         }
         Self { vertices, edges }
     }
@@ -127,9 +144,18 @@ impl Graph {
         let status: BTreeMap<&str, &str> = self
             .vertices
             .iter()
-            .filter_map(|one| Some((one.name.as_str(), one.standing.as_ref()?.1.as_str())))
+            .filter(|one| one.standing.is_some())
+            .filter_map(|one| Some((one.name.as_str(), one.words.as_deref()?)))
             .collect();
-        json!({ "version": 1, "nodes": names, "edges": edges, "status": status })
+        let shards: BTreeMap<&str, serde_json::Value> = self
+            .vertices
+            .iter()
+            .filter_map(|one| {
+                let ShardCount { total, run } = one.shards?;
+                Some((one.name.as_str(), json!({ "total": total, "run": run })))
+            })
+            .collect();
+        json!({ "version": 1, "nodes": names, "edges": edges, "status": status, "shards": shards })
     }
 
     fn text(&self) -> String {
@@ -139,7 +165,7 @@ impl Graph {
         }
         let line = |(one, from): (&Vertex, &Vec<&str>)| {
             let arrow = if from.is_empty() { String::new() } else { format!("  <- {}", from.join(", ")) };
-            let status = one.standing.as_ref().map(|(_, words)| format!("  ({words})")).unwrap_or_default();
+            let status = one.words.as_ref().map(|words| format!("  ({words})")).unwrap_or_default();
             format!("{}{status}{arrow}\n", one.name)
         };
         self.vertices.iter().zip(&from).map(line).collect()
@@ -151,14 +177,10 @@ impl Graph {
             String::from("digraph study {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n");
         for (index, one) in self.vertices.iter().enumerate() {
             let name = escape(&one.name);
-            text.push_str(&match &one.standing {
-                Some((standing, words)) => format!(
-                    "  n{index} [label=\"{name}\\n{}\", style=filled, fillcolor=\"{}\"];\n",
-                    escape(words),
-                    standing.colour()
-                ),
-                None => format!("  n{index} [label=\"{name}\"];\n"),
-            });
+            let words = one.words.as_ref().map(|words| format!("\\n{}", escape(words))).unwrap_or_default();
+            let fill =
+                one.standing.map(|standing| format!(", style=filled, fillcolor=\"{}\"", standing.colour()));
+            text.push_str(&format!("  n{index} [label=\"{name}{words}\"{}];\n", fill.unwrap_or_default()));
         }
         for (from, to) in &self.edges {
             text.push_str(&format!("  n{from} -> n{to};\n"));
@@ -172,14 +194,14 @@ impl Graph {
         let escape = |text: &str| text.replace('#', "#35;").replace('"', "#quot;");
         let mut text = String::from("graph LR\n");
         for (index, one) in self.vertices.iter().enumerate() {
-            let words = one.standing.as_ref().map(|(_, words)| format!("<br>{words}")).unwrap_or_default();
+            let words = one.words.as_ref().map(|words| format!("<br>{words}")).unwrap_or_default();
             text.push_str(&format!("  n{index}[\"{}{words}\"]\n", escape(&one.name)));
         }
         for (from, to) in &self.edges {
             text.push_str(&format!("  n{from} --> n{to}\n"));
         }
         for (index, one) in self.vertices.iter().enumerate() {
-            if let Some((standing, _)) = &one.standing {
+            if let Some(standing) = one.standing {
                 text.push_str(&format!("  style n{index} fill:{}\n", standing.colour()));
             }
         }

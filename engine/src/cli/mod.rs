@@ -15,6 +15,7 @@ mod plan;
 mod run;
 mod show;
 mod signals;
+mod sources;
 mod status;
 mod study;
 mod summary;
@@ -54,7 +55,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Status(file) => status::status(&arguments, file, registry),
         Command::Show(show) => show::show(&arguments, show, registry),
         Command::Log(log) => log::log(&arguments, log, registry),
-        Command::Diff(diff) => diff::diff(&arguments, diff),
+        Command::Diff(diff) => diff::diff(&arguments, diff, registry),
         Command::Export(export) => export::export(&arguments, export),
         Command::Verify(verify) => verify::verify(&arguments, verify, registry),
         Command::Gc(gc) => gc::gc(&arguments, gc),
@@ -65,6 +66,9 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Schema => print(&format!("{:#}\n", crate::language::schema(registry))),
         Command::Clean(file) => clean::clean(&arguments, file, registry),
         Command::Doctor(file) => doctor::doctor(&arguments, file, registry),
+        Command::Isolated { folder } => crate::isolate::serve(folder, registry)
+            .map(|()| exit::DONE)
+            .map_err(|reason| CliError::new(exit::STAGE_FAILED, format!("error: {reason}"))),
         Command::Completions { shell } => arguments::completions(*shell),
     };
     match result {

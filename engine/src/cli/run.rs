@@ -20,7 +20,7 @@ use crate::events::EventLog;
 use crate::exit;
 use crate::history::History;
 use crate::kind::Registry;
-use crate::pipeline::NodeId;
+use crate::pipeline::{Limits, NodeId};
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
@@ -98,14 +98,19 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     };
     summary.print(arguments);
     // Abandoned actions hold handles of the store; the process ends with them.
-    Ok(match published {
+    let code = match published {
         _ if outcome.cancelled => session.signals.exit_code(),
         Ok(_) if run.reproduce && !outcome.differing.is_empty() && outcome.failed.is_empty() => {
             exit::NOT_DETERMINISTIC
         }
         Err(_) => exit_code(&outcome).max(exit::ENVIRONMENT),
         Ok(_) => exit_code(&outcome),
-    })
+    };
+    drop(session);
+    // The memory of a large study goes with the process at once; piece by piece takes as long as much of a run
+    // with nothing to do.
+    std::mem::forget((plan, study));
+    Ok(code)
 }
 
 fn event_log(arguments: &Arguments, folder: &RunFolder) -> Result<Arc<EventLog>, CliError> {
@@ -230,9 +235,10 @@ impl Session<'_> {
             .filter(|index| plan.records[*index].is_none())
             .filter_map(|index| Some((NodeId(index), self.history.seconds(&pipeline.nodes[index].name)?)))
             .collect();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let limits = pipeline.executor.limits.clone();
+        let cpu = run.jobs.unwrap_or(limits.cpu).max(1);
         let options = RunOptions {
-            cores: run.jobs.unwrap_or(cores).max(1),
+            limits: Limits { cpu, ..limits },
             on_failure: match run.fail_fast.as_deref() {
                 Some("now") => OnFailure::StopAll,
                 Some(_) => OnFailure::StopStarting,

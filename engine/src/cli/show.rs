@@ -123,7 +123,8 @@ fn values(pipeline: &Pipeline, node: &Node) -> Vec<(String, Json, Origin)> {
     let resources = node.resources.json().map(|(name, value)| (format!("resources.{name}"), value));
     let retry = node.retry.json().map(|(name, value)| (format!("retry.{name}"), value));
     let checkpoint = node.checkpoint.json().map(|(name, value)| (format!("checkpoint.{name}"), value));
-    for (path, value) in resources.chain(retry).chain(checkpoint) {
+    let isolate = node.isolate.then(|| ("isolate".to_owned(), true.into()));
+    for (path, value) in resources.chain(retry).chain(checkpoint).chain(isolate) {
         let origin = node.setting_origins.get(&path).cloned().unwrap_or(Origin::Default);
         values.push((path, value, origin));
     }
@@ -229,7 +230,7 @@ fn node_json(pipeline: &Pipeline, plan: &Plan, shown: &Shown, earlier: &[Record]
         "params": node.params.json, "resources": Json::Object(node.resources.json().map(|(name, value)| (name.to_owned(), value)).collect()),
         "origins": origins, "inputs": inputs, "outputs": outputs,
         "made": record.map(|record| &record.meta),
-        "earlier": earlier.iter().map(|record| json!({ "key": record.key, "params": record.components.params, "made": record.meta })).collect::<Vec<_>>(),
+        "earlier": earlier.iter().map(|record| json!({ "key": record.key, "params": record.components().map(|components| &components.params), "made": record.meta })).collect::<Vec<_>>(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The program with kinds made for tests: stages that panic, fail and count how often they run.
 
 mod edits;
+mod resources;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ enum Does {
     /// Two attempts at the same text fail.
     FailTwice,
     BadInput,
+    /// It notes who else runs.
+    Meet,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -41,6 +44,8 @@ enum Does {
 struct Params {
     text: String,
     does: Does,
+    /// Tells nodes of one text apart.
+    number: i64,
 }
 
 /// Writes its text and what it read.
@@ -104,6 +109,7 @@ impl StageKind for Note {
                 }
             }
             Does::BadInput => return Err(StageError::input("x.csv", "it is torn")),
+            Does::Meet => resources::meet(&params.text, context),
             Does::Differ => text.push_str(&number.to_string()),
             Does::Write => {}
         }
@@ -387,15 +393,46 @@ fn only_reads_what_is_there() {
 fn rot(world: &World) {
     for folder in std::fs::read_dir(world.path(".pipe/cas")).unwrap() {
         for blob in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-            let path = blob.unwrap().path();
-            let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
-            let mut bytes = std::fs::read(&path).unwrap();
-            bytes[0] ^= 1;
-            std::fs::remove_file(&path).unwrap();
-            std::fs::write(&path, bytes).unwrap();
-            std::fs::File::options().append(true).open(&path).unwrap().set_modified(modified).unwrap();
+            rot_file(&blob.unwrap().path());
         }
     }
+}
+
+fn rot_file(path: &std::path::Path) {
+    let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[0] ^= 1;
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+    std::fs::File::options().append(true).open(path).unwrap().set_modified(modified).unwrap();
+}
+
+/// Whoever looked would notice that it has rotted.
+#[test]
+fn a_result_whose_readers_are_up_to_date_is_not_looked_into() {
+    let study = |last: &str| {
+        [
+            stage("a", "text = \"x\"", ""),
+            stage("b", "text = \"y\"", "i = \"a\""),
+            stage("c", &format!("text = \"{last}\""), "i = \"b\""),
+        ]
+        .concat()
+    };
+    let world = World::new(&study("z"));
+    assert_eq!(world.pipe("run", &[]), 0);
+    let shown = world.answer("show", &["a", "--json"]);
+    let blob = shown["nodes"][0]["outputs"]["out"]["files"][0]["blob"].as_str().unwrap().to_owned();
+    rot_file(&world.path(".pipe/cas").join(&blob[..2]).join(&blob[2..]));
+    // Not by a run with nothing to do, and not by one that works below its readers.
+    assert_eq!(world.pipe("run", &[]), 0);
+    world.write(&study("new"));
+    assert_eq!(world.pipe("run", &[]), 0);
+    assert_eq!((world.started(), world.of("corruption").len()), (vec!["c".to_owned()], 0));
+    // Nor is it written anew into the results, where it still is what it was.
+    assert_eq!(std::fs::read_to_string(world.path("results/w/a/out/text.txt")).unwrap(), "x");
+    // One that reads it looks, and has it made again.
+    assert_eq!(world.pipe("run", &["--force", "b"]), 0);
+    assert_eq!((world.started(), world.of("corruption").len()), (vec!["a".to_owned(), "b".to_owned()], 1));
 }
 
 #[test]

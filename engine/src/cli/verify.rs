@@ -22,6 +22,9 @@ pub(crate) fn verify(
     verify: &VerifyArguments,
     registry: &Registry,
 ) -> Result<u8, CliError> {
+    if verify.sources {
+        return super::sources::verify(arguments, verify, registry);
+    }
     let Some(store) = open_store(arguments, verify.pipeline.as_deref(), verify.repair)? else {
         return print("there is no store, so there is nothing to verify\n");
     };

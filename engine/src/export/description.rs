@@ -197,7 +197,7 @@ impl Description<'_> {
                 actions.push(graph.add(&id, entity));
                 continue;
             };
-            let components = &record.components;
+            let Some(components) = record.components() else { continue };
             let version = format!("{}.{}", components.implementation, components.schema_version);
             let instrument = graph.add(
                 &format!("#kind/{}-{version}", encoded(&components.kind)),

@@ -35,7 +35,8 @@ impl Execution {
             stage,
             axes,
             key,
-            record: store.record(&key)?,
+            // One that does not say what it was made of tells nothing.
+            record: store.record(&key)?.filter(|record| record.components().is_some()),
             failure: plan.failed.get(name).cloned(),
         })
     }

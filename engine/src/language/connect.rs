@@ -10,7 +10,7 @@ use super::item::{Item, ItemValue, Table};
 use super::matrix::Matrix;
 use super::reference::{self, OutputReference, Reference};
 use super::suggestion;
-use crate::kind::{ArtifactType, InputPort};
+use crate::kind::{ArtifactType, InputPort, PortAxes};
 use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, SourceFile, Stage};
 
 /// Resolves the references of all drafts.
@@ -65,16 +65,51 @@ impl<'a> Connector<'a> {
                 let help = "give every axis of the producer a value, or share its axes".to_owned();
                 self.report(Diagnostic::new("E003", &entry.item.origin, message).help(help));
             }
+            let is_list = is_list(&entry.item);
             inputs.push(NodeInput {
                 name: entry.key.clone(),
                 sources,
-                with_axes: port.axes,
+                is_list,
+                with_axes: match port.axes {
+                    PortAxes::Ignored => false,
+                    PortAxes::OfLists => is_list,
+                    PortAxes::Always => true,
+                },
                 origin: entry.item.origin.clone(),
             });
         }
         self.missing(draft, written);
+        self.freeze(draft, &mut inputs);
         inputs.sort_by(|a, b| a.name.cmp(&b.name));
         inputs
+    }
+
+    /// Marks the sources that the stage says never change.
+    fn freeze(&mut self, draft: &Draft, inputs: &mut [NodeInput]) {
+        for item in &draft.frozen {
+            let pattern = item.as_str().and_then(|text| text.strip_prefix("file:"));
+            let Some(frozen) = pattern else {
+                let message = format!("only files can be frozen, this is {}", item.display());
+                let help =
+                    "write `frozen = [\"file:PATH\"]`; remote sources are pinned by the lock file".to_owned();
+                self.report(Diagnostic::new("E003", &item.origin, message).help(help));
+                continue;
+            };
+            let mut is_known = false;
+            let mut known = Vec::new();
+            for source in inputs.iter_mut().flat_map(|input| &mut input.sources) {
+                if let InputSource::File { pattern, is_frozen, .. } = source {
+                    *is_frozen |= pattern == frozen;
+                    is_known |= pattern == frozen;
+                    known.push(format!("file:{pattern}"));
+                }
+            }
+            if !is_known {
+                let message = format!("`{}` reads no `file:{frozen}`", draft.node.name);
+                let help = suggestion(&format!("file:{frozen}"), known.iter().map(String::as_str));
+                self.report(Diagnostic::new("E002", &item.origin, message).help(help));
+            }
+        }
     }
 
     fn missing(&mut self, draft: &Draft, written: &Table) {
@@ -145,7 +180,7 @@ impl<'a> Connector<'a> {
         let folder = file.and_then(|file| file.path.parent()).unwrap_or(Path::new(""));
         let joined = folder.join(&pattern);
         let path = std::path::absolute(&joined).unwrap_or(joined);
-        InputSource::File { pattern, path }
+        InputSource::File { pattern, path, is_frozen: false }
     }
 
     /// Finds the producers of a reference and checks their port.
@@ -331,5 +366,17 @@ impl<'a> Connector<'a> {
             .also(&producer.origin, format!("`{}` makes `{}`", producer.stage, found.artifact.0));
         self.report(diagnostic);
         None
+    }
+}
+
+/// Whether an input is written as a list or as a fan-in.
+fn is_list(item: &Item) -> bool {
+    match &item.value {
+        ItemValue::List(_) => true,
+        ItemValue::String(text) => match reference::parse(text) {
+            Ok(Reference::Output(reference)) => reference.selectors.iter().any(|(_, value)| value == "*"),
+            _ => false,
+        },
+        _ => false,
     }
 }

@@ -11,37 +11,50 @@ use super::files::Document;
 use super::item::{Entry, Item, ItemValue, Table};
 use super::matrix::{self, Matrix, node_name, value_name};
 use super::overrides::Override;
-use super::resources::{self, Limits};
+use super::resources;
 use super::template::{self, Scope};
-use super::{checkpoint, params, retry, suggestion};
+use super::{checkpoint, executor, params, retry, suggestion};
 use crate::kind::{AnyKind, KindDescription, Registry, ResolvedParams};
-use crate::pipeline::{Node, NodeId, Origin, SourceFile, Stage};
+use crate::pipeline::{Executor, Limits, Node, NodeId, Origin, SourceFile, Stage};
 
 /// What came of the stages.
 pub(crate) struct Expanded {
     pub(crate) stages: Vec<Stage>,
     pub(crate) nodes: Vec<Node>,
+    pub(crate) executor: Executor,
     /// Variables that some template read.
     pub(crate) used_vars: BTreeSet<String>,
 }
 
-const STAGE_KEYS: [&str; 10] =
-    ["kind", "doc", "matrix", "include", "exclude", "inputs", "params", "resources", "retry", "checkpoint"];
-/// Keys of the language that this version does not act upon: refused rather than ignored.
-const LATER_KEYS: [&str; 1] = ["frozen"];
+const STAGE_KEYS: [&str; 12] = [
+    "kind",
+    "doc",
+    "matrix",
+    "include",
+    "exclude",
+    "inputs",
+    "params",
+    "resources",
+    "retry",
+    "checkpoint",
+    "isolate",
+    "frozen",
+];
 
 /// A node whose references are not resolved yet.
 pub(crate) struct Draft {
     pub(crate) node: Node,
     /// `None`: in error, and reported.
     pub(crate) inputs: Option<Table>,
+    /// Sources that never change, as written.
+    pub(crate) frozen: Vec<Item>,
 }
 
 /// Makes the nodes of all stages.
 pub(crate) fn expand(
     document: &Document,
     registry: &Registry,
-    limits: &Limits,
+    machine: Limits,
     sources: &[SourceFile],
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Expanded {
@@ -49,7 +62,8 @@ pub(crate) fn expand(
     let vars = template::resolve_vars(&document.vars, &used, diagnostics);
     let scope = Scope::new(&vars, &used);
     let mut matrices = matrix::expand_all(document, &scope, diagnostics);
-    let mut expander = Expander { registry, limits, kinds: BTreeMap::new(), diagnostics };
+    let executor = executor::read(&document.executor, machine, &scope, diagnostics);
+    let mut expander = Expander { registry, executor: &executor, kinds: BTreeMap::new(), diagnostics };
     let mut stages = Vec::new();
     let mut drafts: Vec<Draft> = Vec::new();
     for entry in document.stages.iter() {
@@ -79,13 +93,13 @@ pub(crate) fn expand(
     }
     let nodes = connect::connect(drafts, &stages, &matrices, sources, diagnostics);
     note_profiles(document, &used);
-    Expanded { stages, nodes, used_vars: used.into_inner() }
+    Expanded { stages, nodes, executor, used_vars: used.into_inner() }
 }
 
 /// A variable that only a profile's values name is used, whether or not the profile is chosen.
 fn note_profiles(document: &Document, used: &RefCell<BTreeSet<String>>) {
     for profile in document.profiles.values() {
-        for entry in profile.vars.iter().chain(profile.set.iter()) {
+        for entry in profile.vars.iter().chain(profile.set.iter()).chain(profile.executor.iter()) {
             used.borrow_mut().extend(template::names_in(&entry.item).into_iter().map(str::to_owned));
         }
     }
@@ -107,7 +121,7 @@ struct StageItem<'a> {
 
 struct Expander<'a> {
     registry: &'a Registry,
-    limits: &'a Limits,
+    executor: &'a Executor,
     kinds: BTreeMap<String, Rc<KnownKind>>,
     diagnostics: &'a mut Vec<Diagnostic>,
 }
@@ -126,11 +140,7 @@ impl Expander<'_> {
         };
         for key in table.iter() {
             let name = key.key.as_str();
-            if LATER_KEYS.contains(&name) {
-                let message = format!("this version has no `{name}`");
-                let help = format!("leave `{name}` out; it never changes a result");
-                self.report(Diagnostic::new("E002", &key.key_origin, message).help(help));
-            } else if !STAGE_KEYS.contains(&name) {
+            if !STAGE_KEYS.contains(&name) {
                 let message = format!("unknown key `{name}` of a stage");
                 let help = suggestion(name, STAGE_KEYS);
                 self.report(Diagnostic::new("E002", &key.key_origin, message).help(help));
@@ -212,6 +222,37 @@ impl Expander<'_> {
         Entry { key: key.to_owned(), key_origin: origin.clone(), item }
     }
 
+    /// The sources that the stage says never change.
+    fn frozen(&mut self, stage: &StageItem<'_>, scope: &Scope<'_>) -> Vec<Item> {
+        let Some(item) = stage.table.get("frozen") else { return Vec::new() };
+        let item = scope.resolve(item, self.diagnostics);
+        match item.value {
+            ItemValue::List(items) => items.into_iter().filter(|item| !item.is_invalid()).collect(),
+            ItemValue::Invalid => Vec::new(),
+            _ => {
+                let message = format!("`frozen` has to be a list, this is {}", item.type_name());
+                let help = "write `frozen = [\"file:PATH\"]`".to_owned();
+                self.report(Diagnostic::new("E003", &item.origin, message).help(help));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Whether the stage runs in processes of its own, and where that was written.
+    fn isolate(&mut self, stage: &StageItem<'_>, scope: &Scope<'_>) -> (bool, Option<Origin>) {
+        let Some(item) = stage.table.get("isolate") else { return (false, None) };
+        let item = scope.resolve(item, self.diagnostics);
+        match item.value {
+            ItemValue::Bool(isolate) => return (isolate, Some(item.origin)),
+            ItemValue::Invalid => {}
+            _ => {
+                let message = format!("`isolate` has to be a boolean, this is {}", item.type_name());
+                self.report(Diagnostic::new("E003", &item.origin, message));
+            }
+        }
+        (false, None)
+    }
+
     /// The node of one assignment; `None` if its kind is unknown.
     fn draft(
         &mut self,
@@ -237,6 +278,7 @@ impl Expander<'_> {
         let section = |key: &str| sections.get(key).and_then(Item::as_table);
         let empty = Table::default();
         let origin = &stage.entry.key_origin;
+        let (isolate, isolate_origin) = self.isolate(stage, scope);
         let params = section("params");
         let resources = section("resources").unwrap_or(&empty);
         let retry = section("retry").unwrap_or(&empty);
@@ -261,16 +303,19 @@ impl Expander<'_> {
             kind_origin: stage.table.get("kind").map_or_else(|| origin.clone(), |item| item.origin.clone()),
             origins: params::origins(params.unwrap_or(&empty)),
             inputs: Vec::new(),
-            resources: resources::read(resources, self.limits, self.diagnostics),
+            resources: resources::read(resources, self.executor, self.diagnostics),
             retry: retry::read(retry, self.diagnostics),
             checkpoint: checkpoint::read(checkpoint, self.diagnostics),
+            isolate,
             setting_origins: [("resources", resources), ("retry", retry), ("checkpoint", checkpoint)]
                 .into_iter()
                 .flat_map(|(section, table)| named(section, table))
+                .chain(isolate_origin.map(|origin| ("isolate".to_owned(), origin)))
                 .collect(),
             origin: origin.clone(),
         };
-        Some(Draft { node, inputs: section("inputs").cloned() })
+        let frozen = self.frozen(stage, scope);
+        Some(Draft { node, inputs: section("inputs").cloned(), frozen })
     }
 
     /// The parameters of a node with their defaults; `None` if a mistake was reported.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::diagnostic::Diagnostic;
 use super::item::{self, Entry, Item, ItemValue, Table};
 use super::overrides::Override;
-use super::{NAME_HELP, is_name, suggestion};
+use super::{NAME_HELP, executor, is_name, suggestion};
 use crate::pipeline::{Origin, SourceFile};
 
 /// A pipeline file is text that a person wrote; what is larger is something else.
@@ -21,6 +21,8 @@ pub(crate) struct Document {
     pub(crate) name: Option<String>,
     pub(crate) vars: Table,
     pub(crate) stages: Table,
+    /// The values of `[executor.local]` by their paths.
+    pub(crate) executor: Table,
     /// Profile name to its tables; profiles of one name merge.
     pub(crate) profiles: BTreeMap<String, Profile>,
     /// What `set` and `--set` change, by stage, in rising precedence.
@@ -31,6 +33,8 @@ pub(crate) struct Document {
 pub(crate) struct Profile {
     pub(crate) vars: Table,
     pub(crate) set: Table,
+    /// As in [`Document::executor`].
+    pub(crate) executor: Table,
 }
 
 pub(crate) struct Files {
@@ -152,7 +156,7 @@ impl Files {
 
     /// Adds the sections of one file; the same key set by two files is a mistake.
     fn merge(&mut self, table: Table, is_root: bool) {
-        const SECTIONS: [&str; 4] = ["pipeline", "vars", "stage", "profile"];
+        const SECTIONS: [&str; 5] = ["pipeline", "vars", "stage", "profile", "executor"];
         for entry in table {
             match entry.key.as_str() {
                 "pipeline" if is_root => {}
@@ -162,10 +166,11 @@ impl Files {
                     "an included file has no `[pipeline]` section of its own",
                 )),
                 "vars" | "stage" | "profile" => self.merge_section(entry),
-                "executor" => self.diagnostics.push(
-                    Diagnostic::new("E002", &entry.key_origin, "this version has no executors to set up")
-                        .help("every action runs on this machine; leave `[executor]` out".to_owned()),
-                ),
+                "executor" => {
+                    for value in executor::flatten(&entry.item, &mut self.diagnostics) {
+                        insert_once(&mut self.document.executor, value, &mut self.diagnostics);
+                    }
+                }
                 _ => self.unknown_key(&entry, SECTIONS),
             }
         }
@@ -192,12 +197,7 @@ impl Files {
                 "vars" => &mut self.document.vars,
                 _ => &mut self.document.stages,
             };
-            if let Some(previous) = target.entry(&entry.key) {
-                let diagnostic = set_twice(&entry.key, &entry.key_origin, &previous.key_origin);
-                self.diagnostics.push(diagnostic);
-            } else {
-                target.insert(entry);
-            }
+            insert_once(target, entry, &mut self.diagnostics);
         }
     }
 
@@ -219,11 +219,18 @@ impl Files {
             let target = match section.key.as_str() {
                 "vars" => &mut profile.vars,
                 "set" => &mut profile.set,
+                "executor" => {
+                    for mut value in executor::flatten(&section.item, &mut self.diagnostics) {
+                        mark_profile(&mut value.item, &entry.key);
+                        insert_once(&mut profile.executor, value, &mut self.diagnostics);
+                    }
+                    continue;
+                }
                 _ => {
                     let message = format!("unknown key `{}`", section.key);
                     self.diagnostics.push(
                         Diagnostic::new("E002", &section.key_origin, message)
-                            .help(suggestion(&section.key, ["vars", "set"])),
+                            .help(suggestion(&section.key, ["vars", "set", "executor"])),
                     );
                     continue;
                 }
@@ -239,11 +246,7 @@ impl Files {
             };
             for mut value in values {
                 mark_profile(&mut value.item, &entry.key);
-                if let Some(previous) = target.entry(&value.key) {
-                    self.diagnostics.push(set_twice(&value.key, &value.key_origin, &previous.key_origin));
-                } else {
-                    target.insert(value);
-                }
+                insert_once(target, value, &mut self.diagnostics);
             }
         }
     }
@@ -289,8 +292,16 @@ impl Files {
     }
 }
 
-fn set_twice(key: &str, origin: &Origin, previous: &Origin) -> Diagnostic {
-    Diagnostic::new("E007", origin, format!("`{key}` is set twice")).also(previous, "set here first")
+/// Adds an entry; a key that is there already is a mistake.
+fn insert_once(table: &mut Table, entry: Entry, diagnostics: &mut Vec<Diagnostic>) {
+    match table.entry(&entry.key) {
+        Some(previous) => {
+            let message = format!("`{}` is set twice", entry.key);
+            let diagnostic = Diagnostic::new("E007", &entry.key_origin, message);
+            diagnostics.push(diagnostic.also(&previous.key_origin, "set here first"));
+        }
+        None => _ = table.insert(entry),
+    }
 }
 
 /// `stage.NAME.section.key = value` written without quotes is a table of tables: the same paths.

@@ -15,6 +15,7 @@ mod check;
 mod checkpoint;
 mod connect;
 mod diagnostic;
+mod executor;
 mod expand;
 mod files;
 mod item;
@@ -38,13 +39,12 @@ use std::path::{Path, PathBuf};
 
 pub use diagnostic::{Diagnostic, Label, Severity};
 pub use render::{render_json, render_text};
-pub use resources::Limits;
 pub use schema::schema;
 pub(crate) use select::means;
 pub use select::select;
 
 use crate::kind::Registry;
-use crate::pipeline::{Pipeline, SourceFile};
+use crate::pipeline::{Limits, Pipeline, SourceFile};
 
 /// What the command line adds to the file.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,7 @@ pub struct LoadOptions {
     pub vars: Vec<String>,
     /// `--set path=value`.
     pub sets: Vec<String>,
-    /// What actions may ask for; `None`: what this machine has.
+    /// What there is where the study does not say; `None`: what this machine has.
     pub limits: Option<Limits>,
 }
 
@@ -82,8 +82,8 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     let mut diagnostics = std::mem::take(&mut files.diagnostics);
     let sources = std::mem::take(&mut files.sources);
     overrides::apply(&mut files.document, options, &mut diagnostics);
-    let limits = options.limits.unwrap_or_else(Limits::of_this_machine);
-    let expanded = expand::expand(&files.document, registry, &limits, &sources, &mut diagnostics);
+    let machine = options.limits.clone().unwrap_or_else(Limits::of_this_machine);
+    let expanded = expand::expand(&files.document, registry, machine, &sources, &mut diagnostics);
     check::check(&files.document, &expanded, &mut diagnostics);
     diagnostics.sort_by(|a, b| a.place().cmp(&b.place()));
     diagnostics.dedup();
@@ -95,6 +95,7 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
             path: path.to_owned(),
             project: project_root(path),
             profiles: options.profiles.clone(),
+            executor: expanded.executor,
             sources: loaded.sources.clone(),
             stages: expanded.stages,
             nodes: expanded.nodes,

@@ -39,6 +39,9 @@ pub(crate) fn apply(document: &mut Document, options: &LoadOptions, diagnostics:
         };
         let vars: Vec<Entry> = profile.vars.iter().cloned().collect();
         let sets: Vec<Entry> = profile.set.iter().cloned().collect();
+        for value in profile.executor.clone() {
+            document.executor.insert(value);
+        }
         for entry in vars {
             set_var(document, entry, diagnostics);
         }

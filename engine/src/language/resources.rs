@@ -1,69 +1,57 @@
-//! What an action may ask for, and what there is.
+//! What an action may ask for.
+
+use std::collections::BTreeMap;
 
 use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, ItemValue, Table};
 use super::quantity::{bytes, seconds};
 use super::suggestion;
-use crate::pipeline::Resources;
+use crate::pipeline::{Executor, Resources};
 
-/// What the executor has in all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Cores.
-    pub cpu: usize,
-    /// Devices of the kind GPU.
-    pub gpu: usize,
-    /// Bytes of memory; `None`: unknown, so anything goes.
-    pub memory: Option<u64>,
-}
-
-impl Limits {
-    /// What this machine has. This version computes on the CPU only, so it has no GPU.
-    pub fn of_this_machine() -> Self {
-        Self {
-            cpu: std::thread::available_parallelism().map_or(1, usize::from),
-            gpu: 0,
-            memory: std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_memory(&text)),
-        }
-    }
-}
-
-/// `MemTotal:  131072 kB` of `/proc/meminfo`, in bytes.
-fn total_memory(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
+/// The resources that every executor knows; all others are tokens that the study defines.
+pub(crate) const RESOURCES: [&str; 4] = ["cpu", "gpu", "mem", "time"];
 
 /// Reads the `resources` of a stage.
-pub(crate) fn read(table: &Table, limits: &Limits, diagnostics: &mut Vec<Diagnostic>) -> Resources {
-    let mut resources = Resources { cpu: None, gpu: 0, memory: None, time: None };
+pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Diagnostic>) -> Resources {
+    let mut resources = Resources { cpu: None, gpu: 0, memory: None, time: None, tokens: BTreeMap::new() };
     for entry in table.iter().filter(|entry| !entry.item.is_invalid()) {
         let understood = match entry.key.as_str() {
             "cpu" => count(&entry.item).filter(|cpu| *cpu > 0).map(|cpu| resources.cpu = Some(cpu)),
             "gpu" => count(&entry.item).map(|gpu| resources.gpu = gpu),
             "mem" => quantity(&entry.item, bytes).map(|bytes| resources.memory = Some(bytes)),
             "time" => quantity(&entry.item, seconds).map(|time| resources.time = Some(time)),
-            _ => {
-                let message = format!("unknown resource `{}`", entry.key);
-                let help = suggestion(&entry.key, ["cpu", "gpu", "mem", "time"]);
-                diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help));
+            token if executor.limits.tokens.contains_key(token) => {
+                count(&entry.item).map(|count| _ = resources.tokens.insert(token.to_owned(), count))
+            }
+            unknown => {
+                let message = format!("unknown resource `{unknown}`");
+                let tokens = executor.limits.tokens.keys().map(String::as_str);
+                let help = suggestion(unknown, RESOURCES.into_iter().chain(tokens));
+                let token =
+                    format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`");
+                diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help).help(token));
                 continue;
             }
         };
         if understood.is_none() {
             let message = format!("resource `{}` cannot be {}", entry.key, entry.item.display());
-            let help = "write `cpu = 4`, `gpu = 1`, `mem = \"16GiB\"`, `time = \"4h\"`".to_owned();
+            let help = match entry.key.as_str() {
+                token if executor.limits.tokens.contains_key(token) => format!("write `{token} = 1`"),
+                _ => "write `cpu = 4`, `gpu = 1`, `mem = \"16GiB\"`, `time = \"4h\"`".to_owned(),
+            };
             diagnostics.push(Diagnostic::new("E003", &entry.item.origin, message).help(help));
         } else {
-            diagnostics.extend(excess(entry, &resources, limits));
+            diagnostics.extend(excess(entry, &resources, executor));
         }
     }
     resources
 }
 
 /// What is asked for beyond the limits: more cores only means to run alone, the rest can never run.
-fn excess(entry: &Entry, resources: &Resources, limits: &Limits) -> Option<Diagnostic> {
+fn excess(entry: &Entry, resources: &Resources, executor: &Executor) -> Option<Diagnostic> {
+    let limits = &executor.limits;
     let asked = entry.item.display();
+    let mut limit = entry.key.clone();
     let (code, message) = match entry.key.as_str() {
         "cpu" if resources.cpu.is_some_and(|cpu| cpu > limits.cpu) => {
             ("W105", format!("{asked} cores are asked for, there are {}; it will run alone", limits.cpu))
@@ -74,35 +62,39 @@ fn excess(entry: &Entry, resources: &Resources, limits: &Limits) -> Option<Diagn
         "mem" if limits.memory.is_some_and(|most| resources.memory.is_some_and(|asked| asked > most)) => {
             ("E013", format!("{asked} of memory is asked for, which is more than there is"))
         }
-        _ => return None,
+        token => {
+            let (asked, most) = resources.tokens.get(token).zip(limits.tokens.get(token))?;
+            if asked <= most {
+                return None;
+            }
+            limit = format!("tokens.{token}");
+            ("E013", format!("{asked} of `{token}` are asked for, there are {most}"))
+        }
     };
     let memory = limits.memory.map_or_else(String::new, |bytes| format!(", mem = {bytes}"));
-    let help = format!("the limits are cpu = {}, gpu = {}{memory}", limits.cpu, limits.gpu);
-    Some(Diagnostic::new(code, &entry.item.origin, message).help(help))
+    let tokens: String = limits.tokens.iter().map(|(name, count)| format!(", {name} = {count}")).collect();
+    let help = format!("the limits are cpu = {}, gpu = {}{memory}{tokens}", limits.cpu, limits.gpu);
+    let diagnostic = Diagnostic::new(code, &entry.item.origin, message).help(help);
+    Some(match executor.origins.get(&limit) {
+        Some(origin) => diagnostic.also(origin, "the limit"),
+        None => diagnostic,
+    })
 }
 
-fn count(item: &Item) -> Option<usize> {
+/// A whole number from 0.
+pub(crate) fn count(item: &Item) -> Option<usize> {
     match item.value {
         ItemValue::Integer(value) => usize::try_from(value).ok(),
         _ => None,
     }
 }
 
-fn quantity(item: &Item, parse: fn(&str) -> Option<u64>) -> Option<u64> {
+/// An amount above 0, as a number or with a unit.
+pub(crate) fn quantity(item: &Item, parse: fn(&str) -> Option<u64>) -> Option<u64> {
     match &item.value {
         ItemValue::Integer(value) => u64::try_from(*value).ok(),
         ItemValue::String(text) => parse(text),
         _ => None,
     }
     .filter(|value| *value > 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::total_memory;
-
-    #[test]
-    fn memory_is_read_from_the_kernel() {
-        assert_eq!(total_memory("MemTotal:       2048 kB\nMemFree: 1 kB\n"), Some(2 << 20));
-    }
 }

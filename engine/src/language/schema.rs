@@ -74,7 +74,12 @@ pub fn schema(registry: &Registry) -> Json {
                 "every": { "type": ["string", "integer"], "description": "a duration such as \"10min\", or a number of steps" },
                 "keep": or_template(json!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 2 })),
                 "retain": or_template(json!({ "type": "boolean", "default": false })) } })),
-            "resources": or_template(json!({ "type": "object", "additionalProperties": false, "properties": {
+            "frozen": or_template(json!({ "type": "array", "items": { "type": "string" },
+                "description": "inputs of the form `file:PATH` that never change: they are looked at once, and then by `pipe verify --sources`" })),
+            "isolate": or_template(json!({ "type": "boolean", "default": false,
+                "description": "run in a process of its own; never in a key" })),
+            "resources": or_template(json!({ "type": "object",
+                "additionalProperties": or_template(json!({ "type": "integer", "minimum": 0, "description": "a token that `[executor.local]` defines" })), "properties": {
                 "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
                 "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),
                 "mem": { "type": ["string", "integer"], "description": "bytes, or such as \"16GiB\"" },
@@ -82,6 +87,15 @@ pub fn schema(registry: &Registry) -> Json {
         },
         "allOf": rules,
     });
+    let executor = json!({ "type": "object", "additionalProperties": false, "properties": {
+        "local": { "type": "object", "additionalProperties": false,
+            "description": "how much there is for all actions that run at one time; never in a key", "properties": {
+            "cpu": or_template(json!({ "type": "integer", "minimum": 1, "description": "cores; by default all" })),
+            "mem": { "type": ["string", "integer"], "description": "bytes, or such as \"64GiB\"; by default 80 % of the memory, or the limit of the control group" },
+            "gpu": or_template(json!({ "type": "integer", "minimum": 0, "description": "GPUs; by default all that are visible" })),
+            "tokens": { "type": "object", "description": "further things of which there are only so many",
+                "propertyNames": { "pattern": "^[a-z][a-z0-9_]*$" },
+                "additionalProperties": or_template(json!({ "type": "integer", "minimum": 0 })) } } } } });
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A study of `pipe`",
@@ -95,9 +109,10 @@ pub fn schema(registry: &Registry) -> Json {
                 "include": { "type": "array", "items": { "type": "string" } } } },
             "vars": { "type": "object" },
             "stage": { "type": "object", "additionalProperties": stage },
+            "executor": executor.clone(),
             "profile": { "type": "object", "additionalProperties": {
                 "type": "object", "additionalProperties": false,
-                "properties": { "vars": { "type": "object" }, "set": { "type": "object" } } } },
+                "properties": { "vars": { "type": "object" }, "set": { "type": "object" }, "executor": executor } } },
         },
     })
 }

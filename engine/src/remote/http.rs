@@ -2,7 +2,8 @@
 //! does not, and tried again.
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ureq::Body;
@@ -31,7 +32,9 @@ pub(super) struct Token {
 
 /// Sends requests.
 pub(super) struct Client {
-    agent: ureq::Agent,
+    /// Made for the first request: certificates take longer to read than many a run.
+    agent: OnceLock<ureq::Agent>,
+    authorities: Option<PathBuf>,
     token: Option<Token>,
 }
 
@@ -77,17 +80,23 @@ impl Token {
 impl Client {
     /// With the certificate authorities of a PEM file, or Mozilla's.
     pub(super) fn new(token: Option<Token>, authorities: Option<&Path>) -> Self {
-        let authorities = authorities.and_then(read_authorities).unwrap_or(RootCerts::WebPki);
-        let config = ureq::Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(authorities).build())
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .timeout_connect(Some(Duration::from_secs(30)))
-            .timeout_recv_response(Some(Duration::from_secs(120)))
-            .timeout_per_read(Some(Duration::from_secs(60)))
-            .user_agent(concat!("pipe/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { agent: config.into(), token }
+        Self { agent: OnceLock::new(), authorities: authorities.map(Path::to_owned), token }
+    }
+
+    fn agent(&self) -> &ureq::Agent {
+        self.agent.get_or_init(|| {
+            let authorities = self.authorities.as_deref().and_then(read_authorities);
+            let config = ureq::Agent::config_builder()
+                .tls_config(TlsConfig::builder().root_certs(authorities.unwrap_or(RootCerts::WebPki)).build())
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .timeout_connect(Some(Duration::from_secs(30)))
+                .timeout_recv_response(Some(Duration::from_secs(120)))
+                .timeout_per_read(Some(Duration::from_secs(60)))
+                .user_agent(concat!("pipe/", env!("CARGO_PKG_VERSION")))
+                .build();
+            config.into()
+        })
     }
 
     pub(super) fn has_token(&self) -> bool {
@@ -149,7 +158,7 @@ impl Client {
             request = request.header("authorization", format!("Bearer {}", token.secret));
         }
         let request = request.body(()).map_err(|error| Problem::Lasting(format!("{url}: {error}")))?;
-        self.agent.run(request).map_err(|error| {
+        self.agent().run(request).map_err(|error| {
             let reason = format!("{}: {error}", host(url));
             match error {
                 ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {

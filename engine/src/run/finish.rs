@@ -24,8 +24,8 @@ impl Scheduler<'_> {
     pub(super) fn finish(&self, task: TaskId, finished: Finished, work: &mut Work<'_>) {
         let mut peak = 0;
         if let Some(running) = work.running.remove(&task) {
-            work.free += running.cores;
             peak = running.peak.load(Ordering::Relaxed);
+            work.admission.give_back(running.grant);
         }
         if task.shard.is_some() {
             return self.finish_part(task, finished, peak, work);
@@ -233,6 +233,7 @@ impl Scheduler<'_> {
         if failure.no_space || self.options.on_failure == OnFailure::StopAll {
             work.cancelled.store(true, Ordering::Relaxed);
         }
+        work.admission.forget(id);
         work.state[id.0] = State::Failed;
         work.outcome.failed.insert(id, failure);
         let mut waiting = vec![id];

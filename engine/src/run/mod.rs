@@ -1,10 +1,11 @@
-//! Executes a plan: what is ready runs within the cores of the machine; after each action its
+//! Executes a plan: what is ready runs within the limits of the executor; after each action its
 //! consumers are planned again, so an equal result stops the wave.
 //!
 //! Every node is in one [`State`]. `start` moves nodes from ready to running, `finish` from running to
 //! done or failed, and whatever a result or a failure means for the consumers follows at once. The loop
 //! here only waits for the one and calls the other, until nothing runs and nothing can be started.
 
+mod admission;
 mod finish;
 mod parts;
 mod start;
@@ -19,12 +20,13 @@ use std::time::{Duration, Instant};
 
 use pipe_cache::{CommitOutcome, Digest, RunFolder, Store, Verify};
 
+use self::admission::{Admission, Demand, Grant};
 use self::parts::Parts;
 use crate::action::{self, SourceDigests};
 use crate::attempt::{Finished, nondeterministic};
 use crate::events::EventLog;
 use crate::history::History;
-use crate::pipeline::{NodeId, Pipeline};
+use crate::pipeline::{Limits, NodeId, Pipeline};
 use crate::plan::{Plan, Status};
 use crate::remote::Fetcher;
 use crate::reproduce::FileDifference;
@@ -33,6 +35,9 @@ use states::States;
 
 /// The longest the loop sleeps: signals and leases of other processes are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long a ready action is passed over before what it needs is kept for it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to do when a stage fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -49,7 +54,8 @@ pub(crate) enum OnFailure {
 /// The limits of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct RunOptions {
-    pub(crate) cores: usize,
+    /// What all actions together may take.
+    pub(crate) limits: Limits,
     pub(crate) on_failure: OnFailure,
     /// How long running stages have to reach a safe point after an interrupt.
     pub(crate) grace: Duration,
@@ -155,7 +161,8 @@ struct Work<'p> {
     attempts: BTreeMap<NodeId, u32>,
     /// How often failed nodes were tried again.
     retries: BTreeMap<NodeId, u32>,
-    free: usize,
+    demands: Vec<Demand>,
+    admission: Admission,
     running: BTreeMap<TaskId, Running>,
     /// The row-wise nodes that are executed part by part.
     parts: BTreeMap<NodeId, Parts>,
@@ -179,7 +186,7 @@ struct TaskId {
 
 /// An action that runs.
 struct Running {
-    cores: usize,
+    grant: Grant,
     /// The greatest resident memory of the process since it started, in bytes.
     peak: Arc<AtomicU64>,
 }
@@ -208,7 +215,8 @@ impl Scheduler<'_> {
             state: States::new(state, &urgency),
             attempts: BTreeMap::new(),
             retries: BTreeMap::new(),
-            free: self.options.cores,
+            demands: self.pipeline.nodes.iter().map(|node| self.demand(node)).collect(),
+            admission: Admission::new(&self.options.limits, PATIENCE),
             running: BTreeMap::new(),
             parts: BTreeMap::new(),
             workers: Workers::default(),

@@ -10,11 +10,10 @@ use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
 use super::{OnFailure, Scheduler, State, TaskId, Work};
-use crate::attempt::{
-    Absent, AttemptError, Finished, Merge, PROGRESS_PERIOD, Task, chain, is_no_space, nondeterministic,
-};
+use crate::attempt::{Absent, AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
 use crate::context::InputArtifact;
 use crate::error::StageError;
+use crate::host::PROGRESS_PERIOD;
 use crate::pipeline::NodeId;
 use crate::reproduce::{self, FileDifference};
 use crate::shards::{Shards, result};
@@ -60,6 +59,11 @@ impl Parts {
     /// The numbers that events give: all actions on parts, and those that ran.
     pub(super) fn counts(&self) -> serde_json::Value {
         json!({ "total": self.records.len(), "run": self.executed })
+    }
+
+    /// Whether a part may be started now.
+    fn has_next(&self, now: Instant) -> bool {
+        !self.waiting.is_empty() || self.elsewhere.iter().any(|(due, _)| *due <= now)
     }
 
     /// The next part that may be started now.
@@ -137,30 +141,24 @@ impl Scheduler<'_> {
     }
 
     /// Starts as many parts of a node as fit, and ends the node if there is nothing left to do.
-    pub(super) fn start_parts(
-        &self,
-        id: NodeId,
-        cores: usize,
-        work: &mut Work<'_>,
-    ) -> Result<(), Unreadable> {
+    pub(super) fn start_parts(&self, id: NodeId, work: &mut Work<'_>) -> Result<(), Unreadable> {
         let Some(mut parts) = work.parts.remove(&id) else { return Ok(()) };
         let now = Instant::now();
-        while cores <= work.free {
+        while parts.has_next(now) && work.admission.admits(id, &work.demands[id.0], now) {
             let Some(index) = parts.next(now) else { break };
-            self.start_part(id, index, cores, &mut parts, work)?;
+            self.start_part(id, index, &mut parts, work)?;
         }
         let is_over = parts.is_over();
         let can_start = !parts.waiting.is_empty() || !parts.elsewhere.is_empty();
         work.state[id.0] = if can_start || is_over { State::Parts } else { State::Running };
         work.parts.insert(id, parts);
-        if is_over { self.conclude(id, cores, work).map_err(Unreadable::Error) } else { Ok(()) }
+        if is_over { self.conclude(id, work).map_err(Unreadable::Error) } else { Ok(()) }
     }
 
     fn start_part(
         &self,
         id: NodeId,
         index: usize,
-        cores: usize,
         parts: &mut Parts,
         work: &mut Work<'_>,
     ) -> Result<(), Unreadable> {
@@ -205,7 +203,6 @@ impl Scheduler<'_> {
             task,
             Task::Part(shard.digest),
             (key, (inputs, parts.absent.clone()), outputs, log),
-            cores,
             Some(lease),
             work,
         )
@@ -294,7 +291,7 @@ impl Scheduler<'_> {
             work.state[id.0] = State::Parts;
         }
         if parts.is_over() {
-            let ended = self.conclude(id, self.cores(id), work);
+            let ended = self.conclude(id, work);
             if let Err(error) = ended {
                 work.parts.remove(&id);
                 self.fail(id, &error, work);
@@ -303,7 +300,7 @@ impl Scheduler<'_> {
     }
 
     /// All parts are done or given up: the node's own record, or its failure.
-    fn conclude(&self, id: NodeId, cores: usize, work: &mut Work<'_>) -> Result<(), AttemptError> {
+    fn conclude(&self, id: NodeId, work: &mut Work<'_>) -> Result<(), AttemptError> {
         let node = &self.pipeline.nodes[id.0];
         let Some(mut parts) = work.parts.remove(&id) else { return Ok(()) };
         if let Some(failure) = parts.failure.take() {
@@ -348,7 +345,7 @@ impl Scheduler<'_> {
             self.node_done(id, committed, parts.differences, (event, parts.began.elapsed()), work);
             return Ok(());
         }
-        if cores > work.free {
+        if !work.admission.admits(id, &work.demands[id.0], Instant::now()) {
             // As soon as there is room.
             work.state[id.0] = State::Parts;
             work.parts.insert(id, parts);
@@ -375,7 +372,7 @@ impl Scheduler<'_> {
         let task = TaskId { node: id, shard: None };
         let (inputs, log) = ((parts.common.clone(), parts.absent.clone()), parts.log.clone());
         let lease = parts.lease.take();
-        self.spawn(task, merge, (key, inputs, merged, log), cores, lease, work)?;
+        self.spawn(task, merge, (key, inputs, merged, log), lease, work)?;
         parts.is_merging = true;
         work.parts.insert(id, parts);
         work.state[id.0] = State::Running;

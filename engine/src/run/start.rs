@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, StoreError};
+use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, Source, SourceFile, StoreError};
 use serde_json::json;
 
-use super::{Running, Scheduler, State, TaskId, Work};
+use super::{Demand, Running, Scheduler, State, TaskId, Work};
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
 use crate::kind::{DefaultCpu, OutputPort};
-use crate::pipeline::{InputSource, NodeId};
+use crate::pipeline::{InputSource, Node, NodeId};
 use crate::plan::Status;
 use crate::remote::lock::PinnedFile;
 use crate::shards::{self, CutError, Shards};
@@ -67,7 +67,9 @@ impl Scheduler<'_> {
         let now = Instant::now();
         let mut changed = false;
         let mut last = None;
-        while work.free > 0
+        // What did not fit in this round does not fit a second time.
+        let mut refused: Vec<Demand> = Vec::new();
+        while !work.admission.is_exhausted()
             && let Some(place) = work.state.next_open(last)
         {
             last = Some(place);
@@ -81,11 +83,15 @@ impl Scheduler<'_> {
                 continue;
             }
             let id = NodeId(index);
-            let cores = self.cores(id);
-            if cores > work.free {
+            let demand = &work.demands[index];
+            if refused.contains(demand) {
                 continue;
             }
-            match self.start(id, cores, work) {
+            if !work.admission.admits(id, demand, now) {
+                refused.push(demand.clone());
+                continue;
+            }
+            match self.start(id, work) {
                 Ok(Started::Running | Started::No) => {}
                 Ok(Started::Changed) => changed = true,
                 Err(error) => {
@@ -101,16 +107,22 @@ impl Scheduler<'_> {
         changed
     }
 
-    pub(super) fn cores(&self, id: NodeId) -> usize {
-        let node = &self.pipeline.nodes[id.0];
-        let wanted = node.resources.cpu.unwrap_or(match node.description.cpu {
+    /// What a node, or one of its parts, takes while it runs. More cores than there are: all of them.
+    pub(super) fn demand(&self, node: &Node) -> Demand {
+        let (resources, limits) = (&node.resources, &self.options.limits);
+        let cpu = resources.cpu.unwrap_or(match node.description.cpu {
             DefaultCpu::One => 1,
-            DefaultCpu::All => self.options.cores,
+            DefaultCpu::All => limits.cpu,
         });
-        wanted.clamp(1, self.options.cores)
+        Demand {
+            cpu: cpu.clamp(1, limits.cpu),
+            memory: resources.memory.unwrap_or(0),
+            gpu: resources.gpu,
+            tokens: resources.tokens.clone(),
+        }
     }
 
-    fn start(&self, id: NodeId, cores: usize, work: &mut Work<'_>) -> Result<Started, AttemptError> {
+    fn start(&self, id: NodeId, work: &mut Work<'_>) -> Result<Started, AttemptError> {
         let Some((digest, key)) = work.plan.keys[id.0].clone() else {
             work.state[id.0] = State::Waiting;
             return Ok(Started::No);
@@ -119,7 +131,7 @@ impl Scheduler<'_> {
             let node = &self.pipeline.nodes[id.0];
             let verify = self.options.verify;
             match Shards::cut(node, &key, &work.plan.records, self.store, verify) {
-                Ok(None) => return self.start_whole(id, digest, key, cores, work),
+                Ok(None) => return self.start_whole(id, digest, key, work),
                 Ok(Some(shards)) => {
                     let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
                     if !work.plan.forced.contains(&id)
@@ -145,7 +157,7 @@ impl Scheduler<'_> {
                 }
             }
         }
-        match self.start_parts(id, cores, work) {
+        match self.start_parts(id, work) {
             // The node may be done, and others ready.
             Ok(()) if work.state[id.0] == State::Done => Ok(Started::Changed),
             Ok(()) => Ok(Started::No),
@@ -215,7 +227,6 @@ impl Scheduler<'_> {
         id: NodeId,
         digest: Digest,
         key: ActionKey,
-        cores: usize,
         work: &mut Work<'_>,
     ) -> Result<Started, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
@@ -242,37 +253,32 @@ impl Scheduler<'_> {
         );
         let log = self.run.log(&node.name, attempt);
         let task = TaskId { node: id, shard: None };
-        self.spawn(
-            task,
-            Task::Whole,
-            (key, (inputs, absent), node.outputs.clone(), log),
-            cores,
-            Some(lease),
-            work,
-        )?;
+        self.spawn(task, Task::Whole, (key, (inputs, absent), node.outputs.clone(), log), Some(lease), work)?;
         work.state[id.0] = State::Running;
         Ok(Started::Running)
     }
 
-    /// Executes an action in a thread of its own.
+    /// Executes an action, which was admitted, in a thread of its own.
     pub(super) fn spawn(
         &self,
         id: TaskId,
         task: Task,
         (key, (inputs, absent), outputs, log): Action,
-        cores: usize,
         lease: Option<Lease>,
         work: &mut Work<'_>,
     ) -> Result<(), AttemptError> {
         let node = &self.pipeline.nodes[id.node.0];
         let peak = Arc::new(AtomicU64::new(work.resident));
+        let demand = work.demands[id.node.0].clone();
+        let grant = work.admission.take(&demand);
         let attempt = Attempt {
             node: node.clone(),
             key,
             inputs,
             outputs,
             task,
-            threads: cores,
+            threads: demand.cpu,
+            gpus: grant.gpus.clone(),
             store: self.store.clone(),
             run: self.run.id().to_owned(),
             revision: self.revision.clone(),
@@ -289,11 +295,11 @@ impl Scheduler<'_> {
             // The receiver is gone only when the run was aborted.
             let _ = sender.send((id, attempt.execute(worker)));
         });
-        work.workers
-            .execute(cores, job)
-            .map_err(|error| StageError::environment("starting a thread", error))?;
-        work.running.insert(id, Running { cores, peak });
-        work.free -= cores;
+        if let Err(error) = work.workers.execute(demand.cpu, job) {
+            work.admission.give_back(grant);
+            return Err(StageError::environment("starting a thread", error).into());
+        }
+        work.running.insert(id, Running { grant, peak });
         Ok(())
     }
 
@@ -328,11 +334,16 @@ impl Scheduler<'_> {
             for source in &input.sources {
                 match source {
                     InputSource::Node { node, port } => match self.result(*node, port, work)? {
+                        // What is not in the key is not seen.
+                        Some(artifact) if !input.with_axes => {
+                            artifacts.push(InputArtifact { axes: BTreeMap::new(), ..artifact });
+                        }
                         Some(artifact) => artifacts.push(artifact),
                         None => _ = damaged.insert(*node),
                     },
-                    InputSource::File { pattern, path } => {
+                    InputSource::File { pattern, path, .. } => {
                         if let Some(source) = self.sources.get(path) {
+                            check_frozen(pattern, source).map_err(|error| Unreadable::Error(error.into()))?;
                             let files = source.files.iter().map(|file| ArtifactFile {
                                 path: file.path.clone(),
                                 bytes: file.bytes,
@@ -432,6 +443,26 @@ impl Scheduler<'_> {
             );
         }
     }
+}
+
+/// A frozen source that is read is looked at after all, as far as that is cheap: what it holds now must not be
+/// stored under the key of what it was.
+fn check_frozen(pattern: &str, source: &Source) -> Result<(), StageError> {
+    let is_as_recorded = |file: &SourceFile, recorded: i64| {
+        let length = std::fs::metadata(&file.location).map(|metadata| metadata.len());
+        length.is_ok_and(|length| length == file.bytes)
+            && pipe_cache::modified(&file.location) == Some(recorded)
+    };
+    for file in &source.files {
+        if file.recorded.is_some_and(|recorded| !is_as_recorded(file, recorded)) {
+            let reason = format!(
+                "the source `file:{pattern}` is frozen, and this is not what was recorded; \
+                 `pipe verify --sources --repair` records what is there now"
+            );
+            return Err(StageError::input(&file.location, reason));
+        }
+    }
+    Ok(())
 }
 
 fn external(origin: String, digest: pipe_cache::Digest, files: Vec<ArtifactFile>) -> InputArtifact {

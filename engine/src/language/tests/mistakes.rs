@@ -46,8 +46,7 @@ fn e002_unknown_names() {
 
 #[test]
 fn e002_what_comes_later() {
-    check("[stage.a]\nkind = \"make\"\nfrozen = [\"file:a\"]\n", &[("E002", "frozen")]);
-    check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "executor")]);
+    check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "slurm")]);
 }
 
 #[test]
@@ -91,6 +90,27 @@ fn e003_types_and_ranges() {
         "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[stage.b]\nkind = \"train.linear\"\ninputs = { rows = \"a[m=*].rows\" }\n",
         &[("E003", "\"a[m=*].rows\"")],
     );
+}
+
+#[test]
+fn frozen_sources_are_inputs() {
+    let stage = |frozen: &str| {
+        format!("[stage.a]\nkind = \"make\"\ninputs = {{ source = \"file:a.csv\" }}\nfrozen = {frozen}\n")
+    };
+    check(&stage("[\"file:a.csv\"]"), &[]);
+    check(&stage("\"file:a.csv\""), &[("E003", "\"file:a.csv\"")]);
+    check(&stage("[\"a.csv\"]"), &[("E003", "\"a.csv\"")]);
+    check(&stage("[1]"), &[("E003", "1")]);
+    let found = check(&stage("[\"file:b.csv\"]"), &[("E002", "\"file:b.csv\"")]);
+    assert!(helps(&found[0], "did you mean `file:a.csv`?"));
+}
+
+#[test]
+fn isolate_is_a_boolean() {
+    check("[stage.a]\nkind = \"make\"\nisolate = true\n", &[]);
+    check("[stage.a]\nkind = \"make\"\nmatrix = { m = [true, false] }\nisolate = \"${m}\"\n", &[]);
+    check("[stage.a]\nkind = \"make\"\nisolate = 1\n", &[("E003", "1")]);
+    check("[stage.a]\nkind = \"make\"\nisolate = \"${x}\"\n", &[("E002", "\"${x}\"")]);
 }
 
 #[test]
@@ -270,6 +290,67 @@ fn e013_resources() {
     let found = check("[stage.a]\nkind = \"make\"\nresources = { gpu = 1 }\n", &[("E013", "1")]);
     assert!(helps(&found[0], "cpu = 8, gpu = 0, mem = 1073741824"));
     check("[stage.a]\nkind = \"make\"\nresources = { mem = \"2GiB\" }\n", &[("E013", "\"2GiB\"")]);
+    // A limit that the study sets itself is shown beside what exceeds it.
+    let study = |executor: &str, resources: &str| {
+        format!("[executor.local]\n{executor}\n[stage.a]\nkind = \"make\"\nresources = {{ {resources} }}\n")
+    };
+    check(&study("gpu = 2", "gpu = 2"), &[]);
+    check(&study("gpu = 2", "gpu = 3"), &[("E013", "3 + 2")]);
+    check(&study("mem = \"4GiB\"", "mem = \"2GiB\""), &[]);
+    check(&study("mem = \"1KiB\"", "mem = 2048"), &[("E013", "2048 + \"1KiB\"")]);
+    check(&study("cpu = 2", "cpu = 3"), &[("W105", "3 + 2")]);
+    let found =
+        check(&study("tokens = { licence = 1, disk = 4 }", "licence = 2, disk = 4"), &[("E013", "2 + 1")]);
+    assert!(helps(&found[0], "disk = 4, licence = 1"));
+}
+
+#[test]
+fn executors_are_checked() {
+    let with = |section: &str, expected: &[(&str, &str)]| {
+        check(&format!("{section}\n[stage.a]\nkind = \"make\"\n"), expected)
+    };
+    with("[executor.local]\ncpu = 2\nmem = \"4GiB\"\ngpu = 0\ntokens = { licence = 0 }", &[]);
+    with("[vars]\ncores = 4\n[executor.local]\ncpu = \"${cores}\"", &[]);
+    with("[executor]\nlocal = 4", &[("E003", "4")]);
+    with("[executor.local]\ncpu = 0", &[("E003", "0")]);
+    with("[executor.local]\nmem = \"lots\"", &[("E003", "\"lots\"")]);
+    with("[executor.local]\ngpu = 0.5", &[("E003", "0.5")]);
+    with("[executor.local]\ntokens = [\"licence\"]", &[("E003", "[\"licence\"]")]);
+    with("[executor.local]\ntokens = { licence = -1 }", &[("E003", "-1")]);
+    with("[executor.local]\ntokens = { mem = 1 }", &[("E015", "mem")]);
+    with("[executor.local]\ntokens = { A = 1 }", &[("E015", "A")]);
+    let found = with("[executor.local]\ncpus = 2", &[("E002", "cpus")]);
+    assert!(helps(&found[0], "did you mean `cpu`?"));
+    let found = with("[profile.p.executor.local]\ntoken = { a = 1 }", &[("E002", "token")]);
+    assert!(helps(&found[0], "did you mean `tokens`?"));
+    // A token that nothing defines.
+    let found = check(
+        "[executor.local]\ntokens = { licence = 1 }\n[stage.a]\nkind = \"make\"\nresources = { license = 1 }\n",
+        &[("E002", "license")],
+    );
+    assert!(helps(&found[0], "did you mean `licence`?") && helps(&found[0], "tokens = { license = 1 }"));
+    check(
+        "[executor.local]\ntokens = { licence = 1 }\n[stage.a]\nkind = \"make\"\nresources = { licence = \"1\" }\n",
+        &[("E003", "\"1\"")],
+    );
+}
+
+#[test]
+fn executors_of_several_files_and_profiles() {
+    let study = || {
+        Study::new(
+            "[pipeline]\nname = \"t\"\nformat = 1\ninclude = [\"site.toml\"]\n[executor.local]\ncpu = 2\n\
+             [profile.big.executor.local]\ncpu = 4\ntokens = { licence = 3 }\n\
+             [stage.a]\nkind = \"make\"\nresources = { cpu = 2, licence = 1 }\n",
+        )
+    };
+    let site = "[executor.local]\ngpu = 1\ntokens = { licence = 1 }\n";
+    let limits = study().file("site.toml", site).pipeline().executor.limits;
+    assert_eq!((limits.cpu, limits.gpu, limits.tokens["licence"]), (2, 1, 1));
+    let limits = study().file("site.toml", site).profile("big").pipeline().executor.limits;
+    assert_eq!((limits.cpu, limits.gpu, limits.tokens["licence"]), (4, 1, 3));
+    let twice = "[executor.local]\ncpu = 1\ntokens = { licence = 1 }\n";
+    study().file("site.toml", twice).expect(&[("E007", "cpu + cpu")]);
 }
 
 #[test]

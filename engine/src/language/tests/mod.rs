@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Diagnostic, Limits, LoadOptions, Loaded, load};
+use super::{Diagnostic, LoadOptions, Loaded, load};
 use crate::context::StageContext;
 use crate::error::StageError;
 use crate::kind::{
     ArtifactType, DefaultCpu, Determinism, InputPort, KindDescription, Numerics, OutputPort,
     ParameterProblem, Registry, StageKind,
 };
+use crate::pipeline::Limits;
 
 const ROWS: ArtifactType = ArtifactType("table<rows>");
 const LABELS: ArtifactType = ArtifactType("table<labels>");
@@ -223,7 +224,7 @@ impl Study {
     /// The text is preceded by the `[pipeline]` section unless it has one.
     fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let limits = Limits { cpu: 8, gpu: 0, memory: Some(1 << 30) };
+        let limits = Limits { cpu: 8, gpu: 0, memory: Some(1 << 30), tokens: Default::default() };
         let study = Self { folder, options: LoadOptions { limits: Some(limits), ..LoadOptions::default() } };
         let header = if text.contains("[pipeline]") { "" } else { HEADER };
         study.file("pipeline.toml", &format!("{header}{text}"))

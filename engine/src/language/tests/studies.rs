@@ -234,7 +234,7 @@ params = { size = "${size}" }
     let pipeline = study.pipeline();
     assert_eq!(names(&pipeline), ["a", "c", "b"]);
     match &pipeline.nodes[2].inputs[0].sources[0] {
-        InputSource::File { pattern, path } => {
+        InputSource::File { pattern, path, .. } => {
             assert_eq!(pattern, "b.csv");
             assert_eq!(path, &std::path::absolute(study.folder.path().join("parts/b.csv")).unwrap());
         }

@@ -1,0 +1,78 @@
+//! What a running stage tells and asks, as events, a log and a flag.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pipe_cache::Digest;
+
+use crate::context::StageHost;
+use crate::events::EventLog;
+
+/// Progress of one action is written at most this often.
+pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+
+/// The engine's side of a running stage.
+pub(crate) struct Host {
+    pub(crate) node: String,
+    /// The key of the part, if it works on one.
+    pub(crate) shard: Option<String>,
+    pub(crate) key: Digest,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) cancelled: Arc<AtomicBool>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) log: Mutex<Option<File>>,
+    pub(crate) last_progress: Mutex<Option<Instant>>,
+}
+
+impl Host {
+    /// An event about the state that is kept.
+    fn state(&self, event: &str, step: u64) {
+        self.log(&format!("{event} after step {step}"));
+        let fields = serde_json::json!({ "node": self.node, "shard": self.shard, "key": self.key.to_hex(), "step": step });
+        self.events.emit(event, fields);
+    }
+}
+
+impl StageHost for Host {
+    fn progress(&self, done: u64, total: u64, unit: &str, figures: &[(&str, f64)]) {
+        let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_PERIOD) || done == total;
+        if !due {
+            return;
+        }
+        *last = Some(Instant::now());
+        let metrics: serde_json::Map<String, serde_json::Value> =
+            figures.iter().map(|(name, value)| ((*name).to_owned(), serde_json::json!(value))).collect();
+        self.events.emit(
+            "progress",
+            serde_json::json!({ "node": self.node, "shard": self.shard, "done": done, "total": total, "unit": unit, "metrics": metrics }),
+        );
+    }
+
+    fn log(&self, line: &str) {
+        if let Some(file) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        self.log(&format!("warning: {message}"));
+        self.events.emit("warning", serde_json::json!({ "subject": self.node, "detail": message }));
+    }
+
+    fn checkpoint(&self, step: u64) {
+        self.state("checkpoint", step);
+    }
+
+    fn resumed(&self, step: u64) {
+        self.state("resume", step);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
