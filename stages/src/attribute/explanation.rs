@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 
 use pipe_attribution::{
-    Ablated, AttentionRelevance, AttentionRule, AttributionError, Average, Cam, CamWeights, Deviation,
-    Evaluator, Gradient, GuidedGradient, InputXGradient, Inputs, IntegratedGradients, Method as _, Noise,
-    Occlusion, Passes, Rise, Rule, Smoothed,
+    Ablated, AttentionRelevance, AttentionRule, AttributionError, Average, Cam, CamWeights, DeepLift,
+    Deviation, Evaluator, ExcitationBackprop, ExcitationStart, FullGradient, Gradient, GuidedGradient,
+    InputXGradient, Inputs, IntegratedGradients, Method as _, Noise, Occlusion, Passes, Rise, Rule, Smoothed,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::PatchGeometry;
-use pipe_models::model::AttentionScope;
+use pipe_models::model::{ActivationLayout, AttentionScope, CamHook};
 use pipe_models::random::Key;
 
 use super::baseline::Baselines;
@@ -33,6 +33,9 @@ pub(super) struct Counts {
 
 /// A gap beyond this share of the difference of scores is worth a warning.
 const GREAT_GAP: f32 = 0.05;
+
+/// Where excitation backpropagation ends: the last but one layer of a residual network.
+const EXCITED: &str = "vision.layer3";
 
 /// Everything that a map is made from.
 pub(super) struct Explanation<'a, 'c> {
@@ -177,6 +180,21 @@ impl Explanation<'_, '_> {
             Method::VarGrad => Box::new(smoothed(Average::Variance)),
             Method::GuidedBackpropagation => Box::new(GuidedGradient { rule: Rule::Guided }),
             Method::Deconvolution => Box::new(GuidedGradient { rule: Rule::Deconvolution }),
+            Method::DeepLift => Box::new(DeepLift { baseline: baseline()? }),
+            Method::ExcitationBackpropagation | Method::ContrastiveExcitationBackpropagation => {
+                let CamHook { name, layout } = tower.cam_hook();
+                if layout != ActivationLayout::Map {
+                    let reason = "excitation backpropagation is defined for convolutional networks with ReLU";
+                    return Ok(Err(reason.to_owned()));
+                }
+                let is_contrastive = params.method == Method::ContrastiveExcitationBackpropagation;
+                Box::new(ExcitationBackprop {
+                    layer: EXCITED.to_owned(),
+                    contrast: is_contrastive.then(|| name.clone()),
+                    start: ExcitationStart::Activation(name),
+                })
+            }
+            Method::FullGradient => Box::new(FullGradient::default()),
             Method::GradCam => Box::new(cam(CamWeights::Gradient)),
             Method::GradCamPlusPlus => Box::new(cam(CamWeights::GradientPlusPlus)),
             Method::LayerCam => Box::new(cam(CamWeights::Layer)),

@@ -54,6 +54,15 @@ pub enum Method {
     GuidedBackpropagation,
     /// The same through every ReLU.
     Deconvolution,
+    /// Differences from the baseline, carried back by the rescale rule; for networks of layers, pointwise
+    /// nonlinearities and max pooling.
+    DeepLift,
+    /// The probability of winning, handed down from the last layer with a grid; for residual networks.
+    ExcitationBackpropagation,
+    /// The same minus that of the negated classifier.
+    ContrastiveExcitationBackpropagation,
+    /// Absolute values of input times gradient and of each bias times its gradient; for residual networks.
+    FullGradient,
     /// Activations of the last layer with a grid, weighted by their mean gradients.
     GradCam,
     /// The same, weighted by powers of positive gradients.
@@ -113,6 +122,10 @@ impl Method {
             Self::VarGrad => "vargrad",
             Self::GuidedBackpropagation => "guided_backpropagation",
             Self::Deconvolution => "deconvolution",
+            Self::DeepLift => "deep_lift",
+            Self::ExcitationBackpropagation => "excitation_backpropagation",
+            Self::ContrastiveExcitationBackpropagation => "contrastive_excitation_backpropagation",
+            Self::FullGradient => "full_gradient",
             Self::GradCam => "grad_cam",
             Self::GradCamPlusPlus => "grad_cam_plus_plus",
             Self::LayerCam => "layer_cam",
@@ -130,20 +143,25 @@ impl Method {
             Self::Gradient | Self::SmoothGrad | Self::GuidedBackpropagation | Self::Deconvolution => {
                 Reduction::GreatestAbsolute
             }
-            Self::InputXGradient | Self::IntegratedGradients | Self::SmoothGradSquared | Self::VarGrad => {
-                Reduction::Sum
-            }
-            Self::Occlusion | Self::Rise => Reduction::One,
+            Self::InputXGradient
+            | Self::IntegratedGradients
+            | Self::DeepLift
+            | Self::SmoothGradSquared
+            | Self::VarGrad => Reduction::Sum,
+            Self::Occlusion | Self::Rise | Self::FullGradient => Reduction::One,
             Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
                 Reduction::PositiveGrid
             }
-            Self::AttentionRollout | Self::AttentionRelevance => Reduction::Grid,
+            Self::AttentionRollout
+            | Self::AttentionRelevance
+            | Self::ExcitationBackpropagation
+            | Self::ContrastiveExcitationBackpropagation => Reduction::Grid,
         }
     }
 
     /// Whether it compares the image with a baseline.
     fn has_baseline(self) -> bool {
-        matches!(self, Self::InputXGradient | Self::IntegratedGradients | Self::Occlusion)
+        matches!(self, Self::InputXGradient | Self::IntegratedGradients | Self::Occlusion | Self::DeepLift)
     }
 }
 
@@ -222,7 +240,7 @@ pub struct Params {
     pub target: String,
     /// A class whose logit is subtracted: what is explained is then the margin between the two.
     pub against: Option<String>,
-    /// What the image is compared with, by Input x Gradient, Integrated Gradients and occlusion.
+    /// What the image is compared with, by Input x Gradient, Integrated Gradients, DeepLIFT and occlusion.
     pub baseline: Baseline,
     /// Baseline `constant`: the value, in the normalised space.
     #[schemars(range(min = -100.0, max = 100.0))]

@@ -13,7 +13,8 @@ use pipe_engine::{
     Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageError, StageHost, StageKind,
 };
 use pipe_models::random::Key;
-use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
+use pipe_models::resnet::ResNetConfig;
+use pipe_models::{ClipConfig, ClipModel, FoundationModel, ModelConfig, Preprocessor, Trainable};
 use tempfile::TempDir;
 
 use super::{Attribute, Baseline, Method, Params};
@@ -75,30 +76,44 @@ impl Study {
                     "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 6}}"#,
         )
         .unwrap();
+        let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
+        self.store("checkpoint", Box::new(clip), SIDE, 8);
+        self
+    }
+
+    /// A residual network as the classifier, for images of 64 pixels.
+    fn with_residual_network(mut self) -> Self {
+        let config = ResNetConfig { width: 4, blocks: [1, 1, 1, 1], image: 64 };
+        let config = ModelConfig::ResNet(config);
+        let network = config.random(3, &DEVICE, Trainable::Frozen).unwrap();
+        self.store("checkpoint", network, 64, 4 * 8 * 4);
+        self
+    }
+
+    /// Stores a model with a random head behind embeddings of `width`.
+    fn store(&mut self, name: &str, network: Box<dyn FoundationModel>, side: usize, width: usize) {
         let labels = crate::table::metadata(&self.artifacts["labels"]).unwrap();
         let classes: Vec<String> = serde_json::from_str(&labels["label_names"]).unwrap();
         let values =
             |key: u64, count: usize| (1..=count).map(|draw| Key(key).normal(draw as u64) as f32).collect();
-        let weight: Vec<f32> = values(5, classes.len() * 8);
+        let weight: Vec<f32> = values(5, classes.len() * width);
         let bias: Vec<f32> = values(6, classes.len());
         let head = Head {
-            weight: Tensor::from_vec(weight, (classes.len(), 8), &DEVICE).unwrap(),
+            weight: Tensor::from_vec(weight, (classes.len(), width), &DEVICE).unwrap(),
             bias: Tensor::from_vec(bias, classes.len(), &DEVICE).unwrap(),
             description: HeadDescription { classes, task: labels["task"].clone() },
         };
-        let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
         let model = Model {
-            network: Box::new(clip),
-            preprocessor: Some(Preprocessor::clip(SIDE)),
+            network,
+            preprocessor: Some(Preprocessor::clip(side)),
             tokenizer: None,
             open_clip: None,
             head: Some(head),
         };
-        let folder = self.folder.path().join("model");
+        let folder = self.folder.path().join(format!("model-{side}"));
         std::fs::create_dir(&folder).unwrap();
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
-        self.artifacts.insert("checkpoint".to_owned(), artifact("checkpoint", &folder));
-        self
+        self.artifacts.insert(name.to_owned(), artifact("checkpoint", &folder));
     }
 
     /// Runs a kind on some artifacts of the study; gives its outputs.
@@ -242,6 +257,16 @@ fn maps_sum_to_the_difference_of_scores() {
     }
 }
 
+/// The methods that are rules for the layers of convolutional networks.
+const CONVOLUTIONAL: [Method; 6] = [
+    Method::GuidedBackpropagation,
+    Method::Deconvolution,
+    Method::DeepLift,
+    Method::ExcitationBackpropagation,
+    Method::ContrastiveExcitationBackpropagation,
+    Method::FullGradient,
+];
+
 /// Every method gives maps of the size of the image, the same in any batch; those that the architecture has
 /// no rule for say so.
 #[test]
@@ -258,7 +283,7 @@ fn every_method_gives_maps_or_says_why_not() {
         })
         .map(|name| name.as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names.len(), 17, "{names:?}");
+    assert_eq!(names.len(), 21, "{names:?}");
     for name in names {
         let method: Method = serde_json::from_value(name.clone().into()).unwrap();
         assert_eq!(method.name(), name);
@@ -267,7 +292,7 @@ fn every_method_gives_maps_or_says_why_not() {
             study.maps(&small)
         };
         let maps = of(5);
-        let defined = !matches!(method, Method::GuidedBackpropagation | Method::Deconvolution);
+        let defined = !CONVOLUTIONAL.contains(&method);
         for status in maps.text("status") {
             let status = status.unwrap();
             let expected = match defined {
@@ -287,6 +312,31 @@ fn every_method_gives_maps_or_says_why_not() {
             let close = map.iter().zip(again).all(|(a, b)| (a - b).abs() <= 1e-3 * scale);
             assert!(close, "{name}: another batch, another map");
         }
+    }
+}
+
+/// What a transformer has no rule for, a residual network has.
+#[test]
+fn residual_networks_have_every_rule_of_layers() {
+    let study = Study::new().with_residual_network();
+    for method in CONVOLUTIONAL {
+        let maps = study.maps(&params(method, Baseline::Black));
+        let statuses = maps.text("status");
+        assert!(statuses.iter().all(|status| status.as_deref() == Some("ok")), "{method:?}: {statuses:?}");
+        assert!(maps.rows().iter().all(|map| map.len() == 64 * 64), "{method:?}");
+        let gaps = maps.numbers("completeness_gap");
+        let scores = maps.numbers("score");
+        if method == Method::FullGradient {
+            let complete = gaps
+                .iter()
+                .zip(&scores)
+                .all(|(gap, score)| gap.unwrap().abs() < 1e-3 * score.unwrap().abs().max(1.0));
+            assert!(complete, "{gaps:?} {scores:?}");
+        }
+        assert_eq!(
+            gaps.iter().all(Option::is_some),
+            [Method::FullGradient, Method::DeepLift].contains(&method)
+        );
     }
 }
 
