@@ -7,6 +7,7 @@ pub fn registry() -> Registry {
     Registry::new()
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
+        .with(crate::attribute_text::AttributeText)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::compare::Compare)
         .with(crate::embed::Embed)

@@ -283,12 +283,21 @@ fn every_method_gives_maps_or_says_why_not() {
         })
         .map(|name| name.as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names.len(), 21, "{names:?}");
+    assert_eq!(names.len(), 25, "{names:?}");
     for name in names {
         let method: Method = serde_json::from_value(name.clone().into()).unwrap();
         assert_eq!(method.name(), name);
         let of = |batch| {
-            let small = Params { draws: 3, masks: 20, cells: 4, batch, ..params(method, Baseline::Zero) };
+            let small = Params {
+                draws: 3,
+                masks: 20,
+                cells: 4,
+                blocks: 2,
+                coalitions: 12,
+                descent_steps: 3,
+                batch,
+                ..params(method, Baseline::Zero)
+            };
             study.maps(&small)
         };
         let maps = of(5);
