@@ -17,17 +17,29 @@ use crate::{AttributionError, Result};
 const LEAST_DIFFERENCE: f32 = 1e-10;
 
 /// x - x' times a multiplier that is carried back from the score as a gradient would be, except that each
-/// nonlinearity passes the ratio of differences, `(f(z) - f(z')) / (z - z')`, in the place of its slope, and
-/// max pooling gives the difference of its output to the two greatest inputs.
+/// nonlinearity passes the ratio of differences, `(f(z) - f(z')) / (z - z')`, in the place of its slope.
 ///
-/// Attributions sum to s(x) - s(x') (max pooling of a maximum that moved leaves a gap, which is given per
-/// row). Defined for networks of linear layers, pointwise nonlinearities and max pooling: attention and
+/// Attributions sum to s(x) - s(x'), unless maxima keep their gradient; the gap is given per row. Defined
+/// for networks of linear layers, pointwise nonlinearities and max pooling: attention and
 /// layer norm have no rule, and models with attention are refused. Each row is evaluated with its
 /// baseline: two forward and two backward passes.
 #[derive(Clone, Debug, Default)]
 pub struct DeepLift {
     /// The reference x'.
     pub baseline: Baseline,
+    /// What max pooling passes.
+    pub maxima: MaximumRule,
+}
+
+/// What max pooling passes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MaximumRule {
+    /// The difference of its outputs, shared by the greatest inputs of x and x': attributions are complete.
+    #[default]
+    Differences,
+    /// Its gradient, all to the greatest input of x: what Captum gives of a model whose pooling is a function
+    /// and no module.
+    Gradient,
 }
 
 impl Method for DeepLift {
@@ -43,7 +55,7 @@ impl Method for DeepLift {
             let samples: Vec<usize> = rows.iter().map(|row| inputs.samples()[*row]).collect();
             let pairs = inputs.rows_like(pairs, samples.repeat(2))?;
             let variable = Var::from_tensor(pairs.values())?;
-            let rescaling = Rescaling { undefined: RefCell::new(None) };
+            let rescaling = Rescaling { maxima: self.maxima, undefined: RefCell::new(None) };
             let of_pairs = evaluator.probed(&pairs, &variable, &rescaling)?;
             if let Some(reason) = rescaling.undefined.take() {
                 return Err(AttributionError::NotApplicable(reason));
@@ -81,6 +93,7 @@ impl Method for DeepLift {
 
 /// Puts the rules in their places, for batches whose second half are the baselines of the first.
 struct Rescaling {
+    maxima: MaximumRule,
     undefined: RefCell<Option<String>>,
 }
 
@@ -100,7 +113,9 @@ impl Probe for Rescaling {
     }
 
     fn layer(&self, _: &str, layer: &Layer, input: &Tensor) -> TensorResult<Option<Tensor>> {
-        let Layer::MaxPool { .. } = layer else { return Ok(None) };
+        if self.maxima == MaximumRule::Gradient || !matches!(layer, Layer::MaxPool { .. }) {
+            return Ok(None);
+        }
         let (pool, output) = (layer.clone(), layer.forward(&input.detach())?);
         let rule = move |x: &Tensor, y: &Tensor, gradient: &Tensor| {
             let [ours, reference] = halves(y)?;
@@ -162,7 +177,7 @@ mod tests {
     fn a_linear_score_gives_weight_times_distance() {
         let score = Linear::new(1, &[2, 3]);
         let x = normal(2, &[3, 2, 3]);
-        let method = DeepLift { baseline: Baseline::Constant(0.5) };
+        let method = DeepLift { baseline: Baseline::Constant(0.5), ..DeepLift::default() };
         let evaluator = Evaluator::new(&score, 4);
         let ours = method.attribute(&evaluator, &Inputs::new(&x).unwrap()).unwrap();
         for (index, value) in host(&ours.values).iter().enumerate() {
@@ -172,12 +187,12 @@ mod tests {
         assert_eq!(evaluator.passes(), Passes { forward: 6, backward: 6 });
     }
 
-    /// Without max pooling contributions are complete, however far the baseline.
+    /// Contributions are complete, however far the baseline.
     #[test]
-    fn contributions_of_rectifiers_are_complete() {
-        let score = Convolutional::new(3, false);
+    fn contributions_of_rectifiers_and_maxima_are_complete() {
+        let score = Convolutional::new(3, true);
         let x = normal(4, &[5, 3, 8, 8]);
-        let method = DeepLift { baseline: Baseline::Tensor(normal(5, &[5, 3, 8, 8])) };
+        let method = DeepLift { baseline: Baseline::Tensor(normal(5, &[5, 3, 8, 8])), ..DeepLift::default() };
         let inputs = Inputs::new(&x).unwrap();
         let attribution = method.attribute(&Evaluator::new(&score, 64), &inputs).unwrap();
         let baselines = attribution.baseline_scores.as_ref().unwrap();
@@ -201,7 +216,7 @@ mod tests {
     fn a_rectifier_passes_the_ratio_of_differences() {
         let pair = Tensor::new(&[[3f32, -1.0, 0.0], [-1.0, 1.0, 0.0]], &candle_core::Device::Cpu).unwrap();
         let variable = Var::from_tensor(&pair).unwrap();
-        let rescaling = Rescaling { undefined: RefCell::new(None) };
+        let rescaling = Rescaling { maxima: MaximumRule::Differences, undefined: RefCell::new(None) };
         let output = rescaling.nonlinearity("relu", Activation::Relu, &variable).unwrap().unwrap();
         let gradients = output.sum_all().unwrap().backward().unwrap();
         assert_eq!(host(gradients.get(&variable).unwrap()), [0.75, 0.5, 0.0, 0.75, 0.5, 0.0]);

@@ -70,7 +70,7 @@ pub use attention::{
 pub use baseline::{Baseline, BaselineRows};
 pub use blur::{Border, gaussian_blur, gaussian_taps, smoothed};
 pub use cam::{Ablated, Cam, CamParts, CamWeights, displayed};
-pub use deep_lift::DeepLift;
+pub use deep_lift::{DeepLift, MaximumRule};
 pub use drawing::{OUTLIERS, Sign, drawing_scale, normalised};
 pub use error::{AttributionError, Result};
 pub use evaluator::{Evaluator, Observer, Passes};

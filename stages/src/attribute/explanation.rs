@@ -185,7 +185,7 @@ impl Explanation<'_, '_> {
             Method::VarGrad => Box::new(smoothed(Average::Variance)),
             Method::GuidedBackpropagation => Box::new(GuidedGradient { rule: Rule::Guided }),
             Method::Deconvolution => Box::new(GuidedGradient { rule: Rule::Deconvolution }),
-            Method::DeepLift => Box::new(DeepLift { baseline: baseline()? }),
+            Method::DeepLift => Box::new(DeepLift { baseline: baseline()?, ..DeepLift::default() }),
             Method::ExcitationBackpropagation | Method::ContrastiveExcitationBackpropagation => {
                 let CamHook { name, layout } = tower.cam_hook();
                 if layout != ActivationLayout::Map {

@@ -12,6 +12,8 @@ use pipe_engine::cache::Digest;
 use pipe_engine::{
     Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageError, StageHost, StageKind,
 };
+use pipe_models::bert::BertConfig;
+use pipe_models::ct_clip::{Adaptation, CtClipConfig, CtVitConfig, QuantiserGradient};
 use pipe_models::random::Key;
 use pipe_models::resnet::ResNetConfig;
 use pipe_models::{ClipConfig, ClipModel, FoundationModel, ModelConfig, Preprocessor, Trainable};
@@ -81,12 +83,10 @@ impl Study {
         self
     }
 
-    /// A residual network as the classifier, for images of 64 pixels.
-    fn with_residual_network(mut self) -> Self {
-        let config = ResNetConfig { width: 4, blocks: [1, 1, 1, 1], image: 64 };
-        let config = ModelConfig::ResNet(config);
+    /// Another architecture with random weights as the classifier.
+    fn with_network(mut self, config: &ModelConfig, side: usize, width: usize) -> Self {
         let network = config.random(3, &DEVICE, Trainable::Frozen).unwrap();
-        self.store("checkpoint", network, 64, 4 * 8 * 4);
+        self.store("checkpoint", network, side, width);
         self
     }
 
@@ -190,7 +190,7 @@ impl Maps {
 
     fn rows(&self) -> Vec<&[f32]> {
         let (values, shape) = tensors(&self.0, "saliency").unwrap();
-        assert_eq!(shape, [SIDE, SIDE]);
+        assert_eq!(shape.len(), 2);
         values.chunks_exact(SIDE * SIDE).collect()
     }
 }
@@ -327,7 +327,8 @@ fn every_method_gives_maps_or_says_why_not() {
 /// What a transformer has no rule for, a residual network has.
 #[test]
 fn residual_networks_have_every_rule_of_layers() {
-    let study = Study::new().with_residual_network();
+    let config = ResNetConfig { width: 4, blocks: [1, 1, 1, 1], image: 64 };
+    let study = Study::new().with_network(&ModelConfig::ResNet(config), 64, 4 * 8 * 4);
     for method in CONVOLUTIONAL {
         let maps = study.maps(&params(method, Baseline::Black));
         let statuses = maps.text("status");
@@ -346,6 +347,42 @@ fn residual_networks_have_every_rule_of_layers() {
             gaps.iter().all(Option::is_some),
             [Method::FullGradient, Method::DeepLift].contains(&method)
         );
+    }
+}
+
+/// Attention over the axes of a volume, of which a flat image is one step.
+#[test]
+fn factorised_attention_has_relevance() {
+    let text = r#"{"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 12}"#;
+    let vision = CtVitConfig {
+        width: 16,
+        codes: 32,
+        image: 32,
+        slices: 4,
+        patch: 8,
+        patch_slices: 2,
+        spatial_layers: 2,
+        temporal_layers: 1,
+        heads: 2,
+        head_width: 8,
+        hidden: 32,
+    };
+    let config = CtClipConfig {
+        vision,
+        text: BertConfig::from_json(text).unwrap(),
+        context: 8,
+        projection: 8,
+        adaptation: Adaptation::Flat,
+        quantiser: QuantiserGradient::StraightThrough,
+        classes: None,
+    };
+    let study = Study::new().with_network(&ModelConfig::CtClip(config), 32, 8);
+    for method in [Method::AttentionRollout, Method::AttentionRelevance, Method::IntegratedGradients] {
+        let maps = study.maps(&params(method, Baseline::Zero));
+        let statuses = maps.text("status");
+        assert!(statuses.iter().all(|status| status.as_deref() == Some("ok")), "{method:?}: {statuses:?}");
+        assert!(maps.rows().iter().all(|map| map.len() == 32 * 32), "{method:?}");
     }
 }
 

@@ -255,8 +255,7 @@ impl Explanation<'_, '_> {
             let explained = || -> pipe_attribution::Result<Attribution> {
                 let features = Features::of_words(positions, width, words)?;
                 let baseline = baseline.clone();
-                let row = tokens.narrow(0, row, 1).map(|of_row| (of_row, row))?;
-                let inputs = Inputs::of_samples(&row.0, vec![row.1])?;
+                let inputs = Inputs::of_samples(&tokens.narrow(0, row, 1)?, vec![row])?;
                 match self.params.method {
                     WordMethod::ShapleyValues => {
                         ShapleyValues { features, baseline }.attribute(evaluator, &inputs)

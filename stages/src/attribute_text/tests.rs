@@ -9,6 +9,7 @@ use super::AttributeText;
 use crate::checkpoint::Checkpoint;
 use crate::ipc::{read_file, texts};
 use crate::phantom::IngestPhantom;
+use crate::report::Report;
 use crate::testing::{Made, run};
 use crate::tokenizer::TrainTokenizer;
 
@@ -24,7 +25,7 @@ impl Study {
         let tokenizer = run(&TrainTokenizer, &json!({ "vocab_size": 400 }), &text).unwrap();
         let tower = json!({ "width": 16, "layers": 2, "heads": 2 });
         let params = json!({
-            "init": "random", "image_size": 28, "patch": 14, "vision": tower, "text": tower, "context": 48,
+            "init": "random", "image_size": 28, "patch": 14, "vision": tower, "text": tower, "context": 128,
             "projection": 16,
         });
         let checkpoint = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
@@ -117,6 +118,21 @@ fn limits_and_controls_are_kept() {
     assert_ne!(control.values(), words.values());
     let none = study.explain(&json!({ "splits": ["val"] }));
     assert_eq!((none.0.num_rows(), none.0.num_columns()), (0, 16));
+}
+
+#[test]
+fn the_report_tints_the_words() {
+    let study = Study::new();
+    let inputs = [
+        ("captions", &study.phantoms["captions"]),
+        ("images", &study.phantoms["images"]),
+        ("checkpoint", &study.checkpoint["checkpoint"]),
+    ];
+    let made = run(&AttributeText, &json!({ "method": "occlusion" }), &inputs).unwrap();
+    let page = run(&Report, &json!({ "max_gallery": 3 }), &[("words", &made["words"])]).unwrap();
+    let page = std::fs::read_to_string(&page["page"].file("index.html").unwrap().location).unwrap();
+    assert!(page.contains("Shown are the first 3 of ") && page.contains("occlusion"));
+    assert!(page.matches("<span style=\"background:rgb(").count() >= 3);
 }
 
 #[test]

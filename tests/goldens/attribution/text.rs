@@ -67,7 +67,7 @@ fn text_attr() {
         let key = entry["key"].as_str().unwrap();
         let ours = attribute(&score, &integrated(entry, baseline), &embeddings);
         golden.compare(key, &ours.values, GRADIENT);
-        compare_gap(&golden, &format!("{key}_delta"), &ours);
+        compare_gap(&golden, &format!("{key}_delta"), &ours, GRADIENT);
         if key == "lig_ids_baseline" {
             after_the_end(&ids, &ours);
         }
@@ -208,7 +208,7 @@ fn answers(
         for (key, part) in entry["keys"].as_array().unwrap().iter().zip(&parts) {
             golden.compare(key.as_str().unwrap(), part, GRADIENT);
         }
-        compare_gap(golden, "vqa_ig_delta", &ours);
+        compare_gap(golden, "vqa_ig_delta", &ours, GRADIENT);
         for shares in joint.shares(&ours.values).unwrap() {
             println!("golden attribution/vqa: shares of image and question {shares:?}");
             assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-5);
@@ -269,7 +269,7 @@ fn bert_text_attr() {
         golden.compare(key, &ours.values, GRADIENT);
         golden.compare(&format!("token_score_ig_{kind}"), &tokens(&ours.values), GRADIENT);
         golden.compare(&format!("score_{kind}"), &row(ours.baseline_scores.as_ref().unwrap()), GRADIENT);
-        compare_gap(&golden, &format!("{key}_delta"), &ours);
+        compare_gap(&golden, &format!("{key}_delta"), &ours, GRADIENT);
     }
     golden.finish();
 }

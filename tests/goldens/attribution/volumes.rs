@@ -71,7 +71,7 @@ fn ct_attr() {
         };
         let ours = attribute(&score, &method, &x);
         golden.compare(key, &ours.values, JUMPING);
-        compare_gap(&golden, &format!("{key}_delta"), &ours);
+        compare_gap(&golden, &format!("{key}_delta"), &ours, JUMPING);
         let at = key.rsplit_once('_').unwrap().1;
         golden.compare(&format!("score_{at}"), &row(&ours.baseline_scores.unwrap()), GRADIENT);
     }
