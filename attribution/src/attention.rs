@@ -49,44 +49,23 @@ impl AttentionRelevance {
     ) -> Result<(Vec<f32>, usize, Vec<f32>)> {
         let (mut all, mut tokens, mut scores) = (Vec::new(), 0, Vec::with_capacity(inputs.rows()));
         for part in evaluator.parts(inputs)? {
-            let watch = Watch {
-                names: &self.layers,
-                wants_gradient: self.rule == AttentionRule::Gradient,
-                seen: RefCell::new(vec![None; self.layers.len()]),
-            };
-            let of_part = evaluator.probed(&part, part.values(), &watch)?;
-            let gradients = match self.rule {
-                AttentionRule::Rollout => None,
-                AttentionRule::Gradient => Some(evaluator.backward(&of_part)?),
-            };
-            let mut maps = Vec::with_capacity(self.layers.len());
-            for (name, seen) in self.layers.iter().zip(watch.seen.take()) {
-                let Some((probabilities, variable)) = seen else {
-                    return Err(AttributionError::NotApplicable(format!(
-                        "the model has no attention map `{name}`"
-                    )));
-                };
-                let (rows, _, queries, keys) = probabilities.dims4()?;
+            let (seen, of_part) = attention_maps(evaluator, &part, &self.layers, self.rule)?;
+            let mut maps = Vec::with_capacity(seen.len());
+            for (name, map) in self.layers.iter().zip(seen) {
+                let (rows, _, queries, keys) = map.probabilities.dims4()?;
                 if queries != keys || rows != part.rows() {
                     return Err(AttributionError::NotApplicable(format!(
                         "`{name}` is {:?}: its tokens do not all see each other",
-                        probabilities.dims()
+                        map.probabilities.dims()
                     )));
                 }
                 tokens = queries;
-                let weighted = match (&gradients, variable) {
-                    (Some(gradients), Some(variable)) => match gradients.get(&variable) {
-                        Some(gradient) => (gradient * probabilities)?.relu()?,
-                        None => probabilities.zeros_like()?,
-                    },
-                    _ => probabilities,
-                };
-                maps.push(weighted.mean(1)?.flatten_all()?.to_vec1::<f32>()?);
+                maps.push(map.weighted(self.rule)?);
             }
             for row in 0..part.rows() {
                 let size = tokens * tokens;
                 let layers = maps.iter().map(|map| &map[row * size..(row + 1) * size]);
-                all.extend(product(layers, tokens, self.rule));
+                all.extend(layer_product(layers, tokens, self.rule));
             }
             scores.extend(crate::evaluator::host(&of_part)?);
         }
@@ -94,8 +73,64 @@ impl AttentionRelevance {
     }
 }
 
+/// The attention of one layer as a forward pass shows it.
+#[derive(Clone, Debug)]
+pub struct AttentionMap {
+    /// `[sequences, heads, queries, keys]`: a sequence per row, or several of volumes.
+    pub probabilities: Tensor,
+    /// The gradient of the scores with respect to them, where the rule needs one.
+    pub gradients: Option<Tensor>,
+}
+
+impl AttentionMap {
+    /// The mean over heads of what the rule takes, `[sequences, queries, keys]` flat.
+    pub(crate) fn weighted(&self, rule: AttentionRule) -> Result<Vec<f32>> {
+        let weighted = match (rule, &self.gradients) {
+            (AttentionRule::Gradient, Some(gradients)) => (gradients * &self.probabilities)?.relu()?,
+            _ => self.probabilities.clone(),
+        };
+        Ok(weighted.mean(1)?.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// The attention of some layers, by name and in their order, and the scores `[rows]`. All rows go through
+/// the model together.
+///
+/// # Errors
+/// If the model has no such attention map.
+pub fn attention_maps(
+    evaluator: &Evaluator<'_>,
+    inputs: &Inputs,
+    layers: &[String],
+    rule: AttentionRule,
+) -> Result<(Vec<AttentionMap>, Tensor)> {
+    let wants_gradient = rule == AttentionRule::Gradient;
+    let watch = Watch { names: layers, wants_gradient, seen: RefCell::new(vec![None; layers.len()]) };
+    let scores = evaluator.probed(inputs, inputs.values(), &watch)?;
+    let gradients = if wants_gradient { Some(evaluator.backward(&scores)?) } else { None };
+    let mut maps = Vec::with_capacity(layers.len());
+    for (name, seen) in layers.iter().zip(watch.seen.take()) {
+        let Some((probabilities, variable)) = seen else {
+            return Err(AttributionError::NotApplicable(format!("the model has no attention map `{name}`")));
+        };
+        let gradients = match (&gradients, variable) {
+            (Some(gradients), Some(variable)) => Some(match gradients.get(&variable) {
+                Some(gradient) => gradient.detach(),
+                None => probabilities.zeros_like()?,
+            }),
+            _ => None,
+        };
+        maps.push(AttentionMap { probabilities, gradients });
+    }
+    Ok((maps, scores.detach()))
+}
+
 /// The product of layers, the later ones on the left, in f64.
-fn product<'a>(layers: impl Iterator<Item = &'a [f32]>, tokens: usize, rule: AttentionRule) -> Vec<f32> {
+pub(crate) fn layer_product<'a>(
+    layers: impl Iterator<Item = &'a [f32]>,
+    tokens: usize,
+    rule: AttentionRule,
+) -> Vec<f32> {
     let mut relevance: Vec<f64> =
         (0..tokens * tokens).map(|at| f64::from(u8::from(at % (tokens + 1) == 0))).collect();
     for layer in layers {
@@ -273,10 +308,10 @@ mod tests {
     #[test]
     fn layers_are_multiplied_from_the_left() {
         let (first, second) = ([0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]);
-        let ours = product([first.as_slice(), &second].into_iter(), 2, AttentionRule::Gradient);
+        let ours = layer_product([first.as_slice(), &second].into_iter(), 2, AttentionRule::Gradient);
         // (I + B)(I + A) with A = [[0,1],[0,0]], B = [[0,0],[2,0]].
         assert_eq!(ours, [1.0, 1.0, 2.0, 3.0]);
-        let rollout = product([first.as_slice(), &second].into_iter(), 2, AttentionRule::Rollout);
+        let rollout = layer_product([first.as_slice(), &second].into_iter(), 2, AttentionRule::Rollout);
         rollout.chunks_exact(2).for_each(|row| assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6));
     }
 

@@ -20,10 +20,40 @@ pub fn gaussian_blur(values: &[f32], shape: &[usize], sigma: f64) -> Result<Vec<
             "a blur has a deviation above 0 and at most {GREATEST_SIGMA}, not {sigma}"
         )));
     }
-    if shape.iter().product::<usize>() != values.len() {
-        return Err(AttributionError::Settings(format!("{} values are blurred as {shape:?}", values.len())));
+    smoothed(values, shape, &gaussian_taps(sigma, (REACH * sigma + 0.5) as usize), Border::Mirrored)
+}
+
+/// What stands beyond the border of a line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Border {
+    /// The line, mirrored with its edge: d c b a | a b c d | d c b a.
+    Mirrored,
+    /// The edge, repeated: a a a a | a b c d | d d d d.
+    Repeated,
+}
+
+/// `2 radius + 1` weights of a Gaussian of deviation `sigma` that sum to 1.
+pub fn gaussian_taps(sigma: f64, radius: usize) -> Vec<f64> {
+    let radius = radius as i64;
+    let raw: Vec<f64> =
+        (-radius..=radius).map(|tap| libm::exp(-0.5 * (tap as f64 / sigma) * (tap as f64 / sigma))).collect();
+    let sum: f64 = raw.iter().sum();
+    raw.into_iter().map(|weight| weight / sum).collect()
+}
+
+/// `values` of `shape` `[channels, ...]`, each channel convolved with `taps` (an odd number) along every
+/// further axis. Sums are f64.
+///
+/// # Errors
+/// If the shape is not that of the values, or the number of taps is even.
+pub fn smoothed(values: &[f32], shape: &[usize], taps: &[f64], border: Border) -> Result<Vec<f32>> {
+    if shape.iter().product::<usize>() != values.len() || taps.len().is_multiple_of(2) {
+        return Err(AttributionError::Settings(format!(
+            "{} values are blurred as {shape:?} with {} taps",
+            values.len(),
+            taps.len()
+        )));
     }
-    let kernel = kernel(sigma);
     let mut blurred = values.to_vec();
     let mut line = Vec::new();
     for axis in 1..shape.len() {
@@ -32,13 +62,9 @@ pub fn gaussian_blur(values: &[f32], shape: &[usize], sigma: f64) -> Result<Vec<
             line.clear();
             line.extend((0..length).map(|place| f64::from(blurred[start + place * stride])));
             for place in 0..length {
-                let sum: f64 = kernel
-                    .iter()
-                    .enumerate()
-                    .map(|(tap, weight)| {
-                        weight * line[mirrored(place as i64 + tap as i64 - kernel.len() as i64 / 2, length)]
-                    })
-                    .sum();
+                let first = place as i64 - taps.len() as i64 / 2;
+                let at = |place: i64| line[border.inside(place, length)];
+                let sum: f64 = taps.iter().zip(first..).map(|(weight, place)| weight * at(place)).sum();
                 blurred[start + place * stride] = sum as f32;
             }
         }
@@ -46,20 +72,18 @@ pub fn gaussian_blur(values: &[f32], shape: &[usize], sigma: f64) -> Result<Vec<
     Ok(blurred)
 }
 
-/// Weights of odd number that sum to 1.
-fn kernel(sigma: f64) -> Vec<f64> {
-    let radius = (REACH * sigma + 0.5) as i64;
-    let raw: Vec<f64> =
-        (-radius..=radius).map(|tap| libm::exp(-0.5 * (tap as f64 / sigma) * (tap as f64 / sigma))).collect();
-    let sum: f64 = raw.iter().sum();
-    raw.into_iter().map(|weight| weight / sum).collect()
-}
-
-/// The place inside `0..length` that `place` mirrors to.
-fn mirrored(place: i64, length: usize) -> usize {
-    let period = 2 * length as i64;
-    let place = place.rem_euclid(period);
-    place.min(period - 1 - place) as usize
+impl Border {
+    /// The place inside `0..length` that stands for `place`.
+    fn inside(self, place: i64, length: usize) -> usize {
+        match self {
+            Self::Mirrored => {
+                let period = 2 * length as i64;
+                let place = place.rem_euclid(period);
+                place.min(period - 1 - place) as usize
+            }
+            Self::Repeated => place.clamp(0, length as i64 - 1) as usize,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -68,8 +92,10 @@ mod tests {
 
     #[test]
     fn mirroring_repeats_the_edge() {
-        let places: Vec<usize> = (-4..8).map(|place| mirrored(place, 3)).collect();
-        assert_eq!(places, [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
+        let places = |border: Border| (-4..8).map(|place| border.inside(place, 3)).collect::<Vec<usize>>();
+        assert_eq!(places(Border::Mirrored), [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
+        assert_eq!(places(Border::Repeated), [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2]);
+        assert!(smoothed(&[0.0; 4], &[1, 4], &[0.5, 0.5], Border::Repeated).is_err());
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub enum CamWeights {
     /// By positive gradients, weighted by their powers (Grad-CAM++). The derivation holds where
     /// activations are not negative.
     GradientPlusPlus,
+    /// The same for the exponential of the score, without a constant that keeps denominators from zero:
+    /// what the derivation gives (Rao, Boehle and Schiele 2022). Overflows for scores above 88.
+    ExponentialPlusPlus,
     /// At each place by the positive gradient there (LayerCAM).
     Layer,
     /// By the softmax over channels of the score of the input, masked by each channel's activation
@@ -50,6 +53,15 @@ pub enum CamWeights {
     /// forward pass per channel; large where the score is close to 0, and of the other sign where it is
     /// negative.
     Ablation(Ablated),
+}
+
+impl CamWeights {
+    fn need_gradient(&self) -> bool {
+        match self {
+            Self::Gradient | Self::GradientPlusPlus | Self::ExponentialPlusPlus | Self::Layer => true,
+            Self::Given(_) | Self::Score | Self::Ablation(_) => false,
+        }
+    }
 }
 
 /// A class activation map: the weighted sum of a layer's channels, signed, at the layer's resolution. Its
@@ -145,8 +157,7 @@ impl Cam {
     /// # Errors
     /// As [`Method::attribute`].
     pub fn parts(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> Result<CamParts> {
-        let wants_gradient =
-            matches!(self.weights, CamWeights::Gradient | CamWeights::GradientPlusPlus | CamWeights::Layer);
+        let wants_gradient = self.weights.need_gradient();
         let mut parts = CamParts {
             channels: 0,
             activations: Vec::new(),
@@ -220,7 +231,19 @@ impl Cam {
                 inputs.samples().iter().map(of).collect::<Result<Vec<_>>>()?.concat()
             }
             CamWeights::Gradient => per_channel(|_, gradient| mean(gradient)),
-            CamWeights::GradientPlusPlus => per_channel(plus_plus),
+            CamWeights::GradientPlusPlus => {
+                per_channel(|activation, gradient| plus_plus(activation, gradient, PLUS_PLUS_EPSILON))
+            }
+            CamWeights::ExponentialPlusPlus => {
+                let weights = per_channel(|activation, gradient| plus_plus(activation, gradient, 0.0));
+                let powers = parts.scores.iter().map(|score| libm::exp(f64::from(*score)));
+                let of_row = weights.chunks_exact(channels.max(1)).zip(powers);
+                of_row
+                    .flat_map(|(row, power)| {
+                        row.iter().map(move |weight| (f64::from(*weight) * power) as f32)
+                    })
+                    .collect()
+            }
             CamWeights::Score => self.by_score(evaluator, inputs, parts)?,
             CamWeights::Ablation(ablated) => self.by_ablation(evaluator, inputs, parts, *ablated)?,
         };
@@ -320,11 +343,7 @@ impl Method for Cam {
     /// Without the passes per channel of Score-CAM and Ablation-CAM: how many channels a layer has is
     /// known when it was seen.
     fn cost(&self, _row_shape: &[usize]) -> Result<Passes> {
-        let backward = match self.weights {
-            CamWeights::Gradient | CamWeights::GradientPlusPlus | CamWeights::Layer => 1,
-            CamWeights::Given(_) | CamWeights::Score | CamWeights::Ablation(_) => 0,
-        };
-        Ok(Passes { forward: 1, backward })
+        Ok(Passes { forward: 1, backward: u64::from(self.weights.need_gradient()) })
     }
 }
 
@@ -339,14 +358,15 @@ fn range(values: &[f32]) -> [f32; 2] {
 }
 
 /// The weight of a channel in Grad-CAM++, for a score that is the logarithm of what is explained.
-fn plus_plus(activation: &[f32], gradient: &[f32]) -> f64 {
+fn plus_plus(activation: &[f32], gradient: &[f32], epsilon: f64) -> f64 {
     let sum: f64 = activation.iter().map(|value| f64::from(*value)).sum();
     let term = |gradient: &f32| {
         let g = f64::from(*gradient);
         if g <= 0.0 {
             return 0.0;
         }
-        g * g * g / (2.0 * g * g + sum * g * g * g + PLUS_PLUS_EPSILON)
+        let denominator = 2.0 * g * g + sum * g * g * g + epsilon;
+        g * g * g / if denominator == 0.0 { 1.0 } else { denominator }
     };
     gradient.iter().map(term).sum()
 }

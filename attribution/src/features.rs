@@ -5,13 +5,15 @@ use candle_core::{DType, Tensor};
 use crate::baseline::{Baseline, BaselineRows};
 use crate::evaluator::{Evaluator, Passes};
 use crate::method::{Attribution, Inputs, Method};
+use crate::words::Word;
 use crate::{AttributionError, Result};
 
-/// The feature that each value of a row belongs to.
+/// The feature that each value of a row belongs to; values of none are always present, and nothing is
+/// attributed to them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Features {
     shape: Vec<usize>,
-    of_value: Vec<usize>,
+    of_value: Vec<Option<usize>>,
     count: usize,
 }
 
@@ -29,7 +31,7 @@ impl Features {
         if known.is_empty() {
             return Err(AttributionError::Settings("a mask without values has no features".to_owned()));
         }
-        let of_value = values.iter().map(|value| known.partition_point(|one| one < value)).collect();
+        let of_value = values.iter().map(|value| Some(known.partition_point(|one| one < value))).collect();
         Ok(Self { shape: mask.dims().to_vec(), of_value, count: known.len() })
     }
 
@@ -44,9 +46,34 @@ impl Features {
             )));
         }
         let of_value = (0..height * width)
-            .map(|place| (place / width * rows / height) * columns + place % width * columns / width)
+            .map(|place| Some((place / width * rows / height) * columns + place % width * columns / width))
             .collect();
         Ok(Self { shape: vec![1, height, width], of_value, count: rows * columns })
+    }
+
+    /// The words of a text, on token embeddings `[tokens, width]`. Tokens of no word, as marks and padding
+    /// are, stay.
+    ///
+    /// # Errors
+    /// If there is no word, or a word's token is outside.
+    pub fn of_words(tokens: usize, width: usize, words: &[Word]) -> Result<Self> {
+        let mut of_value = vec![None; tokens * width];
+        for (word, token) in words
+            .iter()
+            .enumerate()
+            .flat_map(|(index, word)| word.tokens.iter().map(move |token| (index, *token)))
+        {
+            let Some(values) = of_value.get_mut(token * width..(token + 1) * width) else {
+                return Err(AttributionError::Settings(format!(
+                    "token {token} of a word is not one of {tokens}"
+                )));
+            };
+            values.fill(Some(word));
+        }
+        if words.is_empty() {
+            return Err(AttributionError::NotApplicable("the text has no words".to_owned()));
+        }
+        Ok(Self { shape: vec![tokens, width], of_value, count: words.len() })
     }
 
     /// How many there are.
@@ -54,8 +81,8 @@ impl Features {
         self.count
     }
 
-    /// The feature of value `index` of a row of `length` values.
-    fn at(&self, index: usize) -> usize {
+    /// The feature of value `index` of a row.
+    fn at(&self, index: usize) -> Option<usize> {
         self.of_value[index % self.of_value.len()]
     }
 
@@ -107,8 +134,9 @@ impl<'a> Removal<'a> {
                     let (x, baseline) =
                         (&self.values[row * length..(row + 1) * length], self.baselines.row(row));
                     let kept = x.iter().zip(baseline).enumerate();
-                    values.extend(kept.map(|(index, (x, baseline))| {
-                        if present(pair, self.features.at(index)) { *x } else { *baseline }
+                    values.extend(kept.map(|(index, (x, baseline))| match self.features.at(index) {
+                        Some(feature) if !present(pair, feature) => *baseline,
+                        _ => *x,
                     }));
                     samples.push(self.inputs.samples()[row]);
                 }
@@ -129,7 +157,9 @@ impl<'a> Removal<'a> {
         let length = self.inputs.row_length();
         let values = of_features
             .chunks_exact(self.features.count)
-            .flat_map(|row| (0..length).map(|index| row[self.features.at(index)] as f32))
+            .flat_map(|row| {
+                (0..length).map(|index| self.features.at(index).map_or(0.0, |feature| row[feature] as f32))
+            })
             .collect();
         Ok(Attribution {
             values: self.inputs.tensor(values, self.inputs.row_shape())?,
@@ -412,7 +442,8 @@ mod tests {
         let evaluator = Evaluator::new(&score, 7);
         let mut expected = vec![0.0f64; 3 * 6];
         for (index, x) in host(&x).iter().enumerate() {
-            expected[index / 48 * 6 + six().at(index % 48)] += f64::from(x * score.weight[index % 48]);
+            expected[index / 48 * 6 + six().at(index % 48).unwrap()] +=
+                f64::from(x * score.weight[index % 48]);
         }
         let removal = Removal::new(&Features { ..six() }, &inputs, &Baseline::Zero)
             .unwrap()
@@ -471,6 +502,31 @@ mod tests {
     fn masks_are_numbered_in_order() {
         let mask = Tensor::new(&[[[7i64, 3], [3, 9]]], &candle_core::Device::Cpu).unwrap();
         let features = Features::of_mask(&mask).unwrap();
-        assert_eq!((features.count(), features.of_value), (3, vec![1, 0, 0, 2]));
+        assert_eq!((features.count(), features.of_value), (3, vec![Some(1), Some(0), Some(0), Some(2)]));
+    }
+
+    /// Tokens outside words are never taken away, and have no part in what is attributed.
+    #[test]
+    fn words_of_a_linear_score_have_their_own_sum() {
+        let score = Linear::new(1, &[5, 3]);
+        let x = normal(2, &[1, 5, 3]);
+        let words = [Word { place: 0..2, tokens: vec![1] }, Word { place: 3..9, tokens: vec![2, 3] }];
+        let features = Features::of_words(5, 3, &words).unwrap();
+        let (inputs, evaluator) = (Inputs::new(&x).unwrap(), Evaluator::new(&score, 3));
+        let products: Vec<f32> = host(&x).iter().zip(&score.weight).map(|(x, weight)| x * weight).collect();
+        let sums = crate::words::token_values(&products, 3);
+        let expected = [0.0, sums[1], sums[2] + sums[3], sums[2] + sums[3], 0.0];
+        let baseline = || Baseline::Zero;
+        let methods: [&dyn Method; 2] = [
+            &FeatureAblation { features: features.clone(), baseline: baseline() },
+            &ShapleyValues { features, baseline: baseline() },
+        ];
+        for method in methods {
+            let ours = host(&method.attribute(&evaluator, &inputs).unwrap().values);
+            for (index, value) in ours.iter().enumerate() {
+                assert!((value - expected[index / 3]).abs() < 1e-5, "{index}: {value}");
+            }
+        }
+        assert!(Features::of_words(3, 3, &words).is_err() && Features::of_words(5, 3, &[]).is_err());
     }
 }

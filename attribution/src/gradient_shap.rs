@@ -1,8 +1,8 @@
 //! Gradient SHAP (Lundberg and Lee 2017; Erion et al. 2021), with Captum's conventions.
 
-use candle_core::{DType, Tensor};
 use pipe_models::random::Key;
 
+use crate::baseline::{Baseline, BaselineRows};
 use crate::evaluator::{Evaluator, Passes};
 use crate::method::{Attribution, Inputs, Method};
 use crate::noise::{Noise, NoiseRows};
@@ -22,8 +22,8 @@ pub enum Places {
 /// One forward and one backward pass per draw, and one forward pass for s(x).
 #[derive(Clone, Debug)]
 pub struct GradientShap {
-    /// The baselines, `[count, channels, ...]`.
-    pub pool: Tensor,
+    /// The baselines.
+    pub pool: Vec<Baseline>,
     /// The noise, which also says how many draws there are.
     pub noise: Noise,
     /// Where the draws lie.
@@ -33,20 +33,16 @@ pub struct GradientShap {
 /// The draws of some inputs.
 struct Draws {
     noise: NoiseRows,
-    pool: Vec<f32>,
+    pool: Vec<BaselineRows>,
     count: usize,
 }
 
 impl GradientShap {
     fn draws(&self, inputs: &Inputs) -> Result<Draws> {
         let wrong = |reason: String| Err(AttributionError::Settings(reason));
-        let baselines = self.pool.dims().first().copied().unwrap_or(0);
-        if baselines == 0 || &self.pool.dims()[1..] != inputs.row_shape() {
-            return wrong(format!(
-                "the pool of baselines is {:?}; [baselines, {:?}] fits the inputs",
-                self.pool.dims(),
-                inputs.row_shape()
-            ));
+        let baselines = self.pool.len();
+        if baselines == 0 {
+            return wrong("the pool has no baseline".to_owned());
         }
         let count = self.noise.draws();
         for sample in inputs.samples() {
@@ -60,19 +56,19 @@ impl GradientShap {
                 return wrong(format!("sample {sample} has no places for its {count} draws"));
             }
         }
-        let pool = self.pool.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let pool = self.pool.iter().map(|baseline| baseline.of(inputs)).collect::<Result<_>>()?;
         Ok(Draws { noise: self.noise.of(inputs)?, pool, count })
     }
 
-    /// The noisy input, the baseline, and the place between them of a draw.
+    /// The noisy input, the baseline, and the place between them of a draw of a row, whose values are `x`.
     fn draw<'a>(
         &self,
         draws: &'a Draws,
-        row: &[f32],
+        (row, x): (usize, &[f32]),
         sample: usize,
         draw: usize,
     ) -> (Vec<f32>, &'a [f32], f32) {
-        let baselines = draws.pool.len() / row.len();
+        let baselines = draws.pool.len();
         let (baseline, place) = match &self.places {
             Places::Given(places) => places[sample][draw],
             Places::Uniform(keys) => {
@@ -82,8 +78,7 @@ impl GradientShap {
                 (baseline.min(baselines - 1), key.uniform(2) as f32)
             }
         };
-        let start = baseline * row.len();
-        (draws.noise.add(row, sample, draw, draws.count), &draws.pool[start..start + row.len()], place)
+        (draws.noise.add(x, sample, draw, draws.count), draws.pool[baseline].row(row), place)
     }
 
     /// How far each draw is from completeness, draws of a row beside each other: the sum of its
@@ -103,7 +98,7 @@ impl GradientShap {
         for pair in 0..sums.len() {
             let (row, sample) = (pair / draws.count, inputs.samples()[pair / draws.count]);
             let x = &values[row * length..(row + 1) * length];
-            let (noisy, baseline, _) = self.draw(&draws, x, sample, pair % draws.count);
+            let (noisy, baseline, _) = self.draw(&draws, (row, x), sample, pair % draws.count);
             ends.extend(noisy);
             ends.extend_from_slice(baseline);
             samples.extend([sample, sample]);
@@ -124,7 +119,8 @@ impl GradientShap {
         let (values, length) = (inputs.host()?, inputs.row_length());
         let of = |pair: usize| {
             let (row, sample) = (pair / draws.count, inputs.samples()[pair / draws.count]);
-            (self.draw(draws, &values[row * length..(row + 1) * length], sample, pair % draws.count), sample)
+            let x = &values[row * length..(row + 1) * length];
+            (self.draw(draws, (row, x), sample, pair % draws.count), sample)
         };
         evaluator.gradient_each(
             inputs.rows() * draws.count,
@@ -185,13 +181,13 @@ mod tests {
         let inputs = Inputs::new(&x).unwrap();
         let keys: Vec<Key> = (0..4).map(Key).collect();
         let method = GradientShap {
-            pool: normal(3, &[1, 2, 3]),
+            pool: vec![Baseline::Tensor(normal(3, &[1, 2, 3]))],
             noise: Noise::Normal { draws: 6, deviation: Deviation::Absolute(0.0), keys: keys.clone() },
             places: Places::Uniform(keys),
         };
         let evaluator = Evaluator::new(&score, 5);
         let ours = host(&method.attribute(&evaluator, &inputs).unwrap().values);
-        let pool = host(&method.pool);
+        let pool = host(&normal(3, &[1, 2, 3]));
         for (index, (x, ours)) in host(&x).iter().zip(&ours).enumerate() {
             let expected = (x - pool[index % 6]) * score.weight[index % 6];
             assert!((ours - expected).abs() < 1e-5, "{ours} {expected}");

@@ -3,9 +3,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result as TensorResult, Shape, Tensor};
+use candle_core::{Result as TensorResult, Tensor};
 use pipe_models::{Activation, Probe};
 
+use crate::backward_rule::with_rule;
 use crate::evaluator::{Evaluator, Passes};
 use crate::method::{Attribution, Inputs, Method};
 use crate::{AttributionError, Result};
@@ -75,44 +76,20 @@ impl Probe for Gates {
         match kind {
             Activation::Relu => {
                 self.found.set(true);
-                input.contiguous()?.apply_op1(Gate { rule: self.rule }).map(Some)
+                let rule = self.rule;
+                let gate = move |input: &Tensor, _: &Tensor, gradient: &Tensor| {
+                    let positive = gradient.relu()?;
+                    match rule {
+                        Rule::Guided => positive * input.gt(0f64)?.to_dtype(gradient.dtype())?,
+                        Rule::Deconvolution => Ok(positive),
+                    }
+                };
+                with_rule(input, &input.detach().relu()?, gate).map(Some)
             }
             Activation::Gelu | Activation::QuickGelu => {
                 *self.undefined.borrow_mut() = Some(format!("the {kind:?} of `{name}`, which is no ReLU"));
                 Ok(None)
             }
-        }
-    }
-}
-
-/// max(x, 0) with another backward pass.
-#[derive(Clone, Copy)]
-struct Gate {
-    rule: Rule,
-}
-
-impl CustomOp1 for Gate {
-    fn name(&self) -> &'static str {
-        "gated-relu"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
-        let CpuStorage::F32(values) = storage else { candle_core::bail!("a gated ReLU takes f32") };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("a gated ReLU takes contiguous values")
-        };
-        let rectified = values[start..end].iter().map(|value| value.max(0.0)).collect();
-        Ok((CpuStorage::F32(rectified), layout.shape().clone()))
-    }
-
-    fn bwd(&self, input: &Tensor, _output: &Tensor, gradient: &Tensor) -> TensorResult<Option<Tensor>> {
-        let positive = gradient.relu()?;
-        match self.rule {
-            Rule::Guided => {
-                let passed = input.gt(0f64)?.to_dtype(gradient.dtype())?;
-                (positive * passed).map(Some)
-            }
-            Rule::Deconvolution => Ok(Some(positive)),
         }
     }
 }

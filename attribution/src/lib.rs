@@ -28,47 +28,75 @@
 //! ```
 
 mod attention;
+mod backward_rule;
 mod baseline;
 mod blur;
 mod cam;
+mod deep_lift;
+mod drawing;
 mod error;
 mod evaluator;
+mod excitation;
+mod factorised;
 mod features;
+mod full_gradient;
 mod gradient;
 mod gradient_shap;
+mod grid;
 mod guided;
 mod input_x_gradient;
 mod integrated_gradients;
+mod joint;
+mod mask_optimisation;
 mod method;
 pub mod metrics;
 mod noise;
 mod occlusion;
+mod occlusion_density;
 mod quadrature;
+mod real_time_saliency;
 mod resize;
 mod rise;
 mod score;
+mod similarity;
 #[cfg(test)]
 mod testing;
+mod words;
 
 pub use attention::{
-    AttentionRelevance, AttentionRule, Relevance, cross_attention_update, gradient_weighted,
-    self_attention_update, text_relevance, without_residual,
+    AttentionMap, AttentionRelevance, AttentionRule, Relevance, attention_maps, cross_attention_update,
+    gradient_weighted, self_attention_update, text_relevance, without_residual,
 };
 pub use baseline::{Baseline, BaselineRows};
-pub use blur::gaussian_blur;
+pub use blur::{Border, gaussian_blur, gaussian_taps, smoothed};
 pub use cam::{Ablated, Cam, CamParts, CamWeights, displayed};
+pub use deep_lift::{DeepLift, MaximumRule};
+pub use drawing::{OUTLIERS, Sign, drawing_scale, normalised};
 pub use error::{AttributionError, Result};
 pub use evaluator::{Evaluator, Observer, Passes};
+pub use excitation::{ExcitationBackprop, ExcitationStart};
+pub use factorised::{FactorisedBlocks, FactorisedRelevance};
 pub use features::{Coalitions, FeatureAblation, Features, KernelShap, ShapleyValues};
+pub use full_gradient::{BiasTerms, FullGradient, FullGradientScale, FullGradientTerms};
 pub use gradient::Gradient;
 pub use gradient_shap::{GradientShap, Places};
+pub use grid::{
+    AGGREGATE_BINS, AggregatedMaps, CutClassifier, GRID_LAYER, GridScore, GridSetting, GridTarget,
+    aggregate_scale, aggregated, grid_evidence, localisation,
+};
 pub use guided::{GuidedGradient, Rule};
 pub use input_x_gradient::InputXGradient;
 pub use integrated_gradients::IntegratedGradients;
+pub use joint::Joint;
+pub use mask_optimisation::{MaskStart, MeaningfulPerturbation, OptimisedMasks};
 pub use method::{Absolute, Attribution, Inputs, Method};
 pub use noise::{Average, Deviation, Noise, Smoothed};
 pub use occlusion::Occlusion;
+pub use occlusion_density::OcclusionDensity;
 pub use quadrature::{Nodes, Quadrature};
+pub use real_time_saliency::{Wanted, area_loss, margin_loss, smoothness_loss};
 pub use resize::{Interpolation, resize};
 pub use rise::{Rise, RiseMask, RiseMasks, RiseScale};
 pub use score::Score;
+pub use similarity::TextSimilarity;
+pub use words::{Word, absent_ids, token_values, word_values, words};

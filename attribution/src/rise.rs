@@ -129,6 +129,49 @@ impl Rise {
         }
         Ok(values.into_iter().map(|value| value as f32).collect())
     }
+
+    /// The score of every row behind every mask, `[rows, masks]` flat: what the map is made of.
+    ///
+    /// # Errors
+    /// As [`Method::attribute`].
+    pub fn masked_scores(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> Result<Vec<f32>> {
+        let count = self.count();
+        let mut scores = vec![0.0; inputs.rows() * count];
+        self.each(evaluator, inputs, |row, mask, _, score| scores[row * count + mask] = score)?;
+        Ok(scores)
+    }
+
+    /// Calls `take` with row, number and values of a mask, and the score of the row behind it.
+    fn each(
+        &self,
+        evaluator: &Evaluator<'_>,
+        inputs: &Inputs,
+        mut take: impl FnMut(usize, usize, &[f32], f32),
+    ) -> Result<()> {
+        let places = &inputs.row_shape()[1..];
+        let plane: usize = places.iter().product();
+        let (rows, length, values) = (inputs.rows(), inputs.row_length(), inputs.host()?);
+        // Pairs of mask and row, so that a mask is drawn once for all rows of a batch.
+        let pairs: Vec<usize> = (0..rows * self.count()).collect();
+        for batch in pairs.chunks(evaluator.batch()) {
+            let (first, last) = (batch[0] / rows, batch[batch.len() - 1] / rows);
+            let masks: Vec<Vec<f32>> =
+                (first..=last).map(|mask| self.mask(mask, places)).collect::<Result<_>>()?;
+            let mut masked = Vec::with_capacity(batch.len() * length);
+            let mut samples = Vec::with_capacity(batch.len());
+            for pair in batch {
+                let (mask, row) = (&masks[pair / rows - first], pair % rows);
+                let x = &values[row * length..(row + 1) * length];
+                masked.extend(x.iter().enumerate().map(|(index, x)| x * mask[index % plane]));
+                samples.push(inputs.samples()[row]);
+            }
+            let scores = evaluator.scores(&inputs.rows_like(masked, samples)?)?;
+            for (pair, score) in batch.iter().zip(scores) {
+                take(pair % rows, pair / rows, &masks[pair / rows - first], score);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where pixel `place` of `whole` lies among `cells`, linear between their centres and mirrored at the
@@ -147,36 +190,18 @@ impl Method for Rise {
     fn attribute(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> Result<Attribution> {
         let places = &inputs.row_shape()[1..];
         let plane: usize = places.iter().product();
-        let (rows, count, length) = (inputs.rows(), self.count(), inputs.row_length());
+        let (rows, count) = (inputs.rows(), self.count());
         self.cells(places)?;
         let scores = evaluator.scores(inputs)?;
-        let values = inputs.host()?;
         let mut sums = vec![0.0f64; rows * plane];
         let mut coverage = vec![0.0f64; plane];
-        // Pairs of mask and row, so that a mask is drawn once for all rows of a batch.
-        let pairs: Vec<usize> = (0..rows * count).collect();
-        for batch in pairs.chunks(evaluator.batch()) {
-            let (first, last) = (batch[0] / rows, batch[batch.len() - 1] / rows);
-            let masks: Vec<Vec<f32>> =
-                (first..=last).map(|mask| self.mask(mask, places)).collect::<Result<_>>()?;
-            let mut masked = Vec::with_capacity(batch.len() * length);
-            let mut samples = Vec::with_capacity(batch.len());
-            for pair in batch {
-                let (mask, row) = (&masks[pair / rows - first], pair % rows);
-                let x = &values[row * length..(row + 1) * length];
-                masked.extend(x.iter().enumerate().map(|(index, x)| x * mask[index % plane]));
-                samples.push(inputs.samples()[row]);
+        self.each(evaluator, inputs, |row, _, mask, score| {
+            let sums = &mut sums[row * plane..(row + 1) * plane];
+            sums.iter_mut().zip(mask).for_each(|(sum, seen)| *sum += f64::from(score) * f64::from(*seen));
+            if row == 0 {
+                coverage.iter_mut().zip(mask).for_each(|(sum, seen)| *sum += f64::from(*seen));
             }
-            let scores = evaluator.scores(&inputs.rows_like(masked, samples)?)?;
-            for (pair, score) in batch.iter().zip(scores) {
-                let (mask, row) = (&masks[pair / rows - first], pair % rows);
-                let sums = &mut sums[row * plane..(row + 1) * plane];
-                sums.iter_mut().zip(mask).for_each(|(sum, seen)| *sum += f64::from(score) * f64::from(*seen));
-                if row == 0 {
-                    coverage.iter_mut().zip(mask).for_each(|(sum, seen)| *sum += f64::from(*seen));
-                }
-            }
-        }
+        })?;
         let expected = count as f64 * self.keep;
         let scaled = sums.iter().enumerate().map(|(index, sum)| match self.scale {
             RiseScale::Expected => sum / expected,

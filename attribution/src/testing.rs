@@ -1,8 +1,9 @@
 //! Scores with known answers, for tests.
 
 use candle_core::{Device, Result, Tensor};
+use pipe_models::ops::{self, RunningStatistics, Window};
 use pipe_models::random::Key;
-use pipe_models::{MaybeProbe, ops};
+use pipe_models::{Activation, Layer, MaybeProbe};
 
 use crate::Score;
 
@@ -52,6 +53,79 @@ impl Score for Linear {
     }
 }
 
+/// convolution - batch norm - ReLU - (max pooling) - convolution - ReLU - mean - classifier of images
+/// `[batch, 3, rows, columns]`, for probes that look at layers; sample i is scored by class i modulo 4.
+pub(crate) struct Convolutional {
+    layers: Vec<(&'static str, Layer)>,
+}
+
+impl Convolutional {
+    pub(crate) fn new(key: u64, pools: bool) -> Self {
+        let window = Window { stride: 1, padding: 1 };
+        let scaled =
+            |key, shape: &[usize], scale: f64| (normal(key, shape) * scale).expect("a scaled tensor");
+        let convolution = |key: u64, channels: [usize; 2]| Layer::Convolution {
+            kernel: scaled(key, &[channels[1], 3, 3, channels[0]], 0.3),
+            bias: Some(scaled(key + 1, &[channels[1]], 0.3)),
+            window,
+        };
+        let norm = Layer::BatchNorm {
+            gamma: normal(key + 2, &[6]),
+            beta: scaled(key + 3, &[6], 0.3),
+            statistics: RunningStatistics {
+                mean: scaled(key + 4, &[6], 0.3),
+                variance: (normal(key + 5, &[6]).sqr().expect("squares") + 0.5).expect("a sum"),
+                epsilon: 1e-5,
+            },
+        };
+        let mut layers = vec![("conv1", convolution(key + 6, [3, 6])), ("bn1", norm)];
+        if pools {
+            layers.push(("pool1", Layer::MaxPool { side: 2, window: Window { stride: 2, padding: 0 } }));
+        }
+        layers.push(("conv2", convolution(key + 8, [6, 5])));
+        layers.push(("mean", Layer::GlobalMean));
+        layers.push((
+            "fc",
+            Layer::Linear { weight: normal(key + 10, &[4, 5]), bias: Some(normal(key + 11, &[4])) },
+        ));
+        Self { layers }
+    }
+}
+
+impl Score for Convolutional {
+    fn score(&self, input: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let mut x = input.permute((0, 2, 3, 1))?.contiguous()?;
+        for (name, layer) in &self.layers {
+            x = layer.apply(&x, name, probe)?;
+            let rectifier = match *name {
+                "bn1" => "relu1",
+                "conv2" => "relu2",
+                _ => continue,
+            };
+            let replaced = match probe {
+                Some(probe) => probe.nonlinearity(rectifier, Activation::Relu, &x)?,
+                None => None,
+            };
+            x = match replaced {
+                Some(x) => x,
+                None => x.relu()?,
+            };
+            if let Some(probe) = probe {
+                let map = probe.activation(rectifier, x.permute((0, 3, 1, 2))?.contiguous()?)?;
+                x = map.permute((0, 2, 3, 1))?.contiguous()?;
+            }
+        }
+        pick(&x, samples)
+    }
+}
+
+/// Entry i modulo 4 of the row of sample i.
+fn pick(outputs: &Tensor, samples: &[usize]) -> Result<Tensor> {
+    let targets: Vec<u32> = samples.iter().map(|sample| (sample % 4) as u32).collect();
+    let targets = Tensor::from_vec(targets, (samples.len(), 1), outputs.device())?;
+    outputs.gather(&targets, 1)?.squeeze(1)
+}
+
 /// Two smooth layers with four outputs; sample i is scored by output i modulo 4.
 pub(crate) struct Smooth {
     first: Tensor,
@@ -70,9 +144,6 @@ impl Smooth {
 impl Score for Smooth {
     fn score(&self, input: &Tensor, samples: &[usize], _probe: MaybeProbe<'_>) -> Result<Tensor> {
         let hidden = ops::linear(&input.flatten_from(1)?, &self.first, None)?.tanh()?;
-        let outputs = ops::linear(&hidden, &self.second, None)?;
-        let targets: Vec<u32> = samples.iter().map(|sample| (sample % 4) as u32).collect();
-        let targets = Tensor::from_vec(targets, (samples.len(), 1), input.device())?;
-        outputs.gather(&targets, 1)?.squeeze(1)
+        pick(&ops::linear(&hidden, &self.second, None)?, samples)
     }
 }

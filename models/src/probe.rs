@@ -14,6 +14,7 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::layer::Layer;
 use crate::ops::activate;
 
 /// The nonlinearities whose backward rule a probe may replace.
@@ -59,6 +60,30 @@ pub trait Probe {
     /// # Errors
     /// Whatever tensor operation the probe does.
     fn nonlinearity(&self, _name: &str, _kind: Activation, _input: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Whether the layers between nonlinearities are wanted. A convolutional network then computes them
+    /// one by one, nothing folded.
+    fn wants_layers(&self) -> bool {
+        false
+    }
+
+    /// Replaces a layer (forward and backward) at `name`; `None` keeps the model's own. Only called if
+    /// layers are wanted.
+    ///
+    /// # Errors
+    /// Whatever tensor operation the probe does.
+    fn layer(&self, _name: &str, _layer: &Layer, _input: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Replaces the sum of a residual block's path and its identity; `None` keeps the model's own. Only
+    /// called if layers are wanted.
+    ///
+    /// # Errors
+    /// Whatever tensor operation the probe does.
+    fn sum(&self, _name: &str, _path: &Tensor, _identity: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
     }
 
@@ -108,6 +133,23 @@ pub(crate) fn nonlinearity(
             None => activate(input, kind),
         },
         None => activate(input, kind),
+    }
+}
+
+/// The sum of a residual block, or what a probe that wants layers puts in its place.
+pub(crate) fn residual_sum(
+    probe: MaybeProbe<'_>,
+    name: &str,
+    path: &Tensor,
+    identity: &Tensor,
+) -> Result<Tensor> {
+    let replaced = match probe.filter(|probe| probe.wants_layers()) {
+        Some(probe) => probe.sum(name, path, identity)?,
+        None => None,
+    };
+    match replaced {
+        Some(sum) => Ok(sum),
+        None => path + identity,
     }
 }
 

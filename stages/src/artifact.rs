@@ -50,5 +50,7 @@ pub const TOKENIZER: ArtifactType = ArtifactType("tokenizer");
 pub const EMBEDDINGS: ArtifactType = ArtifactType("embeddings");
 /// Saliency maps as an Arrow file.
 pub const SALIENCY: ArtifactType = ArtifactType("saliency");
+/// Words of captions with their values, as an Arrow file.
+pub const WORD_SALIENCY: ArtifactType = ArtifactType("word_saliency");
 /// A page for people.
 pub const REPORT: ArtifactType = ArtifactType("report");

@@ -185,7 +185,23 @@ fn value(column: &ArrayRef, row: usize) -> Value {
         DataType::FixedSizeList(..) => {
             bytes(column.as_fixed_size_list().value(row).as_primitive::<Float32Type>().values())
         }
+        DataType::List(_) => list(&column.as_list::<i32>().value(row)),
         other => unreachable!("no table of tensors has a column of {other}"),
+    }
+}
+
+/// A list of values: numbers as their bytes, texts one by one.
+fn list(values: &ArrayRef) -> Value {
+    match values.data_type() {
+        DataType::Float32 => Value::Bytes(
+            values
+                .as_primitive::<Float32Type>()
+                .values()
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        ),
+        _ => Value::List((0..values.len()).map(|index| value(values, index)).collect()),
     }
 }
 

@@ -8,6 +8,7 @@ pub fn registry() -> Registry {
         .with_figures(crate::artifact::METRICS, crate::metrics::figures)
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
+        .with(crate::attribute_text::AttributeText)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::command::Command)
         .with(crate::compare::Compare)

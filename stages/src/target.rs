@@ -3,8 +3,7 @@
 use candle_core::{D, Result, Tensor, bail};
 use pipe_attribution::Score;
 use pipe_engine::StageError;
-use pipe_models::ops::linear;
-use pipe_models::{ImageTower, MaybeProbe};
+use pipe_models::{ImageTower, Layer, MaybeProbe};
 
 use crate::model::{HeadDescription, Model};
 
@@ -20,10 +19,8 @@ pub(crate) struct ClassTarget {
 /// The logit of each sample's target (or, on request, its probability), perhaps minus another class's.
 pub(crate) struct ClassScore<'a> {
     tower: &'a dyn ImageTower,
-    /// `[classes, width]`.
-    weight: Tensor,
-    /// `[classes]`.
-    bias: Tensor,
+    /// `[..., width]` to `[..., classes]`.
+    head: Layer,
     targets: &'a [ClassTarget],
     space: Space,
     is_multi_label: bool,
@@ -48,8 +45,7 @@ impl<'a> ClassScore<'a> {
         }
         Ok(Self {
             tower: model.image_tower()?,
-            weight: head.weight.detach(),
-            bias: head.bias.detach(),
+            head: Layer::Linear { weight: head.weight.detach(), bias: Some(head.bias.detach()) },
             targets,
             space: Space::Logit,
             is_multi_label: head.description.is_multi_label(),
@@ -89,7 +85,7 @@ impl Score for ClassScore<'_> {
             others.push(target.against);
         }
         let embeddings = self.tower.embed_images(input, probe)?;
-        let logits = self.read_off(linear(&embeddings, &self.weight, Some(&self.bias))?)?;
+        let logits = self.read_off(self.head.apply(&embeddings, "head", probe)?)?;
         let pick = |classes: Vec<u32>| {
             let index = Tensor::from_vec(classes, (samples.len(), 1), logits.device())?;
             logits.gather(&index, 1)?.squeeze(1)

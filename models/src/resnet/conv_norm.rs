@@ -4,10 +4,10 @@ use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor};
 
-use crate::MaybeProbe;
 use crate::checkpoint::CheckpointError;
 use crate::ops::{RunningStatistics, Window, batch_norm, conv2d};
 use crate::weights::Weights;
+use crate::{Layer, MaybeProbe};
 
 /// Epsilon of every batch norm here, PyTorch's default.
 const EPSILON: f64 = 1e-5;
@@ -52,6 +52,20 @@ impl ConvNorm {
     /// `[batch, rows, columns, in]` to `[batch, out rows, out columns, out]`; `name` is that of the norm
     /// for probes.
     pub(crate) fn forward(&self, x: &Tensor, name: &str, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        if let Some(probe) = probe.filter(|probe| probe.wants_layers()) {
+            let convolution = Layer::Convolution {
+                kernel: self.weight.permute((0, 2, 3, 1))?.contiguous()?,
+                bias: None,
+                window: self.window,
+            };
+            let norm = Layer::BatchNorm {
+                gamma: self.gamma.clone(),
+                beta: self.beta.clone(),
+                statistics: self.statistics.clone(),
+            };
+            let y = convolution.apply(x, &convolution_name(name), Some(probe))?;
+            return observe_map(Some(probe), name, norm.apply(&y, name, Some(probe))?);
+        }
         let trained = [&self.weight, &self.gamma, &self.beta].into_iter().any(Tensor::track_op);
         let y = if trained {
             let kernel = self.weight.permute((0, 2, 3, 1))?.contiguous()?;
@@ -77,6 +91,12 @@ impl ConvNorm {
         let bias = (&self.beta - (&self.statistics.mean * &scale)?)?;
         Ok((kernel, bias))
     }
+}
+
+/// The name of the convolution before the norm `name`: `conv3` before `bn3`.
+fn convolution_name(name: &str) -> String {
+    let (block, last) = name.rsplit_once('.').unwrap_or(("", name));
+    format!("{block}.{}", last.replacen("bn", "conv", 1))
 }
 
 /// Shows a channels-last map to the probe as `[batch, channels, rows, columns]`.

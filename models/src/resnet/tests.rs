@@ -1,5 +1,6 @@
 //! Both networks against a slow twin: the same layers with candle's own convolution, in NCHW.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -8,7 +9,7 @@ use super::trunk::{Trunk, Variant};
 use super::{ResNet, ResNetConfig};
 use crate::initial::Initial;
 use crate::weights::{Trainable, Weights};
-use crate::{FoundationModel, ImageTower};
+use crate::{FoundationModel, ImageTower, Layer, Probe};
 
 /// Blocks with and without a shortcut's convolution, in every layer.
 fn config() -> ResNetConfig {
@@ -105,6 +106,45 @@ fn the_plain_network_is_its_twin_frozen_and_trained() {
         assert!(difference(&embeddings, &expected) < 1e-5, "{}", difference(&embeddings, &expected));
         assert_eq!(model.features(&pixels(), None).unwrap().dims(), [2, 4, 8 * 8 * 4]);
     }
+}
+
+/// Shows itself every layer and keeps what the model does.
+#[derive(Default)]
+struct Layers {
+    names: RefCell<Vec<String>>,
+}
+
+impl Probe for Layers {
+    fn wants_layers(&self) -> bool {
+        true
+    }
+    fn layer(&self, name: &str, _: &Layer, _: &Tensor) -> Result<Option<Tensor>> {
+        self.names.borrow_mut().push(name.to_owned());
+        Ok(None)
+    }
+    fn sum(&self, name: &str, path: &Tensor, identity: &Tensor) -> Result<Option<Tensor>> {
+        self.names.borrow_mut().push(name.to_owned());
+        (path + identity).map(Some)
+    }
+}
+
+#[test]
+fn layers_one_by_one_are_the_folded_network() {
+    let model = ResNet::from_tensors(config(), tensors(), Trainable::Frozen).unwrap();
+    let folded = model.embed_images(&pixels(), None).unwrap();
+    let probe = Layers::default();
+    let single = model.embed_images(&pixels(), Some(&probe)).unwrap();
+    assert!(difference(&single, &folded) < 1e-5, "{}", difference(&single, &folded));
+    let names = probe.names.take();
+    assert_eq!(names[..3], ["vision.stem.conv1", "vision.stem.bn1", "vision.stem.pool"]);
+    let blocks: usize = config().blocks.iter().sum();
+    // Convolution and norm of each, the shortcuts', and the sums; stem, its pooling and the mean.
+    assert_eq!(names.len(), blocks * 7 + 4 * 2 + 4);
+    assert_eq!(names.last().unwrap(), "vision.mean");
+    let mut distinct = names.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!(distinct.len(), names.len());
 }
 
 #[test]

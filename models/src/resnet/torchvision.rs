@@ -10,7 +10,7 @@ use crate::checkpoint::CheckpointError;
 use crate::model::{ActivationLayout, AttentionHook, CamHook};
 use crate::probe::observe;
 use crate::weights::{Parameters, Side, Trainable, Weights};
-use crate::{FoundationModel, ImageTower, MaybeProbe, ModelConfig, PatchGeometry};
+use crate::{FoundationModel, ImageTower, Layer, MaybeProbe, ModelConfig, PatchGeometry};
 
 /// A ResNet-50, 101 or 152 of torchvision. Its embedding is the mean of the last feature map; the
 /// classifier of its pre-training is carried along unused. Batch norm uses its stored statistics, in
@@ -62,7 +62,8 @@ impl ImageTower for ResNet {
     }
 
     fn embed_images(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        observe(probe, "vision.pooled", self.features(pixels, probe)?.mean(1)?)
+        let map = self.trunk.forward(pixels, probe)?;
+        observe(probe, "vision.pooled", Layer::GlobalMean.apply(&map, "vision.mean", probe)?)
     }
 
     fn feature_width(&self) -> usize {

@@ -6,12 +6,12 @@ use candle_core::{Result, Tensor, bail};
 
 use super::conv_norm::{ConvNorm, observe_map};
 use crate::checkpoint::CheckpointError;
-use crate::ops::{Window, average_pool2d, max_pool2d};
-use crate::probe::nonlinearity;
+use crate::ops::Window;
+use crate::probe::{nonlinearity, residual_sum};
 use crate::shapes::Shapes;
 use crate::sizes::{check_layers, check_sizes};
 use crate::weights::Weights;
-use crate::{Activation, MaybeProbe};
+use crate::{Activation, Layer, MaybeProbe};
 
 /// The sizes of a residual network.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -153,12 +153,13 @@ impl Trunk {
                     x = convolution.forward(&x, &format!("vision.stem.bn{}", index + 1), probe)?;
                     x = relu(&x, &format!("vision.stem.relu{}", index + 1), probe)?;
                 }
-                x = average_pool2d(&x, 2)?;
+                x = Layer::AveragePool { side: 2 }.apply(&x, "vision.stem.pool", probe)?;
             }
             Stem::Plain(convolution) => {
                 x = convolution.forward(&x, "vision.stem.bn1", probe)?;
                 x = relu(&x, "vision.stem.relu1", probe)?;
-                x = max_pool2d(&x, 3, Window { stride: 2, padding: 1 })?;
+                let pool = Layer::MaxPool { side: 3, window: Window { stride: 2, padding: 1 } };
+                x = pool.apply(&x, "vision.stem.pool", probe)?;
             }
         }
         x = observe_map(probe, "vision.stem", x)?;
@@ -213,14 +214,24 @@ impl Bottleneck {
         let y = relu(&y, &format!("{name}.relu1"), probe)?;
         let y = self.conv2.forward(&y, &format!("{name}.bn2"), probe)?;
         let y = relu(&y, &format!("{name}.relu2"), probe)?;
-        let y = self.conv3.forward(&average_pool2d(&y, self.pool)?, &format!("{name}.bn3"), probe)?;
+        let y = self.pooled(&y, &format!("{name}.pool"), probe)?;
+        let y = self.conv3.forward(&y, &format!("{name}.bn3"), probe)?;
         let identity = match &self.downsample {
             Some(downsample) => {
-                let pooled = average_pool2d(x, self.pool)?;
+                let pooled = self.pooled(x, &format!("{name}.downsample.pool"), probe)?;
                 downsample.forward(&pooled, &format!("{name}.downsample.bn"), probe)?
             }
             None => x.clone(),
         };
-        observe_map(probe, name, relu(&(y + identity)?, &format!("{name}.relu3"), probe)?)
+        let sum = residual_sum(probe, &format!("{name}.sum"), &y, &identity)?;
+        observe_map(probe, name, relu(&sum, &format!("{name}.relu3"), probe)?)
+    }
+
+    /// Squares of `pool` pixels averaged; without a stride nothing happens.
+    fn pooled(&self, x: &Tensor, name: &str, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        match self.pool {
+            1 => Ok(x.clone()),
+            side => Layer::AveragePool { side }.apply(x, name, probe),
+        }
     }
 }

@@ -3,14 +3,16 @@
 use std::ops::ControlFlow;
 
 use pipe_attribution::{
-    Ablated, AttentionRelevance, AttentionRule, AttributionError, Average, Cam, CamWeights, Deviation,
-    Evaluator, Gradient, GuidedGradient, InputXGradient, Inputs, IntegratedGradients, Method as _, Noise,
-    Occlusion, Passes, Rise, Rule, Smoothed,
+    Ablated, AttentionRelevance, AttentionRule, Attribution, AttributionError, Average, Cam, CamWeights,
+    Coalitions, DeepLift, Deviation, Evaluator, ExcitationBackprop, ExcitationStart, FactorisedRelevance,
+    Features, FullGradient, Gradient, GradientShap, GuidedGradient, InputXGradient, Inputs,
+    IntegratedGradients, KernelShap, MeaningfulPerturbation, Method as _, Noise, Occlusion, Passes, Places,
+    Rise, Rule, ShapleyValues, Smoothed,
 };
 use pipe_engine::{StageContext, StageError};
-use pipe_models::PatchGeometry;
-use pipe_models::model::AttentionScope;
+use pipe_models::model::{ActivationLayout, AttentionScope, CamHook};
 use pipe_models::random::Key;
+use pipe_models::{ImageTower, PatchGeometry};
 
 use super::baseline::Baselines;
 use super::saliency::{SaliencyFile, SaliencyMap, maps};
@@ -33,6 +35,9 @@ pub(super) struct Counts {
 
 /// A gap beyond this share of the difference of scores is worth a warning.
 const GREAT_GAP: f32 = 0.05;
+
+/// Where excitation backpropagation ends: the last but one layer of a residual network.
+const EXCITED: &str = "vision.layer3";
 
 /// Everything that a map is made from.
 pub(super) struct Explanation<'a, 'c> {
@@ -118,7 +123,7 @@ impl Explanation<'_, '_> {
         let inputs = Inputs::new(&self.images.batch(images)?).map_err(attribution_error)?;
         let score = ClassScore::new(self.model, targets)?;
         // The paper's is a probability; a logit has no scale on which masks could be averaged.
-        let score = if self.params.method == Method::Rise { score.probability() } else { score };
+        let score = if self.params.method.explains_probability() { score.probability() } else { score };
         let method = match self.method(images)? {
             Ok(method) => method,
             Err(reason) => return Ok(vec![Err(reason); images.len()]),
@@ -153,6 +158,9 @@ impl Explanation<'_, '_> {
         let baseline = || self.baselines.of(params, images);
         let tower = self.model.image_tower()?;
         let cam = |weights| Cam::of_tower(tower.cam_hook(), &tower.geometry(), weights);
+        let blocks = || {
+            Features::blocks(tower.geometry().image, [params.blocks as usize; 2]).map_err(attribution_error)
+        };
         let smoothed = |average| Smoothed { method: Gradient, noise: self.noise(images), average };
         let method: Box<dyn pipe_attribution::Method> = match params.method {
             Method::Gradient => Box::new(Gradient),
@@ -177,6 +185,21 @@ impl Explanation<'_, '_> {
             Method::VarGrad => Box::new(smoothed(Average::Variance)),
             Method::GuidedBackpropagation => Box::new(GuidedGradient { rule: Rule::Guided }),
             Method::Deconvolution => Box::new(GuidedGradient { rule: Rule::Deconvolution }),
+            Method::DeepLift => Box::new(DeepLift { baseline: baseline()?, ..DeepLift::default() }),
+            Method::ExcitationBackpropagation | Method::ContrastiveExcitationBackpropagation => {
+                let CamHook { name, layout } = tower.cam_hook();
+                if layout != ActivationLayout::Map {
+                    let reason = "excitation backpropagation is defined for convolutional networks with ReLU";
+                    return Ok(Err(reason.to_owned()));
+                }
+                let is_contrastive = params.method == Method::ContrastiveExcitationBackpropagation;
+                Box::new(ExcitationBackprop {
+                    layer: EXCITED.to_owned(),
+                    contrast: is_contrastive.then(|| name.clone()),
+                    start: ExcitationStart::Activation(name),
+                })
+            }
+            Method::FullGradient => Box::new(FullGradient::default()),
             Method::GradCam => Box::new(cam(CamWeights::Gradient)),
             Method::GradCamPlusPlus => Box::new(cam(CamWeights::GradientPlusPlus)),
             Method::LayerCam => Box::new(cam(CamWeights::Layer)),
@@ -186,40 +209,98 @@ impl Explanation<'_, '_> {
                 let key = Key::derive("pipe rise/1", params.seed as u64, &[]);
                 Box::new(Rise { grid: params.cells as usize, ..Rise::new(params.masks as usize, key) })
             }
+            Method::GradientShap => Box::new(GradientShap {
+                pool: vec![baseline()?],
+                noise: self.noise(images),
+                places: Places::Uniform(self.keys("pipe attribution places/1", images)),
+            }),
+            Method::ShapleyValues => Box::new(ShapleyValues { features: blocks()?, baseline: baseline()? }),
+            Method::KernelShap => Box::new(KernelShap {
+                features: blocks()?,
+                baseline: baseline()?,
+                coalitions: Coalitions::Drawn {
+                    samples: params.coalitions as usize,
+                    keys: self.keys("pipe attribution coalitions/1", images),
+                },
+            }),
+            Method::MeaningfulPerturbation => {
+                let side = tower.geometry().image[0];
+                let keys = self.keys("pipe attribution jitter/1", images);
+                Box::new(MeaningfulPerturbation {
+                    baseline: baseline()?,
+                    steps: params.descent_steps as usize,
+                    ..MeaningfulPerturbation::new(side, keys)
+                })
+            }
             Method::AttentionRollout | Method::AttentionRelevance => {
                 let rule = match params.method {
                     Method::AttentionRollout => AttentionRule::Rollout,
                     _ => AttentionRule::Gradient,
                 };
-                let hooks = tower.attention_hooks();
-                if hooks.is_empty() || hooks.iter().any(|hook| hook.scope != AttentionScope::Tokens) {
-                    let reason = "the tokens of the model do not all attend each other in every layer";
-                    return Ok(Err(reason.to_owned()));
+                match relevance(tower, rule) {
+                    Ok(method) => method,
+                    Err(reason) => return Ok(Err(reason)),
                 }
-                let geometry = tower.geometry();
-                Box::new(AttentionRelevance {
-                    rule,
-                    layers: hooks.into_iter().map(|hook| hook.name).collect(),
-                    pooled: 0,
-                    prefix: geometry.prefix_tokens,
-                    grid: geometry.grid().to_vec(),
-                })
             }
         };
         Ok(Ok(method))
     }
 
-    /// Noise that depends on an image's id alone: neither on its place nor on those beside it.
     fn noise(&self, images: &[usize]) -> Noise {
-        let key = |image: &usize| {
-            let id = self.images.ids[*image].as_str();
-            Key::derive("pipe attribution noise/1", self.params.seed as u64, &[id.into()])
-        };
         Noise::Normal {
             draws: self.params.draws as usize,
             deviation: Deviation::OfRange(self.params.noise),
-            keys: images.iter().map(key).collect(),
+            keys: self.keys("pipe attribution noise/1", images),
         }
+    }
+
+    /// Keys that depend on an image's id alone: neither on its place nor on those beside it.
+    fn keys(&self, domain: &str, images: &[usize]) -> Vec<Key> {
+        let key = |image: &usize| {
+            let id = self.images.ids[*image].as_str();
+            Key::derive(domain, self.params.seed as u64, &[id.into()])
+        };
+        images.iter().map(key).collect()
+    }
+}
+
+/// Relevance along a tower's attention, or why it has none.
+fn relevance(tower: &dyn ImageTower, rule: AttentionRule) -> Applicable {
+    let (hooks, geometry) = (tower.attention_hooks(), tower.geometry());
+    let names = |scope: AttentionScope| -> Vec<String> {
+        hooks.iter().filter(|hook| hook.scope == scope).map(|hook| hook.name.clone()).collect()
+    };
+    let [tokens, spatial, temporal] =
+        [AttentionScope::Tokens, AttentionScope::Step, AttentionScope::Cell].map(names);
+    let [rows, columns] = geometry.grid();
+    if !hooks.is_empty() && tokens.len() == hooks.len() {
+        return Ok(Box::new(AttentionRelevance {
+            rule,
+            layers: tokens,
+            pooled: 0,
+            prefix: geometry.prefix_tokens,
+            grid: vec![rows, columns],
+        }));
+    }
+    if geometry.depth.is_none() && !spatial.is_empty() && spatial.len() + temporal.len() == hooks.len() {
+        // A flat image is a volume of one step.
+        let method = FactorisedRelevance { rule, spatial, temporal, grid: [1, rows, columns] };
+        return Ok(Box::new(Flat(method)));
+    }
+    Err("the tokens of the model do not all attend each other in every layer".to_owned())
+}
+
+/// The only step of a volume as an image.
+struct Flat(FactorisedRelevance);
+
+impl pipe_attribution::Method for Flat {
+    fn attribute(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> pipe_attribution::Result<Attribution> {
+        let attribution = self.0.attribute(evaluator, inputs)?;
+        Ok(Attribution { values: attribution.values.squeeze(2)?, ..attribution })
+    }
+
+    fn cost(&self, row_shape: &[usize]) -> pipe_attribution::Result<Passes> {
+        self.0.cost(row_shape)
     }
 }
 

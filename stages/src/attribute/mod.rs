@@ -54,6 +54,15 @@ pub enum Method {
     GuidedBackpropagation,
     /// The same through every ReLU.
     Deconvolution,
+    /// Differences from the baseline, carried back by the rescale rule; for networks of layers, pointwise
+    /// nonlinearities and max pooling.
+    DeepLift,
+    /// The probability of winning, handed down from the last layer with a grid; for residual networks.
+    ExcitationBackpropagation,
+    /// The same minus that of the negated classifier.
+    ContrastiveExcitationBackpropagation,
+    /// Absolute values of input times gradient and of each bias times its gradient; for residual networks.
+    FullGradient,
     /// Activations of the last layer with a grid, weighted by their mean gradients.
     GradCam,
     /// The same, weighted by powers of positive gradients.
@@ -66,6 +75,16 @@ pub enum Method {
     AblationCam,
     /// The probability averaged over random masks of the image.
     Rise,
+    /// Image minus baseline times gradient, averaged over noisy copies and random places between them.
+    #[serde(rename = "gradient_shap")]
+    GradientShap,
+    /// The Shapley value of each block of the image, from all subsets of at most 16 blocks.
+    ShapleyValues,
+    /// Shapley values of blocks from some subsets, by a weighted regression.
+    #[serde(rename = "kernel_shap")]
+    KernelShap,
+    /// The smallest region without which the probability is gone, found by gradient descent.
+    MeaningfulPerturbation,
     /// The product of attention maps; the same for every class.
     AttentionRollout,
     /// The product of attention maps times their gradients (Chefer et al. 2021).
@@ -113,12 +132,20 @@ impl Method {
             Self::VarGrad => "vargrad",
             Self::GuidedBackpropagation => "guided_backpropagation",
             Self::Deconvolution => "deconvolution",
+            Self::DeepLift => "deep_lift",
+            Self::ExcitationBackpropagation => "excitation_backpropagation",
+            Self::ContrastiveExcitationBackpropagation => "contrastive_excitation_backpropagation",
+            Self::FullGradient => "full_gradient",
             Self::GradCam => "grad_cam",
             Self::GradCamPlusPlus => "grad_cam_plus_plus",
             Self::LayerCam => "layer_cam",
             Self::ScoreCam => "score_cam",
             Self::AblationCam => "ablation_cam",
             Self::Rise => "rise",
+            Self::GradientShap => "gradient_shap",
+            Self::ShapleyValues => "shapley_values",
+            Self::KernelShap => "kernel_shap",
+            Self::MeaningfulPerturbation => "meaningful_perturbation",
             Self::AttentionRollout => "attention_rollout",
             Self::AttentionRelevance => "attention_relevance",
         }
@@ -130,20 +157,47 @@ impl Method {
             Self::Gradient | Self::SmoothGrad | Self::GuidedBackpropagation | Self::Deconvolution => {
                 Reduction::GreatestAbsolute
             }
-            Self::InputXGradient | Self::IntegratedGradients | Self::SmoothGradSquared | Self::VarGrad => {
-                Reduction::Sum
-            }
-            Self::Occlusion | Self::Rise => Reduction::One,
+            Self::InputXGradient
+            | Self::IntegratedGradients
+            | Self::DeepLift
+            | Self::GradientShap
+            | Self::SmoothGradSquared
+            | Self::VarGrad => Reduction::Sum,
+            Self::Occlusion
+            | Self::Rise
+            | Self::FullGradient
+            | Self::ShapleyValues
+            | Self::KernelShap
+            | Self::MeaningfulPerturbation => Reduction::One,
             Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
                 Reduction::PositiveGrid
             }
-            Self::AttentionRollout | Self::AttentionRelevance => Reduction::Grid,
+            Self::AttentionRollout
+            | Self::AttentionRelevance
+            | Self::ExcitationBackpropagation
+            | Self::ContrastiveExcitationBackpropagation => Reduction::Grid,
         }
+    }
+
+    /// Whether it explains a probability: what it does is an average over images that are not the one, or
+    /// a price that is weighed against the score.
+    fn explains_probability(self) -> bool {
+        matches!(self, Self::Rise | Self::MeaningfulPerturbation)
     }
 
     /// Whether it compares the image with a baseline.
     fn has_baseline(self) -> bool {
-        matches!(self, Self::InputXGradient | Self::IntegratedGradients | Self::Occlusion)
+        match self {
+            Self::InputXGradient
+            | Self::IntegratedGradients
+            | Self::Occlusion
+            | Self::DeepLift
+            | Self::GradientShap
+            | Self::ShapleyValues
+            | Self::KernelShap
+            | Self::MeaningfulPerturbation => true,
+            _ => false,
+        }
     }
 }
 
@@ -222,7 +276,8 @@ pub struct Params {
     pub target: String,
     /// A class whose logit is subtracted: what is explained is then the margin between the two.
     pub against: Option<String>,
-    /// What the image is compared with, by Input x Gradient, Integrated Gradients and occlusion.
+    /// What the image is compared with, by Input x Gradient, Integrated Gradients, DeepLIFT, occlusion, the
+    /// Shapley family and meaningful perturbation.
     pub baseline: Baseline,
     /// Baseline `constant`: the value, in the normalised space.
     #[schemars(range(min = -100.0, max = 100.0))]
@@ -242,10 +297,10 @@ pub struct Params {
     /// Occlusion: distance between windows in pixels; by default half of that, at least one patch.
     #[schemars(range(min = 1, max = 4096))]
     pub stride: Option<i64>,
-    /// SmoothGrad and its relatives: noisy copies of each image.
+    /// SmoothGrad, its relatives and Gradient SHAP: noisy copies of each image.
     #[schemars(range(min = 1, max = 10_000))]
     pub draws: i64,
-    /// SmoothGrad and its relatives: the deviation of the noise, as a share of the range of the image.
+    /// SmoothGrad, its relatives and Gradient SHAP: the deviation of the noise, as a share of the range of the image.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub noise: f64,
     /// RISE: masks.
@@ -254,6 +309,15 @@ pub struct Params {
     /// RISE: cells of a mask along a side.
     #[schemars(range(min = 1, max = 64))]
     pub cells: i64,
+    /// Shapley values and Kernel SHAP: blocks along each side of the image.
+    #[schemars(range(min = 1, max = 64))]
+    pub blocks: i64,
+    /// Kernel SHAP: subsets of blocks; at least two more than blocks.
+    #[schemars(range(min = 3, max = 1_000_000))]
+    pub coalitions: i64,
+    /// Meaningful perturbation: steps of descent.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub descent_steps: i64,
     /// The splits that are explained; all if empty.
     pub splits: Vec<String>,
     /// At most this many images, the first in the order of the table that pass the filters below. With a
@@ -291,6 +355,9 @@ impl Default for Params {
             noise: 0.15,
             masks: 4000,
             cells: 7,
+            blocks: 3,
+            coalitions: 200,
+            descent_steps: 300,
             splits: vec!["test".to_owned()],
             limit: None,
             classes: Vec::new(),
@@ -370,6 +437,21 @@ impl StageKind for Attribute {
                 "a stride of at most the window covers every pixel",
             );
         }
+        let blocks = params.blocks * params.blocks;
+        if params.method == Method::ShapleyValues && blocks > 16 {
+            wrong(
+                "blocks",
+                format!("{blocks} blocks have 2^{blocks} subsets"),
+                "at most 4 a side can be exact; `kernel_shap` takes more",
+            );
+        }
+        if params.method == Method::KernelShap && params.coalitions < blocks + 2 {
+            wrong(
+                "coalitions",
+                format!("{} subsets do not tell {blocks} blocks apart", params.coalitions),
+                "give several times as many as there are blocks",
+            );
+        }
         if params.against.as_ref() == Some(&params.target) {
             wrong(
                 "against",
@@ -429,7 +511,7 @@ impl StageKind for Attribute {
         let side = model.preprocessor()?.side;
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
-            Method::Rise => "probability",
+            method if method.explains_probability() => "probability",
             _ => "logit",
         };
         let classes = &model.head()?.description.classes;

@@ -12,8 +12,11 @@ use pipe_engine::cache::Digest;
 use pipe_engine::{
     Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageError, StageHost, StageKind,
 };
+use pipe_models::bert::BertConfig;
+use pipe_models::ct_clip::{Adaptation, CtClipConfig, CtVitConfig, QuantiserGradient};
 use pipe_models::random::Key;
-use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
+use pipe_models::resnet::ResNetConfig;
+use pipe_models::{ClipConfig, ClipModel, FoundationModel, ModelConfig, Preprocessor, Trainable};
 use tempfile::TempDir;
 
 use super::{Attribute, Baseline, Method, Params};
@@ -75,30 +78,42 @@ impl Study {
                     "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 6}}"#,
         )
         .unwrap();
+        let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
+        self.store("checkpoint", Box::new(clip), SIDE, 8);
+        self
+    }
+
+    /// Another architecture with random weights as the classifier.
+    fn with_network(mut self, config: &ModelConfig, side: usize, width: usize) -> Self {
+        let network = config.random(3, &DEVICE, Trainable::Frozen).unwrap();
+        self.store("checkpoint", network, side, width);
+        self
+    }
+
+    /// Stores a model with a random head behind embeddings of `width`.
+    fn store(&mut self, name: &str, network: Box<dyn FoundationModel>, side: usize, width: usize) {
         let labels = crate::table::metadata(&self.artifacts["labels"]).unwrap();
         let classes: Vec<String> = serde_json::from_str(&labels["label_names"]).unwrap();
         let values =
             |key: u64, count: usize| (1..=count).map(|draw| Key(key).normal(draw as u64) as f32).collect();
-        let weight: Vec<f32> = values(5, classes.len() * 8);
+        let weight: Vec<f32> = values(5, classes.len() * width);
         let bias: Vec<f32> = values(6, classes.len());
         let head = Head {
-            weight: Tensor::from_vec(weight, (classes.len(), 8), &DEVICE).unwrap(),
+            weight: Tensor::from_vec(weight, (classes.len(), width), &DEVICE).unwrap(),
             bias: Tensor::from_vec(bias, classes.len(), &DEVICE).unwrap(),
             description: HeadDescription { classes, task: labels["task"].clone() },
         };
-        let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
         let model = Model {
-            network: Box::new(clip),
-            preprocessor: Some(Preprocessor::clip(SIDE)),
+            network,
+            preprocessor: Some(Preprocessor::clip(side)),
             tokenizer: None,
             open_clip: None,
             head: Some(head),
         };
-        let folder = self.folder.path().join("model");
+        let folder = self.folder.path().join(format!("model-{side}"));
         std::fs::create_dir(&folder).unwrap();
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
-        self.artifacts.insert("checkpoint".to_owned(), artifact("checkpoint", &folder));
-        self
+        self.artifacts.insert(name.to_owned(), artifact("checkpoint", &folder));
     }
 
     /// Runs a kind on some artifacts of the study; gives its outputs.
@@ -175,7 +190,7 @@ impl Maps {
 
     fn rows(&self) -> Vec<&[f32]> {
         let (values, shape) = tensors(&self.0, "saliency").unwrap();
-        assert_eq!(shape, [SIDE, SIDE]);
+        assert_eq!(shape.len(), 2);
         values.chunks_exact(SIDE * SIDE).collect()
     }
 }
@@ -242,6 +257,16 @@ fn maps_sum_to_the_difference_of_scores() {
     }
 }
 
+/// The methods that are rules for the layers of convolutional networks.
+const CONVOLUTIONAL: [Method; 6] = [
+    Method::GuidedBackpropagation,
+    Method::Deconvolution,
+    Method::DeepLift,
+    Method::ExcitationBackpropagation,
+    Method::ContrastiveExcitationBackpropagation,
+    Method::FullGradient,
+];
+
 /// Every method gives maps of the size of the image, the same in any batch; those that the architecture has
 /// no rule for say so.
 #[test]
@@ -258,16 +283,25 @@ fn every_method_gives_maps_or_says_why_not() {
         })
         .map(|name| name.as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names.len(), 17, "{names:?}");
+    assert_eq!(names.len(), 25, "{names:?}");
     for name in names {
         let method: Method = serde_json::from_value(name.clone().into()).unwrap();
         assert_eq!(method.name(), name);
         let of = |batch| {
-            let small = Params { draws: 3, masks: 20, cells: 4, batch, ..params(method, Baseline::Zero) };
+            let small = Params {
+                draws: 3,
+                masks: 20,
+                cells: 4,
+                blocks: 2,
+                coalitions: 12,
+                descent_steps: 3,
+                batch,
+                ..params(method, Baseline::Zero)
+            };
             study.maps(&small)
         };
         let maps = of(5);
-        let defined = !matches!(method, Method::GuidedBackpropagation | Method::Deconvolution);
+        let defined = !CONVOLUTIONAL.contains(&method);
         for status in maps.text("status") {
             let status = status.unwrap();
             let expected = match defined {
@@ -287,6 +321,68 @@ fn every_method_gives_maps_or_says_why_not() {
             let close = map.iter().zip(again).all(|(a, b)| (a - b).abs() <= 1e-3 * scale);
             assert!(close, "{name}: another batch, another map");
         }
+    }
+}
+
+/// What a transformer has no rule for, a residual network has.
+#[test]
+fn residual_networks_have_every_rule_of_layers() {
+    let config = ResNetConfig { width: 4, blocks: [1, 1, 1, 1], image: 64 };
+    let study = Study::new().with_network(&ModelConfig::ResNet(config), 64, 4 * 8 * 4);
+    for method in CONVOLUTIONAL {
+        let maps = study.maps(&params(method, Baseline::Black));
+        let statuses = maps.text("status");
+        assert!(statuses.iter().all(|status| status.as_deref() == Some("ok")), "{method:?}: {statuses:?}");
+        assert!(maps.rows().iter().all(|map| map.len() == 64 * 64), "{method:?}");
+        let gaps = maps.numbers("completeness_gap");
+        let scores = maps.numbers("score");
+        if method == Method::FullGradient {
+            let complete = gaps
+                .iter()
+                .zip(&scores)
+                .all(|(gap, score)| gap.unwrap().abs() < 1e-3 * score.unwrap().abs().max(1.0));
+            assert!(complete, "{gaps:?} {scores:?}");
+        }
+        assert_eq!(
+            gaps.iter().all(Option::is_some),
+            [Method::FullGradient, Method::DeepLift].contains(&method)
+        );
+    }
+}
+
+/// Attention over the axes of a volume, of which a flat image is one step.
+#[test]
+fn factorised_attention_has_relevance() {
+    let text = r#"{"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 12}"#;
+    let vision = CtVitConfig {
+        width: 16,
+        codes: 32,
+        image: 32,
+        slices: 4,
+        patch: 8,
+        patch_slices: 2,
+        spatial_layers: 2,
+        temporal_layers: 1,
+        heads: 2,
+        head_width: 8,
+        hidden: 32,
+    };
+    let config = CtClipConfig {
+        vision,
+        text: BertConfig::from_json(text).unwrap(),
+        context: 8,
+        projection: 8,
+        adaptation: Adaptation::Flat,
+        quantiser: QuantiserGradient::StraightThrough,
+        classes: None,
+    };
+    let study = Study::new().with_network(&ModelConfig::CtClip(config), 32, 8);
+    for method in [Method::AttentionRollout, Method::AttentionRelevance, Method::IntegratedGradients] {
+        let maps = study.maps(&params(method, Baseline::Zero));
+        let statuses = maps.text("status");
+        assert!(statuses.iter().all(|status| status.as_deref() == Some("ok")), "{method:?}: {statuses:?}");
+        assert!(maps.rows().iter().all(|map| map.len() == 32 * 32), "{method:?}");
     }
 }
 

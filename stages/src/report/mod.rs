@@ -6,6 +6,7 @@
 //!
 //! The page says no time, host, path or stage name: equal inputs give equal bytes.
 
+mod captions;
 mod ceilings;
 mod charts;
 mod collect;
@@ -82,6 +83,7 @@ const ACCEPTS: &[ArtifactType] = &[
     artifact::PREDICTIONS,
     artifact::ATTRIBUTION_SCORES,
     artifact::SALIENCY,
+    artifact::WORD_SALIENCY,
     artifact::IMAGES,
     artifact::LABELS,
     artifact::MASKS,
@@ -201,6 +203,9 @@ fn sections(
     }
     if params.max_gallery > 0 {
         transparency.extend(galleries(params, collected, pictures, context)?);
+        for given in collected.of_type(artifact::WORD_SALIENCY) {
+            transparency.push(captions::captions(given, params.max_gallery as usize)?);
+        }
     }
     let section = |id, title, content| Section { id, title, content };
     Ok(vec![

@@ -8,14 +8,12 @@ use std::io::Cursor;
 
 use image::imageops::{FilterType, resize};
 use image::{DynamicImage, GrayImage, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+use pipe_attribution::{OUTLIERS, drawing_scale};
 
 use super::saliency::Map;
 
 /// The longest side of a picture on the page.
 const LONGEST_SIDE: u32 = 256;
-
-/// The share of the absolute mass that is drawn at full colour.
-const OUTLIERS: f64 = 0.02;
 
 /// Decodes an image and makes it fit the page; none if it cannot be decoded.
 pub(super) fn decode(bytes: &[u8]) -> Option<DynamicImage> {
@@ -51,7 +49,7 @@ pub(super) struct Drawn {
 impl Drawn {
     /// Decides scale and colours; `signed` where any map of the same method has negative values.
     pub(super) fn new(map: &Map, signed: bool) -> Self {
-        let divisor = divisor(&map.values);
+        let divisor = drawing_scale(&map.values, OUTLIERS);
         let scale = |value: &f32| if divisor > 0.0 { (value / divisor).clamp(-1.0, 1.0) } else { 0.0 };
         let values = map.values.iter().map(scale).collect();
         Self { scaled: Map { values, ..*map }, signed, divisor }
@@ -90,21 +88,6 @@ pub(super) fn colour(value: f64, signed: bool) -> Rgb<u8> {
         colorous::VIRIDIS.eval_continuous(value.clamp(0.0, 1.0))
     };
     Rgb(colour.as_array())
-}
-
-/// The absolute value below which all but the outlying share of the absolute mass lies.
-fn divisor(values: &[f32]) -> f32 {
-    let mut sorted: Vec<f32> = values.iter().map(|value| value.abs()).collect();
-    sorted.sort_unstable_by(f32::total_cmp);
-    let total: f64 = sorted.iter().map(|&value| f64::from(value)).sum();
-    let mut mass = 0.0;
-    for &value in &sorted {
-        mass += f64::from(value);
-        if mass >= total * (1.0 - OUTLIERS) && value > 0.0 {
-            return value;
-        }
-    }
-    0.0
 }
 
 /// The original with the mask's outline in yellow; any value but 0 is inside.
@@ -170,16 +153,6 @@ mod tests {
         {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
-    }
-
-    #[test]
-    fn the_scale_leaves_two_percent_of_the_mass_out() {
-        // 98 ones and one pixel of 2: the ones hold 98 % of a mass of 100.
-        let mut values = vec![1.0; 98];
-        values.push(2.0);
-        assert_eq!(divisor(&values), 1.0);
-        assert_eq!(divisor(&[0.0; 4]), 0.0);
-        assert_eq!(divisor(&[]), 0.0);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use candle_core::{Device, Tensor};
 use pipe_attribution::{
-    AttentionRelevance, AttentionRule, Evaluator, Inputs, Method, Relevance, cross_attention_update,
-    gradient_weighted, self_attention_update, without_residual,
+    AttentionRelevance, AttentionRule, Evaluator, Inputs, Method, Relevance, TextSimilarity, attention_maps,
+    cross_attention_update, gradient_weighted, self_attention_update, without_residual,
 };
 use pipe_models::DualEncoder;
 
 use super::gradients::VitCase;
-use super::networks::{PairedText, Pairing};
+use super::networks::Pairing;
 use super::{BATCH, GRADIENT, open};
 use crate::harness::Golden;
 
@@ -45,6 +45,11 @@ fn vit_attn() {
     };
     let inputs = Inputs::new(&case.x).unwrap();
     let evaluator = Evaluator::new(&class, BATCH);
+    let (maps, _) = attention_maps(&evaluator, &inputs, &names, AttentionRule::Gradient).unwrap();
+    for (layer, map) in maps.iter().enumerate() {
+        golden.compare(&format!("attn_probs_layer{layer}"), &map.probabilities, GRADIENT);
+        golden.compare(&format!("attn_grad_layer{layer}"), map.gradients.as_ref().unwrap(), GRADIENT);
+    }
     for (key, rule) in [("rollout", AttentionRule::Rollout), ("chefer_vit_R", AttentionRule::Gradient)] {
         let (values, tokens, _) = method(rule, &names).matrices(&evaluator, &inputs).unwrap();
         golden.compare(key, &square(values, inputs.rows(), tokens), GRADIENT);
@@ -59,8 +64,7 @@ fn vit_attn() {
     }
     texts(&golden, &case);
     two_modalities(&golden);
-    // What relevance is made of is not compared by itself.
-    golden.finish_without(&["attn_probs_layer", "attn_grad_layer"]);
+    golden.finish();
 }
 
 /// Relevance of a text's tokens for its similarity with the image that it is the target of.
@@ -70,8 +74,8 @@ fn texts(golden: &Golden, case: &VitCase) {
     let rows = Tensor::new(case.texts.as_slice(), &Device::Cpu).unwrap();
     let ids = case.ids.index_select(&rows, 0).unwrap();
     let images = clip.image_tower().embed_images(&case.x, None).unwrap();
-    let embeddings = tower.token_embeddings(&ids).unwrap();
-    let score = PairedText { clip, ids, images };
+    let score = TextSimilarity::new(clip, &ids, &images).unwrap();
+    let embeddings = score.embeddings().unwrap();
     let names: Vec<String> = tower.attention_hooks().into_iter().map(|hook| hook.name).collect();
     let inputs = Inputs::new(&embeddings).unwrap();
     for (key, start) in [("chefer_clip_text_R_all", 0), ("chefer_clip_text_R_last", names.len() - 1)] {

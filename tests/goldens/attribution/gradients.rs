@@ -4,8 +4,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use pipe_attribution::{
-    Absolute, AttributionError, Baseline, Evaluator, Gradient, GuidedGradient, InputXGradient, Inputs,
-    IntegratedGradients, Method, Quadrature, Rule, Score,
+    Absolute, Attribution, AttributionError, Baseline, DeepLift, Evaluator, ExcitationBackprop,
+    ExcitationStart, FullGradient, FullGradientScale, Gradient, GuidedGradient, InputXGradient, Inputs,
+    IntegratedGradients, MaximumRule, Method, Quadrature, Rule, Score,
 };
 use pipe_models::DualEncoder;
 use serde_json::Value as Json;
@@ -14,7 +15,7 @@ use super::networks::{ClassLogit, Cnn, Pairing, ResNet, TextScore, Vit, VolumeCn
 use super::{GRADIENT, attribute, baseline, open, row};
 use crate::harness::Golden;
 
-fn rule(json: &Json) -> Quadrature {
+pub(super) fn rule(json: &Json) -> Quadrature {
     serde_json::from_value(json.clone()).unwrap_or_else(|error| panic!("{json}: {error}"))
 }
 
@@ -47,17 +48,19 @@ fn integrated(golden: &Golden, entry: &Json, score: &dyn Score, x: &Tensor) {
     };
     let attribution = attribute(score, &method, x);
     golden.compare(key, &attribution.values, GRADIENT);
-    let delta = format!("{key}_delta");
-    if golden.has(&delta) {
-        // A gap is the difference of sums as large as the score's way, so that is its scale.
-        let baselines = attribution.baseline_scores.unwrap();
-        let scale = attribution
-            .scores
-            .iter()
-            .zip(&baselines)
-            .fold(0.0f64, |scale, (x, baseline)| scale.max(f64::from((x - baseline).abs())));
-        golden.compare_within(&delta, &row(&attribution.completeness_gaps.unwrap()), scale, GRADIENT);
+    compare_gap(golden, &format!("{key}_delta"), &attribution, GRADIENT);
+}
+
+/// The completeness gap, where the golden has it: the difference of sums as large as the score's way, so
+/// that is its scale.
+pub(super) fn compare_gap(golden: &Golden, key: &str, attribution: &Attribution, tolerance: f64) {
+    if !golden.has(key) {
+        return;
     }
+    let baselines = attribution.baseline_scores.as_ref().unwrap();
+    let ends = attribution.scores.iter().zip(baselines);
+    let scale = ends.fold(0.0f64, |scale, (x, baseline)| scale.max(f64::from((x - baseline).abs())));
+    golden.compare_within(key, &row(attribution.completeness_gaps.as_ref().unwrap()), scale, tolerance);
 }
 
 /// The keys that every image network has.
@@ -98,7 +101,67 @@ fn cnn_attr() {
     for entry in config["integrated_gradients"]["cnn"].as_array().unwrap() {
         integrated(&golden, entry, &score, &x);
     }
-    golden.finish_without(&["cebp_", "ebp_", "deeplift_", "fullgrad"]);
+    deep_lift(&golden, &score, &x);
+    excitation(&golden, &score, &x);
+    full_gradient(&golden, &score, &x);
+    golden.finish();
+}
+
+/// DeepLIFT from the zero baseline. The golden's pooling is a function that Captum puts no rule on; with the
+/// rule there is no gap.
+fn deep_lift(golden: &Golden, score: &dyn Score, x: &Tensor) {
+    let as_captum = DeepLift { maxima: MaximumRule::Gradient, ..DeepLift::default() };
+    let ours = attribute(score, &as_captum, x);
+    golden.compare("deeplift_rescale", &ours.values, GRADIENT);
+    compare_gap(golden, "deeplift_rescale_delta", &ours, GRADIENT);
+    let complete = attribute(score, &DeepLift::default(), x);
+    for (gap, score) in complete.completeness_gaps.unwrap().iter().zip(&complete.scores) {
+        assert!(gap.abs() < 1e-5 * score.abs().max(1.0), "{gap}");
+    }
+}
+
+/// Probabilities at the layers that the keys name, started at the classifier and at the last activation.
+fn excitation(golden: &Golden, score: &ClassLogit<'_, Cnn>, x: &Tensor) {
+    let layers = score.network.layers();
+    let last = layers.iter().rfind(|name| name.starts_with("relu")).unwrap();
+    for start in [
+        ExcitationStart::Classifier(layers.last().unwrap().clone()),
+        ExcitationStart::Activation(last.clone()),
+    ] {
+        let compare = |key: &str, layer: &str, contrast: Option<&str>| {
+            let method = ExcitationBackprop {
+                layer: layer.to_owned(),
+                start: start.clone(),
+                contrast: contrast.map(str::to_owned),
+            };
+            golden.compare(key, &attribute(score, &method, x).values, GRADIENT);
+        };
+        for key in golden.keys().map(str::to_owned).collect::<Vec<_>>() {
+            if let Some(layer) = key.strip_prefix("ebp_") {
+                compare(&key, layer, None);
+            }
+            let contrastive = key.strip_prefix("cebp_").and_then(|layers| layers.split_once("_contrast_"));
+            if let Some((layer, contrast)) = contrastive {
+                compare(&key, layer, Some(contrast));
+            }
+        }
+    }
+}
+
+/// The full gradient of both libraries, and what it is made of.
+fn full_gradient(golden: &Golden, score: &dyn Score, x: &Tensor) {
+    let map = |scale| attribute(score, &FullGradient { scale }, x).values;
+    golden.compare("fullgrad", &map(FullGradientScale::Layer), GRADIENT);
+    golden.compare("fullgrad_pgc", &map(FullGradientScale::Channel).squeeze(1).unwrap(), GRADIENT);
+    let evaluator = Evaluator::new(score, super::BATCH);
+    let terms = FullGradient::default().terms(&evaluator, &Inputs::new(x).unwrap()).unwrap();
+    golden.compare("fullgrad_completeness_total", &row(&terms.totals()), GRADIENT);
+    for bias in &terms.biases {
+        let shape = [&[x.dims()[0]], bias.places.as_slice(), &[bias.channels]].concat();
+        let values = Tensor::from_slice(&bias.values, shape, x.device()).unwrap();
+        let values = if bias.places.is_empty() { values } else { values.sum(bias.places.len() + 1).unwrap() };
+        golden.compare(&format!("fullgrad_biasgrad_sum_{}", bias.layer), &values, GRADIENT);
+    }
 }
 
 /// The tiny CLIP and its images; all outputs of `vit_io` are compared.
@@ -167,10 +230,19 @@ fn vit_attr() {
     super::perturbation::occlusions(&golden, &config["occlusion"]["vit_similarity"], &similarity, &case.x);
     super::noise::smoothed(&golden, &class, &case.x);
     golden.finish();
-    // Without a ReLU the rule says nothing: no plain gradient under its name.
-    let guided = GuidedGradient { rule: Rule::Guided };
-    let refused = guided.attribute(&Evaluator::new(&class, 8), &Inputs::new(&case.x).unwrap());
-    assert!(matches!(refused, Err(AttributionError::NotApplicable(_))));
+    // Where a rule says nothing there is no plain gradient under its name.
+    let start = ExcitationStart::Activation(case.network.clip.image_tower().cam_hook().name);
+    let ExcitationStart::Activation(layer) = start.clone() else { unreachable!() };
+    let methods: [&dyn Method; 4] = [
+        &GuidedGradient { rule: Rule::Guided },
+        &DeepLift::default(),
+        &ExcitationBackprop { layer, start, contrast: None },
+        &FullGradient::default(),
+    ];
+    for method in methods {
+        let refused = method.attribute(&Evaluator::new(&class, 8), &Inputs::new(&case.x).unwrap());
+        assert!(matches!(refused, Err(AttributionError::NotApplicable(_))));
+    }
 }
 
 #[test]
@@ -193,6 +265,28 @@ fn rn_attr() {
     super::perturbation::occlusions(&golden, &config["occlusion"]["rn"], &score, &x);
     super::cams::residual(&golden, &config["rn"], network.geometry(), &score, &x);
     golden.finish();
+    residual_layers(&network, &score, &x);
+}
+
+/// What layers one by one give of a residual network whose attention pooling has no rule.
+fn residual_layers(network: &ResNet, score: &dyn Score, x: &Tensor) {
+    let refused = DeepLift::default().attribute(&Evaluator::new(score, 8), &Inputs::new(x).unwrap());
+    assert!(matches!(refused, Err(AttributionError::NotApplicable(_))));
+    // From the trunk every probability is handed on, through residual sums too.
+    let last = network.clip_tower().cam_hook().name;
+    for layer in ["vision.layer3", last.as_str()] {
+        let method = ExcitationBackprop {
+            layer: layer.to_owned(),
+            start: ExcitationStart::Activation(last.clone()),
+            contrast: None,
+        };
+        let map = attribute(score, &method, x).values;
+        let sums: Vec<f32> = map.flatten_from(1).unwrap().sum(1).unwrap().to_vec1().unwrap();
+        println!("golden attribution/excitation {layer}: sums {sums:?}");
+        assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-3), "{layer}: {sums:?}");
+    }
+    let gaps = attribute(score, &FullGradient::default(), x).completeness_gaps.unwrap();
+    println!("golden attribution/full gradient of attention pooling: gaps {gaps:?}");
 }
 
 #[test]

@@ -2,11 +2,16 @@
 
 mod attention;
 mod cams;
+mod drawing;
 mod gradients;
+mod grid;
+mod masks;
 mod networks;
 mod noise;
 mod perturbation;
 mod rise;
+mod text;
+mod volumes;
 
 use candle_core::{Device, Tensor};
 use pipe_attribution::{Attribution, Baseline, Evaluator, Inputs, Method, Score};

@@ -6,8 +6,10 @@ use std::path::Path;
 use candle_core::{D, DType, Result, Tensor};
 use pipe_attribution::Score;
 use pipe_models::clip::{EotRule, OpenAiClip, OpenAiClipConfig, OpenAiImage};
-use pipe_models::ops::{activate, composed, linear};
-use pipe_models::{Activation, ClipConfig, ClipModel, DualEncoder, MaybeProbe, PatchGeometry, Trainable};
+use pipe_models::ops::{RunningStatistics, Window, activate, composed, linear};
+use pipe_models::{
+    Activation, ClipConfig, ClipModel, DualEncoder, ImageTower, Layer, MaybeProbe, PatchGeometry, Trainable,
+};
 use serde_json::Value as Json;
 
 use crate::harness::Golden;
@@ -54,28 +56,6 @@ fn activation(json: &Json) -> Activation {
         Some("gelu") => Activation::Gelu,
         Some("quick_gelu") => Activation::QuickGelu,
         other => panic!("unknown activation {other:?}"),
-    }
-}
-
-/// A text's score with an image, from its token embeddings.
-pub(super) struct PairedText<'a> {
-    pub(super) clip: &'a ClipModel,
-    /// The ids of each sample's text.
-    pub(super) ids: Tensor,
-    /// The image embedding of each sample, `[samples, width]`.
-    pub(super) images: Tensor,
-}
-
-impl Score for PairedText<'_> {
-    fn score(&self, input: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let rows: Vec<u32> = samples.iter().map(|sample| *sample as u32).collect();
-        let rows = Tensor::new(rows, input.device())?;
-        let ids = self.ids.index_select(&rows, 0)?;
-        let texts = self.clip.text_tower().embed_token_embeddings(input, &ids, probe)?;
-        let images = self.images.index_select(&rows, 0)?;
-        let own: Vec<u32> = (0..samples.len() as u32).collect();
-        let own = Tensor::from_vec(own, (samples.len(), 1), input.device())?;
-        self.clip.logits(&images, &texts)?.gather(&own, 1)?.squeeze(1)
     }
 }
 
@@ -127,73 +107,71 @@ impl Cnn {
         self.parameters.get(&format!("{layer}.{name}"))
     }
 
-    /// The values of each pooling window, `[batch, channels, rows, columns, window]`.
-    fn windows(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let (k, rows, columns) = (self.pool, height / self.pool, width / self.pool);
-        x.narrow(2, 0, rows * k)?
-            .narrow(3, 0, columns * k)?
-            .contiguous()?
-            .reshape((batch, channels, rows, k, columns, k))?
-            .transpose(3, 4)?
-            .contiguous()?
-            .reshape((batch, channels, rows, columns, k * k))
+    /// The layer `name`; none where it is a nonlinearity.
+    fn layer(&self, name: &str) -> Result<Option<Layer>> {
+        let weight = |part: &str| {
+            self.parameter(name, part).unwrap_or_else(|| panic!("`{name}` has no `{part}`")).clone()
+        };
+        Ok(Some(match name {
+            _ if name.starts_with("relu") => return Ok(None),
+            _ if name.starts_with("conv") => Layer::Convolution {
+                kernel: weight("weight").permute((0, 2, 3, 1))?.contiguous()?,
+                bias: self.parameter(name, "bias").cloned(),
+                window: Window { stride: self.stride, padding: self.padding },
+            },
+            _ if name.starts_with("bn") => Layer::BatchNorm {
+                gamma: weight("weight"),
+                beta: weight("bias"),
+                statistics: RunningStatistics {
+                    mean: weight("running_mean"),
+                    variance: weight("running_var"),
+                    epsilon: self.epsilon,
+                },
+            },
+            _ if name.starts_with("pool") && self.average => Layer::AveragePool { side: self.pool },
+            _ if name.starts_with("pool") => {
+                Layer::MaxPool { side: self.pool, window: Window { stride: self.pool, padding: 0 } }
+            }
+            "gap" => Layer::GlobalMean,
+            "fc" => Layer::Linear { weight: weight("weight"), bias: self.parameter(name, "bias").cloned() },
+            other => panic!("unknown layer `{other}`"),
+        }))
     }
 
-    fn layer(&self, layer: &str, x: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let weight =
-            |name: &str| self.parameter(layer, name).unwrap_or_else(|| panic!("`{layer}` has no `{name}`"));
-        let per_channel = |tensor: &Tensor| tensor.reshape((1, (), 1, 1));
-        if layer.starts_with("conv") {
-            let y = x.conv2d(weight("weight"), self.padding, self.stride, 1, 1)?;
-            return match self.parameter(layer, "bias") {
-                Some(bias) => y.broadcast_add(&per_channel(bias)?),
+    /// The names of all layers.
+    pub(super) fn layers(&self) -> &[String] {
+        &self.layers
+    }
+
+    /// Goes through some layers: values of the shape of activations, `[batch, channels, rows, columns]`.
+    pub(super) fn through(&self, layers: &[String], input: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        layers.iter().try_fold(input.clone(), |x, name| {
+            let x = if x.rank() == 4 { x.permute((0, 2, 3, 1))?.contiguous()? } else { x };
+            let y = match self.layer(name)? {
+                Some(layer) => layer.apply(&x, name, probe)?,
+                None => {
+                    let replaced = match probe {
+                        Some(probe) => probe.nonlinearity(name, self.activation, &x)?,
+                        None => None,
+                    };
+                    match replaced {
+                        Some(replaced) => replaced,
+                        None => activate(&x, self.activation)?,
+                    }
+                }
+            };
+            let y = if y.rank() == 4 { y.permute((0, 3, 1, 2))?.contiguous()? } else { y };
+            match probe {
+                Some(probe) => probe.activation(name, y),
                 None => Ok(y),
-            };
-        }
-        if layer.starts_with("bn") {
-            let deviation = (weight("running_var") + self.epsilon)?.sqrt()?;
-            let gain = (weight("weight") / deviation)?;
-            let shift = (weight("bias") - (weight("running_mean") * &gain)?)?;
-            return x.broadcast_mul(&per_channel(&gain)?)?.broadcast_add(&per_channel(&shift)?);
-        }
-        if layer.starts_with("relu") {
-            let replaced = match probe {
-                Some(probe) => probe.nonlinearity(layer, self.activation, x)?,
-                None => None,
-            };
-            return match replaced {
-                Some(replaced) => Ok(replaced),
-                None => activate(x, self.activation),
-            };
-        }
-        if layer.starts_with("pool") {
-            let windows = self.windows(x)?;
-            if self.average {
-                return windows.mean(D::Minus1);
             }
-            // candle's max pooling divides the gradient by the window's size; the first of equal maxima
-            // takes it all, as in PyTorch.
-            let greatest = windows.detach().argmax_keepdim(D::Minus1)?;
-            return windows.gather(&greatest, D::Minus1)?.squeeze(D::Minus1);
-        }
-        match layer {
-            "gap" => x.mean((2, 3)),
-            "fc" => linear(x, weight("weight"), Some(weight("bias"))),
-            other => panic!("unknown layer `{other}`"),
-        }
+        })
     }
 }
 
 impl Network for Cnn {
     fn logits(&self, input: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.layers.iter().try_fold(input.clone(), |x, layer| {
-            let y = self.layer(layer, &x, probe)?;
-            match probe {
-                Some(probe) => probe.activation(layer, y),
-                None => Ok(y),
-            }
-        })
+        self.through(&self.layers, input, probe)
     }
 }
 
@@ -284,6 +262,8 @@ impl Network for VolumeCnn {
 pub(super) struct Vit {
     pub(super) clip: ClipModel,
     classifier: [Tensor; 2],
+    /// Weight and bias of the two layers from image and question embedding to answers.
+    pub(super) answers: [Tensor; 4],
 }
 
 impl Vit {
@@ -311,7 +291,9 @@ impl Vit {
         config.text.eot = EotRule::Greatest;
         let clip = ClipModel::from_tensors(config, renamed(&parameters), Trainable::Frozen).unwrap();
         let classifier = [parameters["classifier.weight"].clone(), parameters["classifier.bias"].clone()];
-        Self { clip, classifier }
+        let answers = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"];
+        let answers = answers.map(|name| parameters[&format!("vqa.{name}")].clone());
+        Self { clip, classifier, answers }
     }
 }
 
@@ -347,8 +329,12 @@ impl ResNet {
         Self { clip, classifier }
     }
 
+    pub(super) fn clip_tower(&self) -> &dyn ImageTower {
+        self.clip.image_tower()
+    }
+
     pub(super) fn geometry(&self) -> PatchGeometry {
-        self.clip.image_tower().geometry()
+        self.clip_tower().geometry()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 use pipe_attribution::{
-    Absolute, Average, Evaluator, Gradient, GradientShap, InputXGradient, Inputs, Method, Noise, Places,
-    Score, Smoothed,
+    Absolute, Average, Baseline, Evaluator, Gradient, GradientShap, InputXGradient, Inputs, Method, Noise,
+    Places, Score, Smoothed,
 };
 
 use super::gradients::cnn;
@@ -42,8 +42,11 @@ fn cnn_noise() {
     let given = places.iter().zip(baselines.chunks_exact(draws)).map(|(places, baselines)| {
         baselines.iter().map(|index| *index as usize).zip(places.iter().copied()).collect()
     });
+    let pool = golden.input("gradshap_baseline_pool");
     let method = GradientShap {
-        pool: golden.input("gradshap_baseline_pool"),
+        pool: (0..pool.dims()[0])
+            .map(|baseline| Baseline::Tensor(pool.narrow(0, baseline, 1).unwrap()))
+            .collect(),
         noise: Noise::Given(golden.input("gradshap_noise")),
         places: Places::Given(given.collect()),
     };

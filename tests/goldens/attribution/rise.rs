@@ -1,11 +1,11 @@
 //! RISE with the masks of the goldens.
 
 use candle_core::{DType, Tensor};
-use pipe_attribution::{Rise, RiseMask, RiseMasks, RiseScale, Score};
+use pipe_attribution::{Evaluator, Inputs, Rise, RiseMask, RiseMasks, RiseScale, Score};
 
 use super::gradients::cnn;
 use super::networks::{Probability, size};
-use super::{GRADIENT, attribute, open};
+use super::{BATCH, GRADIENT, attribute, open};
 use crate::harness::Golden;
 
 #[test]
@@ -49,6 +49,14 @@ fn rise() {
             .collect();
         golden.compare(key, &Tensor::cat(&maps, 1).unwrap(), GRADIENT);
     }
-    // What the maps are made of is not compared by itself.
-    golden.finish_without(&["probs_masked"]);
+    let evaluate = |class| {
+        let score = Probability { network: &network, targets: vec![class; images], sigmoid: false };
+        let inputs = Inputs::new(&x).unwrap();
+        let scores =
+            method(RiseScale::Expected).masked_scores(&Evaluator::new(&score, BATCH), &inputs).unwrap();
+        Tensor::from_vec(scores, (images, masks.len()), x.device()).unwrap()
+    };
+    let probabilities: Vec<Tensor> = (0..classes).map(evaluate).collect();
+    golden.compare("probs_masked", &Tensor::stack(&probabilities, 2).unwrap(), GRADIENT);
+    golden.finish();
 }

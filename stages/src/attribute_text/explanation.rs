@@ -1,0 +1,330 @@
+//! From captions to the values of their words, chunk by chunk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use pipe_attribution::{
+    Attribution, AttributionError, Baseline, Coalitions, Evaluator, FeatureAblation, Features,
+    InputXGradient, Inputs, IntegratedGradients, KernelShap, Method, Passes, ShapleyValues, TextSimilarity,
+    Word, absent_ids, token_values, word_values, words,
+};
+use pipe_engine::{StageContext, StageError};
+use pipe_models::Encoded;
+use pipe_models::random::Key;
+
+use super::file::{Row, WordFile, WordValues};
+use super::{Absent, Params, WordMethod};
+use crate::images::ImageSet;
+use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
+use crate::table::read_columns;
+
+/// How BERT spells an absent word.
+const MASK: &str = "[MASK]";
+
+/// The captions that are explained.
+pub(super) struct Captions {
+    ids: Vec<String>,
+    images: Vec<String>,
+    texts: Vec<String>,
+    encoded: Vec<Encoded>,
+}
+
+impl Captions {
+    pub(super) fn read(
+        params: &Params,
+        model: &Model,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        let table =
+            read_columns(context.input("captions")?, &["caption_id", "image_id", "split", "caption"])?;
+        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        let mut rows = table.rows_of_splits(&splits);
+        rows.truncate(params.limit.map_or(usize::MAX, |limit| limit as usize));
+        let table = table.select(&rows);
+        let owned = |column: &str| -> Result<Vec<String>, StageError> {
+            Ok(table.strings(column)?.into_iter().map(str::to_owned).collect())
+        };
+        let texts = owned("caption")?;
+        let (tower, tokenizer) = (model.text_tower()?, model.tokenizer()?);
+        let encode = |text: &String| tokenizer.encode(text, tower.context_length(), tower.pad_id());
+        let encoded = texts.iter().map(encode).collect::<Result<_, _>>().map_err(checkpoint_error)?;
+        let ids = table.int64("caption_id")?.iter();
+        let ids = ids.map(|id| id.map(|id| id.to_string()).unwrap_or_default()).collect();
+        Ok(Self { ids, images: owned("image_id")?, texts, encoded })
+    }
+
+    /// The images that the captions belong to.
+    pub(super) fn image_ids(&self) -> BTreeSet<&str> {
+        self.images.iter().map(String::as_str).collect()
+    }
+}
+
+/// What was counted on the way.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) passes: Passes,
+    pub(super) captions: usize,
+    pub(super) not_applicable: usize,
+    pub(super) truncated: usize,
+}
+
+/// Everything that values are made from.
+pub(super) struct Explanation<'a, 'c> {
+    pub(super) params: &'a Params,
+    pub(super) model: &'a Model,
+    pub(super) captions: &'a Captions,
+    pub(super) images: &'a ImageSet,
+    pub(super) context: &'a StageContext<'c>,
+}
+
+/// The values of a caption's words, or why there are none.
+type Outcome = Result<WordValues, String>;
+
+impl Explanation<'_, '_> {
+    /// Writes a row per caption, in their order.
+    pub(super) fn write(&self, file: &mut WordFile) -> Result<Counts, StageError> {
+        let mut counts = Counts::default();
+        let places = self.images.places();
+        let absent = self.absent_id()?;
+        let all: Vec<usize> = (0..self.captions.ids.len()).collect();
+        for chunk in all.chunks(self.params.batch.max(1) as usize) {
+            self.context.check_cancelled()?;
+            let outcomes = self.outcomes(chunk, &places, absent, &mut counts)?;
+            for (caption, outcome) in chunk.iter().zip(outcomes) {
+                match &outcome {
+                    Ok(_) => counts.captions += 1,
+                    Err(_) => counts.not_applicable += 1,
+                }
+                counts.truncated += usize::from(self.captions.encoded[*caption].truncated);
+                file.add(Row {
+                    id: self.captions.ids[*caption].clone(),
+                    image: self.captions.images[*caption].clone(),
+                    caption: self.captions.texts[*caption].clone(),
+                    outcome,
+                })?;
+            }
+            let done = (counts.captions + counts.not_applicable) as u64;
+            let figures = [("forward passes", counts.passes.forward as f64)];
+            self.context.progress(done, all.len() as u64, "captions", &figures);
+        }
+        Ok(counts)
+    }
+
+    /// The id that stands for an absent word.
+    fn absent_id(&self) -> Result<u32, StageError> {
+        let (tower, tokenizer) = (self.model.text_tower()?, self.model.tokenizer()?);
+        let mask = || (0..tower.vocabulary() as u32).find(|id| tokenizer.token(*id) == MASK);
+        Ok(match self.params.absent {
+            Absent::Word => mask().unwrap_or_else(|| tower.pad_id()),
+            Absent::Padding | Absent::Zero => tower.pad_id(),
+        })
+    }
+
+    fn outcomes(
+        &self,
+        chunk: &[usize],
+        places: &BTreeMap<&str, usize>,
+        absent: u32,
+        counts: &mut Counts,
+    ) -> Result<Vec<Outcome>, StageError> {
+        let captions = self.captions;
+        let found: Vec<Option<usize>> =
+            chunk.iter().map(|caption| places.get(captions.images[*caption].as_str()).copied()).collect();
+        let explained: Vec<usize> =
+            chunk.iter().zip(&found).filter_map(|(caption, image)| image.map(|_| *caption)).collect();
+        let images: Vec<usize> = found.iter().flatten().copied().collect();
+        let mut computed = if explained.is_empty() {
+            Vec::new()
+        } else {
+            self.explain(&explained, &images, absent, counts)?
+        }
+        .into_iter();
+        let missing = || Err("the caption's image is not in the table of images".to_owned());
+        Ok(found
+            .into_iter()
+            .map(|image| match image {
+                Some(_) => computed.next().unwrap_or_else(missing),
+                None => missing(),
+            })
+            .collect())
+    }
+
+    fn explain(
+        &self,
+        captions: &[usize],
+        images: &[usize],
+        absent: u32,
+        counts: &mut Counts,
+    ) -> Result<Vec<Outcome>, StageError> {
+        let encoder = self.model.dual_encoder()?;
+        let pixels = self.images.batch(images)?;
+        let embeddings = encoder.image_tower().embed_images(&pixels, None).map_err(tensor_error)?;
+        let encoded: Vec<&Encoded> =
+            captions.iter().map(|caption| &self.captions.encoded[*caption]).collect();
+        let of_captions: Vec<Vec<Word>> = captions
+            .iter()
+            .zip(&encoded)
+            .map(|(caption, encoded)| words(&self.captions.texts[*caption], &encoded.offsets))
+            .collect();
+        let positions = encoder.text_tower().context_length();
+        let ids: Vec<u32> = encoded.iter().flat_map(|encoded| encoded.ids.iter().copied()).collect();
+        let without: Vec<u32> = encoded
+            .iter()
+            .zip(&of_captions)
+            .flat_map(|(encoded, words)| absent_ids(&encoded.ids, words, absent))
+            .collect();
+        let tensor = |ids: Vec<u32>| Tensor::from_vec(ids, (captions.len(), positions), &DEVICE);
+        let prepared = || {
+            let score = TextSimilarity::new(encoder, &tensor(ids)?, &embeddings)?;
+            let tokens = score.embeddings()?;
+            let baseline = match self.params.absent {
+                Absent::Zero => tokens.zeros_like()?,
+                Absent::Word | Absent::Padding => score.embeddings_of(&tensor(without)?)?,
+            };
+            Ok((score, tokens, baseline))
+        };
+        let (score, tokens, baseline) = prepared().map_err(tensor_error)?;
+        let observer = |_: Passes| match self.context.check_cancelled() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let evaluator = Evaluator::new(&score, self.params.batch.max(1) as usize).observed(&observer);
+        let baseline = Baseline::Tensor(baseline);
+        let outcomes = match self.gradients(&baseline) {
+            Some(method) => self.together(method.as_ref(), &evaluator, &tokens, captions, &of_captions),
+            None => self.one_by_one(&evaluator, &tokens, &baseline, captions, &of_captions),
+        };
+        let passes = evaluator.passes();
+        counts.passes.forward += passes.forward;
+        counts.passes.backward += passes.backward;
+        outcomes
+    }
+
+    /// The method, if it is one on token embeddings that knows nothing of words.
+    fn gradients(&self, baseline: &Baseline) -> Option<Box<dyn Method>> {
+        let baseline = baseline.clone();
+        match self.params.method {
+            WordMethod::InputXGradient => Some(Box::new(InputXGradient { baseline })),
+            WordMethod::IntegratedGradients => Some(Box::new(IntegratedGradients {
+                steps: self.params.steps.max(1) as usize,
+                quadrature: self.params.quadrature.into(),
+                baseline,
+                multiply_by_inputs: true,
+            })),
+            WordMethod::Occlusion | WordMethod::ShapleyValues | WordMethod::KernelShap => None,
+        }
+    }
+
+    /// All captions of a chunk in shared batches; the values of a word's tokens are added up.
+    fn together(
+        &self,
+        method: &dyn Method,
+        evaluator: &Evaluator<'_>,
+        tokens: &Tensor,
+        captions: &[usize],
+        of_captions: &[Vec<Word>],
+    ) -> Result<Vec<Outcome>, StageError> {
+        let inputs = Inputs::new(tokens).map_err(attribution_error)?;
+        let attribution = method.attribute(evaluator, &inputs).map_err(attribution_error)?;
+        let rows = rows_of(&attribution)?;
+        let width = tokens.dims()[2];
+        Ok(rows
+            .iter()
+            .enumerate()
+            .map(|(row, values)| {
+                let values = word_values(&token_values(values, width), &of_captions[row]);
+                self.words(captions[row], &of_captions[row], values, &attribution, row)
+            })
+            .collect())
+    }
+
+    /// Words as features, which every caption has its own of.
+    fn one_by_one(
+        &self,
+        evaluator: &Evaluator<'_>,
+        tokens: &Tensor,
+        baseline: &Baseline,
+        captions: &[usize],
+        of_captions: &[Vec<Word>],
+    ) -> Result<Vec<Outcome>, StageError> {
+        let (_, positions, width) = tokens.dims3().map_err(tensor_error)?;
+        let keys: Vec<Key> = captions.iter().map(|caption| self.key(*caption)).collect();
+        let mut outcomes = Vec::with_capacity(captions.len());
+        for (row, words) in of_captions.iter().enumerate() {
+            let explained = || -> pipe_attribution::Result<Attribution> {
+                let features = Features::of_words(positions, width, words)?;
+                let baseline = baseline.clone();
+                let inputs = Inputs::of_samples(&tokens.narrow(0, row, 1)?, vec![row])?;
+                match self.params.method {
+                    WordMethod::ShapleyValues => {
+                        ShapleyValues { features, baseline }.attribute(evaluator, &inputs)
+                    }
+                    WordMethod::KernelShap => {
+                        let samples = (self.params.samples as usize).max(words.len() + 2);
+                        let coalitions = Coalitions::Drawn { samples, keys: keys.clone() };
+                        KernelShap { features, baseline, coalitions }.attribute(evaluator, &inputs)
+                    }
+                    _ => FeatureAblation { features, baseline }.attribute(evaluator, &inputs),
+                }
+            };
+            outcomes.push(match explained() {
+                Ok(attribution) => {
+                    let values = rows_of(&attribution)?;
+                    let first = |word: &Word| values[0][word.tokens[0] * width];
+                    self.words(captions[row], words, words.iter().map(first).collect(), &attribution, 0)
+                }
+                // Too many words for all subsets, or too few for a regression.
+                Err(AttributionError::NotApplicable(reason) | AttributionError::Settings(reason)) => {
+                    Err(reason)
+                }
+                Err(error) => return Err(attribution_error(error)),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    /// Subsets are a function of the caption alone: neither of its place nor of those beside it.
+    fn key(&self, caption: usize) -> Key {
+        let id = self.captions.ids[caption].as_str();
+        Key::derive("pipe attribution words/1", self.params.seed as u64, &[id.into()])
+    }
+
+    fn words(
+        &self,
+        caption: usize,
+        words: &[Word],
+        values: Vec<f32>,
+        attribution: &Attribution,
+        row: usize,
+    ) -> Outcome {
+        if words.is_empty() {
+            return Err("the text has no words".to_owned());
+        }
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err("the attribution has values that are not finite".to_owned());
+        }
+        let text = &self.captions.texts[caption];
+        Ok(WordValues {
+            words: words.iter().map(|word| text[word.place.clone()].to_owned()).collect(),
+            offsets: words.iter().map(|word| [word.place.start, word.place.end]).collect(),
+            values,
+            score: attribution.scores[row],
+            baseline_score: attribution.baseline_scores.as_ref().map(|scores| scores[row]),
+            completeness_gap: attribution.completeness_gaps.as_ref().map(|gaps| gaps[row]),
+        })
+    }
+}
+
+/// The values of each row of an attribution.
+fn rows_of(attribution: &Attribution) -> Result<Vec<Vec<f32>>, StageError> {
+    attribution.values.flatten_from(1).and_then(|rows| rows.to_vec2()).map_err(tensor_error)
+}
+
+fn attribution_error(error: AttributionError) -> StageError {
+    match error {
+        AttributionError::Stopped => StageError::Cancelled,
+        AttributionError::Tensor(error) => tensor_error(error),
+        other => StageError::failed(other.to_string()),
+    }
+}

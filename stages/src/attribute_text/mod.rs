@@ -1,0 +1,240 @@
+//! The stage kind `attribute.text`: which words made an image-text model find a caption fit for its image.
+
+mod explanation;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+
+use pipe_engine::cache::Digest;
+use pipe_engine::{
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
+};
+use pipe_models::Trainable;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::explanation::{Captions, Counts, Explanation};
+use self::file::WordFile;
+use crate::artifact;
+use crate::attribute::Quadrature;
+use crate::images::ImageSet;
+use crate::lookup::{LookedUp, image_ids};
+use crate::model::Model;
+
+/// The method.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WordMethod {
+    /// Token embedding (minus the baseline's) times gradient.
+    InputXGradient,
+    /// Token embedding minus the baseline's times the mean gradient between them.
+    IntegratedGradients,
+    /// The fall of the score when a word is absent.
+    Occlusion,
+    /// The Shapley value of each word, from all subsets of words.
+    ShapleyValues,
+    /// Shapley values from some subsets, by a weighted regression.
+    #[serde(rename = "kernel_shap")]
+    KernelShap,
+}
+
+impl WordMethod {
+    fn name(self) -> &'static str {
+        match self {
+            Self::InputXGradient => "input_x_gradient",
+            Self::IntegratedGradients => "integrated_gradients",
+            Self::Occlusion => "occlusion",
+            Self::ShapleyValues => "shapley_values",
+            Self::KernelShap => "kernel_shap",
+        }
+    }
+}
+
+/// What stands for an absent word. Marks and padding stay as they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Absent {
+    /// The embedding of `[MASK]` where the tokeniser has it, else of padding.
+    Word,
+    /// The embedding of padding.
+    Padding,
+    /// Zero, also at marks: no word of the language.
+    Zero,
+}
+
+impl Absent {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Word => "word",
+            Self::Padding => "padding",
+            Self::Zero => "zero",
+        }
+    }
+}
+
+/// Parameters of `attribute.text`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The method.
+    pub method: WordMethod,
+    /// What a caption without a word has in its place.
+    pub absent: Absent,
+    /// Integrated Gradients: points between baseline and caption.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub steps: i64,
+    /// Integrated Gradients: the rule that places them.
+    pub quadrature: Quadrature,
+    /// Kernel SHAP: subsets of words.
+    #[schemars(range(min = 4, max = 1_000_000))]
+    pub samples: i64,
+    /// The splits whose captions are explained; all if empty.
+    pub splits: Vec<String>,
+    /// At most this many captions, the first in the order of the table. With a limit the whole table is one
+    /// action: which captions are the first depends on all before them.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub limit: Option<i64>,
+    /// Whether random weights take the place of the model's: the control for an explanation.
+    pub random_weights: bool,
+    /// Decides random weights and subsets.
+    pub seed: i64,
+    /// Captions, steps or subsets per pass through the text tower.
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: i64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            method: WordMethod::IntegratedGradients,
+            absent: Absent::Word,
+            steps: 50,
+            quadrature: Quadrature::GaussLegendre,
+            samples: 200,
+            splits: vec!["test".to_owned()],
+            limit: None,
+            random_weights: false,
+            seed: 0,
+            batch: 32,
+        }
+    }
+}
+
+/// Explains the similarity of images and captions by words.
+pub struct AttributeText;
+
+impl StageKind for AttributeText {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "attribute.text",
+            summary: "what each word of a caption adds to its similarity with the image",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::required("captions", &[artifact::CAPTIONS], "the captions").class(InputClass::Map),
+                InputPort::required("images", &[artifact::IMAGES], "their images").class(InputClass::Lookup),
+                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a tokeniser"),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![OutputPort::new("words", artifact::WORD_SALIENCY, "the words of each caption with their values")]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let trapezoid = matches!(params.quadrature, Quadrature::RiemannTrapezoid | Quadrature::Trapezoid);
+        if params.method == WordMethod::IntegratedGradients && trapezoid && params.steps < 2 {
+            return vec![ParameterProblem {
+                path: "steps".to_owned(),
+                message: "a trapezoid has two ends".to_owned(),
+                help: Some("give at least 2 steps".to_owned()),
+            }];
+        }
+        Vec::new()
+    }
+
+    fn is_row_wise(&self, params: &Params, _has: &dyn Fn(&str) -> bool) -> bool {
+        params.limit.is_none()
+    }
+
+    fn lookup(
+        &self,
+        params: &Params,
+        (_, parts): (&str, &[Artifact]),
+        (_, input): (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+        let ids = parts.iter().map(|part| image_ids(part, &splits)).collect::<Result<Vec<_>, _>>()?;
+        let found = LookedUp::read(input, "image_id", "")?;
+        Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let model = if params.random_weights { model.randomised(params.seed)? } else { model };
+        let captions = Captions::read(params, &model, context)?;
+        let images = ImageSet::read_only(
+            context.input("images")?,
+            &captions.image_ids(),
+            model.preprocessor()?,
+            context,
+        )?;
+        let metadata = metadata(params, &model, context.provenance());
+        let mut file = WordFile::new(context.output("words")?, metadata)?;
+        let explanation =
+            Explanation { params, model: &model, captions: &captions, images: &images, context };
+        let counts = explanation.write(&mut file)?;
+        file.finish(context.output("words")?)?;
+        summarise(params, &counts, context);
+        Ok(())
+    }
+}
+
+/// What the file says of its words beside the provenance.
+fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String, String> {
+    let mut metadata = HashMap::from([
+        ("method".to_owned(), params.method.name().to_owned()),
+        ("model".to_owned(), model.describe()),
+        ("layer".to_owned(), "token embeddings".to_owned()),
+        ("baseline".to_owned(), params.absent.name().to_owned()),
+        ("params".to_owned(), serde_json::to_string(params).unwrap_or_default()),
+        ("pipe".to_owned(), provenance.to_owned()),
+    ]);
+    if params.random_weights {
+        metadata.insert("random_weights".to_owned(), params.seed.to_string());
+    }
+    metadata
+}
+
+/// Says what was done and what is remarkable about it.
+fn summarise(params: &Params, counts: &Counts, context: &StageContext<'_>) {
+    let line = format!(
+        "{}: {} captions, {} forward and {} backward passes of the text tower",
+        params.method.name(),
+        counts.captions,
+        counts.passes.forward,
+        counts.passes.backward
+    );
+    context.host().log(&line);
+    if counts.captions == 0 && counts.not_applicable == 0 && !context.is_part() {
+        context.warn("no caption is in the splits that are explained");
+    }
+    if counts.truncated > 0 {
+        context.warn(&format!(
+            "{} captions are longer than the model's context: their last words are not explained",
+            counts.truncated
+        ));
+    }
+    if counts.not_applicable > 0 {
+        context.host().log(&format!("{} rows are not applicable; each says why", counts.not_applicable));
+    }
+}
