@@ -1,10 +1,10 @@
-//! Where tensors are computed, and in which precision. The one module that tells devices apart; all others
-//! take the device of the tensors that they are given.
+//! Where tensors are computed, and in which precision. The one module that tells devices apart: a model
+//! computes where its weights are and as they are, and everything outside of it is f32 on the CPU.
 
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::checkpoint::first_line;
 
@@ -30,7 +30,7 @@ impl FromStr for DeviceName {
 
     /// # Errors
     /// Which names there are.
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
@@ -112,7 +112,7 @@ struct Gpu {
 impl DeviceName {
     /// The device that `auto` stands for; any other stands for itself.
     fn resolved(self) -> Self {
-        let has = |gpus: Result<Vec<Gpu>, String>| gpus.is_ok_and(|gpus| !gpus.is_empty());
+        let has = |gpus: std::result::Result<Vec<Gpu>, String>| gpus.is_ok_and(|gpus| !gpus.is_empty());
         match self {
             Self::Auto if has(cuda::gpus()) => Self::Cuda(0),
             Self::Auto if has(metal::gpus()) => Self::Metal,
@@ -122,7 +122,7 @@ impl DeviceName {
     }
 
     /// The GPU of this name; `None` for the CPU.
-    fn gpu(self) -> Result<Option<Gpu>, String> {
+    fn gpu(self) -> std::result::Result<Option<Gpu>, String> {
         let (gpus, number) = match self.resolved() {
             Self::Auto | Self::Cpu => return Ok(None),
             Self::Cuda(number) => (cuda::gpus()?, number),
@@ -138,7 +138,7 @@ impl DeviceName {
     ///
     /// # Errors
     /// If there is no such device, or this program was not built for it.
-    pub fn open(self) -> Result<Device, DeviceError> {
+    pub fn open(self) -> std::result::Result<Device, DeviceError> {
         let missing = |reason: String| DeviceError { name: self, reason, found: found() };
         self.gpu().map_err(missing)?;
         match self.resolved() {
@@ -148,6 +148,16 @@ impl DeviceName {
         }
         .map_err(|error| missing(first_line(&error)))
     }
+}
+
+/// `x` as a tower takes it, whose weights are like `weight`: on its device, of its type.
+pub(crate) fn enter(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    x.to_device(weight.device())?.to_dtype(weight.dtype())
+}
+
+/// What a tower gives, and what a probe sees: f32 on the CPU.
+pub(crate) fn leave(y: &Tensor) -> Result<Tensor> {
+    y.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }
 
 /// The devices that this program can use here.
@@ -200,7 +210,9 @@ fn cpu() -> String {
 /// Why a program without a feature has no device of a kind.
 #[cfg(not(all(feature = "cuda", feature = "metal")))]
 fn not_built(kind: &str, feature: &str) -> String {
-    format!("this program was built without {kind}; `cargo build --release --features {feature}` builds it with")
+    format!(
+        "this program was built without {kind}; `cargo build --release --features {feature}` builds it with"
+    )
 }
 
 /// NVIDIA's GPUs.
