@@ -90,7 +90,7 @@ impl Precision {
 
 /// A device that is not there.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("device `{name}` is not there: {reason}; found: {}", found.join(", "))]
+#[error("`{name}` is not there: {reason}; found: {}", found.join(", "))]
 pub struct DeviceError {
     /// What was asked for.
     pub name: DeviceName,

@@ -10,6 +10,7 @@ pub mod checkpoint;
 mod classification;
 mod classifier;
 pub mod compare;
+pub mod compute;
 pub mod embed;
 pub mod evaluate_classify;
 pub mod finetune;

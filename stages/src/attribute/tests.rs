@@ -17,6 +17,7 @@ use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
 use tempfile::TempDir;
 
 use super::{Attribute, Baseline, Method, Params};
+use crate::compute::Compute;
 use crate::ipc::{read_file, tensors, texts};
 use crate::model::{DEVICE, Head, HeadDescription, Model};
 use crate::phantom::IngestPhantom;
@@ -87,13 +88,7 @@ impl Study {
             description: HeadDescription { classes, task: labels["task"].clone() },
         };
         let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
-        let model = Model {
-            network: Box::new(clip),
-            preprocessor: Some(Preprocessor::clip(SIDE)),
-            tokenizer: None,
-            open_clip: None,
-            head: Some(head),
-        };
+        let model = Model::new(Box::new(clip), Some(Preprocessor::clip(SIDE)), None).with_head(head);
         let folder = self.folder.path().join("model");
         std::fs::create_dir(&folder).unwrap();
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
@@ -294,7 +289,7 @@ fn every_method_gives_maps_or_says_why_not() {
 fn the_mean_image_is_that_of_the_training_split() {
     let study = Study::new();
     let host = Host::default();
-    let model = Model::load(&study.artifacts["checkpoint"], Trainable::Frozen).unwrap();
+    let model = Model::load(&study.artifacts["checkpoint"], Compute::exact()).unwrap();
     let inputs = ["images", "checkpoint"].map(|name| {
         let artifact = study.artifacts[name].clone();
         (name.to_owned(), vec![InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact }])
