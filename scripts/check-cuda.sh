@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Does the program compile with the feature `cuda`? Fetches NVIDIA's compiler and headers from PyPI, compiles
-# candle's kernels with them, and type-checks the workspace. Needs no GPU and no driver: nothing is linked.
+# candle's kernels with them, and type-checks the crate that knows of devices, tests included. Needs no GPU and
+# no driver: nothing is linked.
 #
 #     scripts/check-cuda.sh
 #
-# Takes a Rust toolchain and Python. The compiler (about 3 GB) is kept in the user's cache for the next time;
-# what is built (about 2 GB) is removed at the end, unless CARGO_TARGET_DIR names a folder to build in.
+# Takes a Rust toolchain and Python. The compiler is kept in the user's cache for the next time (about 1 GB);
+# what is built is removed at the end, unless CARGO_TARGET_DIR names a folder to build in.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -41,6 +42,11 @@ if [ -z "${CARGO_TARGET_DIR:-}" ]; then
 fi
 export CARGO_TARGET_DIR
 nvcc --version | tail -n 2
-# Tests as well: those of devices are compiled for each.
-cargo check --release --workspace --all-targets --features cuda
+# The program's feature reaches candle through every crate between.
+if ! cargo tree --quiet --locked --package pipe --features cuda --invert candle-kernels | grep -q '^.*pipe v'; then
+  echo "the program's feature \`cuda\` does not reach candle" >&2
+  exit 1
+fi
+# All other crates are the same with and without it.
+cargo check --release --locked --package pipe-models --all-targets --features cuda
 echo "the feature \`cuda\` compiles"

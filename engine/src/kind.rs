@@ -415,11 +415,12 @@ pub fn canonical(json: &serde_json::Value) -> Value {
 pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
     numerics: String,
+    devices: fn() -> String,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned() }
+        Self { kinds: BTreeMap::new(), numerics: "cpu;f32".to_owned(), devices: || "cpu".to_owned() }
     }
 }
 
@@ -446,6 +447,18 @@ impl Registry {
     pub fn with_numerics(mut self, class: impl Into<String>) -> Self {
         self.numerics = class.into();
         self
+    }
+
+    /// Sets how this machine's devices are found, for people.
+    #[must_use]
+    pub fn with_devices(mut self, find: fn() -> String) -> Self {
+        self.devices = find;
+        self
+    }
+
+    /// The devices of this machine, and why there are no others.
+    pub fn devices(&self) -> String {
+        (self.devices)()
     }
 
     /// The numerics class of this machine.

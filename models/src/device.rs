@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::first_line;
 
@@ -30,7 +30,7 @@ impl FromStr for DeviceName {
 
     /// # Errors
     /// Which names there are.
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
@@ -112,7 +112,7 @@ struct Gpu {
 impl DeviceName {
     /// The device that `auto` stands for; any other stands for itself.
     fn resolved(self) -> Self {
-        let has = |gpus: std::result::Result<Vec<Gpu>, String>| gpus.is_ok_and(|gpus| !gpus.is_empty());
+        let has = |gpus: Result<Vec<Gpu>, String>| gpus.is_ok_and(|gpus| !gpus.is_empty());
         match self {
             Self::Auto if has(cuda::gpus()) => Self::Cuda(0),
             Self::Auto if has(metal::gpus()) => Self::Metal,
@@ -122,7 +122,7 @@ impl DeviceName {
     }
 
     /// The GPU of this name; `None` for the CPU.
-    fn gpu(self) -> std::result::Result<Option<Gpu>, String> {
+    fn gpu(self) -> Result<Option<Gpu>, String> {
         let (gpus, number) = match self.resolved() {
             Self::Auto | Self::Cpu => return Ok(None),
             Self::Cuda(number) => (cuda::gpus()?, number),
@@ -138,7 +138,7 @@ impl DeviceName {
     ///
     /// # Errors
     /// If there is no such device, or this program was not built for it.
-    pub fn open(self) -> std::result::Result<Device, DeviceError> {
+    pub fn open(self) -> Result<Device, DeviceError> {
         let missing = |reason: String| DeviceError { name: self, reason, found: found() };
         self.gpu().map_err(missing)?;
         match self.resolved() {
@@ -151,12 +151,12 @@ impl DeviceName {
 }
 
 /// `x` as a tower takes it, whose weights are like `weight`: on its device, of its type.
-pub(crate) fn enter(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn enter(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     x.to_device(weight.device())?.to_dtype(weight.dtype())
 }
 
 /// What a tower gives, and what a probe sees: f32 on the CPU.
-pub(crate) fn leave(y: &Tensor) -> Result<Tensor> {
+pub(crate) fn leave(y: &Tensor) -> candle_core::Result<Tensor> {
     y.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }
 
@@ -164,6 +164,12 @@ pub(crate) fn leave(y: &Tensor) -> Result<Tensor> {
 pub fn found() -> Vec<String> {
     let gpus = [cuda::gpus(), metal::gpus()].into_iter().flatten().flatten();
     std::iter::once("cpu".to_owned()).chain(gpus.map(|gpu| gpu.description)).collect()
+}
+
+/// The devices that this program can use here, and why it cannot use others: one line.
+pub fn survey() -> String {
+    let reasons = [cuda::gpus(), metal::gpus()].into_iter().filter_map(Result::err);
+    std::iter::once(found().join(", ")).chain(reasons).collect::<Vec<_>>().join("; ")
 }
 
 /// Raised by hand whenever the kernels of this crate give other digits than before.

@@ -1,10 +1,15 @@
 //! All stage kinds of the program, one line each.
 
 use pipe_engine::Registry;
+use pipe_models::device::{numerics_class, survey};
+use pipe_models::{DeviceName, Precision};
 
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
+        // Of what computes without a model. Models say theirs by their parameters.
+        .with_numerics(numerics_class(DeviceName::Cpu, Precision::F32))
+        .with_devices(survey)
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::checkpoint::Checkpoint)

@@ -3,6 +3,7 @@
 //! The studies are small enough to run in a fraction of a second; what they compute is tested elsewhere.
 
 mod damage;
+mod devices;
 mod edits;
 mod failures;
 mod interrupts;

@@ -34,7 +34,7 @@ pub(crate) fn doctor(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     add("processor", "ok", format!("{cores} cores, {}", std::env::consts::ARCH));
     add("numerics", "ok", registry.numerics().to_owned());
-    add("device", "ok", "cpu; this build has no GPU support".to_owned());
+    add("device", "ok", registry.devices());
     let store_path = match &file.pipeline {
         Some(path) => {
             let study = Study::load(arguments, path, registry)?;

@@ -127,7 +127,8 @@ fn half_precision_is_close_to_single(device: &Device) {
             if matches!(config, ModelConfig::CtClip(_)) {
                 continue;
             }
-            if let (Some(half), Some(exact)) = (pixel_gradient(half.as_ref()), pixel_gradient(exact.as_ref())) {
+            if let (Some(half), Some(exact)) = (pixel_gradient(half.as_ref()), pixel_gradient(exact.as_ref()))
+            {
                 let error = distance(&half, &exact);
                 println!("  its gradient: {error:.2e}");
                 assert!(error < gradient_tolerance, "gradient {error} in {precision:?} of {config:?}");
