@@ -184,7 +184,7 @@ pub(crate) fn key(
         shard: None,
         numerics: match node.description.numerics {
             Numerics::Exact => "none".to_owned(),
-            Numerics::Tensor => numerics.to_owned(),
+            Numerics::Tensor => node.params.numerics.clone().unwrap_or_else(|| numerics.to_owned()),
         },
     })
 }

@@ -204,8 +204,9 @@ fn run(
     let Some(kind) = registry.get(&request.kind) else {
         return Err(StageError::failed(format!("unknown stage kind `{}`", request.kind)).into());
     };
-    // Only what has entered the key is canonical, and that is the parent's affair.
-    let params = ResolvedParams { json: request.params.clone(), canonical: pipe_cache::Value::None };
+    // What enters the key is the parent's affair.
+    let params =
+        ResolvedParams { json: request.params.clone(), canonical: pipe_cache::Value::None, numerics: None };
     let writers =
         request.outputs.iter().map(|(port, folder)| (port.clone(), OutputWriter::new(folder.clone())));
     let CheckpointRequest { store, is_durable, key, keep, every } = &request.checkpoints;

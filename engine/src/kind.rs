@@ -213,6 +213,18 @@ pub trait StageKind: Send + Sync + 'static {
         &[]
     }
 
+    /// Parameters that are never in the key, by name: all that they change of a result, [`Self::numerics`]
+    /// says.
+    fn outside_key(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The numerics class of results with these parameters, where they choose it (the device, the data
+    /// type); by default that of the program. It counts for kinds of [`Numerics::Tensor`] only.
+    fn numerics(&self, _params: &Self::Params) -> Option<String> {
+        None
+    }
+
     /// What it promises of its results; equal content by default.
     fn determinism(&self) -> Determinism {
         Determinism::Bitwise
@@ -265,8 +277,10 @@ pub trait StageKind: Send + Sync + 'static {
 pub struct ResolvedParams {
     /// As JSON, all defaults present: what `show` prints and what [`AnyKind::run`] takes back.
     pub json: serde_json::Value,
-    /// The canonical form that enters the key (key-neutral defaults left out).
+    /// The canonical form that enters the key (key-neutral defaults, and what is never in it, left out).
     pub canonical: Value,
+    /// The numerics class that they choose; see [`StageKind::numerics`].
+    pub numerics: Option<String>,
 }
 
 /// The object-safe side of [`StageKind`]: what the engine uses.
@@ -336,11 +350,13 @@ impl<K: StageKind> AnyKind for K {
             return Err(problems);
         }
         let json = serde_json::to_value(&typed).map_err(problem)?;
+        let mut in_key = json.clone();
+        let outside = StageKind::outside_key(self);
+        if let Some(table) = in_key.as_object_mut() {
+            table.retain(|name, _| !outside.contains(&name.as_str()));
+        }
         let neutral = StageKind::key_neutral(self);
-        let canonical = if neutral.is_empty() {
-            canonical(&json)
-        } else {
-            let mut in_key = json.clone();
+        if !neutral.is_empty() {
             let defaults = K::Params::deserialize(serde_json::json!({})).ok();
             let defaults = defaults.and_then(|defaults| serde_json::to_value(defaults).ok());
             if let (Some(table), Some(defaults)) = (in_key.as_object_mut(), defaults) {
@@ -348,9 +364,12 @@ impl<K: StageKind> AnyKind for K {
                     !neutral.contains(&name.as_str()) || defaults.get(name) != Some(value)
                 });
             }
-            canonical(&in_key)
-        };
-        Ok(ResolvedParams { json, canonical })
+        }
+        Ok(ResolvedParams {
+            canonical: canonical(&in_key),
+            numerics: StageKind::numerics(self, &typed),
+            json,
+        })
     }
 
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort> {
@@ -420,6 +439,7 @@ pub struct Registry {
     figures: BTreeMap<&'static str, FigureReader>,
     numerics: String,
     templates: Vec<Template>,
+    devices: fn() -> String,
 }
 
 /// A study to begin with, for `pipe init`.
@@ -440,6 +460,7 @@ impl Default for Registry {
             figures: BTreeMap::new(),
             numerics: "cpu;f32".to_owned(),
             templates: Vec::new(),
+            devices: || "cpu".to_owned(),
         }
     }
 }
@@ -492,6 +513,18 @@ impl Registry {
     pub fn with_numerics(mut self, class: impl Into<String>) -> Self {
         self.numerics = class.into();
         self
+    }
+
+    /// Sets how this machine's devices are found, for people.
+    #[must_use]
+    pub fn with_devices(mut self, find: fn() -> String) -> Self {
+        self.devices = find;
+        self
+    }
+
+    /// The devices of this machine, and why there are no others.
+    pub fn devices(&self) -> String {
+        (self.devices)()
     }
 
     /// The numerics class of this machine.

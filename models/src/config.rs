@@ -12,6 +12,7 @@ use crate::biomed_clip::{BiomedClip, BiomedClipConfig};
 use crate::checkpoint::CheckpointError;
 use crate::clip::{ClipConfig, ClipModel, OpenAiClip, OpenAiClipConfig};
 use crate::ct_clip::{CtClip, CtClipConfig};
+use crate::device::Precision;
 use crate::initial::Initial;
 use crate::model::FoundationModel;
 use crate::pmc_clip::{PmcClip, PmcClipConfig};
@@ -184,6 +185,19 @@ impl ModelConfig {
         self.of(Weights::new(tensors, trainable))
     }
 
+    /// The frozen model of these tensors in a data type of fewer bits, for inference: weights and activations
+    /// are of this type, scalars and running statistics of f32, and norms, softmax and means sum in f32.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_frozen(
+        &self,
+        tensors: BTreeMap<String, Tensor>,
+        precision: Precision,
+    ) -> Result<Box<dyn FoundationModel>, CheckpointError> {
+        self.of(Weights::new(tensors, Trainable::Frozen).in_precision(precision))
+    }
+
     /// A model with random weights, a pure function of `seed`.
     ///
     /// # Errors
@@ -214,16 +228,6 @@ impl ModelConfig {
     }
 }
 
-/// Names without what a training program wrapped around the model: `module.` of a distributed one, and
-/// `trained_model.` of CT-LiPro's.
-pub fn unwrapped(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    let plain = |name: &str| {
-        let name = name.strip_prefix("module.").unwrap_or(name);
-        name.strip_prefix("trained_model.").unwrap_or(name).to_owned()
-    };
-    tensors.into_iter().map(|(name, tensor)| (plain(&name), tensor)).collect()
-}
-
 fn read<T: DeserializeOwned>(json: Json) -> Result<T, CheckpointError> {
     serde_json::from_value(json).map_err(|problem| config_error(problem.to_string()))
 }
@@ -238,8 +242,6 @@ fn write(kind: &str, config: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
 
     #[test]
@@ -249,13 +251,5 @@ mod tests {
         for json in ["", "[]", r#"{"model_type": "pmc_clip"}"#, r#"{"model_type": "ct_clip", "vision": 3}"#] {
             assert!(ModelConfig::from_json(json).is_err(), "{json}");
         }
-    }
-
-    #[test]
-    fn wrappers_are_taken_off_names() {
-        let one = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
-        let names = ["module.trained_model.a", "trained_model.b", "module.c", "d.module.e"];
-        let tensors = names.iter().map(|name| ((*name).to_owned(), one.clone())).collect();
-        assert_eq!(unwrapped(tensors).into_keys().collect::<Vec<_>>(), ["a", "b", "c", "d.module.e"]);
     }
 }

@@ -10,6 +10,7 @@ use crate::checkpoint::{
     tensors_preferring,
 };
 use crate::clip::OpenAiImage;
+use crate::device::Precision;
 use crate::preprocess::{Filter, Fit, Pipeline};
 use crate::tokenizer::Cleaning;
 use crate::{Activation, FoundationModel, ModelConfig, Preprocessor, Tokenizer, Trainable};
@@ -84,6 +85,18 @@ impl Imported {
     pub fn build(&mut self, trainable: Trainable) -> Result<Box<dyn FoundationModel>, CheckpointError> {
         let tensors = std::mem::take(&mut self.tensors);
         self.config.build(tensors, trainable).map_err(|error| error.of_file(&self.weights))
+    }
+
+    /// As [`Self::build`], frozen and in this precision.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_frozen(
+        &mut self,
+        precision: Precision,
+    ) -> Result<Box<dyn FoundationModel>, CheckpointError> {
+        let tensors = std::mem::take(&mut self.tensors);
+        self.config.build_frozen(tensors, precision).map_err(|error| error.of_file(&self.weights))
     }
 }
 

@@ -102,7 +102,8 @@ pub struct CamHook {
     pub layout: ActivationLayout,
 }
 
-/// A tower from pixels to embeddings.
+/// A tower from pixels to embeddings. It takes and gives f32 on the CPU, wherever and in whatever precision
+/// it computes; gradients flow through.
 pub trait ImageTower: Send + Sync {
     /// The input, and how tokens lie on it.
     fn geometry(&self) -> PatchGeometry;
@@ -134,7 +135,7 @@ pub trait ImageTower: Send + Sync {
     fn attention_hooks(&self) -> Vec<AttentionHook>;
 }
 
-/// A tower from token ids to embeddings. The ids also decide the attention mask and the pooled
+/// A tower from token ids to embeddings; what it takes and gives is on the CPU, as with images. The ids also decide the attention mask and the pooled
 /// position, by the rule of the original.
 pub trait TextTower: Send + Sync {
     /// The number of positions; rows of ids are padded to this length.
@@ -224,7 +225,7 @@ pub trait DualEncoder: Send + Sync {
     /// If the widths differ.
     fn logits(&self, images: &Tensor, texts: &Tensor) -> Result<Tensor> {
         let logits = linear(&normalise(images)?, &normalise(texts)?, None)?;
-        logits.broadcast_mul(&self.logit_scale().exp()?)
+        logits.broadcast_mul(&self.logit_scale().to_device(logits.device())?.exp()?)
     }
 }
 

@@ -4,6 +4,9 @@
 //! path; with one it takes the path on which every activation exists. Attribution methods are
 //! written once, over this trait, for every architecture.
 //!
+//! What a probe sees is f32 on the CPU, on whatever device and in whatever precision the model computes;
+//! what it returns goes back there, and gradients flow through both ways.
+//!
 //! Names, for any tower: `vision.embeddings`, `vision.layers.3.layer_norm1`, `vision.layers.3`
 //! (the block's output), `vision.layers.3.attention` (attention maps), `text.layers.0`, ... A residual
 //! network has `vision.stem`, `vision.layer1` to `vision.layer4`, `vision.layer4.2` (a block's output),
@@ -14,6 +17,7 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::device::{enter, leave};
 use crate::layer::Layer;
 use crate::ops::activate;
 
@@ -115,9 +119,14 @@ pub type MaybeProbe<'a> = Option<&'a dyn Probe>;
 /// Shows an activation to the probe, if there is one.
 pub(crate) fn observe(probe: MaybeProbe<'_>, name: &str, value: Tensor) -> Result<Tensor> {
     match probe {
-        Some(probe) => probe.activation(name, value),
+        Some(probe) => seen(&value, |value| probe.activation(name, value)),
         None => Ok(value),
     }
+}
+
+/// A value as `look` returns it, which sees it in f32 on the CPU, wherever and however the model computes.
+pub(crate) fn seen(value: &Tensor, look: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    enter(&look(leave(value)?)?, value)
 }
 
 /// Applies a nonlinearity, or what the probe puts in its place.
@@ -128,8 +137,8 @@ pub(crate) fn nonlinearity(
     input: &Tensor,
 ) -> Result<Tensor> {
     match probe {
-        Some(probe) => match probe.nonlinearity(name, kind, input)? {
-            Some(replaced) => Ok(replaced),
+        Some(probe) => match probe.nonlinearity(name, kind, &leave(input)?)? {
+            Some(replaced) => enter(&replaced, input),
             None => activate(input, kind),
         },
         None => activate(input, kind),

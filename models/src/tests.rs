@@ -1,5 +1,7 @@
 //! What holds for every architecture, on small models with random weights.
 
+mod devices;
+
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};

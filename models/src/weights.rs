@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::checkpoint::{CheckpointError, first_line};
+use crate::device::Precision;
 use crate::initial::Initial;
 
 /// Which parameters become variables.
@@ -73,6 +74,8 @@ pub(crate) struct Weights {
     /// Makes what is missing, if weights are random.
     initial: Option<Initial>,
     trainable: Trainable,
+    /// The data type of parameters that are no scalars.
+    dtype: DType,
     side: fn(&str) -> Side,
     parameters: Parameters,
     problems: Vec<String>,
@@ -82,12 +85,25 @@ impl Weights {
     /// The tensors of a checkpoint by name.
     pub(crate) fn new(tensors: BTreeMap<String, Tensor>, trainable: Trainable) -> Self {
         let parameters = Parameters::default();
-        Self { tensors, initial: None, trainable, side: |_| Side::Both, parameters, problems: Vec::new() }
+        Self {
+            tensors,
+            initial: None,
+            trainable,
+            dtype: DType::F32,
+            side: |_| Side::Both,
+            parameters,
+            problems: Vec::new(),
+        }
     }
 
     /// Weights of any architecture, drawn as they are taken.
     pub(crate) fn random(initial: Initial, trainable: Trainable) -> Self {
         Self { initial: Some(initial), ..Self::new(BTreeMap::new(), trainable) }
+    }
+
+    /// The same, with parameters in this precision.
+    pub(crate) fn in_precision(self, precision: Precision) -> Self {
+        Self { dtype: precision.dtype(), ..self }
     }
 
     /// Says which part of the model a name belongs to; before any tensor is taken.
@@ -134,9 +150,12 @@ impl Weights {
     /// and a stand-in of no elements returned.
     pub(crate) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
         let Some(tensor) = self.fitting(name, shape) else { return stand_in(name) };
+        let problem = |error: candle_core::Error| CheckpointError::new(name, first_line(&error));
+        // Factors (the logit scale) keep all their digits.
+        let tensor =
+            if tensor.rank() == 0 { tensor } else { tensor.to_dtype(self.dtype).map_err(problem)? };
         if self.trainable.contains((self.side)(name)) {
-            let variable =
-                Var::from_tensor(&tensor).map_err(|error| CheckpointError::new(name, first_line(&error)))?;
+            let variable = Var::from_tensor(&tensor).map_err(problem)?;
             let tensor = variable.as_tensor().clone();
             self.parameters.variables.insert(name.to_owned(), variable);
             Ok(tensor)

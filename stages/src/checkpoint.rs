@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
+use crate::compute::Compute;
 use crate::model::{DEVICE, Model, checkpoint_error, files};
 
 /// Where the weights come from.
@@ -240,7 +241,7 @@ impl StageKind for Checkpoint {
                     pipeline: params.preprocessing.map(Pipeline::from),
                     cleaning: params.cleaning.map(Cleaning::from),
                 };
-                Model::import(source, &options, Trainable::Frozen)?
+                Model::import(source, &options, Trainable::Frozen, Compute::exact())?
             }
             (Init::Files, None) => {
                 let message =
@@ -283,7 +284,7 @@ fn random(params: &Params, tokenizer: Option<&Tokenizer>) -> Result<Model, Stage
         pipeline: params.preprocessing.map_or(own.pipeline, Pipeline::from),
         ..own
     });
-    Ok(Model { network, preprocessor, tokenizer: tokenizer.cloned(), open_clip: None, head: None })
+    Ok(Model::new(network, preprocessor, tokenizer.cloned()))
 }
 
 /// The CLIP of the given sizes, with as many embeddings as `tokenizer` has ids.

@@ -7,14 +7,15 @@ use arrow_array::{ArrayRef, StringArray};
 use arrow_schema::{DataType, Field};
 use candle_core::Tensor;
 use pipe_engine::{
-    DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
-    StageKind,
+    DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext,
+    StageError, StageKind,
 };
-use pipe_models::{Trainable, normalise};
+use pipe_models::normalise;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::ImageSet;
 use crate::ipc::{tensor_column, write_table};
 use crate::model::{DEVICE, Model, tensor_error};
@@ -31,11 +32,23 @@ pub struct Params {
     /// Rows per forward pass.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    pub precision: Precision,
+}
+
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, self.precision)
+    }
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { splits: Vec::new(), normalise: false, batch: 64 }
+        Self { splits: Vec::new(), normalise: false, batch: 64, device: auto(), precision: Precision::F32 }
     }
 }
 
@@ -74,8 +87,20 @@ impl StageKind for Embed {
         ]
     }
 
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        compute::check(&params.device).into_iter().collect()
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
         let width = model.image_tower()?.embedding_width();
         let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {

@@ -4,13 +4,13 @@ use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
     StageKind,
 };
-use pipe_models::Trainable;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::classification::{Classified, SPECIFICITY, Setting};
 use crate::classifier::{Classifier, Prompts, check_prompts};
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::ImageSet;
 use crate::labels::Labels;
 use crate::metrics::write_metrics;
@@ -32,13 +32,33 @@ pub struct Params {
     /// Images per forward pass.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    pub precision: Precision,
     /// Decides the bootstrap.
     pub seed: i64,
 }
 
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, self.precision)
+    }
+}
+
 impl Default for Params {
     fn default() -> Self {
-        Self { splits: vec!["test".to_owned()], prompts: Prompts::new(), subgroup: None, batch: 64, seed: 0 }
+        Self {
+            splits: vec!["test".to_owned()],
+            prompts: Prompts::new(),
+            subgroup: None,
+            batch: 64,
+            device: auto(),
+            precision: Precision::F32,
+            seed: 0,
+        }
     }
 }
 
@@ -80,11 +100,19 @@ impl StageKind for EvaluateClassify {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        check_prompts(&params.prompts)
+        check_prompts(&params.prompts).into_iter().chain(compute::check(&params.device)).collect()
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let labels = Labels::read(context.input("labels")?)?;
         let classifier = Classifier::new(&model, &labels, &params.prompts)?;
         let description = &classifier.description;

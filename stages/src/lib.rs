@@ -12,6 +12,7 @@ mod classification;
 mod classifier;
 pub mod command;
 pub mod compare;
+pub mod compute;
 pub mod embed;
 pub mod evaluate_classify;
 pub mod finetune;

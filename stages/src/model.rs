@@ -15,7 +15,9 @@ use pipe_models::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The device that this build computes on.
+use crate::compute::Compute;
+
+/// Where stages keep their tensors. A model computes on a device of its own, behind the doors of its towers.
 pub(crate) const DEVICE: Device = Device::Cpu;
 
 /// Tensor errors have no place that the user knows: they are failures of the stage.
@@ -69,12 +71,37 @@ pub(crate) struct Model {
     /// open_clip's description, if the model came with one.
     pub(crate) open_clip: Option<serde_json::Value>,
     pub(crate) head: Option<Head>,
+    compute: Compute,
 }
 
 impl Model {
-    /// Loads a checkpoint artifact.
-    pub(crate) fn load(artifact: &Artifact, trainable: Trainable) -> Result<Self, StageError> {
-        Self::import(artifact, &ImportOptions::default(), trainable)
+    /// Loads a checkpoint artifact, frozen.
+    pub(crate) fn load(artifact: &Artifact, compute: Compute) -> Result<Self, StageError> {
+        Self::import(artifact, &ImportOptions::default(), Trainable::Frozen, compute)
+    }
+
+    /// Loads a checkpoint artifact to train it, in f32.
+    pub(crate) fn trainable(
+        artifact: &Artifact,
+        trainable: Trainable,
+        compute: Compute,
+    ) -> Result<Self, StageError> {
+        Self::import(artifact, &ImportOptions::default(), trainable, compute)
+    }
+
+    /// A model as it was made, with what belongs to it.
+    pub(crate) fn new(
+        network: Box<dyn FoundationModel>,
+        preprocessor: Option<Preprocessor>,
+        tokenizer: Option<Tokenizer>,
+    ) -> Self {
+        Self { network, preprocessor, tokenizer, open_clip: None, head: None, compute: Compute::exact() }
+    }
+
+    /// The same model with a head.
+    #[cfg(test)]
+    pub(crate) fn with_head(self, head: Head) -> Self {
+        Self { head: Some(head), ..self }
     }
 
     /// Loads a checkpoint in any published layout.
@@ -82,23 +109,31 @@ impl Model {
         artifact: &Artifact,
         options: &ImportOptions,
         trainable: Trainable,
+        compute: Compute,
     ) -> Result<Self, StageError> {
         let files = files(artifact);
-        let mut imported = import(&files, options, &DEVICE).map_err(checkpoint_error)?;
-        let network = imported.build(trainable).map_err(checkpoint_error)?;
+        let mut imported = import(&files, options, &compute.open()?).map_err(checkpoint_error)?;
+        let network = match trainable {
+            Trainable::Frozen => imported.build_frozen(compute.precision),
+            _ => imported.build(trainable),
+        };
+        let network = network.map_err(checkpoint_error)?;
         let head = match files.get("head.safetensors") {
             Some(_) => Some(load_head(&files)?),
             None => None,
         };
         let Imported { preprocessor, tokenizer, open_clip, .. } = imported;
-        Ok(Self { network, preprocessor, tokenizer, open_clip, head })
+        Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute })
     }
 
     /// The same architecture with random weights in the towers and the head, a pure function of `seed`:
     /// the control that no explanation may resemble (Adebayo et al. 2018).
     pub(crate) fn randomised(&self, seed: i64) -> Result<Self, StageError> {
         let config = self.network.model_config();
-        let network = config.random(seed as u64, &DEVICE, Trainable::Frozen).map_err(checkpoint_error)?;
+        let device = self.compute.open()?;
+        let drawn = config.random(seed as u64, &device, Trainable::Frozen).map_err(checkpoint_error)?;
+        let network =
+            config.build_frozen(drawn.tensors(), self.compute.precision).map_err(checkpoint_error)?;
         let head = match &self.head {
             Some(head) => {
                 let (classes, width) = head.weight.dims2().map_err(tensor_error)?;
@@ -113,7 +148,8 @@ impl Model {
             None => None,
         };
         let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
-        Ok(Self { network, preprocessor, tokenizer, open_clip: self.open_clip.clone(), head })
+        let open_clip = self.open_clip.clone();
+        Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute: self.compute })
     }
 
     /// The architecture and the size of its images, for people.

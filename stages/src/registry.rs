@@ -1,11 +1,16 @@
 //! All stage kinds of the program, one line each.
 
 use pipe_engine::{Registry, Template};
+use pipe_models::device::{numerics_class, survey};
+use pipe_models::{DeviceName, Precision};
 
 /// The registry with every kind.
 pub fn registry() -> Registry {
     Registry::new()
         .with_figures(crate::artifact::METRICS, crate::metrics::figures)
+        // Of what computes without a model. Models say theirs by their parameters.
+        .with_numerics(numerics_class(DeviceName::Cpu, Precision::F32))
+        .with_devices(survey)
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::attribute_text::AttributeText)

@@ -138,13 +138,7 @@ mod tests {
             weight: Tensor::randn(0f32, 1.0, (classes, 8), &DEVICE).unwrap(),
             bias: Tensor::randn(0f32, 1.0, classes, &DEVICE).unwrap(),
         };
-        Model {
-            network: Box::new(clip),
-            preprocessor: Some(Preprocessor::clip(8)),
-            tokenizer: None,
-            open_clip: None,
-            head: Some(head),
-        }
+        Model::new(Box::new(clip), Some(Preprocessor::clip(8)), None).with_head(head)
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod commands;
 mod damage;
+mod devices;
 mod edits;
 mod export;
 mod failures;

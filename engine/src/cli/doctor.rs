@@ -39,7 +39,7 @@ pub(crate) fn doctor(
         add("memory", "ok", format!("{} for actions, unless `[executor.local]` says otherwise", size(bytes)));
     }
     add("numerics", "ok", registry.numerics().to_owned());
-    add("device", "ok", "cpu; this build has no GPU support".to_owned());
+    add("device", "ok", registry.devices());
     let store_path = match &file.pipeline {
         Some(path) => {
             let study = Study::load(arguments, path, registry)?;

@@ -289,9 +289,12 @@ impl Expander<'_> {
         };
         let resolved = params.and_then(|params| self.params(&known, params, origin));
         // With defaults instead, references to the outputs are still checked.
-        let resolved = resolved
-            .or_else(|| known.kind.resolve(&serde_json::json!({})).ok())
-            .unwrap_or(ResolvedParams { json: serde_json::json!({}), canonical: pipe_cache::Value::None });
+        let resolved =
+            resolved.or_else(|| known.kind.resolve(&serde_json::json!({})).ok()).unwrap_or(ResolvedParams {
+                json: serde_json::json!({}),
+                canonical: pipe_cache::Value::None,
+                numerics: None,
+            });
         let node = Node {
             stage: stage.entry.key.clone(),
             name: node_name(&stage.entry.key, axes, values),

@@ -122,6 +122,11 @@ impl Bert {
         &self.config
     }
 
+    /// The word embedding table, `[vocabulary, width]`.
+    pub(super) fn words(&self) -> &Tensor {
+        &self.words
+    }
+
     /// Rows of the word embedding table: ids `[batch, tokens]` to `[batch, tokens, width]`. As in the
     /// original, the row of the padding id is not trained.
     ///
@@ -132,7 +137,7 @@ impl Bert {
         if !rows.track_op() {
             return Ok(rows);
         }
-        let words = ids.to_dtype(DType::U32)?.ne(self.config.pad_token_id)?;
+        let words = ids.to_device(rows.device())?.to_dtype(DType::U32)?.ne(self.config.pad_token_id)?;
         words.unsqueeze(2)?.broadcast_as(rows.shape())?.contiguous()?.where_cond(&rows, &rows.detach())
     }
 
@@ -184,6 +189,6 @@ pub(super) fn first(hidden: &Tensor) -> Result<Tensor> {
 
 fn lookup(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (batch, tokens) = ids.dims2()?;
-    let flat = ids.to_dtype(DType::U32)?.flatten_all()?;
+    let flat = ids.to_dtype(DType::U32)?.flatten_all()?.to_device(table.device())?;
     table.index_select(&flat, 0)?.reshape((batch, tokens, table.dim(1)?))
 }

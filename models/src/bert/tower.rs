@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::encoder::{Bert, first};
+use crate::device::{enter, leave};
 use crate::layers::{Linear, Projection};
 use crate::model::{AttentionHook, AttentionScope};
 use crate::probe::{nonlinearity, observe};
@@ -109,7 +110,7 @@ impl TextTower for BertTower {
     }
 
     fn token_embeddings(&self, ids: &Tensor) -> Result<Tensor> {
-        self.bert.word_embeddings(ids)
+        leave(&self.bert.word_embeddings(ids)?)
     }
 
     fn hidden_states(&self, embeddings: &Tensor, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
@@ -120,12 +121,14 @@ impl TextTower for BertTower {
         if self.padding == Padding::Attended && tokens != self.context {
             bail!("this tower attends padding: rows need {} ids, not {tokens}", self.context);
         }
-        let mask = self.attention_mask(ids)?;
-        self.bert.hidden(embeddings, mask.as_ref(), None, probe)
+        let words = self.bert.words();
+        let mask = self.attention_mask(ids)?.map(|mask| mask.to_device(words.device())).transpose()?;
+        leave(&self.bert.hidden(&enter(embeddings, words)?, mask.as_ref(), None, probe)?)
     }
 
     fn embed_hidden_states(&self, hidden: &Tensor, _ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.project(&observe(probe, "text.pooled", self.pool(hidden)?)?, probe)
+        let pooled = self.pool(&enter(hidden, self.bert.words())?)?;
+        leave(&self.project(&observe(probe, "text.pooled", pooled)?, probe)?)
     }
 
     fn attention_mask(&self, ids: &Tensor) -> Result<Option<Tensor>> {

@@ -4,6 +4,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::config::{EotRule, TextConfig};
 use crate::checkpoint::CheckpointError;
+use crate::device::{enter, leave};
 use crate::layers::{Block, BlockLayout, BlockShape, LayerNorm, Projection};
 use crate::model::{AttentionHook, AttentionScope};
 use crate::probe::observe;
@@ -155,17 +156,17 @@ impl TextTower for TextTransformer {
 
     fn token_embeddings(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
-        let flat = ids.to_dtype(DType::U32)?.flatten_all()?;
-        self.embedding.index_select(&flat, 0)?.reshape((batch, tokens, self.config.width))
+        let flat = ids.to_dtype(DType::U32)?.flatten_all()?.to_device(self.embedding.device())?;
+        leave(&self.embedding.index_select(&flat, 0)?.reshape((batch, tokens, self.config.width))?)
     }
 
     fn hidden_states(&self, embeddings: &Tensor, _ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.hidden(embeddings, probe)
+        leave(&self.hidden(&enter(embeddings, &self.embedding)?, probe)?)
     }
 
     fn embed_hidden_states(&self, hidden: &Tensor, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let pooled = observe(probe, "text.pooled", self.pool(hidden, ids)?)?;
-        self.projection.forward(&pooled)
+        let pooled = self.pool(&enter(hidden, &self.embedding)?, ids)?;
+        leave(&self.projection.forward(&observe(probe, "text.pooled", pooled)?)?)
     }
 
     /// None: what stands behind the end mark is invisible to it.

@@ -8,6 +8,7 @@ use super::config::CtClipConfig;
 use super::vit::CtVit;
 use crate::bert::{Bert, BertPooling, BertProjection, BertTower, Padding};
 use crate::checkpoint::CheckpointError;
+use crate::device::{enter, leave};
 use crate::layers::{Linear, Projection};
 use crate::model::{DualEncoder, FoundationModel, ImageTower, TextTower, normalise};
 use crate::probe::{dropout, nonlinearity};
@@ -103,8 +104,9 @@ impl CtClip {
     pub fn class_logits(&self, images: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let Some(classifier) = &self.classifier else { bail!("the checkpoint has no classifier") };
         let name = "classifier";
-        let hidden = nonlinearity(probe, name, Activation::Relu, &normalise(images)?)?;
-        classifier.forward(&dropout(probe, name, CLASSIFIER_DROPOUT, hidden)?)
+        let normed = enter(&normalise(images)?, &classifier.weight)?;
+        let hidden = nonlinearity(probe, name, Activation::Relu, &normed)?;
+        leave(&classifier.forward(&dropout(probe, name, CLASSIFIER_DROPOUT, hidden)?)?)
     }
 }
 

@@ -8,8 +8,9 @@ use super::config::{Adaptation, CtClipConfig, CtVitConfig, QuantiserGradient};
 use super::layer::{EPSILON, Transformer};
 use super::position_bias::PositionBias;
 use crate::checkpoint::CheckpointError;
+use crate::device::{enter, leave};
 use crate::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook, Depth};
-use crate::ops::{layer_norm, linear, nearest_codes, recompute, straight_through};
+use crate::ops::{layer_norm, linear, mean_keepdim, nearest_codes, recompute, straight_through};
 use crate::probe::observe;
 use crate::weights::Weights;
 use crate::{ImageTower, MaybeProbe, PatchGeometry};
@@ -154,6 +155,7 @@ impl CtVit {
     pub fn quantise(&self, encoded: &Tensor) -> Result<Tensor> {
         let indices = self.code_indices(encoded)?.flatten_all()?;
         let codes = self.codes.squeeze(0)?.index_select(&indices, 0)?.reshape(encoded.shape())?;
+        let codes = codes.to_dtype(encoded.dtype())?;
         match self.gradient {
             QuantiserGradient::StraightThrough => straight_through(encoded, &codes),
             QuantiserGradient::Absent => Ok(codes),
@@ -165,16 +167,19 @@ impl CtVit {
     /// # Errors
     /// Whatever the device reports.
     pub fn flatten(&self, quantised: &Tensor) -> Result<Tensor> {
-        quantised.mean(1)?.flatten_from(1)
+        mean_keepdim(quantised, 1)?.squeeze(1)?.flatten_from(1)
     }
 
     /// The tokens of what the adaptation takes, quantised.
     fn tokens(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let [.., weight, _, _, _] = &self.patches;
+        let pixels = enter(pixels, weight)?;
         let encoded = match self.adaptation {
-            Adaptation::Native => self.encode(pixels, probe)?,
+            Adaptation::Native => self.encode(&pixels, probe)?,
             Adaptation::Flat => {
                 let (batch, _, height, width) = pixels.dims4()?;
                 let luma = Tensor::new(&LUMA, pixels.device())?.reshape((1, 3, 1, 1))?;
+                let luma = luma.to_dtype(pixels.dtype())?;
                 let grey = pixels.broadcast_mul(&luma)?.sum_keepdim(1)?;
                 let shape = (batch, 1, self.config.patch_slices, height, width);
                 self.encode(&grey.unsqueeze(2)?.broadcast_as(shape)?.contiguous()?, probe)?
@@ -208,7 +213,7 @@ impl ImageTower for CtVit {
 
     fn embed_images(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let flat = observe(probe, "vision.pooled", self.flatten(&self.tokens(pixels, probe)?)?)?;
-        linear(&flat, &self.latent, None)
+        leave(&linear(&flat, &self.latent, None)?)
     }
 
     fn feature_width(&self) -> usize {
@@ -216,7 +221,7 @@ impl ImageTower for CtVit {
     }
 
     fn features(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.tokens(pixels, probe)?.flatten(1, 3)
+        leave(&self.tokens(pixels, probe)?.flatten(1, 3)?)
     }
 
     fn cam_hook(&self) -> CamHook {

@@ -6,8 +6,8 @@ use candle_core::{Result, Tensor};
 
 use super::Linear;
 use crate::MaybeProbe;
-use crate::ops::{Scores, attention, composed};
-use crate::probe::dropout;
+use crate::ops::{Scores, attention, composed, wide};
+use crate::probe::{dropout, seen};
 
 /// The product that makes queries, keys and values.
 #[derive(Debug)]
@@ -73,14 +73,14 @@ pub(crate) fn observed_attention(
     match probe {
         Some(probe) if probe.wants_attention() || (rate > 0.0 && probe.drops_values()) => {
             let probabilities = composed::attention_probabilities(packed, scores)?;
-            let probabilities = probe.attention(name, probabilities)?;
+            let probabilities = seen(&probabilities, |probabilities| probe.attention(name, probabilities))?;
             composed::attend(packed, &dropout(Some(probe), name, rate, probabilities)?)
         }
         _ => attention(packed, scores),
     }
 }
 
-/// Attention of one query per sample, unfused: queries `[batch, 1, width]`, keys and values
+/// Attention of one query per sample, unfused and in f32: queries `[batch, 1, width]`, keys and values
 /// `[batch, tokens, width]`, giving `[batch, 1, width]`. The probe sees `[batch, heads, 1, tokens]`.
 pub(crate) fn pooling_attention(
     query: &Tensor,
@@ -94,11 +94,14 @@ pub(crate) fn pooling_attention(
     let head = width / heads;
     let split =
         |x: &Tensor, tokens: usize| x.reshape((batch, tokens, heads, head))?.transpose(1, 2)?.contiguous();
-    let (query, keys, values) = (split(query, 1)?, split(keys, tokens)?, split(values, tokens)?);
+    let dtype = keys.dtype();
+    let (query, keys, values) =
+        (split(&wide(query)?, 1)?, split(&wide(keys)?, tokens)?, split(&wide(values)?, tokens)?);
     let scores = (query.matmul(&keys.t()?.contiguous()?)? * (head as f64).powf(-0.5))?;
     let mut probabilities = composed::softmax(&scores)?;
     if let Some(probe) = probe.filter(|probe| probe.wants_attention()) {
-        probabilities = probe.attention(name, probabilities)?;
+        probabilities = seen(&probabilities, |probabilities| probe.attention(name, probabilities))?;
     }
-    probabilities.matmul(&values)?.transpose(1, 2)?.contiguous()?.reshape((batch, 1, width))
+    let pooled = probabilities.matmul(&values)?.transpose(1, 2)?.contiguous()?;
+    pooled.reshape((batch, 1, width))?.to_dtype(dtype)
 }

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::elementwise::{exp, normal_cdf, sigmoid, vectorised};
-use super::{borrow, composed, contiguous, on_cpu, values};
+use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 use crate::Activation;
 
 /// Applies `kind` elementwise.
@@ -12,6 +12,9 @@ use crate::Activation;
 /// # Errors
 /// Whatever the device reports.
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    if is_half_on_cpu(x) {
+        return activate(&wide(x)?, kind)?.to_dtype(x.dtype());
+    }
     if !on_cpu(x) {
         return composed::activate(x, kind);
     }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::elementwise::{dot, softmax_rows, vectorised};
 use super::product::{Matrix, product};
-use super::{borrow, composed, contiguous, on_cpu, values};
+use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 
 /// How the scores of attention are made of queries and keys, and which of them count.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,9 @@ impl Scores<'_> {
 pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
     let (batch, tokens, triple) = packed.dims3()?;
     scores.check(batch, tokens, triple)?;
+    if is_half_on_cpu(packed) {
+        return attention(&wide(packed)?, scores)?.to_dtype(packed.dtype());
+    }
     if !on_cpu(packed) {
         return composed::attention(packed, scores).map(|(out, _)| out);
     }
@@ -77,7 +80,7 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
     let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
     let op = Attention { heads: scores.heads, scale, causal: scores.causal, seen };
     match scores.bias {
-        Some(bias) => packed.contiguous()?.apply_op2(&bias.contiguous()?, op),
+        Some(bias) => packed.contiguous()?.apply_op2(&wide(bias)?.contiguous()?, op),
         None => packed.contiguous()?.apply_op1(op),
     }
 }

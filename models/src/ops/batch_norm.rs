@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elementwise::vectorised;
 use super::rows::{for_each_block, sum_blocks};
-use super::{borrow, composed, contiguous, on_cpu, values};
+use super::{borrow, composed, contiguous, is_half, on_cpu, values, wide};
 
 /// The statistics that a batch norm was trained with.
 #[derive(Clone, Debug)]
@@ -42,6 +42,9 @@ pub fn batch_norm(
     let fits = |tensor: &Tensor| tensor.dims() == [channels];
     if ![gamma, beta, &statistics.mean, &statistics.variance].into_iter().all(fits) || channels == 0 {
         bail!("a batch norm of {:?} cannot take {:?}", gamma.dims(), x.dims());
+    }
+    if is_half(x) {
+        return batch_norm(&wide(x)?, &wide(gamma)?, &wide(beta)?, statistics)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         return composed::batch_norm(x, gamma, beta, statistics);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::elementwise::{dot, vectorised};
 use super::product::{Matrix, product};
 use super::unit::SHORTEST;
-use super::{contiguous, on_cpu, values};
+use super::{contiguous, is_half_on_cpu, on_cpu, values, wide};
 
 /// Tokens that are compared with all codes at a time.
 const STRIP: usize = 512;
@@ -60,8 +60,12 @@ pub fn straight_through(x: &Tensor, value: &Tensor) -> Result<Tensor> {
     if x.dims() != value.dims() {
         bail!("{:?} cannot stand for {:?}", value.dims(), x.dims());
     }
+    let value = value.to_dtype(x.dtype())?;
+    if is_half_on_cpu(x) {
+        return straight_through(&wide(x)?, &wide(&value)?)?.to_dtype(x.dtype());
+    }
     if !on_cpu(x) {
-        return x + (value - x)?.detach();
+        return x + (&value - x)?.detach();
     }
     x.apply_op2(&value.contiguous()?, StraightThrough)
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::{Padding3, RunningStatistics, Scores, Window};
+use super::{Padding3, RunningStatistics, Scores, Window, is_half, wide};
 use crate::Activation;
 
 /// As [`super::linear()`].
@@ -11,9 +11,9 @@ use crate::Activation;
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = x.broadcast_matmul(&weight.t()?)?;
+    let y = x.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?;
     match bias {
-        Some(bias) => y.broadcast_add(bias),
+        Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?),
         None => Ok(y),
     }
 }
@@ -76,7 +76,7 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
     }
     let Some(sum) = sum else { candle_core::bail!("a kernel of {:?} has no place", kernel.dims()) };
     match bias {
-        Some(bias) => sum.broadcast_add(bias),
+        Some(bias) => sum.broadcast_add(&bias.to_dtype(sum.dtype())?),
         None => Ok(sum),
     }
 }
@@ -150,6 +150,7 @@ pub fn depthwise_conv3d(x: &Tensor, kernel: &Tensor, bias: &Tensor, padding: Pad
     }
     let (_, steps, rows, columns, _) = padded.dims5()?;
     let (channels, _, kernel_steps, kernel_rows, kernel_columns) = kernel.dims5()?;
+    let (kernel, bias) = (kernel.to_dtype(x.dtype())?, bias.to_dtype(x.dtype())?);
     let mut sum = bias.reshape((1, 1, 1, 1, channels))?;
     for step in 0..kernel_steps {
         for row in 0..kernel_rows {
@@ -229,7 +230,7 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<(Tensor, Tensor
     Ok((attend(packed, &probabilities)?, probabilities))
 }
 
-/// The probabilities `[batch, heads, tokens, tokens]` of packed queries and keys.
+/// The probabilities `[batch, heads, tokens, tokens]` of packed queries and keys; of half types in f32.
 ///
 /// # Errors
 /// As [`attention()`].
@@ -238,21 +239,25 @@ pub fn attention_probabilities(packed: &Tensor, scores: &Scores<'_>) -> Result<T
     let (queries, keys) = (head_part(packed, heads, 0)?, head_part(packed, heads, 1)?);
     let head_width = queries.dim(D::Minus1)? as f64;
     let scale = scores.scale.unwrap_or_else(|| head_width.powf(-0.5));
-    let mut products = (queries.matmul(&keys.t()?.contiguous()?)? * scale)?;
+    let products = queries.matmul(&keys.t()?.contiguous()?)?;
+    // A factor of 1/8 would not harm, but masks and sums want the range and the digits of f32.
+    let products = if is_half(packed) { wide(&products)? } else { products };
+    let mut products = (products * scale)?;
+    let dtype = products.dtype();
     if let Some(bias) = scores.bias {
-        products = products.broadcast_add(bias)?;
+        products = products.broadcast_add(&bias.to_dtype(dtype)?)?;
     }
     if scores.causal {
         let tokens = products.dim(D::Minus1)?;
         let mask: Vec<f32> = (0..tokens * tokens)
             .map(|index| if index % tokens > index / tokens { HIDDEN } else { 0.0 })
             .collect();
-        let mask = Tensor::from_vec(mask, (tokens, tokens), packed.device())?.to_dtype(packed.dtype())?;
+        let mask = Tensor::from_vec(mask, (tokens, tokens), packed.device())?.to_dtype(dtype)?;
         products = products.broadcast_add(&mask)?;
     }
     if let Some(mask) = scores.mask {
         let (batch, tokens) = mask.dims2()?;
-        let hidden = mask.ne(0.0)?.to_dtype(packed.dtype())?.affine(-f64::from(HIDDEN), f64::from(HIDDEN))?;
+        let hidden = mask.ne(0.0)?.to_dtype(dtype)?.affine(-f64::from(HIDDEN), f64::from(HIDDEN))?;
         products = products.broadcast_add(&hidden.reshape((batch, 1, 1, tokens))?)?;
     }
     softmax(&products)
@@ -269,7 +274,8 @@ pub fn attend(packed: &Tensor, probabilities: &Tensor) -> Result<Tensor> {
     let (batch, tokens, triple) = packed.dims3()?;
     let heads = probabilities.dim(1)?;
     let values = head_part(packed, heads, 2)?;
-    probabilities.matmul(&values)?.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, triple / 3))
+    let attended = probabilities.to_dtype(packed.dtype())?.matmul(&values)?;
+    attended.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, triple / 3))
 }
 
 /// Part 0, 1 or 2 of the packed tensor as `[batch, heads, tokens, head width]`.

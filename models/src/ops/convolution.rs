@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::product::{Matrix, product};
 use super::rows::column_sums;
-use super::{borrow, composed, contiguous, linear, on_cpu};
+use super::{borrow, composed, contiguous, is_half_on_cpu, linear, on_cpu, wide};
 
 /// How a window moves over an image: stride and zero padding, the same in both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,12 +65,15 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
     if sizes.kernel == [1, 1] && window == (Window { stride: 1, padding: 0 }) {
         return linear(x, &kernel.reshape((out, channels))?, bias);
     }
+    if is_half_on_cpu(x) {
+        return conv2d(&wide(x)?, kernel, bias, window)?.to_dtype(x.dtype());
+    }
     if !on_cpu(x) {
         return composed::conv2d(x, kernel, bias, window);
     }
-    let (x, kernel) = (x.contiguous()?, kernel.contiguous()?);
+    let (x, kernel) = (x.contiguous()?, wide(kernel)?.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&kernel, &bias.contiguous()?, Convolution { sizes }),
+        Some(bias) => x.apply_op3(&kernel, &wide(bias)?.contiguous()?, Convolution { sizes }),
         None => x.apply_op2(&kernel, Convolution { sizes }),
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::elementwise::vectorised;
 use super::rows::column_sums;
-use super::{borrow, composed, contiguous, on_cpu};
+use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
 /// Zeros before and behind each axis of a volume: steps, rows, columns.
 pub type Padding3 = [[usize; 2]; 3];
@@ -36,6 +36,9 @@ pub fn depthwise_conv3d(x: &Tensor, kernel: &Tensor, bias: &Tensor, padding: Pad
             bail!("a kernel of {kernel_size:?} does not fit a volume of {size:?} padded by {padding:?}");
         }
         out[axis] = padded - kernel_size[axis] + 1;
+    }
+    if is_half_on_cpu(x) {
+        return depthwise_conv3d(&wide(x)?, &wide(kernel)?, &wide(bias)?, padding)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         return composed::depthwise_conv3d(x, kernel, bias, padding);

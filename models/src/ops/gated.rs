@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use super::activation::{gelu, gelu_slope};
 use super::elementwise::vectorised;
 use super::rows::for_each_block;
-use super::{borrow, composed, contiguous, on_cpu};
+use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
 /// The first half of the last dimension times the GELU (exact error function) of the second half:
 /// `[..., 2 width]` to `[..., width]`.
@@ -16,6 +16,9 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let double = x.dims().last().copied().unwrap_or_default();
     if double == 0 || !double.is_multiple_of(2) {
         bail!("{double} values have no halves");
+    }
+    if is_half_on_cpu(x) {
+        return geglu(&wide(x)?)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         return composed::geglu(x);

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elementwise::{fold, sum, vectorised};
 use super::rows::for_each_block;
-use super::{borrow, composed, contiguous, on_cpu};
+use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
 
 /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta` over the last dimension of `x` `[..., width]`;
 /// `gamma` and `beta` `[width]`.
@@ -12,6 +12,9 @@ use super::{borrow, composed, contiguous, on_cpu};
 /// # Errors
 /// If the shapes do not fit.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Result<Tensor> {
+    if is_half(x) {
+        return layer_norm(&wide(x)?, &wide(gamma)?, &wide(beta)?, epsilon)?.to_dtype(x.dtype());
+    }
     if !on_cpu(x) {
         return composed::layer_norm(x, gamma, beta, epsilon);
     }
@@ -20,8 +23,8 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Re
         bail!("a layer norm of {:?} cannot take {:?}", gamma.dims(), x.dims());
     }
     x.contiguous()?.apply_op3(
-        &gamma.contiguous()?,
-        &beta.contiguous()?,
+        &wide(gamma)?.contiguous()?,
+        &wide(beta)?.contiguous()?,
         LayerNorm { epsilon: epsilon as f32 },
     )
 }

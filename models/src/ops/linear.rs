@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::elementwise::vectorised;
 use super::product::{Matrix, product};
-use super::{composed, contiguous, on_cpu};
+use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
 /// `x W^T + b` for `x` `[..., in]`, `weight` `[out, in]` and `bias` `[out]`, giving `[..., out]`.
 ///
@@ -14,16 +14,20 @@ use super::{composed, contiguous, on_cpu};
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if is_half_on_cpu(x) {
+        return linear(&wide(x)?, weight, bias)?.to_dtype(x.dtype());
+    }
     if !on_cpu(x) {
         return composed::linear(x, weight, bias);
     }
+    let weight = wide(weight)?;
     let (out, width) = weight.dims2()?;
     if x.dims().last() != Some(&width) {
         bail!("a linear layer of [{out}, {width}] cannot take {:?}", x.dims());
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear { stored: Stored::Rows }),
+        Some(bias) => x.apply_op3(&weight, &wide(bias)?.contiguous()?, Linear { stored: Stored::Rows }),
         None => x.apply_op2(&weight, Linear { stored: Stored::Rows }),
     }
 }
@@ -33,9 +37,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// # Errors
 /// If the shapes do not fit.
 pub fn project(x: &Tensor, projection: &Tensor) -> Result<Tensor> {
-    if !on_cpu(x) {
-        return x.broadcast_matmul(projection);
+    if is_half_on_cpu(x) {
+        return project(&wide(x)?, projection)?.to_dtype(x.dtype());
     }
+    if !on_cpu(x) {
+        return x.broadcast_matmul(&projection.to_dtype(x.dtype())?);
+    }
+    let projection = wide(projection)?;
     let (width, out) = projection.dims2()?;
     if x.dims().last() != Some(&width) {
         bail!("a projection of [{width}, {out}] cannot take {:?}", x.dims());

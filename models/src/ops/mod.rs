@@ -5,6 +5,10 @@
 //! backward pass; elsewhere each is composed of candle's differentiable operations. Every kernel has
 //! its composed twin in [`composed`], and a test compares the two and their gradients.
 //!
+//! Kernels are of f32. Of half types a CPU's operations widen their arguments and round the result; what
+//! sums over many values (norms, softmax, means) does so on every device. Parameters of another type than
+//! the input's are taken in the input's.
+//!
 //! Results do not depend on the number of threads: parallel parts share nothing, and every sum has a
 //! stated order.
 
@@ -29,7 +33,7 @@ mod unit;
 
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
 pub use activation::activate;
 pub use attention::{Scores, attention};
@@ -82,12 +86,38 @@ fn borrow(tensor: &Tensor) -> Result<Borrowed<impl Deref<Target = Storage> + '_>
     Ok(Borrowed { storage, range: start..end })
 }
 
-/// The values of a tensor as a vector, whatever its layout.
+/// The values of a tensor as a vector, whatever its layout and float type.
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
+    wide(tensor)?.flatten_all()?.to_vec1()
 }
 
 /// Whether the kernels here apply: f32 on a CPU.
 fn on_cpu(tensor: &Tensor) -> bool {
-    tensor.device().is_cpu() && tensor.dtype() == candle_core::DType::F32
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
+/// Whether a tensor is of a type with too few digits to sum in.
+fn is_half(tensor: &Tensor) -> bool {
+    matches!(tensor.dtype(), DType::BF16 | DType::F16)
+}
+
+/// Whether a product widens its arguments: those of a GPU sum half types in f32 by themselves.
+fn is_half_on_cpu(tensor: &Tensor) -> bool {
+    is_half(tensor) && tensor.device().is_cpu()
+}
+
+/// The tensor in f32.
+pub(crate) fn wide(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_dtype(DType::F32)
+}
+
+/// The mean over an axis, which stays with length 1.
+///
+/// # Errors
+/// If there is no such axis.
+pub fn mean_keepdim(x: &Tensor, axis: usize) -> Result<Tensor> {
+    match is_half(x) {
+        true => wide(x)?.mean_keepdim(axis)?.to_dtype(x.dtype()),
+        false => x.mean_keepdim(axis),
+    }
 }

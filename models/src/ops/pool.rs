@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::elementwise::vectorised;
-use super::{Window, borrow, composed, contiguous, on_cpu};
+use super::{Window, borrow, composed, contiguous, is_half, on_cpu, wide};
 
 /// The means of squares of `side` pixels that do not overlap: `[batch, rows, columns, channels]` to
 /// `[batch, rows / side, columns / side, channels]`. Pixels that fill no square are left out.
@@ -18,6 +18,9 @@ pub fn average_pool2d(x: &Tensor, side: usize) -> Result<Tensor> {
     }
     if side == 1 {
         return Ok(x.clone());
+    }
+    if is_half(x) {
+        return average_pool2d(&wide(x)?, side)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         return composed::average_pool2d(x, side);
@@ -110,6 +113,9 @@ pub fn max_pool2d(x: &Tensor, side: usize, window: Window) -> Result<Tensor> {
         bail!("a padding of {} is more than half of a window of {side}", window.padding);
     }
     let out = [window.positions(rows, side)?, window.positions(columns, side)?];
+    if is_half(x) {
+        return max_pool2d(&wide(x)?, side, window)?.to_dtype(x.dtype());
+    }
     if !on_cpu(x) {
         return composed::max_pool2d(x, side, window);
     }

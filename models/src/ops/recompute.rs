@@ -4,17 +4,22 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, Var};
 
-use super::{on_cpu, values};
+use super::{is_half_on_cpu, on_cpu, values, wide};
 
 /// A part of a model as a function of its input and parameters.
 pub type Part = dyn Fn(&Tensor, &[Tensor]) -> Result<Tensor> + Send + Sync;
 
-/// `part(x, parameters)`, f32, of which the graph keeps only the arguments: the backward pass calls `part`
+/// `part(x, parameters)`, of which the graph keeps only the arguments: the backward pass calls `part`
 /// again. Whatever reaches the result has to be an argument; what the part captures besides is a constant.
 ///
 /// # Errors
 /// Whatever the part reports.
 pub fn recompute(x: &Tensor, parameters: &[Tensor], part: Arc<Part>) -> Result<Tensor> {
+    if is_half_on_cpu(x) && x.track_op() {
+        let dtype = x.dtype();
+        let rounded: Arc<Part> = Arc::new(move |x, parameters| wide(&part(&x.to_dtype(dtype)?, parameters)?));
+        return recompute(&wide(x)?, parameters, rounded)?.to_dtype(dtype);
+    }
     let tracked: Vec<&Tensor> = parameters.iter().filter(|parameter| parameter.track_op()).collect();
     if !on_cpu(x) || (!x.track_op() && tracked.is_empty()) {
         return part(x, parameters);

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::elementwise::{dot, vectorised};
 use super::rows::{for_each_block, sum_blocks};
-use super::{borrow, composed, contiguous, on_cpu};
+use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
 
 /// Lengths below this count as this.
 pub(super) const SHORTEST: f32 = 1e-12;
@@ -17,6 +17,9 @@ pub fn scaled_unit(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or_default();
     if width == 0 || scale.dims() != [width] {
         bail!("a scale of {:?} cannot take {:?}", scale.dims(), x.dims());
+    }
+    if is_half(x) {
+        return scaled_unit(&wide(x)?, &wide(scale)?)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         return composed::scaled_unit(x, scale);

@@ -5,6 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::config::FusionConfig;
 use crate::bert::BertConfig;
 use crate::checkpoint::CheckpointError;
+use crate::device::{enter, leave};
 use crate::layers::{Block, BlockLayout, BlockShape, Projection};
 use crate::model::normalise;
 use crate::ops::composed::log_softmax;
@@ -57,18 +58,20 @@ impl Fusion {
     /// The logarithms of the probabilities of words, without the last two tokens.
     pub(super) fn word_log_probabilities(&self, fused: &Tensor) -> Result<Tensor> {
         let tokens = fused.dim(1)?.saturating_sub(ADDED);
-        log_softmax(&self.vocabulary.forward(&fused.narrow(1, 0, tokens)?.contiguous()?)?)
+        let fused = enter(&fused.narrow(1, 0, tokens)?.contiguous()?, &self.image_token)?;
+        log_softmax(&leave(&self.vocabulary.forward(&fused)?)?)
     }
 
     pub(super) fn forward(&self, hidden: &Tensor, images: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let (batch, _, width) = hidden.dims3()?;
         let token = self.image_token.broadcast_as((batch, 1, width))?;
-        let images = normalise(images)?.unsqueeze(1)?;
-        let mut x = observe(probe, "fusion.embeddings", Tensor::cat(&[hidden, &token, &images], 1)?)?;
+        let hidden = enter(hidden, &self.image_token)?;
+        let images = enter(&normalise(images)?.unsqueeze(1)?, &self.image_token)?;
+        let mut x = observe(probe, "fusion.embeddings", Tensor::cat(&[&hidden, &token, &images], 1)?)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &format!("fusion.layers.{layer}"), probe)?;
         }
-        Ok(x)
+        leave(&x)
     }
 }
 

@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use crate::MaybeProbe;
 use crate::checkpoint::CheckpointError;
 use crate::layers::{Linear, pooling_attention};
+use crate::ops::mean_keepdim;
 use crate::weights::Weights;
 
 /// One round of attention from the mean token.
@@ -54,7 +55,7 @@ impl AttentionPool {
             bail!("{rows} x {columns} cells do not fit {} positions", self.positions.dim(0)?);
         }
         let cells = map.reshape((batch, rows * columns, width))?;
-        let tokens = Tensor::cat(&[&cells.mean_keepdim(1)?, &cells], 1)?.broadcast_add(&self.positions)?;
+        let tokens = Tensor::cat(&[&mean_keepdim(&cells, 1)?, &cells], 1)?.broadcast_add(&self.positions)?;
         let query = self.query.forward(&tokens.narrow(1, 0, 1)?)?;
         let (keys, values) = (self.key.forward(&tokens)?, self.value.forward(&tokens)?);
         let pooled = pooling_attention(&query, &keys, &values, self.heads, name, probe)?;

@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::CheckpointError;
-use crate::ops::{RunningStatistics, Window, batch_norm, conv2d};
+use crate::ops::{RunningStatistics, Window, batch_norm, conv2d, wide};
+use crate::probe::seen;
 use crate::weights::Weights;
 use crate::{Layer, MaybeProbe};
 
@@ -49,6 +50,11 @@ impl ConvNorm {
         })
     }
 
+    /// `[out, in, kernel, kernel]`.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// `[batch, rows, columns, in]` to `[batch, out rows, out columns, out]`; `name` is that of the norm
     /// for probes.
     pub(crate) fn forward(&self, x: &Tensor, name: &str, probe: MaybeProbe<'_>) -> Result<Tensor> {
@@ -85,10 +91,10 @@ impl ConvNorm {
 
     /// W gamma / sigma, and beta - mean gamma / sigma.
     fn fold(&self) -> Result<(Tensor, Tensor)> {
-        let scale = (&self.gamma * self.statistics.inverse_deviation()?)?;
-        let kernel = self.weight.permute((0, 2, 3, 1))?.contiguous()?;
-        let kernel = kernel.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
-        let bias = (&self.beta - (&self.statistics.mean * &scale)?)?;
+        let scale = (wide(&self.gamma)? * self.statistics.inverse_deviation()?)?;
+        let kernel = wide(&self.weight.permute((0, 2, 3, 1))?.contiguous()?)?;
+        let kernel = kernel.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?.to_dtype(self.weight.dtype())?;
+        let bias = (wide(&self.beta)? - (&self.statistics.mean * &scale)?)?;
         Ok((kernel, bias))
     }
 }
@@ -103,7 +109,7 @@ fn convolution_name(name: &str) -> String {
 pub(crate) fn observe_map(probe: MaybeProbe<'_>, name: &str, map: Tensor) -> Result<Tensor> {
     match probe {
         Some(probe) if probe.looks_into(name) => {
-            let map = probe.activation(name, map.permute((0, 3, 1, 2))?.contiguous()?)?;
+            let map = seen(&map.permute((0, 3, 1, 2))?.contiguous()?, |map| probe.activation(name, map))?;
             map.permute((0, 2, 3, 1))?.contiguous()
         }
         _ => Ok(map),

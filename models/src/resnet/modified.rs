@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::attention_pool::AttentionPool;
 use super::trunk::{ResNetConfig, STRIDE, Trunk, Variant};
 use crate::checkpoint::CheckpointError;
+use crate::device::leave;
 use crate::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
 use crate::probe::observe;
 use crate::weights::Weights;
@@ -62,7 +63,7 @@ impl ImageTower for ModifiedResNet {
 
     fn embed_images(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let map = self.trunk.forward(pixels, probe)?;
-        observe(probe, "vision.pooled", self.pool.forward(&map, POOL, probe)?)
+        leave(&observe(probe, "vision.pooled", self.pool.forward(&map, POOL, probe)?)?)
     }
 
     fn feature_width(&self) -> usize {
@@ -70,7 +71,7 @@ impl ImageTower for ModifiedResNet {
     }
 
     fn features(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.trunk.forward(pixels, probe)?.flatten(1, 2)
+        leave(&self.trunk.forward(pixels, probe)?.flatten(1, 2)?)
     }
 
     fn cam_hook(&self) -> CamHook {

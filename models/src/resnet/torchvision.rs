@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use super::modified::geometry;
 use super::trunk::{ResNetConfig, Trunk, Variant};
 use crate::checkpoint::CheckpointError;
+use crate::device::leave;
 use crate::model::{ActivationLayout, AttentionHook, CamHook};
 use crate::probe::observe;
 use crate::weights::{Parameters, Side, Trainable, Weights};
@@ -71,7 +72,7 @@ impl ImageTower for ResNet {
     }
 
     fn features(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.trunk.forward(pixels, probe)?.flatten(1, 2)
+        leave(&self.trunk.forward(pixels, probe)?.flatten(1, 2)?)
     }
 
     fn cam_hook(&self) -> CamHook {

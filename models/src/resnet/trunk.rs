@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::conv_norm::{ConvNorm, observe_map};
 use crate::checkpoint::CheckpointError;
+use crate::device::enter;
 use crate::ops::Window;
 use crate::probe::{nonlinearity, residual_sum};
 use crate::shapes::Shapes;
@@ -146,7 +147,11 @@ impl Trunk {
         if (channels, height, width) != (3, self.image, self.image) {
             bail!("the image tower takes [batch, 3, {0}, {0}], not {1:?}", self.image, pixels.dims());
         }
-        let mut x = pixels.permute((0, 2, 3, 1))?.contiguous()?;
+        let first = match &self.stem {
+            Stem::Modified(convolutions) => convolutions[0].weight(),
+            Stem::Plain(convolution) => convolution.weight(),
+        };
+        let mut x = enter(pixels, first)?.permute((0, 2, 3, 1))?.contiguous()?;
         match &self.stem {
             Stem::Modified(convolutions) => {
                 for (index, convolution) in convolutions.iter().enumerate() {

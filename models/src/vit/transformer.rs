@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::checkpoint::CheckpointError;
+use crate::device::{enter, leave};
 use crate::layers::{Block, BlockLayout, BlockShape, LayerNorm, Projection};
 use crate::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
 use crate::ops::linear;
@@ -257,10 +258,11 @@ impl ImageTower for VisionTransformer {
     }
 
     fn embed_images(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let pooled = observe(probe, "vision.pooled", self.pool(&self.hidden(pixels, probe)?)?)?;
+        let hidden = self.hidden(&enter(pixels, &self.patch)?, probe)?;
+        let pooled = observe(probe, "vision.pooled", self.pool(&hidden)?)?;
         match &self.projection {
-            Some(projection) => projection.forward(&pooled),
-            None => Ok(pooled),
+            Some(projection) => leave(&projection.forward(&pooled)?),
+            None => leave(&pooled),
         }
     }
 
@@ -269,8 +271,8 @@ impl ImageTower for VisionTransformer {
     }
 
     fn features(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(pixels, probe)?;
-        self.normed(&hidden.narrow(1, 1, self.config.patches())?)
+        let hidden = self.hidden(&enter(pixels, &self.patch)?, probe)?;
+        leave(&self.normed(&hidden.narrow(1, 1, self.config.patches())?)?)
     }
 
     fn cam_hook(&self) -> CamHook {

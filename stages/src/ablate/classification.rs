@@ -2,7 +2,6 @@
 
 use candle_core::Tensor;
 use pipe_engine::{StageContext, StageError};
-use pipe_models::Trainable;
 use pipe_models::random::Key;
 
 use super::condition::{Condition, Refused};
@@ -76,7 +75,7 @@ pub(super) fn ablate(params: &Params, context: &StageContext<'_>) -> Result<Resu
             return Err(StageError::failed(format!("classification needs the input `{port}`")));
         }
     }
-    let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+    let model = Model::load(context.input("checkpoint")?, params.compute())?;
     let study = Study::new(params, context, &model)?;
     let wanted = params.wanted(&FAMILY);
     let mut scored = vec![study.scored(None, Ok(vec![study.full.clone()]))];
@@ -254,7 +253,7 @@ impl<'a, 'c> Study<'a, 'c> {
         let load = |port: &str| -> Result<Option<Model>, StageError> {
             self.context
                 .optional_input(port)
-                .map(|artifact| Model::load(artifact, Trainable::Frozen))
+                .map(|artifact| Model::load(artifact, self.params.compute()))
                 .transpose()
         };
         let base = load("base")?;

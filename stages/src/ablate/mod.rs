@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::classifier::{Prompts, check_prompts};
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::metrics::{Metric, write_metrics};
 use crate::table::{Table, TableSchema, WriteOptions, write};
 
@@ -80,8 +81,20 @@ pub struct Params {
     /// Rows per forward pass.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    pub precision: Precision,
     /// Decides permutations, random weights and the bootstrap.
     pub seed: i64,
+}
+
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, self.precision)
+    }
 }
 
 impl Default for Params {
@@ -99,6 +112,8 @@ impl Default for Params {
             pool: None,
             k: vec![1, 5, 10],
             batch: 64,
+            device: auto(),
+            precision: Precision::F32,
             seed: 0,
         }
     }
@@ -172,7 +187,15 @@ impl StageKind for Ablate {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        check_prompts(&params.prompts)
+        check_prompts(&params.prompts).into_iter().chain(compute::check(&params.device)).collect()
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {

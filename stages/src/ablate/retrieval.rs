@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use pipe_engine::{StageContext, StageError};
-use pipe_models::Trainable;
 use pipe_models::random::Key;
 use rayon::prelude::*;
 
@@ -110,7 +109,7 @@ impl<'a, 'c> Study<'a, 'c> {
     fn new(params: &'a Params, context: &'a StageContext<'c>) -> Result<Self, StageError> {
         let captions = Captions::read(params, context)?;
         let model = match context.optional_input("checkpoint") {
-            Some(checkpoint) => Some(Model::load(checkpoint, Trainable::Frozen)?),
+            Some(checkpoint) => Some(Model::load(checkpoint, params.compute())?),
             None => None,
         };
         let vectors = |split: &str| -> Result<(Vectors, Vectors), StageError> {

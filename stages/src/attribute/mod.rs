@@ -14,7 +14,6 @@ use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
-use pipe_models::Trainable;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +22,7 @@ use self::explanation::{Counts, Explanation};
 use self::saliency::SaliencyFile;
 use self::selection::{Selection, select};
 use crate::artifact;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::ImageSet;
 use crate::labels::Labels;
 use crate::lookup::{LookedUp, image_ids};
@@ -336,6 +336,18 @@ pub struct Params {
     /// Images, steps or windows per pass through the model.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    pub precision: Precision,
+}
+
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, self.precision)
+    }
 }
 
 impl Default for Params {
@@ -365,6 +377,8 @@ impl Default for Params {
             random_weights: false,
             seed: 0,
             batch: 32,
+            device: auto(),
+            precision: Precision::F32,
         }
     }
 }
@@ -420,7 +434,7 @@ impl StageKind for Attribute {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        let mut problems = Vec::new();
+        let mut problems: Vec<ParameterProblem> = compute::check(&params.device).into_iter().collect();
         let mut wrong = |path: &str, message: String, help: &str| {
             problems.push(ParameterProblem { path: path.to_owned(), message, help: Some(help.to_owned()) });
         };
@@ -489,8 +503,16 @@ impl StageKind for Attribute {
         Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
     }
 
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
         let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let labels = match context.optional_input("labels") {
@@ -528,7 +550,6 @@ impl StageKind for Attribute {
 
 /// What the file says of its maps beside the provenance.
 fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String, String> {
-    let params_json = serde_json::to_string(params).unwrap_or_default();
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model.describe()),
@@ -536,7 +557,7 @@ fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String,
         ("baseline".to_owned(), params.baseline_name().to_owned()),
         ("channels".to_owned(), params.method.reduction().name().to_owned()),
         ("target".to_owned(), params.target.clone()),
-        ("params".to_owned(), params_json),
+        ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
     if params.random_weights {

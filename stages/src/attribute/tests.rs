@@ -20,6 +20,7 @@ use pipe_models::{ClipConfig, ClipModel, FoundationModel, ModelConfig, Preproces
 use tempfile::TempDir;
 
 use super::{Attribute, Baseline, Method, Params};
+use crate::compute::Compute;
 use crate::ipc::{read_file, tensors, texts};
 use crate::model::{DEVICE, Head, HeadDescription, Model};
 use crate::phantom::IngestPhantom;
@@ -103,13 +104,7 @@ impl Study {
             bias: Tensor::from_vec(bias, classes.len(), &DEVICE).unwrap(),
             description: HeadDescription { classes, task: labels["task"].clone() },
         };
-        let model = Model {
-            network,
-            preprocessor: Some(Preprocessor::clip(side)),
-            tokenizer: None,
-            open_clip: None,
-            head: Some(head),
-        };
+        let model = Model::new(network, Some(Preprocessor::clip(side)), None).with_head(head);
         let folder = self.folder.path().join(format!("model-{side}"));
         std::fs::create_dir(&folder).unwrap();
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
@@ -390,7 +385,7 @@ fn factorised_attention_has_relevance() {
 fn the_mean_image_is_that_of_the_training_split() {
     let study = Study::new();
     let host = Host::default();
-    let model = Model::load(&study.artifacts["checkpoint"], Trainable::Frozen).unwrap();
+    let model = Model::load(&study.artifacts["checkpoint"], Compute::exact()).unwrap();
     let inputs = ["images", "checkpoint"].map(|name| {
         let artifact = study.artifacts[name].clone();
         (name.to_owned(), vec![InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact }])

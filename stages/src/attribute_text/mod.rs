@@ -12,7 +12,6 @@ use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
-use pipe_models::Trainable;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +19,7 @@ use self::explanation::{Captions, Counts, Explanation};
 use self::file::WordFile;
 use crate::artifact;
 use crate::attribute::Quadrature;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::ImageSet;
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
@@ -104,6 +104,18 @@ pub struct Params {
     /// Captions, steps or subsets per pass through the text tower.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    pub precision: Precision,
+}
+
+impl Params {
+    /// Where and how precisely the model computes.
+    fn compute(&self) -> Compute {
+        Compute::new(&self.device, self.precision)
+    }
 }
 
 impl Default for Params {
@@ -119,6 +131,8 @@ impl Default for Params {
             random_weights: false,
             seed: 0,
             batch: 32,
+            device: auto(),
+            precision: Precision::F32,
         }
     }
 }
@@ -151,15 +165,16 @@ impl StageKind for AttributeText {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let mut problems: Vec<ParameterProblem> = compute::check(&params.device).into_iter().collect();
         let trapezoid = matches!(params.quadrature, Quadrature::RiemannTrapezoid | Quadrature::Trapezoid);
         if params.method == WordMethod::IntegratedGradients && trapezoid && params.steps < 2 {
-            return vec![ParameterProblem {
+            problems.push(ParameterProblem {
                 path: "steps".to_owned(),
                 message: "a trapezoid has two ends".to_owned(),
                 help: Some("give at least 2 steps".to_owned()),
-            }];
+            });
         }
-        Vec::new()
+        problems
     }
 
     fn is_row_wise(&self, params: &Params, _has: &dyn Fn(&str) -> bool) -> bool {
@@ -178,8 +193,16 @@ impl StageKind for AttributeText {
         Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
     }
 
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let model = Model::load(context.input("checkpoint")?, Trainable::Frozen)?;
+        let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
         let captions = Captions::read(params, &model, context)?;
         let images = ImageSet::read_only(
@@ -206,7 +229,7 @@ fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String,
         ("model".to_owned(), model.describe()),
         ("layer".to_owned(), "token embeddings".to_owned()),
         ("baseline".to_owned(), params.absent.name().to_owned()),
-        ("params".to_owned(), serde_json::to_string(params).unwrap_or_default()),
+        ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
     if params.random_weights {

@@ -1,13 +1,15 @@
-//! The stage kind `finetune.classify`: a linear probe on frozen embeddings, or the whole image tower.
+//! The stage kind `finetune.classify`: a linear probe on frozen embeddings, adapters of the image tower, or
+//! the whole of it.
 
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
+    StageKind,
 };
-use pipe_models::Trainable;
-use pipe_models::train::{AdamW, Group, Schedule, WarmUp, clip_gradient_norm, loss};
+use pipe_models::train::{AdamW, Group, LoraOptions, Schedule, WarmUp, clip_gradient_norm, loss};
+use pipe_models::{ModelConfig, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +18,11 @@ use super::training::{Best, Position, Training};
 use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
 use crate::classification::probabilities;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::{ImageSet, batches};
 use crate::labels::Labels;
 use crate::linear_probe::{Labelled, LinearProbe};
-use crate::model::{DEVICE, Head, Model, tensor_error, zero_head};
+use crate::model::{DEVICE, Head, Model, checkpoint_error, tensor_error, zero_head};
 use crate::statistics::{ClassifierScores, Task};
 
 /// What learns.
@@ -28,8 +31,30 @@ use crate::statistics::{ClassifierScores, Task};
 pub enum Mode {
     /// A linear classifier on the frozen, projected embedding.
     LinearProbe,
+    /// Changes of low rank (Hu et al. 2022) to the query and value weights of the image tower's attention,
+    /// which stays as it is otherwise, with a linear head. The checkpoint that is written has them merged
+    /// into the weights.
+    Lora,
     /// The image tower with a linear head.
     Full,
+}
+
+/// How much an adapter can change.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// The rank of a change.
+    #[schemars(range(min = 1, max = 1024))]
+    pub rank: i64,
+    /// A change is multiplied by `alpha / rank`.
+    #[schemars(range(min = 1e-3, max = 1e4))]
+    pub alpha: f64,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0 }
+    }
 }
 
 /// Parameters of `finetune.classify`.
@@ -42,24 +67,36 @@ pub struct Params {
     /// validation split (or on every fifth training row, if there is none) is taken.
     #[schemars(range(min = 1e-9, max = 1e9))]
     pub c: Option<f64>,
-    /// Full: passes over the training split.
+    /// Adapters and full: passes over the training split.
     #[schemars(range(min = 1, max = 10_000))]
     pub epochs: i64,
-    /// Full: images per step.
+    /// Adapters and full: images per step.
     #[schemars(range(min = 1, max = 65_536))]
     pub batch: i64,
-    /// Full: highest learning rate of the tower.
+    /// Adapters and full: highest learning rate of the tower.
     #[schemars(range(min = 1e-9, max = 1.0))]
     pub lr: f64,
-    /// Full: highest learning rate of the head; by default the tower's.
+    /// Adapters and full: highest learning rate of the head; by default the tower's.
     #[schemars(range(min = 1e-9, max = 1.0))]
     pub head_lr: Option<f64>,
-    /// Decides the order of training and the changes of images.
+    /// Decides the order of training, the changes of images and the adapters before training.
     pub seed: i64,
-    /// Full: changes of training images.
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// Adapters and full: changes of training images.
     pub augment: Augment,
+    /// The adapters.
+    pub lora: Lora,
     /// AdamW and its schedule.
     pub optimiser: Optimiser,
+}
+
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, Precision::F32)
+    }
 }
 
 impl Default for Params {
@@ -72,7 +109,9 @@ impl Default for Params {
             lr: 1e-4,
             head_lr: None,
             seed: 0,
+            device: auto(),
             augment: Augment::default(),
+            lora: Lora::default(),
             optimiser: Optimiser::default(),
         }
     }
@@ -90,7 +129,7 @@ impl StageKind for FinetuneClassify {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "finetune.classify",
-            summary: "trains a classifier: a linear probe on embeddings, or the whole image tower",
+            summary: "trains a classifier: a linear probe on embeddings, adapters of the image tower, or the whole of it",
             implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
@@ -111,12 +150,28 @@ impl StageKind for FinetuneClassify {
         ]
     }
 
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        compute::check(&params.device).into_iter().collect()
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["lora"]
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let trainable = match params.mode {
             Mode::LinearProbe => Trainable::Frozen,
-            Mode::Full => Trainable::Image,
+            Mode::Lora | Mode::Full => Trainable::Image,
         };
-        let mut model = Model::load(context.input("checkpoint")?, trainable)?;
+        let mut model = Model::trainable(context.input("checkpoint")?, trainable, params.compute())?;
         let labels = Labels::read(context.input("labels")?)?;
         let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], model.preprocessor()?, context)?;
         let data = Data {
@@ -132,7 +187,11 @@ impl StageKind for FinetuneClassify {
         let mut log = TrainingLog::default();
         match params.mode {
             Mode::LinearProbe => model.head = Some(linear_probe(params, &model, &data, &mut log, context)?),
-            Mode::Full => full(params, &mut model, &data, &mut log, context)?,
+            Mode::Lora => {
+                let tower = Tower::adapted(params, &model)?;
+                log = train(params, &mut model, &tower, &data, context)?;
+            }
+            Mode::Full => log = train(params, &mut model, &Tower::Whole, &data, context)?,
         }
         let provenance = context.provenance().to_owned();
         model.save(context.output("checkpoint")?)?;
@@ -187,17 +246,71 @@ fn linear_probe(
     })
 }
 
-fn full(
+/// What of the image tower learns.
+enum Tower {
+    /// All of it: the variables of the model.
+    Whole,
+    /// Adapters of a frozen model.
+    Adapted {
+        lora: pipe_models::train::Lora,
+        config: ModelConfig,
+        /// The tensors of the frozen model.
+        frozen: BTreeMap<String, Tensor>,
+    },
+}
+
+impl Tower {
+    /// Adapters of the image tower of `model`.
+    fn adapted(params: &Params, model: &Model) -> Result<Self, StageError> {
+        let Lora { rank, alpha } = params.lora;
+        let options = LoraOptions { rank: rank as usize, alpha };
+        let frozen = model.network.tensors();
+        let image_side = |name: &str| model.network.variables().contains_key(name);
+        let lora = pipe_models::train::Lora::new(&frozen, options, image_side, params.seed as u64)
+            .map_err(tensor_error)?;
+        Ok(Self::Adapted { lora, config: model.network.model_config(), frozen })
+    }
+
+    /// What is trained beside the head.
+    fn variables(&self, model: &Model) -> BTreeMap<String, Var> {
+        match self {
+            Self::Whole => model.network.variables().clone(),
+            Self::Adapted { lora, .. } => lora.variables(),
+        }
+    }
+
+    /// Makes the model one of the present values: of adapters its weights are computed anew.
+    fn update(&self, model: &mut Model, gradients: Gradients) -> Result<(), StageError> {
+        let Self::Adapted { lora, config, frozen } = self else { return Ok(()) };
+        let tensors = match gradients {
+            Gradients::Wanted => lora.apply(frozen),
+            Gradients::None => lora.merge(frozen),
+        };
+        let tensors = tensors.map_err(tensor_error)?;
+        model.network = config.build(tensors, Trainable::Frozen).map_err(checkpoint_error)?;
+        Ok(())
+    }
+}
+
+/// Whether a pass is followed by one backwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gradients {
+    Wanted,
+    None,
+}
+
+/// Trains `tower` with a head; leaves the model of the best epoch.
+fn train(
     params: &Params,
     model: &mut Model,
+    tower: &Tower,
     data: &Data,
-    log: &mut TrainingLog,
     context: &StageContext<'_>,
-) -> Result<(), StageError> {
+) -> Result<TrainingLog, StageError> {
     let width = model.image_tower()?.embedding_width();
     let (head, head_variables) = zero_head(data.labels.description.clone(), width)?;
     model.head = Some(head);
-    let mut variables: BTreeMap<String, Var> = model.network.variables().clone();
+    let mut variables = tower.variables(model);
     variables.extend(head_variables);
     let steps_per_epoch = data.train.len().div_ceil(params.batch as usize) as u64;
     let total = steps_per_epoch * params.epochs as u64;
@@ -223,6 +336,7 @@ fn full(
             training.safe_point(context)?;
             let pixels =
                 data.images.batch_with(rows, |row, square, side| augmenter.apply(row, square, side))?;
+            tower.update(model, Gradients::Wanted)?;
             let logits = model.logits(&pixels, None)?;
             let loss = batch_loss(&logits, rows, data).map_err(tensor_error)?;
             let gradients = loss.backward().map_err(tensor_error)?;
@@ -245,6 +359,7 @@ fn full(
         let Position { step, sum, count, .. } = training.position;
         training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
         if !data.val.is_empty() {
+            tower.update(model, Gradients::None)?;
             let (auroc, accuracy) = figures(model, data, &data.val)?;
             training.log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
             if let Some(auroc) = auroc {
@@ -260,10 +375,11 @@ fn full(
     // The epoch of best validation AUROC is kept (of best accuracy, where a class is missing there), the
     // last one where there is no validation split.
     for (name, value) in training.best.into_iter().flat_map(|best| best.values) {
-        variables[&name].set(&value).map_err(tensor_error)?;
+        let variable = &variables[&name];
+        value.to_device(variable.device()).and_then(|value| variable.set(&value)).map_err(tensor_error)?;
     }
-    *log = training.log;
-    Ok(())
+    tower.update(model, Gradients::None)?;
+    Ok(training.log)
 }
 
 fn batch_loss(logits: &Tensor, rows: &[usize], data: &Data) -> candle_core::Result<Tensor> {

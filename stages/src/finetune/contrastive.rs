@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError, StageKind,
+    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
+    StageKind,
 };
 use pipe_models::ops::linear;
 use pipe_models::train::loss::{self, Hinge};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::training::{Position, Training};
 use super::{Optimiser, epoch_order};
 use crate::artifact;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::ImageSet;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::texts::TextSet;
@@ -62,6 +64,9 @@ pub struct Params {
     pub lr: f64,
     /// Decides the order of training.
     pub seed: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
     /// The split that is trained on.
     pub split: String,
     /// Which tower stays as it is.
@@ -75,6 +80,13 @@ pub struct Params {
     pub optimiser: Optimiser,
 }
 
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, Precision::F32)
+    }
+}
+
 impl Default for Params {
     fn default() -> Self {
         Self {
@@ -82,6 +94,7 @@ impl Default for Params {
             batch: 32,
             lr: 1e-3,
             seed: 0,
+            device: auto(),
             split: "train".to_owned(),
             freeze: Freeze::None,
             objective: Objective::InfoNce,
@@ -132,13 +145,25 @@ impl StageKind for FinetuneContrastive {
         &["objective", "margin"]
     }
 
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        compute::check(&params.device).into_iter().collect()
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let trainable = match params.freeze {
             Freeze::None => Trainable::All,
             Freeze::Image => Trainable::Text,
             Freeze::Text => Trainable::Image,
         };
-        let model = Model::load(context.input("checkpoint")?, trainable)?;
+        let model = Model::trainable(context.input("checkpoint")?, trainable, params.compute())?;
         let splits = [params.split.as_str()];
         let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let pairs = Pairs::read(&model, &images, context, &splits)?;
@@ -207,7 +232,7 @@ fn clamp_scale(model: &Model) -> Result<(), StageError> {
     let value = scale.to_scalar::<f32>().map_err(tensor_error)?;
     let clamped = value.clamp(0.0, GREATEST_SCALE);
     if clamped != value {
-        scale.set(&Tensor::new(clamped, &DEVICE).map_err(tensor_error)?).map_err(tensor_error)?;
+        scale.set(&Tensor::new(clamped, scale.device()).map_err(tensor_error)?).map_err(tensor_error)?;
     }
     Ok(())
 }

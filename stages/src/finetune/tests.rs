@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use candle_core::Tensor;
 use pipe_engine::cache::{Digest, Durability, Store};
 use pipe_engine::pipeline::CheckpointEvery;
 use pipe_engine::{AnyKind, Artifact, Checkpoints, InputArtifact, StageError, StageHost};
@@ -12,7 +13,11 @@ use serde_json::{Value as Json, json};
 
 use super::{FinetuneClassify, FinetuneContrastive};
 use crate::checkpoint::Checkpoint;
+use crate::compute::Compute;
+use crate::evaluate_classify::EvaluateClassify;
+use crate::model::Model;
 use crate::phantom::IngestPhantom;
+use crate::table::read;
 use crate::testing::{Made, run, run_hosted};
 use crate::tokenizer::TrainTokenizer;
 
@@ -118,6 +123,62 @@ fn pairs() -> (Made, Made) {
     (pairs, initial)
 }
 
+/// The values of a figure of a training log, in its order.
+fn curve(made: &Made, split: &str, metric: &str) -> Vec<f64> {
+    let log = read(&made["log"]).unwrap();
+    let (splits, metrics) = (log.strings("split").unwrap(), log.strings("metric").unwrap());
+    let values = log.float64("value").unwrap();
+    (0..log.rows())
+        .filter(|row| (splits[*row], metrics[*row]) == (split, metric))
+        .filter_map(|row| values[row])
+        .collect()
+}
+
+#[test]
+fn adapters_learn_and_are_merged_into_the_weights_they_adapt() {
+    let (pairs, initial) = pairs();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let params = json!({
+        "mode": "lora", "lora": { "rank": 4 }, "epochs": 12, "batch": 8, "lr": 1e-2, "head_lr": 1e-2, "seed": 1,
+    });
+    let trained = run(&FinetuneClassify, &params, &inputs).unwrap();
+    let losses = curve(&trained, "train", "loss");
+    assert!(losses[11] < 0.9 * losses[0], "{losses:?}");
+    let load = |artifact: &Artifact| Model::load(artifact, Compute::exact()).unwrap().network;
+    let (before, after) = (load(&initial["checkpoint"]), load(&trained["checkpoint"]));
+    assert_eq!(before.model_config(), after.model_config());
+    let (before, after) = (before.tensors(), after.tensors());
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    for (name, tensor) in &before {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let is_adapted = name.contains("q_proj.weight") || name.contains("v_proj.weight");
+        let changed = values(tensor) != values(&after[name]);
+        assert_eq!(changed, name.starts_with("vision_model.") && is_adapted, "{name}");
+    }
+    // What was validated while the adapters were apart is what the merged checkpoint says.
+    let inputs = [inputs[0], inputs[1], ("checkpoint", &trained["checkpoint"])];
+    let evaluated = run(&EvaluateClassify, &json!({ "splits": ["val"] }), &inputs).unwrap();
+    let metrics = read(&evaluated["metrics"]).unwrap();
+    let (names, classes) = (metrics.strings("metric").unwrap(), metrics.utf8("class").unwrap());
+    let row = (0..metrics.rows()).find(|row| names[*row] == "auroc" && classes[*row].is_none()).unwrap();
+    let auroc = metrics.float64("value").unwrap()[row].unwrap();
+    let best = curve(&trained, "val", "auroc").into_iter().fold(0.0, f64::max);
+    assert!((auroc - best).abs() < 1e-6, "{auroc} of the merged checkpoint, {best} while training");
+}
+
+#[test]
+fn a_tower_without_attention_has_nothing_to_adapt() {
+    let (pairs, _) = pairs();
+    let config = json!({ "image": 64, "width": 8, "blocks": [1, 1, 1, 1] });
+    let params = json!({ "init": "random", "architecture": "resnet50", "config": config });
+    let initial = run(&Checkpoint, &params, &[]).unwrap();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let error = run(&FinetuneClassify, &json!({ "mode": "lora" }), &inputs).err().unwrap().to_string();
+    assert!(error.contains("no query and value weights"), "{error}");
+}
+
 #[test]
 fn a_contrastive_training_survives_any_end() {
     let (pairs, initial) = pairs();
@@ -130,6 +191,18 @@ fn a_contrastive_training_survives_any_end() {
         let params = json!({ "epochs": 4, "batch": 8, "lr": 2e-3, "seed": seed });
         disturb(&FinetuneContrastive, &params, &inputs, 20, seed);
     }
+}
+
+#[test]
+fn adapters_survive_any_end() {
+    let (pairs, initial) = pairs();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let params = json!({
+        "mode": "lora", "lora": { "rank": 2, "alpha": 4.0 }, "epochs": 4, "batch": 9, "lr": 2e-2, "seed": 5,
+        "augment": { "flip": true, "shift": 2 },
+    });
+    disturb(&FinetuneClassify, &params, &inputs, 20, 5);
 }
 
 #[test]

@@ -174,7 +174,11 @@ impl<'a> Training<'a> {
             return Ok(false);
         }
         for (name, value) in values {
-            self.variables[name].set(&value).map_err(tensor_error)?;
+            let variable = &self.variables[name];
+            value
+                .to_device(variable.device())
+                .and_then(|value| variable.set(&value))
+                .map_err(tensor_error)?;
         }
         self.best = facts.best.map(|score| Best { score: f64::from_bits(score), values: best });
         self.position = Position {

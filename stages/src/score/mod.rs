@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::metric::Metric;
 use self::scoring::Scoring;
 use crate::artifact;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::lookup::{LookedUp, explained_ids};
 use crate::table::{TableSchema, WriteOptions, write};
 
@@ -108,8 +109,20 @@ pub struct Params {
     /// Images per pass through the model.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
+    /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    pub precision: Precision,
     /// Decides the random map.
     pub seed: i64,
+}
+
+impl Params {
+    /// Where and how precisely the model computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, self.precision)
+    }
 }
 
 impl Default for Params {
@@ -125,6 +138,8 @@ impl Default for Params {
             limit: None,
             model_limit: None,
             batch: 64,
+            device: auto(),
+            precision: Precision::F32,
             seed: 0,
         }
     }
@@ -188,7 +203,7 @@ impl StageKind for Score {
             };
             Some(ParameterProblem { path: format!("metrics[{index}]"), message, help: None })
         });
-        wrong.collect()
+        wrong.chain(compute::check(&params.device)).collect()
     }
 
     /// Not with a limit, which counts images of all maps, nor as Quantus does it, which divides by the
@@ -207,6 +222,14 @@ impl StageKind for Score {
     ) -> Result<Option<Vec<Digest>>, StageError> {
         let found = LookedUp::read(input, "image_id", "")?;
         parts.iter().map(|part| Ok(found.digest(&explained_ids(part)?))).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {

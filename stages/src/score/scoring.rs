@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_attribution::metrics::{Mask, Shape};
 use pipe_engine::{StageContext, StageError};
-use pipe_models::{Preprocessor, Trainable};
+use pipe_models::Preprocessor;
 use rayon::prelude::*;
 
 use super::controls::Control;
@@ -74,7 +74,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// If an input is damaged, or does not fit the others.
     pub(super) fn read(params: &'a Params, context: &'a StageContext<'c>) -> Result<Self, StageError> {
         let model = match context.optional_input("checkpoint") {
-            Some(artifact) => Some(Model::load(artifact, Trainable::Frozen)?),
+            Some(artifact) => Some(Model::load(artifact, params.compute())?),
             None => None,
         };
         let has_masks = context.optional_input("masks").is_some();

@@ -18,6 +18,7 @@ use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
 use tempfile::TempDir;
 
 use super::{Baseline, Metric, Mode, Params, Score};
+use crate::compute::Compute;
 use crate::ipc::{tensor_column, write_file};
 use crate::model::{DEVICE, Head, HeadDescription, Model};
 use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
@@ -174,13 +175,7 @@ impl Study {
             },
         };
         let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
-        let model = Model {
-            network: Box::new(clip),
-            preprocessor: Some(Preprocessor::clip(SIDE)),
-            tokenizer: None,
-            open_clip: None,
-            head: Some(head),
-        };
+        let model = Model::new(Box::new(clip), Some(Preprocessor::clip(SIDE)), None).with_head(head);
         let folder = self.folder("checkpoint");
         model.save(&mut OutputWriter::new(folder.clone())).unwrap();
         self.add("checkpoint", &[], &folder);
@@ -382,7 +377,7 @@ fn regions_splits_and_limits_choose() {
 /// Deletion and insertion in a few naive lines.
 fn naive(study: &Study, id: &str, map: &[f32], deletion: bool, removed: &[f32], per_step: usize) -> f64 {
     let artifact = &study.inputs["checkpoint"][0].artifact;
-    let model = Model::load(artifact, Trainable::Frozen).unwrap();
+    let model = Model::load(artifact, Compute::exact()).unwrap();
     let host = Host::default();
     let scratch = study.folder.path().to_owned();
     let context = StageContext::new(study.inputs.clone(), BTreeMap::new(), &host, 1, scratch, String::new());

@@ -51,11 +51,18 @@ fn published_containers_go_through_a_study() {
         "vision": { "slices": ct["frames"] }, "text": { "num_attention_heads": ct["bert"]["heads"] },
         "adaptation": "ct-2d",
     });
+    let timm = harness::json(&folder.join("biomedclip-tiny/timm_tiny.json"));
+    let bert = harness::json(&folder.join("biomedclip-tiny/bert/config.json"));
+    let biomed = json!({
+        "vision": { "heads": timm["vit"]["num_heads"] },
+        "text": { "num_attention_heads": bert["num_attention_heads"] },
+    });
     let containers = [
         ("hugging_face", "hf-clip-tiny", json!({})),
         ("open_ai", "openai-vit-tiny.pt", json!({})),
         ("resnet", "openai-rn-tiny.pt", json!({})),
         ("traced", "openai-vit-jit-tiny.pt", json!({})),
+        ("biomed", "biomedclip-tiny", biomed),
         ("pmc", "pmc-clip-tiny.pt", pmc.clone()),
         ("pmc_split", "pmc-clip-tiny-split", pmc),
         ("ct", "ct-clip-tiny.pt", ct),

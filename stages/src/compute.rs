@@ -1,0 +1,139 @@
+//! Where and how precisely a stage computes: the parameters `device` and `precision` of every kind that runs
+//! a model.
+
+use candle_core::Device;
+use pipe_engine::{ParameterProblem, StageError};
+use pipe_models::DeviceName;
+use pipe_models::device::{DEVICE_NAMES, numerics_class};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The data type of a model's weights and activations. Norms and softmax sum in f32 in any case, and what a
+/// stage writes is f32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the range of f32 and three decimal digits less.
+    Bf16,
+    /// 16 bits with a range up to 65,504.
+    F16,
+}
+
+/// The parameters that the numerics class stands for in the key.
+pub(crate) const OUTSIDE_KEY: [&str; 2] = ["device", "precision"];
+
+/// Parameters as a file may tell them: those that are outside the key may differ between two equal results.
+pub(crate) fn keyed(params: &impl Serialize) -> String {
+    let mut params = serde_json::to_value(params).unwrap_or_default();
+    if let Some(table) = params.as_object_mut() {
+        table.retain(|name, _| !OUTSIDE_KEY.contains(&name.as_str()));
+    }
+    params.to_string()
+}
+
+/// The default of `device`.
+pub(crate) fn auto() -> String {
+    DeviceName::Auto.to_string()
+}
+
+/// A name of a device that is none.
+pub(crate) fn check(device: &str) -> Option<ParameterProblem> {
+    let message = device.parse::<DeviceName>().err()?;
+    Some(ParameterProblem { path: "device".to_owned(), message, help: Some(DEVICE_NAMES.to_owned()) })
+}
+
+/// Where and how precisely a model computes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Compute {
+    device: DeviceName,
+    pub(crate) precision: pipe_models::Precision,
+}
+
+impl Compute {
+    /// Of both parameters; `device` has passed [`check`].
+    pub(crate) fn new(device: &str, precision: Precision) -> Self {
+        let precision = match precision {
+            Precision::F32 => pipe_models::Precision::F32,
+            Precision::Bf16 => pipe_models::Precision::Bf16,
+            Precision::F16 => pipe_models::Precision::F16,
+        };
+        Self { device: device.parse().unwrap_or_default(), precision }
+    }
+
+    /// In f32 on the CPU.
+    pub(crate) fn exact() -> Self {
+        Self { device: DeviceName::Cpu, precision: pipe_models::Precision::F32 }
+    }
+
+    /// The numerics class of its results.
+    pub(crate) fn numerics(self) -> Option<String> {
+        Some(numerics_class(self.device, self.precision))
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// If it is not there: another attempt, elsewhere, may find it.
+    pub(crate) fn open(self) -> Result<Device, StageError> {
+        self.device.open().map_err(|error| {
+            let doing = format!("opening the device `{}`", error.name);
+            StageError::environment(doing, std::io::Error::new(std::io::ErrorKind::NotFound, error))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipe_engine::AnyKind;
+    use serde_json::{Value as Json, json};
+
+    use crate::{ablate, attribute, embed, evaluate_classify, finetune, score};
+
+    /// Every kind that runs a model.
+    fn kinds() -> Vec<Box<dyn AnyKind>> {
+        vec![
+            Box::new(ablate::Ablate),
+            Box::new(attribute::Attribute),
+            Box::new(embed::Embed),
+            Box::new(evaluate_classify::EvaluateClassify),
+            Box::new(finetune::FinetuneClassify),
+            Box::new(finetune::FinetuneContrastive),
+            Box::new(score::Score),
+        ]
+    }
+
+    #[test]
+    fn a_key_knows_what_is_computed_on_not_how_it_is_spelled() {
+        for kind in kinds() {
+            let name = kind.describe().name;
+            let resolve = |params: Json| kind.resolve(&params).unwrap();
+            let default = resolve(json!({}));
+            let class = default.numerics.clone().unwrap();
+            if pipe_models::device::found() == ["cpu"] {
+                let cpu = resolve(json!({ "device": "cpu" }));
+                assert_eq!(
+                    (&cpu.canonical, &cpu.numerics),
+                    (&default.canonical, &default.numerics),
+                    "{name}"
+                );
+            }
+            let (first, second) =
+                (resolve(json!({ "device": "cuda:0" })), resolve(json!({ "device": "cuda:1" })));
+            assert_eq!(first.canonical, second.canonical, "{name}: the number of a GPU is in no key");
+            assert_eq!(first.canonical, default.canonical, "{name}");
+            assert_ne!(first.json, second.json, "{name}: but people see it");
+            // Training is in f32.
+            if !name.starts_with("finetune.") {
+                let half = resolve(json!({ "precision": "bf16" }));
+                assert_eq!(half.canonical, default.canonical, "{name}");
+                assert_ne!(half.numerics.unwrap(), class, "{name}");
+            }
+            let problems = kind.resolve(&json!({ "device": "gpu" })).unwrap_err();
+            assert_eq!(problems[0].path, "device", "{name}");
+            assert!(problems[0].message.contains("`gpu`") && problems[0].help.is_some(), "{name}");
+        }
+    }
+}
