@@ -8,6 +8,7 @@ use pipe_models::{DeviceName, Precision};
 pub fn registry() -> Registry {
     Registry::new()
         .with_figures(crate::artifact::METRICS, crate::metrics::figures)
+        .with_figures(crate::artifact::CHECKS, crate::ingest::checks::figures)
         // Of what computes without a model. Models say theirs by their parameters.
         .with_numerics(numerics_class(DeviceName::Cpu, Precision::F32))
         .with_devices(survey)

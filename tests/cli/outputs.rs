@@ -373,6 +373,23 @@ fn help_of_each_command_fits_a_screen() {
 }
 
 #[test]
+fn a_node_that_is_named_is_shown_with_its_figures() {
+    let study = Study::finished();
+    let shown = study.pipe(&["show", "study.toml", "pairs"]).expect(0);
+    for line in [
+        "# checks: samples[train] = 24",
+        "# checks: samples[test] = 12",
+        "# checks: same image[test, train] = 0",
+    ] {
+        assert!(shown.stdout.lines().any(|shown| shown == line), "{line}\n{}", shown.stdout);
+    }
+    let shown = study.json("show", &["retrieved[model=trained]"]);
+    let figures = shown["nodes"][0]["figures"]["metrics"].as_object().expect("figures of the port").clone();
+    assert!(figures.keys().any(|name| name.starts_with("recall@1[")), "{figures:?}");
+    assert!(!study.pipe(&["show", "study.toml"]).expect(0).stdout.contains("samples"));
+}
+
+#[test]
 fn a_query_joins_the_study() {
     let study = Study::finished();
     let sql = "select model, metric, value from metrics where metric like '%recall%' order by model, metric";

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use pipe_cache::{Digest, OutputRecord, Reading, Record, Store, Verify};
+use pipe_cache::{Digest, Record, Store};
 use serde_json::{Value as Json, json};
 
 use super::arguments::{Arguments, DiffArguments};
+use super::figures::figures_of;
 use super::log::run_and_plan;
 use super::study::open_store;
 use super::{CliError, print, print_json};
 use crate::difference::{Difference, differences};
 use crate::exit;
 use crate::kind::{Figures, Registry};
-use crate::shards;
 
 /// How a node differs.
 struct NodeDifference {
@@ -102,24 +102,6 @@ fn compare(
         outputs,
         figures,
     })
-}
-
-/// The figures of a result; none if it has none, or is not in the store any more.
-fn figures_of(
-    store: &Store,
-    registry: &Registry,
-    output: &OutputRecord,
-) -> Result<Option<Figures>, CliError> {
-    let Some(reader) = registry.figures(&output.artifact_type) else { return Ok(None) };
-    // A command that only looks changes nothing: what is damaged is `verify`'s to find.
-    let is_there = |file: &pipe_cache::FileRecord| store.blob_path(&file.blob).is_file();
-    if !output.files.iter().all(is_there) {
-        return Ok(None);
-    }
-    match store.read(output, Verify::Never)? {
-        Reading::Files(files) => Ok(reader(&shards::result(output, files)).ok()),
-        Reading::Damaged(_) => Ok(None),
-    }
 }
 
 fn compare_figures(port: &str, old: &Figures, new: &Figures) -> Vec<FigureDifference> {

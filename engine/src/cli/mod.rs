@@ -7,6 +7,7 @@ mod doctor;
 mod drawing;
 mod export;
 mod fetching;
+mod figures;
 mod gc;
 mod graph;
 mod init;

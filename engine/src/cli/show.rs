@@ -7,13 +7,17 @@ use pipe_cache::{OutputRecord, Record};
 use serde_json::{Value as Json, json};
 
 use super::arguments::{Arguments, ShowArguments};
+use super::figures::figures_of;
 use super::status::size;
 use super::study::Study;
 use super::{CliError, print, print_json};
-use crate::kind::Registry;
+use crate::kind::{Figures, Registry};
 use crate::pipeline::{InputSource, Node, NodeId, Origin, Pipeline};
 use crate::plan::{Plan, Wanted};
 use crate::why::place;
+
+/// So many figures of an output are told to a person.
+const SHOWN_FIGURES: usize = 60;
 
 /// A node that is shown, and the port if only one is.
 struct Shown {
@@ -39,16 +43,50 @@ pub(crate) fn show(arguments: &Arguments, show: &ShowArguments, registry: &Regis
         let node = &pipeline.nodes[id.0];
         history.records(&node.name, plan.keys[id.0].as_ref().map(|(digest, _)| digest))
     };
+    // Of a node that was asked for by name, also what its results say.
+    let figures = |shown: &Shown| -> Result<BTreeMap<String, Figures>, CliError> {
+        let (Some(store), Some(record)) = (&store, &plan.records[shown.id.0]) else {
+            return Ok(BTreeMap::new());
+        };
+        let mut figures = BTreeMap::new();
+        let wanted = |port: &String| shown.port.as_ref().is_none_or(|wanted| wanted == port);
+        for (port, output) in
+            record.outputs.iter().filter(|(port, _)| !show.targets.is_empty() && wanted(port))
+        {
+            figures.extend(figures_of(store, registry, output)?.map(|found| (port.clone(), found)));
+        }
+        Ok(figures)
+    };
     if arguments.global.json {
-        let nodes: Vec<Json> =
-            shown.iter().map(|shown| node_json(pipeline, &plan, shown, &earlier(shown.id))).collect();
+        let node = |shown: &Shown| -> Result<Json, CliError> {
+            let mut json = node_json(pipeline, &plan, shown, &earlier(shown.id));
+            json["figures"] = json!(figures(shown)?);
+            Ok(json)
+        };
+        let nodes = shown.iter().map(node).collect::<Result<Vec<Json>, _>>()?;
         return print_json(&json!({ "version": 1, "nodes": nodes }));
     }
-    let texts: Vec<String> = shown
-        .iter()
-        .map(|shown| node_text(pipeline, &plan, shown, &earlier(shown.id), show.resolved))
-        .collect();
-    print(&texts.join("\n"))
+    let text = |shown: &Shown| -> Result<String, CliError> {
+        let text = node_text(pipeline, &plan, shown, &earlier(shown.id), show.resolved);
+        Ok(text + &figures_text(&figures(shown)?))
+    };
+    print(&shown.iter().map(text).collect::<Result<Vec<String>, _>>()?.join("\n"))
+}
+
+/// The figures of each output, the first of many.
+fn figures_text(figures: &BTreeMap<String, Figures>) -> String {
+    let mut text = String::new();
+    for (port, figures) in figures {
+        for (name, value) in figures.iter().take(SHOWN_FIGURES) {
+            let value = if value.fract() == 0.0 { format!("{value}") } else { format!("{value:.4}") };
+            text.push_str(&format!("# {port}: {name} = {value}\n"));
+        }
+        if figures.len() > SHOWN_FIGURES {
+            let more = figures.len() - SHOWN_FIGURES;
+            text.push_str(&format!("# {port}: and {more} more, which `--json` lists\n"));
+        }
+    }
+    text
 }
 
 /// A node as a TOML table, with what is no part of a pipeline file in comments.

@@ -2,12 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use pipe_engine::{OutputWriter, StageError};
+use pipe_engine::{Artifact, Figures, OutputWriter, StageError};
 
-use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
 
 /// Pairs that are named as examples of a duplicate, unless all are wanted.
 const EXAMPLES: usize = 20;
+
+/// What the table counts, named `check[split,other,value]`: the summary of a data set.
+///
+/// # Errors
+/// If the table is damaged.
+pub(crate) fn figures(artifact: &Artifact) -> Result<Figures, StageError> {
+    let table = read(artifact)?;
+    let (checks, counts) = (table.as_text("check")?, table.int64("count")?);
+    let keys = ["split", "other", "value"].map(|name| table.as_text(name));
+    let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut figures = Figures::new();
+    for (row, count) in counts.iter().enumerate() {
+        let (Some(check), Some(count)) = (&checks[row], count) else { continue };
+        let keys: Vec<&str> = keys.iter().filter_map(|column| column[row].as_deref()).collect();
+        figures.insert(format!("{check}[{}]", keys.join(", ")), *count as f64);
+    }
+    Ok(figures)
+}
 
 /// Collects rows of the table.
 #[derive(Debug)]
