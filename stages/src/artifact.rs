@@ -20,6 +20,8 @@ pub const VOLUME_MASKS: ArtifactType = ArtifactType("table<volume_masks>");
 pub const CHECKS: ArtifactType = ArtifactType("table<checks>");
 /// Boxes around things in images.
 pub const BOXES: ArtifactType = ArtifactType("table<boxes>");
+/// A folder that stands alone: tables by split, with descriptions for people and machines.
+pub const DATASET: ArtifactType = ArtifactType("dataset");
 /// The answer of a query.
 pub const QUERY: ArtifactType = ArtifactType("table<query>");
 /// Facts, one row each.
