@@ -187,17 +187,17 @@ impl Method {
 
     /// Whether it compares the image with a baseline.
     fn has_baseline(self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::InputXGradient
-            | Self::IntegratedGradients
-            | Self::Occlusion
-            | Self::DeepLift
-            | Self::GradientShap
-            | Self::ShapleyValues
-            | Self::KernelShap
-            | Self::MeaningfulPerturbation => true,
-            _ => false,
-        }
+                | Self::IntegratedGradients
+                | Self::Occlusion
+                | Self::DeepLift
+                | Self::GradientShap
+                | Self::ShapleyValues
+                | Self::KernelShap
+                | Self::MeaningfulPerturbation
+        )
     }
 }
 

@@ -185,8 +185,7 @@ impl Maps {
 
     fn rows(&self) -> Vec<&[f32]> {
         let (values, shape) = tensors(&self.0, "saliency").unwrap();
-        assert_eq!(shape.len(), 2);
-        values.chunks_exact(SIDE * SIDE).collect()
+        values.chunks_exact(shape.iter().product()).collect()
     }
 }
 
