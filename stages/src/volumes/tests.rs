@@ -44,7 +44,7 @@ fn scans() -> Option<(Made, Made)> {
     let scans =
         run(&IngestCtRate, &json!({ "reconstructions": "first" }), &[("source", &tree(&folder, "file"))]);
     let scans = scans.unwrap();
-    let vocabulary = json!({ "vocab_size": 400 });
+    let vocabulary = json!({ "vocab_size": 514 });
     let tokenizer = run(&TrainTokenizer, &vocabulary, &[("text", &scans["captions"])]).unwrap();
     let config = json!({
         "vision": {
@@ -52,7 +52,7 @@ fn scans() -> Option<(Made, Made)> {
             "spatial_layers": 1, "temporal_layers": 1, "head_width": 8, "hidden": 12,
         },
         "text": {
-            "vocab_size": 410, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "vocab_size": 520, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "intermediate_size": 16, "max_position_embeddings": 32,
         },
         "context": 32, "projection": 8,
