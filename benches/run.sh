@@ -4,6 +4,8 @@
 #   benches/run.sh engine              the engine beside DVC and Snakemake, on the same shapes
 #   benches/run.sh engine --no-peers   the engine alone
 #   benches/run.sh engine --help       sizes and places
+#   benches/run.sh models              full-size architectures beside PyTorch (open_clip, timm, transformers)
+#   benches/run.sh models --help       which ones, and how often
 #
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
 # These are measurements for people to read, never tests: nothing fails because a machine is busy.
@@ -17,8 +19,14 @@ engine)
     exec python3 "$here/engine/bench.py" --pipe "$target/release/examples/shapes" \
         --environment "$target/bench-peers" "$@"
     ;;
+models)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-models --example full_size
+    exec python3 "$here/models/bench.py" --program "$target/release/examples/full_size" \
+        --environment "$target/bench-models" "$@"
+    ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

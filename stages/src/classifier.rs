@@ -7,7 +7,7 @@ use pipe_engine::{ParameterProblem, StageContext, StageError};
 use pipe_models::normalise;
 use pipe_models::ops::linear;
 
-use crate::images::{ImageSet, batches};
+use crate::images::{Pixels, batches};
 use crate::labels::Labels;
 use crate::model::{DEVICE, HeadDescription, Model, tensor_error};
 
@@ -32,6 +32,8 @@ pub(crate) struct Classifier<'a> {
     pub(crate) description: HeadDescription,
     /// Zero-shot: a unit vector per class, `[classes, width]`.
     prototypes: Option<Tensor>,
+    /// The same of texts that say that a class is not there.
+    absent: Option<Tensor>,
 }
 
 impl<'a> Classifier<'a> {
@@ -40,7 +42,7 @@ impl<'a> Classifier<'a> {
         let description = labels.description.clone();
         if !prompts.is_empty() {
             let prototypes = prototypes(model, &encode_prompts(model, &description.classes, prompts)?)?;
-            return Ok(Self { model, description, prototypes: Some(prototypes) });
+            return Ok(Self { model, description, prototypes: Some(prototypes), absent: None });
         }
         let own = &model.head()?.description;
         if own.classes != description.classes {
@@ -48,7 +50,22 @@ impl<'a> Classifier<'a> {
                 format!("its classes are {:?}, those of the labels {:?}", own.classes, description.classes);
             return Err(StageError::input("head.json", reason));
         }
-        Ok(Self { model, description: own.clone(), prototypes: None })
+        Ok(Self { model, description: own.clone(), prototypes: None, absent: None })
+    }
+
+    /// The same, each class set against texts that say that it is not there: its logit is the difference, so
+    /// that its probability is the softmax over both (CT-CLIP's zero-shot detection).
+    pub(crate) fn against(mut self, absent: &Prompts) -> Result<Self, StageError> {
+        if absent.is_empty() {
+            return Ok(self);
+        }
+        if !self.description.is_multi_label() {
+            let message = "`absent` is for independent labels; these classes exclude each other";
+            return Err(StageError::failed(message));
+        }
+        let ids = encode_prompts(self.model, &self.description.classes, absent)?;
+        self.absent = Some(prototypes(self.model, &ids)?);
+        Ok(self)
     }
 
     /// Whether classes are described by prompts.
@@ -69,7 +86,15 @@ impl<'a> Classifier<'a> {
     /// Class logits `[batch, classes]` of embeddings.
     pub(crate) fn logits(&self, embeddings: &Tensor) -> Result<Tensor, StageError> {
         match &self.prototypes {
-            Some(prototypes) => zero_shot(self.model, embeddings, prototypes),
+            Some(prototypes) => {
+                let present = zero_shot(self.model, embeddings, prototypes)?;
+                match &self.absent {
+                    Some(absent) => {
+                        (present - zero_shot(self.model, embeddings, absent)?).map_err(tensor_error)
+                    }
+                    None => Ok(present),
+                }
+            }
             None => {
                 let head = self.model.head()?;
                 linear(embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
@@ -80,13 +105,13 @@ impl<'a> Classifier<'a> {
     /// Class logits of all images of a set.
     pub(crate) fn classify(
         &self,
-        images: &ImageSet,
+        images: &dyn Pixels,
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<Vec<f32>>, StageError> {
-        let all: Vec<usize> = (0..images.len()).collect();
+        let all: Vec<usize> = (0..images.ids().len()).collect();
         let mut logits = Vec::with_capacity(all.len());
-        for rows in batches(&all, batch) {
+        for rows in batches(&all, images.at_a_time(batch)) {
             context.check_cancelled()?;
             logits.extend(to_rows(&self.logits(&self.embed(&images.batch(rows)?)?)?)?);
             context.progress(logits.len() as u64, all.len() as u64, "images", &[]);

@@ -41,7 +41,8 @@ pub(crate) fn auto() -> String {
 
 /// A name of a device that is none.
 pub(crate) fn check(device: &str) -> Option<ParameterProblem> {
-    let message = device.parse::<DeviceName>().err()?;
+    device.parse::<DeviceName>().err()?;
+    let message = format!("`{device}` is no device");
     Some(ParameterProblem { path: "device".to_owned(), message, help: Some(DEVICE_NAMES.to_owned()) })
 }
 

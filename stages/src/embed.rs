@@ -1,4 +1,4 @@
-//! The stage kind `embed`: images or captions as vectors.
+//! The stage kind `embed`: images, volumes or captions as vectors.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,15 +16,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::ImageSet;
+use crate::images::{embed_pixels, read_pixels};
 use crate::ipc::{tensor_column, write_table};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::texts::TextSet;
+
+/// What is embedded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Modality {
+    /// Images and captions.
+    Both,
+    /// Images alone: the output `texts` is not there, nor is the input `captions`.
+    Image,
+    /// Captions alone.
+    Text,
+}
 
 /// Parameters of `embed`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
+    /// What is embedded; of a model with one tower, what that reads.
+    pub modality: Modality,
     /// The splits that are embedded; all if empty.
     pub splits: Vec<String>,
     /// Whether vectors are divided by their length.
@@ -48,7 +62,14 @@ impl Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { splits: Vec::new(), normalise: false, batch: 64, device: auto(), precision: Precision::F32 }
+        Self {
+            modality: Modality::Both,
+            splits: Vec::new(),
+            normalise: false,
+            batch: 64,
+            device: auto(),
+            precision: Precision::F32,
+        }
     }
 }
 
@@ -67,8 +88,13 @@ impl StageKind for Embed {
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images").class(InputClass::Map),
-                InputPort::required(
+                InputPort::optional(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images or volumes",
+                )
+                .class(InputClass::Map),
+                InputPort::optional(
                     "captions",
                     &[artifact::CAPTIONS, artifact::TOKENS],
                     "the captions, or the tokens of these",
@@ -80,11 +106,20 @@ impl StageKind for Embed {
         }
     }
 
-    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
-        vec![
-            OutputPort::new("images", artifact::EMBEDDINGS, "one vector per image").following("images"),
-            OutputPort::new("texts", artifact::EMBEDDINGS, "one vector per caption").following("captions"),
-        ]
+    fn outputs(&self, params: &Params) -> Vec<OutputPort> {
+        let images =
+            OutputPort::new("images", artifact::EMBEDDINGS, "one vector per image").following("images");
+        let texts =
+            OutputPort::new("texts", artifact::EMBEDDINGS, "one vector per caption").following("captions");
+        match params.modality {
+            Modality::Both => vec![images, texts],
+            Modality::Image => vec![images],
+            Modality::Text => vec![texts],
+        }
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["modality"]
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
@@ -102,8 +137,7 @@ impl StageKind for Embed {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let width = model.image_tower()?.embedding_width();
-        let finish = |values: Vec<f32>| -> Result<Vec<f32>, StageError> {
+        let finish = |values: Vec<f32>, width: usize| -> Result<Vec<f32>, StageError> {
             let rows = values.len() / width;
             if !params.normalise || rows == 0 {
                 return Ok(values);
@@ -120,17 +154,38 @@ impl StageKind for Embed {
             ])
         };
         let provenance = context.provenance().to_owned();
-        // A part is one of images or one of captions; the whole is both.
-        if let Some(artifact) = context.optional_input("images") {
-            let images = ImageSet::read(artifact, &splits, model.preprocessor()?, context)?;
-            let all: Vec<usize> = (0..images.len()).collect();
-            let values = finish(images.embed(&model, &all, params.batch, context)?)?;
-            let columns = columns(&images.ids, &images.splits, width, values)?;
+        // A part is one of images or one of captions; the whole is all that is wanted.
+        let wanted = |port: &str, only: Modality, other: Modality| -> Result<bool, StageError> {
+            let name = |modality: Modality| if modality == Modality::Image { "image" } else { "text" };
+            match (context.optional_input(port).is_some(), params.modality) {
+                (true, modality) if modality == other => Err(StageError::failed(format!(
+                    "the input `{port}` is given, which `modality = \"{}\"` leaves out",
+                    name(other)
+                ))),
+                (false, modality) if modality == only => {
+                    Err(StageError::failed(format!("the input `{port}` is missing")))
+                }
+                (false, Modality::Both) if !context.is_part() => Err(StageError::failed(format!(
+                    "the input `{port}` is missing; `modality = \"{}\"` does without",
+                    name(other)
+                ))),
+                (given, _) => Ok(given),
+            }
+        };
+        let with_images = wanted("images", Modality::Image, Modality::Text)?;
+        let with_texts = wanted("captions", Modality::Text, Modality::Image)?;
+        if with_images && let Some(artifact) = context.optional_input("images") {
+            let width = model.image_tower()?.embedding_width();
+            let images = read_pixels(artifact, &splits, &model, context)?;
+            let all: Vec<usize> = (0..images.ids().len()).collect();
+            let values = finish(embed_pixels(images.as_ref(), &model, &all, params.batch, context)?, width)?;
+            let columns = columns(images.ids(), images.splits(), width, values)?;
             write_table(context.output("images")?, SCHEMA, columns, metadata("image", &provenance))?;
         }
-        if let Some(artifact) = context.optional_input("captions") {
+        if with_texts && let Some(artifact) = context.optional_input("captions") {
+            let width = model.text_tower()?.embedding_width();
             let texts = TextSet::read(artifact, &splits, &model)?;
-            let values = finish(model.embed_ids(&texts.ids, params.batch, context)?)?;
+            let values = finish(model.embed_ids(&texts.ids, params.batch, context)?, width)?;
             let columns = columns(&texts.image_ids, &texts.splits, width, values)?;
             write_table(context.output("texts")?, SCHEMA, columns, metadata("text", &provenance))?;
         }

@@ -11,7 +11,7 @@ use crate::artifact;
 use crate::classification::{Classified, SPECIFICITY, Setting};
 use crate::classifier::{Classifier, Prompts, check_prompts};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::ImageSet;
+use crate::images::{column_of, read_pixels};
 use crate::labels::Labels;
 use crate::metrics::write_metrics;
 use crate::model::{HeadDescription, Model};
@@ -27,6 +27,9 @@ pub struct Params {
     /// Zero-shot: the texts of each class, by its name. Their embeddings are normalised, averaged and
     /// normalised again. Without this the checkpoint's head is used.
     pub prompts: Prompts,
+    /// Zero-shot of independent labels: the texts that say that a class is not there. A class has then the
+    /// probability of its texts against these (CT-CLIP: `"Atelectasis is not present."`).
+    pub absent: Prompts,
     /// A column of the images table; every figure is also given for each of its values.
     pub subgroup: Option<String>,
     /// Images per forward pass.
@@ -53,6 +56,7 @@ impl Default for Params {
         Self {
             splits: vec!["test".to_owned()],
             prompts: Prompts::new(),
+            absent: Prompts::new(),
             subgroup: None,
             batch: 64,
             device: auto(),
@@ -80,7 +84,11 @@ impl StageKind for EvaluateClassify {
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images or volumes",
+                ),
                 InputPort::required("labels", &[artifact::LABELS], "their classes"),
                 InputPort::required(
                     "checkpoint",
@@ -100,7 +108,24 @@ impl StageKind for EvaluateClassify {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        check_prompts(&params.prompts).into_iter().chain(compute::check(&params.device)).collect()
+        let mut problems = check_prompts(&params.prompts);
+        problems.extend(check_prompts(&params.absent).into_iter().map(|problem| ParameterProblem {
+            path: problem.path.replacen("prompts", "absent", 1),
+            ..problem
+        }));
+        if params.prompts.is_empty() && !params.absent.is_empty() {
+            problems.push(ParameterProblem {
+                path: "absent".to_owned(),
+                message: "it is set against `prompts`, of which there are none".to_owned(),
+                help: None,
+            });
+        }
+        problems.extend(compute::check(&params.device));
+        problems
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["absent"]
     }
 
     fn outside_key(&self) -> &'static [&'static str] {
@@ -114,7 +139,7 @@ impl StageKind for EvaluateClassify {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let labels = Labels::read(context.input("labels")?)?;
-        let classifier = Classifier::new(&model, &labels, &params.prompts)?;
+        let classifier = Classifier::new(&model, &labels, &params.prompts)?.against(&params.absent)?;
         let description = &classifier.description;
         let is_binary = Task::parse(&description.task) == Task::Binary;
         let mut splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
@@ -122,13 +147,13 @@ impl StageKind for EvaluateClassify {
             // For the threshold; its rows are no results.
             splits.push(VAL);
         }
-        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
-        let targets = labels.of(&images.ids)?;
-        let logits = classifier.classify(&images, params.batch, context)?;
+        let images = read_pixels(context.input("images")?, &splits, &model, context)?;
+        let targets = labels.of(images.ids())?;
+        let logits = classifier.classify(images.as_ref(), params.batch, context)?;
         let classified = Classified {
-            ids: images.ids.clone(),
-            splits: images.splits.clone(),
-            groups: images.groups.clone(),
+            ids: images.ids().to_vec(),
+            splits: images.splits().to_vec(),
+            groups: images.groups().to_vec(),
             targets,
             logits,
         };
@@ -140,7 +165,7 @@ impl StageKind for EvaluateClassify {
             let setting = Setting { split, seed: params.seed, threshold };
             metrics.extend(classified.metrics(description, &rows, setting));
             if let Some(column) = &params.subgroup {
-                let subgroup = images.column(context.input("images")?, column)?;
+                let subgroup = column_of(images.ids(), context.input("images")?, column)?;
                 metrics.extend(classified.subgroup_metrics(description, &rows, setting, column, &subgroup));
             }
         }

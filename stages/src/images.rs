@@ -1,4 +1,4 @@
-//! A table of images, decoded and brought to a model's size once.
+//! A table of images, decoded and brought to a model's size once; and what images and volumes have in common.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,78 @@ use pipe_models::Preprocessor;
 use pipe_models::preprocess::Picture;
 use rayon::prelude::*;
 
+use crate::artifact;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::table::{Table, read_columns};
+use crate::volumes::VolumeSet;
+
+/// Images or volumes of some splits, as a model takes them.
+pub(crate) trait Pixels {
+    fn ids(&self) -> &[String];
+    fn splits(&self) -> &[String];
+    fn groups(&self) -> &[Option<String>];
+    /// Some rows, of the shape that the model's image tower takes.
+    fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError>;
+    /// How many rows make a batch where `batch` are asked for.
+    fn at_a_time(&self, batch: i64) -> i64 {
+        batch
+    }
+}
+
+/// The images or volumes of a table whose split is one of `splits` (all if empty).
+///
+/// # Errors
+/// If the table is damaged, or the model takes the other kind.
+pub(crate) fn read_pixels(
+    artifact: &Artifact,
+    splits: &[&str],
+    model: &Model,
+    context: &StageContext<'_>,
+) -> Result<Box<dyn Pixels>, StageError> {
+    if artifact.artifact_type != artifact::VOLUMES.0 {
+        return Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?));
+    }
+    let geometry = model.image_tower()?.geometry();
+    let Some(depth) = geometry.depth else {
+        let reason = "the checkpoint takes flat images, and these are volumes";
+        return Err(StageError::input("config.json", reason));
+    };
+    let [height, width] = geometry.image;
+    Ok(Box::new(VolumeSet::read(artifact, splits, [depth.slices, height, width])?))
+}
+
+/// Embeddings of some rows, `[rows, width]` flat.
+pub(crate) fn embed_pixels(
+    pixels: &dyn Pixels,
+    model: &Model,
+    rows: &[usize],
+    batch: i64,
+    context: &StageContext<'_>,
+) -> Result<Vec<f32>, StageError> {
+    let tower = model.image_tower()?;
+    let mut values = Vec::new();
+    let mut done = 0;
+    for part in batches(rows, pixels.at_a_time(batch)) {
+        context.check_cancelled()?;
+        let embeddings = tower.embed_images(&pixels.batch(part)?, None).map_err(tensor_error)?;
+        values.extend(embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?);
+        done += part.len() as u64;
+        context.progress(done, rows.len() as u64, "images", &[]);
+    }
+    Ok(values)
+}
+
+/// A column of the table that some rows were read from, as text, in the order of their ids.
+pub(crate) fn column_of(
+    ids: &[String],
+    artifact: &Artifact,
+    name: &str,
+) -> Result<Vec<Option<String>>, StageError> {
+    let table = read_columns(artifact, &["image_id", name])?;
+    let by_id: std::collections::BTreeMap<&str, Option<String>> =
+        table.strings("image_id")?.into_iter().zip(table.as_text(name)?).collect();
+    Ok(ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
+}
 
 /// Images of some splits as eight-bit squares.
 pub(crate) struct ImageSet {
@@ -92,10 +162,7 @@ impl ImageSet {
 
     /// A column of the table that the images were read from, as text, in their order.
     pub(crate) fn column(&self, artifact: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
-        let table = read_columns(artifact, &["image_id", name])?;
-        let by_id: std::collections::BTreeMap<&str, Option<String>> =
-            table.strings("image_id")?.into_iter().zip(table.as_text(name)?).collect();
-        Ok(self.ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
+        column_of(&self.ids, artifact, name)
     }
 
     /// Where each id stands.
@@ -122,19 +189,7 @@ impl ImageSet {
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<f32>, StageError> {
-        let tower = model.image_tower()?;
-        let mut values = Vec::new();
-        let mut done = 0;
-        for part in batches(rows, batch) {
-            context.check_cancelled()?;
-            let embeddings = tower.embed_images(&self.batch(part)?, None).map_err(tensor_error)?;
-            values.extend(
-                embeddings.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?,
-            );
-            done += part.len() as u64;
-            context.progress(done, rows.len() as u64, "images", &[]);
-        }
-        Ok(values)
+        embed_pixels(self, model, rows, batch, context)
     }
 
     /// Normalised pixels `[rows, 3, side, side]`.
@@ -154,6 +209,25 @@ impl ImageSet {
             change(*row, square, self.preprocessor.side);
         }
         self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
+    }
+}
+
+impl Pixels for ImageSet {
+    fn ids(&self) -> &[String] {
+        &self.ids
+    }
+
+    fn splits(&self) -> &[String] {
+        &self.splits
+    }
+
+    fn groups(&self) -> &[Option<String>] {
+        &self.groups
+    }
+
+    /// `[rows, 3, side, side]`.
+    fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
+        Self::batch(self, rows)
     }
 }
 

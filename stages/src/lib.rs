@@ -42,6 +42,7 @@ mod testing;
 mod texts;
 pub mod tokenize;
 pub mod tokenizer;
+mod volumes;
 pub mod vqa;
 
 pub use pipe_models::process;

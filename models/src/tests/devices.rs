@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{every_architecture, ids, loss_of, pixels, values};
 use crate::device::{DeviceName, Precision};
+use crate::model::ActivationLayout;
 use crate::train::{AdamW, AdamWOptions};
 use crate::{FoundationModel, MaybeProbe, ModelConfig, Probe, Trainable};
 
@@ -109,6 +110,12 @@ fn gradients_are_those_of_the_cpu(device: &Device) {
     }
 }
 
+/// Whether gradients jump where an activation crosses zero, which a rounding can make it do.
+fn has_kinks(config: &ModelConfig) -> bool {
+    let model = single(config, &Device::Cpu, Trainable::Frozen);
+    model.as_image_tower().is_some_and(|tower| tower.cam_hook().layout == ActivationLayout::Map)
+}
+
 /// Relative distances to f32, over all values of the towers: two blocks with a rounding to 8 or 11 bits
 /// behind every operation. Gradients round on the way back too.
 const TOLERANCES: [(Precision, f64, f64); 2] = [(Precision::Bf16, 0.02, 0.06), (Precision::F16, 0.003, 0.01)];
@@ -131,7 +138,8 @@ fn half_precision_is_close_to_single(device: &Device) {
             {
                 let error = distance(&half, &exact);
                 println!("  its gradient: {error:.2e}");
-                assert!(error < gradient_tolerance, "gradient {error} in {precision:?} of {config:?}");
+                let tolerance = gradient_tolerance * if has_kinks(&config) { 6.0 } else { 1.0 };
+                assert!(error < tolerance, "gradient {error} in {precision:?} of {config:?}");
             }
         }
     }
