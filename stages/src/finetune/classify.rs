@@ -251,12 +251,15 @@ enum Tower {
     /// All of it: the variables of the model.
     Whole,
     /// Adapters of a frozen model.
-    Adapted {
-        lora: pipe_models::train::Lora,
-        config: ModelConfig,
-        /// The tensors of the frozen model.
-        frozen: BTreeMap<String, Tensor>,
-    },
+    Adapted(Box<Adapted>),
+}
+
+/// Adapters, and the model that they change.
+struct Adapted {
+    lora: pipe_models::train::Lora,
+    config: ModelConfig,
+    /// The tensors of the frozen model.
+    frozen: BTreeMap<String, Tensor>,
 }
 
 impl Tower {
@@ -268,20 +271,21 @@ impl Tower {
         let image_side = |name: &str| model.network.variables().contains_key(name);
         let lora = pipe_models::train::Lora::new(&frozen, options, image_side, params.seed as u64)
             .map_err(tensor_error)?;
-        Ok(Self::Adapted { lora, config: model.network.model_config(), frozen })
+        Ok(Self::Adapted(Box::new(Adapted { lora, config: model.network.model_config(), frozen })))
     }
 
     /// What is trained beside the head.
     fn variables(&self, model: &Model) -> BTreeMap<String, Var> {
         match self {
             Self::Whole => model.network.variables().clone(),
-            Self::Adapted { lora, .. } => lora.variables(),
+            Self::Adapted(adapted) => adapted.lora.variables(),
         }
     }
 
     /// Makes the model one of the present values: of adapters its weights are computed anew.
     fn update(&self, model: &mut Model, gradients: Gradients) -> Result<(), StageError> {
-        let Self::Adapted { lora, config, frozen } = self else { return Ok(()) };
+        let Self::Adapted(adapted) = self else { return Ok(()) };
+        let Adapted { lora, config, frozen } = adapted.as_ref();
         let tensors = match gradients {
             Gradients::Wanted => lora.apply(frozen),
             Gradients::None => lora.merge(frozen),
