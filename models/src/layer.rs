@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::MaybeProbe;
+use crate::device::{enter, leave};
 use crate::ops::{RunningStatistics, Window, average_pool2d, batch_norm, conv2d, linear, max_pool2d};
 
 /// One layer between two nonlinearities, with its parameters: what a rule that replaces its backward pass
@@ -66,17 +67,38 @@ impl Layer {
         }
     }
 
+    /// The layer as probes see it: in f32 on the CPU.
+    fn plain(&self) -> Result<Self> {
+        let optional = |bias: &Option<Tensor>| bias.as_ref().map(leave).transpose();
+        Ok(match self {
+            Self::Linear { weight, bias } => Self::Linear { weight: leave(weight)?, bias: optional(bias)? },
+            Self::Convolution { kernel, bias, window } => {
+                Self::Convolution { kernel: leave(kernel)?, bias: optional(bias)?, window: *window }
+            }
+            Self::BatchNorm { gamma, beta, statistics } => Self::BatchNorm {
+                gamma: leave(gamma)?,
+                beta: leave(beta)?,
+                statistics: RunningStatistics {
+                    mean: leave(&statistics.mean)?,
+                    variance: leave(&statistics.variance)?,
+                    epsilon: statistics.epsilon,
+                },
+            },
+            Self::AveragePool { .. } | Self::GlobalMean | Self::MaxPool { .. } => self.clone(),
+        })
+    }
+
     /// The layer's output, or what a probe that wants layers puts in its place.
     ///
     /// # Errors
     /// As [`Self::forward`], or if the probe fails.
     pub fn apply(&self, x: &Tensor, name: &str, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let replaced = match probe.filter(|probe| probe.wants_layers()) {
-            Some(probe) => probe.layer(name, self, x)?,
+            Some(probe) => probe.layer(name, &self.plain()?, &leave(x)?)?,
             None => None,
         };
         match replaced {
-            Some(y) => Ok(y),
+            Some(y) => enter(&y, x),
             None => self.forward(x),
         }
     }

@@ -153,11 +153,11 @@ pub(crate) fn residual_sum(
     identity: &Tensor,
 ) -> Result<Tensor> {
     let replaced = match probe.filter(|probe| probe.wants_layers()) {
-        Some(probe) => probe.sum(name, path, identity)?,
+        Some(probe) => probe.sum(name, &leave(path)?, &leave(identity)?)?,
         None => None,
     };
     match replaced {
-        Some(sum) => Ok(sum),
+        Some(sum) => enter(&sum, path),
         None => path + identity,
     }
 }

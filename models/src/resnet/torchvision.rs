@@ -64,7 +64,7 @@ impl ImageTower for ResNet {
 
     fn embed_images(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let map = self.trunk.forward(pixels, probe)?;
-        observe(probe, "vision.pooled", Layer::GlobalMean.apply(&map, "vision.mean", probe)?)
+        leave(&observe(probe, "vision.pooled", Layer::GlobalMean.apply(&map, "vision.mean", probe)?)?)
     }
 
     fn feature_width(&self) -> usize {

@@ -115,7 +115,7 @@ fn nothing_but_inputs_is_read() {
     fails("select date('now') as x", "chance");
     fails("select current_timestamp as x", "chance");
     fails("select load_extension('x') as y", "not authorized");
-    fails("select * from nothing", "no such table: nothing");
+    fails("select * from missing", "no such table: missing");
     fails("select lable from labels", "line 1, column 8 of the query: no such column: lable");
     fails("select 1 as x, 2 as x", "two columns of the answer are called `x`");
     fails("select 1 as x union all select 'a'", "texts and numbers");
