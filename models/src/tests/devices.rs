@@ -116,8 +116,8 @@ fn has_kinks(config: &ModelConfig) -> bool {
     model.as_image_tower().is_some_and(|tower| tower.cam_hook().layout == ActivationLayout::Map)
 }
 
-/// Relative distances to f32, over all values of the towers: up to four blocks and convolutions with a rounding to 8 or 11 bits
-/// behind every operation. Gradients round on the way back too.
+/// Relative distances to f32, over all values of the towers: up to four blocks and convolutions with a
+/// rounding to 8 or 11 bits behind every operation. Gradients round on the way back too.
 const TOLERANCES: [(Precision, f64, f64); 2] = [(Precision::Bf16, 0.05, 0.08), (Precision::F16, 0.006, 0.01)];
 
 fn half_precision_is_close_to_single(device: &Device) {
