@@ -130,8 +130,9 @@ fn half_precision_is_close_to_single(device: &Device) {
             let error = distance(&embeddings(half.as_ref()), &embeddings(exact.as_ref()));
             println!("{} in {precision:?} on {device:?}: {error:.2e}", config.name());
             assert!(error > 0.0 && error < tolerance, "{error} in {precision:?} of {config:?}");
-            // Behind the quantiser two roundings may take different codes.
-            if matches!(config, ModelConfig::CtClip(_)) {
+            // Behind the quantiser two roundings may take different codes; and the loss of a model with one tower
+            // is nearly constant behind its norm, so that its gradient is rounding alone.
+            if matches!(config, ModelConfig::CtClip(_)) || exact.as_text_tower().is_none() {
                 continue;
             }
             if let (Some(half), Some(exact)) = (pixel_gradient(half.as_ref()), pixel_gradient(exact.as_ref()))
