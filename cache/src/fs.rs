@@ -272,11 +272,16 @@ pub(crate) fn read_with_metadata(path: &Path, limit: u64) -> Result<Option<(Vec<
         Err(error) => return Err(FsError::new("opening", path, error)),
     };
     let metadata = file.metadata().map_err(|error| FsError::new("reading the state of", path, error))?;
-    // With room for all of it and one byte more, most files take two calls.
-    let mut bytes = Vec::with_capacity(metadata.len().min(limit) as usize + 1);
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|error| FsError::new("reading", path, error))?;
+    let refuse = |error| FsError::new("reading", path, error);
+    let mut bytes = vec![0; metadata.len().min(limit) as usize + 1];
+    // Room for one byte more: a file that is as long as it says is read by one call.
+    let length = (&file).read(&mut bytes).map_err(refuse)?;
+    bytes.truncate(length);
+    if length == 0 || length as u64 != metadata.len() {
+        file.take(limit.saturating_add(1).saturating_sub(length as u64))
+            .read_to_end(&mut bytes)
+            .map_err(refuse)?;
+    }
     if bytes.len() as u64 > limit {
         let error = io::Error::new(ErrorKind::InvalidData, format!("longer than {limit} bytes"));
         return Err(FsError::new("reading", path, error));

@@ -27,6 +27,7 @@ mod plan;
 mod program;
 mod progress;
 mod publish;
+mod read_ahead;
 mod remote;
 mod reproduce;
 mod revision;

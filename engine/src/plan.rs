@@ -7,6 +7,7 @@ use pipe_cache::{ActionKey, Digest, Record, Store, StoreError, Verify};
 use crate::action::{self, SourceDigests};
 use crate::history::History;
 use crate::pipeline::{Node, NodeId, Pipeline};
+use crate::read_ahead::ReadAhead;
 use crate::shards::{CutError, Shards};
 use crate::why::{self, DirtyReason};
 
@@ -116,9 +117,14 @@ impl Plan {
             computed: 0,
         };
         let needed = wanted.with_what_they_need(pipeline);
+        let needs = |id: NodeId| needed.as_ref().is_none_or(|needed| needed.contains(&id));
+        // What the nodes had last is mostly what they have now.
+        let last = pipeline.nodes.iter().enumerate().filter(|(index, _)| needs(NodeId(*index)));
+        let last = last.filter_map(|(_, node)| history.newest_key(&node.name));
+        let mut ahead = store.map_or_else(ReadAhead::default, |store| ReadAhead::of(store, last));
         for position in 0..plan.order.len() {
             let id = plan.order[position];
-            if needed.as_ref().is_some_and(|needed| !needed.contains(&id)) {
+            if !needs(id) {
                 continue;
             }
             let node = &pipeline.nodes[id.0];
@@ -138,7 +144,10 @@ impl Plan {
                 Some(key) => {
                     let digest = key.digest();
                     let record = match store {
-                        Some(store) if !forced => store.lookup(&digest)?,
+                        Some(store) if !forced => match ahead.take(&digest) {
+                            Some(record) => Some(record),
+                            None => store.lookup(&digest)?,
+                        },
                         _ => None,
                     };
                     let status = if record.is_some() {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pipe_cache::{Digest, Owner, Record, Store, StoreError, Verify, reflink_or_copy};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::{Node, NodeId, Pipeline};
@@ -14,6 +15,8 @@ const MANIFEST: &str = ".published.json";
 const STAGING: &str = ".publishing";
 /// What has been in staging for so long without an owner belongs to a run that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// Fewer files are looked at sooner than threads are started.
+const MANY: usize = 256;
 
 /// What was written, by path below the pipeline's folder.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -96,6 +99,43 @@ fn stamp(path: &Path) -> Option<(u64, String)> {
     Some((metadata.len(), modified.as_nanos().to_string()))
 }
 
+/// A file that is to be published.
+struct Wanted {
+    node: NodeId,
+    /// Below the pipeline's folder.
+    relative: String,
+    blob: Digest,
+    bytes: u64,
+}
+
+/// The files of all results, one record per node.
+fn files<'a>(pipeline: &Pipeline, records: impl Iterator<Item = Option<&'a Record>>) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    for (index, (node, record)) in pipeline.nodes.iter().zip(records).enumerate() {
+        let Some(record) = record else { continue };
+        for (port, output) in &record.outputs {
+            let base = port_folder(node, port);
+            wanted.extend(output.files.iter().map(|file| Wanted {
+                node: NodeId(index),
+                relative: format!("{base}/{}", file.path),
+                blob: file.blob,
+                bytes: file.bytes,
+            }));
+        }
+    }
+    wanted
+}
+
+/// What stands where each file is wanted. Many are looked at by several threads.
+fn stamps(folder: &Path, wanted: &[Wanted]) -> Vec<Option<(u64, String)>> {
+    let look = |wanted: &Wanted| stamp(&folder.join(&wanted.relative));
+    if wanted.len() < MANY {
+        wanted.iter().map(look).collect()
+    } else {
+        wanted.par_iter().map(look).collect()
+    }
+}
+
 /// Makes the published files agree with `records`, one per node. A `complete` run also removes what it
 /// once published and no longer plans.
 pub(crate) fn publish<'a>(
@@ -114,49 +154,44 @@ pub(crate) fn publish<'a>(
     let mut new = Manifest { version: 1, files: BTreeMap::new() };
     let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
     let staging = Staging::new(&folder, store.owner());
-    for (index, (node, record)) in pipeline.nodes.iter().zip(records).enumerate() {
-        let Some(record) = record else { continue };
-        for (port, output) in &record.outputs {
-            let base = port_folder(node, port);
-            for file in &output.files {
-                let relative = format!("{base}/{}", file.path);
-                let path = folder.join(&relative);
-                let known = old.files.get(&relative);
-                if let Some((bytes, modified)) = stamp(&path) {
-                    match known {
-                        Some(known) if (known.bytes, &known.modified) == (bytes, &modified) => {
-                            if known.blob == file.blob {
-                                new.files.insert(relative, known.clone());
-                                continue;
-                            }
-                        }
-                        _ => {
-                            // Not as we left it: a person's file, unless its content is what we would write.
-                            if content(&path) != Some(file.blob) {
-                                new.files.extend(known.map(|known| (relative.clone(), known.clone())));
-                                summary.kept.push(path);
-                                continue;
-                            }
-                            new.files.insert(relative, Published { blob: file.blob, bytes, modified });
-                            continue;
-                        }
+    let wanted = files(pipeline, records);
+    for (wanted, found) in wanted.iter().zip(stamps(&folder, &wanted)) {
+        let Wanted { node, relative, blob, bytes } = wanted;
+        let path = folder.join(relative);
+        let known = old.files.get(relative);
+        if let Some((bytes, modified)) = found {
+            match known {
+                Some(known) if (known.bytes, &known.modified) == (bytes, &modified) => {
+                    if known.blob == *blob {
+                        new.files.insert(relative.clone(), known.clone());
+                        continue;
                     }
                 }
-                if let Some(damage) = store.verify_blob(&file.blob, file.bytes, Verify::Once)? {
-                    summary.damaged.insert(NodeId(index), damage.reason);
-                    // What stands there came from an earlier result and is removed only when this one is.
-                    new.files.extend(known.map(|known| (relative.clone(), known.clone())));
+                _ => {
+                    // Not as we left it: a person's file, unless its content is what we would write.
+                    if content(&path) != Some(*blob) {
+                        new.files.extend(known.map(|known| (relative.clone(), known.clone())));
+                        summary.kept.push(path);
+                        continue;
+                    }
+                    new.files.insert(relative.clone(), Published { blob: *blob, bytes, modified });
                     continue;
                 }
-                let blob = store.blob_path(&file.blob);
-                place(&path, &staging, |temporary| {
-                    reflink_or_copy(&blob, temporary).map(drop).map_err(|failure| failure.source)
-                })?;
-                summary.written += 1;
-                if let Some((bytes, modified)) = stamp(&path) {
-                    new.files.insert(relative, Published { blob: file.blob, bytes, modified });
-                }
             }
+        }
+        if let Some(damage) = store.verify_blob(blob, *bytes, Verify::Once)? {
+            summary.damaged.insert(*node, damage.reason);
+            // What stands there came from an earlier result and is removed only when this one is.
+            new.files.extend(known.map(|known| (relative.clone(), known.clone())));
+            continue;
+        }
+        let stored = store.blob_path(blob);
+        place(&path, &staging, |temporary| {
+            reflink_or_copy(&stored, temporary).map(drop).map_err(|failure| failure.source)
+        })?;
+        summary.written += 1;
+        if let Some((bytes, modified)) = stamp(&path) {
+            new.files.insert(relative.clone(), Published { blob: *blob, bytes, modified });
         }
     }
     for (relative, published) in &old.files {
