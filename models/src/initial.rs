@@ -12,6 +12,32 @@ pub(crate) struct Initial {
     pub(crate) device: Device,
 }
 
+/// How a parameter begins, where its module says so.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Start {
+    /// One value everywhere.
+    Constant(f32),
+    /// Uniform from minus this to this.
+    Uniform(f64),
+    /// Normal with this deviation.
+    Normal(f64),
+    /// A table of rows, normal with this deviation, but for one row of zeros.
+    Table { deviation: f64, zero: usize },
+}
+
+impl Start {
+    /// PyTorch's for weights and biases of linear layers and convolutions: uniform up to one over the root of
+    /// the number of inputs.
+    pub(crate) fn of_inputs(inputs: usize) -> Self {
+        Self::Uniform((inputs.max(1) as f64).powf(-0.5))
+    }
+
+    /// Glorot and Bengio's 2010, uniform.
+    pub(crate) fn xavier(inputs: usize, outputs: usize) -> Self {
+        Self::Uniform((6.0 / (inputs + outputs).max(1) as f64).sqrt())
+    }
+}
+
 /// Deviation of embedding tables, positions and learned tokens.
 const EMBEDDING: f64 = 0.02;
 
@@ -36,6 +62,28 @@ impl Initial {
             _ => {
                 let inputs: usize = shape[1..].iter().product();
                 self.normal(name, shape, (inputs.max(1) as f64).powf(-0.5))
+            }
+        }
+    }
+
+    /// A tensor that begins as `start` says: a pure function of the seed and the name.
+    pub(crate) fn start(&self, name: &str, shape: &[usize], start: Start) -> Result<Tensor> {
+        match start {
+            Start::Constant(value) => {
+                Tensor::from_vec(vec![value; shape.iter().product()], shape, &self.device)
+            }
+            Start::Normal(deviation) => self.normal(name, shape, deviation),
+            Start::Table { deviation, zero } => {
+                let table = self.normal(name, shape, deviation)?;
+                let kept: Vec<f32> = (0..shape[0]).map(|row| if row == zero { 0.0 } else { 1.0 }).collect();
+                table.broadcast_mul(&Tensor::from_vec(kept, (shape[0], 1), &self.device)?)
+            }
+            Start::Uniform(bound) => {
+                let key = Key::derive("pipe initial weights/3", self.seed, &[name.into()]);
+                let count = shape.iter().product::<usize>() as u64;
+                let draw = |counter| ((key.uniform(counter) * 2.0 - 1.0) * bound) as f32;
+                let values: Vec<f32> = (1..=count).into_par_iter().map(draw).collect();
+                Tensor::from_vec(values, shape, &self.device)
             }
         }
     }

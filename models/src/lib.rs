@@ -30,6 +30,7 @@ mod tests;
 pub mod tokenizer;
 pub mod train;
 pub mod vit;
+pub mod vqa;
 mod weights;
 
 pub use bert::BertModel;
@@ -48,4 +49,4 @@ pub use published::{PUBLISHED, published};
 pub use resnet::ResNet;
 pub use tokenizer::{Encoded, Tokenizer};
 pub use vit::TimmVit;
-pub use weights::{Parameters, Side, Trainable};
+pub use weights::{Parameters, Side, Trainable, Weights};

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::checkpoint::{CheckpointError, first_line};
 use crate::device::Precision;
-use crate::initial::Initial;
+use crate::initial::{Initial, Start};
 
 /// Which parameters become variables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +47,8 @@ pub enum Side {
 #[derive(Clone, Debug, Default)]
 pub struct Parameters {
     variables: BTreeMap<String, Var>,
+    /// Running statistics, which training changes and no gradient reaches.
+    buffers: BTreeMap<String, Var>,
     /// Frozen parameters, buffers, and tensors that the model carries along unused.
     constants: BTreeMap<String, Tensor>,
 }
@@ -57,19 +59,46 @@ impl Parameters {
         &self.variables
     }
 
-    /// The current values by name, detached.
+    /// The running statistics of batch norms by name: training passes change them.
+    pub fn buffers(&self) -> &BTreeMap<String, Var> {
+        &self.buffers
+    }
+
+    /// The current values by name, detached. Those of variables and buffers are seen changing with them.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         let mut tensors = self.constants.clone();
-        for (name, variable) in &self.variables {
+        for (name, variable) in self.variables.iter().chain(&self.buffers) {
             tensors.insert(name.clone(), variable.as_detached_tensor());
         }
         tensors
     }
+
+    /// Sets variables and buffers to the values that [`Self::tensors`] gave earlier; constants among them
+    /// are left alone.
+    ///
+    /// # Errors
+    /// If a variable or buffer has no value or one of another shape; nothing is changed then.
+    pub fn restore(&self, values: &BTreeMap<String, Tensor>) -> Result<(), CheckpointError> {
+        let all = || self.variables.iter().chain(&self.buffers);
+        for (name, variable) in all() {
+            let found = values.get(name).map(Tensor::dims);
+            if found != Some(variable.dims()) {
+                let reason = format!("its shape is {found:?}, {:?} is expected", variable.dims());
+                return Err(CheckpointError::new(name, reason));
+            }
+        }
+        for (name, variable) in all() {
+            let set =
+                values[name].to_dtype(variable.dtype()).and_then(|value| variable.set(&value.contiguous()?));
+            set.map_err(|error| CheckpointError::new(name, first_line(&error)))?;
+        }
+        Ok(())
+    }
 }
 
-/// The tensors of a checkpoint while a model takes its own out of them. Mismatches are collected, so
+/// The tensors of a checkpoint while modules take their own out of them. Mismatches are collected, so
 /// that all are reported at once.
-pub(crate) struct Weights {
+pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
     /// Makes what is missing, if weights are random.
     initial: Option<Initial>,
@@ -83,7 +112,7 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// The tensors of a checkpoint by name.
-    pub(crate) fn new(tensors: BTreeMap<String, Tensor>, trainable: Trainable) -> Self {
+    pub fn new(tensors: BTreeMap<String, Tensor>, trainable: Trainable) -> Self {
         let parameters = Parameters::default();
         Self {
             tensors,
@@ -99,6 +128,20 @@ impl Weights {
     /// Weights of any architecture, drawn as they are taken.
     pub(crate) fn random(initial: Initial, trainable: Trainable) -> Self {
         Self { initial: Some(initial), ..Self::new(BTreeMap::new(), trainable) }
+    }
+
+    /// Modules of visual question answering that begin at random: each draws its parameters as its authors
+    /// do, as a function of the seed and the parameter's name. What is `given` (word tables, published
+    /// weights) is not drawn.
+    pub fn seeded(seed: u64, given: BTreeMap<String, Tensor>, trainable: Trainable) -> Self {
+        let device = given.values().next().map_or(Device::Cpu, |tensor| tensor.device().clone());
+        Self { initial: Some(Initial { seed, device }), ..Self::new(given, trainable) }
+    }
+
+    /// The same, in double precision: for comparisons with finite differences.
+    #[cfg(test)]
+    pub(crate) fn doubled(self) -> Self {
+        Self { dtype: DType::F64, ..self }
     }
 
     /// The same, with parameters in this precision.
@@ -165,6 +208,77 @@ impl Weights {
         }
     }
 
+    /// As [`Self::take`]; if weights are random and this one is not given, it is drawn as `start` says.
+    pub(crate) fn begin(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        start: Start,
+    ) -> Result<Tensor, CheckpointError> {
+        self.draw(name, shape, start)?;
+        self.take(name, shape)
+    }
+
+    /// As [`Self::begin`], for a parameter that is not trained.
+    pub(crate) fn frozen(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        start: Start,
+    ) -> Result<Tensor, CheckpointError> {
+        self.draw(name, shape, start)?;
+        let dtype = self.dtype;
+        self.buffer(name, shape)?
+            .to_dtype(dtype)
+            .map_err(|error| CheckpointError::new(name, first_line(&error)))
+    }
+
+    /// As [`Self::begin`], for running statistics.
+    pub(crate) fn running(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        start: Start,
+    ) -> Result<Var, CheckpointError> {
+        self.draw(name, shape, start)?;
+        let tensor = match self.fitting(name, shape) {
+            Some(tensor) => tensor.to_dtype(self.dtype),
+            None => stand_in(name).map(Ok)?,
+        };
+        self.keep_buffer(name, tensor)
+    }
+
+    /// As [`Self::running`], for a count of steps: an integer that a checkpoint may leave out.
+    pub(crate) fn count(&mut self, name: &str) -> Result<Var, CheckpointError> {
+        let tensor = match self.tensors.remove(name) {
+            Some(tensor) => tensor.to_dtype(DType::I64).and_then(|tensor| tensor.reshape(())),
+            None => Tensor::new(0i64, &Device::Cpu),
+        };
+        self.keep_buffer(name, tensor)
+    }
+
+    fn keep_buffer(
+        &mut self,
+        name: &str,
+        tensor: candle_core::Result<Tensor>,
+    ) -> Result<Var, CheckpointError> {
+        let buffer = tensor
+            .and_then(|tensor| Var::from_tensor(&tensor.copy()?))
+            .map_err(|error| CheckpointError::new(name, first_line(&error)))?;
+        self.parameters.buffers.insert(name.to_owned(), buffer.clone());
+        Ok(buffer)
+    }
+
+    fn draw(&mut self, name: &str, shape: &[usize], start: Start) -> Result<(), CheckpointError> {
+        if let (Some(initial), false) = (&self.initial, self.tensors.contains_key(name)) {
+            let tensor = initial
+                .start(name, shape, start)
+                .map_err(|error| CheckpointError::new(name, first_line(&error)))?;
+            self.tensors.insert(name.to_owned(), tensor);
+        }
+        Ok(())
+    }
+
     /// As [`Self::take`], for a tensor that is no parameter and never trained (running statistics, a
     /// codebook).
     pub(crate) fn buffer(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, CheckpointError> {
@@ -194,7 +308,10 @@ impl Weights {
     }
 
     /// The parameters, if everything fitted and nothing was left over.
-    pub(crate) fn finish(mut self) -> Result<Parameters, CheckpointError> {
+    ///
+    /// # Errors
+    /// What did not, all of it.
+    pub fn finish(mut self) -> Result<Parameters, CheckpointError> {
         self.problems
             .extend(self.tensors.keys().map(|name| format!("`{name}` is not a tensor of this architecture")));
         if self.problems.is_empty() {

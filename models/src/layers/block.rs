@@ -6,7 +6,7 @@ use super::attention::{Qkv, observed_attention};
 use super::{LayerNorm, Linear};
 use crate::checkpoint::CheckpointError;
 use crate::ops::Scores;
-use crate::probe::{inside, nonlinearity, observe};
+use crate::probe::{dropout, inside, nonlinearity, observe};
 use crate::weights::Weights;
 use crate::{Activation, MaybeProbe};
 
@@ -89,16 +89,30 @@ impl Block {
 
     /// `[batch, tokens, width]` to the same shape; `name` is that of the block for probes.
     pub(crate) fn forward(&self, x: &Tensor, name: &str, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        self.forward_masked(x, None, 0.0, name, probe)
+    }
+
+    /// The same, seeing only tokens where `mask` `[batch, tokens]` is not 0; while training, attention and the
+    /// results of both halves lose values at `rate`.
+    pub(crate) fn forward_masked(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        rate: f64,
+        name: &str,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
         let outside = probe;
         let probe = inside(probe, name);
         let normed = observe(probe, &format!("{name}.layer_norm1"), self.norm1.forward(x)?)?;
-        let scores = Scores { causal: self.shape.causal, ..Scores::new(self.shape.heads) };
+        let scores = Scores { causal: self.shape.causal, mask, ..Scores::new(self.shape.heads) };
         let packed = self.qkv.forward(&normed)?;
-        let attended = observed_attention(&packed, &scores, &format!("{name}.attention"), 0.0, probe)?;
-        let x = (x + self.out.forward(&attended)?)?;
+        let attended = observed_attention(&packed, &scores, &format!("{name}.attention"), rate, probe)?;
+        let x = (x + dropout(probe, &format!("{name}.out"), rate, self.out.forward(&attended)?)?)?;
         let normed = observe(probe, &format!("{name}.layer_norm2"), self.norm2.forward(&x)?)?;
         let hidden = self.fc1.forward(&normed)?;
         let hidden = nonlinearity(probe, &format!("{name}.activation"), self.shape.activation, &hidden)?;
-        observe(outside, name, (x + self.fc2.forward(&hidden)?)?)
+        let added = dropout(probe, &format!("{name}.mlp"), rate, self.fc2.forward(&hidden)?)?;
+        observe(outside, name, (x + added)?)
     }
 }

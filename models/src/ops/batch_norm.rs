@@ -54,6 +54,30 @@ pub fn batch_norm(
     x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)
 }
 
+/// As [`fn@batch_norm`], with mean and variance (biased) of `x` itself over all but the last dimension, which
+/// gradients reach; with both, `[channels]`, detached.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn batch_norm_of_batch(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    epsilon: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let channels = x.dims().last().copied().unwrap_or_default();
+    if x.elem_count() == 0 || gamma.dims() != [channels] || beta.dims() != [channels] {
+        bail!("a batch norm of {:?} cannot take {:?}", gamma.dims(), x.dims());
+    }
+    let rows = x.reshape(((), channels))?;
+    let mean = rows.mean_keepdim(0)?;
+    let centred = rows.broadcast_sub(&mean)?;
+    let variance = centred.sqr()?.mean_keepdim(0)?;
+    let scale = (&variance + epsilon)?.sqrt()?.recip()?.broadcast_mul(gamma)?;
+    let y = centred.broadcast_mul(&scale)?.broadcast_add(beta)?.reshape(x.shape())?;
+    Ok((y, mean.detach().squeeze(0)?, variance.detach().squeeze(0)?))
+}
+
 struct BatchNorm {
     mean: Vec<f32>,
     /// 1 / standard deviation.

@@ -81,6 +81,49 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
     }
 }
 
+/// As [`super::conv_transpose2d()`]: a convolution over images between whose pixels there are zeros.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn conv_transpose2d(
+    x: &Tensor,
+    kernel: &Tensor,
+    bias: &Tensor,
+    window: Window,
+    [out_rows, out_columns]: [usize; 2],
+) -> Result<Tensor> {
+    let (batch, rows, columns, channels) = x.dims4()?;
+    let (_, kernel_rows, kernel_columns, _) = kernel.dims4()?;
+    let Window { stride, padding } = window;
+    // A pixel and the zeros behind it, along both axes.
+    let spread = x
+        .reshape((batch, rows, 1, columns * channels))?
+        .pad_with_zeros(2, 0, stride - 1)?
+        .reshape((batch, rows * stride, columns, 1, channels))?
+        .pad_with_zeros(3, 0, stride - 1)?
+        .reshape((batch, rows * stride, columns * stride, channels))?;
+    let around = |kernel: usize, pixels: usize, out: usize| -> Result<[usize; 2]> {
+        let (Some(front), Some(back)) =
+            ((kernel - 1).checked_sub(padding), (out + padding).checked_sub(pixels * stride))
+        else {
+            candle_core::bail!("a padding of {padding} does not fit a kernel of {kernel}");
+        };
+        Ok([front, back])
+    };
+    let [above, below] = around(kernel_rows, rows, out_rows)?;
+    let [left, right] = around(kernel_columns, columns, out_columns)?;
+    let padded = spread.pad_with_zeros(1, above, below)?.pad_with_zeros(2, left, right)?;
+    let flipped = flip(&flip(kernel, 1)?, 2)?.permute((3, 1, 2, 0))?.contiguous()?;
+    conv2d(&padded, &flipped, Some(bias), Window { stride: 1, padding: 0 })
+}
+
+/// An axis in reverse.
+fn flip(x: &Tensor, axis: usize) -> Result<Tensor> {
+    let length = x.dim(axis)?;
+    let places: Vec<u32> = (0..length as u32).rev().collect();
+    x.contiguous()?.index_select(&Tensor::from_vec(places, length, x.device())?, axis)
+}
+
 /// Every `stride`-th of an axis from `first` on, `count` of them.
 fn strided(x: &Tensor, axis: usize, first: usize, stride: usize, count: usize) -> Result<Tensor> {
     if stride == 1 {
@@ -185,6 +228,69 @@ pub fn scaled_unit(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let lengths = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
     // A sum instead of the maximum: at any length that counts, both round to the same.
     x.broadcast_div(&(lengths + 1e-12)?)?.broadcast_mul(scale)
+}
+
+/// As [`super::frobenius_norm`].
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn frobenius_norm(x: &Tensor) -> Result<Tensor> {
+    // The smallest normal number of f32: the root has a gradient at 0.
+    (x.sqr()?.sum_all()? + f64::from(f32::MIN_POSITIVE))?.sqrt()
+}
+
+/// 1 / (1 + e^-x), without overflow.
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x * 0.5)?.tanh()?.affine(0.5, 0.5)
+}
+
+/// As [`super::lstm`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn lstm(inputs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (batch, length, _) = inputs.dims3()?;
+    let hidden = weight.dim(1)?;
+    let mut state = Tensor::zeros((batch, hidden), inputs.dtype(), inputs.device())?;
+    let mut cell = state.clone();
+    let mut states = Vec::with_capacity(length);
+    for place in 0..length {
+        let gates = (inputs.narrow(1, place, 1)?.squeeze(1)? + super::linear(&state, weight, Some(bias))?)?;
+        let part = |index: usize| gates.narrow(1, index * hidden, hidden);
+        let kept = (sigmoid(&part(1)?)? * cell)?;
+        cell = (kept + (sigmoid(&part(0)?)? * part(2)?.tanh()?)?)?;
+        state = (sigmoid(&part(3)?)? * cell.tanh()?)?;
+        states.push(state.clone());
+    }
+    Tensor::stack(&states, 1)
+}
+
+/// As [`super::gru`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn gru(inputs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (batch, length, _) = inputs.dims3()?;
+    let hidden = weight.dim(1)?;
+    let mut state = Tensor::zeros((batch, hidden), inputs.dtype(), inputs.device())?;
+    let mut states = Vec::with_capacity(length);
+    for place in 0..length {
+        let added = inputs.narrow(1, place, 1)?.squeeze(1)?;
+        let own = super::linear(&state, weight, Some(bias))?;
+        let gate = |index: usize| -> Result<Tensor> {
+            let [added, own] = [&added, &own].map(|x| x.narrow(1, index * hidden, hidden));
+            sigmoid(&(added? + own?)?)
+        };
+        let (reset, update) = (gate(0)?, gate(1)?);
+        let own = (reset * own.narrow(1, 2 * hidden, hidden)?)?;
+        let new = (added.narrow(1, 2 * hidden, hidden)? + own)?.tanh()?;
+        state = (&new + (update * (state - &new)?)?)?;
+        states.push(state.clone());
+    }
+    Tensor::stack(&states, 1)
 }
 
 /// Softmax over the last dimension.

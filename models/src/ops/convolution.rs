@@ -79,16 +79,16 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
 }
 
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    rows: usize,
-    columns: usize,
-    channels: usize,
-    kernel: [usize; 2],
-    window: Window,
-    out_rows: usize,
-    out_columns: usize,
-    out: usize,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) channels: usize,
+    pub(super) kernel: [usize; 2],
+    pub(super) window: Window,
+    pub(super) out_rows: usize,
+    pub(super) out_columns: usize,
+    pub(super) out: usize,
 }
 
 /// Values of a strip's matrix, if that makes enough pixels for a product to be worth packing the kernel.
@@ -162,12 +162,18 @@ impl Sizes {
     }
 }
 
-struct Convolution {
-    sizes: Sizes,
+pub(super) struct Convolution {
+    pub(super) sizes: Sizes,
 }
 
 impl Convolution {
     fn forward(&self, x: &[f32], kernel: &[f32], bias: Option<&[f32]>) -> (CpuStorage, Shape) {
+        let Sizes { batch, out_rows, out_columns, out, .. } = self.sizes;
+        (CpuStorage::F32(self.values(x, kernel, bias)), Shape::from((batch, out_rows, out_columns, out)))
+    }
+
+    /// The result, row-major.
+    pub(super) fn values(&self, x: &[f32], kernel: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let sizes = self.sizes;
         let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.strip());
         let pixels = sizes.batch * sizes.pixels();
@@ -189,13 +195,12 @@ impl Convolution {
         } else if out > 0 {
             y.par_chunks_mut(strip * out).enumerate().for_each(work);
         }
-        let shape = Shape::from((sizes.batch, sizes.out_rows, sizes.out_columns, out));
-        (CpuStorage::F32(y), shape)
+        y
     }
 
     /// The gradient of the images: per image, strips of gradient patches are added to where they came
     /// from, in order.
-    fn image_gradient(&self, kernel: &[f32], dy: &[f32]) -> Vec<f32> {
+    pub(super) fn image_gradient(&self, kernel: &[f32], dy: &[f32]) -> Vec<f32> {
         let sizes = self.sizes;
         let (out, patch, strip, pixels) = (sizes.out, sizes.patch(), sizes.strip(), sizes.pixels());
         let mut dx = vec![0.0f32; sizes.batch * sizes.image()];
@@ -221,7 +226,7 @@ impl Convolution {
     }
 
     /// The gradient of the kernel, strip by strip in order.
-    fn kernel_gradient(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    pub(super) fn kernel_gradient(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         let sizes = self.sizes;
         let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.strip());
         let mut dkernel = vec![0.0f32; out * patch];

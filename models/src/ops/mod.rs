@@ -23,12 +23,15 @@ mod elementwise;
 mod gated;
 mod layer_norm;
 mod linear;
+mod norm;
 mod pool;
 mod product;
 mod recompute;
+mod recurrent;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod transposed;
 mod unit;
 
 use std::ops::{Deref, Range};
@@ -37,15 +40,18 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
 pub use activation::activate;
 pub use attention::{Scores, attention};
-pub use batch_norm::{RunningStatistics, batch_norm};
+pub use batch_norm::{RunningStatistics, batch_norm, batch_norm_of_batch};
 pub use codes::{nearest_codes, straight_through};
 pub use convolution::{Window, conv2d};
 pub use depthwise::{Padding3, depthwise_conv3d};
 pub use gated::geglu;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, project};
+pub use norm::frobenius_norm;
 pub use pool::{average_pool2d, max_pool2d};
 pub use recompute::{Part, recompute};
+pub use recurrent::{gru, lstm};
+pub use transposed::conv_transpose2d;
 pub use unit::scaled_unit;
 
 /// The values of a contiguous f32 tensor.

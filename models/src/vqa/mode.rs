@@ -1,0 +1,39 @@
+//! What a pass is for.
+
+use candle_core::{Result, Tensor};
+
+use crate::train::Dropout;
+use crate::{MaybeProbe, Probe};
+
+/// What a forward pass is for: batch norms and dropout differ.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Mode<'a> {
+    /// Running statistics, nothing dropped, nothing changed.
+    #[default]
+    Evaluation,
+    /// Statistics of the batch, which the running ones follow; values are dropped, if there is a dropout.
+    Training(Option<&'a Dropout>),
+}
+
+impl<'a> Mode<'a> {
+    /// Whether batch norms take the statistics of the batch.
+    pub fn is_training(self) -> bool {
+        matches!(self, Self::Training(_))
+    }
+
+    /// The dropout as a probe of a pass.
+    pub(crate) fn probe(self) -> MaybeProbe<'a> {
+        match self {
+            Self::Training(Some(dropout)) => Some(dropout),
+            _ => None,
+        }
+    }
+
+    /// Drops values at `rate` at the place `name`, if the pass drops any.
+    pub(crate) fn dropout(self, name: &str, rate: f64, value: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Training(Some(dropout)) if rate > 0.0 => dropout.dropout(name, rate, value),
+            _ => Ok(value),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Models of visual question answering.
