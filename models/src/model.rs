@@ -202,6 +202,13 @@ pub trait TextTower: Send + Sync {
     /// If the ids are no matrix of integers.
     fn attention_mask(&self, ids: &Tensor) -> Result<Option<Tensor>>;
 
+    /// The position of each row of ids (integers) whose hidden state stands for the text: the mark of its end, or
+    /// `[CLS]`.
+    ///
+    /// # Errors
+    /// If the ids are no matrix of integers.
+    fn pooled_positions(&self, ids: &Tensor) -> Result<Vec<usize>>;
+
     /// The attention maps, in the order of the forward pass.
     fn attention_hooks(&self) -> Vec<AttentionHook>;
 }

@@ -131,6 +131,10 @@ impl TextTower for BertTower {
         leave(&self.project(&observe(probe, "text.pooled", pooled)?, probe)?)
     }
 
+    fn pooled_positions(&self, ids: &Tensor) -> Result<Vec<usize>> {
+        Ok(vec![0; ids.dims2()?.0])
+    }
+
     fn attention_mask(&self, ids: &Tensor) -> Result<Option<Tensor>> {
         match self.padding {
             Padding::Attended => Ok(None),

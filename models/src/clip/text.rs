@@ -92,13 +92,10 @@ impl TextTransformer {
         if ids.dims() != [batch, tokens] {
             bail!("ids of {:?} do not fit hidden states of {:?}", ids.dims(), hidden.dims());
         }
-        let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
-        let places: Vec<u32> = rows
-            .iter()
-            .enumerate()
-            .map(|(row, ids)| (row * tokens + end_of_text(ids, self.config.eot)) as u32)
-            .collect();
-        let places = Tensor::from_vec(places, rows.len(), hidden.device())?;
+        let ends = self.pooled_positions(ids)?;
+        let places: Vec<u32> =
+            ends.iter().enumerate().map(|(row, end)| (row * tokens + end) as u32).collect();
+        let places = Tensor::from_vec(places, batch, hidden.device())?;
         hidden.reshape(((), width))?.index_select(&places, 0)
     }
 }
@@ -167,6 +164,11 @@ impl TextTower for TextTransformer {
     fn embed_hidden_states(&self, hidden: &Tensor, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let pooled = self.pool(&enter(hidden, &self.embedding)?, ids)?;
         leave(&self.projection.forward(&observe(probe, "text.pooled", pooled)?)?)
+    }
+
+    fn pooled_positions(&self, ids: &Tensor) -> Result<Vec<usize>> {
+        let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+        Ok(rows.iter().map(|ids| end_of_text(ids, self.config.eot)).collect())
     }
 
     /// None: what stands behind the end mark is invisible to it.

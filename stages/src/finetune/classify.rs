@@ -347,7 +347,7 @@ fn train(
             let (_, factor) =
                 clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
             let step = training.position.step;
-            training.adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+            training.update.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
             let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
             if !value.is_finite() {
                 let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
@@ -378,12 +378,9 @@ fn train(
     }
     // The epoch of best validation AUROC is kept (of best accuracy, where a class is missing there), the
     // last one where there is no validation split.
-    for (name, value) in training.best.into_iter().flat_map(|best| best.values) {
-        let variable = &variables[&name];
-        value.to_device(variable.device()).and_then(|value| variable.set(&value)).map_err(tensor_error)?;
-    }
+    let log = training.finish()?;
     tower.update(model, Gradients::None)?;
-    Ok(training.log)
+    Ok(log)
 }
 
 fn batch_loss(logits: &Tensor, rows: &[usize], data: &Data) -> candle_core::Result<Tensor> {

@@ -200,7 +200,7 @@ impl StageKind for FinetuneContrastive {
                 let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
                     .map_err(tensor_error)?;
                 let step = training.position.step;
-                training.adamw.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+                training.update.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
                 clamp_scale(&model)?;
                 let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
                 if !value.is_finite() {

@@ -7,6 +7,7 @@ mod log;
 #[cfg(test)]
 mod tests;
 mod training;
+mod update;
 
 pub use classify::FinetuneClassify;
 pub use contrastive::FinetuneContrastive;

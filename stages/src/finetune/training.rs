@@ -10,10 +10,11 @@ use candle_core::{Tensor, Var};
 use pipe_engine::{StageContext, StageError};
 use pipe_models::CheckpointFiles;
 use pipe_models::checkpoint::{read_tensors, write_tensors};
-use pipe_models::train::{AdamW, Moments};
+use pipe_models::train::Moments;
 use serde::{Deserialize, Serialize};
 
 use super::TrainingLog;
+use super::update::Update;
 use crate::model::{DEVICE, checkpoint_error, tensor_error};
 
 const TENSORS: &str = "state.safetensors";
@@ -44,7 +45,9 @@ pub(super) struct Best {
 /// The state of a training.
 pub(super) struct Training<'a> {
     pub(super) variables: &'a BTreeMap<String, Var>,
-    pub(super) adamw: AdamW,
+    /// Running statistics, which passes change and no gradient reaches.
+    running: BTreeMap<String, Var>,
+    pub(super) update: Update,
     pub(super) position: Position,
     pub(super) best: Option<Best>,
     pub(super) log: TrainingLog,
@@ -70,11 +73,21 @@ impl<'a> Training<'a> {
     /// A training of `variables` that begins, or goes on where an earlier attempt stood.
     pub(super) fn begin(
         variables: &'a BTreeMap<String, Var>,
-        adamw: AdamW,
+        update: impl Into<Update>,
         context: &StageContext<'_>,
     ) -> Result<Self, StageError> {
-        let log = TrainingLog::default();
-        let mut training = Self { variables, adamw, position: Position::default(), best: None, log };
+        Self::begin_with(variables, BTreeMap::new(), update, context)
+    }
+
+    /// As [`Self::begin`], of a model that keeps running statistics.
+    pub(super) fn begin_with(
+        variables: &'a BTreeMap<String, Var>,
+        running: BTreeMap<String, Var>,
+        update: impl Into<Update>,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        let (position, log) = (Position::default(), TrainingLog::default());
+        let mut training = Self { variables, running, update: update.into(), position, best: None, log };
         if let Some(resumed) = context.resume()?
             && !training.restore(&resumed.folder)?
         {
@@ -88,11 +101,31 @@ impl<'a> Training<'a> {
         context.safe_point(self.position.step, |folder| self.keep(folder))
     }
 
-    /// The values of all parameters now.
+    /// The values of all parameters and running statistics now.
     pub(super) fn values(&self) -> Result<BTreeMap<String, Tensor>, StageError> {
         let copy =
             |(name, variable): (&String, &Var)| Ok((name.clone(), variable.as_detached_tensor().copy()?));
-        self.variables.iter().map(copy).collect::<candle_core::Result<_>>().map_err(tensor_error)
+        self.variables.iter().chain(&self.running).map(copy).collect::<candle_core::Result<_>>().map_err(tensor_error)
+    }
+
+    /// Leaves the values of the best epoch in the parameters, if there is one, and gives the learning curves.
+    pub(super) fn finish(mut self) -> Result<TrainingLog, StageError> {
+        if let Some(best) = self.best.take() {
+            self.set(best.values.iter().map(|(name, value)| (name.as_str(), value.clone())))?;
+        }
+        Ok(self.log)
+    }
+
+    fn set<'v>(&self, values: impl Iterator<Item = (&'v str, Tensor)>) -> Result<(), StageError> {
+        for (name, value) in values {
+            let variable = self.variables.get(name).or_else(|| self.running.get(name));
+            let Some(variable) = variable else { continue };
+            value
+                .to_device(variable.device())
+                .and_then(|value| variable.set(&value))
+                .map_err(tensor_error)?;
+        }
+        Ok(())
     }
 
     fn keep(&self, folder: &Path) -> Result<(), StageError> {
@@ -104,7 +137,7 @@ impl<'a> Training<'a> {
             tensors.insert(format!("best/{name}"), value.clone());
         }
         let mut steps = BTreeMap::new();
-        for (name, Moments { first, second, steps: count }) in self.adamw.state() {
+        for (name, Moments { first, second, steps: count }) in self.update.state() {
             for (which, values) in [("first", first), ("second", second)] {
                 let length = values.len();
                 let tensor = Tensor::from_vec(values, length, &DEVICE).map_err(tensor_error)?;
@@ -150,12 +183,9 @@ impl<'a> Training<'a> {
         let mut values = BTreeMap::new();
         let mut best = BTreeMap::new();
         let mut state = BTreeMap::new();
-        for (name, variable) in self.variables {
+        for (name, variable) in self.variables.iter().chain(&self.running) {
             let mut take = |which: &str| tensors.remove(&format!("{which}/{name}"));
-            let (Some(value), Some(first), Some(second)) = (take("value"), take("first"), take("second"))
-            else {
-                return Ok(false);
-            };
+            let Some(value) = take("value") else { return Ok(false) };
             if value.shape() != variable.shape() {
                 return Ok(false);
             }
@@ -165,21 +195,19 @@ impl<'a> Training<'a> {
                 };
                 best.insert(name.clone(), value);
             }
+            values.insert(name, value);
+            if self.running.contains_key(name) {
+                continue;
+            }
+            let (Some(first), Some(second)) = (take("first"), take("second")) else { return Ok(false) };
             let vector = |tensor: Tensor| tensor.to_vec1::<f32>().map_err(tensor_error);
             let steps = facts.steps.get(name).copied().unwrap_or_default();
             state.insert(name.clone(), Moments { first: vector(first)?, second: vector(second)?, steps });
-            values.insert(name, value);
         }
-        if !self.adamw.restore(state) {
+        if !self.update.restore(state) {
             return Ok(false);
         }
-        for (name, value) in values {
-            let variable = &self.variables[name];
-            value
-                .to_device(variable.device())
-                .and_then(|value| variable.set(&value))
-                .map_err(tensor_error)?;
-        }
+        self.set(values.into_iter().map(|(name, value)| (name.as_str(), value)))?;
         self.best = facts.best.map(|score| Best { score: f64::from_bits(score), values: best });
         self.position = Position {
             epoch: facts.epoch,

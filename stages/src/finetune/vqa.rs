@@ -1,0 +1,612 @@
+//! The stage kind `finetune.vqa`: trains a model that answers questions about images.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Tensor, Var};
+use pipe_engine::{
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, OutputWriter, ParameterProblem,
+    StageContext, StageError, StageKind,
+};
+use pipe_models::random::Key;
+use pipe_models::train::{
+    AdamW, AdamWOptions, Adamax, AdamaxOptions, Dropout, EpochSchedule, Group, Schedule, WarmUp,
+    clip_gradient_norm,
+};
+use pipe_models::vqa::{AnswerModel, Mode, QuestionTypeClassifier, QuestionTypeConfig};
+use pipe_models::Trainable;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::training::{Best, Position, Training};
+use super::update::Update;
+use super::{TrainingLog, epoch_order};
+use crate::artifact;
+use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::images::batches;
+use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
+use crate::vqa::{
+    Answerer, Description, Design, ENCODER, Examples, Fusing, Matching, Method, Modality, QuestionVocabulary,
+    Reading, Readings, Sights, Tables, UnknownWord, VisualTokens, Weighting, annotated, answer_list, batch,
+    copy_encoder, word_tables,
+};
+
+/// What happens to the image encoder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoder {
+    /// It stays as it is, and sees every image once.
+    Frozen,
+    /// It learns with the rest.
+    Tuned,
+}
+
+/// The denoising auto-encoder of MEVF beside the image encoder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AutoencoderUse {
+    /// There is none.
+    None,
+    /// It stays as it begins, and sees every image once; the layer above it learns.
+    Frozen,
+    /// Its encoder learns.
+    Trained,
+    /// It learns, and its reconstruction counts in the loss, as published.
+    Reconstructing,
+}
+
+/// Which parameters are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Those of the last epoch, as published.
+    Last,
+    /// Those of best accuracy on the validation questions.
+    Best,
+}
+
+/// How word tables mix the vectors of words that occur together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mixture {
+    /// By inverse frequency, as the authors describe it.
+    Intended,
+    /// As their code computes it, and every published figure was made.
+    Reference,
+}
+
+/// Parameters of `finetune.vqa`. What a method publishes is the default: MEVF 20 epochs of 32 questions with Adamax
+/// at 0.005 warmed up to 0.01; QCR 200 epochs of 64 with Adamax at 0.002; the cross-modal transformer 30 epochs of 32
+/// with AdamW at 1e-4.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The method.
+    pub method: Method,
+    /// MEVF: how image and question are joined.
+    pub fusion: Fusing,
+    /// Attention maps of bilinear attention, or times that stacked attention looks at the image.
+    #[schemars(range(min = 1, max = 32))]
+    pub glimpses: i64,
+    /// Values of a state of the question, and of the joint vector; of the cross-modal transformer, of a token.
+    #[schemars(range(min = 1, max = 8192))]
+    pub hidden: i64,
+    /// Cross-modal: blocks.
+    #[schemars(range(min = 1, max = 64))]
+    pub layers: i64,
+    /// Cross-modal: heads of a block.
+    #[schemars(range(min = 1, max = 64))]
+    pub heads: i64,
+    /// What it learns from: image and question, or one of them alone.
+    pub modality: Modality,
+    /// Which tokens of the image encoder are seen.
+    pub visual_tokens: VisualTokens,
+    /// Whether the image encoder learns.
+    pub encoder: Encoder,
+    /// The auto-encoder beside it.
+    pub autoencoder: AutoencoderUse,
+    /// How MEVF and QCR read questions.
+    pub reader: Reading,
+    /// The table of mixed word vectors beside that of the words; needs the input `glove`.
+    pub mixture: Mixture,
+    /// Values of a word's vector, if there is no input `glove`: they begin at random.
+    #[schemars(range(min = 1, max = 4096))]
+    pub word_width: i64,
+    /// Words that no training question has are the last word of the list, as in the authors' code; else they
+    /// have a vector of their own.
+    pub unknown_is_last: bool,
+    /// Whether padding is no part of a question. The published models read it like words.
+    pub mask_padding: bool,
+    /// How answers are compared: which of them are one.
+    pub matching: Matching,
+    /// Answers that occur less often in training are not in the list.
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_occurrence: i64,
+    /// Passes over the training questions; by default the method's.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub epochs: Option<i64>,
+    /// Questions per step; by default the method's.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch: Option<i64>,
+    /// The base learning rate; by default the method's.
+    #[schemars(range(min = 1e-9, max = 1.0))]
+    pub lr: Option<f64>,
+    /// The learning rate of an encoder that learns, at the base rate's peak.
+    #[schemars(range(min = 1e-9, max = 1.0))]
+    pub encoder_lr: f64,
+    /// Gradients are scaled down to this norm.
+    #[schemars(range(min = 1e-6, max = 1e6))]
+    pub gradient_norm: f64,
+    /// QCR: passes of the classifier of question types, which is trained first.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub type_epochs: i64,
+    /// Which parameters are kept. Without a split `val`, `best` needs `validation`.
+    pub keep: Keep,
+    /// Without a split `val`: the share of training images whose questions are held out to choose the epoch.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub validation: f64,
+    /// Decides the first weights, the order of training and what is dropped.
+    pub seed: i64,
+    /// Where the image encoder computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// another number) or `metal`.
+    pub device: String,
+}
+
+impl Params {
+    /// Where and how precisely the encoder computes.
+    pub(crate) fn compute(&self) -> Compute {
+        Compute::new(&self.device, Precision::F32)
+    }
+
+    fn epochs(&self) -> i64 {
+        self.epochs.unwrap_or(match self.method {
+            Method::Mevf => 20,
+            Method::Qcr => 200,
+            Method::CrossModal => 30,
+        })
+    }
+
+    fn batch(&self) -> i64 {
+        self.batch.unwrap_or(if self.method == Method::Qcr { 64 } else { 32 })
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr.unwrap_or(match self.method {
+            Method::Mevf => 0.005,
+            Method::Qcr => 0.002,
+            Method::CrossModal => 1e-4,
+        })
+    }
+
+    fn design(&self) -> Design {
+        Design {
+            method: self.method,
+            fusion: self.fusion,
+            glimpses: self.glimpses as usize,
+            hidden: self.hidden as usize,
+            layers: self.layers as usize,
+            heads: self.heads as usize,
+            modality: self.modality,
+            reader: self.reader,
+            mask_padding: self.mask_padding,
+            autoencoder: self.autoencoder != AutoencoderUse::None,
+            reconstruct: self.autoencoder == AutoencoderUse::Reconstructing,
+        }
+    }
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            method: Method::Mevf,
+            fusion: Fusing::Ban,
+            glimpses: 2,
+            hidden: 1024,
+            layers: 4,
+            heads: 8,
+            modality: Modality::Both,
+            visual_tokens: VisualTokens::Pooled,
+            encoder: Encoder::Frozen,
+            autoencoder: AutoencoderUse::Reconstructing,
+            reader: Reading::Words,
+            mixture: Mixture::Intended,
+            word_width: 300,
+            unknown_is_last: false,
+            mask_padding: false,
+            matching: Matching::Normalised,
+            min_occurrence: 1,
+            epochs: None,
+            batch: None,
+            lr: None,
+            encoder_lr: 1e-5,
+            gradient_norm: 0.25,
+            type_epochs: 20,
+            keep: Keep::Last,
+            validation: 0.0,
+            seed: 0,
+            device: auto(),
+        }
+    }
+}
+
+/// Trains a model that answers questions.
+pub struct FinetuneVqa;
+
+const TRAIN: &str = "train";
+const VAL: &str = "val";
+
+impl StageKind for FinetuneVqa {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        KindDescription {
+            name: "finetune.vqa",
+            summary: "trains a model that answers questions about images: MEVF, QCR or a cross-modal transformer",
+            implementation: 1,
+            schema_version: 1,
+            numerics: Numerics::Tensor,
+            cpu: DefaultCpu::All,
+            inputs: vec![
+                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("questions", &[artifact::QUESTIONS], "questions about them, with answers"),
+                InputPort::optional(
+                    "checkpoint",
+                    &[artifact::CHECKPOINT],
+                    "the image encoder; without it the meta-learned network of MEVF sees the images",
+                ),
+                InputPort::optional(
+                    "glove",
+                    &[ArtifactType::FILE],
+                    "vectors of words: a text file `word value value ...`",
+                ),
+                InputPort::optional(
+                    "weights",
+                    &[ArtifactType::FILE],
+                    "a folder with the published `pretrained_ae.pth` and `pretrained_maml.weights`, or one of them",
+                ),
+            ],
+            free_inputs: None,
+        }
+    }
+
+    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
+        vec![
+            OutputPort::new("model", artifact::ANSWER_MODEL, "the model with its encoder"),
+            OutputPort::new("log", artifact::TRAINING_LOG, "learning curves"),
+        ]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        let mut problems: Vec<ParameterProblem> = compute::check(&params.device).into_iter().collect();
+        if params.method == Method::CrossModal && params.hidden % params.heads != 0 {
+            problems.push(ParameterProblem {
+                path: "heads".to_owned(),
+                message: format!("{} heads do not divide `hidden`, which is {}", params.heads, params.hidden),
+                help: None,
+            });
+        }
+        problems
+    }
+
+    fn outside_key(&self) -> &'static [&'static str] {
+        &OUTSIDE_KEY
+    }
+
+    fn numerics(&self, params: &Params) -> Option<String> {
+        params.compute().numerics()
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let examples =
+            Examples::read(context.input("questions")?, context.input("images")?, &[TRAIN, VAL])?;
+        let (train, val) = split(params, &examples)?;
+        let trainable = match params.encoder {
+            Encoder::Frozen => Trainable::Frozen,
+            Encoder::Tuned if params.method == Method::CrossModal || params.reader == Reading::Tower => {
+                Trainable::All
+            }
+            Encoder::Tuned => Trainable::Image,
+        };
+        let encoder = match context.optional_input("checkpoint") {
+            Some(checkpoint) => Some(Model::trainable(checkpoint, trainable, params.compute())?),
+            None => None,
+        };
+        let mut answerer = begin(params, &examples, &train, encoder, context)?;
+        let live = params.encoder == Encoder::Tuned && answerer.encoder.is_some();
+        let (sights, readings) = answerer.prepare(&examples, live, context)?;
+        let mut log = TrainingLog::default();
+        if let Some(config) = answerer.description.types.clone() {
+            let types = train_types(params, config, &examples, &readings, &train, &mut log, context)?;
+            answerer.types = Some(types);
+        }
+        let data = Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
+        let log = learn(params, &answerer, live, &data, log, context)?;
+        let provenance = context.provenance().to_owned();
+        let checkpoint = context.optional_input("checkpoint").cloned();
+        let output = context.output("model")?;
+        if let (Some(encoder), Some(checkpoint)) = (&answerer.encoder, &checkpoint) {
+            if live {
+                let folder = output.folder().join(ENCODER);
+                std::fs::create_dir_all(&folder)
+                    .map_err(|error| StageError::environment(format!("making `{}`", folder.display()), error))?;
+                encoder.save(&mut OutputWriter::new(folder))?;
+            } else {
+                copy_encoder(checkpoint, output.folder())?;
+            }
+        }
+        answerer.save(output)?;
+        log.write(context.output("log")?, &provenance)
+    }
+}
+
+/// The questions to learn from and those to choose on. Held-out questions are all those about some images.
+fn split(params: &Params, examples: &Examples) -> Result<(Vec<usize>, Vec<usize>), StageError> {
+    let (train, val) = (examples.rows(TRAIN), examples.rows(VAL));
+    if train.is_empty() {
+        return Err(StageError::failed("there are no questions of split `train` to learn from"));
+    }
+    if !val.is_empty() || params.validation == 0.0 {
+        if val.is_empty() && params.keep == Keep::Best {
+            return Err(StageError::failed(
+                "`keep = \"best\"` needs questions to choose on: there is no split `val`; set `validation`",
+            ));
+        }
+        return Ok((train, val));
+    }
+    let mut images: Vec<usize> = train.iter().map(|row| examples.asked[*row].image).collect();
+    images.sort_unstable();
+    images.dedup();
+    let held = (images.len() as f64 * params.validation).round() as usize;
+    let order = Key::derive("pipe held-out images/1", params.seed as u64, &[]).permutation(images.len());
+    let held: BTreeSet<usize> = order.into_iter().take(held).map(|place| images[place]).collect();
+    let (val, train) = train.into_iter().partition(|row| held.contains(&examples.asked[*row].image));
+    Ok((train, val))
+}
+
+/// The model before training.
+fn begin(
+    params: &Params,
+    examples: &Examples,
+    train: &[usize],
+    encoder: Option<Model>,
+    context: &StageContext<'_>,
+) -> Result<Answerer, StageError> {
+    let unknown = if params.unknown_is_last { UnknownWord::LastWord } else { UnknownWord::Own };
+    let questions = || train.iter().map(|row| examples.asked[*row].question.as_str());
+    let vocabulary = QuestionVocabulary::new(questions(), unknown);
+    let asked: Vec<_> = train.iter().map(|row| &examples.asked[*row]).collect();
+    let branches = params.method == Method::Qcr;
+    let (answers, closed) = answer_list(&asked, params.matching, params.min_occurrence as usize, branches);
+    let weighting = match params.mixture {
+        Mixture::Intended => Weighting::Intended,
+        Mixture::Reference => Weighting::Reference,
+    };
+    let tables = match context.optional_input("glove") {
+        Some(glove) => word_tables(glove, &vocabulary, questions(), weighting, !params.unknown_is_last)?,
+        None => Tables::random(params.word_width as usize),
+    };
+    let design = params.design();
+    let architecture =
+        design.architecture(encoder.as_ref(), params.visual_tokens, answers.len(), closed, &vocabulary, &tables)?;
+    let types = closed.map(|_| QuestionTypeConfig {
+        words: tables.config(vocabulary.words().len(), !params.unknown_is_last),
+        widths: [design.hidden, 256, 64],
+    });
+    let mut given = tables.given(&architecture);
+    if let Some(weights) = context.optional_input("weights") {
+        given.extend(crate::vqa::published_weights(weights, &architecture)?);
+    }
+    let model = architecture.random(params.seed as u64, given)?;
+    let description = Description::new(
+        architecture,
+        answers,
+        closed,
+        params.matching,
+        &vocabulary,
+        !params.unknown_is_last,
+        params.visual_tokens,
+        params.modality,
+        params.autoencoder == AutoencoderUse::Frozen,
+        types,
+    );
+    Ok(Answerer { description, model, types: None, encoder })
+}
+
+struct Data {
+    examples: Examples,
+    labels: Vec<Option<usize>>,
+    sights: Sights,
+    readings: Readings,
+    train: Vec<usize>,
+    val: Vec<usize>,
+}
+
+/// Adam at this rate trains the classifier of question types (QCR).
+const TYPE_RATE: f64 = 1e-4;
+const TYPE_BATCH: i64 = 32;
+
+/// Trains the classifier that tells closed questions from open ones. It is small beside what follows, so a training
+/// that goes on begins it again.
+fn train_types(
+    params: &Params,
+    config: QuestionTypeConfig,
+    examples: &Examples,
+    readings: &Readings,
+    train: &[usize],
+    log: &mut TrainingLog,
+    context: &StageContext<'_>,
+) -> Result<QuestionTypeClassifier, StageError> {
+    let given = BTreeMap::new();
+    let types =
+        QuestionTypeClassifier::random(config, params.seed as u64, given).map_err(checkpoint_error)?;
+    let variables = types.parameters().variables().clone();
+    let options = AdamWOptions { weight_decay: 0.0, ..AdamWOptions::default() };
+    let mut rule = AdamW::new(&variables, options, |_, _| Group { rate: 1.0, decay: false });
+    let kinds = |rows: &[usize]| -> Vec<_> {
+        rows.iter().map(|row| annotated(examples.asked[*row].closed)).collect()
+    };
+    let mut step = 0;
+    for epoch in 0..params.type_epochs {
+        let (mut sum, order) = (0.0, epoch_order(params.seed, epoch, train));
+        for rows in batches(&order, TYPE_BATCH) {
+            context.check_cancelled()?;
+            let dropout = Dropout::new(params.seed as u64 ^ 1, step);
+            let loss = types
+                .loss(&readings.tokens(rows)?, &kinds(rows), Mode::Training(Some(&dropout)))
+                .map_err(tensor_error)?;
+            let gradients = loss.backward().map_err(tensor_error)?;
+            rule.step(&gradients, TYPE_RATE, 1.0).map_err(tensor_error)?;
+            sum += f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?) * rows.len() as f64;
+            step += 1;
+        }
+        log.add(epoch + 1, step as i64, "train", "type_loss", sum / train.len() as f64);
+    }
+    Ok(types)
+}
+
+/// The rate of each step.
+enum Rates {
+    Epochs(EpochSchedule),
+    Steps(Schedule),
+}
+
+impl Rates {
+    fn at(&self, epoch: i64, step: u64) -> f64 {
+        match self {
+            Self::Epochs(schedule) => schedule.at(epoch as usize),
+            Self::Steps(schedule) => schedule.at(step),
+        }
+    }
+}
+
+fn rates(params: &Params, total: u64) -> Rates {
+    let base = params.lr();
+    match params.method {
+        Method::Mevf => Rates::Epochs(EpochSchedule::mevf(base)),
+        Method::Qcr => Rates::Epochs(EpochSchedule::constant(base)),
+        Method::CrossModal => Rates::Steps(Schedule {
+            rate: base,
+            warmup: (0.1 * total as f64).round() as u64,
+            begin: WarmUp::FromOneStep,
+            total,
+            floor: 0.0,
+        }),
+    }
+}
+
+/// Trains; leaves the parameters that are kept.
+fn learn(
+    params: &Params,
+    answerer: &Answerer,
+    live: bool,
+    data: &Data,
+    log: TrainingLog,
+    context: &StageContext<'_>,
+) -> Result<TrainingLog, StageError> {
+    let own = answerer.model.variables().clone();
+    let mut update: Update = match params.method {
+        Method::Mevf | Method::Qcr => Adamax::new(&own, AdamaxOptions::default(), Adamax::alike).into(),
+        Method::CrossModal => {
+            let options = AdamWOptions { weight_decay: 0.01, ..AdamWOptions::default() };
+            AdamW::new(&own, options, AdamW::matrices_decay).into()
+        }
+    };
+    let mut variables = own;
+    let encoder = answerer.encoder.as_ref().filter(|_| live);
+    if let Some(encoder) = encoder {
+        let tower: BTreeMap<String, Var> = encoder
+            .network
+            .variables()
+            .iter()
+            .map(|(name, variable)| (format!("{ENCODER}.{name}"), variable.clone()))
+            .collect();
+        let options = AdamWOptions { weight_decay: 0.01, ..AdamWOptions::default() };
+        let share = params.encoder_lr / params.lr();
+        update = update.and(AdamW::new(&tower, options, AdamW::matrices_decay), share);
+        variables.extend(tower);
+    }
+    let epochs = params.epochs();
+    let total = data.train.len().div_ceil(params.batch() as usize) as u64 * epochs as u64;
+    let rates = rates(params, total);
+    let running = answerer.model.parameters().buffers().clone();
+    let mut training = Training::begin_with(&variables, running, update, context)?;
+    if training.position.step == 0 {
+        training.log = log;
+    }
+    while training.position.epoch < epochs {
+        let epoch = training.position.epoch;
+        let order = epoch_order(params.seed, epoch, &data.train);
+        for rows in batches(&order, params.batch()).skip(training.position.batch) {
+            training.safe_point(context)?;
+            let step = training.position.step;
+            let dropout = Dropout::new(params.seed as u64, step);
+            let loss = loss(answerer, encoder, data, rows, Mode::Training(Some(&dropout)))?;
+            let gradients = loss.backward().map_err(tensor_error)?;
+            let (_, factor) =
+                clip_gradient_norm(&variables, &gradients, params.gradient_norm).map_err(tensor_error)?;
+            training.update.step(&gradients, rates.at(epoch, step), factor).map_err(tensor_error)?;
+            let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
+            if !value.is_finite() {
+                let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr());
+                return Err(StageError::failed(message));
+            }
+            let position = &mut training.position;
+            position.sum += value * rows.len() as f64;
+            position.count += rows.len() as f64;
+            position.step += 1;
+            position.batch += 1;
+            context.progress(step + 1, total, "steps", &[("loss", value)]);
+        }
+        let Position { step, sum, count, .. } = training.position;
+        training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+        if !data.val.is_empty() {
+            let accuracy = accuracy(answerer, data)?;
+            training.log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
+            let better = training.best.as_ref().is_none_or(|best| accuracy > best.score);
+            if params.keep == Keep::Best && better {
+                training.best = Some(Best { score: accuracy, values: training.values()? });
+            }
+        }
+        training.position = Position { epoch: epoch + 1, step, ..Position::default() };
+    }
+    training.finish()
+}
+
+fn loss(
+    answerer: &Answerer,
+    encoder: Option<&Model>,
+    data: &Data,
+    rows: &[usize],
+    mode: Mode<'_>,
+) -> Result<Tensor, StageError> {
+    let asked = || rows.iter().map(|row| &data.examples.asked[*row]);
+    let images: Vec<usize> = asked().map(|one| one.image).collect();
+    let questions = data.readings.batch(rows, answerer.tower())?;
+    let mut batch = batch(data.sights.batch(&images, encoder)?, questions);
+    if answerer.description.closed.is_some() {
+        batch.types = Some(asked().map(|one| annotated(one.closed)).collect());
+    }
+    let answers = answerer.description.answers.len();
+    let mut targets = vec![0.0f32; rows.len() * answers];
+    for (place, row) in rows.iter().enumerate() {
+        if let Some(label) = data.labels[*row] {
+            targets[place * answers + label] = 1.0;
+        }
+    }
+    let targets = Tensor::from_vec(targets, (rows.len(), answers), &DEVICE).map_err(tensor_error)?;
+    Ok(answerer.model.loss(&batch, &targets, mode).map_err(tensor_error)?.total)
+}
+
+/// The share of validation questions that are answered right.
+fn accuracy(answerer: &Answerer, data: &Data) -> Result<f64, StageError> {
+    let mut right = 0;
+    for rows in batches(&data.val, 64) {
+        let (logits, _) = answerer.logits(&data.sights, &data.readings, &data.examples, rows)?;
+        let labels = rows.iter().map(|row| data.labels[*row]);
+        right += logits
+            .iter()
+            .zip(labels)
+            .filter(|(logits, label)| *label == Some(crate::statistics::argmax(logits)))
+            .count();
+    }
+    Ok(right as f64 / data.val.len() as f64)
+}

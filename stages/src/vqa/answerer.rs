@@ -1,0 +1,408 @@
+//! A model that answers questions, as an artifact: what it is (`answers.json`), its tensors
+//! (`model.safetensors`), those of its question-type classifier (`types.safetensors`), and the files of its image
+//! encoder (`encoder/`).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use pipe_engine::{Artifact, ArtifactFile, OutputWriter, StageContext, StageError};
+use pipe_models::checkpoint::{read_tensors, write_tensors};
+use pipe_models::vqa::{
+    AnswerModel, Autoencoder, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig, Mode,
+    Qcr, QcrConfig, QuestionTypeClassifier, QuestionTypeConfig, Reader,
+};
+use pipe_models::{Trainable, Weights};
+use serde::{Deserialize, Serialize};
+
+use super::senses::{Modality, Readings, Sight, Sights, VisualTokens};
+use super::{Examples, QuestionVocabulary, UnknownWord, normalise};
+use crate::compute::Compute;
+use crate::ingest::exact;
+use crate::model::{DEVICE, Model, checkpoint_error, files, tensor_error, write_text};
+
+const DESCRIPTION: &str = "answers.json";
+const WEIGHTS: &str = "model.safetensors";
+const TYPES: &str = "types.safetensors";
+/// The folder of the encoder's files.
+pub(crate) const ENCODER: &str = "encoder";
+/// The version of the description.
+const FORMAT: u32 = 1;
+
+/// How two answers are compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Matching {
+    /// In the normal form of the VQA challenge: without articles and punctuation, numbers as digits.
+    #[default]
+    Normalised,
+    /// Trimmed and in lower case.
+    Exact,
+}
+
+impl Matching {
+    /// Its name in tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Normalised => "normalised",
+            Self::Exact => "exact",
+        }
+    }
+
+    /// The form in which answers are compared.
+    pub(crate) fn form(self, answer: &str) -> String {
+        match self {
+            Self::Normalised => normalise(answer),
+            Self::Exact => exact(answer),
+        }
+    }
+}
+
+/// The architecture with its sizes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Architecture {
+    Mevf(MevfConfig),
+    Qcr(QcrConfig),
+    CrossModal(CrossModalConfig),
+}
+
+impl Architecture {
+    /// A name for tables.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Mevf(config) => match config.fusion {
+                pipe_models::vqa::Fusion::Ban { .. } => "mevf-ban",
+                pipe_models::vqa::Fusion::San { .. } => "mevf-san",
+            },
+            Self::Qcr(_) => "qcr",
+            Self::CrossModal(_) => "cross-modal",
+        }
+    }
+
+    pub(crate) fn image(&self) -> &ImageConfig {
+        match self {
+            Self::Mevf(config) => &config.image,
+            Self::Qcr(config) => &config.image,
+            Self::CrossModal(config) => &config.image,
+        }
+    }
+
+    /// Whether questions are read as hidden states of a text tower.
+    pub(crate) fn reads_states(&self) -> bool {
+        let states = |reader: &Reader| matches!(reader, Reader::States { .. });
+        match self {
+            Self::Mevf(config) => states(&config.question.reader),
+            Self::Qcr(config) => states(&config.question.reader),
+            Self::CrossModal(_) => true,
+        }
+    }
+
+    /// The auto-encoder, with what its tensors are called.
+    fn autoencoder(&self) -> Option<(&'static str, &AutoencoderConfig)> {
+        let name = match self {
+            Self::Mevf(_) => "ae_v_emb",
+            Self::Qcr(_) | Self::CrossModal(_) => "ae",
+        };
+        self.image().autoencoder.as_ref().map(|config| (name, config))
+    }
+
+    /// What the tensors of the meta-learned network and of the auto-encoder are called.
+    pub(crate) fn image_names(&self) -> [&'static str; 2] {
+        match self {
+            Self::Mevf(_) => ["maml_v_emb", "ae_v_emb"],
+            Self::Qcr(_) | Self::CrossModal(_) => ["maml", "ae"],
+        }
+    }
+
+    /// A model that begins at random but for what is given.
+    pub(crate) fn random(
+        &self,
+        seed: u64,
+        given: BTreeMap<String, Tensor>,
+    ) -> Result<Box<dyn AnswerModel>, StageError> {
+        Ok(match self {
+            Self::Mevf(config) => Box::new(Mevf::random(config.clone(), seed, given).map_err(checkpoint_error)?),
+            Self::Qcr(config) => Box::new(Qcr::random(config.clone(), seed, given).map_err(checkpoint_error)?),
+            Self::CrossModal(config) => {
+                Box::new(CrossModal::random(config.clone(), seed, given).map_err(checkpoint_error)?)
+            }
+        })
+    }
+
+    fn load(&self, tensors: BTreeMap<String, Tensor>) -> Result<Box<dyn AnswerModel>, StageError> {
+        let frozen = Trainable::Frozen;
+        Ok(match self {
+            Self::Mevf(config) => {
+                Box::new(Mevf::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
+            }
+            Self::Qcr(config) => {
+                Box::new(Qcr::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
+            }
+            Self::CrossModal(config) => {
+                Box::new(CrossModal::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
+            }
+        })
+    }
+}
+
+/// What `answers.json` says.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Description {
+    format: u32,
+    pub(crate) architecture: Architecture,
+    /// The answers by label; with branches, closed ones first.
+    pub(crate) answers: Vec<String>,
+    /// With branches: how many answers are closed.
+    pub(crate) closed: Option<usize>,
+    pub(crate) matching: Matching,
+    /// The words of questions by id.
+    pub(crate) words: Vec<String>,
+    /// Whether an unknown word has an id of its own; else it is the last word.
+    pub(crate) own_unknown: bool,
+    pub(crate) tokens: VisualTokens,
+    pub(crate) modality: Modality,
+    /// Whether the auto-encoder stays as it began.
+    pub(crate) frozen_autoencoder: bool,
+    pub(crate) types: Option<QuestionTypeConfig>,
+}
+
+impl Description {
+    #[expect(clippy::too_many_arguments, reason = "one argument per field of the file")]
+    pub(crate) fn new(
+        architecture: Architecture,
+        answers: Vec<String>,
+        closed: Option<usize>,
+        matching: Matching,
+        vocabulary: &QuestionVocabulary,
+        own_unknown: bool,
+        tokens: VisualTokens,
+        modality: Modality,
+        frozen_autoencoder: bool,
+        types: Option<QuestionTypeConfig>,
+    ) -> Self {
+        let words = vocabulary.words().to_vec();
+        Self {
+            format: FORMAT,
+            architecture,
+            answers,
+            closed,
+            matching,
+            words,
+            own_unknown,
+            tokens,
+            modality,
+            frozen_autoencoder,
+            types,
+        }
+    }
+
+    /// The words of questions.
+    pub(crate) fn vocabulary(&self) -> QuestionVocabulary {
+        let unknown = if self.own_unknown { UnknownWord::Own } else { UnknownWord::LastWord };
+        QuestionVocabulary::of_words(self.words.clone(), unknown)
+    }
+
+    /// The label of an answer to a question of this type; none if it is not in the list.
+    pub(crate) fn label(&self, answer: &str, closed: bool) -> Option<usize> {
+        let form = self.matching.form(answer);
+        let (first, list) = match self.closed {
+            None => (0, &self.answers[..]),
+            Some(count) if closed => (0, &self.answers[..count]),
+            Some(count) => (count, &self.answers[count..]),
+        };
+        list.iter().position(|one| *one == form).map(|place| first + place)
+    }
+
+    /// The labels of questions.
+    pub(crate) fn labels(&self, examples: &Examples) -> Vec<Option<usize>> {
+        let mut known: BTreeMap<(&str, bool), Option<usize>> = BTreeMap::new();
+        let asked = examples.asked.iter();
+        asked
+            .map(|one| {
+                *known
+                    .entry((one.answer.as_str(), one.closed))
+                    .or_insert_with(|| self.label(&one.answer, one.closed))
+            })
+            .collect()
+    }
+}
+
+/// A model that answers.
+pub(crate) struct Answerer {
+    pub(crate) description: Description,
+    pub(crate) model: Box<dyn AnswerModel>,
+    pub(crate) types: Option<QuestionTypeClassifier>,
+    pub(crate) encoder: Option<Model>,
+}
+
+impl Answerer {
+    /// Loads the artifact, frozen.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub(crate) fn load(artifact: &Artifact, compute: Compute) -> Result<Self, StageError> {
+        let own = files(artifact);
+        let json = own.text(DESCRIPTION).map_err(checkpoint_error)?;
+        let description: Description =
+            serde_json::from_str(&json).map_err(|error| StageError::input(DESCRIPTION, error.to_string()))?;
+        if description.format != FORMAT {
+            let reason = format!("its format is {}, this program reads {FORMAT}", description.format);
+            return Err(StageError::input(DESCRIPTION, reason));
+        }
+        let tensors = read_tensors(&own, WEIGHTS, &DEVICE).map_err(checkpoint_error)?;
+        let model = description.architecture.load(tensors)?;
+        if model.answers() != description.answers.len() {
+            let reason = format!(
+                "it names {} answers, and the model gives {}",
+                description.answers.len(),
+                model.answers()
+            );
+            return Err(StageError::input(DESCRIPTION, reason));
+        }
+        let types = match &description.types {
+            None => None,
+            Some(config) => {
+                let tensors = read_tensors(&own, TYPES, &DEVICE).map_err(checkpoint_error)?;
+                let types = QuestionTypeClassifier::from_tensors(config.clone(), tensors, Trainable::Frozen);
+                Some(types.map_err(checkpoint_error)?)
+            }
+        };
+        let encoder = encoder_files(artifact).map(|files| Model::load(&files, compute)).transpose()?;
+        Ok(Self { description, model, types, encoder })
+    }
+
+    /// Writes all but the encoder's files.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub(crate) fn save(&self, output: &mut OutputWriter) -> Result<(), StageError> {
+        let folder = output.folder().to_owned();
+        let write = |name: &str, tensors: &BTreeMap<String, Tensor>| {
+            write_tensors(&folder.join(name), tensors).map_err(|error| {
+                StageError::environment(format!("writing `{name}`"), std::io::Error::other(error.reason))
+            })
+        };
+        write(WEIGHTS, &self.model.parameters().tensors())?;
+        if let Some(types) = &self.types {
+            write(TYPES, &types.parameters().tensors())?;
+        }
+        let json = serde_json::to_string_pretty(&self.description)
+            .map_err(|error| StageError::because("writing answers.json", error))?;
+        write_text(&folder.join(DESCRIPTION), &format!("{json}\n"))
+    }
+
+    /// Everything that the model is shown of `examples`.
+    ///
+    /// # Errors
+    /// If an image is damaged, or the stage is cancelled.
+    pub(crate) fn prepare(
+        &self,
+        examples: &Examples,
+        live: bool,
+        context: &StageContext<'_>,
+    ) -> Result<(Sights, Readings), StageError> {
+        let description = &self.description;
+        let image = description.architecture.image();
+        let autoencoder = match description.frozen_autoencoder {
+            true => self.autoencoder()?,
+            false => None,
+        };
+        let sight = Sight {
+            encoder: self.encoder.as_ref().filter(|_| image.features.is_some()),
+            tokens: description.tokens,
+            live,
+            meta: image.meta.as_ref().map(|meta| meta.image),
+            autoencoder: image.autoencoder.as_ref().map(|config| config.image),
+            frozen: autoencoder.as_ref(),
+        };
+        let sights = Sights::new(examples, sight, context)?;
+        let tower = self.tower();
+        let vocabulary = description.vocabulary();
+        let readings = Readings::new(examples, &vocabulary, tower, live, description.modality, context)?;
+        Ok((sights, readings))
+    }
+
+    /// The encoder, if its text tower reads the questions.
+    pub(crate) fn tower(&self) -> Option<&Model> {
+        self.encoder.as_ref().filter(|_| self.description.architecture.reads_states())
+    }
+
+    /// The auto-encoder of the model as it is now.
+    fn autoencoder(&self) -> Result<Option<Autoencoder>, StageError> {
+        let Some((name, config)) = self.description.architecture.autoencoder() else { return Ok(None) };
+        let mut tensors = self.model.parameters().tensors();
+        tensors.retain(|tensor, _| tensor.starts_with(&format!("{name}.")));
+        let mut weights = Weights::new(tensors, Trainable::Frozen);
+        Autoencoder::load(&mut weights, name, config).map(Some).map_err(checkpoint_error)
+    }
+
+    /// The logits of some questions, one row each, and the branch that each took, if there are branches.
+    ///
+    /// # Errors
+    /// Whatever the model reports.
+    pub(crate) fn logits(
+        &self,
+        sights: &Sights,
+        readings: &Readings,
+        examples: &Examples,
+        rows: &[usize],
+    ) -> Result<(Vec<Vec<f32>>, Option<Vec<bool>>), StageError> {
+        let images: Vec<usize> = rows.iter().map(|row| examples.asked[*row].image).collect();
+        self.logits_of(sights, readings, &images, rows)
+    }
+
+    /// As [`Self::logits`], of questions `rows` about the images at `images`.
+    ///
+    /// # Errors
+    /// Whatever the model reports.
+    pub(crate) fn logits_of(
+        &self,
+        sights: &Sights,
+        readings: &Readings,
+        images: &[usize],
+        rows: &[usize],
+    ) -> Result<(Vec<Vec<f32>>, Option<Vec<bool>>), StageError> {
+        let sight = sights.batch(images, self.encoder.as_ref())?;
+        let mut batch = super::senses::batch(sight, readings.batch(rows, self.tower())?);
+        let routed = match &self.types {
+            None => None,
+            Some(types) => Some(types.classify(&readings.tokens(rows)?).map_err(tensor_error)?),
+        };
+        batch.types.clone_from(&routed);
+        let logits = self.model.logits(&batch, Mode::Evaluation).map_err(tensor_error)?;
+        let closed = |types: Vec<pipe_models::vqa::QuestionType>| {
+            types.into_iter().map(|one| one == pipe_models::vqa::QuestionType::Closed).collect()
+        };
+        Ok((logits.detach().to_vec2::<f32>().map_err(tensor_error)?, routed.map(closed)))
+    }
+}
+
+/// The encoder's files as an artifact of their own, if there are any.
+fn encoder_files(artifact: &Artifact) -> Option<Artifact> {
+    let prefix = format!("{ENCODER}/");
+    let files: Vec<ArtifactFile> = artifact
+        .files
+        .iter()
+        .filter_map(|file| {
+            let path = file.path.strip_prefix(&prefix)?.to_owned();
+            Some(ArtifactFile { path, bytes: file.bytes, location: file.location.clone() })
+        })
+        .collect();
+    (!files.is_empty()).then(|| Artifact { files, ..artifact.clone() })
+}
+
+/// Copies the files of an encoder that has not changed: equal bytes are stored once.
+///
+/// # Errors
+/// If a file cannot be written.
+pub(crate) fn copy_encoder(artifact: &Artifact, folder: &Path) -> Result<(), StageError> {
+    for file in &artifact.files {
+        let target = folder.join(ENCODER).join(&file.path);
+        let copied = target.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+            pipe_engine::cache::reflink_or_copy(&file.location, &target).map(drop).map_err(|error| error.source)
+        });
+        copied.map_err(|error| StageError::environment(format!("writing `{}`", target.display()), error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Questions with their images, as models of visual question answering learn from them and are asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pipe_engine::{Artifact, StageError};
+use pipe_models::preprocess::{Picture, grey_square};
+use pipe_models::Preprocessor;
+use rayon::prelude::*;
+
+use super::{is_closed, normalise};
+use crate::table::{read, read_columns};
+
+/// A question.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: String,
+    pub(crate) split: String,
+    pub(crate) question: String,
+    /// The published answer.
+    pub(crate) answer: String,
+    /// Whether it is annotated as closed; without an annotation, whether its answer is yes or no.
+    pub(crate) closed: bool,
+    pub(crate) question_type: Option<String>,
+    pub(crate) phrase_type: Option<String>,
+    /// The place of its image.
+    pub(crate) image: usize,
+}
+
+impl Asked {
+    /// `CLOSED` or `OPEN`.
+    pub(crate) fn answer_type(&self) -> &'static str {
+        if self.closed { "CLOSED" } else { "OPEN" }
+    }
+}
+
+/// An image that is asked about.
+#[derive(Clone, Debug)]
+pub(crate) struct AskedImage {
+    pub(crate) id: String,
+    /// The patient, where one is known.
+    pub(crate) group: Option<String>,
+    bytes: Vec<u8>,
+    path: String,
+}
+
+/// Questions in table order, and their images, each once.
+#[derive(Clone, Debug)]
+pub(crate) struct Examples {
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) images: Vec<AskedImage>,
+    /// The protocol that the table of questions names, as `mevf-3064`.
+    pub(crate) protocol: Option<String>,
+}
+
+impl Examples {
+    /// The questions of some splits (all if empty).
+    ///
+    /// # Errors
+    /// If a table is damaged, or a question is about an image that is not there.
+    pub(crate) fn read(
+        questions: &Artifact,
+        images: &Artifact,
+        splits: &[&str],
+    ) -> Result<Self, StageError> {
+        let table = read(questions)?;
+        let table = table.select(&table.rows_of_splits(splits));
+        let optional = |name: &str| -> Result<Vec<Option<String>>, StageError> {
+            match table.column(name) {
+                Some(_) => table.as_text(name),
+                None => Ok(vec![None; table.rows()]),
+            }
+        };
+        let about = table.strings("image_id")?;
+        let images = read_images(images, &about.iter().copied().collect())?;
+        let places: BTreeMap<&str, usize> =
+            images.iter().enumerate().map(|(place, image)| (image.id.as_str(), place)).collect();
+        let (split, question, answer) =
+            (table.strings("split")?, table.strings("question")?, table.strings("answer")?);
+        let (ids, answer_type) = (table.int64("qid")?, optional("answer_type")?);
+        let (question_type, content_type) = (optional("question_type")?, optional("content_type")?);
+        let phrase_type = optional("phrase_type")?;
+        let asked = (0..table.rows()).map(|row| {
+            let image = places.get(about[row]).copied().ok_or_else(|| {
+                let reason = format!("a question is about `{}`, which the images do not have", about[row]);
+                StageError::input(about[row], reason)
+            })?;
+            let closed = match &answer_type[row] {
+                Some(written) => is_closed(written),
+                None => matches!(normalise(answer[row]).as_str(), "yes" | "no"),
+            };
+            Ok(Asked {
+                id: ids[row].map_or_else(String::new, |id| id.to_string()),
+                split: split[row].to_owned(),
+                question: question[row].to_owned(),
+                answer: answer[row].to_owned(),
+                closed,
+                question_type: question_type[row].clone().or_else(|| content_type[row].clone()),
+                phrase_type: phrase_type[row].clone(),
+                image,
+            })
+        });
+        let asked = asked.collect::<Result<_, StageError>>()?;
+        let protocol = crate::table::metadata(questions)?.remove("protocol");
+        Ok(Self { asked, images, protocol })
+    }
+
+    /// The questions of a split.
+    pub(crate) fn rows(&self, split: &str) -> Vec<usize> {
+        (0..self.asked.len()).filter(|row| self.asked[*row].split == split).collect()
+    }
+
+    /// A column of the table of questions that `asked` were read from, as text, in their order.
+    pub(crate) fn column(
+        &self,
+        questions: &Artifact,
+        name: &str,
+    ) -> Result<Vec<Option<String>>, StageError> {
+        let table = read_columns(questions, &["qid", name])?;
+        let ids = table.as_text("qid")?;
+        let by_id: BTreeMap<String, Option<String>> =
+            ids.into_iter().flatten().zip(table.as_text(name)?).collect();
+        Ok(self.asked.iter().map(|one| by_id.get(&one.id).cloned().flatten()).collect())
+    }
+
+    /// All images as a model's preprocessing makes them, `images * side * side * 3` eight-bit values.
+    ///
+    /// # Errors
+    /// If an image cannot be decoded.
+    pub(crate) fn squares(&self, preprocessor: &Preprocessor) -> Result<Vec<u8>, StageError> {
+        self.each(|picture| preprocessor.square(picture).map_err(|error| error.to_string()))
+    }
+
+    /// All images as grey squares, `images * side * side` eight-bit values.
+    ///
+    /// # Errors
+    /// If an image cannot be decoded.
+    pub(crate) fn grey(&self, side: usize) -> Result<Vec<u8>, StageError> {
+        let window = Preprocessor::clip(side).window;
+        self.each(|picture| Ok(grey_square(picture, side, window)))
+    }
+
+    fn each(
+        &self,
+        make: impl Fn(&Picture) -> Result<Vec<u8>, String> + Sync,
+    ) -> Result<Vec<u8>, StageError> {
+        let made: Vec<Result<Vec<u8>, StageError>> = self
+            .images
+            .par_iter()
+            .map(|image| {
+                let error = |error: String| StageError::input(&image.path, format!("{error} (image {})", image.id));
+                let picture = Picture::decode(&image.bytes).map_err(|problem| error(problem.to_string()))?;
+                make(&picture).map_err(error)
+            })
+            .collect();
+        let mut all = Vec::new();
+        for made in made {
+            all.extend(made?);
+        }
+        Ok(all)
+    }
+}
+
+/// The wanted images, in table order.
+fn read_images(artifact: &Artifact, wanted: &BTreeSet<&str>) -> Result<Vec<AskedImage>, StageError> {
+    let table = read_columns(artifact, &["image_id", "group_id", "image"])?;
+    let groups = match table.column("group_id") {
+        Some(_) => table.as_text("group_id")?,
+        None => vec![None; table.rows()],
+    };
+    let mut found = Vec::with_capacity(wanted.len());
+    let mut seen = BTreeSet::new();
+    for ((id, image), group) in table.strings("image_id")?.into_iter().zip(table.images("image")?).zip(groups) {
+        if !wanted.contains(id) || !seen.insert(id) {
+            continue;
+        }
+        let (bytes, path) = image.as_ref().ok_or_else(|| StageError::input(id, "the row has no image"))?;
+        found.push(AskedImage { id: id.to_owned(), group, bytes: bytes.clone(), path: path.clone() });
+    }
+    Ok(found)
+}
