@@ -2,11 +2,13 @@
 //! implementations do it.
 
 mod config;
+mod grey;
 mod picture;
 mod pipeline;
 mod resize;
 pub mod volume;
 
+pub use grey::grey_square;
 pub use picture::{DecodeError, Picture, Samples};
 pub use pipeline::{CLIP_MEAN, CLIP_STD, Fit, Pipeline, Preprocessor, ResizeError};
 pub use resize::Filter;

@@ -209,7 +209,7 @@ impl Preprocessor {
     }
 }
 
-fn plane<'a>(picture: &Picture, pixels: &'a [u8]) -> Plane<'a> {
+pub(super) fn plane<'a>(picture: &Picture, pixels: &'a [u8]) -> Plane<'a> {
     Plane { width: picture.width(), height: picture.height(), pixels }
 }
 

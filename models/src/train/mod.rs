@@ -1,14 +1,18 @@
 //! Optimiser, parameter groups, learning-rate schedule, low-rank adaptation, dropout and losses.
 
+mod adamax;
 mod adamw;
 mod dropout;
 mod groups;
 mod lora;
 pub mod loss;
 mod schedule;
+mod slots;
 
-pub use adamw::{AdamW, AdamWOptions, Group, Moments, clip_gradient_norm};
+pub use adamax::{Adamax, AdamaxOptions};
+pub use adamw::{AdamW, AdamWOptions};
 pub use dropout::Dropout;
 pub use groups::{layer_of, layer_wise};
 pub use lora::{Lora, LoraOptions};
-pub use schedule::{Schedule, WarmUp};
+pub use schedule::{EpochSchedule, Schedule, WarmUp};
+pub use slots::{Group, Moments, clip_gradient_norm};

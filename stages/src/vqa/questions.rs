@@ -55,6 +55,11 @@ impl QuestionVocabulary {
         self.words.len() as u32
     }
 
+    /// The id of a word, if it is in the vocabulary.
+    pub fn id(&self, word: &str) -> Option<u32> {
+        self.places.get(word).copied()
+    }
+
     /// The id of a word that is not in the vocabulary.
     pub fn unknown(&self) -> u32 {
         match self.unknown {

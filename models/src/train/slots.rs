@@ -1,0 +1,113 @@
+//! What optimisers keep of each parameter.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Result, Tensor, Var};
+
+/// How a parameter is treated.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Group {
+    /// Factor on the learning rate.
+    pub rate: f64,
+    /// Whether weight decay applies.
+    pub decay: bool,
+}
+
+/// What the optimiser remembers of one parameter, its elements in row-major order.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Moments {
+    /// The first moment.
+    pub first: Vec<f32>,
+    /// The second moment; of Adamax the decayed greatest gradient.
+    pub second: Vec<f32>,
+    /// Steps in which the parameter had a gradient.
+    pub steps: i32,
+}
+
+/// The optimiser's state of one parameter.
+#[derive(Debug)]
+struct Slot {
+    variable: Var,
+    group: Group,
+    moments: Moments,
+}
+
+/// Parameters by name, in name order, with what is remembered of each.
+#[derive(Debug)]
+pub(super) struct Slots(BTreeMap<String, Slot>);
+
+impl Slots {
+    pub(super) fn new(variables: &BTreeMap<String, Var>, group: impl Fn(&str, &Var) -> Group) -> Self {
+        let slots = variables.iter().map(|(name, variable)| {
+            let count = variable.elem_count();
+            let moments = Moments { first: vec![0.0; count], second: vec![0.0; count], steps: 0 };
+            let slot = Slot { variable: variable.clone(), group: group(name, variable), moments };
+            (name.clone(), slot)
+        });
+        Self(slots.collect())
+    }
+
+    pub(super) fn state(&self) -> BTreeMap<String, Moments> {
+        self.0.iter().map(|(name, slot)| (name.clone(), slot.moments.clone())).collect()
+    }
+
+    /// Takes a state of the same parameters; whether it was one.
+    pub(super) fn restore(&mut self, mut state: BTreeMap<String, Moments>) -> bool {
+        let fits = |(name, slot): (&String, &Slot)| {
+            let count = slot.moments.first.len();
+            let moments = state.get(name);
+            moments.is_some_and(|moments| moments.first.len() == count && moments.second.len() == count)
+        };
+        if state.len() != self.0.len() || !self.0.iter().all(fits) {
+            return false;
+        }
+        for (name, slot) in &mut self.0 {
+            if let Some(moments) = state.remove(name) {
+                slot.moments = moments;
+            }
+        }
+        true
+    }
+
+    /// Lets `change(group, values, gradient, moments)` change the values of every parameter that has a gradient;
+    /// the step is counted already.
+    pub(super) fn change(
+        &mut self,
+        gradients: &GradStore,
+        change: impl Fn(Group, &mut [f32], &[f32], &mut Moments),
+    ) -> Result<()> {
+        for slot in self.0.values_mut() {
+            let Some(gradient) = gradients.get(&slot.variable) else { continue };
+            slot.moments.steps += 1;
+            let mut values = slot.variable.flatten_all()?.to_vec1::<f32>()?;
+            let gradient = gradient.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            change(slot.group, &mut values, &gradient, &mut slot.moments);
+            slot.variable.set(&Tensor::from_vec(values, slot.variable.shape(), slot.variable.device())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The L2 norm over the gradients of all `variables`, in f64 and name order, and the factor (at most 1)
+/// that brings it down to `limit`.
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn clip_gradient_norm(
+    variables: &BTreeMap<String, Var>,
+    gradients: &GradStore,
+    limit: f64,
+) -> Result<(f64, f64)> {
+    let mut sum = 0.0f64;
+    for variable in variables.values() {
+        if let Some(gradient) = gradients.get(variable) {
+            for value in gradient.flatten_all()?.to_vec1::<f32>()? {
+                sum += f64::from(value) * f64::from(value);
+            }
+        }
+    }
+    let norm = sum.sqrt();
+    // PyTorch adds 1e-6 to the norm.
+    Ok((norm, (limit / (norm + 1e-6)).min(1.0)))
+}
