@@ -46,6 +46,8 @@ pub const ATTRIBUTION_SCORES: ArtifactType = ArtifactType("table<attribution_sco
 pub const TRAINING_LOG: ArtifactType = ArtifactType("table<training_log>");
 /// A model: configuration, tensors, tokeniser, preprocessing; perhaps a head.
 pub const CHECKPOINT: ArtifactType = ArtifactType("checkpoint");
+/// A model that answers questions: description, tensors, the files of its image encoder.
+pub const ANSWER_MODEL: ArtifactType = ArtifactType("answer_model");
 /// A tokeniser: `tokenizer.json`.
 pub const TOKENIZER: ArtifactType = ArtifactType("tokenizer");
 /// Embeddings as an Arrow file.

@@ -16,6 +16,7 @@ pub mod compare;
 pub mod compute;
 pub mod embed;
 pub mod evaluate_classify;
+pub mod evaluate_vqa;
 pub mod finetune;
 mod images;
 pub mod ingest;

@@ -22,6 +22,8 @@ pub(crate) struct Metric {
     pub(crate) n: usize,
     pub(crate) seed: Option<i64>,
     pub(crate) protocol: Option<String>,
+    /// How answers were compared.
+    pub(crate) matching: Option<String>,
     pub(crate) reason: Option<String>,
 }
 
@@ -41,6 +43,7 @@ impl Metric {
             n,
             seed: None,
             protocol: None,
+            matching: None,
             reason: None,
         }
     }
@@ -81,11 +84,17 @@ pub(crate) fn write_metrics(
         )
         .with("subgroup", text(&|metric| metric.subgroup.clone()))
         .with("dataset", text(&|metric| metric.dataset.clone()));
+    // Only answers are matched.
+    let table = match metrics.iter().any(|metric| metric.matching.is_some()) {
+        true => table.with("matching", text(&|metric| metric.matching.clone())),
+        false => table,
+    };
     write(output, &TableSchema::metrics(), &table, WriteOptions::text(provenance))
 }
 
 /// What tells the rows of a metrics table apart, beside the metric.
-const KEYS: [&str; 8] = ["split", "modality", "method", "class", "subgroup", "dataset", "seed", "protocol"];
+const KEYS: [&str; 9] =
+    ["split", "modality", "method", "class", "subgroup", "dataset", "seed", "protocol", "matching"];
 
 /// The figures of a metrics table, named `metric@k[split=test,class=1]`; what is undefined is left out.
 ///
@@ -95,8 +104,8 @@ pub(crate) fn figures(artifact: &Artifact) -> Result<Figures, StageError> {
     let table = read(artifact)?;
     let values = table.float64("value")?;
     let (metrics, ks) = (table.as_text("metric")?, table.as_text("k")?);
-    let keys = KEYS.map(|name| table.as_text(name).map(|column| (name, column)));
-    let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let keys = KEYS.into_iter().filter(|name| table.column(name).is_some());
+    let keys = keys.map(|name| Ok((name, table.as_text(name)?))).collect::<Result<Vec<_>, StageError>>()?;
     let mut figures = Figures::new();
     for (row, value) in values.iter().enumerate() {
         let (Some(value), Some(metric)) = (value, &metrics[row]) else { continue };

@@ -35,6 +35,8 @@ pub fn registry() -> Registry {
         .with(crate::query::RunQuery)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)
+        .with(crate::evaluate_vqa::EvaluateVqa)
+        .with(crate::finetune::FinetuneVqa)
         .with(crate::score::Score)
         .with(crate::tokenize::Tokenize)
         .with(crate::tokenizer::TrainTokenizer)

@@ -180,6 +180,11 @@ impl<'a, 'c> Study<'a, 'c> {
             | Condition::Metadata
             | Condition::Keywords
             | Condition::WithinStratum => Err("it is a condition of retrieval".to_owned()),
+            Condition::AnswerTypePrior
+            | Condition::QuestionTypePrior
+            | Condition::QuestionLookup
+            | Condition::QuestionOnly
+            | Condition::ShuffledQuestion => Err("it is a condition of questions".to_owned()),
         })
     }
 

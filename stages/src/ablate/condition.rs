@@ -11,10 +11,19 @@ pub enum Condition {
     Majority,
     /// Nothing: candidates in random order (in closed form).
     Random,
+    /// The most frequent training answer to questions of its answer type.
+    AnswerTypePrior,
+    /// The most frequent training answer to questions of its type and answer type.
+    QuestionTypePrior,
+    /// The most frequent training answer to the very question; to its answer type where training does not have it.
+    QuestionLookup,
+    /// The question alone: the input `question_only`, trained with `modality = "question"`.
+    QuestionOnly,
     /// Mean, deviation and a histogram of each image's brightness, in a logistic regression: finds
     /// shortcuts of acquisition.
     ImageStatistics,
-    /// The image alone: a linear probe on the tower that `init` names, with the head's budget.
+    /// The image alone: a linear probe on the tower that `init` names, with the head's budget; of questions, the
+    /// input `image_only`, trained with `modality = "image"`.
     ImageOnly,
     /// The prompts alone: zero-shot, with the mean training image in the place of every image.
     TextPrior,
@@ -26,6 +35,8 @@ pub enum Condition {
     ShuffledImage,
     /// The image of another sample of the same stratum: what is left is lost to the details of images.
     ShuffledWithinStratum,
+    /// The question of another sample.
+    ShuffledQuestion,
     /// The image in pieces, which change places: texture without shape.
     PatchShuffled,
     /// The rim of the image around the mean training image.
@@ -46,9 +57,13 @@ pub enum Condition {
 
 impl Condition {
     /// All, in the order of tables.
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::Majority,
         Self::Random,
+        Self::AnswerTypePrior,
+        Self::QuestionTypePrior,
+        Self::QuestionLookup,
+        Self::QuestionOnly,
         Self::ImageStatistics,
         Self::ImageOnly,
         Self::TextPrior,
@@ -56,6 +71,7 @@ impl Condition {
         Self::BlankImage,
         Self::ShuffledImage,
         Self::ShuffledWithinStratum,
+        Self::ShuffledQuestion,
         Self::PatchShuffled,
         Self::BorderOnly,
         Self::NonsensePrompts,
@@ -71,6 +87,10 @@ impl Condition {
         match self {
             Self::Majority => "majority",
             Self::Random => "random",
+            Self::AnswerTypePrior => "answer_type_prior",
+            Self::QuestionTypePrior => "question_type_prior",
+            Self::QuestionLookup => "question_lookup",
+            Self::QuestionOnly => "question_only",
             Self::ImageStatistics => "image_statistics",
             Self::ImageOnly => "image_only",
             Self::TextPrior => "text_prior",
@@ -78,6 +98,7 @@ impl Condition {
             Self::BlankImage => "blank_image",
             Self::ShuffledImage => "shuffled_image",
             Self::ShuffledWithinStratum => "shuffled_within_stratum",
+            Self::ShuffledQuestion => "shuffled_question",
             Self::PatchShuffled => "patch_shuffled",
             Self::BorderOnly => "border_only",
             Self::NonsensePrompts => "nonsense_prompts",
@@ -93,9 +114,10 @@ impl Condition {
     pub(super) fn role(self) -> Role {
         match self {
             Self::Majority | Self::Random => Role::Floor,
-            Self::ImageOnly | Self::TextPrior => Role::Monomodal,
+            Self::ImageOnly | Self::TextPrior | Self::QuestionOnly => Role::Monomodal,
+            Self::AnswerTypePrior | Self::QuestionTypePrior | Self::QuestionLookup => Role::Simpler,
             Self::ImageStatistics | Self::Popularity | Self::Metadata | Self::Keywords => Role::Simpler,
-            Self::ShuffledImage | Self::ShuffledWithinStratum => Role::Permuted,
+            Self::ShuffledImage | Self::ShuffledWithinStratum | Self::ShuffledQuestion => Role::Permuted,
             Self::ImageMean
             | Self::BlankImage
             | Self::PatchShuffled

@@ -12,6 +12,7 @@ mod image_strata;
 mod modality;
 mod pixels;
 mod prompts;
+mod questions;
 mod retrieval;
 mod strata;
 #[cfg(test)]
@@ -78,6 +79,10 @@ pub struct Params {
     /// Retrieval: the k of recall@k.
     #[schemars(inner(range(min = 1)))]
     pub k: Vec<i64>,
+    /// Questions: so many of them make the square of images and questions that the closest additive model is taken
+    /// from; none with 0.
+    #[schemars(range(min = 0, max = 1000))]
+    pub additive: i64,
     /// Rows per forward pass.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
@@ -111,6 +116,7 @@ impl Default for Params {
             border: 0.2,
             pool: None,
             k: vec![1, 5, 10],
+            additive: 100,
             batch: 64,
             device: auto(),
             precision: Precision::F32,
@@ -170,6 +176,18 @@ impl StageKind for Ablate {
                     "retrieval: embeddings of the images; computed from the checkpoint by default",
                 ),
                 InputPort::optional("text_embeddings", &[artifact::EMBEDDINGS], "those of the captions"),
+                InputPort::optional("questions", &[artifact::QUESTIONS], "questions about the images"),
+                InputPort::optional("model", &[artifact::ANSWER_MODEL], "questions: the model that answers"),
+                InputPort::optional(
+                    "question_only",
+                    &[artifact::ANSWER_MODEL],
+                    "questions: its counterpart that learned from questions alone",
+                ),
+                InputPort::optional(
+                    "image_only",
+                    &[artifact::ANSWER_MODEL],
+                    "questions: its counterpart that learned from images alone",
+                ),
             ],
             free_inputs: None,
         }
@@ -190,6 +208,10 @@ impl StageKind for Ablate {
         check_prompts(&params.prompts).into_iter().chain(compute::check(&params.device)).collect()
     }
 
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["additive"]
+    }
+
     fn outside_key(&self) -> &'static [&'static str] {
         &OUTSIDE_KEY
     }
@@ -200,14 +222,21 @@ impl StageKind for Ablate {
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let given = |ports: &[&str]| ports.iter().any(|port| context.optional_input(port).is_some());
-        let results = match (given(&["labels"]), given(&["captions", "image_embeddings", "text_embeddings"]))
-        {
-            (true, false) => classification::ablate(params, context)?,
-            (false, true) => retrieval::ablate(params, context)?,
-            (both, _) => {
+        let families = [
+            given(&["labels"]),
+            given(&["captions", "image_embeddings", "text_embeddings"]),
+            given(&["questions", "model"]),
+        ];
+        let results = match families {
+            [true, false, false] => classification::ablate(params, context)?,
+            [false, true, false] => retrieval::ablate(params, context)?,
+            [false, false, true] => questions::ablate(params, context)?,
+            _ => {
+                let count = families.iter().filter(|given| **given).count();
                 let message = format!(
-                    "`labels` (classification) and `captions` or embeddings (retrieval) exclude each other; {} given",
-                    if both { "both are" } else { "none is" }
+                    "`labels` (classification), `captions` or embeddings (retrieval) and `questions` exclude each \
+                     other; {} given",
+                    if count == 0 { "none is" } else { "several are" }
                 );
                 return Err(StageError::failed(message));
             }

@@ -196,7 +196,7 @@ fn what_is_missing_or_too_much_is_named() {
     assert!(refused(&[("images", images)]).contains("none is given"));
     assert!(refused(&[("labels", labels)]).contains("`images`"));
     assert!(
-        refused(&[("images", images), ("labels", labels), ("captions", captions)]).contains("both are given")
+        refused(&[("images", images), ("labels", labels), ("captions", captions)]).contains("several are given")
     );
     assert!(refused(&[("images", images), ("labels", labels)]).contains("checkpoint"));
     assert!(refused(&[("images", images), ("captions", captions)]).contains("image_embeddings"));

@@ -1,4 +1,4 @@
-//! Stage kinds that train: `finetune.contrastive` and `finetune.classify`.
+//! Stage kinds that train: `finetune.contrastive`, `finetune.classify` and `finetune.vqa`.
 
 mod augment;
 mod classify;
@@ -8,10 +8,12 @@ mod log;
 mod tests;
 mod training;
 mod update;
+mod vqa;
 
 pub use classify::FinetuneClassify;
 pub use contrastive::FinetuneContrastive;
 pub(crate) use log::TrainingLog;
+pub use vqa::FinetuneVqa;
 
 use pipe_models::random::Key;
 use pipe_models::train::AdamWOptions;

@@ -11,7 +11,7 @@ use pipe_engine::{AnyKind, Artifact, Checkpoints, InputArtifact, StageError, Sta
 use pipe_models::random::Key;
 use serde_json::{Value as Json, json};
 
-use super::{FinetuneClassify, FinetuneContrastive};
+use super::{FinetuneClassify, FinetuneContrastive, FinetuneVqa};
 use crate::checkpoint::Checkpoint;
 use crate::compute::Compute;
 use crate::evaluate_classify::EvaluateClassify;
@@ -217,4 +217,26 @@ fn a_classifier_with_its_best_epoch_survives_any_end() {
         });
         disturb(&FinetuneClassify, &params, &inputs, 20, seed);
     }
+}
+
+#[test]
+fn answering_goes_on_after_an_end() {
+    let params = json!({
+        "domain": "medical", "seed": 4, "size": 28, "train": 24, "val": 8, "test": 0, "questions": 2, "weights": "chest"
+    });
+    let data = run(&IngestPhantom, &params, &[]).unwrap();
+    let (_, initial) = pairs();
+    let (images, questions, checkpoint) = (&data["images"], &data["questions"], &initial["checkpoint"]);
+    let size = json!({ "hidden": 8, "word_width": 6, "autoencoder": "none", "batch": 16, "epochs": 6, "type_epochs": 1 });
+    let params = |more: Json| {
+        let mut params = size.clone();
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        params
+    };
+    // The meta-learned network has running statistics.
+    let own = [("images", images), ("questions", questions)];
+    disturb(&FinetuneVqa, &params(json!({ "keep": "best" })), &own, 18, 1);
+    let with = [("images", images), ("questions", questions), ("checkpoint", checkpoint)];
+    disturb(&FinetuneVqa, &params(json!({ "method": "qcr", "encoder": "tuned" })), &with, 18, 2);
+    disturb(&FinetuneVqa, &params(json!({ "method": "cross_modal", "heads": 2 })), &with, 18, 3);
 }

@@ -105,7 +105,12 @@ impl<'a> Training<'a> {
     pub(super) fn values(&self) -> Result<BTreeMap<String, Tensor>, StageError> {
         let copy =
             |(name, variable): (&String, &Var)| Ok((name.clone(), variable.as_detached_tensor().copy()?));
-        self.variables.iter().chain(&self.running).map(copy).collect::<candle_core::Result<_>>().map_err(tensor_error)
+        self.variables
+            .iter()
+            .chain(&self.running)
+            .map(copy)
+            .collect::<candle_core::Result<_>>()
+            .map_err(tensor_error)
     }
 
     /// Leaves the values of the best epoch in the parameters, if there is one, and gives the learning curves.

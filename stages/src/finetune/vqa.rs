@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Tensor, Var};
 use pipe_engine::{
-    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, OutputWriter, ParameterProblem,
-    StageContext, StageError, StageKind,
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, OutputWriter,
+    ParameterProblem, StageContext, StageError, StageKind,
 };
+use pipe_models::Trainable;
 use pipe_models::random::Key;
 use pipe_models::train::{
     AdamW, AdamWOptions, Adamax, AdamaxOptions, Dropout, EpochSchedule, Group, Schedule, WarmUp,
     clip_gradient_norm,
 };
-use pipe_models::vqa::{AnswerModel, Mode, QuestionTypeClassifier, QuestionTypeConfig};
-use pipe_models::Trainable;
+use pipe_models::vqa::{Mode, QuestionTypeClassifier, QuestionTypeConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
 use crate::vqa::{
     Answerer, Description, Design, ENCODER, Examples, Fusing, Matching, Method, Modality, QuestionVocabulary,
     Reading, Readings, Sights, Tables, UnknownWord, VisualTokens, Weighting, annotated, answer_list, batch,
-    copy_encoder, word_tables,
+    copy_encoder, given, published_weights, word_tables,
 };
 
 /// What happens to the image encoder.
@@ -139,6 +139,9 @@ pub struct Params {
     /// QCR: passes of the classifier of question types, which is trained first.
     #[schemars(range(min = 1, max = 10_000))]
     pub type_epochs: i64,
+    /// QCR: the learning rate of that classifier.
+    #[schemars(range(min = 1e-9, max = 1.0))]
+    pub type_lr: f64,
     /// Which parameters are kept. Without a split `val`, `best` needs `validation`.
     pub keep: Keep,
     /// Without a split `val`: the share of training images whose questions are held out to choose the epoch.
@@ -220,6 +223,7 @@ impl Default for Params {
             encoder_lr: 1e-5,
             gradient_norm: 0.25,
             type_epochs: 20,
+            type_lr: 1e-4,
             keep: Keep::Last,
             validation: 0.0,
             seed: 0,
@@ -247,7 +251,11 @@ impl StageKind for FinetuneVqa {
             cpu: DefaultCpu::All,
             inputs: vec![
                 InputPort::required("images", &[artifact::IMAGES], "the images"),
-                InputPort::required("questions", &[artifact::QUESTIONS], "questions about them, with answers"),
+                InputPort::required(
+                    "questions",
+                    &[artifact::QUESTIONS],
+                    "questions about them, with answers",
+                ),
                 InputPort::optional(
                     "checkpoint",
                     &[artifact::CHECKPOINT],
@@ -296,8 +304,7 @@ impl StageKind for FinetuneVqa {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let examples =
-            Examples::read(context.input("questions")?, context.input("images")?, &[TRAIN, VAL])?;
+        let examples = Examples::read(context.input("questions")?, context.input("images")?, &[TRAIN, VAL])?;
         let (train, val) = split(params, &examples)?;
         let trainable = match params.encoder {
             Encoder::Frozen => Trainable::Frozen,
@@ -310,15 +317,15 @@ impl StageKind for FinetuneVqa {
             Some(checkpoint) => Some(Model::trainable(checkpoint, trainable, params.compute())?),
             None => None,
         };
-        let mut answerer = begin(params, &examples, &train, encoder, context)?;
+        let answerer = begin(params, &examples, &train, encoder, context)?;
         let live = params.encoder == Encoder::Tuned && answerer.encoder.is_some();
         let (sights, readings) = answerer.prepare(&examples, live, context)?;
         let mut log = TrainingLog::default();
-        if let Some(config) = answerer.description.types.clone() {
-            let types = train_types(params, config, &examples, &readings, &train, &mut log, context)?;
-            answerer.types = Some(types);
+        if let Some(types) = &answerer.types {
+            train_types(params, types, &examples, &readings, &train, &mut log, context)?;
         }
-        let data = Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
+        let data =
+            Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
         let log = learn(params, &answerer, live, &data, log, context)?;
         let provenance = context.provenance().to_owned();
         let checkpoint = context.optional_input("checkpoint").cloned();
@@ -326,8 +333,9 @@ impl StageKind for FinetuneVqa {
         if let (Some(encoder), Some(checkpoint)) = (&answerer.encoder, &checkpoint) {
             if live {
                 let folder = output.folder().join(ENCODER);
-                std::fs::create_dir_all(&folder)
-                    .map_err(|error| StageError::environment(format!("making `{}`", folder.display()), error))?;
+                std::fs::create_dir_all(&folder).map_err(|error| {
+                    StageError::environment(format!("making `{}`", folder.display()), error)
+                })?;
                 encoder.save(&mut OutputWriter::new(folder))?;
             } else {
                 copy_encoder(checkpoint, output.folder())?;
@@ -385,15 +393,22 @@ fn begin(
         None => Tables::random(params.word_width as usize),
     };
     let design = params.design();
-    let architecture =
-        design.architecture(encoder.as_ref(), params.visual_tokens, answers.len(), closed, &vocabulary, &tables)?;
+    let architecture = design.architecture(
+        encoder.as_ref(),
+        params.visual_tokens,
+        answers.len(),
+        closed,
+        &vocabulary,
+        &tables,
+    )?;
+    let given_types = tables.given_types();
     let types = closed.map(|_| QuestionTypeConfig {
         words: tables.config(vocabulary.words().len(), !params.unknown_is_last),
         widths: [design.hidden, 256, 64],
     });
     let mut given = tables.given(&architecture);
     if let Some(weights) = context.optional_input("weights") {
-        given.extend(crate::vqa::published_weights(weights, &architecture)?);
+        given.extend(published_weights(weights, &architecture)?);
     }
     let model = architecture.random(params.seed as u64, given)?;
     let description = Description::new(
@@ -408,7 +423,14 @@ fn begin(
         params.autoencoder == AutoencoderUse::Frozen,
         types,
     );
-    Ok(Answerer { description, model, types: None, encoder })
+    let types = match &description.types {
+        None => None,
+        Some(config) => {
+            let types = QuestionTypeClassifier::random(config.clone(), params.seed as u64, given_types);
+            Some(types.map_err(checkpoint_error)?)
+        }
+    };
+    Ok(Answerer { description, model, types, encoder })
 }
 
 struct Data {
@@ -420,24 +442,20 @@ struct Data {
     val: Vec<usize>,
 }
 
-/// Adam at this rate trains the classifier of question types (QCR).
-const TYPE_RATE: f64 = 1e-4;
+/// Questions per step of the classifier of question types (QCR).
 const TYPE_BATCH: i64 = 32;
 
 /// Trains the classifier that tells closed questions from open ones. It is small beside what follows, so a training
 /// that goes on begins it again.
 fn train_types(
     params: &Params,
-    config: QuestionTypeConfig,
+    types: &QuestionTypeClassifier,
     examples: &Examples,
     readings: &Readings,
     train: &[usize],
     log: &mut TrainingLog,
     context: &StageContext<'_>,
-) -> Result<QuestionTypeClassifier, StageError> {
-    let given = BTreeMap::new();
-    let types =
-        QuestionTypeClassifier::random(config, params.seed as u64, given).map_err(checkpoint_error)?;
+) -> Result<(), StageError> {
     let variables = types.parameters().variables().clone();
     let options = AdamWOptions { weight_decay: 0.0, ..AdamWOptions::default() };
     let mut rule = AdamW::new(&variables, options, |_, _| Group { rate: 1.0, decay: false });
@@ -449,18 +467,18 @@ fn train_types(
         let (mut sum, order) = (0.0, epoch_order(params.seed, epoch, train));
         for rows in batches(&order, TYPE_BATCH) {
             context.check_cancelled()?;
-            let dropout = Dropout::new(params.seed as u64 ^ 1, step);
+            let dropout = Dropout::new(params.seed as u64, step);
             let loss = types
                 .loss(&readings.tokens(rows)?, &kinds(rows), Mode::Training(Some(&dropout)))
                 .map_err(tensor_error)?;
             let gradients = loss.backward().map_err(tensor_error)?;
-            rule.step(&gradients, TYPE_RATE, 1.0).map_err(tensor_error)?;
+            rule.step(&gradients, params.type_lr, 1.0).map_err(tensor_error)?;
             sum += f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?) * rows.len() as f64;
             step += 1;
         }
         log.add(epoch + 1, step as i64, "train", "type_loss", sum / train.len() as f64);
     }
-    Ok(types)
+    Ok(())
 }
 
 /// The rate of each step.
@@ -546,7 +564,8 @@ fn learn(
             training.update.step(&gradients, rates.at(epoch, step), factor).map_err(tensor_error)?;
             let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
             if !value.is_finite() {
-                let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr());
+                let message =
+                    format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr());
                 return Err(StageError::failed(message));
             }
             let position = &mut training.position;
@@ -602,11 +621,7 @@ fn accuracy(answerer: &Answerer, data: &Data) -> Result<f64, StageError> {
     for rows in batches(&data.val, 64) {
         let (logits, _) = answerer.logits(&data.sights, &data.readings, &data.examples, rows)?;
         let labels = rows.iter().map(|row| data.labels[*row]);
-        right += logits
-            .iter()
-            .zip(labels)
-            .filter(|(logits, label)| *label == Some(crate::statistics::argmax(logits)))
-            .count();
+        right += logits.iter().zip(labels).filter(|(logits, label)| *label == Some(given(logits))).count();
     }
     Ok(right as f64 / data.val.len() as f64)
 }

@@ -33,6 +33,7 @@ pub use huggingface::IngestHuggingFace;
 pub use images::IngestImages;
 pub use medmnist::IngestMedmnist;
 pub use pmc::IngestPmc;
+pub(crate) use questions::exact;
 pub use roco::IngestRoco;
 pub use slake::IngestSlake;
 pub use vqa_rad::IngestVqaRad;

@@ -9,8 +9,8 @@ use candle_core::Tensor;
 use pipe_engine::{Artifact, ArtifactFile, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
 use pipe_models::vqa::{
-    AnswerModel, Autoencoder, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig, Mode,
-    Qcr, QcrConfig, QuestionTypeClassifier, QuestionTypeConfig, Reader,
+    AnswerModel, Autoencoder, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig,
+    Mode, Qcr, QcrConfig, QuestionTypeClassifier, QuestionTypeConfig, Reader,
 };
 use pipe_models::{Trainable, Weights};
 use serde::{Deserialize, Serialize};
@@ -122,8 +122,12 @@ impl Architecture {
         given: BTreeMap<String, Tensor>,
     ) -> Result<Box<dyn AnswerModel>, StageError> {
         Ok(match self {
-            Self::Mevf(config) => Box::new(Mevf::random(config.clone(), seed, given).map_err(checkpoint_error)?),
-            Self::Qcr(config) => Box::new(Qcr::random(config.clone(), seed, given).map_err(checkpoint_error)?),
+            Self::Mevf(config) => {
+                Box::new(Mevf::random(config.clone(), seed, given).map_err(checkpoint_error)?)
+            }
+            Self::Qcr(config) => {
+                Box::new(Qcr::random(config.clone(), seed, given).map_err(checkpoint_error)?)
+            }
             Self::CrossModal(config) => {
                 Box::new(CrossModal::random(config.clone(), seed, given).map_err(checkpoint_error)?)
             }
@@ -400,7 +404,9 @@ pub(crate) fn copy_encoder(artifact: &Artifact, folder: &Path) -> Result<(), Sta
     for file in &artifact.files {
         let target = folder.join(ENCODER).join(&file.path);
         let copied = target.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-            pipe_engine::cache::reflink_or_copy(&file.location, &target).map(drop).map_err(|error| error.source)
+            pipe_engine::cache::reflink_or_copy(&file.location, &target)
+                .map(drop)
+                .map_err(|error| error.source)
         });
         copied.map_err(|error| StageError::environment(format!("writing `{}`", target.display()), error))?;
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_engine::{Artifact, StageError};
-use pipe_models::preprocess::{Picture, grey_square};
 use pipe_models::Preprocessor;
+use pipe_models::preprocess::{Picture, grey_square};
 use rayon::prelude::*;
 
 use super::{is_closed, normalise};
@@ -57,11 +57,7 @@ impl Examples {
     ///
     /// # Errors
     /// If a table is damaged, or a question is about an image that is not there.
-    pub(crate) fn read(
-        questions: &Artifact,
-        images: &Artifact,
-        splits: &[&str],
-    ) -> Result<Self, StageError> {
+    pub(crate) fn read(questions: &Artifact, images: &Artifact, splits: &[&str]) -> Result<Self, StageError> {
         let table = read(questions)?;
         let table = table.select(&table.rows_of_splits(splits));
         let optional = |name: &str| -> Result<Vec<Option<String>>, StageError> {
@@ -104,17 +100,19 @@ impl Examples {
         Ok(Self { asked, images, protocol })
     }
 
+    /// Adds an image that no question is about, and gives its place.
+    pub(crate) fn add(&mut self, id: &str, bytes: Vec<u8>) -> usize {
+        self.images.push(AskedImage { id: id.to_owned(), group: None, bytes, path: id.to_owned() });
+        self.images.len() - 1
+    }
+
     /// The questions of a split.
     pub(crate) fn rows(&self, split: &str) -> Vec<usize> {
         (0..self.asked.len()).filter(|row| self.asked[*row].split == split).collect()
     }
 
     /// A column of the table of questions that `asked` were read from, as text, in their order.
-    pub(crate) fn column(
-        &self,
-        questions: &Artifact,
-        name: &str,
-    ) -> Result<Vec<Option<String>>, StageError> {
+    pub(crate) fn column(&self, questions: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
         let table = read_columns(questions, &["qid", name])?;
         let ids = table.as_text("qid")?;
         let by_id: BTreeMap<String, Option<String>> =
@@ -139,15 +137,13 @@ impl Examples {
         self.each(|picture| Ok(grey_square(picture, side, window)))
     }
 
-    fn each(
-        &self,
-        make: impl Fn(&Picture) -> Result<Vec<u8>, String> + Sync,
-    ) -> Result<Vec<u8>, StageError> {
+    fn each(&self, make: impl Fn(&Picture) -> Result<Vec<u8>, String> + Sync) -> Result<Vec<u8>, StageError> {
         let made: Vec<Result<Vec<u8>, StageError>> = self
             .images
             .par_iter()
             .map(|image| {
-                let error = |error: String| StageError::input(&image.path, format!("{error} (image {})", image.id));
+                let error =
+                    |error: String| StageError::input(&image.path, format!("{error} (image {})", image.id));
                 let picture = Picture::decode(&image.bytes).map_err(|problem| error(problem.to_string()))?;
                 make(&picture).map_err(error)
             })
@@ -169,7 +165,8 @@ fn read_images(artifact: &Artifact, wanted: &BTreeSet<&str>) -> Result<Vec<Asked
     };
     let mut found = Vec::with_capacity(wanted.len());
     let mut seen = BTreeSet::new();
-    for ((id, image), group) in table.strings("image_id")?.into_iter().zip(table.images("image")?).zip(groups) {
+    for ((id, image), group) in table.strings("image_id")?.into_iter().zip(table.images("image")?).zip(groups)
+    {
         if !wanted.contains(id) || !seen.insert(id) {
             continue;
         }

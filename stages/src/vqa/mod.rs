@@ -1,15 +1,28 @@
-//! The text side of medical visual question answering, as the published methods MEVF (Nguyen et al.
-//! 2019) and QCR (Zhan et al. 2020) have it: how answers are compared, which answers there are, and how
-//! questions are cut into words and
-//! which words stand together.
+//! Medical visual question answering, as the published methods MEVF (Nguyen et al. 2019) and QCR (Zhan et al. 2020)
+//! have it. Text: how answers are compared, which answers there are, how questions are cut into words, and which words
+//! stand together. Models: what they are made of, what they are shown, and how their answers are scored.
 
+mod answerer;
 mod answers;
 mod cooccurrence;
+mod design;
+mod examples;
 mod questions;
+mod scoring;
+mod senses;
+mod tables;
+#[cfg(test)]
+mod tests;
 mod vocabulary;
 mod words;
 
+pub(crate) use answerer::{Answerer, Description, ENCODER, Matching, copy_encoder};
 pub use answers::normalise;
 pub use cooccurrence::{Weighting, co_occurrences, mixed_vectors};
+pub(crate) use design::{Design, Fusing, Method, Reading, answer_list};
+pub(crate) use examples::{Asked, Examples};
 pub use questions::{QuestionVocabulary, UnknownWord, words_of};
+pub(crate) use scoring::{Answered, Scoring, TASK, given};
+pub(crate) use senses::{Modality, Readings, Sights, VisualTokens, annotated, batch, preprocessing};
+pub(crate) use tables::{Tables, published_weights, word_tables};
 pub use vocabulary::{Branch, BranchVocabulary, Label, SharedVocabulary, TrainAndTestVocabulary, is_closed};

@@ -45,6 +45,17 @@ impl QuestionVocabulary {
         Self { words, places, unknown }
     }
 
+    /// Of words by id.
+    pub(crate) fn of_words(words: Vec<String>, unknown: UnknownWord) -> Self {
+        let places = words.iter().enumerate().map(|(id, word)| (word.clone(), id as u32)).collect();
+        Self { words, places, unknown }
+    }
+
+    /// Whether a word that no training question has is a word of its own.
+    pub(crate) fn has_own_unknown(&self) -> bool {
+        self.unknown == UnknownWord::Own
+    }
+
     /// The words by id.
     pub fn words(&self) -> &[String] {
         &self.words

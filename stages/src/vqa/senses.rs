@@ -41,8 +41,19 @@ pub enum Modality {
     Image,
 }
 
+impl Modality {
+    /// Its name in tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Both => "both",
+            Self::Question => "question",
+            Self::Image => "image",
+        }
+    }
+}
+
 /// Forms of images that a model takes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Sight<'a> {
     /// The encoder whose features are seen.
     pub(crate) encoder: Option<&'a Model>,
@@ -156,11 +167,8 @@ impl Sights {
             (Features::Made(made), _) => Some(made.pick(rows).map_err(tensor_error)?),
             (Features::Live(preprocessor, squares), Some(encoder)) => {
                 let length = preprocessor.side * preprocessor.side * 3;
-                let chosen: Vec<u8> = rows
-                    .iter()
-                    .flat_map(|row| &squares[row * length..(row + 1) * length])
-                    .copied()
-                    .collect();
+                let chosen: Vec<u8> =
+                    rows.iter().flat_map(|row| &squares[row * length..(row + 1) * length]).copied().collect();
                 let pixels = preprocessor.tensor(&chosen, &DEVICE).map_err(tensor_error)?;
                 Some(features(encoder, self.tokens, &pixels)?)
             }
@@ -177,11 +185,7 @@ impl Sights {
 }
 
 /// What an encoder knows of images, `[images, tokens, width]`; gradients flow through.
-pub(crate) fn features(
-    encoder: &Model,
-    tokens: VisualTokens,
-    pixels: &Tensor,
-) -> Result<Tensor, StageError> {
+pub(crate) fn features(encoder: &Model, tokens: VisualTokens, pixels: &Tensor) -> Result<Tensor, StageError> {
     let tower = encoder.image_tower()?;
     let features = match tokens {
         VisualTokens::Pooled => tower.embed_images(pixels, None).and_then(|one| one.unsqueeze(1)),
@@ -234,7 +238,6 @@ fn codes(
 pub(crate) struct Readings {
     /// Word ids of each question.
     words: Vec<Vec<u32>>,
-    padding: u32,
     /// Ids of each question for the text tower.
     ids: Option<Vec<Vec<u32>>>,
     /// The states of the tower, by text; none while it learns.
@@ -287,13 +290,14 @@ impl Readings {
                 Some(ids)
             }
         };
-        Ok(Self { words, padding: vocabulary.padding(), ids, states, hidden })
+        Ok(Self { words, ids, states, hidden })
     }
 
     /// Some questions, read by `tower` if there is one.
     pub(crate) fn batch(&self, rows: &[usize], tower: Option<&Model>) -> Result<Questions, StageError> {
         let tokens: Vec<u32> = rows.iter().flat_map(|row| &self.words[*row]).copied().collect();
-        let tokens = Tensor::from_vec(tokens, (rows.len(), QUESTION_LENGTH), &DEVICE).map_err(tensor_error)?;
+        let tokens =
+            Tensor::from_vec(tokens, (rows.len(), QUESTION_LENGTH), &DEVICE).map_err(tensor_error)?;
         let mut questions = Questions::tokens(tokens);
         if let (Some(ids), Some(tower)) = (&self.ids, tower) {
             let ids: Vec<&Vec<u32>> = rows.iter().map(|row| &ids[*row]).collect();
@@ -308,23 +312,23 @@ impl Readings {
         Tensor::from_vec(tokens, (rows.len(), QUESTION_LENGTH), &DEVICE).map_err(tensor_error)
     }
 
-    /// The id that fills a question up.
-    pub(crate) fn padding(&self) -> u32 {
-        self.padding
-    }
-
     fn states(&self, ids: &[&Vec<u32>], tower: &Model) -> Result<TextStates, StageError> {
         let hidden = match self.states.is_empty() {
             true => hidden_states(tower, ids)?,
             false => {
                 let values: Vec<f32> = ids.iter().flat_map(|ids| &self.states[*ids]).copied().collect();
-                let shape = (ids.len(), tower.text_tower()?.context_length(), tower.text_tower()?.hidden_width());
+                let shape =
+                    (ids.len(), tower.text_tower()?.context_length(), tower.text_tower()?.hidden_width());
                 Tensor::from_vec(values, shape, &DEVICE).map_err(tensor_error)?
             }
         };
         let tokens = hidden.dim(D::Minus2).map_err(tensor_error)?;
-        let tensor = Tensor::from_vec(ids.iter().flat_map(|ids| ids.iter().copied()).collect(), (ids.len(), tokens), &DEVICE)
-            .map_err(tensor_error)?;
+        let tensor = Tensor::from_vec(
+            ids.iter().flat_map(|ids| ids.iter().copied()).collect(),
+            (ids.len(), tokens),
+            &DEVICE,
+        )
+        .map_err(tensor_error)?;
         let text = tower.text_tower()?;
         let pooled = text.pooled_positions(&tensor).map_err(tensor_error)?;
         let padding = text.pad_id();

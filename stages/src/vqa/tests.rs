@@ -1,0 +1,205 @@
+//! Trained and asked, through the stages.
+
+use pipe_engine::StageError;
+use serde_json::{Value as Json, json};
+
+use crate::checkpoint::Checkpoint;
+use crate::evaluate_vqa::EvaluateVqa;
+use crate::finetune::FinetuneVqa;
+use crate::phantom::IngestPhantom;
+use crate::table::{Table, read};
+use crate::testing::{Made, run, source};
+use crate::tokenizer::TrainTokenizer;
+
+/// Phantom questions, and a small CLIP with random weights.
+struct Study {
+    data: Made,
+    initial: Made,
+}
+
+impl Study {
+    fn new() -> Self {
+        let params = json!({
+            "domain": "medical", "seed": 4, "size": 28, "train": 60, "val": 12, "test": 40,
+            "questions": 3, "weights": "chest"
+        });
+        let data = run(&IngestPhantom, &params, &[]).unwrap();
+        let tokenizer =
+            run(&TrainTokenizer, &json!({ "vocab_size": 600 }), &[("text", &data["captions"])]).unwrap();
+        let size = json!({ "width": 16, "layers": 1, "heads": 2 });
+        let params = json!({ "init": "random", "image_size": 28, "patch": 14, "projection": 16, "vision": size, "text": size });
+        let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+        Self { data, initial }
+    }
+
+    fn train(&self, params: &Json) -> Made {
+        let inputs = [
+            ("images", &self.data["images"]),
+            ("questions", &self.data["questions"]),
+            ("checkpoint", &self.initial["checkpoint"]),
+        ];
+        run(&FinetuneVqa, params, &inputs).unwrap()
+    }
+
+    fn ask(&self, trained: &Made, params: &Json) -> Made {
+        let inputs = [
+            ("images", &self.data["images"]),
+            ("questions", &self.data["questions"]),
+            ("model", &trained["model"]),
+        ];
+        run(&EvaluateVqa, params, &inputs).unwrap()
+    }
+}
+
+fn small(method: &str, more: &Json) -> Json {
+    let mut params = json!({
+        "method": method, "hidden": 32, "word_width": 16, "autoencoder": "none", "epochs": 25, "lr": 0.02,
+        "batch": 32, "heads": 4, "layers": 1, "type_epochs": 6, "type_lr": 0.01
+    });
+    if method == "cross_modal" {
+        params["lr"] = json!(3e-3);
+    }
+    for (name, value) in more.as_object().unwrap() {
+        params[name] = value.clone();
+    }
+    params
+}
+
+/// The losses of the epochs.
+fn losses(trained: &Made) -> Vec<f64> {
+    let log = read(&trained["log"]).unwrap();
+    let (metrics, values) = (log.strings("metric").unwrap(), log.float64("value").unwrap());
+    (0..log.rows()).filter(|row| metrics[*row] == "loss").filter_map(|row| values[row]).collect()
+}
+
+/// The value of a metric without or with a subgroup.
+fn figure(metrics: &Table, metric: &str, subgroup: Option<&str>) -> f64 {
+    let (names, values) = (metrics.strings("metric").unwrap(), metrics.float64("value").unwrap());
+    let subgroups = metrics.utf8("subgroup").unwrap();
+    let row = (0..metrics.rows())
+        .find(|row| names[*row] == metric && subgroups[*row].as_deref() == subgroup)
+        .unwrap_or_else(|| panic!("no {metric} of {subgroup:?}"));
+    values[row].unwrap()
+}
+
+#[test]
+fn every_method_learns_and_answers_from_its_artifact_alone() {
+    let study = Study::new();
+    for (method, more) in [
+        ("mevf", json!({})),
+        ("mevf", json!({ "fusion": "san", "visual_tokens": "grid", "reader": "tower" })),
+        ("mevf", json!({ "encoder": "tuned", "encoder_lr": 1e-3, "epochs": 8 })),
+        ("qcr", json!({})),
+        ("cross_modal", json!({ "visual_tokens": "grid" })),
+        ("cross_modal", json!({ "encoder": "tuned", "encoder_lr": 1e-4, "epochs": 8 })),
+    ] {
+        let trained = study.train(&small(method, &more));
+        let losses = losses(&trained);
+        assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{method} {more}: {losses:?}");
+        let asked = study.ask(&trained, &json!({ "splits": ["train", "test"], "batch": 7 }));
+        let predictions = read(&asked["predictions"]).unwrap();
+        let again = study.ask(&trained, &json!({ "splits": ["train", "test"], "batch": 7 }));
+        assert_eq!(asked["predictions"].digest, again["predictions"].digest, "{method}");
+        let metrics = read(&asked["metrics"]).unwrap();
+        let correct = predictions.bools("correct").unwrap();
+        let splits = predictions.strings("split").unwrap();
+        let of_test: Vec<bool> = (0..predictions.rows())
+            .filter(|row| splits[*row] == "test")
+            .filter_map(|row| correct[row])
+            .collect();
+        let share = of_test.iter().filter(|correct| **correct).count() as f64 / of_test.len() as f64;
+        let accuracy = figure(&metrics, "accuracy", None);
+        assert!((accuracy - share).abs() < 1e-12 && figure(&metrics, "ceiling", None) >= accuracy);
+        // Open and closed questions make up all.
+        let counts = metrics.int64("n").unwrap();
+        let subgroups = metrics.utf8("subgroup").unwrap();
+        let count = |subgroup: Option<&str>| {
+            (0..metrics.rows()).find(|row| subgroups[*row].as_deref() == subgroup).and_then(|row| counts[row])
+        };
+        let types = count(Some("answer_type=OPEN")).unwrap() + count(Some("answer_type=CLOSED")).unwrap();
+        assert_eq!(count(None).unwrap(), types);
+        if method == "qcr" {
+            let share = figure(&metrics, "type_accuracy", None);
+            assert!(share > 0.9, "{share}");
+            let routed = predictions.strings("routed_type").unwrap();
+            // A closed answer to a question that took the open branch is wrong.
+            let types = predictions.strings("answer_type").unwrap();
+            for row in 0..predictions.rows() {
+                assert!(routed[row] == types[row] || correct[row] == Some(false), "row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_of_the_question_alone_does_not_see_images_and_the_other_way_round() {
+    let study = Study::new();
+    let predictions = |params: &Json, column: &str| {
+        let asked = study.ask(&study.train(params), &json!({}));
+        let table = read(&asked["predictions"]).unwrap();
+        let by: Vec<String> = table.strings(column).unwrap().into_iter().map(str::to_owned).collect();
+        let given: Vec<String> =
+            table.strings("predicted_answer").unwrap().into_iter().map(str::to_owned).collect();
+        by.into_iter().zip(given).collect::<Vec<_>>()
+    };
+    for method in ["mevf", "cross_modal"] {
+        for (modality, column) in [("question", "question"), ("image", "image")] {
+            let answers = predictions(&small(method, &json!({ "modality": modality, "epochs": 4 })), column);
+            let mut first = std::collections::BTreeMap::new();
+            for (by, answer) in answers {
+                assert_eq!(*first.entry(by).or_insert_with(|| answer.clone()), answer, "{method} {modality}");
+            }
+        }
+    }
+}
+
+#[test]
+fn word_vectors_come_from_a_file_and_a_damaged_one_is_named() {
+    let study = Study::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vectors.txt");
+    let with = |text: &str| -> Result<Made, StageError> {
+        std::fs::write(&file, text).unwrap();
+        let inputs = [
+            ("images", &study.data["images"]),
+            ("questions", &study.data["questions"]),
+            ("checkpoint", &study.initial["checkpoint"]),
+            ("glove", &source(&file)),
+        ];
+        run(&FinetuneVqa, &small("qcr", &json!({ "epochs": 1 })), &inputs)
+    };
+    assert!(with("the 0.5 1 -1\nis 1 2 3\nunheard 9 9 9\n").is_ok());
+    for (text, reason) in [
+        ("the 0.5 1\nis 1 2 3\n", "line 2"),
+        ("the 0.5 one\n", "line 1"),
+        ("unheard 1 2\n", "none of the words"),
+        ("the 0.5 inf\n", "no number"),
+    ] {
+        let error = with(text).err().unwrap().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn the_answers_do_not_depend_on_the_test_questions() {
+    let study = Study::new();
+    let params = small("mevf", &json!({ "epochs": 1 }));
+    let answers = |trained: &Made| {
+        let file = trained["model"].file("answers.json").unwrap();
+        let text = std::fs::read_to_string(&file.location).unwrap();
+        serde_json::from_str::<Json>(&text).unwrap()["answers"].clone()
+    };
+    let other = Study {
+        data: run(
+            &IngestPhantom,
+            &json!({
+                "domain": "medical", "seed": 4, "size": 28, "train": 60, "val": 12, "test": 3, "questions": 3,
+                "questions_test": 1, "weights": "chest"
+            }),
+            &[],
+        )
+        .unwrap(),
+        initial: Study::new().initial,
+    };
+    assert_eq!(answers(&study.train(&params)), answers(&other.train(&params)));
+}
