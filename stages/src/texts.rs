@@ -17,13 +17,20 @@ pub(crate) struct TextSet {
 }
 
 impl TextSet {
-    /// Reads captions or tokens whose split is one of `splits` (all if empty).
+    /// Reads captions, tokens, or questions with their answers, whose split is one of `splits` (all if empty).
     pub(crate) fn read(artifact: &Artifact, splits: &[&str], model: &Model) -> Result<Self, StageError> {
-        let tokens = artifact.artifact_type == artifact::TOKENS.0;
-        let table =
-            if tokens { read(artifact)? } else { read_columns(artifact, &["image_id", "split", "caption"])? };
+        let is = |other: pipe_engine::ArtifactType| artifact.artifact_type == other.0;
+        let columns: &[&str] = match is(artifact::QUESTIONS) {
+            true => &["image_id", "split", "question", "answer"],
+            false => &["image_id", "split", "caption"],
+        };
+        let table = if is(artifact::TOKENS) { read(artifact)? } else { read_columns(artifact, columns)? };
         let rows = table.select(&table.rows_of_splits(splits));
-        let ids = if tokens { ids_of(&rows, model)? } else { encode(&rows, model)? };
+        let ids = match () {
+            () if is(artifact::TOKENS) => ids_of(&rows, model)?,
+            () if is(artifact::QUESTIONS) => encode_answered(&rows, model)?,
+            () => encode(&rows, model)?,
+        };
         let owned = |column: &str| -> Result<Vec<String>, StageError> {
             Ok(rows.strings(column)?.into_iter().map(str::to_owned).collect())
         };
@@ -33,6 +40,12 @@ impl TextSet {
     pub(crate) fn len(&self) -> usize {
         self.ids.len()
     }
+}
+
+/// `question answer`: what an image-text model can learn of questions.
+fn encode_answered(rows: &Table, model: &Model) -> Result<Vec<Vec<u32>>, StageError> {
+    let pairs = rows.strings("question")?.into_iter().zip(rows.strings("answer")?);
+    pairs.map(|(question, answer)| model.encode(&format!("{} {}", question.trim(), answer.trim()))).collect()
 }
 
 fn encode(rows: &Table, model: &Model) -> Result<Vec<Vec<u32>>, StageError> {

@@ -8,6 +8,7 @@ mod bias;
 mod explanations;
 mod figures;
 mod performance;
+mod questions;
 mod table;
 
 use std::path::{Path, PathBuf};

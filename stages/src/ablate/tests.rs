@@ -196,8 +196,85 @@ fn what_is_missing_or_too_much_is_named() {
     assert!(refused(&[("images", images)]).contains("none is given"));
     assert!(refused(&[("labels", labels)]).contains("`images`"));
     assert!(
-        refused(&[("images", images), ("labels", labels), ("captions", captions)]).contains("several are given")
+        refused(&[("images", images), ("labels", labels), ("captions", captions)])
+            .contains("several are given")
     );
     assert!(refused(&[("images", images), ("labels", labels)]).contains("checkpoint"));
     assert!(refused(&[("images", images), ("captions", captions)]).contains("image_embeddings"));
+}
+
+#[test]
+fn questions_are_asked_again_with_less_to_see() {
+    let params = json!({
+        "domain": "medical", "seed": 4, "size": 28, "train": 60, "val": 0, "test": 40, "questions": 3, "weights": "chest"
+    });
+    let data = run(&IngestPhantom, &params, &[]).unwrap();
+    let tokenizer =
+        run(&TrainTokenizer, &json!({ "vocab_size": 600 }), &[("text", &data["captions"])]).unwrap();
+    let size = json!({ "width": 16, "layers": 1, "heads": 2 });
+    let params = json!({ "init": "random", "image_size": 28, "patch": 14, "projection": 16, "vision": size, "text": size });
+    let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+    let train = |modality: &str| {
+        let params = json!({
+            "hidden": 16, "word_width": 8, "autoencoder": "none", "epochs": 10, "lr": 0.02, "modality": modality
+        });
+        let inputs = [
+            ("images", &data["images"]),
+            ("questions", &data["questions"]),
+            ("checkpoint", &initial["checkpoint"]),
+        ];
+        run(&crate::finetune::FinetuneVqa, &params, &inputs).unwrap()
+    };
+    let (both, question) = (train("both"), train("question"));
+    let inputs = [
+        ("images", &data["images"]),
+        ("questions", &data["questions"]),
+        ("model", &both["model"]),
+        ("question_only", &question["model"]),
+    ];
+    let params = json!({ "permutations": 3, "additive": 12, "stratum": "organ", "conditions": [] });
+    let made = run(&Ablate, &params, &inputs).unwrap();
+    let metrics = read(&made["metrics"]).unwrap();
+    let (names, methods) = (metrics.strings("metric").unwrap(), metrics.strings("method").unwrap());
+    let values = metrics.float64("value").unwrap();
+    let figure = |metric: &str, method: &str| {
+        let row = (0..metrics.rows()).find(|row| names[*row] == metric && methods[*row] == method);
+        values[row.unwrap_or_else(|| panic!("no {metric} of {method}"))].unwrap()
+    };
+    // The floors know more and more, and what a permutation leaves is what the question gives.
+    let accuracy = |method: &str| figure("accuracy", method);
+    assert!(accuracy("majority") <= accuracy("answer_type_prior") + 1e-12);
+    for condition in [
+        "question_type_prior",
+        "question_lookup",
+        "question_only",
+        "image_mean",
+        "blank_image",
+        "shuffled_image",
+    ] {
+        assert!((0.0..=1.0).contains(&accuracy(condition)), "{condition}");
+    }
+    let gap = figure("accuracy_gap", "question_only");
+    assert!((gap - (accuracy("full") - accuracy("question_only"))).abs() < 1e-12);
+    // An additive model is at most as good as one that may do anything, where nothing was fitted to the test.
+    assert!(figure("emap_accuracy", "additive") <= 1.0 && figure("emap_accuracy", "full") <= 1.0);
+    let predictions = read(&made["predictions"]).unwrap();
+    let (conditions, draws) = (predictions.strings("condition").unwrap(), predictions.int64("draw").unwrap());
+    let of = |condition: &str| (0..predictions.rows()).filter(|row| conditions[*row] == condition).count();
+    assert_eq!(of("shuffled_question"), 3 * of("full"));
+    assert!(
+        (0..predictions.rows()).all(|row| draws[row].is_some() == conditions[row].starts_with("shuffled"))
+    );
+    // The model of the question alone is blind to every change of images.
+    let inputs =
+        [("images", &data["images"]), ("questions", &data["questions"]), ("model", &question["model"])];
+    let made = run(&Ablate, &json!({ "permutations": 2 }), &inputs).unwrap();
+    let metrics = read(&made["metrics"]).unwrap();
+    let (names, methods) = (metrics.strings("metric").unwrap(), metrics.strings("method").unwrap());
+    let values = metrics.float64("value").unwrap();
+    for row in 0..metrics.rows() {
+        if names[row] == "changed_share" && methods[row] != "shuffled_question" {
+            assert_eq!(values[row], Some(0.0), "{}", methods[row]);
+        }
+    }
 }

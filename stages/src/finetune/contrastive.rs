@@ -125,8 +125,8 @@ impl StageKind for FinetuneContrastive {
                 InputPort::required("images", &[artifact::IMAGES], "the images"),
                 InputPort::required(
                     "captions",
-                    &[artifact::CAPTIONS, artifact::TOKENS],
-                    "their captions, or the tokens of these",
+                    &[artifact::CAPTIONS, artifact::TOKENS, artifact::QUESTIONS],
+                    "their captions, or the tokens of these; of questions, each with its answer is a caption",
                 ),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model to start from"),
             ],
@@ -165,7 +165,10 @@ impl StageKind for FinetuneContrastive {
         };
         let model = Model::trainable(context.input("checkpoint")?, trainable, params.compute())?;
         let splits = [params.split.as_str()];
-        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
+        // A question's split is its own: its image may be asked about in others too.
+        let asked = context.input("captions")?.artifact_type == artifact::QUESTIONS.0;
+        let of_images: &[&str] = if asked { &[] } else { &splits };
+        let images = ImageSet::read(context.input("images")?, of_images, model.preprocessor()?, context)?;
         let pairs = Pairs::read(&model, &images, context, &splits)?;
         let batch = params.batch as usize;
         if pairs.rows.len() < batch {
