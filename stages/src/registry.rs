@@ -56,6 +56,11 @@ pub fn registry() -> Registry {
             text: include_str!("../templates/bias.toml"),
         })
         .with_template(Template {
+            name: "vqa",
+            summary: "does a model look at the image, or does the question give the answer away?",
+            text: include_str!("../templates/vqa.toml"),
+        })
+        .with_template(Template {
             name: "attribution",
             summary: "do explanations point at the lesion?",
             text: include_str!("../templates/attribution.toml"),
