@@ -60,12 +60,7 @@ impl EpochSchedule {
     /// MEVF's (Nguyen et al. 2019): up to twice the base in four epochs, and three quarters of the rate after
     /// every other epoch from the tenth to the eighteenth.
     pub fn mevf(base: f64) -> Self {
-        Self {
-            base,
-            warm_up: vec![0.5, 1.0, 1.5, 2.0],
-            decay: 0.75,
-            decay_epochs: vec![10, 12, 14, 16, 18],
-        }
+        Self { base, warm_up: vec![0.5, 1.0, 1.5, 2.0], decay: 0.75, decay_epochs: vec![10, 12, 14, 16, 18] }
     }
 
     /// One rate for all epochs.

@@ -67,7 +67,9 @@ pub fn mixed_vectors(mixture: &[f32], vectors: &[f32], width: usize) -> Vec<f32>
         let mut sum = vec![0.0f64; width];
         for (weight, vector) in row.iter().zip(vectors.chunks_exact(width)) {
             if *weight != 0.0 {
-                sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += f64::from(*weight) * f64::from(*value));
+                sum.iter_mut()
+                    .zip(vector)
+                    .for_each(|(sum, value)| *sum += f64::from(*weight) * f64::from(*value));
             }
         }
         mixed.extend(sum.into_iter().map(|sum| sum as f32));

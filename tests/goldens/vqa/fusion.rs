@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use pipe_models::vqa::{
-    AnswerClassifier, AnswerModel, Batch, Bilinear, BilinearSizes, CrossModal, CrossModalConfig, Images, Mode,
-    Questions, StackedAttention, StackedSizes, TextStates, soft_cross_entropy_sum,
+    AnswerClassifier, AnswerModel, Batch, Bilinear, BilinearSizes, CrossModal, CrossModalConfig, Images,
+    Mode, Questions, StackedAttention, StackedSizes, TextStates, soft_cross_entropy_sum,
 };
 use pipe_models::{Trainable, Weights};
 
@@ -26,7 +26,8 @@ fn bilinear_attention() {
         let mut weights = Weights::new(weights(&golden), Trainable::All);
         let ban = Bilinear::load(&mut weights, "v_att", "", sizes).unwrap();
         let classifier =
-            AnswerClassifier::load(&mut weights, "classifier", sizes.hidden, size(config, "answers")).unwrap();
+            AnswerClassifier::load(&mut weights, "classifier", sizes.hidden, size(config, "answers"))
+                .unwrap();
         let parameters = weights.finish().unwrap();
 
         let (v, q) = (variable(&golden, "in.v"), variable(&golden, "in.q"));
@@ -66,7 +67,8 @@ fn stacked_attention() {
         let mut weights = Weights::new(weights(&golden), Trainable::All);
         let san = StackedAttention::load(&mut weights, "san", sizes).unwrap();
         let classifier =
-            AnswerClassifier::load(&mut weights, "classifier", sizes.hidden, size(config, "answers")).unwrap();
+            AnswerClassifier::load(&mut weights, "classifier", sizes.hidden, size(config, "answers"))
+                .unwrap();
         let parameters = weights.finish().unwrap();
 
         let (v, q) = (variable(&golden, "in.v"), variable(&golden, "in.q"));

@@ -55,15 +55,21 @@ fn meta_learned_network() {
     let Some(folder) = harness::topic("vqa") else { return };
     let config = &harness::json(&folder.join("config.json"))["maml_cnn"];
     let golden = Golden::open(&folder, "maml_cnn.safetensors");
-    let own =
-        MetaCnnConfig { filters: size(config, "filters"), blocks: size(config, "blocks"), image: size(config, "image") };
+    let own = MetaCnnConfig {
+        filters: size(config, "filters"),
+        blocks: size(config, "blocks"),
+        image: size(config, "image"),
+    };
     let all = weights(&golden);
     // TensorFlow's layout becomes ours.
     for (name, tensor) in published::from_tensorflow(under(&all, "hwio."), "cnn").unwrap() {
         golden.compare(&name, &tensor, 0.0);
     }
     let mut weights = Weights::new(
-        all.iter().filter(|(name, _)| name.starts_with("cnn.")).map(|(n, t)| (n.clone(), t.clone())).collect(),
+        all.iter()
+            .filter(|(name, _)| name.starts_with("cnn."))
+            .map(|(n, t)| (n.clone(), t.clone()))
+            .collect(),
         Trainable::All,
     );
     let network = MetaCnn::load(&mut weights, "cnn", &own).unwrap();

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use pipe_models::train::clip_gradient_norm;
 use pipe_models::vqa::{
-    AnswerModel, Autoencoder, AutoencoderInput, Batch, Fusion, ImageConfig, Images, Mevf, MevfConfig, Mode, Qcr,
-    QcrConfig, QuestionType, QuestionTypeClassifier, QuestionTypeConfig, Questions, WordsConfig,
+    AnswerModel, Autoencoder, AutoencoderInput, Batch, Fusion, ImageConfig, Images, Mevf, MevfConfig, Mode,
+    Qcr, QcrConfig, QuestionType, QuestionTypeClassifier, QuestionTypeConfig, Questions, WordsConfig,
 };
 use pipe_models::{Trainable, Weights};
 use serde_json::Value as Json;
@@ -24,7 +24,11 @@ pub(super) fn mevf(all: &Json, file: &str, answers: usize) -> MevfConfig {
     };
     MevfConfig {
         image: support::image(config, &all["maml_cnn"]),
-        question: support::question(&all["question"], config["rnn"].as_str().unwrap(), size(config, "hidden")),
+        question: support::question(
+            &all["question"],
+            config["rnn"].as_str().unwrap(),
+            size(config, "hidden"),
+        ),
         reconstruction: number(config, "ae_alpha"),
         ..MevfConfig::new(answers, size(&all["question"], "vocab"), fusion)
     }
@@ -33,13 +37,18 @@ pub(super) fn mevf(all: &Json, file: &str, answers: usize) -> MevfConfig {
 /// QCR by the sections of `config.json`.
 pub(super) fn qcr(all: &Json, image: ImageConfig) -> QcrConfig {
     let (config, question) = (&all["qcr"], &all["question"]);
-    let words = WordsConfig { width: size(question, "word_dim"), ..WordsConfig::new(size(question, "vocab")) };
+    let words =
+        WordsConfig { width: size(question, "word_dim"), ..WordsConfig::new(size(question, "vocab")) };
     QcrConfig {
         image,
         question: support::question(question, config["rnn"].as_str().unwrap(), size(config, "hidden")),
         glimpses: size(config, "glimpses"),
         conditioning: words,
-        ..QcrConfig::new(size(config, "closed_answers"), size(config, "open_answers"), size(question, "vocab"))
+        ..QcrConfig::new(
+            size(config, "closed_answers"),
+            size(config, "open_answers"),
+            size(question, "vocab"),
+        )
     }
 }
 
@@ -106,7 +115,8 @@ fn conditional_reasoning() {
     let own = qcr(&all, image);
     let model = Qcr::from_tensors(own.clone(), under(&tensors, "model."), Trainable::All).unwrap();
     let widths: [usize; 4] = sizes(&config["type_classifier_widths"]);
-    let types = QuestionTypeConfig { words: own.conditioning.clone(), widths: [widths[0], widths[1], widths[2]] };
+    let types =
+        QuestionTypeConfig { words: own.conditioning.clone(), widths: [widths[0], widths[1], widths[2]] };
     let classifier =
         QuestionTypeClassifier::from_tensors(types, under(&tensors, "type_cls."), Trainable::Frozen).unwrap();
 
@@ -159,7 +169,11 @@ fn conditional_reasoning() {
     for answers in model.branches(&evaluation, Mode::Evaluation).unwrap() {
         let (name, first, count) = columns[answers.kind as usize];
         golden.compare(&format!("out.routed_{name}_logits"), &answers.logits, TOLERANCE);
-        golden.compare(&format!("out.routed_{name}_target"), &targets(&target, &answers.rows, first, count), 0.0);
+        golden.compare(
+            &format!("out.routed_{name}_target"),
+            &targets(&target, &answers.rows, first, count),
+            0.0,
+        );
     }
     // One row over all answers, those of the other branch impossible.
     let rows = model.logits(&evaluation, Mode::Evaluation).unwrap();
@@ -167,7 +181,10 @@ fn conditional_reasoning() {
     for (row, kind) in rows.to_vec2::<f32>().unwrap().iter().zip(routed) {
         let (_, first, count) = columns[kind as usize];
         let possible = |column: usize| (first..first + count).contains(&column);
-        assert!(row.iter().enumerate().all(|(column, logit)| logit.is_finite() == possible(column)), "{row:?}");
+        assert!(
+            row.iter().enumerate().all(|(column, logit)| logit.is_finite() == possible(column)),
+            "{row:?}"
+        );
     }
     golden.finish();
 }

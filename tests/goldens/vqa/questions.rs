@@ -1,10 +1,11 @@
 //! Questions: word tables, recurrent networks, the attention and the type classifier of QCR.
 
+use candle_core::{DType, Tensor};
 use pipe_models::vqa::{
-    Mode, QuestionConditioning, QuestionEncoder, QuestionTypeClassifier, QuestionTypeConfig, Questions, WordsConfig,
+    Mode, QuestionConditioning, QuestionEncoder, QuestionTypeClassifier, QuestionTypeConfig, Questions,
+    WordsConfig,
 };
 use pipe_models::{Trainable, Weights, train};
-use candle_core::{DType, Tensor};
 
 use super::support::{self, TOLERANCE, compare_gradients, size, sizes, under, weights};
 use crate::harness::{self, Golden};
@@ -38,10 +39,15 @@ fn conditioning_and_types() {
     let all = harness::json(&folder.join("config.json"));
     let (config, question) = (&all["qcr"], &all["question"]);
     let golden = Golden::open(&folder, "qcr_question_modules.safetensors");
-    let words = WordsConfig { width: size(question, "word_dim"), ..WordsConfig::new(size(question, "vocab")) };
+    let words =
+        WordsConfig { width: size(question, "word_dim"), ..WordsConfig::new(size(question, "vocab")) };
     let tensors = weights(&golden);
     let mut weights = Weights::new(
-        tensors.iter().filter(|(name, _)| name.starts_with("type_att.")).map(|(n, t)| (n.clone(), t.clone())).collect(),
+        tensors
+            .iter()
+            .filter(|(name, _)| name.starts_with("type_att."))
+            .map(|(n, t)| (n.clone(), t.clone()))
+            .collect(),
         Trainable::All,
     );
     let conditioning =

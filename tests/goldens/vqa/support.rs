@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor, Var};
-use pipe_models::vqa::{AutoencoderConfig, Cell, ImageConfig, MetaCnnConfig, QuestionConfig, Reader, WordsConfig};
+use pipe_models::vqa::{
+    AutoencoderConfig, Cell, ImageConfig, MetaCnnConfig, QuestionConfig, Reader, WordsConfig,
+};
 use serde_json::Value as Json;
 
 use crate::harness::{self, Golden};
@@ -23,21 +25,27 @@ pub(super) fn number(json: &Json, key: &str) -> f64 {
 
 /// A list of sizes of `config.json`.
 pub(super) fn sizes<const N: usize>(json: &Json) -> [usize; N] {
-    let list: Vec<usize> = json.as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
+    let list: Vec<usize> =
+        json.as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
     list.try_into().unwrap()
 }
 
 /// The weights of a file: what is neither input nor result.
 pub(super) fn weights(golden: &Golden) -> BTreeMap<String, Tensor> {
     let other = ["in.", "out.", "grad.", "eff.", "after."];
-    let keys: Vec<String> =
-        golden.keys().filter(|key| !other.iter().any(|prefix| key.starts_with(prefix))).map(str::to_owned).collect();
+    let keys: Vec<String> = golden
+        .keys()
+        .filter(|key| !other.iter().any(|prefix| key.starts_with(prefix)))
+        .map(str::to_owned)
+        .collect();
     keys.into_iter().map(|key| (key.clone(), golden.input(&key))).collect()
 }
 
 /// Those whose names begin with `prefix`, without it.
 pub(super) fn under(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
-    let own = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone())));
+    let own = tensors
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone())));
     own.collect()
 }
 
@@ -52,7 +60,8 @@ pub(super) fn compare_gradients(
         let key = format!("grad.{prefix}{name}");
         if golden.has(&key) {
             let gradient = gradients.get(variable).cloned().unwrap_or_else(|| variable.zeros_like().unwrap());
-            let greatest = harness::values(&golden.input(&key)).into_iter().fold(0.0f64, |max, g| max.max(g.abs()));
+            let greatest =
+                harness::values(&golden.input(&key)).into_iter().fold(0.0f64, |max, g| max.max(g.abs()));
             if greatest < ROUNDING {
                 // A softmax does not see what is added to all its arguments: such a gradient is 0 but for
                 // rounding.
@@ -80,7 +89,8 @@ pub(super) fn variable(golden: &Golden, key: &str) -> Var {
 /// Two word tables and a recurrent network by the section `question` and the sizes of the tables.
 pub(super) fn question(question: &Json, cell: &str, hidden: usize) -> QuestionConfig {
     let cell: Cell = serde_json::from_value(Json::from(cell)).unwrap();
-    let tables = WordsConfig { width: size(question, "word_dim"), ..WordsConfig::new(size(question, "vocab")) };
+    let tables =
+        WordsConfig { width: size(question, "word_dim"), ..WordsConfig::new(size(question, "vocab")) };
     assert_eq!(u64::from(tables.padding()), question["pad_id"].as_u64().unwrap());
     QuestionConfig { hidden, reader: Reader::Words { tables, cell }, mask_padding: false }
 }
@@ -92,7 +102,10 @@ pub(super) fn image(e2e: &Json, maml: &Json) -> ImageConfig {
     let image = 4 * ((code / channels[2]) as f64).sqrt() as usize;
     let autoencoder = AutoencoderConfig { channels, image, width, reconstruct: true };
     assert_eq!(autoencoder.code(), code);
-    let meta =
-        MetaCnnConfig { filters: size(e2e, "filters"), blocks: size(maml, "blocks"), image: size(maml, "image") };
+    let meta = MetaCnnConfig {
+        filters: size(e2e, "filters"),
+        blocks: size(maml, "blocks"),
+        image: size(maml, "image"),
+    };
     ImageConfig { meta: Some(meta), autoencoder: Some(autoencoder), ..ImageConfig::default() }
 }

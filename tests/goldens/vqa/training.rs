@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use pipe_models::Trainable;
 use pipe_models::train::{Adamax, AdamaxOptions, EpochSchedule, clip_gradient_norm};
 use pipe_models::vqa::{
-    AnswerModel, AutoencoderInput, Batch, Images, InnerSteps, MetaHead, MetaNetwork, MetaTask, Mevf, Mode, Order,
-    Qcr, QuestionType, Questions,
+    AnswerModel, AutoencoderInput, Batch, Images, InnerSteps, MetaHead, MetaNetwork, MetaTask, Mevf, Mode,
+    Order, Qcr, QuestionType, Questions,
 };
 use serde_json::Value as Json;
 
@@ -224,7 +224,11 @@ fn meta_learning() {
         blocks: convolutions.len(),
         image: size(config, "image"),
         ways: size(config, "ways"),
-        head: if layers.iter().any(|layer| layer[0] == "flatten") { MetaHead::Flattened } else { MetaHead::Mean },
+        head: if layers.iter().any(|layer| layer[0] == "flatten") {
+            MetaHead::Flattened
+        } else {
+            MetaHead::Mean
+        },
     };
     let count = network.shapes().len();
     let weights: Vec<Tensor> = (0..count).map(|place| golden.input(&format!("theta.{place}"))).collect();

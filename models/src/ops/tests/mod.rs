@@ -3,6 +3,7 @@
 mod attention;
 mod convolution;
 mod quantise;
+mod recurrent;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
