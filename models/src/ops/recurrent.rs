@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::elementwise::{sigmoid, vectorised};
+use super::elementwise::{sigmoid, tanh, vectorised};
 use super::product::{Matrix, product};
 use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
@@ -88,12 +88,6 @@ struct Kept {
     inner: Vec<f32>,
     /// The states before each position.
     before: Vec<f32>,
-}
-
-/// tanh(x), by the logistic function.
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    2.0 * sigmoid(2.0 * x) - 1.0
 }
 
 /// One position of a long short-term memory: sums become gates.

@@ -389,6 +389,63 @@ fn the_type_classifier_learns_the_first_word() {
 }
 
 #[test]
+fn tasks_are_drawn_without_repeats_and_learned_weights_taken_over() {
+    let classes = [vec![0, 1, 2, 3], vec![4, 5], vec![6, 7, 8, 9, 10], vec![11, 12, 13, 14]];
+    let task = draw_task(&classes, 3, 2, Key(4)).unwrap();
+    assert_eq!(task, draw_task(&classes, 3, 2, Key(4)).unwrap());
+    let mut images: Vec<usize> = task.support.iter().chain(&task.query).map(|(image, _)| *image).collect();
+    images.sort_unstable();
+    images.dedup();
+    assert_eq!((images.len(), task.support.len()), (12, 6));
+    assert!(images.iter().all(|image| !classes[1].contains(image)), "a class of two images is too small");
+    for (image, class) in task.support.iter().chain(&task.query) {
+        let own = classes.iter().position(|images| images.contains(image));
+        let first = classes.iter().position(|images| images.contains(&task.support[2 * *class as usize].0));
+        assert_eq!(own, first);
+    }
+    assert_eq!(draw_task(&classes, 4, 2, Key(4)), None);
+
+    let network = MetaNetwork { filters: 3, blocks: 2, image: 12, ways: 3, head: MetaHead::Mean };
+    let weights = network.random(1).unwrap();
+    let given = network.state_dict(&weights, "maml_v_emb");
+    assert_eq!(given.len(), 8);
+    let model = Mevf::random(mevf(BAN), 1, given).unwrap();
+    let taken = model.parameters().tensors()["maml_v_emb.conv2.weight"].copy().unwrap();
+    let same = (taken - &weights[4]).unwrap().abs().unwrap().max_all().unwrap();
+    assert_eq!(same.to_scalar::<f32>().unwrap(), 0.0);
+}
+
+#[test]
+fn arrays_of_another_network_are_refused() {
+    let array = |name: &str, shape: &[usize]| BTreeMap::from([(name.to_owned(), random(shape, 1))]);
+    let taken = published::from_tensorflow(array("conv2", &[3, 3, 2, 4]), "m").unwrap();
+    assert_eq!(taken["m.conv2.weight"].dims(), [4, 2, 3, 3]);
+    assert!(published::from_tensorflow(array("b4", &[7]), "m").unwrap().contains_key("m.conv4.bias"));
+    for (name, shape) in [("conv", &[3, 3, 1, 2][..]), ("conv1", &[2]), ("b1", &[1, 2]), ("w5", &[2, 2])] {
+        assert!(published::from_tensorflow(array(name, shape), "m").is_err(), "{name}");
+    }
+}
+
+#[test]
+fn sizes_of_nothing_are_refused() {
+    let random = |config| Mevf::random(config, 1, BTreeMap::new());
+    let mut config = mevf(BAN);
+    config.image.meta = Some(MetaCnnConfig { filters: 0, ..MetaCnnConfig::default() });
+    assert!(random(config).is_err());
+    assert!(random(MevfConfig { answers: 0, ..mevf(BAN) }).is_err());
+    assert!(random(mevf(Fusion::Ban { glimpses: 0 })).is_err());
+    assert!(random(mevf(Fusion::San { stacks: 0 })).is_err());
+    let mut config = mevf(BAN);
+    config.image = ImageConfig { features: None, meta: None, autoencoder: None, constant: None };
+    assert!(random(config).is_err());
+    let mut config = mevf(BAN);
+    config.image.autoencoder = Some(AutoencoderConfig { image: 10, ..AutoencoderConfig::default() });
+    assert!(random(config).is_err());
+    assert!(Qcr::random(QcrConfig { glimpses: 0, ..qcr() }, 1, BTreeMap::new()).is_err());
+    assert!(CrossModal::random(CrossModalConfig { heads: 3, ..cross_modal() }, 1, BTreeMap::new()).is_err());
+}
+
+#[test]
 fn the_second_order_of_meta_learning_is_the_derivative() {
     let network = MetaNetwork { filters: 2, blocks: 1, image: 6, ways: 2, head: MetaHead::Mean };
     let weights: Vec<Tensor> =

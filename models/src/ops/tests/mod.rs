@@ -175,6 +175,16 @@ fn the_exponential_is_exact_to_two_units_in_the_last_place() {
 }
 
 #[test]
+fn the_hyperbolic_tangent_is_exact_to_single_precision() {
+    for step in -20_000..20_000 {
+        let x = step as f32 * 0.001;
+        let exact = libm::tanh(f64::from(x));
+        let error = (f64::from(elementwise::tanh(x)) - exact).abs() / exact.abs().max(1e-30);
+        assert!(error < 2.5e-7, "tanh({x}) is off by {error}");
+    }
+}
+
+#[test]
 fn the_number_of_threads_does_not_change_a_bit() {
     let packed = random(&[4, 19, 72], 7);
     let weight = random(&[31, 72], 8);
