@@ -195,8 +195,8 @@ impl Weights {
         let Some(tensor) = self.fitting(name, shape) else { return stand_in(name) };
         let problem = |error: candle_core::Error| CheckpointError::new(name, first_line(&error));
         // Factors (the logit scale) keep all their digits.
-        let tensor =
-            if tensor.rank() == 0 { tensor } else { tensor.to_dtype(self.dtype).map_err(problem)? };
+        let scalar = tensor.rank() == 0 && self.dtype != DType::F64;
+        let tensor = if scalar { tensor } else { tensor.to_dtype(self.dtype).map_err(problem)? };
         if self.trainable.contains((self.side)(name)) {
             let variable = Var::from_tensor(&tensor).map_err(problem)?;
             let tensor = variable.as_tensor().clone();

@@ -1,9 +1,9 @@
-//! Batch normalisation with stored statistics (Ioffe and Szegedy 2015, at inference).
+//! Batch normalisation (Ioffe and Szegedy 2015), with stored statistics or those of the batch.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elementwise::vectorised;
-use super::rows::{for_each_block, sum_blocks};
+use super::rows::{column_sums_of, for_each_block, sum_blocks};
 use super::{borrow, composed, contiguous, is_half, on_cpu, values, wide};
 
 /// The statistics that a batch norm was trained with.
@@ -49,8 +49,11 @@ pub fn batch_norm(
     if !on_cpu(x) {
         return composed::batch_norm(x, gamma, beta, statistics);
     }
-    let op =
-        BatchNorm { mean: values(&statistics.mean)?, inverse: values(&statistics.inverse_deviation()?)? };
+    let op = BatchNorm {
+        mean: values(&statistics.mean)?,
+        inverse: values(&statistics.inverse_deviation()?)?,
+        of_batch: false,
+    };
     x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)
 }
 
@@ -69,19 +72,59 @@ pub fn batch_norm_of_batch(
     if x.elem_count() == 0 || gamma.dims() != [channels] || beta.dims() != [channels] {
         bail!("a batch norm of {:?} cannot take {:?}", gamma.dims(), x.dims());
     }
-    let rows = x.reshape(((), channels))?;
-    let mean = rows.mean_keepdim(0)?;
-    let centred = rows.broadcast_sub(&mean)?;
-    let variance = centred.sqr()?.mean_keepdim(0)?;
-    let scale = (&variance + epsilon)?.sqrt()?.recip()?.broadcast_mul(gamma)?;
-    let y = centred.broadcast_mul(&scale)?.broadcast_add(beta)?.reshape(x.shape())?;
-    Ok((y, mean.detach().squeeze(0)?, variance.detach().squeeze(0)?))
+    if is_half(x) {
+        let (y, mean, variance) = batch_norm_of_batch(&wide(x)?, &wide(gamma)?, &wide(beta)?, epsilon)?;
+        return Ok((y.to_dtype(x.dtype())?, mean, variance));
+    }
+    if !on_cpu(x) {
+        return composed::batch_norm_of_batch(x, gamma, beta, epsilon);
+    }
+    let x = x.contiguous()?;
+    let (mean, variance) = channel_statistics(&borrow(&x)?, channels);
+    let inverse = variance.iter().map(|variance| (1.0 / (variance + epsilon).sqrt()) as f32).collect();
+    let single = |values: &[f64]| values.iter().map(|value| *value as f32).collect::<Vec<f32>>();
+    let tensor = |values: &[f64]| Tensor::from_vec(single(values), channels, x.device());
+    let op = BatchNorm { mean: single(&mean), inverse, of_batch: true };
+    let y = x.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)?;
+    Ok((y, tensor(&mean)?, tensor(&variance)?))
+}
+
+/// Mean and biased variance of each column of `[rows, channels]`, in double precision.
+fn channel_statistics(x: &[f32], channels: usize) -> (Vec<f64>, Vec<f64>) {
+    let rows = (x.len() / channels.max(1)) as f64;
+    let mut mean = column_sums_of(x, channels, |_, value| f64::from(value));
+    mean.iter_mut().for_each(|sum| *sum /= rows);
+    let mut variance =
+        column_sums_of(x, channels, |channel, value| (f64::from(value) - mean[channel]).powi(2));
+    variance.iter_mut().for_each(|sum| *sum /= rows);
+    (mean, variance)
 }
 
 struct BatchNorm {
     mean: Vec<f32>,
     /// 1 / standard deviation.
     inverse: Vec<f32>,
+    /// Whether both are those of the argument, and gradients reach it through them.
+    of_batch: bool,
+}
+
+impl BatchNorm {
+    /// Takes from the gradient of `x` what its mean and variance carry away:
+    /// scale / rows * (sum of dy + normalised x * sum of dy * normalised x).
+    fn through_statistics(&self, x: &[f32], scale: &[f32], [dy, along]: [&[f32]; 2], dx: &mut [f32]) {
+        let channels = self.mean.len();
+        let share = 1.0 / (x.len() / channels) as f32;
+        for_each_block(x, channels, dx, channels, |_, x, dx| {
+            vectorised(|| {
+                for (dx, x) in dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                    for channel in 0..channels {
+                        let normalised = (x[channel] - self.mean[channel]) * self.inverse[channel];
+                        dx[channel] -= scale[channel] * share * (dy[channel] + normalised * along[channel]);
+                    }
+                }
+            });
+        });
+    }
 }
 
 impl CustomOp3 for BatchNorm {
@@ -131,23 +174,9 @@ impl CustomOp3 for BatchNorm {
         let dy: &[f32] = &borrow(&grad)?;
         let channels = self.mean.len();
         let rows = dy.len() / channels;
-        let dx = if x.track_op() {
-            let gamma = borrow(gamma)?;
-            let scale: Vec<f32> =
-                gamma.iter().zip(&self.inverse).map(|(gamma, inverse)| gamma * inverse).collect();
-            let mut dx = vec![0.0f32; dy.len()];
-            for_each_block(dy, channels, &mut dx, channels, |_, dy, dx| {
-                vectorised(|| {
-                    for (dx, dy) in dx.chunks_exact_mut(channels).zip(dy.chunks_exact(channels)) {
-                        dx.iter_mut().zip(dy).zip(&scale).for_each(|((dx, dy), scale)| *dx = dy * scale);
-                    }
-                });
-            });
-            Some(Tensor::from_vec(dx, x.shape(), x.device())?)
-        } else {
-            None
-        };
-        let dgamma = if gamma.track_op() {
+        // The sums of gradients, alone and times the normalised values: those of beta and gamma.
+        let dbeta = super::rows::column_sums(dy, channels);
+        let dgamma = || -> Result<Vec<f32>> {
             let x: &[f32] = &borrow(x)?;
             let mut sum = sum_blocks(rows, channels, |first, last, sum| {
                 let place = first * channels..last * channels;
@@ -162,15 +191,37 @@ impl CustomOp3 for BatchNorm {
                 });
             });
             sum.iter_mut().zip(&self.inverse).for_each(|(sum, inverse)| *sum *= inverse);
-            Some(Tensor::from_vec(sum, gamma.shape(), gamma.device())?)
+            Ok(sum)
+        };
+        let through_batch = self.of_batch && x.track_op();
+        let dgamma = if gamma.track_op() || through_batch { Some(dgamma()?) } else { None };
+        let dx = if x.track_op() {
+            let gamma = borrow(gamma)?;
+            let scale: Vec<f32> =
+                gamma.iter().zip(&self.inverse).map(|(gamma, inverse)| gamma * inverse).collect();
+            let mut dx = vec![0.0f32; dy.len()];
+            for_each_block(dy, channels, &mut dx, channels, |_, dy, dx| {
+                vectorised(|| {
+                    for (dx, dy) in dx.chunks_exact_mut(channels).zip(dy.chunks_exact(channels)) {
+                        dx.iter_mut().zip(dy).zip(&scale).for_each(|((dx, dy), scale)| *dx = dy * scale);
+                    }
+                });
+            });
+            if let (true, Some(dgamma)) = (self.of_batch, &dgamma) {
+                self.through_statistics(&borrow(x)?, &scale, [&dbeta, dgamma], &mut dx);
+            }
+            Some(Tensor::from_vec(dx, x.shape(), x.device())?)
         } else {
             None
         };
-        let dbeta = if beta.track_op() {
-            Some(Tensor::from_vec(super::rows::column_sums(dy, channels), beta.shape(), beta.device())?)
-        } else {
-            None
+        let of = |parameter: &Tensor, values: Vec<f32>| {
+            Tensor::from_vec(values, parameter.shape(), parameter.device())
         };
+        let dgamma = match dgamma.filter(|_| gamma.track_op()) {
+            Some(values) => Some(of(gamma, values)?),
+            None => None,
+        };
+        let dbeta = if beta.track_op() { Some(of(beta, dbeta)?) } else { None };
         Ok((dx, dgamma, dbeta))
     }
 }

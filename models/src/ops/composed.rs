@@ -43,6 +43,25 @@ pub fn batch_norm(
     x.broadcast_sub(&statistics.mean)?.broadcast_mul(&scale)?.broadcast_add(beta)
 }
 
+/// As [`super::batch_norm_of_batch`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn batch_norm_of_batch(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    epsilon: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let rows = x.reshape(((), gamma.elem_count()))?;
+    let mean = rows.mean_keepdim(0)?;
+    let centred = rows.broadcast_sub(&mean)?;
+    let variance = centred.sqr()?.mean_keepdim(0)?;
+    let scale = (&variance + epsilon)?.sqrt()?.recip()?.broadcast_mul(gamma)?;
+    let y = centred.broadcast_mul(&scale)?.broadcast_add(beta)?.reshape(x.shape())?;
+    Ok((y, mean.detach().squeeze(0)?, variance.detach().squeeze(0)?))
+}
+
 /// As [`super::conv2d()`]: a sum over the places of the kernel.
 ///
 /// # Errors

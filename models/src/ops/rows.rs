@@ -55,3 +55,28 @@ pub(super) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
         });
     })
 }
+
+/// The sums of `term(column, value)` over the columns of `[rows, width]`, in double precision.
+pub(super) fn column_sums_of(
+    values: &[f32],
+    width: usize,
+    term: impl Fn(usize, f32) -> f64 + Sync,
+) -> Vec<f64> {
+    let partial: Vec<Vec<f64>> = values
+        .par_chunks((BLOCK * width).max(1))
+        .map(|block| {
+            let mut sums = vec![0.0; width];
+            for row in block.chunks_exact(width) {
+                for (column, (sum, value)) in sums.iter_mut().zip(row).enumerate() {
+                    *sum += term(column, *value);
+                }
+            }
+            sums
+        })
+        .collect();
+    let mut total = vec![0.0; width];
+    for partial in partial {
+        total.iter_mut().zip(partial).for_each(|(total, sum)| *total += sum);
+    }
+    total
+}

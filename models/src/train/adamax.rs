@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Var};
 
-use super::slots::{Group, Moments, Slots};
+use super::slots::{Group, Moments, Piece, Slots, Treatment};
 
 /// The constants of Adamax.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -66,7 +66,8 @@ impl Adamax {
     pub fn step(&mut self, gradients: &GradStore, rate: f64, factor: f64) -> Result<()> {
         let AdamaxOptions { beta1, beta2, epsilon } = self.options;
         let factor = factor as f32;
-        self.slots.change(gradients, |group, values, gradient, Moments { first, second, steps }| {
+        self.slots.change(gradients, |Treatment { group, steps }, piece| {
+            let Piece { values, gradient, first, second } = piece;
             let step_size = (rate * group.rate / (1.0 - beta1.powi(*steps))) as f32;
             let (beta1, beta2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
             let moments = first.iter_mut().zip(second.iter_mut());

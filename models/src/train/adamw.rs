@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Var};
 
-use super::slots::{Group, Moments, Slots};
+use super::slots::{Group, Moments, Piece, Slots, Treatment};
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -69,7 +69,8 @@ impl AdamW {
     pub fn step(&mut self, gradients: &GradStore, rate: f64, factor: f64) -> Result<()> {
         let AdamWOptions { beta1, beta2, epsilon, weight_decay } = self.options;
         let factor = factor as f32;
-        self.slots.change(gradients, |group, values, gradient, Moments { first, second, steps }| {
+        self.slots.change(gradients, |Treatment { group, steps }, piece| {
+            let Piece { values, gradient, first, second } = piece;
             let rate = rate * group.rate;
             let decay = if group.decay { 1.0 - rate * weight_decay } else { 1.0 };
             let step_size = rate / (1.0 - beta1.powi(*steps));

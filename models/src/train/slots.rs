@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, Var};
+use rayon::prelude::*;
 
 /// How a parameter is treated.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -70,23 +71,48 @@ impl Slots {
         true
     }
 
-    /// Lets `change(group, values, gradient, moments)` change the values of every parameter that has a gradient;
-    /// the step is counted already.
+    /// Lets `change` change the values of every parameter that has a gradient, a piece of it at a time.
     pub(super) fn change(
         &mut self,
         gradients: &GradStore,
-        change: impl Fn(Group, &mut [f32], &[f32], &mut Moments),
+        change: impl Fn(&Treatment, Piece<'_>) + Sync,
     ) -> Result<()> {
         for slot in self.0.values_mut() {
             let Some(gradient) = gradients.get(&slot.variable) else { continue };
-            slot.moments.steps += 1;
+            let Moments { first, second, steps } = &mut slot.moments;
+            *steps += 1;
+            let treatment = Treatment { group: slot.group, steps: *steps };
             let mut values = slot.variable.flatten_all()?.to_vec1::<f32>()?;
             let gradient = gradient.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            change(slot.group, &mut values, &gradient, &mut slot.moments);
+            values
+                .par_chunks_mut(PIECE)
+                .zip(gradient.par_chunks(PIECE))
+                .zip(first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE)))
+                .for_each(|((values, gradient), (first, second))| {
+                    change(&treatment, Piece { values, gradient, first, second });
+                });
             slot.variable.set(&Tensor::from_vec(values, slot.variable.shape(), slot.variable.device())?)?;
         }
         Ok(())
     }
+}
+
+/// Values of a piece.
+const PIECE: usize = 1 << 14;
+
+/// How a parameter is treated in this step.
+pub(super) struct Treatment {
+    pub(super) group: Group,
+    /// Steps in which the parameter had a gradient, with this one.
+    pub(super) steps: i32,
+}
+
+/// A piece of a parameter with its gradient and moments.
+pub(super) struct Piece<'a> {
+    pub(super) values: &'a mut [f32],
+    pub(super) gradient: &'a [f32],
+    pub(super) first: &'a mut [f32],
+    pub(super) second: &'a mut [f32],
 }
 
 /// The L2 norm over the gradients of all `variables`, in f64 and name order, and the factor (at most 1)

@@ -9,6 +9,7 @@ use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
 use crate::ops::composed::softmax;
 use crate::ops::frobenius_norm;
+use crate::sizes::check_layers;
 use crate::weights::Weights;
 
 /// The rank of the attention over that of the residual network.
@@ -71,6 +72,7 @@ impl Bilinear {
         sizes: BilinearSizes,
     ) -> std::result::Result<Self, CheckpointError> {
         let BilinearSizes { visual, hidden, glimpses } = sizes;
+        check_layers(&[("glimpses", glimpses)])?;
         let rank = ATTENTION_RANK * hidden;
         let name = format!("{attention}.logits");
         let map_direction =

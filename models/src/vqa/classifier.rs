@@ -8,6 +8,7 @@ use super::weight_norm::WeightNormLinear;
 use crate::Activation;
 use crate::checkpoint::CheckpointError;
 use crate::ops::activate;
+use crate::sizes::check_sizes;
 use crate::weights::Weights;
 
 /// A weight-normalised layer of twice the width, a rectifier, and a weight-normalised layer of answers.
@@ -29,6 +30,7 @@ impl AnswerClassifier {
         width: usize,
         answers: usize,
     ) -> std::result::Result<Self, CheckpointError> {
+        check_sizes(&[("answers", answers)])?;
         Ok(Self {
             name: name.to_owned(),
             hidden: WeightNormLinear::load(weights, &format!("{name}.main.0"), 2 * width, width)?,

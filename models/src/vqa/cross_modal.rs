@@ -17,6 +17,7 @@ use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
 use crate::layers::{Block, BlockLayout, BlockShape, LayerNorm, Linear};
 use crate::ops::{activate, scaled_unit};
+use crate::sizes::{check_heads, check_layers, check_sizes};
 use crate::weights::{Parameters, Weights};
 use crate::{Activation, Trainable};
 
@@ -136,10 +137,9 @@ impl CrossModal {
         mut weights: Weights,
     ) -> std::result::Result<Self, CheckpointError> {
         let width = config.width;
-        if config.heads == 0 || !width.is_multiple_of(config.heads) {
-            let reason = format!("{} heads do not divide a width of {width}", config.heads);
-            return Err(CheckpointError::in_weights(reason));
-        }
+        check_sizes(&[("answers", config.answers), ("text", config.text), ("width", width)])?;
+        check_layers(&[("layers", config.layers)])?;
+        check_heads("width", width, config.heads)?;
         let image = ImageBranch::load(&mut weights, NAMES, &config.image)?;
         let mut projection = |name: &str, from: usize| match from == width {
             true => Ok(None),

@@ -11,6 +11,7 @@ use super::meta_cnn::{MetaCnn, MetaCnnConfig};
 use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
 use crate::layers::Linear;
+use crate::sizes::{check_layers, check_sizes};
 use crate::weights::Weights;
 
 /// Which parts see an image. What they see stands side by side in a visual token, in this order.
@@ -49,6 +50,24 @@ impl ImageConfig {
     /// A learned vector in the place of images.
     pub fn constant(width: usize) -> Self {
         Self { features: None, meta: None, autoencoder: None, constant: Some(width) }
+    }
+
+    /// Fails unless all sizes are sizes and something sees the image.
+    pub(super) fn check(&self) -> std::result::Result<(), CheckpointError> {
+        let mut sizes = vec![("image.width", self.width())];
+        if let Some(MetaCnnConfig { filters, blocks, image }) = self.meta {
+            sizes.extend([("meta.filters", filters), ("meta.image", image)]);
+            check_layers(&[("meta.blocks", blocks)])?;
+        }
+        if let Some(AutoencoderConfig { channels, image, width, .. }) = self.autoencoder {
+            sizes.extend(channels.map(|channels| ("autoencoder.channels", channels)));
+            sizes.extend([("autoencoder.image", image), ("autoencoder.width", width)]);
+            if !image.is_multiple_of(4) {
+                let reason = format!("`autoencoder.image` is {image}; a multiple of 4 is expected");
+                return Err(CheckpointError::new("config.json", reason));
+            }
+        }
+        check_sizes(&sizes)
     }
 
     /// Values of a visual token.
@@ -91,9 +110,7 @@ impl ImageBranch {
         names: PartNames,
         config: &ImageConfig,
     ) -> std::result::Result<Self, CheckpointError> {
-        if config.width() == 0 {
-            return Err(CheckpointError::in_weights("no part of the model sees the image"));
-        }
+        config.check()?;
         let meta = match &config.meta {
             Some(meta) => Some(MetaCnn::load(weights, names.meta, meta)?),
             None => None,

@@ -4,6 +4,8 @@
 //! The network always takes the statistics of the batch. Of second order, the gradient goes through the inner
 //! steps by products with Hessians, which are differences of gradients: those want double precision.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Result, Tensor, Var, bail};
 
 use super::batch_norm::EPSILON;
@@ -12,6 +14,7 @@ use super::meta_cnn::{HALVE, KERNEL, spatial_mean};
 use crate::Activation;
 use crate::initial::{Initial, Start};
 use crate::ops::{activate, batch_norm_of_batch, conv2d, linear};
+use crate::random::Key;
 use crate::train::loss::cross_entropy;
 
 /// A network that is meta-learned: blocks of a convolution (3 x 3, stride 2), a rectifier and a batch norm, and a
@@ -139,6 +142,17 @@ impl MetaNetwork {
             .collect()
     }
 
+    /// The state dict of the network `name` of a model ([`super::MetaCnn`]) that takes learned weights over: all but
+    /// the linear layer, whose classes are those of no other task.
+    pub fn state_dict(&self, weights: &[Tensor], name: &str) -> BTreeMap<String, Tensor> {
+        self.shapes()
+            .into_iter()
+            .zip(weights)
+            .filter(|((own, _), _)| !own.starts_with("linear."))
+            .map(|((own, _), weight)| (format!("{name}.{own}"), weight.clone()))
+            .collect()
+    }
+
     /// Logits of `images` `[images, 1, rows, columns]`, `[images, ways]`, with `weights` in the order of
     /// [`Self::shapes`].
     ///
@@ -241,6 +255,33 @@ impl MetaNetwork {
         let (ahead, behind) = (at(step)?, at(-step)?);
         ahead.iter().zip(&behind).map(|(ahead, behind)| (ahead - behind)? / (2.0 * step)).collect()
     }
+}
+
+/// Which images make a task, by their place among all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TaskImages {
+    /// Images to learn from with their class in the task.
+    pub support: Vec<(usize, u32)>,
+    /// Images to be judged by.
+    pub query: Vec<(usize, u32)>,
+}
+
+/// Draws a task of `ways` classes with `shots` images each to learn from and as many others to be judged by:
+/// `classes` holds the images of each class. A function of the key; `None` if too few classes have that many images.
+pub fn draw_task(classes: &[Vec<usize>], ways: usize, shots: usize, key: Key) -> Option<TaskImages> {
+    let mut task = TaskImages { support: Vec::new(), query: Vec::new() };
+    let large: Vec<&Vec<usize>> = classes.iter().filter(|images| images.len() >= 2 * shots).collect();
+    if large.len() < ways {
+        return None;
+    }
+    for (class, place) in key.permutation(large.len()).into_iter().take(ways).enumerate() {
+        let images = large[place];
+        let order = key.sub(place as u64 + 1).permutation(images.len());
+        let mut drawn = order.into_iter().map(|image| (images[image], class as u32));
+        task.support.extend(drawn.by_ref().take(shots));
+        task.query.extend(drawn.take(shots));
+    }
+    Some(task)
 }
 
 /// a + step * b, tensor by tensor.

@@ -43,7 +43,7 @@ pub use cross_modal::{CrossModal, CrossModalConfig};
 pub use image::ImageConfig;
 pub use loss::{AnswerLoss, soft_cross_entropy_mean, soft_cross_entropy_sum};
 pub use meta_cnn::{MetaCnn, MetaCnnConfig};
-pub use meta_learning::{Adapted, InnerSteps, MetaHead, MetaNetwork, MetaTask, Order};
+pub use meta_learning::{Adapted, InnerSteps, MetaHead, MetaNetwork, MetaTask, Order, TaskImages, draw_task};
 pub use mevf::{Fusion, Mevf, MevfConfig};
 pub use mode::Mode;
 pub use qcr::{BranchAnswers, Qcr, QcrConfig};

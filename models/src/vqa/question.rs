@@ -9,6 +9,7 @@ use super::recurrent::{Cell, Recurrent};
 use super::words::{WordTables, WordsConfig, seen_words};
 use crate::checkpoint::CheckpointError;
 use crate::layers::Linear;
+use crate::sizes::check_sizes;
 use crate::weights::Weights;
 
 /// How questions are read.
@@ -101,6 +102,7 @@ impl QuestionEncoder {
         weights: &mut Weights,
         config: &QuestionConfig,
     ) -> std::result::Result<Self, CheckpointError> {
+        check_sizes(&[("question.hidden", config.hidden)])?;
         let reading = match &config.reader {
             Reader::Words { tables, cell } => Reading::Words {
                 tables: WordTables::load(weights, "w_emb", tables)?,

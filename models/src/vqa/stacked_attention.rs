@@ -7,6 +7,7 @@ use super::layers::{HALF, hidden_rows, linear_layer, linear_without_bias};
 use crate::checkpoint::CheckpointError;
 use crate::layers::Linear;
 use crate::ops::composed::softmax;
+use crate::sizes::check_layers;
 use crate::weights::Weights;
 
 /// The sizes of a stacked attention network.
@@ -46,6 +47,7 @@ impl StackedAttention {
         sizes: StackedSizes,
     ) -> std::result::Result<Self, CheckpointError> {
         let StackedSizes { visual, hidden, stacks } = sizes;
+        check_layers(&[("stacks", stacks)])?;
         let stacks = (0..stacks)
             .map(|stack| {
                 let layer = |place: usize| match stack {

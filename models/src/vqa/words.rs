@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
+use crate::sizes::check_sizes;
 use crate::weights::Weights;
 
 /// Word tables.
@@ -84,6 +85,7 @@ impl WordTables {
         name: &str,
         config: &WordsConfig,
     ) -> std::result::Result<Self, CheckpointError> {
+        check_sizes(&[("words", config.words), ("words.width", config.width)])?;
         let shape = [config.rows(), config.width];
         let start = Start::Table { deviation: DEVIATION, zero: config.words };
         let mut tables = vec![weights.begin(&format!("{name}.emb.weight"), &shape, start)?];

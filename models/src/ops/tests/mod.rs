@@ -3,6 +3,7 @@
 mod attention;
 mod convolution;
 mod quantise;
+mod recurrent;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -170,6 +171,16 @@ fn the_exponential_is_exact_to_two_units_in_the_last_place() {
         let exact = libm::exp(f64::from(x));
         let error = (f64::from(elementwise::exp(x)) - exact).abs() / exact;
         assert!(error < 2.4e-7, "exp({x}) is off by {error}");
+    }
+}
+
+#[test]
+fn the_hyperbolic_tangent_is_exact_to_single_precision() {
+    for step in -20_000..20_000 {
+        let x = step as f32 * 0.001;
+        let exact = libm::tanh(f64::from(x));
+        let error = (f64::from(elementwise::tanh(x)) - exact).abs() / exact.abs().max(1e-30);
+        assert!(error < 2.5e-7, "tanh({x}) is off by {error}");
     }
 }
 
