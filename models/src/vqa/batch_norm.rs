@@ -1,6 +1,6 @@
 //! Batch normalisation (Ioffe and Szegedy 2015) that is trained.
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 
 use super::Mode;
 use crate::checkpoint::CheckpointError;
@@ -60,8 +60,8 @@ impl BatchNorm {
         let unbiased = (variance * (count / (count - 1.0).max(1.0)))?;
         self.follow(&self.mean, &mean)?;
         self.follow(&self.variance, &unbiased)?;
-        self.passes
-            .set(&Tensor::new(self.passes.to_dtype(DType::I64)?.to_scalar::<i64>()? + 1, x.device())?)?;
+        let passes = self.passes.to_scalar::<i64>()? + 1;
+        self.passes.set(&Tensor::new(passes, self.passes.device())?)?;
         Ok(y)
     }
 

@@ -183,11 +183,10 @@ impl Qcr {
         let words = batch.questions.words()?;
         let (own, conditioning) = match &words.embedded {
             Some(embedded) => {
-                let own = self.config.question.embedded();
-                let rest = self.config.conditioning.width;
-                let own = embedded.narrow(D::Minus1, 0, own)?.contiguous()?;
-                let first = self.config.question.embedded();
-                (Some(own), embedded.narrow(D::Minus1, first, rest)?.contiguous()?)
+                let (first, rest) = (self.config.question.embedded(), self.config.conditioning.width);
+                let part = |start, width| embedded.narrow(D::Minus1, start, width)?.contiguous();
+                let own = if first > 0 { Some(part(0, first)?) } else { None };
+                (own, part(first, rest)?)
             }
             None => (None, self.conditioning.attention().embed(&words.tokens)?),
         };
