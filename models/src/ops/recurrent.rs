@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::elementwise::{sigmoid, tanh, vectorised};
+use super::elementwise::{sigmoid, tanh};
 use super::product::{Matrix, product};
 use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
@@ -90,9 +90,39 @@ struct Kept {
     before: Vec<f32>,
 }
 
+/// A loop that is compiled for the widest instructions of this machine. A closure this long would stay a function
+/// of its own, without them, in which every fused multiply-add is a call.
+trait Units {
+    fn run(self);
+}
+
+struct Dispatched<U>(U);
+
+impl<U: Units> pulp::NullaryFnOnce for Dispatched<U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.0.run();
+    }
+}
+
+fn vectorised(units: impl Units) {
+    pulp::Arch::new().dispatch(Dispatched(units));
+}
+
 /// One position of a long short-term memory: sums become gates.
-fn lstm_step(gates: &mut [f32], before: &[f32], cells: &mut [f32], states: &mut [f32]) {
-    vectorised(|| {
+struct LstmStep<'a> {
+    gates: &'a mut [f32],
+    before: &'a [f32],
+    cells: &'a mut [f32],
+    states: &'a mut [f32],
+}
+
+impl Units for LstmStep<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { gates, before, cells, states } = self;
         let hidden = states.len();
         let (input, rest) = gates.split_at_mut(hidden);
         let (forget, rest) = rest.split_at_mut(hidden);
@@ -105,12 +135,22 @@ fn lstm_step(gates: &mut [f32], before: &[f32], cells: &mut [f32], states: &mut 
             cells[unit] = forget[unit] * before[unit] + input[unit] * new[unit];
             states[unit] = output[unit] * tanh(cells[unit]);
         }
-    });
+    }
 }
 
 /// One position of gated units: what the inputs add becomes gates. `own` is what the state adds.
-fn gru_step(gates: &mut [f32], own: &[f32], before: &[f32], inner: &mut [f32], states: &mut [f32]) {
-    vectorised(|| {
+struct GruStep<'a> {
+    gates: &'a mut [f32],
+    own: &'a [f32],
+    before: &'a [f32],
+    inner: &'a mut [f32],
+    states: &'a mut [f32],
+}
+
+impl Units for GruStep<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { gates, own, before, inner, states } = self;
         let hidden = states.len();
         let (reset, rest) = gates.split_at_mut(hidden);
         let (update, new) = rest.split_at_mut(hidden);
@@ -121,7 +161,7 @@ fn gru_step(gates: &mut [f32], own: &[f32], before: &[f32], inner: &mut [f32], s
             new[unit] = tanh(new[unit] + reset[unit] * inner[unit]);
             states[unit] = new[unit] + update[unit] * (before[unit] - new[unit]);
         }
-    });
+    }
 }
 
 /// What was kept of one position of one sample.
@@ -132,43 +172,60 @@ struct Step<'a> {
     before: &'a [f32],
 }
 
-impl Step<'_> {
-    /// Writes the gradients of the four sums to `dgates`.
-    fn lstm(&self, dstate: &[f32], dcell: &mut [f32], dgates: &mut [f32]) {
-        vectorised(|| {
-            let hidden = dstate.len();
-            for unit in 0..hidden {
-                let gate = |which: usize| self.gates[which * hidden + unit];
-                let (input, forget, new, output) = (gate(0), gate(1), gate(2), gate(3));
-                let shown = tanh(self.inner[unit]);
-                let dc = dstate[unit] * output * (1.0 - shown * shown) + dcell[unit];
-                dgates[unit] = dc * new * input * (1.0 - input);
-                dgates[hidden + unit] = dc * self.inner_before[unit] * forget * (1.0 - forget);
-                dgates[2 * hidden + unit] = dc * input * (1.0 - new * new);
-                dgates[3 * hidden + unit] = dstate[unit] * shown * output * (1.0 - output);
-                dcell[unit] = dc * forget;
-            }
-        });
-    }
+/// The gradients of the four sums of one position of a long short-term memory.
+struct LstmBack<'a> {
+    step: Step<'a>,
+    dstate: &'a [f32],
+    dcell: &'a mut [f32],
+    dgates: &'a mut [f32],
+}
 
-    /// Writes the gradients of what the inputs add to `dgates`, of what the state adds to `down`, and what the
-    /// state before gets directly to `direct`.
-    fn gru(&self, dstate: &[f32], direct: &mut [f32], dgates: &mut [f32], down: &mut [f32]) {
-        vectorised(|| {
-            let hidden = dstate.len();
-            for unit in 0..hidden {
-                let gate = |which: usize| self.gates[which * hidden + unit];
-                let (reset, update, new) = (gate(0), gate(1), gate(2));
-                let dnew = dstate[unit] * (1.0 - update) * (1.0 - new * new);
-                let dreset = dnew * self.inner[unit] * reset * (1.0 - reset);
-                let dupdate = dstate[unit] * (self.before[unit] - new) * update * (1.0 - update);
-                (dgates[unit], down[unit]) = (dreset, dreset);
-                (dgates[hidden + unit], down[hidden + unit]) = (dupdate, dupdate);
-                dgates[2 * hidden + unit] = dnew;
-                down[2 * hidden + unit] = dnew * reset;
-                direct[unit] = dstate[unit] * update;
-            }
-        });
+impl Units for LstmBack<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { step, dstate, dcell, dgates } = self;
+        let hidden = dstate.len();
+        for unit in 0..hidden {
+            let gate = |which: usize| step.gates[which * hidden + unit];
+            let (input, forget, new, output) = (gate(0), gate(1), gate(2), gate(3));
+            let shown = tanh(step.inner[unit]);
+            let dc = dstate[unit] * output * (1.0 - shown * shown) + dcell[unit];
+            dgates[unit] = dc * new * input * (1.0 - input);
+            dgates[hidden + unit] = dc * step.inner_before[unit] * forget * (1.0 - forget);
+            dgates[2 * hidden + unit] = dc * input * (1.0 - new * new);
+            dgates[3 * hidden + unit] = dstate[unit] * shown * output * (1.0 - output);
+            dcell[unit] = dc * forget;
+        }
+    }
+}
+
+/// The gradients of one position of gated units: of what the inputs add in `dgates`, of what the state adds in
+/// `down`, and what the state before gets directly in `direct`.
+struct GruBack<'a> {
+    step: Step<'a>,
+    dstate: &'a [f32],
+    direct: &'a mut [f32],
+    dgates: &'a mut [f32],
+    down: &'a mut [f32],
+}
+
+impl Units for GruBack<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { step, dstate, direct, dgates, down } = self;
+        let hidden = dstate.len();
+        for unit in 0..hidden {
+            let gate = |which: usize| step.gates[which * hidden + unit];
+            let (reset, update, new) = (gate(0), gate(1), gate(2));
+            let dnew = dstate[unit] * (1.0 - update) * (1.0 - new * new);
+            let dreset = dnew * step.inner[unit] * reset * (1.0 - reset);
+            let dupdate = dstate[unit] * (step.before[unit] - new) * update * (1.0 - update);
+            (dgates[unit], down[unit]) = (dreset, dreset);
+            (dgates[hidden + unit], down[hidden + unit]) = (dupdate, dupdate);
+            dgates[2 * hidden + unit] = dnew;
+            down[2 * hidden + unit] = dnew * reset;
+            direct[unit] = dstate[unit] * update;
+        }
     }
 }
 
@@ -221,11 +278,12 @@ impl Recurrent {
                     Cell::Lstm => {
                         let (cells, inner) = inner.split_at_mut(place * hidden);
                         let cells = last_values(cells, hidden).unwrap_or(&zeros);
-                        lstm_step(gates, cells, &mut inner[..hidden], states);
+                        let units = LstmStep { gates, before: cells, cells: &mut inner[..hidden], states };
+                        vectorised(units);
                     }
                     Cell::Gru => {
                         let own = &own[sample * width..(sample + 1) * width];
-                        gru_step(gates, own, earlier, &mut inner[here], states);
+                        vectorised(GruStep { gates, own, before: earlier, inner: &mut inner[here], states });
                     }
                 }
             });
@@ -263,9 +321,13 @@ impl Recurrent {
                 dstate.iter_mut().zip(&grad[here]).for_each(|(sum, grad)| *sum += grad);
                 let own = place * width..(place + 1) * width;
                 match cell {
-                    Cell::Lstm => step.lstm(dstate, later, &mut dgates[own]),
+                    Cell::Lstm => {
+                        let dgates = &mut dgates[own];
+                        vectorised(LstmBack { step, dstate, dcell: later, dgates });
+                    }
                     Cell::Gru => {
-                        step.gru(dstate, later, &mut dgates[own.clone()], &mut down[own]);
+                        let dgates = &mut dgates[own.clone()];
+                        vectorised(GruBack { step, dstate, direct: later, dgates, down: &mut down[own] });
                     }
                 }
             };
