@@ -26,6 +26,8 @@ mod baseline;
 mod compactness;
 mod completeness;
 mod complexity;
+#[cfg(test)]
+mod costs;
 mod deletion;
 mod engine;
 mod faithfulness_correlation;
@@ -39,6 +41,8 @@ mod order;
 mod pixel_flipping;
 mod prepare;
 mod randomisation;
+#[cfg(test)]
+mod ranking;
 mod region_perturbation;
 mod road;
 mod robustness;
@@ -48,7 +52,9 @@ mod sufficiency;
 
 pub use baseline::{Baseline, blur_weights, blurred};
 pub use compactness::compactness;
-pub use completeness::{CompletenessGap, completeness, completeness_quantus, non_sensitivity};
+pub use completeness::{
+    CompletenessGap, completeness, completeness_quantus, non_sensitivity, non_sensitivity_of_patches,
+};
 pub use complexity::{complexity, effective_complexity, sparseness};
 pub use deletion::{Curves, area, deletion, insertion};
 pub use engine::{Change, Engine, Path, Sample, Shape, Start};
@@ -57,12 +63,14 @@ pub use faithfulness_estimate::faithfulness_estimate;
 pub use infidelity::{
     Drops, Prediction, infidelity_of_changes, infidelity_of_patches, infidelity_quantus, squared_error,
 };
-pub use irof::{irof, irof_quantus};
+pub use irof::{channel_means, irof, irof_quantus};
 pub use localisation::{
     Mask, Weighting, attribution_localisation, auc, focus, pointing_game, relevance_mass_accuracy,
     relevance_rank_accuracy, top_k_intersection, weighted_pointing_game,
 };
-pub use monotonicity::{monotonicity, monotonicity_correlation, non_decreasing_share};
+pub use monotonicity::{
+    monotonicity, monotonicity_correlation, monotonicity_correlation_of_ends, non_decreasing_share,
+};
 pub use of_images::{Draws, OfImages, Perturbation, Shifted, explained, mean_over_noise, range};
 pub use order::{Groups, ascending, descending, first_maximum};
 pub use pixel_flipping::{Order, pixel_flipping, pixel_flipping_quantus, trapezoid};
@@ -73,7 +81,9 @@ pub use randomisation::{
     LayerEntropies, LayerOrder, LayerSimilarities, OfRandomised, Randomisation, discrete_entropy,
     input_invariance, other_class, random_logit,
 };
-pub use region_perturbation::{area_over_curve, patch_order, patches, region_perturbation};
+pub use region_perturbation::{
+    area_over_curve, patch_order, patches, region_perturbation, region_perturbation_quantus,
+};
 pub use road::{imputed, pixels_of, road};
 pub use robustness::{Drawn, Robustness, consistency, first_signs, translated, translations};
 pub use similarity::{Similarity, average_ranks, cosine, kendall, pearson, spearman};

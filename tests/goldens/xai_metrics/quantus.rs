@@ -8,7 +8,7 @@ use pipe_attribution::metrics::{
     Weighting, attribution_localisation, auc, completeness_quantus, complexity, effective_complexity,
     faithfulness_correlation, faithfulness_estimate, focus, in_channels, infidelity_quantus, irof_quantus,
     monotonicity_correlation, non_sensitivity, patch_order, patches, pixel_flipping_quantus, pixels_of,
-    pointing_game, region_perturbation, relevance_mass_accuracy, relevance_rank_accuracy, road,
+    pointing_game, region_perturbation_quantus, relevance_mass_accuracy, relevance_rank_accuracy, road,
     sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection, trapezoid, weighted_pointing_game,
 };
 use serde_json::Value as Json;
@@ -106,14 +106,14 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
                     }))
                 })
                 .collect();
-            faithfulness_correlation(&engine, &samples, &subsets, black)?
+            faithfulness_correlation(&engine, &samples, &subsets, &black.images(&samples))?
         }
         "FaithfulnessEstimate" => {
             let similarity = match params["similarity_func"].as_str() {
                 Some("correlation_spearman") => Similarity::Spearman,
                 _ => Similarity::Pearson,
             };
-            faithfulness_estimate(&engine, &samples, black, per_step, similarity)?
+            faithfulness_estimate(&engine, &samples, &black.images(&samples), per_step, similarity)?
         }
         "PixelFlipping" => {
             let all = pixel_flipping_quantus(&engine, &samples, black, per_step)?;
@@ -140,7 +140,7 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
                     order
                 })
                 .collect();
-            let all = region_perturbation(&engine, &samples, &patches, &orders, black)?;
+            let all = region_perturbation_quantus(&engine, &samples, &patches, &orders, black)?;
             let value = |start: f64, value: f64| if selectivity { value } else { start - value };
             all.iter().flat_map(|curve| curve[1..].iter().map(|after| Ok(value(curve[0], *after)))).collect()
         }
