@@ -414,6 +414,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
         for removes in [true, false] {
             let metrics: Vec<Metric> =
                 metrics.iter().copied().filter(|metric| uses_baseline(*metric) == removes).collect();
+            if metrics.is_empty() {
+                continue;
+            }
             let (outcomes, asked) = self.applicable(maps, &|subject| {
                 faithfulness.map_err(String::clone)?;
                 if self.subjects[subject].class.is_none() {
@@ -449,6 +452,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
         for is_costly in [false, true] {
             let metrics: Vec<Metric> =
                 metrics.iter().copied().filter(|metric| metric.is_costly() == is_costly).collect();
+            if metrics.is_empty() {
+                continue;
+            }
             let (outcomes, asked) = self.applicable(maps, &|subject| {
                 let explaining = explaining.map_err(String::clone)?;
                 if self.subjects[subject].class.is_none() {
@@ -472,8 +478,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
             let classes: Vec<usize> =
                 asked.iter().map(|asked| self.subjects[asked.subject].class.unwrap_or(0)).collect();
             let values = match explaining {
-                Ok(explaining) if !metrics.is_empty() => explaining.values(&metrics, &asked, &classes)?,
-                _ => vec![Vec::new(); metrics.len()],
+                Ok(explaining) => explaining.values(&metrics, &asked, &classes)?,
+                Err(_) => vec![Vec::new(); metrics.len()],
             };
             all.extend(metrics.into_iter().zip(values.into_iter().map(|values| filled(&outcomes, values))));
         }
