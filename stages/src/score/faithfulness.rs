@@ -439,10 +439,17 @@ impl Part<'_, '_, '_> {
                 defined(curves.iter().map(|curve| mean(&curve[1..])))
             }
             Metric::FaithfulnessCorrelation => {
-                let size = QUANTUS_SUBSET.min(shape.features());
+                if shape.features() <= QUANTUS_SUBSET {
+                    return refused("its subsets of 224 features are more than the image has");
+                }
                 let count = params.subsets.max(1) as usize;
                 let subset = |sample| {
-                    random_subsets(self.key("pipe subsets/1", sample), count, size, shape.features())
+                    random_subsets(
+                        self.key("pipe subsets/1", sample),
+                        count,
+                        QUANTUS_SUBSET,
+                        shape.features(),
+                    )
                 };
                 let subsets: Vec<Groups> = (0..samples.len()).map(subset).collect();
                 let ends = baseline.images(samples);
