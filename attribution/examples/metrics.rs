@@ -56,7 +56,9 @@ impl Network {
     }
 
     fn new(seed: u64) -> Result<Self> {
-        Ok(Self { layers: (0..Self::SIZES.len()).map(|place| Self::layer(place, seed)).collect::<Result<_>>()? })
+        Ok(Self {
+            layers: (0..Self::SIZES.len()).map(|place| Self::layer(place, seed)).collect::<Result<_>>()?,
+        })
     }
 
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
@@ -104,17 +106,17 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let evaluator = Evaluator::new(&score, BATCH);
     let method = InputXGradient::default();
     let maps = explained(&method, &evaluator, SHAPE, &rows)?;
-    let samples: Vec<Sample<'_>> = rows
-        .iter()
-        .zip(&maps)
-        .map(|((index, image), map)| Sample { index: *index, image, map })
-        .collect();
+    let samples: Vec<Sample<'_>> =
+        rows.iter().zip(&maps).map(|((index, image), map)| Sample { index: *index, image, map }).collect();
     for round in 0..rounds {
         let evaluator = Evaluator::new(&score, BATCH);
         let start = Instant::now();
         let passes = run(name, &network, &evaluator, &samples)?;
         let seconds = start.elapsed().as_secs_f64();
-        println!("{name} samples {count} round {round}: {seconds:.4} s, {:.0} passes per second", passes / seconds);
+        println!(
+            "{name} samples {count} round {round}: {seconds:.4} s, {:.0} passes per second",
+            passes / seconds
+        );
     }
     Ok(())
 }
