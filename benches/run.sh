@@ -6,6 +6,8 @@
 #   benches/run.sh engine --help       sizes and places
 #   benches/run.sh models              full-size architectures beside PyTorch (open_clip, timm, transformers)
 #   benches/run.sh models --help       which ones, and how often
+#   benches/run.sh metrics             metrics of explanations beside Quantus, at equal threads
+#   benches/run.sh metrics --help      which ones, and how often
 #
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
 # These are measurements for people to read, never tests: nothing fails because a machine is busy.
@@ -25,8 +27,14 @@ models)
     exec python3 "$here/models/bench.py" --program "$target/release/examples/full_size" \
         --environment "$target/bench-models" "$@"
     ;;
+metrics)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-attribution --example metrics
+    exec python3 "$here/metrics/bench.py" --program "$target/release/examples/metrics" \
+        --environment "$target/bench-metrics" "$@"
+    ;;
 *)
-    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -38,6 +38,15 @@ impl Start {
     }
 }
 
+/// A random tensor for the parameter `name` of any architecture, a pure function of the seed, the name and the
+/// shape: one tensor of what [`crate::ModelConfig::random`] draws, CLIP's own initialisation aside.
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn random_parameter(name: &str, shape: &[usize], seed: u64, device: &Device) -> Result<Tensor> {
+    Initial { seed, device: device.clone() }.draw(name, shape)
+}
+
 /// Deviation of embedding tables, positions and learned tokens.
 const EMBEDDING: f64 = 0.02;
 

@@ -40,6 +40,7 @@ pub use clip::{ClipConfig, ClipModel, OpenAiClip};
 pub use config::ModelConfig;
 pub use ct_clip::CtClip;
 pub use device::{DeviceName, Precision};
+pub use initial::random_parameter;
 pub use layer::Layer;
 pub use model::{DualEncoder, FoundationModel, ImageTower, PatchGeometry, TextTower, normalise};
 pub use pmc_clip::PmcClip;

@@ -1,5 +1,6 @@
 //! Checkpoint artifacts as models: loading, the classification head, writing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
@@ -147,6 +148,18 @@ impl Model {
             }
             None => None,
         };
+        let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
+        let open_clip = self.open_clip.clone();
+        Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute: self.compute })
+    }
+
+    /// The same architecture with these tensors, which are shared where they fit as they are, and this head.
+    pub(crate) fn with_tensors(
+        &self,
+        tensors: BTreeMap<String, Tensor>,
+        head: Option<Head>,
+    ) -> Result<Self, CheckpointError> {
+        let network = self.network.model_config().build_frozen(tensors, self.compute.precision)?;
         let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
         let open_clip = self.open_clip.clone();
         Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute: self.compute })

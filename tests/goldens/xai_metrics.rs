@@ -4,6 +4,7 @@
 //! Networks, parameters and draws come from the files; an entry is scored by what its `metric` and
 //! `params` say, whatever its name.
 
+mod again;
 mod network;
 mod quantus;
 mod reference;
@@ -28,6 +29,10 @@ struct Case {
     targets: Vec<usize>,
     images: Vec<Vec<f32>>,
     masks: Vec<Mask>,
+    /// Layers that can be randomised, from the input on.
+    layers: Vec<String>,
+    /// Parameters drawn anew, where there are any.
+    randomised: Option<Golden>,
 }
 
 impl Case {
@@ -45,7 +50,13 @@ impl Case {
             .map(|mask| mask.into_iter().map(|value| value != 0.0).collect())
             .map(|inside| Mask::new(inside, shape.width).expect("masks have the image's shape"))
             .collect();
-        Self { network, shape, data, model, draws, targets, images, masks }
+        let layers = config["randomisable_layers"]
+            .as_array()
+            .map(|names| names.iter().filter_map(Json::as_str).map(str::to_owned).collect())
+            .unwrap_or_default();
+        let file = format!("{prefix}mprt.safetensors");
+        let randomised = folder.join(&file).exists().then(|| Golden::open(folder, &file));
+        Self { network, shape, data, model, draws, targets, images, masks, layers, randomised }
     }
 
     /// The maps of an entry, one row per sample.
@@ -106,6 +117,8 @@ fn tolerance(entry: &Json) -> f64 {
         "NonSensitivity" => 2.0,
         // Ranks and products of rounded maps.
         "MPRT" => 3e-5,
+        // Ranks of the maps of a float32 network.
+        "SmoothMPRT" => 1e-4,
         "RelativeInputStability" | "RelativeOutputStability" | "RelativeRepresentationStability" => 1e-4,
         // Bin edges of a histogram.
         "EfficientMPRT" => 1e-2,

@@ -1,6 +1,6 @@
 //! What features change to.
 
-use super::{Groups, Shape};
+use super::{Groups, Sample, Shape};
 
 /// A value that stands for "removed", taken over all channels of one image.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -32,6 +32,11 @@ impl Baseline {
     /// The image of this value everywhere.
     pub fn image(self, image: &[f32]) -> Vec<f32> {
         vec![self.value(image); image.len()]
+    }
+
+    /// These images for a set of samples.
+    pub fn images(self, samples: &[Sample<'_>]) -> Vec<Vec<f32>> {
+        samples.iter().map(|sample| self.image(sample.image)).collect()
     }
 
     /// What each feature of `groups` changes to where the value is taken again before every step, from

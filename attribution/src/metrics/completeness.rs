@@ -1,8 +1,8 @@
 //! Axioms: completeness (Sundararajan, Taly and Yan 2017) and non-sensitivity (Nguyen and Martinez
 //! 2020).
 
-use super::engine::{Change, Engine, Path, Sample, Start, images};
-use super::{Baseline, Groups, Mode, in_channels};
+use super::engine::{Change, Engine, Path, Sample, Start, images, paths};
+use super::{Baseline, Groups, Mode, Part, Undefined, Value, in_channels};
 use crate::Result;
 
 /// How far a map's sum is from the difference that it should explain.
@@ -105,4 +105,36 @@ pub fn non_sensitivity(
             disagree.count() as f64
         })
         .collect())
+}
+
+/// As [`non_sensitivity`] by patches, which costs as many forward passes as there are patches, and one: the
+/// share of patches for which map and model disagree. A patch does not matter to the map if it has less than
+/// `share` of the magnitudes, and to the model if its score changes by less than `drop` when the patch changes
+/// to that of `ends[i]`.
+///
+/// # Errors
+/// Whatever the score reports.
+pub fn non_sensitivity_of_patches(
+    engine: &Engine<'_>,
+    samples: &[Sample<'_>],
+    patches: &Groups,
+    ends: &[Vec<f32>],
+    [share, drop]: [f64; 2],
+) -> Result<Vec<Value>> {
+    let shape = engine.shape();
+    let groups = vec![patches.in_all_channels(shape.channels, shape.pixels()); samples.len()];
+    let curves = engine.curves(&paths(samples, ends, &groups, Change::Independent), Start::Included)?;
+    let disagreement = |(sample, curve): (&Sample<'_>, &Vec<f64>)| {
+        let magnitudes = patches.sums(&Part::Absolute.of(sample.map));
+        let total: f64 = magnitudes.iter().sum();
+        if total <= 0.0 {
+            return Err(Undefined::NoMass);
+        }
+        let disagree = magnitudes
+            .iter()
+            .zip(&curve[1..])
+            .filter(|(mass, score)| (**mass / total < share) != ((*score - curve[0]).abs() < drop));
+        Ok(disagree.count() as f64 / magnitudes.len() as f64)
+    };
+    Ok(samples.iter().zip(&curves).map(disagreement).collect())
 }

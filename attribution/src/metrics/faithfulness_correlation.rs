@@ -18,9 +18,9 @@ pub fn random_subsets(key: Key, runs: usize, size: usize, features: usize) -> Gr
 
 /// Pearson's correlation, over the subsets of each sample, of the subset's attribution with the drop of
 /// the score when it is removed. `subsets[i]` are those of sample i, indices into
-/// `[channels, height, width]`.
+/// `[channels, height, width]`; `ends[i]` is what they change to. One forward pass per subset, and one.
 ///
-/// Sensitivity-n is the same figure for subsets of n features and a zero baseline.
+/// Sensitivity-n is the same figure for subsets of n features and ends of zeros.
 ///
 /// # Errors
 /// Whatever the score reports.
@@ -28,10 +28,9 @@ pub fn faithfulness_correlation(
     engine: &Engine<'_>,
     samples: &[Sample<'_>],
     subsets: &[Groups],
-    baseline: Baseline,
+    ends: &[Vec<f32>],
 ) -> Result<Vec<Value>> {
-    let ends: Vec<Vec<f32>> = samples.iter().map(|sample| baseline.image(sample.image)).collect();
-    let curves = engine.curves(&paths(samples, &ends, subsets, Change::Independent), Start::Included)?;
+    let curves = engine.curves(&paths(samples, ends, subsets, Change::Independent), Start::Included)?;
     let sums = samples
         .iter()
         .zip(subsets)

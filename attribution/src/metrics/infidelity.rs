@@ -43,7 +43,7 @@ impl Drops {
     }
 }
 
-/// Each of the patches set to the baseline alone.
+/// Each of the patches changed to that of `ends[i]` alone.
 ///
 /// # Errors
 /// Whatever the score reports.
@@ -51,17 +51,16 @@ pub fn infidelity_of_patches(
     engine: &Engine<'_>,
     samples: &[Sample<'_>],
     patches: &Groups,
-    baseline: Baseline,
+    ends: &[Vec<f32>],
     prediction: Prediction,
 ) -> Result<Vec<Drops>> {
     let shape = engine.shape();
     let features = patches.in_all_channels(shape.channels, shape.pixels());
-    let ends: Vec<Vec<f32>> = samples.iter().map(|sample| baseline.image(sample.image)).collect();
     let groups = vec![features; samples.len()];
-    let curves = engine.curves(&paths(samples, &ends, &groups, Change::Independent), Start::Included)?;
+    let curves = engine.curves(&paths(samples, ends, &groups, Change::Independent), Start::Included)?;
     Ok(samples
         .iter()
-        .zip(&ends)
+        .zip(ends)
         .zip(&curves)
         .map(|((sample, end), curve)| {
             let predicted = match prediction {

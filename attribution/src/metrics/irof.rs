@@ -2,7 +2,7 @@
 
 use super::engine::{Change, Engine, Sample, Start, images, paths};
 use super::pixel_flipping::trapezoid;
-use super::{Baseline, Curves, Groups, Undefined, Value, area, descending};
+use super::{Baseline, Curves, Groups, Shape, Undefined, Value, area, descending};
 use crate::Result;
 
 /// Segments by decreasing mean of the map.
@@ -21,11 +21,17 @@ fn relative(curve: &[f64]) -> Vec<f64> {
 }
 
 /// The area above the curve of the relative score, from 1 at the unchanged image on, over the number of
-/// segments. A removed pixel takes its channel's mean. High for a faithful map.
+/// segments. A removed pixel changes to that of `ends[i]`; the paper's is its channel's mean
+/// ([`channel_means`]). High for a faithful map.
 ///
 /// # Errors
 /// Whatever the score reports.
-pub fn irof(engine: &Engine<'_>, samples: &[Sample<'_>], segments: &[Groups]) -> Result<Vec<f64>> {
+pub fn irof(
+    engine: &Engine<'_>,
+    samples: &[Sample<'_>],
+    segments: &[Groups],
+    ends: &[Vec<f32>],
+) -> Result<Vec<f64>> {
     let shape = engine.shape();
     let groups: Vec<Groups> = samples
         .iter()
@@ -34,15 +40,13 @@ pub fn irof(engine: &Engine<'_>, samples: &[Sample<'_>], segments: &[Groups]) ->
             ordered(sample.map, segments).in_all_channels(shape.channels, shape.pixels())
         })
         .collect();
-    let ends: Vec<Vec<f32>> = samples
-        .iter()
-        .map(|sample| {
-            let planes = sample.image.chunks_exact(shape.pixels().max(1));
-            planes.flat_map(|plane| Baseline::Mean.image(plane)).collect()
-        })
-        .collect();
-    let curves = engine.curves(&paths(samples, &ends, &groups, Change::Cumulative), Start::Included)?;
+    let curves = engine.curves(&paths(samples, ends, &groups, Change::Cumulative), Start::Included)?;
     Ok(curves.iter().map(|curve| 1.0 - area(&relative(curve))).collect())
+}
+
+/// An image with each channel's mean everywhere.
+pub fn channel_means(image: &[f32], shape: Shape) -> Vec<f32> {
+    image.chunks_exact(shape.pixels().max(1)).flat_map(|plane| Baseline::Mean.image(plane)).collect()
 }
 
 /// As Quantus has it: the baseline is taken from all images of the batch as changed so far, the curve

@@ -1,7 +1,7 @@
 //! Monotonicity (Arya et al. 2019; Nguyen and Martinez 2020).
 
-use super::engine::{Change, Engine, Path, Sample, Start, images};
-use super::{Baseline, Curves, Groups, Value, ascending, in_channels, spearman};
+use super::engine::{Change, Engine, Path, Sample, Start, images, paths};
+use super::{Curves, Groups, Value, ascending, in_channels, spearman};
 use crate::{AttributionError, Result};
 
 /// Groups of `per_step` features by increasing magnitude of the map, with their magnitudes.
@@ -12,8 +12,8 @@ fn by_magnitude(engine: &Engine<'_>, sample: &Sample<'_>, per_step: usize) -> (V
     (map, groups)
 }
 
-/// The scores while an image is restored from its baseline, the least relevant features first; the curve
-/// begins with the baseline. (Quantus 0.6.0 replaces the baseline by itself: its predictions never
+/// The scores while an image is restored from `starts[i]`, the least relevant features first; the curve
+/// begins with that. (Quantus 0.6.0 replaces the baseline by itself: its predictions never
 /// change, and it calls every map monotone.)
 ///
 /// # Errors
@@ -21,14 +21,13 @@ fn by_magnitude(engine: &Engine<'_>, sample: &Sample<'_>, per_step: usize) -> (V
 pub fn monotonicity(
     engine: &Engine<'_>,
     samples: &[Sample<'_>],
-    baseline: Baseline,
+    starts: &[Vec<f32>],
     per_step: usize,
 ) -> Result<Curves> {
-    let starts: Vec<Vec<f32>> = samples.iter().map(|sample| baseline.image(sample.image)).collect();
     let groups: Vec<Groups> = samples.iter().map(|sample| by_magnitude(engine, sample, per_step).1).collect();
     let paths: Vec<Path<'_>> = samples
         .iter()
-        .zip(&starts)
+        .zip(starts)
         .zip(&groups)
         .map(|((sample, start), groups)| Path {
             sample: sample.index,
@@ -52,7 +51,7 @@ pub fn non_decreasing_share(curve: &[f64]) -> f64 {
 /// squared change of the score when the group alone takes other values, relative to the squared score
 /// where that is at least `epsilon`.
 ///
-/// `values[t][j][i]`: what group t of sample i changes to in draw j. A constant baseline is one draw.
+/// `values[t][j][i]`: what group t of sample i changes to in draw j.
 ///
 /// # Errors
 /// Whatever the score reports.
@@ -79,7 +78,7 @@ pub fn monotonicity_correlation(
                 image[*feature as usize] = values[row / draws][row % draws][place];
             }
         })?;
-        let scale = if score.abs() >= epsilon { 1.0 / (score * score) } else { 1.0 };
+        let scale = scale(score, epsilon);
         let variances: Vec<f64> = changed
             .chunks(draws.max(1))
             .map(|draws| {
@@ -89,4 +88,31 @@ pub fn monotonicity_correlation(
         correlations.push(spearman(&groups.sums(&map), &variances));
     }
     Ok(correlations)
+}
+
+/// What squared changes of a score are multiplied by.
+fn scale(score: f64, epsilon: f64) -> f64 {
+    if score.abs() >= epsilon { 1.0 / (score * score) } else { 1.0 }
+}
+
+/// The same where each group changes to that of `ends[i]`, which takes one draw.
+///
+/// # Errors
+/// Whatever the score reports.
+pub fn monotonicity_correlation_of_ends(
+    engine: &Engine<'_>,
+    samples: &[Sample<'_>],
+    ends: &[Vec<f32>],
+    per_step: usize,
+    epsilon: f64,
+) -> Result<Vec<Value>> {
+    let (maps, groups): (Vec<Vec<f64>>, Vec<Groups>) =
+        samples.iter().map(|sample| by_magnitude(engine, sample, per_step)).unzip();
+    let curves = engine.curves(&paths(samples, ends, &groups, Change::Independent), Start::Included)?;
+    let correlation = |(curve, (map, groups)): (&Vec<f64>, (&Vec<f64>, &Groups))| {
+        let scale = scale(curve[0], epsilon);
+        let variances: Vec<f64> = curve[1..].iter().map(|value| scale * (value - curve[0]).powi(2)).collect();
+        spearman(&groups.sums(map), &variances)
+    };
+    Ok(curves.iter().zip(maps.iter().zip(&groups)).map(correlation).collect())
 }

@@ -59,6 +59,44 @@ pub fn by_second_moment(maps: &[Vec<f64>]) -> Vec<Vec<f64>> {
     maps.iter().map(|map| divided(map, scale)).collect()
 }
 
+/// What maps are divided by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scale {
+    /// Nothing.
+    None,
+    /// Each by its largest magnitude.
+    PerMap,
+    /// All by the largest magnitude of any (Quantus).
+    Together,
+    /// All by the root of the mean square of all (Quantus).
+    SecondMoment,
+}
+
+/// What is done to the maps of one call before they are compared: first scaled, then a part taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Preparation {
+    /// The scale.
+    pub scale: Scale,
+    /// The part.
+    pub part: Part,
+}
+
+impl Preparation {
+    /// The maps of one call, prepared.
+    pub fn of(self, maps: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let scaled = match self.scale {
+            Scale::None => maps.to_vec(),
+            Scale::PerMap => maps.iter().map(|map| by_largest_magnitude(map)).collect(),
+            Scale::Together => normalise_together(maps),
+            Scale::SecondMoment => by_second_moment(maps),
+        };
+        match self.part {
+            Part::Signed => scaled,
+            part => scaled.iter().map(|map| part.of(map)).collect(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +118,16 @@ mod tests {
             by_second_moment(&[vec![3.0, 1.0], vec![-1.0, -1.0]]),
             [[3.0 / 3f64.sqrt(), 1.0 / 3f64.sqrt()], [-1.0 / 3f64.sqrt(), -1.0 / 3f64.sqrt()]]
         );
+    }
+
+    #[test]
+    fn maps_are_scaled_before_a_part_is_taken() {
+        let maps = [vec![-2.0, 1.0], vec![4.0, 0.0]];
+        let of = |scale, part| Preparation { scale, part }.of(&maps);
+        assert_eq!(of(Scale::PerMap, Part::Absolute), [[1.0, 0.5], [1.0, 0.0]]);
+        assert_eq!(of(Scale::Together, Part::Positive), [[0.0, 0.25], [1.0, 0.0]]);
+        assert_eq!(of(Scale::None, Part::Signed), maps);
+        let moment = (21.0f64 / 4.0).sqrt();
+        assert_eq!(of(Scale::SecondMoment, Part::Signed)[1], [4.0 / moment, 0.0]);
     }
 }

@@ -19,8 +19,8 @@ pub fn patch_order(map: &[f64], patches: &Groups, order: Order) -> Vec<u32> {
     order.of(&patches.sums(map))
 }
 
-/// The scores while patches are removed one after another: for each sample those of `orders[i]`, which
-/// may name fewer patches than there are. The curve begins with the unchanged image.
+/// The scores while patches change to those of `ends[i]`, one after another: for each sample those of
+/// `orders[i]`, which may name fewer patches than there are. The curve begins with the unchanged image.
 ///
 /// # Errors
 /// Whatever the score reports.
@@ -29,16 +29,32 @@ pub fn region_perturbation(
     samples: &[Sample<'_>],
     patches: &Groups,
     orders: &[Vec<u32>],
+    ends: &[Vec<f32>],
+) -> Result<Curves> {
+    let groups = ordered(engine.shape(), patches, orders);
+    engine.curves(&paths(samples, ends, &groups, Change::Cumulative), Start::Included)
+}
+
+/// As Quantus has it: the baseline is taken again at each step.
+///
+/// # Errors
+/// Whatever the score reports.
+pub fn region_perturbation_quantus(
+    engine: &Engine<'_>,
+    samples: &[Sample<'_>],
+    patches: &Groups,
+    orders: &[Vec<u32>],
     baseline: Baseline,
 ) -> Result<Curves> {
-    let shape = engine.shape();
-    let groups: Vec<Groups> = orders
-        .iter()
-        .map(|order| patches.reordered(order).in_all_channels(shape.channels, shape.pixels()))
-        .collect();
+    let groups = ordered(engine.shape(), patches, orders);
     let ends: Vec<Vec<f32>> =
         samples.iter().zip(&groups).map(|(sample, groups)| baseline.drifting(sample.image, groups)).collect();
-    engine.curves(&paths(samples, &ends, &groups, Change::Cumulative), Start::Included)
+    region_perturbation(engine, samples, patches, orders, &ends)
+}
+
+fn ordered(shape: Shape, patches: &Groups, orders: &[Vec<u32>]) -> Vec<Groups> {
+    let groups = |order: &Vec<u32>| patches.reordered(order).in_all_channels(shape.channels, shape.pixels());
+    orders.iter().map(groups).collect()
 }
 
 /// The area over the perturbation curve: the mean drop over all its points, the start's 0 among them.

@@ -11,6 +11,10 @@ pub enum Similarity {
     Pearson,
     /// [`spearman`].
     Spearman,
+    /// [`kendall`].
+    Kendall,
+    /// [`cosine`].
+    Cosine,
 }
 
 impl Similarity {
@@ -22,6 +26,8 @@ impl Similarity {
         match self {
             Self::Pearson => pearson(a, b),
             Self::Spearman => spearman(a, b),
+            Self::Kendall => kendall(a, b),
+            Self::Cosine => cosine(a, b),
         }
     }
 }
@@ -69,6 +75,68 @@ pub fn spearman(a: &[f64], b: &[f64]) -> Value {
     pearson(&average_ranks(a), &average_ranks(b))
 }
 
+/// Kendall's tau-b: concordant minus discordant pairs, over the geometric mean of the pairs that are no ties
+/// in either. Discordant pairs are the exchanges of a merge sort (Knight 1966).
+///
+/// # Errors
+/// As [`pearson`].
+pub fn kendall(a: &[f64], b: &[f64]) -> Value {
+    let n = a.len().min(b.len());
+    let mut pairs: Vec<(f64, f64)> = a.iter().copied().zip(b.iter().copied()).collect();
+    pairs.sort_by(|x, y| x.0.total_cmp(&y.0).then(x.1.total_cmp(&y.1)));
+    let tied = |values: &mut dyn Iterator<Item = bool>| {
+        let (mut ties, mut run) = (0u64, 0u64);
+        for is_same in values {
+            run = if is_same { run + 1 } else { 0 };
+            ties += run;
+        }
+        ties
+    };
+    let in_a = tied(&mut pairs.windows(2).map(|pair| pair[0].0 == pair[1].0));
+    let in_both = tied(&mut pairs.windows(2).map(|pair| pair[0] == pair[1]));
+    let mut others: Vec<f64> = pairs.iter().map(|pair| pair.1).collect();
+    let discordant = exchanges(&mut others);
+    let in_b = tied(&mut others.windows(2).map(|pair| pair[0] == pair[1]));
+    let all = n as u64 * (n as u64).saturating_sub(1) / 2;
+    let scale = ((all - in_a) as f64).sqrt() * ((all - in_b) as f64).sqrt();
+    let difference = (all + in_both) as f64 - (in_a + in_b) as f64 - 2.0 * discordant as f64;
+    if scale > 0.0 { Ok((difference / scale).clamp(-1.0, 1.0)) } else { Err(Undefined::Constant) }
+}
+
+/// Sorts, and counts the pairs that stood in the wrong order.
+fn exchanges(values: &mut [f64]) -> u64 {
+    if values.len() < 2 {
+        return 0;
+    }
+    let middle = values.len() / 2;
+    let (left, right) = values.split_at_mut(middle);
+    let mut count = exchanges(left) + exchanges(right);
+    let mut merged = Vec::with_capacity(values.len());
+    let (mut i, mut j) = (0, middle);
+    while i < middle || j < values.len() {
+        if j == values.len() || (i < middle && values[i] <= values[j]) {
+            merged.push(values[i]);
+            i += 1;
+        } else {
+            count += (middle - i) as u64;
+            merged.push(values[j]);
+            j += 1;
+        }
+    }
+    values.copy_from_slice(&merged);
+    count
+}
+
+/// The cosine of the angle between two sequences.
+///
+/// # Errors
+/// If either is zero everywhere.
+pub fn cosine(a: &[f64], b: &[f64]) -> Value {
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let scale = product(a, a).sqrt() * product(b, b).sqrt();
+    if scale > 0.0 { Ok((product(a, b) / scale).clamp(-1.0, 1.0)) } else { Err(Undefined::NoMass) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +158,38 @@ mod tests {
     #[test]
     fn ties_share_their_rank() {
         assert_eq!(average_ranks(&[5.0, 1.0, 5.0, 9.0]), [2.5, 1.0, 2.5, 4.0]);
+    }
+
+    #[test]
+    fn kendall_counts_pairs() {
+        // Every pair by its signs.
+        let slow = |a: &[f64], b: &[f64]| {
+            let sign = |x: f64, y: f64| if x == y { 0.0 } else { (x - y).signum() };
+            let (mut sum, mut of_a, mut of_b) = (0.0, 0.0, 0.0);
+            for i in 0..a.len() {
+                for j in 0..i {
+                    let (x, y) = (sign(a[i], a[j]), sign(b[i], b[j]));
+                    sum += x * y;
+                    of_a += x * x;
+                    of_b += y * y;
+                }
+            }
+            sum / f64::sqrt(of_a * of_b)
+        };
+        let values = |key: u64, count: u64| -> Vec<f64> {
+            (1..=30).map(|draw| pipe_models::random::Key(key).below(draw, count) as f64).collect()
+        };
+        for (seed, count) in [(1, 4), (2, 10), (3, 1000)] {
+            let (a, b) = (values(seed, count), values(seed + 10, count));
+            assert!((kendall(&a, &b).unwrap() - slow(&a, &b)).abs() < 1e-12);
+        }
+        assert_eq!(kendall(&[1.0, 1.0], &[1.0, 2.0]), Err(Undefined::Constant));
+        assert_eq!(kendall(&[], &[]), Err(Undefined::Constant));
+    }
+
+    #[test]
+    fn cosines_of_angles() {
+        assert!((cosine(&[1.0, 0.0], &[1.0, 1.0]).unwrap() - 0.5f64.sqrt()).abs() < 1e-12);
+        assert_eq!(cosine(&[0.0], &[1.0]), Err(Undefined::NoMass));
     }
 }

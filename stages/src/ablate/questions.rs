@@ -428,7 +428,7 @@ impl<'a, 'c> Study<'a, 'c> {
                 let list = |label: Option<usize>| Some(label.map(|label| label as i32).into_iter().collect());
                 let own = self.test.asked.iter();
                 let text = |value: &dyn Fn(&Asked) -> Option<String>| {
-                    Column::Utf8(self.test.asked.iter().map(|one| value(one)).collect())
+                    Column::Utf8(self.test.asked.iter().map(value).collect())
                 };
                 let number = (draws.len() > 1).then_some(draw as i64);
                 let table = Table::new()

@@ -49,7 +49,7 @@ pub(super) struct Explanation<'a, 'c> {
 }
 
 /// A method, or why there is none for the model.
-type Applicable = Result<Box<dyn pipe_attribution::Method>, String>;
+pub(super) type Applicable = Result<Box<dyn pipe_attribution::Method>, String>;
 
 /// A map, or why there is none.
 type Outcome = Result<SaliencyMap, String>;
@@ -153,7 +153,7 @@ impl Explanation<'_, '_> {
     }
 
     /// The method with the baselines of these images, or why the model has none.
-    fn method(&self, images: &[usize]) -> Result<Applicable, StageError> {
+    pub(super) fn method(&self, images: &[usize]) -> Result<Applicable, StageError> {
         let params = self.params;
         let baseline = || self.baselines.of(params, images);
         let tower = self.model.image_tower()?;

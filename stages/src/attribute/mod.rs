@@ -1,5 +1,6 @@
 //! The stage kind `attribute`: which pixels made the classifier say what it says.
 
+mod again;
 mod baseline;
 mod explanation;
 mod saliency;
@@ -17,6 +18,7 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::again::{Again, Changed};
 use self::baseline::Baselines;
 use self::explanation::{Counts, Explanation};
 use self::saliency::SaliencyFile;

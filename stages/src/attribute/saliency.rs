@@ -25,6 +25,11 @@ pub(super) struct SaliencyMap {
 }
 
 impl SaliencyMap {
+    /// Row-major.
+    pub(super) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     pub(super) fn is_all_zero(&self) -> bool {
         self.values.iter().all(|value| *value == 0.0)
     }

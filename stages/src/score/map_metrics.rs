@@ -1,9 +1,10 @@
 //! Metrics of one map and its mask: no model is asked.
 
 use pipe_attribution::metrics::{
-    self, Mask, Mode, Part, Weighting, attribution_localisation, auc, by_largest_magnitude, complexity,
-    effective_complexity, pointing_game, relevance_mass_accuracy, relevance_rank_accuracy, sparseness,
-    top_k_intersection,
+    self, Distance, Mask, Mode, Part, Shape, Weighting, attribution_localisation, auc, by_largest_magnitude,
+    compactness, complexity, consistency, effective_complexity, first_maximum, first_signs, focus, patches,
+    pointing_game, relevance_mass_accuracy, relevance_rank_accuracy, sparseness, sufficiency,
+    top_k_intersection, weighted_pointing_game,
 };
 
 use super::metric::Metric;
@@ -13,10 +14,15 @@ const TOP_SHARE: f64 = 0.05;
 /// A magnitude above this share of the greatest one counts.
 const EFFECTIVE: f64 = 0.05;
 
+/// Sufficiency: maps are neighbours within this share of the greatest distance.
+const THRESHOLD: f64 = 0.6;
+
 /// What the metrics of a set of maps have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     pub(super) mode: Mode,
+    /// Pixels of a row of a map.
+    pub(super) width: usize,
     /// Pixels around the mask that the tolerant pointing game accepts.
     pub(super) tolerance: f64,
     /// Quantus mode: the greatest magnitude of all maps of the call, by which each is divided, and the
@@ -25,8 +31,17 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The value of a metric that needs a mask.
-    pub(super) fn localised(&self, metric: Metric, map: &[f64], mask: &Mask) -> metrics::Value {
+    /// The value of a metric that needs a mask, or why there is none.
+    pub(super) fn localised(&self, metric: Metric, map: &[f64], mask: &Mask) -> Result<f64, String> {
+        if metric == Metric::Focus {
+            let quarters = quarters(mask, map.len(), self.width)
+                .ok_or("the mask is no set of quarters, so the image is no mosaic")?;
+            return focus(map, self.width, quarters).map_err(|reason| reason.to_string());
+        }
+        self.in_mask(metric, map, mask).map_err(|reason| reason.to_string())
+    }
+
+    fn in_mask(&self, metric: Metric, map: &[f64], mask: &Mask) -> metrics::Value {
         let quantus = self.mode == Mode::Quantus;
         match metric {
             Metric::PointingGame => pointing_game(map, mask, 0.0, self.mode),
@@ -34,6 +49,7 @@ impl Settings {
             // Signed sums have no bounds; Quantus takes them all the same.
             Metric::RelevanceMass if quantus => relevance_mass_accuracy(map, mask),
             Metric::RelevanceMass => relevance_mass_accuracy(&Part::Positive.of(map), mask),
+            Metric::PointingGameWeighted => weighted_pointing_game(map, mask, 0.0, self.mode),
             Metric::RelevanceRank => relevance_rank_accuracy(map, mask),
             Metric::TopKIntersection => {
                 let k = (map.len() as f64 * TOP_SHARE).ceil() as usize;
@@ -60,6 +76,7 @@ impl Settings {
         match metric {
             Metric::Sparseness => sparseness(map),
             Metric::Complexity => complexity(map),
+            Metric::Compactness => compactness(map, self.width),
             _ => {
                 let normalised: Vec<f64> = match self.together {
                     Some((greatest, _)) if self.mode == Mode::Quantus && greatest > 0.0 => {
@@ -75,12 +92,63 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The values of a metric that compares each map with all others, whose predicted classes are given.
+    pub(super) fn among_others(
+        &self,
+        metric: Metric,
+        maps: &[&[f64]],
+        predicted: &[usize],
+        shape: Shape,
+        patch: usize,
+    ) -> Vec<metrics::Value> {
+        let scale = match self.together {
+            Some((greatest, _)) if self.mode == Mode::Quantus && greatest > 0.0 => Some(greatest),
+            _ => None,
+        };
+        let magnitudes = |map: &&[f64]| {
+            let magnitudes = Part::Absolute.of(map);
+            match scale {
+                Some(greatest) => magnitudes.iter().map(|value| value / greatest).collect(),
+                None => by_largest_magnitude(&magnitudes),
+            }
+        };
+        if metric == Metric::Sufficiency {
+            let maps: Vec<Vec<f64>> = maps.iter().map(magnitudes).collect();
+            return sufficiency(&maps, predicted, THRESHOLD, Distance::default(), self.mode);
+        }
+        if self.mode == Mode::Quantus {
+            let labels: Vec<Vec<i8>> = maps.iter().map(|map| first_signs(&Part::Absolute.of(map))).collect();
+            return consistency(&labels, predicted, self.mode);
+        }
+        let patches = patches(shape, patch);
+        let labels: Vec<Option<usize>> = maps.iter().map(|map| first_maximum(&patches.sums(map))).collect();
+        consistency(&labels, predicted, self.mode)
+    }
+}
+
+/// The quarters of an image that a mask consists of; nothing if it is not made of quarters.
+fn quarters(mask: &Mask, pixels: usize, width: usize) -> Option<[bool; 4]> {
+    let height = pixels / width.max(1);
+    let quarter =
+        |pixel: usize| 2 * usize::from(pixel / width >= height / 2) + usize::from(pixel % width >= width / 2);
+    let mut inside: [Option<bool>; 4] = [None; 4];
+    for pixel in 0..pixels {
+        let is_inside = mask.contains(pixel);
+        if *inside[quarter(pixel)].get_or_insert(is_inside) != is_inside {
+            return None;
+        }
+    }
+    let inside = inside.map(|inside| inside.unwrap_or(false));
+    inside.contains(&true).then_some(inside)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn settings(mode: Mode) -> Settings {
-        Settings { mode, tolerance: 1.0, together: Some((4.0, 4)) }
+        Settings { mode, width: 4, tolerance: 1.0, together: Some((4.0, 4)) }
     }
 
     /// Two rows of four: the mask is the first two pixels of the first row.
@@ -120,5 +188,17 @@ mod tests {
         assert!(reference.alone(Metric::Sparseness, &map).unwrap() > 0.7);
         let two = [1.0, 0.0, -1.0, 0.0];
         assert!((reference.alone(Metric::Complexity, &two).unwrap() - 2f64.ln()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_mosaic_is_known_by_its_mask() {
+        let map = [1.0, 2.0, 0.0, 1.0, 1.0, 0.0, -3.0, 3.0];
+        let of = |inside: &dyn Fn(usize) -> bool| {
+            let mask = Mask::new((0..8).map(inside).collect(), 4).unwrap();
+            settings(Mode::Reference).localised(Metric::Focus, &map, &mask)
+        };
+        assert_eq!(of(&|pixel| pixel % 4 < 2), Ok(0.5));
+        assert_eq!(of(&|pixel| !(2..=5).contains(&pixel)), Ok(0.75));
+        assert!(of(&|pixel| pixel < 3).is_err() && of(&|_| false).is_err());
     }
 }

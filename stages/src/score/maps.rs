@@ -32,6 +32,8 @@ pub(super) struct Maps {
     pub(super) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
     /// The digest of the checkpoint that was explained, if the file says so.
     pub(super) checkpoint: Option<String>,
+    /// The parameters of the method, if the file says so.
+    pub(super) params: Option<String>,
 }
 
 /// Maps with more values than this on one side are no maps of images.
@@ -112,13 +114,27 @@ impl Maps {
         }
         let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
         let baseline = metadata.get("baseline").filter(|name| *name != "none").cloned();
-        Ok(Self { method, baseline, axes: axes(input), shape, rows, checkpoint })
+        let params = metadata.get("params").cloned();
+        Ok(Self { method, baseline, axes: axes(input), shape, rows, checkpoint, params })
     }
 }
 
 /// Columns of the table of scores, whose names an axis cannot have.
-const COLUMNS: [&str; 10] =
-    ["id", "method", "metric", "baseline", "value", "mask_share", "mode", "reason", "target", "map_baseline"];
+const COLUMNS: [&str; 13] = [
+    "id",
+    "method",
+    "metric",
+    "baseline",
+    "value",
+    "mask_share",
+    "mode",
+    "reason",
+    "target",
+    "map_baseline",
+    "score",
+    "better",
+    "parameters",
+];
 
 /// The axes of the study, by the names of their columns. The method has a column of its own.
 fn axes(input: &InputArtifact) -> BTreeMap<String, String> {

@@ -3,103 +3,220 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A metric of an explanation.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// 1 if the map's maximum lies in the mask.
-    PointingGame,
-    /// The same within `tolerance` pixels of the mask.
-    PointingGameTolerant,
-    /// The share of the map's positive mass inside the mask.
-    RelevanceMass,
-    /// The share of the K greatest values inside the mask of K pixels.
-    RelevanceRank,
-    /// The share of the greatest 5 % of the values inside the mask.
-    TopKIntersection,
-    /// The share of the magnitudes inside the mask.
-    AttributionLocalisation,
-    /// The same over the mask's share of the image: 1 for a uniform map.
-    AttributionLocalisationWeighted,
-    /// The area under the ROC curve of the map as a classifier of pixels.
-    LocalisationAuc,
-    /// The Gini index of the magnitudes.
-    Sparseness,
-    /// The entropy of the magnitudes, in nats.
-    Complexity,
-    /// The number of pixels above 5 % of the greatest magnitude.
-    EffectiveComplexity,
-    /// The area under the curve of the probability while the most relevant pixels are removed.
-    Deletion,
-    /// The area under the curve of the probability while they are added to a blurred image.
-    Insertion,
-}
-
 /// What a metric is a function of, beside the map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Needs {
+    /// Nothing.
     Nothing,
+    /// A mask.
     Mask,
+    /// The model, which is asked about changed images.
     Model,
+    /// The model's predictions, and the maps of all other images.
+    Predictions,
+    /// The method, which explains again: changed images, changed models, another class.
+    Method,
+}
+
+/// Which way a metric is better.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Better {
+    Higher,
+    Lower,
+    /// It describes a map and ranks nothing.
+    Neither,
+}
+
+impl Better {
+    /// Its name in tables.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Higher => "higher",
+            Self::Lower => "lower",
+            Self::Neither => "none",
+        }
+    }
+}
+
+/// Which modes have a metric.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Modes {
+    Both,
+    ReferenceOnly,
+}
+
+/// The metrics as an enumeration, with their names and facts.
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal: $needs:ident, $better:ident, $modes:ident;)*) => {
+        /// A metric of an explanation.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Metric {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Metric {
+            /// All of them, cheap ones first.
+            pub(super) const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Its name in parameters and in the column `metric`.
+            pub(super) fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            pub(super) fn needs(self) -> Needs {
+                match self { $(Self::$variant => Needs::$needs,)* }
+            }
+
+            /// Which way it is better.
+            pub(super) fn better(self) -> Better {
+                match self { $(Self::$variant => Better::$better,)* }
+            }
+
+            fn modes(self) -> Modes {
+                match self { $(Self::$variant => Modes::$modes,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// 1 if the map's maximum lies in the mask.
+    PointingGame = "pointing_game": Mask, Higher, Both;
+    /// The same within `tolerance` pixels of the mask.
+    PointingGameTolerant = "pointing_game_tolerant": Mask, Higher, ReferenceOnly;
+    /// A hit times the share of the image outside the mask.
+    PointingGameWeighted = "pointing_game_weighted": Mask, Higher, Both;
+    /// The share of the map's positive mass inside the mask.
+    RelevanceMass = "relevance_mass": Mask, Higher, Both;
+    /// The share of the K greatest values inside the mask of K pixels.
+    RelevanceRank = "relevance_rank": Mask, Higher, Both;
+    /// The share of the greatest 5 % of the values inside the mask.
+    TopKIntersection = "top_k_intersection": Mask, Higher, Both;
+    /// The share of the magnitudes inside the mask.
+    AttributionLocalisation = "attribution_localisation": Mask, Higher, Both;
+    /// The same over the mask's share of the image: 1 for a uniform map.
+    AttributionLocalisationWeighted = "attribution_localisation_weighted": Mask, Higher, Both;
+    /// The area under the ROC curve of the map as a classifier of pixels.
+    LocalisationAuc = "localisation_auc": Mask, Higher, Both;
+    /// The share of positive mass in the quarters of a mosaic that show the class: the mask has to be such
+    /// quarters.
+    Focus = "focus": Mask, Higher, Both;
+    /// The Gini index of the magnitudes.
+    Sparseness = "sparseness": Nothing, Neither, Both;
+    /// The entropy of the magnitudes, in nats.
+    Complexity = "complexity": Nothing, Neither, Both;
+    /// The number of pixels above 5 % of the greatest magnitude.
+    EffectiveComplexity = "effective_complexity": Nothing, Neither, Both;
+    /// Whether the greatest magnitudes lie together, by their hull and minimum spanning tree (MST-C).
+    Compactness = "compactness": Nothing, Neither, ReferenceOnly;
+    /// The area under the curve of the probability while the most relevant pixels are removed.
+    Deletion = "deletion": Model, Lower, ReferenceOnly;
+    /// The area under the curve of the probability while they are added to a blurred image.
+    Insertion = "insertion": Model, Higher, ReferenceOnly;
+    /// The area under the curve of the score while the most relevant pixels are removed.
+    PixelFlipping = "pixel_flipping": Model, Lower, Both;
+    /// The same while the least relevant are.
+    PixelFlippingLeastFirst = "pixel_flipping_least_first": Model, Higher, ReferenceOnly;
+    /// The area between both curves.
+    PixelFlippingGap = "pixel_flipping_gap": Model, Higher, ReferenceOnly;
+    /// The area over the curve of the score while the most relevant patches are removed.
+    RegionPerturbation = "region_perturbation": Model, Higher, Both;
+    /// The same while the least relevant are.
+    RegionPerturbationLeastFirst = "region_perturbation_least_first": Model, Lower, Both;
+    /// The first minus the second.
+    RegionPerturbationGap = "region_perturbation_gap": Model, Higher, ReferenceOnly;
+    /// The area under the curve of the score while the most relevant patches are removed.
+    Selectivity = "selectivity": Model, Lower, Both;
+    /// Pearson's correlation, over random subsets of patches, of their attribution with the fall of the
+    /// score without them.
+    FaithfulnessCorrelation = "faithfulness_correlation": Model, Higher, Both;
+    /// The same over groups of pixels in the order of the map.
+    FaithfulnessEstimate = "faithfulness_estimate": Model, Higher, Both;
+    /// The mean of the correlation over subsets of an eighth, a quarter and half of the patches.
+    SensitivityN = "sensitivity_n": Model, Higher, Both;
+    /// The area over the curve of the relative score while the most relevant segments are removed.
+    Irof = "irof": Model, Higher, Both;
+    /// The squared error of the map's prediction of what a patch costs, at the best scale of the map.
+    Infidelity = "infidelity": Model, Lower, Both;
+    /// The share of steps that do not lower the score while pixels are restored, the most relevant last.
+    Monotonicity = "monotonicity": Model, Higher, Both;
+    /// Spearman's correlation of magnitudes with squared changes of the score.
+    MonotonicityCorrelation = "monotonicity_correlation": Model, Higher, Both;
+    /// The mean probability while the most relevant pixels are filled in from their neighbours.
+    Road = "road": Model, Lower, Both;
+    /// The same while the least relevant are.
+    RoadLeastFirst = "road_least_first": Model, Higher, ReferenceOnly;
+    /// The second minus the first.
+    RoadGap = "road_gap": Model, Higher, ReferenceOnly;
+    /// The share of patches for which map and model disagree on whether they matter.
+    NonSensitivity = "non_sensitivity": Model, Lower, Both;
+    /// The share of images with like maps that have the same predicted class.
+    Sufficiency = "sufficiency": Predictions, Higher, Both;
+    /// The share of images whose map is greatest in the same patch that have the same predicted class.
+    Consistency = "consistency": Predictions, Higher, Both;
+    /// By how much the map's sum misses the difference of scores that it should explain, over that.
+    Completeness = "completeness": Method, Lower, Both;
+    /// Whether the map stays when the image is shifted and the model takes the shift back.
+    InputInvariance = "input_invariance": Method, Higher, Both;
+    /// The likeness of the map and that of another class, drawn at random.
+    RandomLogit = "random_logit": Method, Lower, Both;
+    /// The greatest relative change of the map under small noise.
+    MaxSensitivity = "max_sensitivity": Method, Lower, Both;
+    /// The mean relative change of the map under small noise.
+    AvgSensitivity = "avg_sensitivity": Method, Lower, Both;
+    /// The greatest change of the map over that of the image.
+    LocalLipschitzEstimate = "local_lipschitz_estimate": Method, Lower, Both;
+    /// The greatest change of the map over that of the image, for translations.
+    Continuity = "continuity": Method, Lower, Both;
+    /// The greatest relative change of the map over that of the image.
+    RelativeInputStability = "relative_input_stability": Method, Lower, Both;
+    /// The same over the change of the logits.
+    RelativeOutputStability = "relative_output_stability": Method, Lower, Both;
+    /// The same over the relative change of what the model knows of each place before it pools.
+    RelativeRepresentationStability = "relative_representation_stability": Method, Lower, Both;
+    /// The relative rise of the map's entropy when the whole model is random.
+    EfficientParameterRandomisation = "efficient_parameter_randomisation": Method, Higher, Both;
+    /// The mean likeness of the map and those of the model with more and more layers random.
+    ParameterRandomisation = "parameter_randomisation": Method, Lower, Both;
+    /// The same with maps averaged over noisy images.
+    SmoothParameterRandomisation = "smooth_parameter_randomisation": Method, Lower, Both;
 }
 
 impl Metric {
-    /// All of them, cheap ones first.
-    pub(super) const ALL: [Self; 13] = [
-        Self::PointingGame,
-        Self::PointingGameTolerant,
-        Self::RelevanceMass,
-        Self::RelevanceRank,
-        Self::TopKIntersection,
-        Self::AttributionLocalisation,
-        Self::AttributionLocalisationWeighted,
-        Self::LocalisationAuc,
-        Self::Sparseness,
-        Self::Complexity,
-        Self::EffectiveComplexity,
-        Self::Deletion,
-        Self::Insertion,
-    ];
-
-    /// Its name in parameters and in the column `metric`.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::PointingGame => "pointing_game",
-            Self::PointingGameTolerant => "pointing_game_tolerant",
-            Self::RelevanceMass => "relevance_mass",
-            Self::RelevanceRank => "relevance_rank",
-            Self::TopKIntersection => "top_k_intersection",
-            Self::AttributionLocalisation => "attribution_localisation",
-            Self::AttributionLocalisationWeighted => "attribution_localisation_weighted",
-            Self::LocalisationAuc => "localisation_auc",
-            Self::Sparseness => "sparseness",
-            Self::Complexity => "complexity",
-            Self::EffectiveComplexity => "effective_complexity",
-            Self::Deletion => "deletion",
-            Self::Insertion => "insertion",
+    /// What is computed if nothing is asked for: localisation, complexity, deletion and insertion.
+    pub(super) fn is_standard(self) -> bool {
+        match self.needs() {
+            Needs::Nothing | Needs::Mask => {
+                !matches!(self, Self::Focus | Self::PointingGameWeighted | Self::Compactness)
+            }
+            Needs::Model => matches!(self, Self::Deletion | Self::Insertion),
+            Needs::Predictions | Needs::Method => false,
         }
     }
 
-    pub(super) fn needs(self) -> Needs {
+    /// Whether the recommended set has it.
+    pub(super) fn is_recommended(self) -> bool {
         match self {
-            Self::Sparseness | Self::Complexity | Self::EffectiveComplexity => Needs::Nothing,
-            Self::Deletion | Self::Insertion => Needs::Model,
-            _ => Needs::Mask,
+            Self::PixelFlipping | Self::PixelFlippingGap | Self::RegionPerturbationGap | Self::RoadGap => {
+                true
+            }
+            Self::FaithfulnessCorrelation | Self::Infidelity | Self::Completeness => true,
+            Self::MaxSensitivity | Self::AvgSensitivity => true,
+            Self::ParameterRandomisation | Self::EfficientParameterRandomisation => true,
+            Self::RandomLogit => true,
+            other => other.is_standard(),
         }
+    }
+
+    /// Whether it explains more than twice: for few images only.
+    pub(super) fn is_costly(self) -> bool {
+        self.needs() == Needs::Method && self != Self::Completeness
     }
 
     /// Whether Quantus has it.
     pub(super) fn is_in_quantus(self) -> bool {
-        !matches!(self, Self::PointingGameTolerant | Self::Deletion | Self::Insertion)
-    }
-
-    /// Which way it is better, for the table's metadata.
-    pub(super) fn direction(self) -> &'static str {
-        match self {
-            Self::Sparseness | Self::Complexity | Self::EffectiveComplexity => "none",
-            Self::Deletion => "lower",
-            _ => "higher",
-        }
+        self.modes() == Modes::Both
     }
 }
 

@@ -1,12 +1,16 @@
 //! The stage kind `score`: how good are explanations? Always beside maps that know nothing.
 
+mod choice;
 mod controls;
+mod explaining;
 mod faithfulness;
+mod layers;
 mod map_metrics;
 mod maps;
 mod masks;
 mod metric;
 mod references;
+mod rows;
 mod scoring;
 #[cfg(test)]
 mod tests;
@@ -20,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::metric::Metric;
+use self::metric::Needs;
 use self::scoring::Scoring;
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
@@ -76,24 +81,106 @@ impl Baseline {
     }
 }
 
+/// Which metrics are computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// Localisation, complexity, deletion and insertion.
+    Standard,
+    /// The recommended set: these, pixel flipping, region perturbation, ROAD, faithfulness correlation,
+    /// infidelity, completeness, and, for a random subset of the images, sensitivity, parameter randomisation
+    /// and random logit.
+    Thesis,
+    /// All metrics.
+    All,
+}
+
+/// What a metric of faithfulness follows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoreSpace {
+    /// The class's logit.
+    Logit,
+    /// Its probability.
+    Probability,
+}
+
+impl ScoreSpace {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Logit => "logit",
+            Self::Probability => "probability",
+        }
+    }
+}
+
+/// In which order layers are drawn anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerOrder {
+    /// From the input on; each stays random when the next becomes so.
+    BottomUp,
+    /// From the output back.
+    TopDown,
+    /// One at a time.
+    Independent,
+}
+
+impl From<LayerOrder> for pipe_attribution::metrics::LayerOrder {
+    fn from(order: LayerOrder) -> Self {
+        match order {
+            LayerOrder::BottomUp => Self::BottomUp,
+            LayerOrder::TopDown => Self::TopDown,
+            LayerOrder::Independent => Self::Independent,
+        }
+    }
+}
+
+/// The preset's number of images whose maps are explained again.
+const EXPLAINED_BY_PRESET: i64 = 100;
+
 /// Parameters of `score`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// The metrics; if empty, all that the inputs allow: localisation needs `masks`, deletion and
-    /// insertion a `checkpoint`.
+    /// The metrics; if empty, those of `preset` that the inputs allow: localisation needs `masks`, everything
+    /// that asks the model or explains again a `checkpoint`.
     pub metrics: Vec<Metric>,
+    /// Which metrics are computed, if `metrics` names none.
+    pub preset: Preset,
     /// The tolerant pointing game accepts a maximum this many pixels from the mask; by default 15 for
     /// maps of 224 pixels, in proportion.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub tolerance: Option<f64>,
     /// Only masks of these regions; all if empty. Several masks of an image are taken together.
     pub regions: Vec<String>,
-    /// Deletion and insertion: steps from one image to the other.
+    /// Steps from one image to the other, where pixels are removed or added.
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: i64,
-    /// Deletion: what removed pixels become. Insertion starts from a blurred image.
+    /// What removed pixels become. Insertion starts from a blurred image, ROAD fills in from neighbours, and
+    /// iterative removal of features takes each channel's mean. In Quantus' mode `black` is the least value of
+    /// the image and `mean` its mean.
     pub baseline: Baseline,
+    /// What faithfulness follows; by default the probability for deletion, insertion, ROAD, iterative removal
+    /// of features, monotonicity and non-sensitivity, and the logit for the others. Deletion and insertion
+    /// always follow the probability.
+    pub score: Option<ScoreSpace>,
+    /// Side of a patch in pixels, where patches are removed; by default 16 for images of 224, in proportion.
+    #[schemars(range(min = 1, max = 4096))]
+    pub patch: Option<i64>,
+    /// Faithfulness correlation and sensitivity-n: random subsets.
+    #[schemars(range(min = 2, max = 100_000))]
+    pub subsets: i64,
+    /// Robustness and smooth parameter randomisation: changed images per map.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub draws: i64,
+    /// Robustness: the noise as a share of the range of the image; uniform to both sides, for the Lipschitz
+    /// estimate a standard deviation. Quantus' mode has its own.
+    #[schemars(range(min = 0.000_001, max = 10.0))]
+    pub noise: f64,
+    /// Parameter randomisation: in which order layers are drawn anew; by default `bottom_up`, in Quantus' mode
+    /// `top_down`.
+    pub layer_order: Option<LayerOrder>,
     /// Which definition is meant, where two exist.
     pub mode: Mode,
     /// The splits that are scored; all if empty.
@@ -102,10 +189,15 @@ pub struct Params {
     /// are one action.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: Option<i64>,
-    /// Deletion and insertion of at most this many images, the first in the order of the maps: they are
-    /// by far the most expensive metrics. All if left out.
+    /// Metrics that ask the model (deletion, insertion and all that follow) of at most this many images, the
+    /// first in the order of the maps. All if left out.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub model_limit: Option<i64>,
+    /// Metrics that explain again (robustness, randomisation) of at most this many images, a random subset
+    /// that the seed decides: they are by far the most expensive. All if left out; 100 with `preset =
+    /// "thesis"`.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub explain_limit: Option<i64>,
     /// Images per pass through the model.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
@@ -114,7 +206,7 @@ pub struct Params {
     pub device: String,
     /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
     pub precision: Precision,
-    /// Decides the random map.
+    /// Decides the random map, subsets, noise, random layers and other classes.
     pub seed: i64,
 }
 
@@ -123,20 +215,55 @@ impl Params {
     pub(crate) fn compute(&self) -> Compute {
         Compute::new(&self.device, self.precision)
     }
+
+    /// The metrics that are asked for, whatever the inputs allow.
+    fn wanted(&self) -> Vec<Metric> {
+        let is_chosen = |metric: &Metric| match self.preset {
+            Preset::Standard => metric.is_standard(),
+            Preset::Thesis => metric.is_recommended(),
+            Preset::All => true,
+        };
+        let is_defined = |metric: &Metric| self.mode == Mode::Reference || metric.is_in_quantus();
+        match self.metrics.is_empty() {
+            true => Metric::ALL.iter().copied().filter(is_chosen).filter(is_defined).collect(),
+            false => self.metrics.clone(),
+        }
+    }
+
+    /// The number of images whose maps are explained again.
+    fn explained(&self) -> Option<usize> {
+        let by_preset = self.metrics.is_empty() && self.preset == Preset::Thesis;
+        let limit = self.explain_limit.or(by_preset.then_some(EXPLAINED_BY_PRESET));
+        limit.map(|limit| limit.max(1) as usize)
+    }
+
+    /// The side of a patch of images of this shape.
+    fn patch_side(&self, shape: pipe_attribution::metrics::Shape) -> usize {
+        let by_size = || (shape.height as f64 * 16.0 / 224.0).round().max(1.0) as usize;
+        self.patch.map_or_else(by_size, |side| side.max(1) as usize).min(shape.height)
+    }
 }
 
 impl Default for Params {
     fn default() -> Self {
         Self {
             metrics: Vec::new(),
+            preset: Preset::Standard,
             tolerance: None,
             regions: Vec::new(),
             steps: 50,
             baseline: Baseline::Zero,
+            score: None,
+            patch: None,
+            subsets: 100,
+            draws: 10,
+            noise: 0.1,
+            layer_order: None,
             mode: Mode::Reference,
             splits: Vec::new(),
             limit: None,
             model_limit: None,
+            explain_limit: None,
             batch: 64,
             device: auto(),
             precision: Precision::F32,
@@ -155,7 +282,7 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -169,7 +296,7 @@ impl StageKind for Score {
                 InputPort::optional(
                     "checkpoint",
                     &[artifact::CHECKPOINT],
-                    "the model that was explained: for deletion and insertion",
+                    "the model that was explained: for metrics that ask it or explain again",
                 ),
                 InputPort::optional(
                     "reference",
@@ -206,12 +333,14 @@ impl StageKind for Score {
         wrong.chain(compute::check(&params.device)).collect()
     }
 
-    /// Not with a limit, which counts images of all maps, nor as Quantus does it, which divides by the
-    /// greatest value of all maps. Maps of several methods are scored together, their images once.
+    /// Not with a limit, which counts images of all maps, nor with metrics that compare images, nor as Quantus
+    /// does it, which divides by the greatest value of all maps. Maps of several methods are scored together, their images once.
     fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
         let needs_all = params.baseline == Baseline::Mean && !has("reference");
-        let is_limited = params.limit.is_some() || params.model_limit.is_some();
-        !is_limited && !needs_all && params.mode == Mode::Reference
+        let is_limited =
+            params.limit.is_some() || params.model_limit.is_some() || params.explained().is_some();
+        let compares_images = params.wanted().iter().any(|metric| metric.needs() == Needs::Predictions);
+        !is_limited && !needs_all && !compares_images && params.mode == Mode::Reference
     }
 
     fn lookup(

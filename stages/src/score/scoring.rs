@@ -8,25 +8,27 @@ use pipe_engine::{StageContext, StageError};
 use pipe_models::Preprocessor;
 use rayon::prelude::*;
 
+use super::choice::{CHANNELS, chosen, first_images, random_images, scan};
 use super::controls::Control;
-use super::faithfulness::{Asked, Faithfulness};
+use super::explaining::Explaining;
+use super::faithfulness::{Asked, Faithfulness, uses_baseline};
+use super::layers::RandomLayers;
 use super::map_metrics::Settings;
-use super::maps::{Maps, Subject, subjects};
+use super::maps::{Maps, Subject};
 use super::masks;
 use super::metric::{Metric, Needs};
 use super::references::References;
+use super::rows::{Row, Rows, Scored};
 use super::{Baseline, Mode, Params};
+use crate::attribute::Again;
 use crate::images::ImageSet;
 use crate::mean_image::MeanImages;
 use crate::model::{Model, tensor_error};
-use crate::table::{Column, Table, read_columns};
+use crate::table::Table;
 use crate::target::{ClassScore, ClassTarget};
 
 /// The original's tolerance of the pointing game, for maps of 224 pixels.
 const TOLERANCE_AT_224: f64 = 15.0;
-
-/// Channels of every image here.
-const CHANNELS: usize = 3;
 
 /// Everything that is read before the first map is scored.
 pub(super) struct Scoring<'a, 'c> {
@@ -39,6 +41,8 @@ pub(super) struct Scoring<'a, 'c> {
     subjects: Vec<Subject>,
     /// The images that the model is asked about; all if there is no limit.
     asked: Option<BTreeSet<String>>,
+    /// The images whose maps are explained again; all if there is no limit.
+    explained: Option<BTreeSet<String>>,
     images: ImageSet,
     masks: Option<BTreeMap<String, Mask>>,
     removed: References,
@@ -49,19 +53,12 @@ pub(super) struct Scoring<'a, 'c> {
     axes: Vec<String>,
 }
 
-/// A row of the table.
-struct Row {
-    subject: usize,
-    metric: Metric,
-    value: Result<f64, String>,
-}
-
-/// The rows of one method.
-struct Scored {
-    method: String,
-    map_baseline: Option<String>,
-    axes: BTreeMap<String, String>,
-    rows: Vec<Row>,
+/// What the maps of one method are scored with, or why not.
+struct Asking<'a, 'c> {
+    faithfulness: Result<&'a Faithfulness<'a, 'c>, String>,
+    explaining: Result<&'a Explaining<'a, 'c>, String>,
+    /// The predicted class of each subject's image.
+    predicted: Option<&'a [usize]>,
 }
 
 /// One map of a method, or why there is none.
@@ -93,15 +90,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
             None => Preprocessor::clip(shape.height),
         };
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();
-        let asked = params.model_limit.map(|limit| {
-            let mut first = BTreeSet::new();
-            for subject in &subjects {
-                if first.len() < limit.max(1) as usize {
-                    first.insert(subject.id.clone());
-                }
-            }
-            first
-        });
+        let asked = first_images(&subjects, params.model_limit);
+        let explained = random_images(&subjects, params.explained(), params.seed as u64);
         let own = context.input("images")?;
         let images = ImageSet::read_only(own, &wanted, &preprocessor, context)?;
         let masks = match context.optional_input("masks") {
@@ -135,6 +125,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             checkpoint,
             subjects,
             asked,
+            explained,
             images,
             masks,
             removed,
@@ -154,41 +145,41 @@ impl<'a, 'c> Scoring<'a, 'c> {
             .iter()
             .map(|subject| ClassTarget { class: subject.class.unwrap_or(0), against: None })
             .collect();
-        let score = match &self.model {
-            Some(model) if self.metrics.iter().any(|metric| metric.needs() == Needs::Model) => {
-                Some(ClassScore::new(model, &targets)?.probability())
+        let asks = |needs: Needs| self.metrics.iter().any(|metric| metric.needs() == needs);
+        let scores = match &self.model {
+            Some(model) if asks(Needs::Model) => {
+                Some((ClassScore::new(model, &targets)?, ClassScore::new(model, &targets)?.probability()))
             }
+            _ => None,
+        };
+        let layers = match &self.model {
+            Some(model) if asks(Needs::Method) => Some(RandomLayers::new(model, self.params.seed as u64)),
             _ => None,
         };
         let controls = self.controls();
         let inputs = self.context.inputs("saliency");
-        let asked = self.metrics.iter().filter(|metric| metric.needs() == Needs::Model).count();
-        let subjects = (0..self.subjects.len()).filter(|subject| self.is_asked_about(*subject)).count();
-        let curves = (asked * subjects * (inputs.len() + controls.len())) as u64;
-        let steps = self.params.steps.max(1) as usize;
-        let total = curves * Faithfulness::images_per_curve(self.shape.pixels(), steps);
+        let layer_count = layers.as_ref().map_or(0, RandomLayers::len);
+        let total = self.images_in_all(inputs.len(), inputs.len() + controls.len(), layer_count);
         let done = Cell::new(0);
-        let faithfulness = score.as_ref().map(|score| Faithfulness {
-            score,
+        let faithfulness = scores.as_ref().map(|(logit, probability)| Faithfulness {
+            logit,
+            probability,
             images: &self.images,
             removed: &self.removed,
             shape: self.shape,
-            steps,
-            batch: self.params.batch.max(1) as usize,
+            params: self.params,
             context: self.context,
             done: &done,
             total,
         });
+        let predicted = match &self.model {
+            Some(model) if asks(Needs::Predictions) => Some(self.predictions(model)?),
+            _ => None,
+        };
         let mut all = Vec::new();
         for input in inputs {
             self.context.check_cancelled()?;
             let maps = Maps::read(input)?;
-            let other = match (&maps.checkpoint, &self.checkpoint) {
-                (Some(explained), Some(ours)) if explained != ours => {
-                    Some("the map explains another model than `checkpoint`".to_owned())
-                }
-                _ => None,
-            };
             let mut by_subject: BTreeMap<Subject, MapOf> = maps.rows.into_iter().collect();
             let own: Vec<(usize, MapOf)> = self
                 .subjects
@@ -196,17 +187,53 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 .enumerate()
                 .filter_map(|(index, subject)| Some((index, by_subject.remove(subject)?)))
                 .collect();
-            let rows = self.score(
-                &own,
-                faithfulness.as_ref().map_or(Err(None), |faithfulness| {
-                    other.map_or(Ok(faithfulness), |reason| Err(Some(reason)))
+            let other = match (&maps.checkpoint, &self.checkpoint) {
+                (Some(explained), Some(ours)) if explained != ours => {
+                    Some("the map explains another model than `checkpoint`".to_owned())
+                }
+                _ => None,
+            };
+            let again = match (&self.model, &other) {
+                (Some(model), None) if layers.is_some() => {
+                    Again::new(maps.params.as_deref(), self.params.batch, model, &self.images, self.context)?
+                }
+                (_, Some(reason)) => Err(reason.clone()),
+                _ => Err("there is no checkpoint".to_owned()),
+            };
+            let explaining = match (&again, &self.model, &layers) {
+                (Ok(again), Some(model), Some(layers)) => Ok(Explaining {
+                    again,
+                    model,
+                    layers,
+                    images: &self.images,
+                    shape: self.shape,
+                    params: self.params,
+                    context: self.context,
+                    done: &done,
+                    total,
                 }),
-            )?;
+                (Err(reason), ..) => Err(reason.clone()),
+                _ => Err("there is no checkpoint".to_owned()),
+            };
+            let asking = Asking {
+                faithfulness: match other {
+                    Some(reason) => Err(reason),
+                    None => faithfulness.as_ref().ok_or_else(|| "there is no checkpoint".to_owned()),
+                },
+                explaining: explaining.as_ref().map_err(String::clone),
+                predicted: predicted.as_deref(),
+            };
+            let rows = self.score(&own, &asking)?;
             all.push(Scored { method: maps.method, map_baseline: maps.baseline, axes: maps.axes, rows });
         }
         for control in controls {
             let own = self.control_maps(control)?;
-            let rows = self.score(&own, faithfulness.as_ref().ok_or(None))?;
+            let asking = Asking {
+                faithfulness: faithfulness.as_ref().ok_or_else(|| "there is no checkpoint".to_owned()),
+                explaining: Err("a control explains nothing, and so nothing again".to_owned()),
+                predicted: predicted.as_deref(),
+            };
+            let rows = self.score(&own, &asking)?;
             all.push(Scored {
                 method: control.name().to_owned(),
                 map_baseline: None,
@@ -214,7 +241,53 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 rows,
             });
         }
-        Ok(self.tabulate(&all))
+        let rows = Rows {
+            params: self.params,
+            metrics: &self.metrics,
+            subjects: &self.subjects,
+            masks: self.masks.as_ref(),
+            shape: self.shape,
+            axes: &self.axes,
+        };
+        Ok(rows.tabulate(&all))
+    }
+
+    /// Images that will have been asked about or explained when all is done.
+    fn images_in_all(&self, methods: usize, maps: usize, layers: usize) -> u64 {
+        let count = |of: &dyn Fn(usize) -> bool| {
+            (0..self.subjects.len()).filter(|subject| of(*subject)).count() as u64
+        };
+        let asked = count(&|subject| self.is_asked_about(subject)) * maps as u64;
+        let explained = count(&|subject| self.is_explained(subject)) * methods as u64;
+        self.metrics
+            .iter()
+            .map(|metric| match metric.needs() {
+                Needs::Model => asked * Faithfulness::images_of(*metric, self.params, self.shape),
+                Needs::Method => explained * Explaining::images_of(*metric, self.params, layers),
+                _ => 0,
+            })
+            .sum()
+    }
+
+    /// The predicted class of each subject's image.
+    fn predictions(&self, model: &Model) -> Result<Vec<usize>, StageError> {
+        let places = self.places();
+        let mut predicted = Vec::with_capacity(places.len());
+        for rows in places.chunks(self.params.batch.max(1) as usize) {
+            self.context.check_cancelled()?;
+            let logits = model.logits(&self.images.batch(rows)?, None)?;
+            let classes: Vec<u32> = logits
+                .argmax(candle_core::D::Minus1)
+                .and_then(|classes| classes.to_vec1())
+                .map_err(tensor_error)?;
+            predicted.extend(classes.into_iter().map(|class| class as usize));
+        }
+        Ok(predicted)
+    }
+
+    /// Whether the map of a subject is explained again.
+    fn is_explained(&self, subject: usize) -> bool {
+        self.explained.as_ref().is_none_or(|chosen| chosen.contains(&self.subjects[subject].id))
     }
 
     /// Whether the image of a subject is among those that the model is asked about.
@@ -255,27 +328,34 @@ impl<'a, 'c> Scoring<'a, 'c> {
         self.subjects.par_iter().enumerate().map(map).collect()
     }
 
-    /// All metrics of the maps of one method; without `faithfulness` those that need a model have its
-    /// reason, or are left out if there is none.
-    fn score(
-        &self,
-        maps: &[(usize, MapOf)],
-        faithfulness: Result<&Faithfulness<'_, '_>, Option<String>>,
-    ) -> Result<Vec<Row>, StageError> {
+    /// All metrics of the maps of one method.
+    fn score(&self, maps: &[(usize, MapOf)], asking: &Asking<'_, '_>) -> Result<Vec<Row>, StageError> {
         let settings = self.settings(maps);
-        let mut rows = Vec::new();
+        let of = |needs: Needs| -> Vec<Metric> {
+            self.metrics.iter().copied().filter(|metric| metric.needs() == needs).collect()
+        };
+        let mut values: BTreeMap<Metric, Vec<Result<f64, String>>> = BTreeMap::new();
+        values.extend(self.faithful(
+            &of(Needs::Model),
+            maps,
+            asking.faithfulness.as_ref().copied(),
+            &settings,
+        )?);
+        values.extend(self.explained_again(&of(Needs::Method), maps, asking.explaining.as_ref().copied())?);
         for metric in &self.metrics {
-            let values = match (metric.needs(), &faithfulness) {
-                (Needs::Model, Ok(faithfulness)) => self.faithful(*metric, maps, faithfulness)?,
-                (Needs::Model, Err(reason)) => {
-                    let reason = reason.clone().unwrap_or_else(|| "there is no checkpoint".to_owned());
-                    vec![Err(reason); maps.len()]
-                }
-                _ => maps
+            let of_metric = match metric.needs() {
+                Needs::Model | Needs::Method => continue,
+                Needs::Predictions => self.among_others(*metric, maps, asking.predicted, &settings),
+                Needs::Nothing | Needs::Mask => maps
                     .par_iter()
                     .map(|(subject, map)| self.of_map(*metric, *subject, map.as_deref(), &settings))
                     .collect(),
             };
+            values.insert(*metric, of_metric);
+        }
+        let mut rows = Vec::new();
+        for metric in &self.metrics {
+            let values = values.remove(metric).unwrap_or_default();
             let row = |((subject, _), value): (&(usize, MapOf), _)| Row {
                 subject: *subject,
                 metric: *metric,
@@ -295,6 +375,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         });
         Settings {
             mode: self.params.mode.into(),
+            width: self.shape.width,
             tolerance: self.params.tolerance.unwrap_or(tolerance),
             together,
         }
@@ -308,187 +389,147 @@ impl<'a, 'c> Scoring<'a, 'c> {
         settings: &Settings,
     ) -> Result<f64, String> {
         let map = map.map_err(String::clone)?;
-        let value = match metric.needs() {
-            Needs::Nothing => settings.alone(metric, map),
-            _ => {
-                let mask = self.mask(subject).ok_or("the image has no mask")?;
-                settings.localised(metric, map, mask)
-            }
-        };
-        value.map_err(|reason| reason.to_string())
+        match metric.needs() {
+            Needs::Nothing => settings.alone(metric, map).map_err(|reason| reason.to_string()),
+            _ => settings.localised(metric, map, self.mask(subject).ok_or("the image has no mask")?),
+        }
     }
 
     fn mask(&self, subject: usize) -> Option<&Mask> {
         self.masks.as_ref()?.get(&self.subjects[subject].id)
     }
 
-    /// A metric that asks the model, of those maps that can be asked about.
+    /// Metrics that ask the model, of those maps that can be asked about.
     fn faithful(
+        &self,
+        metrics: &[Metric],
+        maps: &[(usize, MapOf)],
+        faithfulness: Result<&Faithfulness<'_, '_>, &String>,
+        settings: &Settings,
+    ) -> Result<Vec<(Metric, Vec<Result<f64, String>>)>, StageError> {
+        let places = self.places();
+        let greatest = settings.together.map_or(1.0, |(greatest, _)| greatest);
+        let mut all = Vec::new();
+        // Those that remove pixels are not defined where there is nothing to put in their place.
+        for removes in [true, false] {
+            let metrics: Vec<Metric> =
+                metrics.iter().copied().filter(|metric| uses_baseline(*metric) == removes).collect();
+            if metrics.is_empty() {
+                continue;
+            }
+            let (outcomes, asked) = self.applicable(maps, &|subject| {
+                faithfulness.map_err(String::clone)?;
+                if self.subjects[subject].class.is_none() {
+                    return Err("the map explains no class, so there is no score to follow".to_owned());
+                }
+                if !self.is_asked_about(subject) {
+                    let limit = self.params.model_limit.unwrap_or_default();
+                    return Err(format!("the model is asked about the first {limit} images only"));
+                }
+                if removes { self.removed.check(places[subject]) } else { Ok(()) }
+            });
+            let values = match faithfulness {
+                Ok(faithfulness) => faithfulness.values(&metrics, &asked, greatest)?,
+                Err(_) => vec![Vec::new(); metrics.len()],
+            };
+            for (metric, values) in metrics.into_iter().zip(values) {
+                let values = values.into_iter().map(|value| value.map_err(|reason| reason.to_string()));
+                all.push((metric, filled(&outcomes, values)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Metrics that explain again, of those maps that can be.
+    fn explained_again(
+        &self,
+        metrics: &[Metric],
+        maps: &[(usize, MapOf)],
+        explaining: Result<&Explaining<'_, '_>, &String>,
+    ) -> Result<Vec<(Metric, Vec<Result<f64, String>>)>, StageError> {
+        let places = self.places();
+        let mut all = Vec::new();
+        for is_costly in [false, true] {
+            let metrics: Vec<Metric> =
+                metrics.iter().copied().filter(|metric| metric.is_costly() == is_costly).collect();
+            if metrics.is_empty() {
+                continue;
+            }
+            let (outcomes, asked) = self.applicable(maps, &|subject| {
+                let explaining = explaining.map_err(String::clone)?;
+                if self.subjects[subject].class.is_none() {
+                    return Err("the map explains no class that could be explained again".to_owned());
+                }
+                match (is_costly, &self.explained) {
+                    (true, Some(chosen)) if !self.is_explained(subject) => {
+                        return Err(format!(
+                            "only a random subset of {} images is explained again",
+                            chosen.len()
+                        ));
+                    }
+                    (false, _) if !self.is_asked_about(subject) => {
+                        let limit = self.params.model_limit.unwrap_or_default();
+                        return Err(format!("the model is asked about the first {limit} images only"));
+                    }
+                    _ => {}
+                }
+                explaining.again.check(places[subject])
+            });
+            let classes: Vec<usize> =
+                asked.iter().map(|asked| self.subjects[asked.subject].class.unwrap_or(0)).collect();
+            let values = match explaining {
+                Ok(explaining) => explaining.values(&metrics, &asked, &classes)?,
+                Err(_) => vec![Vec::new(); metrics.len()],
+            };
+            all.extend(metrics.into_iter().zip(values.into_iter().map(|values| filled(&outcomes, values))));
+        }
+        Ok(all)
+    }
+
+    /// Metrics that compare each image with the others.
+    fn among_others(
         &self,
         metric: Metric,
         maps: &[(usize, MapOf)],
-        faithfulness: &Faithfulness<'_, '_>,
-    ) -> Result<Vec<Result<f64, String>>, StageError> {
+        predicted: Option<&[usize]>,
+        settings: &Settings,
+    ) -> Vec<Result<f64, String>> {
+        let (outcomes, asked) = self.applicable(maps, &|_| Ok(()));
+        let classes: Vec<usize> =
+            asked.iter().map(|asked| predicted.map_or(0, |predicted| predicted[asked.subject])).collect();
+        let maps: Vec<&[f64]> = asked.iter().map(|asked| asked.map).collect();
+        let patch = self.params.patch_side(self.shape);
+        let values = settings.among_others(metric, &maps, &classes, self.shape, patch);
+        filled(&outcomes, values.into_iter().map(|value| value.map_err(|reason| reason.to_string())))
+    }
+
+    /// Which maps a metric is defined for, and why not for the others; `check` is asked about their subjects.
+    fn applicable<'m>(
+        &self,
+        maps: &'m [(usize, MapOf)],
+        check: &dyn Fn(usize) -> Result<(), String>,
+    ) -> (Vec<Result<(), String>>, Vec<Asked<'m>>) {
         let places = self.places();
-        let mut outcomes: Vec<Result<(), String>> = Vec::with_capacity(maps.len());
         let mut asked = Vec::new();
-        for (subject, map) in maps {
-            let outcome = match map {
-                Err(reason) => Err(reason.clone()),
-                Ok(_) if self.subjects[*subject].class.is_none() => {
-                    Err("the map explains no class, so there is no probability to follow".to_owned())
-                }
-                Ok(_) if !self.is_asked_about(*subject) => Err(format!(
-                    "the model is asked about the first {} images only",
-                    self.params.model_limit.unwrap_or_default()
-                )),
-                Ok(map) => {
-                    let image = places[*subject];
-                    let needed = if metric == Metric::Deletion { self.removed.check(image) } else { Ok(()) };
-                    if needed.is_ok() {
-                        asked.push(Asked { subject: *subject, image, map });
-                    }
-                    needed
-                }
-            };
-            outcomes.push(outcome);
-        }
-        let mut values = faithfulness.values(metric, &asked)?.into_iter();
-        let missing = || "the model gave no value".to_owned();
-        Ok(outcomes
-            .into_iter()
-            .map(|outcome| outcome.and_then(|()| values.next().ok_or_else(missing)))
-            .collect())
-    }
-
-    fn tabulate(&self, all: &[Scored]) -> Table {
-        let rows = || all.iter().flat_map(|scored| scored.rows.iter().map(move |row| (scored, row)));
-        let text = |value: &dyn Fn(&Scored, &Row) -> Option<String>| {
-            Column::Utf8(rows().map(|(scored, row)| value(scored, row)).collect())
+        let outcome = |(subject, map): &'m (usize, MapOf)| {
+            let map = map.as_ref().map_err(String::clone)?;
+            check(*subject)?;
+            asked.push(Asked { subject: *subject, image: places[*subject], map });
+            Ok(())
         };
-        let number = |value: &dyn Fn(&Row) -> Option<f64>| {
-            Column::Float64(rows().map(|(_, row)| value(row)).collect())
-        };
-        let baseline = |metric: Metric| match metric {
-            Metric::Deletion => Some(self.params.baseline.name().to_owned()),
-            Metric::Insertion => Some("blur".to_owned()),
-            _ => None,
-        };
-        let finite = |row: &Row| row.value.as_ref().ok().copied().filter(|value| value.is_finite());
-        let reason = |row: &Row| match &row.value {
-            Err(reason) => Some(reason.clone()),
-            Ok(value) if !value.is_finite() => Some("the value is not finite".to_owned()),
-            Ok(_) => None,
-        };
-        let mut table = Table::new()
-            .with("id", text(&|_, row| Some(self.subjects[row.subject].id.clone())))
-            .with("method", text(&|scored, _| Some(scored.method.clone())))
-            .with("metric", text(&|_, row| Some(row.metric.name().to_owned())))
-            .with("baseline", text(&|_, row| baseline(row.metric)))
-            .with("value", number(&finite))
-            .with("mask_share", number(&|row| self.mask(row.subject).map(Mask::share)))
-            .with("mode", text(&|_, _| Some(self.params.mode.name().to_owned())))
-            .with("reason", text(&|_, row| reason(row)))
-            .with("target", text(&|_, row| self.subjects[row.subject].target.clone()))
-            .with("map_baseline", text(&|scored, _| scored.map_baseline.clone()));
-        for axis in &self.axes {
-            table = table.with(axis, text(&|scored, _| scored.axes.get(axis).cloned()));
-        }
-        let facts = |metric: &Metric| {
-            let score = (metric.needs() == Needs::Model).then_some("probability");
-            let facts = serde_json::json!({ "direction": metric.direction(), "score": score });
-            (metric.name().to_owned(), facts)
-        };
-        let axes: Vec<&str> =
-            std::iter::once("map_baseline").chain(self.axes.iter().map(String::as_str)).collect();
-        let facts: serde_json::Map<String, serde_json::Value> = self.metrics.iter().map(facts).collect();
-        table
-            .with_metadata("metrics", serde_json::Value::Object(facts).to_string())
-            .with_metadata("axes", serde_json::json!(axes).to_string())
+        let outcomes = maps.iter().map(outcome).collect();
+        (outcomes, asked)
     }
 }
 
-/// The metrics to compute, in their order.
-fn chosen(params: &Params, has_masks: bool, has_model: bool) -> Result<Vec<Metric>, StageError> {
-    let allowed = |metric: &Metric| match metric.needs() {
-        Needs::Nothing => true,
-        Needs::Mask => has_masks,
-        Needs::Model => has_model,
-    };
-    if params.metrics.is_empty() {
-        let defined = |metric: &Metric| params.mode == Mode::Reference || metric.is_in_quantus();
-        return Ok(Metric::ALL.into_iter().filter(|metric| allowed(metric) && defined(metric)).collect());
-    }
-    match params.metrics.iter().find(|metric| !allowed(metric)) {
-        None => Ok(params.metrics.clone()),
-        Some(metric) => {
-            let needed = if metric.needs() == Needs::Mask { "masks" } else { "checkpoint" };
-            Err(StageError::failed(format!("`{}` needs the input `{needed}`", metric.name())))
-        }
-    }
-}
-
-/// The subjects of all maps, their shape, and the axes that tell maps of a method apart. The maps
-/// themselves are read again later, one method at a time.
-fn scan(
-    params: &Params,
-    context: &StageContext<'_>,
-) -> Result<(Vec<Subject>, Shape, Vec<String>), StageError> {
-    let mut shape: Option<[usize; 2]> = None;
-    let mut known = BTreeSet::new();
-    let mut inputs = Vec::new();
-    for input in context.inputs("saliency") {
-        context.check_cancelled()?;
-        let mut maps = Maps::read(input)?;
-        maps.rows.iter_mut().for_each(|(_, map)| *map = Ok(Vec::new()));
-        let [height, width] = *shape.get_or_insert(maps.shape);
-        if maps.shape != [height, width] || height != width {
-            let reason = format!(
-                "maps of {} are {:?}; squares of one size are expected ({height} x {width} came first)",
-                maps.method, maps.shape
-            );
-            return Err(StageError::input("saliency", reason));
-        }
-        if !known.insert((maps.method.clone(), maps.baseline.clone(), maps.axes.clone())) {
-            let reason = format!(
-                "two inputs hold maps of {} and no axis tells them apart; name them `stage[axis=*].saliency`",
-                maps.method
-            );
-            return Err(StageError::input("saliency", reason));
-        }
-        inputs.push(maps);
-    }
-    let side = shape.ok_or_else(|| StageError::input("saliency", "there are no maps"))?[0];
-    let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-    let table = read_columns(context.input("images")?, &["image_id", "split"])?;
-    let all: BTreeSet<&str> = table.strings("image_id")?.into_iter().collect();
-    let chosen = table.select(&table.rows_of_splits(&splits));
-    let chosen: BTreeSet<&str> = chosen.strings("image_id")?.into_iter().collect();
-    let limit = params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
-    let mut ids = BTreeSet::new();
-    let mut kept = Vec::new();
-    for subject in subjects(&inputs) {
-        let id = subject.id.as_str();
-        if !all.contains(id) {
-            return Err(StageError::input("images", format!("it has no image `{id}`, which was explained")));
-        }
-        if chosen.contains(id) && (ids.contains(id) || ids.len() < limit) {
-            ids.insert(subject.id.clone());
-            kept.push(subject);
-        }
-    }
-    if kept.is_empty() && !context.is_part() {
-        context.warn("no map is of an image of the chosen splits: there are no scores");
-    }
-    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, varying_axes(&inputs)))
-}
-
-/// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and
-/// stored files hold no such values.
-fn varying_axes(inputs: &[Maps]) -> Vec<String> {
-    let names: BTreeSet<&String> = inputs.iter().flat_map(|maps| maps.axes.keys()).collect();
-    let values = |name: &String| -> BTreeSet<Option<&String>> {
-        inputs.iter().map(|maps| maps.axes.get(name)).collect()
-    };
-    names.into_iter().filter(|name| values(name).len() > 1).cloned().collect()
+/// The values of those maps that a metric is defined for, in the places of all.
+fn filled(
+    outcomes: &[Result<(), String>],
+    values: impl IntoIterator<Item = Result<f64, String>>,
+) -> Vec<Result<f64, String>> {
+    let mut values = values.into_iter();
+    let missing = || Err("the model gave no value".to_owned());
+    let value =
+        |outcome: &Result<(), String>| outcome.clone().and_then(|()| values.next().unwrap_or_else(missing));
+    outcomes.iter().map(value).collect()
 }

@@ -7,14 +7,16 @@ use serde_json::Value as Json;
 
 use crate::harness::Golden;
 
+#[derive(Clone)]
 enum Layer {
-    Convolution { weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
-    Linear { weight: Tensor, bias: Option<Tensor> },
+    Convolution { name: String, weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize },
+    Linear { name: String, weight: Tensor, bias: Option<Tensor> },
     Pool { kind: String, kernel: usize, stride: usize },
     Flatten,
     Activation(String),
 }
 
+#[derive(Clone)]
 pub(super) struct Network {
     layers: Vec<Layer>,
 }
@@ -36,8 +38,9 @@ impl Network {
                     bias: bias(),
                     stride: size("stride", 1),
                     padding: size("padding", 0),
+                    name: name.clone(),
                 },
-                "linear" => Layer::Linear { weight: parameter("weight"), bias: bias() },
+                "linear" => Layer::Linear { weight: parameter("weight"), bias: bias(), name: name.clone() },
                 "avg_pool2d" | "max_pool2d" => {
                     let kernel = size("kernel", 2);
                     Layer::Pool { kind: kind.to_owned(), kernel, stride: size("stride", kernel) }
@@ -51,17 +54,57 @@ impl Network {
 
     /// Logits `[batch, classes]` in f64.
     pub(super) fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(self.outputs(images)?.pop().expect("a network has layers"))
+    }
+
+    /// What every layer that computes something gives for an image, flat and one after another: one row per image.
+    pub(super) fn representations(&self, images: &Tensor) -> Result<Vec<Vec<f64>>> {
+        let outputs = self.outputs(images)?;
+        let computes = |layer: &Layer| !matches!(layer, Layer::Flatten);
+        let flat: Result<Vec<Tensor>> = self
+            .layers
+            .iter()
+            .zip(&outputs)
+            .filter(|(layer, _)| computes(layer))
+            .map(|(_, output)| output.flatten_from(1))
+            .collect();
+        Tensor::cat(&flat?, 1)?.to_vec2()
+    }
+
+    /// The network with the parameters of one layer replaced by those of `tensors` under `prefix`.
+    pub(super) fn with_layer(&self, layer: &str, tensors: &Golden, prefix: &str) -> Self {
+        let parameter = |part: &str| {
+            let tensor = tensors.input(&format!("{prefix}{layer}.{part}"));
+            tensor.to_dtype(DType::F64).expect("parameters are floats")
+        };
+        let mut changed = self.clone();
+        for known in &mut changed.layers {
+            match known {
+                Layer::Convolution { name, weight, bias, .. } | Layer::Linear { name, weight, bias }
+                    if name == layer =>
+                {
+                    *weight = parameter("weight");
+                    *bias = bias.as_ref().map(|_| parameter("bias"));
+                }
+                _ => {}
+            }
+        }
+        changed
+    }
+
+    fn outputs(&self, images: &Tensor) -> Result<Vec<Tensor>> {
+        let mut outputs = Vec::with_capacity(self.layers.len());
         let mut x = images.to_dtype(DType::F64)?;
         for layer in &self.layers {
             x = match layer {
-                Layer::Convolution { weight, bias, stride, padding } => {
+                Layer::Convolution { weight, bias, stride, padding, .. } => {
                     let y = x.conv2d(weight, *padding, *stride, 1, 1)?;
                     match bias {
                         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?,
                         None => y,
                     }
                 }
-                Layer::Linear { weight, bias } => {
+                Layer::Linear { weight, bias, .. } => {
                     let y = x.matmul(&weight.t()?)?;
                     match bias {
                         Some(bias) => y.broadcast_add(bias)?,
@@ -75,8 +118,9 @@ impl Network {
                 Layer::Flatten => x.flatten_from(1)?,
                 Layer::Activation(kind) => activate(kind, &x)?,
             };
+            outputs.push(x.clone());
         }
-        Ok(x)
+        Ok(outputs)
     }
 
     /// The predicted class of each image.

@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 
 use pipe_attribution::Result;
 use pipe_attribution::metrics::{
-    Baseline, Distance, Engine, Groups, Mode, Order, Part, Similarity, Undefined, Value, Weighting,
-    attribution_localisation, auc, completeness_quantus, complexity, effective_complexity,
+    Baseline, Distance, Engine, Groups, Mode, Order, Part, Preparation, Scale, Similarity, Undefined, Value,
+    Weighting, attribution_localisation, auc, completeness_quantus, complexity, effective_complexity,
     faithfulness_correlation, faithfulness_estimate, focus, in_channels, infidelity_quantus, irof_quantus,
-    monotonicity_correlation, non_sensitivity, normalise_together, patch_order, patches,
-    pixel_flipping_quantus, pixels_of, pointing_game, region_perturbation, relevance_mass_accuracy,
-    relevance_rank_accuracy, road, sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection,
-    trapezoid, weighted_pointing_game,
+    monotonicity_correlation, non_sensitivity, patch_order, patches, pixel_flipping_quantus, pixels_of,
+    pointing_game, region_perturbation_quantus, relevance_mass_accuracy, relevance_rank_accuracy, road,
+    sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection, trapezoid, weighted_pointing_game,
 };
 use serde_json::Value as Json;
 
@@ -19,12 +18,18 @@ use super::{Case, evaluator, rows, single, tolerance};
 use crate::harness::{self, Ledger};
 
 /// Values in the order of the golden's numbers.
-type Outcome = Vec<Value>;
+pub(super) type Outcome = Vec<Value>;
 
 /// Metrics that normalise, and that take magnitudes, unless their parameters say otherwise.
 fn defaults(metric: &str) -> (bool, bool) {
     match metric {
-        "Infidelity" => (false, false),
+        "Infidelity" | "MaxSensitivity" | "AvgSensitivity" | "EfficientMPRT" | "InputInvariance" => {
+            (false, false)
+        }
+        "RelativeInputStability" | "RelativeOutputStability" | "RelativeRepresentationStability" => {
+            (false, false)
+        }
+        "Continuity" | "Consistency" | "MPRT" | "SmoothMPRT" => (true, true),
         "Monotonicity" | "MonotonicityCorrelation" | "Sufficiency" | "NonSensitivity" => (true, true),
         "AttributionLocalisation" | "Sparseness" | "Complexity" | "EffectiveComplexity" => (true, true),
         _ => (true, false),
@@ -33,16 +38,20 @@ fn defaults(metric: &str) -> (bool, bool) {
 
 /// The maps of an entry as the metric sees them.
 fn prepared(case: &Case, entry: &Json) -> Vec<Vec<f64>> {
-    let (normalise, absolute) = defaults(entry["metric"].as_str().expect("a metric"));
+    preparation(entry).of(&case.maps(entry["attributions"].as_str().expect("a tensor")))
+}
+
+/// What the metric of an entry does to the maps of one call.
+pub(super) fn preparation(entry: &Json) -> Preparation {
+    let metric = entry["metric"].as_str().expect("a metric");
+    let (normalise, absolute) = defaults(metric);
     let flag = |key: &str, default: bool| entry["params"][key].as_bool().unwrap_or(default);
-    let mut maps = case.maps(entry["attributions"].as_str().expect("a tensor"));
-    if flag("normalise", normalise) {
-        maps = normalise_together(&maps);
-    }
-    if flag("abs", absolute) {
-        maps = maps.iter().map(|map| Part::Absolute.of(map)).collect();
-    }
-    maps
+    let scale = match metric {
+        _ if !flag("normalise", normalise) => Scale::None,
+        "SmoothMPRT" => Scale::SecondMoment,
+        _ => Scale::Together,
+    };
+    Preparation { scale, part: if flag("abs", absolute) { Part::Absolute } else { Part::Signed } }
 }
 
 fn baseline(params: &Json, default: Baseline) -> Baseline {
@@ -62,7 +71,7 @@ fn number(params: &Json, key: &str, default: f64) -> f64 {
     params[key].as_f64().unwrap_or(default)
 }
 
-fn count(params: &Json, key: &str, default: usize) -> usize {
+pub(super) fn count(params: &Json, key: &str, default: usize) -> usize {
     params[key].as_u64().map_or(default, |number| number as usize)
 }
 
@@ -97,14 +106,14 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
                     }))
                 })
                 .collect();
-            faithfulness_correlation(&engine, &samples, &subsets, black)?
+            faithfulness_correlation(&engine, &samples, &subsets, &black.images(&samples))?
         }
         "FaithfulnessEstimate" => {
             let similarity = match params["similarity_func"].as_str() {
                 Some("correlation_spearman") => Similarity::Spearman,
                 _ => Similarity::Pearson,
             };
-            faithfulness_estimate(&engine, &samples, black, per_step, similarity)?
+            faithfulness_estimate(&engine, &samples, &black.images(&samples), per_step, similarity)?
         }
         "PixelFlipping" => {
             let all = pixel_flipping_quantus(&engine, &samples, black, per_step)?;
@@ -131,7 +140,7 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
                     order
                 })
                 .collect();
-            let all = region_perturbation(&engine, &samples, &patches, &orders, black)?;
+            let all = region_perturbation_quantus(&engine, &samples, &patches, &orders, black)?;
             let value = |start: f64, value: f64| if selectivity { value } else { start - value };
             all.iter().flat_map(|curve| curve[1..].iter().map(|after| Ok(value(curve[0], *after)))).collect()
         }
@@ -225,7 +234,7 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
             let counts = non_sensitivity(&engine, &samples, black, epsilon, Mode::Quantus)?;
             counts.into_iter().map(Ok).collect()
         }
-        _ => return Ok(None),
+        _ => return super::again::scores(case, entry),
     }))
 }
 
@@ -279,9 +288,14 @@ fn road_scores(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> 
         .collect())
 }
 
+/// The scores of an entry; some exist for a float32 network only.
+pub(super) fn golden(entry: &Json) -> &Json {
+    if entry["score_f64"].is_null() { &entry["score_f32"] } else { &entry["score_f64"] }
+}
+
 fn compare(case: &Case, ledger: &Ledger, entry: &Json, refused: &BTreeSet<&str>) {
     let id = entry["id"].as_str().expect("an id");
-    let golden = &entry["score_f64"];
+    let golden = golden(entry);
     let expects_error = refused.contains(id) || !entry["error_f64"].is_null();
     let Some(ours) = scores(case, entry).unwrap_or_else(|error| panic!("{id}: {error}")) else { return };
     if expects_error {
@@ -322,10 +336,13 @@ fn compare_file(prefix: &str, config: impl Fn(&Json) -> &Json) {
     for entry in entries {
         compare(&case, &ledger, entry, &refused);
     }
-    case.data.list();
+    case.data.finish();
     case.model.finish();
-    case.draws.list();
-    ledger.list();
+    case.draws.finish();
+    if let Some(randomised) = &case.randomised {
+        randomised.finish();
+    }
+    ledger.finish_without(&[]);
 }
 
 #[test]

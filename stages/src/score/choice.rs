@@ -1,0 +1,123 @@
+//! Which metrics and which images are scored.
+
+use std::collections::BTreeSet;
+
+use pipe_attribution::metrics::Shape;
+use pipe_engine::{StageContext, StageError};
+use pipe_models::random::Key;
+
+use super::Params;
+use super::maps::{Maps, Subject, subjects};
+use super::metric::{Metric, Needs};
+use crate::table::read_columns;
+
+/// Channels of every image here.
+pub(super) const CHANNELS: usize = 3;
+
+/// The metrics to compute, in their order.
+pub(super) fn chosen(params: &Params, has_masks: bool, has_model: bool) -> Result<Vec<Metric>, StageError> {
+    let allowed = |metric: &Metric| match metric.needs() {
+        Needs::Nothing => true,
+        Needs::Mask => has_masks,
+        Needs::Model | Needs::Predictions | Needs::Method => has_model,
+    };
+    let wanted = params.wanted();
+    match wanted.iter().find(|metric| !allowed(metric)) {
+        Some(metric) if !params.metrics.is_empty() => {
+            let needed = if metric.needs() == Needs::Mask { "masks" } else { "checkpoint" };
+            Err(StageError::failed(format!("`{}` needs the input `{needed}`", metric.name())))
+        }
+        _ => Ok(wanted.into_iter().filter(allowed).collect()),
+    }
+}
+
+/// The first images of the subjects that the model is asked about; all if there is no limit.
+pub(super) fn first_images(subjects: &[Subject], limit: Option<i64>) -> Option<BTreeSet<String>> {
+    let limit = limit?.max(1) as usize;
+    let mut first = BTreeSet::new();
+    for subject in subjects {
+        if first.len() < limit {
+            first.insert(subject.id.clone());
+        }
+    }
+    Some(first)
+}
+
+/// A random subset of the images: those whose keys are least. All if there is no limit.
+pub(super) fn random_images(
+    subjects: &[Subject],
+    limit: Option<usize>,
+    seed: u64,
+) -> Option<BTreeSet<String>> {
+    let limit = limit?;
+    let ids: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();
+    let draw = |id: &str| Key::derive("pipe explained again/1", seed, &[id.into()]).bits(1);
+    let mut drawn: Vec<(u64, &str)> = ids.into_iter().map(|id| (draw(id), id)).collect();
+    drawn.sort_unstable();
+    Some(drawn.into_iter().take(limit).map(|(_, id)| id.to_owned()).collect())
+}
+
+/// The subjects of all maps, their shape, and the axes that tell maps of a method apart. The maps
+/// themselves are read again later, one method at a time.
+pub(super) fn scan(
+    params: &Params,
+    context: &StageContext<'_>,
+) -> Result<(Vec<Subject>, Shape, Vec<String>), StageError> {
+    let mut shape: Option<[usize; 2]> = None;
+    let mut known = BTreeSet::new();
+    let mut inputs = Vec::new();
+    for input in context.inputs("saliency") {
+        context.check_cancelled()?;
+        let mut maps = Maps::read(input)?;
+        maps.rows.iter_mut().for_each(|(_, map)| *map = Ok(Vec::new()));
+        let [height, width] = *shape.get_or_insert(maps.shape);
+        if maps.shape != [height, width] || height != width {
+            let reason = format!(
+                "maps of {} are {:?}; squares of one size are expected ({height} x {width} came first)",
+                maps.method, maps.shape
+            );
+            return Err(StageError::input("saliency", reason));
+        }
+        if !known.insert((maps.method.clone(), maps.baseline.clone(), maps.axes.clone())) {
+            let reason = format!(
+                "two inputs hold maps of {} and no axis tells them apart; name them `stage[axis=*].saliency`",
+                maps.method
+            );
+            return Err(StageError::input("saliency", reason));
+        }
+        inputs.push(maps);
+    }
+    let side = shape.ok_or_else(|| StageError::input("saliency", "there are no maps"))?[0];
+    let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+    let table = read_columns(context.input("images")?, &["image_id", "split"])?;
+    let all: BTreeSet<&str> = table.strings("image_id")?.into_iter().collect();
+    let chosen = table.select(&table.rows_of_splits(&splits));
+    let chosen: BTreeSet<&str> = chosen.strings("image_id")?.into_iter().collect();
+    let limit = params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
+    let mut ids = BTreeSet::new();
+    let mut kept = Vec::new();
+    for subject in subjects(&inputs) {
+        let id = subject.id.as_str();
+        if !all.contains(id) {
+            return Err(StageError::input("images", format!("it has no image `{id}`, which was explained")));
+        }
+        if chosen.contains(id) && (ids.contains(id) || ids.len() < limit) {
+            ids.insert(subject.id.clone());
+            kept.push(subject);
+        }
+    }
+    if kept.is_empty() && !context.is_part() {
+        context.warn("no map is of an image of the chosen splits: there are no scores");
+    }
+    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, varying_axes(&inputs)))
+}
+
+/// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and
+/// stored files hold no such values.
+fn varying_axes(inputs: &[Maps]) -> Vec<String> {
+    let names: BTreeSet<&String> = inputs.iter().flat_map(|maps| maps.axes.keys()).collect();
+    let values = |name: &String| -> BTreeSet<Option<&String>> {
+        inputs.iter().map(|maps| maps.axes.get(name)).collect()
+    };
+    names.into_iter().filter(|name| values(name).len() > 1).cloned().collect()
+}

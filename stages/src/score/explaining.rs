@@ -1,0 +1,454 @@
+//! Metrics that explain again: changed images, changed models, another class.
+
+use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use pipe_attribution::metrics::{
+    Baseline, Drawn, Draws, Engine, LayerOrder, Part, Perturbation, Preparation, Randomisation, Robustness,
+    Sample, Scale, Shape, Similarity, Value, completeness, completeness_quantus, flat_ssim, input_invariance,
+    other_class, random_logit, range, translated, translations,
+};
+use pipe_attribution::{AttributionError, Evaluator, Passes};
+use pipe_engine::{StageContext, StageError};
+use pipe_models::random::Key;
+
+use super::faithfulness::{Asked, CHUNK, pixels, stage_error};
+use super::layers::RandomLayers;
+use super::metric::Metric;
+use super::{Mode, Params};
+use crate::attribute::{Again, Changed};
+use crate::images::ImageSet;
+use crate::model::{DEVICE, Model, tensor_error};
+use crate::target::ClassTarget;
+
+/// Bins of the histogram of efficient parameter randomisation.
+const BINS: usize = 100;
+/// Translations of continuity in Quantus.
+const QUANTUS_TRANSLATIONS: usize = 28;
+/// Smooth parameter randomisation: the deviation of the noise as a share of the image's range.
+const SMOOTH_NOISE: f64 = 0.1;
+/// What input invariance adds to every value.
+const SHIFT: f32 = -1.0;
+/// A map that is explained again may differ from the stored one by this share of its norm: rounding, in other
+/// batches.
+const SAME: f64 = 0.01;
+
+/// A value, or why there is none.
+type Outcome = Result<f64, String>;
+type Images<'a> = [(usize, &'a [f32])];
+type Vectors = pipe_attribution::Result<Vec<Vec<f64>>>;
+
+/// What is explained again, and with what.
+pub(super) struct Explaining<'a, 'c> {
+    pub(super) again: &'a Again<'a, 'c>,
+    pub(super) model: &'a Model,
+    pub(super) layers: &'a RandomLayers<'a>,
+    pub(super) images: &'a ImageSet,
+    pub(super) shape: Shape,
+    pub(super) params: &'a Params,
+    pub(super) context: &'a StageContext<'c>,
+    /// Images that were explained so far, and will have been in the end.
+    pub(super) done: &'a Cell<u64>,
+    pub(super) total: u64,
+}
+
+impl Explaining<'_, '_> {
+    /// Images that are explained for one map, in a model of so many layers.
+    pub(super) fn images_of(metric: Metric, params: &Params, layers: usize) -> u64 {
+        let (draws, layers) = (params.draws.max(1) as u64, layers as u64);
+        match metric {
+            Metric::ParameterRandomisation => layers,
+            Metric::SmoothParameterRandomisation => (layers + 1) * (draws + 1),
+            Metric::Completeness => 2,
+            Metric::RandomLogit | Metric::InputInvariance | Metric::EfficientParameterRandomisation => 1,
+            _ => draws,
+        }
+    }
+
+    /// The values of each metric for each map. `classes[i]` is what map i explains.
+    pub(super) fn values(
+        &self,
+        metrics: &[Metric],
+        maps: &[Asked<'_>],
+        classes: &[usize],
+    ) -> Result<Vec<Vec<Outcome>>, StageError> {
+        // What Quantus normalises together has to be together.
+        let size = if self.params.mode == Mode::Quantus { maps.len().max(1) } else { CHUNK };
+        let mut values = vec![Vec::with_capacity(maps.len()); metrics.len()];
+        for (chunk, classes) in maps.chunks(size).zip(classes.chunks(size)) {
+            self.context.check_cancelled()?;
+            let places: Vec<usize> = chunk.iter().map(|asked| asked.image).collect();
+            let pixels = pixels(self.images, &places)?;
+            let targets: Vec<ClassTarget> = classes.iter().map(|class| self.again.target(*class)).collect();
+            let samples: Vec<Sample<'_>> = chunk
+                .iter()
+                .zip(pixels.chunks_exact(self.shape.features()))
+                .enumerate()
+                .map(|(index, (asked, image))| Sample { index, image, map: asked.map })
+                .collect();
+            let chunk = Chunk {
+                setting: self,
+                samples: &samples,
+                places: &places,
+                targets: &targets,
+                failure: RefCell::default(),
+                sensitivity: RefCell::default(),
+            };
+            let unlike = chunk.is_another()?;
+            for (metric, values) in metrics.iter().zip(&mut values) {
+                values.extend(match &unlike {
+                    Some(reason) => vec![Err(reason.clone()); samples.len()],
+                    None => chunk.values(*metric)?,
+                });
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// The samples that are explained together; they are numbered within the chunk.
+struct Chunk<'a, 'e, 'c> {
+    setting: &'a Explaining<'e, 'c>,
+    samples: &'a [Sample<'a>],
+    /// The place of each sample in the image set.
+    places: &'a [usize],
+    targets: &'a [ClassTarget],
+    /// What went wrong inside a call of the library.
+    failure: RefCell<Option<StageError>>,
+    /// Max- and avg-sensitivity are read off the same draws.
+    sensitivity: RefCell<Option<Drawn>>,
+}
+
+impl Chunk<'_, '_, '_> {
+    fn params(&self) -> &Params {
+        self.setting.params
+    }
+
+    fn is_quantus(&self) -> bool {
+        self.params().mode == Mode::Quantus
+    }
+
+    fn mode(&self) -> pipe_attribution::metrics::Mode {
+        self.params().mode.into()
+    }
+
+    /// Remembers an error of the stage on its way through the library.
+    fn carried<T>(&self, result: Result<T, StageError>) -> pipe_attribution::Result<T> {
+        result.map_err(|error| {
+            *self.failure.borrow_mut() = Some(error);
+            AttributionError::Stopped
+        })
+    }
+
+    /// The maps of changed images by a model.
+    fn explain(
+        &self,
+        model: &Model,
+        targets: &[ClassTarget],
+        shift: Option<f32>,
+        images: &Images<'_>,
+    ) -> Vectors {
+        let changed = Changed { places: self.places, targets, images, shift };
+        let maps = self.carried(self.setting.again.explain(model, changed))?;
+        let done = self.setting.done.get() + images.len() as u64;
+        self.setting.done.set(done);
+        self.setting.context.progress(done, self.setting.total.max(done), "images", &[]);
+        maps.map_err(AttributionError::NotApplicable)
+    }
+
+    fn explain_again(&self, images: &Images<'_>) -> Vectors {
+        self.explain(self.setting.model, self.targets, None, images)
+    }
+
+    /// The maps of a model with layers drawn anew.
+    fn explain_random(&self, layers: &[usize], images: &Images<'_>) -> Vectors {
+        let model = self.carried(self.setting.layers.model(layers))?;
+        self.explain(&model, self.targets, None, images)
+    }
+
+    /// Rows of a function of pixels `[batch, 3, side, side]`, flat.
+    fn rows_of(
+        &self,
+        images: &Images<'_>,
+        of: impl Fn(&Tensor) -> Result<Tensor, StageError>,
+    ) -> Result<Vec<Vec<f64>>, StageError> {
+        let Shape { channels, height, width } = self.setting.shape;
+        let mut rows = Vec::with_capacity(images.len());
+        for part in images.chunks(self.params().batch.max(1) as usize) {
+            self.setting.context.check_cancelled()?;
+            let values: Vec<f32> = part.iter().flat_map(|(_, image)| image.iter().copied()).collect();
+            let pixels = Tensor::from_vec(values, (part.len(), channels, height, width), &DEVICE);
+            let rows_of_part = of(&pixels.map_err(tensor_error)?)?.flatten_from(1);
+            let values: Vec<Vec<f32>> = rows_of_part.and_then(|rows| rows.to_vec2()).map_err(tensor_error)?;
+            rows.extend(values.into_iter().map(|row| row.into_iter().map(f64::from).collect::<Vec<_>>()));
+        }
+        Ok(rows)
+    }
+
+    fn logits(&self, images: &Images<'_>) -> Vectors {
+        self.carried(self.rows_of(images, |pixels| self.setting.model.logits(pixels, None)))
+    }
+
+    fn representations(&self, images: &Images<'_>) -> Vectors {
+        self.carried(self.rows_of(images, |pixels| {
+            self.setting.model.image_tower()?.features(pixels, None).map_err(tensor_error)
+        }))
+    }
+
+    fn images(&self) -> Vec<(usize, &[f32])> {
+        self.samples.iter().map(|sample| (sample.index, sample.image)).collect()
+    }
+
+    /// Why the first map is not the one that is made again, if so.
+    fn is_another(&self) -> Result<Option<String>, StageError> {
+        let Some(first) = self.samples.first() else { return Ok(None) };
+        let changed = Changed {
+            places: self.places,
+            targets: self.targets,
+            images: &[(first.index, first.image)],
+            shift: None,
+        };
+        let again = match self.setting.again.explain(self.setting.model, changed)? {
+            Ok(mut maps) => maps.remove(0),
+            Err(reason) => return Ok(Some(reason)),
+        };
+        let norm =
+            |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+        let difference = norm(&mut first.map.iter().zip(&again).map(|(a, b)| a - b));
+        let size = norm(&mut first.map.iter().copied());
+        let is_same = difference <= SAME * size || (size == 0.0 && difference == 0.0);
+        Ok((!is_same).then(|| {
+            format!(
+                "the method gives another map than the stored one when it explains again (it differs by {:.0} % of \
+                 its norm)",
+                100.0 * difference / size
+            )
+        }))
+    }
+
+    /// A key of a sample's image: neither of its place nor of those beside it.
+    fn key(&self, domain: &str, place: usize) -> Key {
+        let id = self.setting.images.ids[self.places[place]].as_str();
+        Key::derive(domain, self.params().seed as u64, &[id.into()])
+    }
+
+    /// An image with noise; a share of its range, but in Quantus.
+    fn noisy(&self, noise: Perturbation, domain: &str, draw: usize, place: usize) -> Vec<f32> {
+        let image = self.samples[place].image;
+        let scale = if self.is_quantus() { 1.0 } else { range(image) };
+        noise.add(image, self.key(domain, place).sub(draw as u64), scale)
+    }
+
+    fn values(&self, metric: Metric) -> Result<Vec<Outcome>, StageError> {
+        let result = match metric {
+            Metric::InputInvariance if self.is_quantus() => Err(AttributionError::NotApplicable(
+                "Quantus 0.6.0 corrects the bias of the first convolution, which a wrapped model does not show"
+                    .to_owned(),
+            )),
+            Metric::Completeness => self.completeness(),
+            Metric::InputInvariance => self.invariance(),
+            Metric::RandomLogit => self.random_logit(),
+            Metric::ParameterRandomisation
+            | Metric::SmoothParameterRandomisation
+            | Metric::EfficientParameterRandomisation => self.randomisation(metric),
+            other => self.robustness(other),
+        };
+        if let Some(failure) = self.failure.borrow_mut().take() {
+            return Err(failure);
+        }
+        match result {
+            Ok(values) => {
+                Ok(values.into_iter().map(|value| value.map_err(|reason| reason.to_string())).collect())
+            }
+            Err(AttributionError::NotApplicable(reason)) => Ok(vec![Err(reason); self.samples.len()]),
+            Err(error) => Err(stage_error(error)),
+        }
+    }
+
+    fn robustness(&self, metric: Metric) -> pipe_attribution::Result<Vec<Value>> {
+        let (mode, noise) = (self.mode(), self.params().noise);
+        let noise = match (metric, self.is_quantus()) {
+            (Metric::LocalLipschitzEstimate, true) => Perturbation::Normal { deviation: 0.1 },
+            (Metric::LocalLipschitzEstimate, false) => Perturbation::Normal { deviation: noise },
+            (Metric::MaxSensitivity | Metric::AvgSensitivity, true) => {
+                Perturbation::Uniform { low: -0.2, high: 0.2 }
+            }
+            (_, true) => Perturbation::Uniform { low: 0.02, high: 0.2 },
+            (_, false) => Perturbation::Uniform { low: -noise, high: noise },
+        };
+        let scale = if self.is_quantus() { Scale::Together } else { Scale::PerMap };
+        let preparation = match metric {
+            Metric::LocalLipschitzEstimate => Preparation { scale, part: Part::Signed },
+            Metric::Continuity => Preparation { scale, part: Part::Absolute },
+            Metric::MaxSensitivity | Metric::AvgSensitivity if !self.is_quantus() => {
+                Preparation { scale, part: Part::Signed }
+            }
+            _ => Preparation { scale: Scale::None, part: Part::Signed },
+        };
+        let explain = |images: &Images<'_>| self.explain_again(images);
+        let outputs = |images: &Images<'_>| self.logits(images);
+        let representations = |images: &Images<'_>| self.representations(images);
+        // Reference leaves draws out that change the prediction; Quantus does so for the relative ones.
+        let is_relative = matches!(
+            metric,
+            Metric::RelativeInputStability
+                | Metric::RelativeOutputStability
+                | Metric::RelativeRepresentationStability
+        );
+        let watched = is_relative || !self.is_quantus();
+        let shape = self.setting.shape;
+        let shifts = match self.is_quantus() {
+            true => translations(shape.width, QUANTUS_TRANSLATIONS, mode),
+            false => translations(shape.width, self.params().draws.max(1) as usize, mode),
+        };
+        let moved = |draw: usize, place: usize| {
+            let image = self.samples[place].image;
+            translated(image, shape, shifts[draw], Baseline::Black.value(image))
+        };
+        let noisy = |draw: usize, place: usize| self.noisy(noise, "pipe robustness/1", draw, place);
+        let draws = match metric {
+            Metric::Continuity => Draws { count: shifts.len(), image: &moved },
+            _ => Draws { count: self.params().draws.max(1) as usize, image: &noisy },
+        };
+        let robustness = Robustness {
+            samples: self.samples,
+            draws,
+            explain: &explain,
+            preparation,
+            outputs: if watched { Some(&outputs) } else { None },
+        };
+        Ok(match metric {
+            Metric::MaxSensitivity | Metric::AvgSensitivity => {
+                let mut known = self.sensitivity.borrow_mut();
+                if known.is_none() {
+                    *known = Some(robustness.sensitivity()?);
+                }
+                match &*known {
+                    Some(drawn) if metric == Metric::AvgSensitivity => drawn.average(mode),
+                    Some(drawn) => drawn.greatest(mode),
+                    None => Vec::new(),
+                }
+            }
+            Metric::LocalLipschitzEstimate => robustness.local_lipschitz()?.greatest(mode),
+            Metric::RelativeInputStability => robustness.relative_input_stability(mode)?.greatest(mode),
+            Metric::RelativeOutputStability => {
+                robustness.relative_output_stability(&outputs, mode)?.greatest(mode)
+            }
+            Metric::RelativeRepresentationStability => {
+                robustness.relative_representation_stability(&representations, mode)?.greatest(mode)
+            }
+            _ => robustness.continuity()?.greatest(mode),
+        })
+    }
+
+    fn randomisation(&self, metric: Metric) -> pipe_attribution::Result<Vec<Value>> {
+        let quantus = self.is_quantus();
+        let default = match metric {
+            Metric::ParameterRandomisation if quantus => LayerOrder::TopDown,
+            _ => LayerOrder::BottomUp,
+        };
+        let preparation = match metric {
+            // The histogram's bins follow the map.
+            Metric::EfficientParameterRandomisation => Preparation { scale: Scale::None, part: Part::Signed },
+            Metric::SmoothParameterRandomisation if quantus => {
+                Preparation { scale: Scale::SecondMoment, part: Part::Absolute }
+            }
+            // Ranks have no scale.
+            _ => Preparation { scale: Scale::None, part: Part::Absolute },
+        };
+        let explain = |layers: &[usize], images: &Images<'_>| self.explain_random(layers, images);
+        let randomisation = Randomisation {
+            samples: self.samples,
+            layers: self.setting.layers.len(),
+            order: self.params().layer_order.map_or(default, Into::into),
+            preparation,
+            explain: &explain,
+        };
+        let spearman = |a: &[f64], b: &[f64]| Similarity::Spearman.of(a, b);
+        let mode = self.mode();
+        match metric {
+            Metric::EfficientParameterRandomisation => randomisation.entropy_rise(BINS),
+            Metric::SmoothParameterRandomisation => {
+                let noisy = |step: usize, draw: usize, place: usize| {
+                    let image = self.samples[place].image;
+                    let key =
+                        self.key("pipe smooth randomisation/1", place).sub(step as u64).sub(draw as u64);
+                    Perturbation::Normal { deviation: SMOOTH_NOISE }.add(image, key, range(image))
+                };
+                let draws = self.params().draws.max(1) as usize;
+                Ok(randomisation.smooth_similarities(draws, &noisy, &spearman, mode)?.average(mode))
+            }
+            _ => Ok(randomisation.similarities(&spearman)?.average(mode)),
+        }
+    }
+
+    fn random_logit(&self) -> pipe_attribution::Result<Vec<Value>> {
+        let not_applicable = |reason: &str| AttributionError::NotApplicable(reason.to_owned());
+        if self.targets.iter().any(|target| target.against.is_some()) {
+            return Err(not_applicable("the map explains a margin between two classes"));
+        }
+        let classes = self.carried(self.setting.model.head())?.description.classes.len();
+        let others: Option<Vec<ClassTarget>> = (0..self.targets.len())
+            .map(|place| {
+                let key = self.key("pipe random logit/1", place);
+                let class = other_class(key, self.targets[place].class, classes)?;
+                Some(ClassTarget { class, against: None })
+            })
+            .collect();
+        let others = others.ok_or_else(|| not_applicable("the model knows one class only"))?;
+        let explain = |images: &Images<'_>| self.explain(self.setting.model, &others, None, images);
+        if self.is_quantus() {
+            let preparation = Preparation { scale: Scale::Together, part: Part::Signed };
+            return random_logit(self.samples, &explain, preparation, &flat_ssim);
+        }
+        let preparation = Preparation { scale: Scale::None, part: Part::Signed };
+        random_logit(self.samples, &explain, preparation, &|a, b| Similarity::Spearman.of(a, b))
+    }
+
+    fn invariance(&self) -> pipe_attribution::Result<Vec<Value>> {
+        // The tolerance is absolute: maps of all scales are judged alike if their greatest magnitude is 1.
+        let maps: Vec<(Vec<f64>, f64)> = self
+            .samples
+            .iter()
+            .map(|sample| {
+                let greatest = sample.map.iter().fold(0.0f64, |greatest, value| greatest.max(value.abs()));
+                let scale = if greatest > 0.0 { greatest } else { 1.0 };
+                (sample.map.iter().map(|value| value / scale).collect(), scale)
+            })
+            .collect();
+        let samples: Vec<Sample<'_>> =
+            self.samples.iter().zip(&maps).map(|(sample, (map, _))| Sample { map, ..*sample }).collect();
+        let explain = |images: &Images<'_>| -> Vectors {
+            let mut again = self.explain(self.setting.model, self.targets, Some(SHIFT), images)?;
+            for ((sample, _), map) in images.iter().zip(&mut again) {
+                map.iter_mut().for_each(|value| *value /= maps[*sample].1);
+            }
+            Ok(again)
+        };
+        Ok(input_invariance(&samples, &explain, SHIFT, self.mode())?.into_iter().map(Ok).collect())
+    }
+
+    fn completeness(&self) -> pipe_attribution::Result<Vec<Value>> {
+        let score = self.carried(self.setting.again.score(self.setting.model, self.targets))?;
+        let observer = |_: Passes| match self.setting.context.check_cancelled() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let evaluator = Evaluator::new(&score, self.params().batch.max(1) as usize).observed(&observer);
+        let engine = Engine::new(&evaluator, self.setting.shape);
+        let values = if self.is_quantus() {
+            let raw: Vec<Vec<f64>> = self.samples.iter().map(|sample| sample.map.to_vec()).collect();
+            let maps = Preparation { scale: Scale::Together, part: Part::Signed }.of(&raw);
+            let samples: Vec<Sample<'_>> =
+                self.samples.iter().zip(&maps).map(|(sample, map)| Sample { map, ..*sample }).collect();
+            completeness_quantus(&engine, &samples, Baseline::Black)?
+        } else {
+            let baselines = self.setting.again.baselines(self.places, &self.images());
+            let baselines = self.carried(baselines)?.map_err(AttributionError::NotApplicable)?;
+            completeness(&engine, self.samples, &baselines)?.iter().map(|gap| gap.relative).collect()
+        };
+        self.setting.done.set(self.setting.done.get() + evaluator.passes().forward);
+        Ok(values.into_iter().map(Ok).collect())
+    }
+}
