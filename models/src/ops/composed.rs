@@ -18,6 +18,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
 }
 
+/// As [`super::scaled_with_bias()`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn scaled_with_bias(x: &Tensor, factor: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(factor)?.broadcast_add(bias)
+}
+
 /// As [`super::layer_norm()`].
 ///
 /// # Errors

@@ -29,6 +29,7 @@ mod product;
 mod recompute;
 mod recurrent;
 mod rows;
+mod scaled;
 #[cfg(test)]
 mod tests;
 mod transposed;
@@ -51,6 +52,7 @@ pub use norm::frobenius_norm;
 pub use pool::{average_pool2d, max_pool2d};
 pub use recompute::{Part, recompute};
 pub use recurrent::{gru, lstm};
+pub use scaled::scaled_with_bias;
 pub use transposed::conv_transpose2d;
 pub use unit::scaled_unit;
 

@@ -7,7 +7,7 @@ use super::Mode;
 use crate::Activation;
 use crate::checkpoint::{CheckpointError, first_line};
 use crate::initial::Start;
-use crate::ops::{activate, frobenius_norm, linear};
+use crate::ops::{activate, frobenius_norm, linear, scaled_with_bias};
 use crate::weights::Weights;
 
 /// y = x W^T + b with W = g V / |V|, |V| the Frobenius norm of the whole matrix.
@@ -59,8 +59,7 @@ impl WeightNormLinear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         // The factor acts on the results, of which there are fewer than weights.
         let scale = (&self.factor / frobenius_norm(&self.direction)?)?;
-        let scale = scale.broadcast_as(self.bias.shape())?;
-        linear(x, &self.direction, None)?.broadcast_mul(&scale)?.broadcast_add(&self.bias)
+        scaled_with_bias(&linear(x, &self.direction, None)?, &scale, &self.bias)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Recurrent networks, transposed convolutions, norms of the batch and of tensors.
+//! Recurrent networks, transposed convolutions, norms of the batch and of tensors, factors with a bias.
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -91,4 +91,18 @@ fn lengths_agree_with_their_twin_and_have_no_slope_at_zero() {
     let zero = Var::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
     let gradients = frobenius_norm(&zero).unwrap().backward().unwrap();
     assert_eq!(values(gradients.get(&zero).unwrap()).unwrap(), [0.0; 4]);
+}
+
+#[test]
+fn a_factor_with_a_bias_agrees_with_its_twin_and_differences() {
+    for shape in [&[3, 5][..], &[2, 4, 7], &[1, 1]] {
+        let width = shape[shape.len() - 1];
+        check(
+            &[shape, &[], &[width]],
+            |a| scaled_with_bias(&a[0], &a[1], &a[2]),
+            |a| composed::scaled_with_bias(&a[0], &a[1], &a[2]),
+        );
+    }
+    assert!(scaled_with_bias(&random(&[2, 3], 1), &random(&[1], 2), &random(&[3], 3)).is_err());
+    assert!(scaled_with_bias(&random(&[2, 3], 1), &random(&[], 2), &random(&[2], 3)).is_err());
 }
