@@ -138,6 +138,7 @@ pub(super) fn better(metric: &str) -> Better {
         "std",
         "skewness",
         "difference",
+        "distance",
         "synergy",
         "perceptual",
         "mcnemar",

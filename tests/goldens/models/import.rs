@@ -45,7 +45,7 @@ fn compare(golden: &Golden, key: &str, model: &dyn FoundationModel, keys: &[&str
     golden.compare(key, &images, OUTPUT);
     let texts = embeddings(&|ids| model.text_tower().embed_texts(ids, None), keys[1]);
     golden.compare(keys[2], &texts, OUTPUT);
-    golden.list();
+    golden.finish_second_look();
 }
 
 #[test]
