@@ -88,7 +88,9 @@ impl CustomOp3 for ScaledWithBias {
             false => None,
         };
         let dbias = match bias.track_op() {
-            true => Some(Tensor::from_vec(column_sums(given, bias.elem_count()), bias.shape(), bias.device())?),
+            true => {
+                Some(Tensor::from_vec(column_sums(given, bias.elem_count()), bias.shape(), bias.device())?)
+            }
             false => None,
         };
         Ok((dx, dfactor, dbias))
