@@ -1,0 +1,244 @@
+//! Metrics that explain again, and what every row says of how it was made.
+
+use super::*;
+
+/// Metrics that explain again.
+fn again() -> Vec<Metric> {
+    Metric::ALL.iter().copied().filter(|metric| metric.needs() == Needs::Method).collect()
+}
+
+#[test]
+fn every_metric_has_a_value_of_maps_that_can_be_made_again() {
+    let study = Study::new()
+        .with_checkpoint()
+        .with_explained(serde_json::json!({ "method": "input_x_gradient" }))
+        .with_explained(serde_json::json!({ "method": "gradient" }));
+    let params = Params { preset: Preset::All, steps: 8, patch: Some(4), draws: 3, ..Params::default() };
+    let scores = study.run(&params);
+    for metric in Metric::ALL {
+        let (value, reason) = scores.row("a", "input_x_gradient", metric.name());
+        match metric {
+            // The masks are rectangles, and of three images none may have a like map.
+            Metric::Focus => assert!(reason.unwrap().contains("mosaic")),
+            Metric::Consistency | Metric::Sufficiency => assert!(value.is_some() || reason.is_some()),
+            _ => assert!(value.is_some(), "{}: {reason:?}", metric.name()),
+        }
+    }
+    // A gradient does not know where zero is; its product with the input does.
+    assert_eq!(scores.value("a", "gradient", "input_invariance"), 1.0);
+    assert_eq!(scores.value("a", "input_x_gradient", "input_invariance"), 0.0);
+    let (value, reason) = scores.row("a", "gradient", "completeness");
+    assert!(value.is_none() && reason.unwrap().contains("compares the image with nothing"));
+    for metric in ["max_sensitivity", "parameter_randomisation", "random_logit"] {
+        assert!(
+            scores.row("a", "random", metric).1.unwrap().contains("a control explains nothing"),
+            "{metric}"
+        );
+    }
+    let (most, mean) =
+        (scores.value("b", "gradient", "max_sensitivity"), scores.value("b", "gradient", "avg_sensitivity"));
+    assert!(most >= mean && mean > 0.0);
+    for metric in ["parameter_randomisation", "smooth_parameter_randomisation", "random_logit"] {
+        assert!(scores.value("b", "gradient", metric).abs() <= 1.0, "{metric}");
+    }
+    assert!(scores.value("b", "gradient", "parameter_randomisation") < 0.99);
+    // Neither batches nor a second run matter.
+    let one_by_one = study.run(&Params { batch: 1, ..params });
+    for metric in Metric::ALL {
+        for method in ["gradient", "random"] {
+            let (first, second) =
+                (scores.row("b", method, metric.name()), one_by_one.row("b", method, metric.name()));
+            match (first.0, second.0) {
+                (Some(first), Some(second)) => {
+                    let size = 1.0 + first.abs();
+                    assert!((first - second).abs() < 2e-2 * size, "{}: {first} {second}", metric.name());
+                }
+                (first, second) => assert_eq!(first, second, "{}", metric.name()),
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_say_how_they_were_made() {
+    let study = Study::new().with_checkpoint().with_maps("noise", &maps_of(&noise(3)));
+    let metrics = vec![Metric::PixelFlipping, Metric::RoadGap, Metric::Insertion, Metric::Sparseness];
+    let facts = |scores: &Scores, metric: &str, column: &str| {
+        let row = scores.table.strings("metric").unwrap().iter().position(|name| *name == metric).unwrap();
+        scores.table.utf8(column).unwrap()[row].clone()
+    };
+    let params = Params { metrics, steps: 4, seed: 7, ..Params::default() };
+    let scores = study.run(&params);
+    assert_eq!(facts(&scores, "pixel_flipping", "score").unwrap(), "logit");
+    assert_eq!(facts(&scores, "pixel_flipping", "better").unwrap(), "lower");
+    assert_eq!(facts(&scores, "pixel_flipping", "parameters").unwrap(), r#"{"steps":4}"#);
+    assert_eq!(facts(&scores, "pixel_flipping", "baseline").unwrap(), "zero");
+    assert_eq!(facts(&scores, "road_gap", "score").unwrap(), "probability");
+    assert_eq!(facts(&scores, "road_gap", "baseline").unwrap(), "neighbours");
+    assert_eq!(facts(&scores, "road_gap", "parameters").unwrap(), r#"{"seed":7}"#);
+    assert_eq!(facts(&scores, "sparseness", "better").unwrap(), "none");
+    assert_eq!(facts(&scores, "sparseness", "score"), None);
+    let scores = study.run(&Params { score: Some(ScoreSpace::Probability), ..params });
+    assert_eq!(facts(&scores, "pixel_flipping", "score").unwrap(), "probability");
+}
+
+#[test]
+fn gaps_are_differences_of_what_they_compare() {
+    let study = Study::new().with_checkpoint().with_maps("noise", &maps_of(&noise(3)));
+    let params = Params { preset: Preset::All, steps: 4, patch: Some(2), ..Params::default() };
+    let scores = study.run(&params);
+    let value = |metric| scores.value("a", "noise", metric);
+    for (gap, more, less) in [
+        ("pixel_flipping_gap", "pixel_flipping_least_first", "pixel_flipping"),
+        ("region_perturbation_gap", "region_perturbation", "region_perturbation_least_first"),
+        ("road_gap", "road_least_first", "road"),
+    ] {
+        assert!((value(gap) - (value(more) - value(less))).abs() < 1e-9, "{gap}");
+    }
+    // Deletion is pixel flipping by the probability.
+    let by_probability = study.run(&Params { score: Some(ScoreSpace::Probability), ..params });
+    assert_eq!(by_probability.value("a", "noise", "pixel_flipping"), value("deletion"));
+}
+
+#[test]
+fn maps_that_cannot_be_made_again_say_why() {
+    let study = Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "gradient" }));
+    // The parameters of one method beside the map of another.
+    let params = serde_json::json!({ "method": "gradient" }).to_string();
+    let map = noise(3);
+    let unknown = serde_json::json!({ "method": "tea leaves" }).to_string();
+    let random = serde_json::json!({ "method": "gradient", "random_weights": true }).to_string();
+    let study = study
+        .with_maps("plain", &maps_of(&map))
+        .with_maps_of("forged", &[], &[("params", &params)], &maps_of(&map))
+        .with_maps_of("unknown", &[], &[("params", &unknown)], &maps_of(&map))
+        .with_maps_of("weights", &[], &[("params", &random)], &maps_of(&map));
+    let params = Params { metrics: again(), draws: 1, ..Params::default() };
+    let scores = study.run(&params);
+    for (method, reason) in [
+        ("plain", "does not say by which parameters"),
+        ("forged", "gives another map"),
+        ("unknown", "not known here"),
+        ("weights", "random weights"),
+    ] {
+        for metric in ["max_sensitivity", "parameter_randomisation", "completeness"] {
+            let (value, ours) = scores.row("a", method, metric);
+            assert!(
+                value.is_none() && ours.as_ref().unwrap().contains(reason),
+                "{method} {metric}: {ours:?}"
+            );
+        }
+    }
+    assert!(scores.row("a", "gradient", "max_sensitivity").0.is_some());
+}
+
+#[test]
+fn costly_metrics_are_of_a_random_subset() {
+    let study = Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "gradient" }));
+    let params = Params {
+        metrics: vec![Metric::AvgSensitivity, Metric::Deletion],
+        explain_limit: Some(1),
+        draws: 1,
+        steps: 4,
+        ..Params::default()
+    };
+    let chosen = |seed| {
+        let scores = study.run(&Params { seed, ..params.clone() });
+        let explained: Vec<&str> = ["a", "b", "c"]
+            .into_iter()
+            .filter(|id| scores.row(id, "gradient", "avg_sensitivity").0.is_some())
+            .collect();
+        assert!(["a", "b", "c"].iter().all(|id| scores.row(id, "gradient", "deletion").0.is_some()));
+        let other = ["a", "b", "c"].into_iter().find(|id| !explained.contains(id)).unwrap();
+        let reason = scores.row(other, "gradient", "avg_sensitivity").1.unwrap();
+        assert!(reason.contains("a random subset of 1 images"), "{reason}");
+        assert_eq!(explained.len(), 1);
+        explained[0]
+    };
+    let by_seed: std::collections::BTreeSet<&str> = (0..12).map(chosen).collect();
+    assert_eq!(by_seed.len(), 3);
+    let row_wise = |params: &Params| StageKind::is_row_wise(&Score, params, &|_| true);
+    assert!(row_wise(&Params::default()) && !row_wise(&params));
+    assert!(!row_wise(&Params { preset: Preset::Thesis, ..Params::default() }));
+    assert!(!row_wise(&Params { metrics: vec![Metric::Consistency], ..Params::default() }));
+}
+
+#[test]
+fn quantus_mode_refuses_what_quantus_cannot_compute() {
+    let study =
+        Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "input_x_gradient" }));
+    let params = Params {
+        preset: Preset::All,
+        mode: Mode::Quantus,
+        steps: 8,
+        patch: Some(4),
+        draws: 2,
+        ..Params::default()
+    };
+    let scores = study.run(&params);
+    // The images have fewer features than a subset of the faithfulness correlation.
+    for metric in [
+        "irof",
+        "road",
+        "sensitivity_n",
+        "faithfulness_correlation",
+        "pointing_game_weighted",
+        "input_invariance",
+    ] {
+        let (value, reason) = scores.row("a", "input_x_gradient", metric);
+        assert!(
+            value.is_none() && reason.as_ref().unwrap().contains("Quantus 0.6.0"),
+            "{metric}: {reason:?}"
+        );
+    }
+    for metric in [
+        "pixel_flipping",
+        "region_perturbation",
+        "selectivity",
+        "faithfulness_estimate",
+        "infidelity",
+        "monotonicity",
+        "monotonicity_correlation",
+        "non_sensitivity",
+        "completeness",
+        "max_sensitivity",
+        "local_lipschitz_estimate",
+        "continuity",
+        "parameter_randomisation",
+        "smooth_parameter_randomisation",
+        "efficient_parameter_randomisation",
+        "random_logit",
+    ] {
+        scores.value("a", "input_x_gradient", metric);
+    }
+    assert_eq!(scores.value("b", "input_x_gradient", "monotonicity"), 1.0);
+    assert_eq!(scores.value("b", "input_x_gradient", "completeness"), 0.0);
+    assert!(!scores.distinct("metric").contains(&"compactness".to_owned()));
+    // Infidelity takes patches that divide the image.
+    let odd = study.run(&Params { metrics: vec![Metric::Infidelity], patch: Some(3), ..params });
+    assert!(odd.row("a", "random", "infidelity").1.unwrap().contains("divide"));
+}
+
+#[test]
+fn a_mosaic_has_its_focus() {
+    let mut study = Study::new();
+    study.inputs.remove("masks");
+    let quarter = |pixel: usize| pixel / SIDE < SIDE / 2 && pixel % SIDE >= SIDE / 2;
+    let mask = GrayImage::from_fn(SIDE as u32, SIDE as u32, |x, y| {
+        Luma([u8::from(quarter(y as usize * SIDE + x as usize)) * 255])
+    });
+    let table = Table::new()
+        .with("image_id", Column::texts(["a"]))
+        .with("split", Column::texts(["test"]))
+        .with("region", Column::texts(["quarter"]))
+        .with("mask", Column::Image(vec![Some((png(&mask.into()), "mosaic.png".to_owned()))]))
+        .with("pixels", Column::Int64(vec![Some(16)]));
+    std::fs::remove_dir_all(study.folder.path().join("masks")).unwrap();
+    study.table("masks", &TableSchema::masks(), &table);
+    let half: Vec<f32> = (0..PIXELS).map(|pixel| f32::from(u8::from(pixel / SIDE < SIDE / 2))).collect();
+    let scores = study
+        .with_maps("half", &maps_of(&half))
+        .run(&Params { metrics: vec![Metric::Focus], ..Params::default() });
+    assert_eq!(scores.value("a", "half", "focus"), 0.5);
+    assert_eq!(scores.row("b", "half", "focus").1.unwrap(), "the image has no mask");
+}
