@@ -159,7 +159,21 @@ pub trait TextTower: Send + Sync {
     /// # Errors
     /// If the shape is wrong, an id is outside the vocabulary, or the probe fails.
     fn embed_texts(&self, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        self.embed_token_embeddings(&self.token_embeddings(ids)?, ids, probe)
+        // A probe is shown the rows as they are.
+        let ids = match probe {
+            Some(_) => ids.clone(),
+            None => ids.narrow(1, 0, self.seen_columns(ids)?)?,
+        };
+        self.embed_token_embeddings(&self.token_embeddings(&ids)?, &ids, probe)
+    }
+
+    /// Leading columns of `ids` `[batch, tokens]` that the embeddings depend on: what stands behind them is
+    /// padding that no row's pooled position sees.
+    ///
+    /// # Errors
+    /// If the ids are no matrix of integers.
+    fn seen_columns(&self, ids: &Tensor) -> Result<usize> {
+        ids.dims2().map(|(_, tokens)| tokens)
     }
 
     /// Token embeddings before positions are added, `[batch, context length, hidden width]`: where text

@@ -83,7 +83,7 @@ impl StageKind for Embed {
         KindDescription {
             name: "embed",
             summary: "the embeddings of images and captions, as Arrow files",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

@@ -79,7 +79,7 @@ impl StageKind for EvaluateClassify {
         KindDescription {
             name: "evaluate.classify",
             summary: "predictions and figures of a classifier, with its head or zero-shot by prompts",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

@@ -68,7 +68,7 @@ impl StageKind for EvaluateVqa {
         KindDescription {
             name: "evaluate.vqa",
             summary: "answers of a model to questions about images, and accuracies by type of question",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

@@ -135,6 +135,20 @@ impl TextTower for BertTower {
         Ok(vec![0; ids.dims2()?.0])
     }
 
+    fn seen_columns(&self, ids: &Tensor) -> Result<usize> {
+        match self.padding {
+            Padding::Attended => Ok(ids.dims2()?.1),
+            Padding::Masked => {
+                let rows = ids.to_dtype(candle_core::DType::U32)?.to_vec2::<u32>()?;
+                let ends = rows.iter().map(|ids| {
+                    // A row of nothing but padding is seen whole.
+                    ids.iter().rposition(|id| *id != self.pad_id()).map_or(ids.len(), |last| last + 1)
+                });
+                Ok(ends.max().unwrap_or(0))
+            }
+        }
+    }
+
     fn attention_mask(&self, ids: &Tensor) -> Result<Option<Tensor>> {
         match self.padding {
             Padding::Attended => Ok(None),

@@ -171,6 +171,11 @@ impl TextTower for TextTransformer {
         Ok(rows.iter().map(|ids| end_of_text(ids, self.config.eot)).collect())
     }
 
+    /// Up to the last end mark.
+    fn seen_columns(&self, ids: &Tensor) -> Result<usize> {
+        Ok(self.pooled_positions(ids)?.into_iter().max().map_or(0, |last| last + 1))
+    }
+
     /// None: what stands behind the end mark is invisible to it.
     fn attention_mask(&self, _ids: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)

@@ -18,12 +18,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
 }
 
-/// As [`super::scaled_with_bias()`].
+/// As [`super::scaled()`].
 ///
 /// # Errors
-/// If the shapes do not fit.
-pub fn scaled_with_bias(x: &Tensor, factor: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.broadcast_mul(factor)?.broadcast_add(bias)
+/// If the factor is no scalar.
+pub fn scaled(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(factor)
 }
 
 /// As [`super::layer_norm()`].

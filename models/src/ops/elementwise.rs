@@ -41,8 +41,9 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let exponential = p.mul_add(r * r, r) + 1.0;
-    // 2^n by its exponent bits: n lies in [-126, 127].
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // 2^n by its exponent bits; n lies in [-126, 127] and in the low bits of `shifted`. A conversion to an
+    // integer would saturate, which no vector instruction does.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     exponential * scale
 }
 

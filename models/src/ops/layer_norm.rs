@@ -1,8 +1,9 @@
 //! Layer normalisation over the last dimension, with biased variance (Ba, Kiros and Hinton 2016).
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use pulp::{Arch, NullaryFnOnce};
 
-use super::elementwise::{fold, sum, vectorised};
+use super::elementwise::{fold, sum};
 use super::rows::for_each_block;
 use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
 
@@ -62,14 +63,7 @@ impl CustomOp3 for LayerNorm {
         let width = gamma.len();
         let mut y = vec![0.0f32; x.len()];
         for_each_block(x, width, &mut y, width, |_, x, y| {
-            vectorised(|| {
-                for (row, out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-                    let (mean, inverse) = moments(row, self.epsilon);
-                    for (((out, value), gamma), beta) in out.iter_mut().zip(row).zip(gamma).zip(beta) {
-                        *out = (value - mean) * inverse * gamma + beta;
-                    }
-                }
-            });
+            Arch::new().dispatch(Normalised { x, gamma, beta, epsilon: self.epsilon, y });
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -94,17 +88,8 @@ impl CustomOp3 for LayerNorm {
         if !gamma.track_op() && !beta.track_op() {
             return Ok((dx, None, None));
         }
-        let mut dgamma = vec![0.0f32; width];
-        let mut dbeta = vec![0.0f32; width];
-        vectorised(|| {
-            for (row, dy) in x_values.chunks_exact(width).zip(dy.chunks_exact(width)) {
-                let (mean, inverse) = moments(row, self.epsilon);
-                for (((dgamma, dbeta), dy), value) in dgamma.iter_mut().zip(&mut dbeta).zip(dy).zip(row) {
-                    *dgamma += dy * ((value - mean) * inverse);
-                    *dbeta += dy;
-                }
-            }
-        });
+        let sums = ParameterGradients { x: x_values, dy, epsilon: self.epsilon, width };
+        let (dgamma, dbeta) = Arch::new().dispatch(sums);
         let device = x.device();
         Ok((
             dx,
@@ -115,34 +100,102 @@ impl CustomOp3 for LayerNorm {
 }
 
 impl LayerNorm {
-    /// With g = dy gamma and n the normalised row: (g - mean(g) - n mean(g n)) / deviation.
     fn input_gradient(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> Vec<f32> {
         let width = gamma.len();
-        let count = width as f32;
         let mut dx = vec![0.0f32; x.len()];
         for_each_block(dy, width, &mut dx, width, |first, dy, dx| {
             let x = &x[first * width..];
-            vectorised(|| {
-                let mut normalised = vec![0.0f32; width];
-                let mut scaled = vec![0.0f32; width];
-                for ((out, dy), row) in
-                    dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width))
-                {
-                    let (mean, inverse) = moments(row, self.epsilon);
-                    for (normalised, value) in normalised.iter_mut().zip(row) {
-                        *normalised = (value - mean) * inverse;
-                    }
-                    for ((scaled, dy), gamma) in scaled.iter_mut().zip(dy).zip(gamma) {
-                        *scaled = dy * gamma;
-                    }
-                    let mean_scaled = sum(&scaled) / count;
-                    let mean_product = fold(&scaled, &normalised, |a, b| a * b) / count;
-                    for ((out, scaled), normalised) in out.iter_mut().zip(&scaled).zip(&normalised) {
-                        *out = inverse * (scaled - mean_scaled - normalised * mean_product);
-                    }
-                }
-            });
+            Arch::new().dispatch(InputGradient { x, gamma, dy, epsilon: self.epsilon, dx });
         });
         dx
+    }
+}
+
+// The loops over rows are methods of named types, not closures: only a method can be forced into the caller
+// that is compiled for the machine's vectors.
+
+/// y = n gamma + beta with n the normalised row.
+struct Normalised<'a> {
+    x: &'a [f32],
+    gamma: &'a [f32],
+    beta: &'a [f32],
+    epsilon: f32,
+    y: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Normalised<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let width = self.gamma.len();
+        for (row, out) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
+            let (mean, inverse) = moments(row, self.epsilon);
+            for (((out, value), gamma), beta) in out.iter_mut().zip(row).zip(self.gamma).zip(self.beta) {
+                *out = (value - mean) * inverse * gamma + beta;
+            }
+        }
+    }
+}
+
+/// The sums of dy n and of dy over all rows.
+struct ParameterGradients<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    epsilon: f32,
+    width: usize,
+}
+
+impl NullaryFnOnce for ParameterGradients<'_> {
+    type Output = (Vec<f32>, Vec<f32>);
+
+    #[inline(always)]
+    fn call(self) -> Self::Output {
+        let mut dgamma = vec![0.0f32; self.width];
+        let mut dbeta = vec![0.0f32; self.width];
+        for (row, dy) in self.x.chunks_exact(self.width).zip(self.dy.chunks_exact(self.width)) {
+            let (mean, inverse) = moments(row, self.epsilon);
+            for (((dgamma, dbeta), dy), value) in dgamma.iter_mut().zip(&mut dbeta).zip(dy).zip(row) {
+                *dgamma += dy * ((value - mean) * inverse);
+                *dbeta += dy;
+            }
+        }
+        (dgamma, dbeta)
+    }
+}
+
+/// With g = dy gamma and n the normalised row: (g - mean(g) - n mean(g n)) / deviation.
+struct InputGradient<'a> {
+    x: &'a [f32],
+    gamma: &'a [f32],
+    dy: &'a [f32],
+    epsilon: f32,
+    dx: &'a mut [f32],
+}
+
+impl NullaryFnOnce for InputGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let width = self.gamma.len();
+        let count = width as f32;
+        let mut normalised = vec![0.0f32; width];
+        let mut scaled = vec![0.0f32; width];
+        let rows = self.dy.chunks_exact(width).zip(self.x.chunks_exact(width));
+        for (out, (dy, row)) in self.dx.chunks_exact_mut(width).zip(rows) {
+            let (mean, inverse) = moments(row, self.epsilon);
+            for (normalised, value) in normalised.iter_mut().zip(row) {
+                *normalised = (value - mean) * inverse;
+            }
+            for ((scaled, dy), gamma) in scaled.iter_mut().zip(dy).zip(self.gamma) {
+                *scaled = dy * gamma;
+            }
+            let mean_scaled = sum(&scaled) / count;
+            let mean_product = fold(&scaled, &normalised, |a, b| a * b) / count;
+            for ((out, scaled), normalised) in out.iter_mut().zip(&scaled).zip(&normalised) {
+                *out = inverse * (scaled - mean_scaled - normalised * mean_product);
+            }
+        }
     }
 }

@@ -1,38 +1,40 @@
-//! One factor for all values and a bias per column: the end of a weight-normalised layer.
+//! One factor for all values: the length of a weight-normalised matrix.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::elementwise::dot;
-use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
 
-/// `x * factor + bias`: `x` `[..., width]`, `factor` `[]`, `bias` `[width]`.
+/// `x * factor` for `factor` `[]`.
 ///
 /// # Errors
-/// If the shapes do not fit.
-pub fn scaled_with_bias(x: &Tensor, factor: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let width = x.dims().last().copied().unwrap_or_default();
-    if width == 0 || bias.dims() != [width] || factor.rank() != 0 {
-        bail!("a factor of {:?} and a bias of {:?} cannot take {:?}", factor.dims(), bias.dims(), x.dims());
+/// If the factor is no scalar.
+pub fn scaled(x: &Tensor, factor: &Tensor) -> Result<Tensor> {
+    if factor.rank() != 0 {
+        bail!("a factor is a scalar, not {:?}", factor.dims());
     }
     if is_half(x) {
-        return scaled_with_bias(&wide(x)?, &wide(factor)?, &wide(bias)?)?.to_dtype(x.dtype());
+        return scaled(&wide(x)?, &wide(factor)?)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
-        return composed::scaled_with_bias(x, factor, bias);
+        return composed::scaled(x, factor);
     }
-    x.contiguous()?.apply_op3(&factor.contiguous()?, &bias.contiguous()?, ScaledWithBias)
+    x.contiguous()?.apply_op2(&factor.contiguous()?, Scaled)
 }
 
-struct ScaledWithBias;
+struct Scaled;
 
-/// Values of a part that one thread takes, about.
+/// Values of a part that one thread takes.
 const BLOCK: usize = 1 << 14;
 
-impl CustomOp3 for ScaledWithBias {
+fn times(values: &[f32], factor: f32) -> Vec<f32> {
+    values.par_iter().with_min_len(BLOCK).map(|value| value * factor).collect()
+}
+
+impl CustomOp2 for Scaled {
     fn name(&self) -> &'static str {
-        "factor and bias"
+        "factor"
     }
 
     fn cpu_fwd(
@@ -41,18 +43,9 @@ impl CustomOp3 for ScaledWithBias {
         x_layout: &Layout,
         factor: &CpuStorage,
         factor_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, bias) = (contiguous(x, x_layout, "x")?, contiguous(bias, bias_layout, "bias")?);
         let factor = contiguous(factor, factor_layout, "factor")?[0];
-        let rows = (BLOCK / bias.len()).max(1);
-        let mut y = x.to_vec();
-        y.par_chunks_mut(rows * bias.len()).for_each(|block| {
-            for row in block.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(value, bias)| *value = *value * factor + bias);
-            }
-        });
+        let y = times(contiguous(x, x_layout, "x")?, factor);
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -60,16 +53,14 @@ impl CustomOp3 for ScaledWithBias {
         &self,
         x: &Tensor,
         factor: &Tensor,
-        bias: &Tensor,
         _y: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let given: &[f32] = &borrow(&grad)?;
         let dx = match x.track_op() {
             true => {
-                let value = factor.to_scalar::<f32>()?;
-                let dx: Vec<f32> = given.par_iter().with_min_len(BLOCK).map(|grad| grad * value).collect();
+                let dx = times(given, factor.to_scalar::<f32>()?);
                 Some(Tensor::from_vec(dx, x.shape(), x.device())?)
             }
             false => None,
@@ -87,12 +78,6 @@ impl CustomOp3 for ScaledWithBias {
             }
             false => None,
         };
-        let dbias = match bias.track_op() {
-            true => {
-                Some(Tensor::from_vec(column_sums(given, bias.elem_count()), bias.shape(), bias.device())?)
-            }
-            false => None,
-        };
-        Ok((dx, dfactor, dbias))
+        Ok((dx, dfactor))
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::Probe;
+use crate::ops::masked;
 use crate::random::Key;
 
 /// Drops values where the original model does, and scales the rest so that the mean stays. Which values
@@ -24,11 +25,17 @@ impl Probe for Dropout {
     fn dropout(&self, name: &str, rate: f64, value: Tensor) -> Result<Tensor> {
         let key = Key::derive("pipe dropout/1", self.seed, &[self.step.into(), name.into()]);
         let kept = (1.0 / (1.0 - rate)) as f32;
-        let mask: Vec<f32> = (1..=value.elem_count() as u64)
-            .map(|counter| if key.uniform(counter) < rate { 0.0 } else { kept })
-            .collect();
-        let mask = Tensor::from_vec(mask, value.shape(), value.device())?.to_dtype(value.dtype())?;
-        value * mask
+        // Each draw decides on two values.
+        let dropped = (rate * 2f64.powi(32)) as u64;
+        let factor = |bits: u64| if bits < dropped { 0.0 } else { kept };
+        let count = value.elem_count();
+        let mut mask = Vec::with_capacity(count + 1);
+        for counter in 1..=count.div_ceil(2) as u64 {
+            let bits = key.bits(counter);
+            mask.extend([factor(bits >> 32), factor(bits & 0xFFFF_FFFF)]);
+        }
+        mask.truncate(count);
+        masked(&value, mask)
     }
 
     fn drops_values(&self) -> bool {

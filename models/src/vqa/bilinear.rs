@@ -8,7 +8,7 @@ use super::weight_norm::{FullyConnected, take_factor};
 use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
 use crate::ops::composed::softmax;
-use crate::ops::frobenius_norm;
+use crate::ops::{frobenius_norm, scaled};
 use crate::sizes::check_layers;
 use crate::weights::Weights;
 
@@ -109,8 +109,7 @@ impl Bilinear {
     /// # Errors
     /// Whatever the device reports.
     pub fn map_weight(&self) -> Result<Tensor> {
-        let scale = (&self.map_factor / frobenius_norm(&self.map_direction)?)?;
-        self.map_direction.broadcast_mul(&scale)
+        scaled(&self.map_direction, &(&self.map_factor / frobenius_norm(&self.map_direction)?)?)
     }
 
     /// Attention logits over `visual` `[batch, visual tokens, width]` and `states` `[batch, words, hidden]`.
@@ -128,12 +127,18 @@ impl Bilinear {
         let q = self.question.forward(states, mode)?;
         let rank = q.dim(2)?;
         let glimpses = self.glimpses.len();
-        // [batch, glimpses * tokens, rank] times [batch, rank, words].
-        let weighted = v.unsqueeze(1)?.broadcast_mul(&self.map_weight()?)?;
-        let products = weighted
-            .reshape((batch, glimpses * tokens, rank))?
-            .matmul(&q.t()?.contiguous()?)?
-            .reshape((batch, glimpses, tokens, words))?;
+        let weight = self.map_weight()?;
+        let weighted = |x: &Tensor, rows: usize| {
+            x.unsqueeze(1)?.broadcast_mul(&weight)?.reshape((batch, glimpses * rows, rank))
+        };
+        // The weight goes to the side of fewer rows.
+        let products = if tokens <= words {
+            let products = weighted(&v, tokens)?.matmul(&q.t()?.contiguous()?)?;
+            products.reshape((batch, glimpses, tokens, words))?
+        } else {
+            let products = v.matmul(&weighted(&q, words)?.t()?.contiguous()?)?;
+            products.reshape((batch, tokens, glimpses, words))?.transpose(1, 2)?.contiguous()?
+        };
         let logits = products.broadcast_add(&self.map_bias)?;
         match hidden_pairs(visual, seen, words)? {
             Some(hidden) => logits.broadcast_add(&hidden.to_dtype(logits.dtype())?),

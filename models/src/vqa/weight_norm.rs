@@ -7,7 +7,7 @@ use super::Mode;
 use crate::Activation;
 use crate::checkpoint::{CheckpointError, first_line};
 use crate::initial::Start;
-use crate::ops::{activate, frobenius_norm, linear, scaled_with_bias};
+use crate::ops::{activate, frobenius_norm, linear, scaled};
 use crate::weights::Weights;
 
 /// y = x W^T + b with W = g V / |V|, |V| the Frobenius norm of the whole matrix.
@@ -57,9 +57,8 @@ impl WeightNormLinear {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        // The factor acts on the results, of which there are fewer than weights.
         let scale = (&self.factor / frobenius_norm(&self.direction)?)?;
-        scaled_with_bias(&linear(x, &self.direction, None)?, &scale, &self.bias)
+        linear(x, &scaled(&self.direction, &scale)?, Some(&self.bias))
     }
 }
 

@@ -402,7 +402,7 @@ impl StageKind for Attribute {
         KindDescription {
             name: "attribute",
             summary: "saliency maps of a classifier: which pixels made it say what it says",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

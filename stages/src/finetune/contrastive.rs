@@ -117,7 +117,7 @@ impl StageKind for FinetuneContrastive {
         KindDescription {
             name: "finetune.contrastive",
             summary: "trains both towers of a CLIP on image-caption pairs",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

@@ -282,7 +282,7 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

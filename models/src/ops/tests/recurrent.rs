@@ -1,4 +1,4 @@
-//! Recurrent networks, transposed convolutions, norms of the batch and of tensors, factors with a bias.
+//! Recurrent networks, transposed convolutions, norms of the batch and of tensors, factors.
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -94,15 +94,17 @@ fn lengths_agree_with_their_twin_and_have_no_slope_at_zero() {
 }
 
 #[test]
-fn a_factor_with_a_bias_agrees_with_its_twin_and_differences() {
+fn a_factor_agrees_with_its_twin_and_differences() {
     for shape in [&[3, 5][..], &[2, 4, 7], &[1, 1]] {
-        let width = shape[shape.len() - 1];
-        check(
-            &[shape, &[], &[width]],
-            |a| scaled_with_bias(&a[0], &a[1], &a[2]),
-            |a| composed::scaled_with_bias(&a[0], &a[1], &a[2]),
-        );
+        check(&[shape, &[]], |a| scaled(&a[0], &a[1]), |a| composed::scaled(&a[0], &a[1]));
     }
-    assert!(scaled_with_bias(&random(&[2, 3], 1), &random(&[1], 2), &random(&[3], 3)).is_err());
-    assert!(scaled_with_bias(&random(&[2, 3], 1), &random(&[], 2), &random(&[2], 3)).is_err());
+    assert!(scaled(&random(&[2, 3], 1), &random(&[1], 2)).is_err());
+}
+
+#[test]
+fn constant_factors_agree_with_a_product_and_differences() {
+    let factors: Vec<f32> = (0..30).map(|index| if index % 3 == 0 { 0.0 } else { 1.25 }).collect();
+    let twin = Tensor::from_slice(&factors, (5, 6), &Device::Cpu).unwrap();
+    check(&[&[5, 6]], |a| masked(&a[0], factors.clone()), |a| &a[0] * twin.to_dtype(a[0].dtype())?);
+    assert!(masked(&random(&[2, 3], 1), factors).is_err());
 }

@@ -240,7 +240,7 @@ impl StageKind for FinetuneVqa {
         KindDescription {
             name: "finetune.vqa",
             summary: "trains a model that answers questions about images: MEVF, QCR or a cross-modal transformer",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
