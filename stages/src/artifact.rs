@@ -44,6 +44,8 @@ pub const RANKS: ArtifactType = ArtifactType("table<ranks>");
 pub const ATTRIBUTION_SCORES: ArtifactType = ArtifactType("table<attribution_scores>");
 /// Learning curves, one row per figure and epoch.
 pub const TRAINING_LOG: ArtifactType = ArtifactType("table<training_log>");
+/// Learning curves as an event file of TensorBoard.
+pub const TENSORBOARD: ArtifactType = ArtifactType("tensorboard");
 /// A model: configuration, tensors, tokeniser, preprocessing; perhaps a head.
 pub const CHECKPOINT: ArtifactType = ArtifactType("checkpoint");
 /// A model that answers questions: description, tensors, the files of its image encoder.

@@ -1,8 +1,9 @@
 //! The stage kind `evaluate.classify`: predictions and figures, with a head or zero-shot.
 
+use pipe_engine::cache::Digest;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
-    StageKind,
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,9 @@ use crate::images::{column_of, read_pixels};
 use crate::labels::Labels;
 use crate::metrics::write_metrics;
 use crate::model::{HeadDescription, Model};
+use crate::neighbours::{Neighbours, Voters};
 use crate::statistics::{Task, threshold_at_specificity};
-use crate::table::{TableSchema, WriteOptions, write};
+use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
 
 /// Parameters of `evaluate.classify`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +32,9 @@ pub struct Params {
     /// Zero-shot of independent labels: the texts that say that a class is not there. A class has then the
     /// probability of its texts against these (CT-CLIP: `"Atelectasis is not present."`).
     pub absent: Prompts,
+    /// The nearest images of the training split decide, instead of a head: what embeddings are worth without
+    /// any training on them.
+    pub neighbours: Option<Neighbours>,
     /// A column of the images table; every figure is also given for each of its values.
     pub subgroup: Option<String>,
     /// Images per forward pass.
@@ -57,6 +62,7 @@ impl Default for Params {
             splits: vec!["test".to_owned()],
             prompts: Prompts::new(),
             absent: Prompts::new(),
+            neighbours: None,
             subgroup: None,
             batch: 64,
             device: auto(),
@@ -66,6 +72,8 @@ impl Default for Params {
     }
 }
 
+/// The split whose images vote.
+const TRAIN: &str = "train";
 /// The split that thresholds are chosen on.
 const VAL: &str = "val";
 
@@ -88,8 +96,9 @@ impl StageKind for EvaluateClassify {
                     "images",
                     &[artifact::IMAGES, artifact::VOLUMES],
                     "the images or volumes",
-                ),
-                InputPort::required("labels", &[artifact::LABELS], "their classes"),
+                )
+                .class(InputClass::Reduce),
+                InputPort::required("labels", &[artifact::LABELS], "their classes").class(InputClass::Lookup),
                 InputPort::required(
                     "checkpoint",
                     &[artifact::CHECKPOINT],
@@ -120,12 +129,24 @@ impl StageKind for EvaluateClassify {
                 help: None,
             });
         }
+        if params.neighbours.is_some() && !params.prompts.is_empty() {
+            problems.push(ParameterProblem {
+                path: "neighbours".to_owned(),
+                message: "`prompts` classify already".to_owned(),
+                help: Some("leave out one of them".to_owned()),
+            });
+        }
         problems.extend(compute::check(&params.device));
         problems
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["absent"]
+        &["absent", "neighbours"]
+    }
+
+    /// Not by neighbours, which are images of the whole table.
+    fn is_row_wise(&self, params: &Params, _has: &dyn Fn(&str) -> bool) -> bool {
+        params.neighbours.is_none()
     }
 
     fn outside_key(&self) -> &'static [&'static str] {
@@ -136,54 +157,113 @@ impl StageKind for EvaluateClassify {
         params.compute().numerics()
     }
 
-    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let model = Model::load(context.input("checkpoint")?, params.compute())?;
-        let labels = Labels::read(context.input("labels")?)?;
-        let classifier = Classifier::new(&model, &labels, &params.prompts)?.against(&params.absent)?;
-        let description = &classifier.description;
-        let is_binary = Task::parse(&description.task) == Task::Binary;
-        let mut splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        if is_binary && !splits.is_empty() && !splits.contains(&VAL) {
-            // For the threshold; its rows are no results.
-            splits.push(VAL);
-        }
-        let images = read_pixels(context.input("images")?, &splits, &model, context)?;
-        let targets = labels.of(images.ids())?;
-        let logits = classifier.classify(images.as_ref(), params.batch, context)?;
-        let classified = Classified {
-            ids: images.ids().to_vec(),
-            splits: images.splits().to_vec(),
-            groups: images.groups().to_vec(),
-            targets,
-            logits,
-        };
-        let threshold = is_binary.then(|| threshold(&classified, description)).flatten();
-        let wanted = |split: &String| params.splits.is_empty() || params.splits.contains(split);
-        let mut metrics = Vec::new();
-        for split in classified.distinct_splits().iter().filter(|split| wanted(split)) {
-            let rows = classified.rows(split);
-            let setting = Setting { split, seed: params.seed, threshold };
-            metrics.extend(classified.metrics(description, &rows, setting));
-            if let Some(column) = &params.subgroup {
-                let subgroup = column_of(images.ids(), context.input("images")?, column)?;
-                metrics.extend(classified.subgroup_metrics(description, &rows, setting, column, &subgroup));
+    /// A model's logits do not depend on labels, but for which classes there are.
+    fn lookup(
+        &self,
+        _params: &Params,
+        (_, parts): (&str, &[Artifact]),
+        (_, labels): (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        let classes = format!("{:?}", Labels::read(labels)?.description);
+        Ok(Some(vec![Digest::of(classes.as_bytes()); parts.len()]))
+    }
+
+    fn merge(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let mut logits: Option<Logits> = None;
+        for partial in context.partials("predictions") {
+            let partial = Logits::read(partial)?;
+            match &mut logits {
+                Some(all) => all.append(partial),
+                None => logits = Some(partial),
             }
         }
-        for metric in &mut metrics {
-            metric.protocol = Some(classifier.protocol().to_owned());
-            metric.modality = Some("image".to_owned());
-        }
-        let provenance = context.provenance().to_owned();
-        let table = classified.table(description);
-        let rows = table.rows_of_splits(&params.splits.iter().map(String::as_str).collect::<Vec<_>>());
-        write(
-            context.output("predictions")?,
-            &TableSchema::predictions(),
-            &table.select(&rows),
-            WriteOptions::text(&provenance),
-        )?;
-        write_metrics(context.output("metrics")?, &metrics, &provenance)
+        let logits = logits.ok_or_else(|| StageError::failed("the table of images has no parts"))?;
+        conclude(params, logits, context)
     }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let logits = logits(params, context)?;
+        match context.is_part() {
+            true => logits.write(context),
+            false => conclude(params, logits, context),
+        }
+    }
+}
+
+/// What the model says of images, before it is held against their labels.
+fn logits(params: &Params, context: &StageContext<'_>) -> Result<Logits, StageError> {
+    let model = Model::load(context.input("checkpoint")?, params.compute())?;
+    let labels = Labels::read(context.input("labels")?)?;
+    let classifier = match params.neighbours {
+        Some(_) => None,
+        None => Some(Classifier::new(&model, &labels, &params.prompts)?.against(&params.absent)?),
+    };
+    let description = classifier.as_ref().map_or(&labels.description, |classifier| &classifier.description);
+    let mut splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+    if is_binary(description) && !splits.is_empty() && !splits.contains(&VAL) {
+        // For the threshold; its rows are no results.
+        splits.push(VAL);
+    }
+    let images = read_pixels(context.input("images")?, &splits, &model, context)?;
+    let logits = match (&classifier, &params.neighbours) {
+        (Some(classifier), _) => classifier.classify(images.as_ref(), params.batch, context)?,
+        (None, neighbours) => {
+            let train = read_pixels(context.input("images")?, &[TRAIN], &model, context)?;
+            let voters = Voters { images: train.as_ref(), targets: &labels.of(train.ids())? };
+            let neighbours = neighbours.clone().unwrap_or_default();
+            neighbours.classify(&model, &voters, images.as_ref(), description, params.batch, context)?
+        }
+    };
+    let protocol = classifier.as_ref().map_or("nearest neighbours", Classifier::protocol);
+    let subgroups = match &params.subgroup {
+        Some(column) => column_of(images.ids(), context.input("images")?, column)?,
+        None => vec![None; images.ids().len()],
+    };
+    Ok(Logits {
+        ids: images.ids().to_vec(),
+        splits: images.splits().to_vec(),
+        groups: images.groups().to_vec(),
+        subgroups,
+        logits,
+        description: description.clone(),
+        protocol: protocol.to_owned(),
+    })
+}
+
+fn is_binary(description: &HeadDescription) -> bool {
+    Task::parse(&description.task) == Task::Binary
+}
+
+/// Writes predictions and figures of images that the model has seen.
+fn conclude(params: &Params, logits: Logits, context: &mut StageContext<'_>) -> Result<(), StageError> {
+    let Logits { ids, splits, groups, subgroups, logits, description, protocol } = logits;
+    let targets = Labels::read(context.input("labels")?)?.of(&ids)?;
+    let classified = Classified { ids, splits, groups, targets, logits };
+    let threshold = is_binary(&description).then(|| threshold(&classified, &description)).flatten();
+    let wanted = |split: &String| params.splits.is_empty() || params.splits.contains(split);
+    let mut metrics = Vec::new();
+    for split in classified.distinct_splits().iter().filter(|split| wanted(split)) {
+        let rows = classified.rows(split);
+        let setting = Setting { split, seed: params.seed, threshold };
+        metrics.extend(classified.metrics(&description, &rows, setting));
+        if let Some(column) = &params.subgroup {
+            metrics.extend(classified.subgroup_metrics(&description, &rows, setting, column, &subgroups));
+        }
+    }
+    for metric in &mut metrics {
+        metric.protocol = Some(protocol.clone());
+        metric.modality = Some("image".to_owned());
+    }
+    let provenance = context.provenance().to_owned();
+    let table = classified.table(&description);
+    let rows = table.rows_of_splits(&params.splits.iter().map(String::as_str).collect::<Vec<_>>());
+    write(
+        context.output("predictions")?,
+        &TableSchema::predictions(),
+        &table.select(&rows),
+        WriteOptions::text(&provenance),
+    )?;
+    write_metrics(context.output("metrics")?, &metrics, &provenance)
 }
 
 /// The score that leaves the wanted share of the validation split's negatives below it.
@@ -191,4 +271,66 @@ fn threshold(classified: &Classified, description: &HeadDescription) -> Option<f
     let scores = classified.scores(description, &classified.rows(VAL));
     let (scores, positive) = scores.column(scores.scored().next()?);
     threshold_at_specificity(&scores, &positive, SPECIFICITY)
+}
+
+/// Class logits of images, with what figures need of these beside their labels.
+struct Logits {
+    ids: Vec<String>,
+    splits: Vec<String>,
+    groups: Vec<Option<String>>,
+    subgroups: Vec<Option<String>>,
+    logits: Vec<Vec<f32>>,
+    description: HeadDescription,
+    protocol: String,
+}
+
+impl Logits {
+    /// What a part gives: a table that only [`StageKind::merge`] reads, and no figures.
+    fn write(self, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let rows = self.logits.into_iter().map(Some).collect();
+        let table = Table::new()
+            .with("id", Column::texts(self.ids))
+            .with("split", Column::texts(self.splits))
+            .with("patient", Column::Utf8(self.groups))
+            .with("subgroup", Column::Utf8(self.subgroups))
+            .with("logits", Column::ListFloat32(rows))
+            .with_metadata("task", self.description.task)
+            .with_metadata("label_names", serde_json::json!(self.description.classes).to_string())
+            .with_metadata("protocol", self.protocol);
+        let provenance = context.provenance().to_owned();
+        let schema = TableSchema { name: "logits", version: 1, fields: &[], ..TableSchema::predictions() };
+        let options = WriteOptions::row_wise(context, &provenance);
+        write(context.output("predictions")?, &schema, &table, options)?;
+        write_metrics(context.output("metrics")?, &[], &provenance)
+    }
+
+    fn read(partial: &Artifact) -> Result<Self, StageError> {
+        let table = read(partial)?;
+        let metadata = |key: &str| {
+            let value = table.metadata.get(key).cloned();
+            value.ok_or_else(|| StageError::failed(format!("a partial result does not say its `{key}`")))
+        };
+        let classes = serde_json::from_str(&metadata("label_names")?)
+            .map_err(|error| StageError::because("reading the classes of a partial result", error))?;
+        let texts = |name: &str| -> Result<Vec<String>, StageError> {
+            Ok(table.strings(name)?.into_iter().map(str::to_owned).collect())
+        };
+        Ok(Self {
+            ids: texts("id")?,
+            splits: texts("split")?,
+            groups: table.utf8("patient")?.to_vec(),
+            subgroups: table.utf8("subgroup")?.to_vec(),
+            logits: table.list_float32("logits")?.iter().map(|row| row.clone().unwrap_or_default()).collect(),
+            description: HeadDescription { classes, task: metadata("task")? },
+            protocol: metadata("protocol")?,
+        })
+    }
+
+    fn append(&mut self, next: Self) {
+        self.ids.extend(next.ids);
+        self.splits.extend(next.splits);
+        self.groups.extend(next.groups);
+        self.subgroups.extend(next.subgroups);
+        self.logits.extend(next.logits);
+    }
 }

@@ -1,8 +1,11 @@
 //! The stage kind `evaluate.vqa`: answers to questions about images, and how many are right.
 
+use std::collections::BTreeSet;
+
+use pipe_engine::cache::Digest;
 use pipe_engine::{
-    DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
-    StageKind,
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::batches;
+use crate::lookup::LookedUp;
 use crate::metrics::write_metrics;
 use crate::statistics::{Groups, bootstrap, mean};
-use crate::table::{TableSchema, WriteOptions, write};
-use crate::vqa::{Answered, Answerer, Examples, Scoring};
+use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
+use crate::vqa::{Answered, Answerer, Description, Examples, Scoring, asked};
 
 /// Parameters of `evaluate.vqa`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -73,12 +77,13 @@ impl StageKind for EvaluateVqa {
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required("images", &[artifact::IMAGES], "the images").class(InputClass::Lookup),
                 InputPort::required(
                     "questions",
                     &[artifact::QUESTIONS],
                     "questions about them, with answers",
-                ),
+                )
+                .class(InputClass::Reduce),
                 InputPort::required("model", &[artifact::ANSWER_MODEL], "the model that answers"),
             ],
             free_inputs: None,
@@ -104,64 +109,127 @@ impl StageKind for EvaluateVqa {
         params.compute().numerics()
     }
 
-    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let answerer = Answerer::load(context.input("model")?, params.compute())?;
-        let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let examples = Examples::read(context.input("questions")?, context.input("images")?, &splits)?;
-        if examples.asked.is_empty() {
-            let splits = params.splits.join("`, `");
-            return Err(StageError::failed(format!("there are no questions of split `{splits}`")));
+    fn lookup(
+        &self,
+        params: &Params,
+        (_, parts): (&str, &[Artifact]),
+        (_, images): (&str, &Artifact),
+    ) -> Result<Option<Vec<Digest>>, StageError> {
+        let images = LookedUp::read(images, "image_id", "")?;
+        let digest = |part: &Artifact| -> Result<Digest, StageError> {
+            let table = asked(part, &params.splits.iter().map(String::as_str).collect::<Vec<_>>())?;
+            let ids: BTreeSet<String> = table.strings("image_id")?.into_iter().map(str::to_owned).collect();
+            Ok(images.digest(&ids))
+        };
+        parts.iter().map(digest).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn merge(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let mut all: Option<Table> = None;
+        for partial in context.partials("predictions") {
+            let partial = read(partial)?;
+            all = Some(match all {
+                Some(all) => all.append(partial)?,
+                None => partial,
+            });
         }
+        let all = all.ok_or_else(|| StageError::failed("the table of questions has no parts"))?;
+        conclude(params, &all, context)
+    }
+
+    fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let answered = ask(params, context)?;
+        if !context.is_part() {
+            return conclude(params, &answered, context);
+        }
+        // What only `merge` reads, and no figures.
+        let provenance = context.provenance().to_owned();
+        let options = WriteOptions::row_wise(context, &provenance);
+        let schema = TableSchema { name: "answered", version: 1, fields: &[], ..TableSchema::predictions() };
+        write(context.output("predictions")?, &schema, &answered, options)?;
+        write_metrics(context.output("metrics")?, &[], &provenance)
+    }
+}
+
+/// Columns beside those of the questions: the logits of the model's answers, and whether a question was taken for a
+/// closed one.
+const LOGITS: &str = "answer logits";
+const ROUTED: &str = "routed closed";
+
+/// The questions of the wanted splits, all columns, with what the model says.
+fn ask(params: &Params, context: &StageContext<'_>) -> Result<Table, StageError> {
+    let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
+    let table = asked(context.input("questions")?, &splits)?;
+    let (mut logits, mut routed) = (Vec::with_capacity(table.rows()), Vec::with_capacity(table.rows()));
+    if table.rows() > 0 {
+        let answerer = Answerer::load(context.input("model")?, params.compute())?;
+        let examples = Examples::of(&table, context.input("images")?)?;
         let (sights, readings) = answerer.prepare(&examples, false, context)?;
         let rows: Vec<usize> = (0..examples.asked.len()).collect();
-        let (mut logits, mut routed) = (Vec::with_capacity(rows.len()), Vec::new());
         for part in batches(&rows, params.batch) {
             context.check_cancelled()?;
             context.progress(logits.len() as u64, rows.len() as u64, "questions", &[]);
             let (own, types) = answerer.logits(&sights, &readings, &examples, part)?;
-            logits.extend(own);
-            routed.extend(types.into_iter().flatten());
+            logits.extend(own.into_iter().map(Some));
+            routed.extend(types.into_iter().flatten().map(Some));
         }
-        let protocol = params.protocol.as_deref().or(examples.protocol.as_deref());
-        let routed = answerer.types.is_some().then_some(routed);
-        let subgroup = match &params.subgroup {
-            Some(column) => Some((column, examples.column(context.input("questions")?, column)?)),
-            None => None,
-        };
-        let distinct: Vec<&str> = {
-            let mut names: Vec<&str> = examples.asked.iter().map(|one| one.split.as_str()).collect();
-            names.dedup();
-            names.sort_unstable();
-            names.dedup();
-            names
-        };
-        let mut metrics = Vec::new();
-        for split in distinct {
-            let rows = examples.rows(split);
-            let answered = Answered {
-                examples: &examples,
-                description: &answerer.description,
-                logits: rows.iter().map(|row| logits[*row].clone()).collect(),
-                routed: routed.as_ref().map(|routed| rows.iter().map(|row| routed[*row]).collect()),
-                rows,
-            };
-            let scoring = Scoring { split, seed: params.seed, protocol };
-            let mut own = answered.metrics(scoring);
-            if let (Some((column, values)), Some(overall)) = (&subgroup, own.first().cloned()) {
-                own.extend(by_value(&answered, &overall, column, values, params.seed));
-            }
-            metrics.extend(own);
-        }
-        let all = Answered { examples: &examples, description: &answerer.description, rows, logits, routed };
-        let provenance = context.provenance().to_owned();
-        write(
-            context.output("predictions")?,
-            &TableSchema::predictions(),
-            &all.table(protocol),
-            WriteOptions::text(&provenance),
-        )?;
-        write_metrics(context.output("metrics")?, &metrics, &provenance)
     }
+    // A model without branches routes nothing.
+    routed.resize(table.rows(), None);
+    Ok(table.with(LOGITS, Column::ListFloat32(logits)).with(ROUTED, Column::Bool(routed)))
+}
+
+/// Writes predictions and figures of questions that the model has answered.
+fn conclude(params: &Params, table: &Table, context: &mut StageContext<'_>) -> Result<(), StageError> {
+    if table.rows() == 0 {
+        let splits = params.splits.join("`, `");
+        return Err(StageError::failed(format!("there are no questions of split `{splits}`")));
+    }
+    let description = Description::read(context.input("model")?)?;
+    let examples = Examples::of(table, context.input("images")?)?;
+    let logits = table.list_float32(LOGITS)?;
+    let logits: Vec<Vec<f32>> = logits.iter().map(|row| row.clone().unwrap_or_default()).collect();
+    // Either all questions took a branch, or none.
+    let routed: Option<Vec<bool>> = table.bools(ROUTED)?.iter().copied().collect();
+    let protocol = params.protocol.as_deref().or(examples.protocol.as_deref());
+    let subgroup = match &params.subgroup {
+        Some(column) => Some((column, table.as_text(column)?)),
+        None => None,
+    };
+    let distinct: Vec<&str> = {
+        let mut names: Vec<&str> = examples.asked.iter().map(|one| one.split.as_str()).collect();
+        names.dedup();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let mut metrics = Vec::new();
+    for split in distinct {
+        let rows = examples.rows(split);
+        let answered = Answered {
+            examples: &examples,
+            description: &description,
+            logits: rows.iter().map(|row| logits[*row].clone()).collect(),
+            routed: routed.as_ref().map(|routed| rows.iter().map(|row| routed[*row]).collect()),
+            rows,
+        };
+        let scoring = Scoring { split, seed: params.seed, protocol };
+        let mut own = answered.metrics(scoring);
+        if let (Some((column, values)), Some(overall)) = (&subgroup, own.first().cloned()) {
+            own.extend(by_value(&answered, &overall, column, values, params.seed));
+        }
+        metrics.extend(own);
+    }
+    let rows = (0..examples.asked.len()).collect();
+    let all = Answered { examples: &examples, description: &description, rows, logits, routed };
+    let provenance = context.provenance().to_owned();
+    write(
+        context.output("predictions")?,
+        &TableSchema::predictions(),
+        &all.table(protocol),
+        WriteOptions::text(&provenance),
+    )?;
+    write_metrics(context.output("metrics")?, &metrics, &provenance)
 }
 
 /// The accuracy of the questions of each value of a column.

@@ -27,6 +27,7 @@ mod lookup;
 mod mean_image;
 mod metrics;
 mod model;
+pub mod neighbours;
 pub mod phantom;
 mod png;
 mod query;

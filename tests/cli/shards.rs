@@ -26,6 +26,11 @@ params = { init = "random", image_size = 28, patch = 14, context = 32, projectio
 kind = "finetune.classify"
 inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "initial" }
 
+[stage.classified]
+kind = "evaluate.classify"
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "tuned.checkpoint" }
+params = { subgroup = "region" }
+
 [stage.tokens]
 kind = "tokenize"
 inputs = { text = "pairs.captions", tokenizer = "initial" }
@@ -60,7 +65,7 @@ fn parts(answer: &Answer, node: &str) -> usize {
 fn digests(study: &Study) -> Vec<(String, String, String)> {
     let mut digests = Vec::new();
     let show = |node: &str| study.json("show", &[node]);
-    for node in ["tokens", "embedded", "explained", "scored", "retrieved"] {
+    for node in ["tokens", "embedded", "classified", "explained", "scored", "retrieved"] {
         let shown = show(node);
         digests.push((node.to_owned(), String::new(), shown["nodes"][0]["outputs"].to_string()));
     }
@@ -71,19 +76,29 @@ fn digests(study: &Study) -> Vec<(String, String, String)> {
 fn appended_rows_are_computed_and_nothing_else() {
     let study = Study::new(ROWS);
     let first = study.run(&[]).expect(0);
-    for node in ["embedded", "explained", "scored"] {
+    for node in ["embedded", "classified", "explained", "scored"] {
         assert!(parts(&first, node) >= 5, "{node}: {} parts", parts(&first, node));
     }
     assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
     // More test images: training, and so the model, is as it was.
     study.edit("test = 24", "test = 32");
     let second = study.run(&[]).expect(0);
-    let nodes = ["embedded", "explained", "pairs", "retrieved", "scored", "tokens", "tuned", "vocabulary"];
+    let nodes = [
+        "classified",
+        "embedded",
+        "explained",
+        "pairs",
+        "retrieved",
+        "scored",
+        "tokens",
+        "tuned",
+        "vocabulary",
+    ];
     assert_eq!(second.started(), nodes);
-    let total = second.events_of("action_started");
-    let total = total.iter().find(|event| event["node"] == "explained" && event["shard"].is_null());
-    let total = total.expect("it runs")["shards"]["total"].as_u64().expect("a number") as usize;
-    for node in ["explained", "scored"] {
+    for node in ["classified", "explained", "scored"] {
+        let events = second.events_of("action_started");
+        let event = events.iter().find(|event| event["node"] == node && event["shard"].is_null());
+        let total = event.expect("it runs")["shards"]["total"].as_u64().expect("a number") as usize;
         let run = parts(&second, node);
         assert!(run >= 1 && run * 2 <= total, "{node}: {run} of {total}");
     }
@@ -91,4 +106,18 @@ fn appended_rows_are_computed_and_nothing_else() {
     let fresh = Study::new(&ROWS.replace("test = 24", "test = 32"));
     fresh.run(&[]).expect(0);
     assert_eq!(digests(&study), digests(&fresh));
+}
+
+#[test]
+fn other_labels_need_no_other_predictions() {
+    let study = Study::new(ROWS);
+    study.run(&["classified"]).expect(0);
+    study.edit("test = 24", "test = 24, label_noise_test = 0.5");
+    let second = study.run(&["classified"]).expect(0);
+    assert!(second.started().iter().any(|node| node == "classified"), "{:?}", second.started());
+    assert_eq!(parts(&second, "classified"), 0);
+    let fresh = Study::new(&ROWS.replace("test = 24", "test = 24, label_noise_test = 0.5"));
+    fresh.run(&["classified"]).expect(0);
+    let result = |study: &Study| study.json("show", &["classified"])["nodes"][0]["outputs"].to_string();
+    assert_eq!(result(&study), result(&fresh));
 }

@@ -25,6 +25,39 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
     (linear + tail)?.mean_all()
 }
 
+/// As [`cross_entropy`], each sample weighted by its class: the weighted sum over `total`. With the weights of
+/// a batch as `total` it is the weighted mean (PyTorch's `CrossEntropyLoss(weight=...)`); a batch in pieces
+/// has their sum.
+///
+/// # Errors
+/// If a target is no class, or has no weight.
+pub fn weighted_cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    class_weights: &Tensor,
+    total: f64,
+) -> Result<Tensor> {
+    let targets = targets.to_dtype(DType::U32)?.contiguous()?;
+    let picked = log_softmax(logits)?.gather(&targets.unsqueeze(1)?, 1)?.squeeze(1)?;
+    (picked * class_weights.index_select(&targets, 0)?)?.sum_all()?.affine(-1.0 / total, 0.0)
+}
+
+/// As [`binary_cross_entropy`], positives weighted by their label, `[labels]` (PyTorch's
+/// `BCEWithLogitsLoss(pos_weight=...)`): (1 - t) z + (1 + (w - 1) t) (ln(1 + e^-|z|) + max(-z, 0)).
+///
+/// # Errors
+/// If the shapes differ.
+pub fn weighted_binary_cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    positive_weights: &Tensor,
+) -> Result<Tensor> {
+    let softplus = ((logits.abs()?.neg()?.exp()? + 1.0)?.log()? + logits.neg()?.relu()?)?;
+    let weights = (targets.broadcast_mul(&(positive_weights - 1.0)?)? + 1.0)?;
+    let linear = (logits * (1.0 - targets)?)?;
+    (linear + (weights * softplus)?)?.mean_all()
+}
+
 /// How the hinge losses of image-text retrieval add up their negatives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hinge {
@@ -137,6 +170,52 @@ mod tests {
 
     fn scalar(loss: &Tensor) -> f64 {
         loss.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn weights_of_one_change_nothing_and_others_weigh() {
+        let values = [0.9f64, -0.4, 2.1, 0.8, -1.5, 0.3];
+        let at = |values: &[f64]| Tensor::from_slice(values, (3, 2), &Device::Cpu).unwrap();
+        let logits = Var::from_tensor(&at(&values)).unwrap();
+        let classes = Tensor::from_slice(&[1u32, 0, 1], 3, &Device::Cpu).unwrap();
+        let bits = at(&[1.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+        let weights = |weights: [f64; 2]| Tensor::from_slice(&weights, 2, &Device::Cpu).unwrap();
+        let plain = scalar(&cross_entropy(&logits, &classes).unwrap());
+        let ones = weighted_cross_entropy(&logits, &classes, &weights([1.0, 1.0]), 3.0).unwrap();
+        assert!((scalar(&ones) - plain).abs() < 1e-12);
+        let losses: Vec<f64> = (0..3)
+            .map(|row| {
+                let logits = logits.narrow(0, row, 1).unwrap();
+                scalar(&cross_entropy(&logits, &classes.narrow(0, row, 1).unwrap()).unwrap())
+            })
+            .collect();
+        let expected = (2.0 * losses[0] + 0.5 * losses[1] + 2.0 * losses[2]) / 4.5;
+        let weighted = weighted_cross_entropy(&logits, &classes, &weights([0.5, 2.0]), 4.5).unwrap();
+        assert!((scalar(&weighted) - expected).abs() < 1e-12);
+
+        let plain = scalar(&binary_cross_entropy(&logits, &bits).unwrap());
+        let ones = weighted_binary_cross_entropy(&logits, &bits, &weights([1.0, 1.0])).unwrap();
+        assert!((scalar(&ones) - plain).abs() < 1e-12);
+        let loss =
+            |logits: &Tensor| weighted_binary_cross_entropy(logits, &bits, &weights([3.0, 0.5])).unwrap();
+        let softplus = |x: f64| (1.0 + x.exp()).ln();
+        let expected = 3.0 * softplus(-0.9)
+            + softplus(-0.4)
+            + softplus(2.1)
+            + 0.5 * softplus(-0.8)
+            + 3.0 * softplus(1.5)
+            + softplus(0.3);
+        assert!((scalar(&loss(&logits)) - expected / 6.0).abs() < 1e-12);
+        let gradients = loss(&logits).backward().unwrap();
+        let gradients = gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        for (place, gradient) in gradients.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut values = values;
+                values[place] += by;
+                scalar(&loss(&at(&values)))
+            };
+            assert!(((moved(1e-6) - moved(-1e-6)) / 2e-6 - gradient).abs() < 1e-8, "{place}");
+        }
     }
 
     #[test]

@@ -15,4 +15,4 @@ pub use dropout::Dropout;
 pub use groups::{layer_of, layer_wise};
 pub use lora::{Lora, LoraOptions};
 pub use schedule::{EpochSchedule, Schedule, WarmUp};
-pub use slots::{Group, Moments, clip_gradient_norm};
+pub use slots::{Group, Moments, add_gradients, clip_gradient_norm};

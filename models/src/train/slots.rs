@@ -115,6 +115,27 @@ pub(super) struct Piece<'a> {
     pub(super) second: &'a mut [f32],
 }
 
+/// The sums of two gradients of the same `variables`: those of a batch that was computed in pieces.
+///
+/// # Errors
+/// Whatever the device reports.
+pub fn add_gradients(
+    variables: &BTreeMap<String, Var>,
+    mut sum: GradStore,
+    piece: &GradStore,
+) -> Result<GradStore> {
+    for variable in variables.values() {
+        if let Some(gradient) = piece.get(variable) {
+            let total = match sum.get(variable) {
+                Some(before) => (before + gradient)?,
+                None => gradient.clone(),
+            };
+            sum.insert(variable, total);
+        }
+    }
+    Ok(sum)
+}
+
 /// The L2 norm over the gradients of all `variables`, in f64 and name order, and the factor (at most 1)
 /// that brings it down to `limit`.
 ///

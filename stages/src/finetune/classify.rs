@@ -8,12 +8,16 @@ use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
     StageKind,
 };
-use pipe_models::train::{AdamW, Group, LoraOptions, Schedule, WarmUp, clip_gradient_norm, loss};
+use pipe_models::train::{
+    AdamW, Group, LoraOptions, Schedule, WarmUp, add_gradients, clip_gradient_norm, layer_of, layer_wise,
+};
 use pipe_models::{ModelConfig, Trainable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Augment, Augmenter};
+use super::class_loss::{ClassWeights, Losses, pieces};
+use super::subset::Scarcity;
 use super::training::{Best, Position, Training};
 use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
@@ -63,6 +67,13 @@ impl Default for Lora {
 pub struct Params {
     /// What learns.
     pub mode: Mode,
+    /// Few-shot: so many training images of each class are learned from, drawn by seed and image id. The
+    /// validation split stays whole.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub shots: Option<i64>,
+    /// This share of the training images of each class is learned from, at least one, drawn as `shots`.
+    #[schemars(range(min = 1e-6, max = 1.0))]
+    pub share: Option<f64>,
     /// Linear probe: inverse strength of regularisation; without it the value of best accuracy on the
     /// validation split (or on every fifth training row, if there is none) is taken.
     #[schemars(range(min = 1e-9, max = 1e9))]
@@ -73,6 +84,19 @@ pub struct Params {
     /// Adapters and full: images per step.
     #[schemars(range(min = 1, max = 65_536))]
     pub batch: i64,
+    /// Adapters and full: each step is computed in so many pieces, which bounds memory; the gradient is that of
+    /// the whole batch.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub pieces: i64,
+    /// Adapters and full: how much the samples of a class count.
+    pub class_weights: ClassWeights,
+    /// Adapters and full: training ends when validation has not been better for so many epochs.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub patience: Option<i64>,
+    /// Full: the learning rate of each block of a transformer is that of the next one times this (Clark et al.
+    /// 2020).
+    #[schemars(range(min = 1e-3, max = 1.0))]
+    pub layer_decay: f64,
     /// Adapters and full: highest learning rate of the tower.
     #[schemars(range(min = 1e-9, max = 1.0))]
     pub lr: f64,
@@ -103,9 +127,15 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             mode: Mode::LinearProbe,
+            shots: None,
+            share: None,
             c: None,
             epochs: 5,
             batch: 32,
+            pieces: 1,
+            class_weights: ClassWeights::Equal,
+            patience: None,
+            layer_decay: 1.0,
             lr: 1e-4,
             head_lr: None,
             seed: 0,
@@ -130,7 +160,7 @@ impl StageKind for FinetuneClassify {
         KindDescription {
             name: "finetune.classify",
             summary: "trains a classifier: a linear probe on embeddings, adapters of the image tower, or the whole of it",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -147,15 +177,19 @@ impl StageKind for FinetuneClassify {
         vec![
             OutputPort::new("checkpoint", artifact::CHECKPOINT, "the model with its head"),
             OutputPort::new("log", artifact::TRAINING_LOG, "learning curves"),
+            OutputPort::new("tensorboard", artifact::TENSORBOARD, "the same for TensorBoard"),
         ]
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        compute::check(&params.device).into_iter().collect()
+        compute::check(&params.device)
+            .into_iter()
+            .chain(Scarcity::check(params.shots, params.share))
+            .collect()
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["lora"]
+        &["lora", "shots", "share", "pieces", "class_weights", "patience", "layer_decay"]
     }
 
     fn outside_key(&self) -> &'static [&'static str] {
@@ -174,9 +208,12 @@ impl StageKind for FinetuneClassify {
         let mut model = Model::trainable(context.input("checkpoint")?, trainable, params.compute())?;
         let labels = Labels::read(context.input("labels")?)?;
         let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], model.preprocessor()?, context)?;
+        let targets = labels.of(&images.ids)?;
+        let scarcity = Scarcity::of(params.shots, params.share);
+        let train_rows = images.rows(TRAIN);
         let data = Data {
-            targets: labels.of(&images.ids)?,
-            train: images.rows(TRAIN),
+            train: scarcity.select(params.seed, &train_rows, &images.ids, &targets, &labels.description),
+            targets,
             val: images.rows(VAL),
             images,
             labels,
@@ -193,9 +230,8 @@ impl StageKind for FinetuneClassify {
             }
             Mode::Full => log = train(params, &mut model, &Tower::Whole, &data, context)?,
         }
-        let provenance = context.provenance().to_owned();
         model.save(context.output("checkpoint")?)?;
-        log.write(context.output("log")?, &provenance)
+        log.write(context)
     }
 }
 
@@ -327,10 +363,20 @@ fn train(
         floor: optimiser.floor,
     };
     let head_rate = params.head_lr.unwrap_or(params.lr) / params.lr;
-    let adamw = AdamW::new(&variables, optimiser.options(), |name, variable| Group {
-        rate: if name.starts_with("head.") { head_rate } else { 1.0 },
-        ..AdamW::matrices_decay(name, variable)
+    let blocks =
+        variables.keys().map(|name| layer_of(name, MOST_BLOCKS)).filter(|layer| *layer <= MOST_BLOCKS);
+    let blocks = blocks.max().unwrap_or_default();
+    if params.layer_decay < 1.0 && blocks == 0 {
+        return Err(StageError::failed(
+            "`layer_decay` is for transformers: this tower has no numbered blocks",
+        ));
+    }
+    let adamw = AdamW::new(&variables, optimiser.options(), |name, variable| {
+        let group = layer_wise(name, variable.rank(), blocks, params.layer_decay);
+        Group { rate: if name.starts_with("head.") { head_rate } else { group.rate }, ..group }
     });
+    let losses = Losses::new(params.class_weights, &data.labels.description, &data.targets_of(&data.train));
+
     let mut training = Training::begin(&variables, adamw, context)?;
     while training.position.epoch < params.epochs {
         let epoch = training.position.epoch;
@@ -340,15 +386,24 @@ fn train(
             training.safe_point(context)?;
             let pixels =
                 data.images.batch_with(rows, |row, square, side| augmenter.apply(row, square, side))?;
-            tower.update(model, Gradients::Wanted)?;
-            let logits = model.logits(&pixels, None)?;
-            let loss = batch_loss(&logits, rows, data).map_err(tensor_error)?;
-            let gradients = loss.backward().map_err(tensor_error)?;
+            let (mut value, mut sum) = (0.0, None);
+            for piece in pieces(rows.len(), params.pieces as usize) {
+                tower.update(model, Gradients::Wanted)?;
+                let pixels = pixels.narrow(0, piece.start, piece.len()).map_err(tensor_error)?;
+                let logits = model.logits(&pixels, None)?;
+                let loss = losses.of(&logits, piece, &data.targets_of(rows)).map_err(tensor_error)?;
+                let own = loss.backward().map_err(tensor_error)?;
+                value += f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
+                sum = Some(match sum {
+                    None => own,
+                    Some(sum) => add_gradients(&variables, sum, &own).map_err(tensor_error)?,
+                });
+            }
+            let Some(gradients) = sum else { continue };
             let (_, factor) =
                 clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
             let step = training.position.step;
             training.update.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
-            let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
             if !value.is_finite() {
                 let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
                 return Err(StageError::failed(message));
@@ -375,6 +430,9 @@ fn train(
             }
         }
         training.position = Position { epoch: epoch + 1, step, ..Position::default() };
+        if params.patience.is_some_and(|patience| epochs_without_gain(&training.log) >= patience) {
+            break;
+        }
     }
     // The epoch of best validation AUROC is kept (of best accuracy, where a class is missing there), the
     // last one where there is no validation split.
@@ -383,14 +441,30 @@ fn train(
     Ok(log)
 }
 
-fn batch_loss(logits: &Tensor, rows: &[usize], data: &Data) -> candle_core::Result<Tensor> {
-    if data.labels.description.is_multi_label() {
-        let bits: Vec<f32> =
-            rows.iter().flat_map(|row| data.targets[*row].iter().map(|bit| *bit as f32)).collect();
-        return loss::binary_cross_entropy(logits, &Tensor::from_vec(bits, logits.shape(), &DEVICE)?);
+/// More blocks than any transformer has.
+const MOST_BLOCKS: usize = 1 << 20;
+
+/// Epochs since the best of validation: what the log says, so that a training that goes on knows it too.
+fn epochs_without_gain(log: &TrainingLog) -> i64 {
+    let score = |metric: &str| -> Vec<(i64, f64)> {
+        let rows = log.rows().filter(|(_, _, split, name, _)| *split == VAL && *name == metric);
+        rows.map(|(epoch, _, _, _, value)| (epoch, value)).collect()
+    };
+    // As the best epoch is chosen: by AUROC, by accuracy where a class is missing.
+    let scores = match score("auroc") {
+        aurocs if aurocs.is_empty() => score("accuracy"),
+        aurocs => aurocs,
+    };
+    let mut best: Option<(i64, f64)> = None;
+    for (epoch, value) in &scores {
+        if best.is_none_or(|(_, greatest)| *value > greatest) {
+            best = Some((*epoch, *value));
+        }
     }
-    let targets: Vec<u32> = rows.iter().map(|row| data.targets[*row][0] as u32).collect();
-    loss::cross_entropy(logits, &Tensor::from_vec(targets, rows.len(), &DEVICE)?)
+    match (best, scores.last()) {
+        (Some((best, _)), Some((last, _))) => last - best,
+        _ => 0,
+    }
 }
 
 /// AUROC, if it is defined, and accuracy of `rows`, as the MedMNIST evaluator has them.

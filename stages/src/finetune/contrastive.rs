@@ -138,6 +138,7 @@ impl StageKind for FinetuneContrastive {
         vec![
             OutputPort::new("checkpoint", artifact::CHECKPOINT, "the trained model"),
             OutputPort::new("log", artifact::TRAINING_LOG, "loss and learning rate"),
+            OutputPort::new("tensorboard", artifact::TENSORBOARD, "the same for TensorBoard"),
         ]
     }
 
@@ -224,9 +225,8 @@ impl StageKind for FinetuneContrastive {
             training.position = Position { epoch: epoch + 1, step, ..Position::default() };
         }
         let log = training.log;
-        let provenance = context.provenance().to_owned();
         model.save(context.output("checkpoint")?)?;
-        log.write(context.output("log")?, &provenance)
+        log.write(context)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Learning curves.
 
-use pipe_engine::{OutputWriter, StageError};
+use pipe_engine::{StageContext, StageError};
 
+use super::events::write_events;
 use crate::table::{Column, Table, TableSchema, WriteOptions, write};
 
 /// Collects figures while a model trains.
@@ -22,7 +23,10 @@ impl TrainingLog {
         })
     }
 
-    pub(crate) fn write(&self, output: &mut OutputWriter, provenance: &str) -> Result<(), StageError> {
+    /// Writes the outputs `log` and `tensorboard` of a training.
+    pub(crate) fn write(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        write_events(self, context.output("tensorboard")?)?;
+        let provenance = context.provenance().to_owned();
         let table = Table::new()
             .with("epoch", Column::Int64(self.rows.iter().map(|row| Some(row.0)).collect()))
             .with("step", Column::Int64(self.rows.iter().map(|row| Some(row.1)).collect()))
@@ -32,6 +36,6 @@ impl TrainingLog {
                 "value",
                 Column::Float64(self.rows.iter().map(|row| row.4.is_finite().then_some(row.4)).collect()),
             );
-        write(output, &TableSchema::training_log(), &table, WriteOptions::text(provenance))
+        write(context.output("log")?, &TableSchema::training_log(), &table, WriteOptions::text(&provenance))
     }
 }

@@ -1,9 +1,12 @@
 //! Stage kinds that train: `finetune.contrastive`, `finetune.classify` and `finetune.vqa`.
 
 mod augment;
+mod class_loss;
 mod classify;
 mod contrastive;
+mod events;
 mod log;
+mod subset;
 #[cfg(test)]
 mod tests;
 mod training;

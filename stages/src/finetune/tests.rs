@@ -168,6 +168,51 @@ fn adapters_learn_and_are_merged_into_the_weights_they_adapt() {
 }
 
 #[test]
+fn a_probe_of_few_labels_learns_from_these_alone() {
+    let (pairs, initial) = pairs();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let head = |params: Json| {
+        let trained = run(&FinetuneClassify, &params, &inputs).unwrap();
+        Model::load(&trained["checkpoint"], Compute::exact())
+            .unwrap()
+            .head
+            .unwrap()
+            .weight
+            .to_vec2::<f32>()
+            .unwrap()
+    };
+    let all = head(json!({ "c": 1.0 }));
+    assert_eq!(head(json!({ "c": 1.0, "shots": 1000 })), all, "more shots than there are images");
+    assert_eq!(head(json!({ "c": 1.0, "share": 1.0 })), all);
+    let few = head(json!({ "c": 1.0, "shots": 2 }));
+    assert_ne!(few, all);
+    assert_ne!(head(json!({ "c": 1.0, "shots": 2, "seed": 1 })), few, "other images");
+    let problems = AnyKind::resolve(&FinetuneClassify, &json!({ "shots": 1, "share": 0.5 })).unwrap_err();
+    assert_eq!(problems[0].path, "share");
+}
+
+#[test]
+fn an_image_is_its_own_nearest_neighbour() {
+    let (pairs, initial) = pairs();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let evaluate = |params: Json| run(&EvaluateClassify, &params, &inputs);
+    let right = |made: &Made| {
+        let table = read(&made["predictions"]).unwrap();
+        table.bools("correct").unwrap().iter().filter(|right| **right == Some(true)).count()
+    };
+    let seen = evaluate(json!({ "splits": ["train"], "neighbours": { "k": 1 } })).unwrap();
+    assert_eq!(right(&seen), 40);
+    let unseen = evaluate(json!({ "splits": ["val"], "neighbours": {} })).unwrap();
+    assert!(right(&unseen) < 12);
+    let protocols = read(&unseen["metrics"]).unwrap();
+    assert_eq!(protocols.utf8("protocol").unwrap()[0].as_deref(), Some("nearest neighbours"));
+    let prompts = json!({ "neighbours": {}, "prompts": { "none": ["normal"] } });
+    assert_eq!(AnyKind::resolve(&EvaluateClassify, &prompts).unwrap_err()[0].path, "neighbours");
+}
+
+#[test]
 fn a_tower_without_attention_has_nothing_to_adapt() {
     let (pairs, _) = pairs();
     let config = json!({ "image": 64, "width": 8, "blocks": [1, 1, 1, 1] });

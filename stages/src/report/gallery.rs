@@ -147,10 +147,15 @@ fn name_all(shown: &mut [Shown<'_>]) {
     };
     let all: Vec<BTreeMap<String, String>> = shown.iter().map(keys).collect();
     let names: BTreeSet<&String> = all.iter().flat_map(BTreeMap::keys).collect();
-    let differing: Vec<&String> = names
-        .into_iter()
-        .filter(|name| all.iter().map(|keys| keys.get(*name)).collect::<BTreeSet<_>>().len() > 1)
-        .collect();
+    // An axis often says what the file says too: what has the same values everywhere is told once.
+    let mut differing: BTreeMap<Vec<Option<&String>>, &String> = BTreeMap::new();
+    for name in names {
+        let values: Vec<Option<&String>> = all.iter().map(|keys| keys.get(name)).collect();
+        if values.iter().any(|value| *value != values[0]) {
+            differing.entry(values).or_insert(name);
+        }
+    }
+    let differing: BTreeSet<&String> = differing.into_values().collect();
     for (one, keys) in shown.iter_mut().zip(&all) {
         let parts: Vec<&str> =
             differing.iter().filter_map(|name| keys.get(*name)).map(String::as_str).collect();

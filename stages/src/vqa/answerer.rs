@@ -240,6 +240,23 @@ pub(crate) struct Answerer {
     pub(crate) encoder: Option<Model>,
 }
 
+impl Description {
+    /// What the artifact says of itself.
+    ///
+    /// # Errors
+    /// If the file is missing, damaged or of another format.
+    pub(crate) fn read(artifact: &Artifact) -> Result<Self, StageError> {
+        let json = files(artifact).text(DESCRIPTION).map_err(checkpoint_error)?;
+        let description: Self =
+            serde_json::from_str(&json).map_err(|error| StageError::input(DESCRIPTION, error.to_string()))?;
+        if description.format != FORMAT {
+            let reason = format!("its format is {}, this program reads {FORMAT}", description.format);
+            return Err(StageError::input(DESCRIPTION, reason));
+        }
+        Ok(description)
+    }
+}
+
 impl Answerer {
     /// Loads the artifact, frozen.
     ///
@@ -247,13 +264,7 @@ impl Answerer {
     /// If a file is missing or damaged.
     pub(crate) fn load(artifact: &Artifact, compute: Compute) -> Result<Self, StageError> {
         let own = files(artifact);
-        let json = own.text(DESCRIPTION).map_err(checkpoint_error)?;
-        let description: Description =
-            serde_json::from_str(&json).map_err(|error| StageError::input(DESCRIPTION, error.to_string()))?;
-        if description.format != FORMAT {
-            let reason = format!("its format is {}, this program reads {FORMAT}", description.format);
-            return Err(StageError::input(DESCRIPTION, reason));
-        }
+        let description = Description::read(artifact)?;
         let tensors = read_tensors(&own, WEIGHTS, &DEVICE).map_err(checkpoint_error)?;
         let model = description.architecture.load(tensors)?;
         if model.answers() != description.answers.len() {

@@ -8,7 +8,7 @@ use pipe_models::preprocess::{Picture, grey_square};
 use rayon::prelude::*;
 
 use super::{is_closed, normalise};
-use crate::table::{read, read_columns};
+use crate::table::{Table, read, read_columns};
 
 /// A question.
 #[derive(Clone, Debug)]
@@ -58,8 +58,14 @@ impl Examples {
     /// # Errors
     /// If a table is damaged, or a question is about an image that is not there.
     pub(crate) fn read(questions: &Artifact, images: &Artifact, splits: &[&str]) -> Result<Self, StageError> {
-        let table = read(questions)?;
-        let table = table.select(&table.rows_of_splits(splits));
+        Self::of(&asked(questions, splits)?, images)
+    }
+
+    /// As [`Self::read`], the questions of a table that is read.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn of(table: &Table, images: &Artifact) -> Result<Self, StageError> {
         let optional = |name: &str| -> Result<Vec<Option<String>>, StageError> {
             match table.column(name) {
                 Some(_) => table.as_text(name),
@@ -96,8 +102,7 @@ impl Examples {
             })
         });
         let asked = asked.collect::<Result<_, StageError>>()?;
-        let protocol = crate::table::metadata(questions)?.remove("protocol");
-        Ok(Self { asked, images, protocol })
+        Ok(Self { asked, images, protocol: table.metadata.get("protocol").cloned() })
     }
 
     /// Adds an image that no question is about, and gives its place.
@@ -154,6 +159,15 @@ impl Examples {
         }
         Ok(all)
     }
+}
+
+/// The questions of some splits (all if empty) with all that their table says of them.
+///
+/// # Errors
+/// If the table is damaged.
+pub(crate) fn asked(questions: &Artifact, splits: &[&str]) -> Result<Table, StageError> {
+    let table = read(questions)?;
+    Ok(table.select(&table.rows_of_splits(splits)))
 }
 
 /// The wanted images, in table order.

@@ -20,7 +20,7 @@ pub(crate) use answerer::{Answerer, Description, ENCODER, Matching, copy_encoder
 pub use answers::normalise;
 pub use cooccurrence::{Weighting, co_occurrences, mixed_vectors};
 pub(crate) use design::{Design, Fusing, Method, Reading, answer_list};
-pub(crate) use examples::{Asked, Examples};
+pub(crate) use examples::{Asked, Examples, asked};
 pub use questions::{QuestionVocabulary, UnknownWord, words_of};
 pub(crate) use scoring::{Answered, Scoring, TASK, given};
 pub(crate) use senses::{Modality, Readings, Sights, VisualTokens, annotated, batch, preprocessing};

@@ -275,6 +275,7 @@ impl StageKind for FinetuneVqa {
         vec![
             OutputPort::new("model", artifact::ANSWER_MODEL, "the model with its encoder"),
             OutputPort::new("log", artifact::TRAINING_LOG, "learning curves"),
+            OutputPort::new("tensorboard", artifact::TENSORBOARD, "the same for TensorBoard"),
         ]
     }
 
@@ -322,7 +323,6 @@ impl StageKind for FinetuneVqa {
         let data =
             Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
         let log = learn(params, &answerer, live, &data, log, context)?;
-        let provenance = context.provenance().to_owned();
         let checkpoint = context.optional_input("checkpoint").cloned();
         let output = context.output("model")?;
         if let (Some(encoder), Some(checkpoint)) = (&answerer.encoder, &checkpoint) {
@@ -337,7 +337,7 @@ impl StageKind for FinetuneVqa {
             }
         }
         answerer.save(output)?;
-        log.write(context.output("log")?, &provenance)
+        log.write(context)
     }
 }
 
