@@ -159,10 +159,10 @@ pub trait TextTower: Send + Sync {
     /// # Errors
     /// If the shape is wrong, an id is outside the vocabulary, or the probe fails.
     fn embed_texts(&self, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        // A probe is shown the rows as they are.
+        // A probe is shown the rows as they are; rows that are too long are refused, whatever they end with.
         let ids = match probe {
-            Some(_) => ids.clone(),
-            None => ids.narrow(1, 0, self.seen_columns(ids)?)?,
+            None if ids.dims2()?.1 <= self.context_length() => ids.narrow(1, 0, self.seen_columns(ids)?)?,
+            _ => ids.clone(),
         };
         self.embed_token_embeddings(&self.token_embeddings(&ids)?, &ids, probe)
     }

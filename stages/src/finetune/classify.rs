@@ -93,7 +93,7 @@ pub struct Params {
     /// Adapters and full: training ends when validation has not been better for so many epochs.
     #[schemars(range(min = 1, max = 10_000))]
     pub patience: Option<i64>,
-    /// Full: the learning rate of each block of a transformer is that of the next one times this (Clark et al.
+    /// Adapters and full: the learning rate of each block of a transformer is that of the next one times this (Clark et al.
     /// 2020).
     #[schemars(range(min = 1e-3, max = 1.0))]
     pub layer_decay: f64,
@@ -220,6 +220,10 @@ impl StageKind for FinetuneClassify {
         };
         if data.train.is_empty() {
             return Err(StageError::failed("there are no images of split `train` to learn from"));
+        }
+        if params.patience.is_some() && params.mode != Mode::LinearProbe && data.val.is_empty() {
+            let reason = "`patience` waits for a better validation, and there are no images of split `val`";
+            return Err(StageError::failed(reason));
         }
         let mut log = TrainingLog::default();
         match params.mode {
