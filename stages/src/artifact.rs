@@ -42,6 +42,8 @@ pub const METRICS: ArtifactType = ArtifactType("table<metrics>");
 pub const RANKS: ArtifactType = ArtifactType("table<ranks>");
 /// Scores of explanations, one row per sample, method and metric.
 pub const ATTRIBUTION_SCORES: ArtifactType = ArtifactType("table<attribution_scores>");
+/// How alike two maps of an image are, one row per image and measure.
+pub const SIMILARITIES: ArtifactType = ArtifactType("table<similarities>");
 /// Learning curves, one row per figure and epoch.
 pub const TRAINING_LOG: ArtifactType = ArtifactType("table<training_log>");
 /// Learning curves as an event file of TensorBoard.

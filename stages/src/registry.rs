@@ -19,6 +19,8 @@ pub fn registry() -> Registry {
         .with(crate::checkpoint::Checkpoint)
         .with(crate::command::Command)
         .with(crate::compare::Compare)
+        .with(crate::compare_saliency::CompareSaliency)
+        .with(crate::corrupt::Corrupt)
         .with(crate::embed::Embed)
         .with(crate::evaluate_classify::EvaluateClassify)
         .with(crate::finetune::FinetuneClassify)

@@ -3,7 +3,7 @@
 mod again;
 mod baseline;
 mod explanation;
-mod saliency;
+pub(crate) mod saliency;
 mod selection;
 #[cfg(test)]
 mod tests;

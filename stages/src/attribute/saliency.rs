@@ -16,15 +16,21 @@ const BATCH_ROWS: usize = 64;
 
 /// The map of one sample, channels reduced.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct SaliencyMap {
+pub(crate) struct SaliencyMap {
     /// Row-major.
     values: Vec<f32>,
-    score: f32,
+    /// What was explained; nothing where the map stands for no score of a model.
+    score: Option<f32>,
     baseline_score: Option<f32>,
     completeness_gap: Option<f32>,
 }
 
 impl SaliencyMap {
+    /// Row-major values that explain no score.
+    pub(crate) fn of_values(values: Vec<f32>) -> Self {
+        Self { values, score: None, baseline_score: None, completeness_gap: None }
+    }
+
     /// Row-major.
     pub(super) fn values(&self) -> &[f32] {
         &self.values
@@ -36,8 +42,9 @@ impl SaliencyMap {
 
     /// The gap as a share of the difference of scores; none where that is (nearly) 0.
     pub(super) fn relative_gap(&self) -> Option<f32> {
-        let way = (self.score - self.baseline_score?).abs();
-        (way > 1e-3 * self.score.abs().max(1e-6)).then_some(self.completeness_gap?.abs() / way)
+        let score = self.score?;
+        let way = (score - self.baseline_score?).abs();
+        (way > 1e-3 * score.abs().max(1e-6)).then_some(self.completeness_gap?.abs() / way)
     }
 }
 
@@ -72,7 +79,7 @@ pub(super) fn maps(
         }
         Ok(SaliencyMap {
             values: reduced,
-            score: attribution.scores[row],
+            score: Some(attribution.scores[row]),
             baseline_score: attribution.baseline_scores.as_ref().map(|scores| scores[row]),
             completeness_gap: attribution.completeness_gaps.as_ref().map(|gaps| gaps[row]),
         })
@@ -81,7 +88,7 @@ pub(super) fn maps(
 }
 
 /// A table of maps, written in batches.
-pub(super) struct SaliencyFile<'a> {
+pub(crate) struct SaliencyFile<'a> {
     writer: BatchWriter,
     shape: [usize; 2],
     target_kind: &'static str,
@@ -98,7 +105,7 @@ struct Row {
 
 impl<'a> SaliencyFile<'a> {
     /// A table of maps of `shape` (height, width) for targets among `classes`.
-    pub(super) fn new(
+    pub(crate) fn new(
         output: &OutputWriter,
         shape: [usize; 2],
         target_kind: &'static str,
@@ -110,7 +117,7 @@ impl<'a> SaliencyFile<'a> {
     }
 
     /// Adds a row: a map, or the reason why there is none.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         id: &str,
         class: Option<usize>,
@@ -122,7 +129,7 @@ impl<'a> SaliencyFile<'a> {
 
     /// Writes what is left and declares the table to the engine. One without rows has its columns all the
     /// same.
-    pub(super) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
+    pub(crate) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
         if !self.rows.is_empty() || !self.is_begun {
             self.flush()?;
         }
@@ -162,7 +169,7 @@ impl<'a> SaliencyFile<'a> {
             text("target_kind", &|_| Some(self.target_kind.to_owned())),
             text("target", &|row| row.class.map(|class| self.classes[class].clone())),
             column("target_index", DataType::Int32, index.collect::<Int32Array>()),
-            number("score", &|map| Some(map.score)),
+            number("score", &|map| map.score),
             number("score_baseline", &|map| map.baseline_score),
             number("completeness_gap", &|map| map.completeness_gap),
             text("status", &|row| Some(status(&row.outcome))),

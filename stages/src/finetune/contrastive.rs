@@ -1,27 +1,23 @@
 //! The stage kind `finetune.contrastive`: both towers on image-caption pairs, by CLIP's symmetric InfoNCE
 //! or a hinge loss.
 
-use std::collections::BTreeMap;
-
 use candle_core::Tensor;
 use pipe_engine::{
     DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, StageContext, StageError,
     StageKind,
 };
-use pipe_models::ops::linear;
-use pipe_models::train::loss::{self, Hinge};
+use pipe_models::Trainable;
 use pipe_models::train::{AdamW, Schedule, WarmUp, clip_gradient_norm};
-use pipe_models::{Trainable, normalise};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::pairs::Pairs;
 use super::training::{Position, Training};
 use super::{Optimiser, epoch_order};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::ImageSet;
-use crate::model::{DEVICE, Model, tensor_error};
-use crate::texts::TextSet;
+use crate::model::{Model, tensor_error};
 
 /// Which tower stays as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -76,6 +72,10 @@ pub struct Params {
     /// Hinges: how much nearer the own partner has to be than others.
     #[schemars(range(min = 0.0, max = 2.0))]
     pub margin: f64,
+    /// Each step is computed in so many pieces, which bounds memory: towers hold the activations of one piece at a
+    /// time and run twice. All pairs of the batch remain negatives, and the gradient is that of the whole.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub pieces: i64,
     /// AdamW and its schedule.
     pub optimiser: Optimiser,
 }
@@ -99,6 +99,7 @@ impl Default for Params {
             freeze: Freeze::None,
             objective: Objective::InfoNce,
             margin: 0.2,
+            pieces: 1,
             optimiser: Optimiser::default(),
         }
     }
@@ -143,7 +144,7 @@ impl StageKind for FinetuneContrastive {
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["objective", "margin"]
+        &["objective", "margin", "pieces"]
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
@@ -199,14 +200,12 @@ impl StageKind for FinetuneContrastive {
             // An incomplete last batch has fewer negatives: it is left out, another part each epoch.
             for rows in order.chunks_exact(batch).skip(training.position.batch) {
                 training.safe_point(context)?;
-                let loss = pairs.loss(params, &model, &images, rows)?;
-                let gradients = loss.backward().map_err(tensor_error)?;
+                let (value, gradients) = pairs.gradients(params, &model, &images, rows)?;
                 let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
                     .map_err(tensor_error)?;
                 let step = training.position.step;
                 training.update.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
                 clamp_scale(&model)?;
-                let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
                 if !value.is_finite() {
                     let message =
                         format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
@@ -240,75 +239,10 @@ fn clamp_scale(model: &Model) -> Result<(), StageError> {
     Ok(())
 }
 
-/// Captions as ids, each with the place of its image.
-struct Pairs {
-    /// (image row, ids, caption class): captions of equal ids share a class.
-    rows: Vec<(usize, Vec<u32>, usize)>,
-}
-
-impl Pairs {
-    fn read(
-        model: &Model,
-        images: &ImageSet,
-        context: &StageContext<'_>,
-        splits: &[&str],
-    ) -> Result<Self, StageError> {
-        let texts = TextSet::read(context.input("captions")?, splits, model)?;
-        let places = images.places();
-        let mut classes: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
-        let mut rows = Vec::with_capacity(texts.len());
-        for (id, ids) in texts.image_ids.iter().zip(texts.ids) {
-            let image = places.get(id.as_str()).ok_or_else(|| {
-                StageError::input("captions", format!("they name the image `{id}`, which is not there"))
-            })?;
-            let next = classes.len();
-            let class = *classes.entry(ids.clone()).or_insert(next);
-            rows.push((*image, ids, class));
-        }
-        Ok(Self { rows })
-    }
-
-    fn loss(
-        &self,
-        params: &Params,
-        model: &Model,
-        images: &ImageSet,
-        rows: &[usize],
-    ) -> Result<Tensor, StageError> {
-        let image_rows: Vec<usize> = rows.iter().map(|row| self.rows[*row].0).collect();
-        let ids: Vec<u32> = rows.iter().flat_map(|row| self.rows[*row].1.iter().copied()).collect();
-        // A pair whose caption the model cannot tell apart, or of the same image, is no negative.
-        let mut excluded = Vec::new();
-        for (i, a) in rows.iter().enumerate() {
-            for (j, b) in rows.iter().enumerate() {
-                let (a, b) = (&self.rows[*a], &self.rows[*b]);
-                if i != j && (a.2 == b.2 || a.0 == b.0) {
-                    excluded.push((i, j));
-                }
-            }
-        }
-        let pixels = images.batch(&image_rows)?;
-        let towers = model.dual_encoder()?;
-        let compute = || {
-            let ids = Tensor::from_vec(ids, (rows.len(), towers.text_tower().context_length()), &DEVICE)?;
-            let image = towers.image_tower().embed_images(&pixels, None)?;
-            let text = towers.text_tower().embed_texts(&ids, None)?;
-            let kind = match params.objective {
-                Objective::InfoNce => return loss::info_nce(&towers.logits(&image, &text)?, &excluded),
-                Objective::MaxHinge => Hinge::Max,
-                Objective::SumHinge => Hinge::Sum,
-                Objective::MeanHinge => Hinge::Mean,
-            };
-            let cosines = linear(&normalise(&image)?, &normalise(&text)?, None)?;
-            loss::hinge(&cosines, params.margin, kind, &excluded)
-        };
-        compute().map_err(tensor_error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pipe_engine::Artifact;
+    use serde_json::{Value, json};
 
     use super::FinetuneContrastive;
     use crate::checkpoint::Checkpoint;
@@ -316,6 +250,14 @@ mod tests {
     use crate::table::read;
     use crate::testing::run;
     use crate::tokenizer::TrainTokenizer;
+
+    /// The mean loss of each epoch.
+    fn losses_of(params: &Value, inputs: &[(&str, &Artifact)]) -> Vec<f64> {
+        let trained = run(&FinetuneContrastive, params, inputs).unwrap();
+        let log = read(&trained["log"]).unwrap();
+        let (metrics, values) = (log.strings("metric").unwrap(), log.float64("value").unwrap());
+        (0..log.rows()).filter(|row| metrics[*row] == "loss").filter_map(|row| values[row]).collect()
+    }
 
     #[test]
     fn every_objective_falls() {
@@ -335,12 +277,15 @@ mod tests {
         ];
         for objective in ["info_nce", "max_hinge", "sum_hinge", "mean_hinge"] {
             let params = json!({ "objective": objective, "epochs": 8, "batch": 16, "lr": 2e-3 });
-            let trained = run(&FinetuneContrastive, &params, &inputs).unwrap();
-            let log = read(&trained["log"]).unwrap();
-            let (metrics, values) = (log.strings("metric").unwrap(), log.float64("value").unwrap());
-            let losses: Vec<f64> =
-                (0..log.rows()).filter(|row| metrics[*row] == "loss").filter_map(|row| values[row]).collect();
+            let losses = losses_of(&params, &inputs);
             assert!(losses[7] < 0.9 * losses[0], "{objective}: {losses:?}");
+            let params = json!({ "objective": objective, "epochs": 2, "batch": 16, "lr": 2e-3, "optimiser": { "floor": 1.0, "warmup": 0.0 } });
+            let whole = losses_of(&params, &inputs);
+            let mut in_pieces = params;
+            in_pieces["pieces"] = json!(3);
+            for (whole, in_pieces) in whole.iter().zip(losses_of(&in_pieces, &inputs)) {
+                assert!((whole - in_pieces).abs() < 1e-3 * whole.abs(), "{objective}: {whole} {in_pieces}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod classify;
 mod contrastive;
 mod events;
 mod log;
+mod pairs;
 mod subset;
 #[cfg(test)]
 mod tests;

@@ -11,29 +11,29 @@ use crate::ipc::{read_file, tensors, texts};
 
 /// What is explained: an image, and a class of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Subject {
-    pub(super) id: String,
+pub(crate) struct Subject {
+    pub(crate) id: String,
     /// The name of the class.
-    pub(super) target: Option<String>,
+    pub(crate) target: Option<String>,
     /// Its index in the head.
-    pub(super) class: Option<usize>,
+    pub(crate) class: Option<usize>,
 }
 
 /// The maps of one method.
-pub(super) struct Maps {
-    pub(super) method: String,
+pub(crate) struct Maps {
+    pub(crate) method: String,
     /// What the method compared images with, if it did.
-    pub(super) baseline: Option<String>,
+    pub(crate) baseline: Option<String>,
     /// Axes of the study, which may tell these maps from others of the method.
-    pub(super) axes: BTreeMap<String, String>,
+    pub(crate) axes: BTreeMap<String, String>,
     /// Height and width.
-    pub(super) shape: [usize; 2],
+    pub(crate) shape: [usize; 2],
     /// Each subject with its map, row by row, or why there is none.
-    pub(super) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
+    pub(crate) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
     /// The digest of the checkpoint that was explained, if the file says so.
-    pub(super) checkpoint: Option<String>,
+    pub(crate) checkpoint: Option<String>,
     /// The parameters of the method, if the file says so.
-    pub(super) params: Option<String>,
+    pub(crate) params: Option<String>,
 }
 
 /// Maps with more values than this on one side are no maps of images.
@@ -44,7 +44,7 @@ impl Maps {
     ///
     /// # Errors
     /// If it holds no Arrow file of the layout of saliency maps.
-    pub(super) fn read(input: &InputArtifact) -> Result<Self, StageError> {
+    pub(crate) fn read(input: &InputArtifact) -> Result<Self, StageError> {
         let mut all: Option<Self> = None;
         for file in input.artifact.files_ending(".arrow") {
             let batch = read_file(&file.location)?;
@@ -153,7 +153,7 @@ fn checkpoint_of(provenance: &str) -> Option<String> {
 }
 
 /// All subjects of several inputs, each once, in the order of their first appearance.
-pub(super) fn subjects<'a>(inputs: impl IntoIterator<Item = &'a Maps>) -> Vec<Subject> {
+pub(crate) fn subjects<'a>(inputs: impl IntoIterator<Item = &'a Maps>) -> Vec<Subject> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     for (subject, _) in inputs.into_iter().flat_map(|maps| &maps.rows) {

@@ -6,7 +6,7 @@ mod explaining;
 mod faithfulness;
 mod layers;
 mod map_metrics;
-mod maps;
+pub(crate) mod maps;
 mod masks;
 mod metric;
 mod references;

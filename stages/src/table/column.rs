@@ -134,6 +134,18 @@ impl Table {
         self
     }
 
+    /// Puts another column in the place of the one of that name.
+    ///
+    /// # Panics
+    /// If there is none, or its length differs: a mistake of the stage.
+    #[must_use]
+    pub fn replacing(mut self, name: &str, column: Column) -> Self {
+        assert_eq!(column.len(), self.rows(), "column `{name}` has another length");
+        let place = self.columns.iter_mut().find(|(known, _)| known == name);
+        place.expect("the column is there").1 = column;
+        self
+    }
+
     /// Adds a metadata entry.
     #[must_use]
     pub fn with_metadata(mut self, key: &str, value: impl Into<String>) -> Self {

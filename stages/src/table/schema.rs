@@ -103,6 +103,13 @@ impl TableSchema {
         ]
     );
     schema!(
+        /// How alike two maps of one image are.
+        similarities, "similarities", 10000, [
+            must("id", Kind::Utf8), may("first_target", Kind::Category), may("second_target", Kind::Category),
+            must("metric", Kind::Category), may("value", Kind::Float64), may("reason", Kind::Utf8),
+        ]
+    );
+    schema!(
         /// What an ingest counted: samples, classes, sizes, and rows that two splits share.
         checks, "checks", 10000, [
             must("check", Kind::Category), may("split", Kind::Category), may("other", Kind::Category),
