@@ -8,8 +8,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use pipe_engine::{
-    Artifact, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
-    StageKind,
+    Artifact, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, PortAxes, StageContext,
+    StageError, StageKind,
 };
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -49,8 +49,15 @@ impl StageKind for CompareSaliency {
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("first", &[artifact::SALIENCY], "maps"),
-                InputPort::required("second", &[artifact::SALIENCY], "maps of the same images"),
+                // Their axes name what is compared.
+                InputPort {
+                    axes: PortAxes::Always,
+                    ..InputPort::required("first", &[artifact::SALIENCY], "maps")
+                },
+                InputPort {
+                    axes: PortAxes::Always,
+                    ..InputPort::required("second", &[artifact::SALIENCY], "maps of the same images")
+                },
                 InputPort::optional("images", &[artifact::IMAGES], "the images, for their groups"),
             ],
             free_inputs: None,
@@ -83,13 +90,10 @@ impl StageKind for CompareSaliency {
             None => Groups::singles(compared.len()),
         };
         let provenance = context.provenance().to_owned();
-        let method = match first.method == second.method {
-            true => first.method.clone(),
-            false => format!("{} / {}", first.method, second.method),
-        };
+        let names = Names::new(&first, &second);
         write_metrics(
             context.output("metrics")?,
-            &metrics(&compared, &groups, &method, [&first, &second], params),
+            &metrics(&compared, &groups, &names, [&first, &second], params),
             &provenance,
         )?;
         let table = similarities(&compared);
@@ -99,12 +103,37 @@ impl StageKind for CompareSaliency {
             &table,
             WriteOptions::text(&provenance),
         )?;
-        differences(&compared, grid, &method, &provenance, params, context)
+        differences(&compared, grid, &names, &provenance, params, context)
     }
 }
 
 fn maps(context: &StageContext<'_>, port: &str) -> Result<Maps, StageError> {
     Maps::read(context.inputs(port).first().ok_or_else(|| StageError::input(port, "it is missing"))?)
+}
+
+/// What both inputs are called.
+struct Names {
+    /// The method, or both.
+    method: String,
+    /// What tells the inputs apart.
+    sides: [String; 2],
+}
+
+impl Names {
+    fn new(first: &Maps, second: &Maps) -> Self {
+        if first.method != second.method {
+            let sides = [first.method.clone(), second.method.clone()];
+            return Self { method: sides.join(" / "), sides };
+        }
+        let own = |one: &Maps, other: &Maps| -> Vec<String> {
+            let differs = |(axis, value): &(&String, &String)| other.axes.get(*axis) != Some(*value);
+            one.axes.iter().filter(differs).map(|(_, value)| value.clone()).collect()
+        };
+        let side =
+            |axes: Vec<String>, name: &str| if axes.is_empty() { name.to_owned() } else { axes.join(" ") };
+        let sides = [side(own(first, second), "first"), side(own(second, first), "second")];
+        Self { method: first.method.clone(), sides }
+    }
 }
 
 /// What is stored of an image in both inputs.
@@ -114,37 +143,38 @@ type MapOfSubject<'a> = (&'a Subject, &'a Result<Vec<f64>, String>);
 /// the same target too.
 ///
 /// # Errors
-/// If the inputs are of other images: those of one have to be among those of the other.
+/// If the inputs share no image, or the second has two maps for one target.
 fn pairs<'a>(first: &'a Maps, second: &'a Maps) -> Result<Vec<[MapOfSubject<'a>; 2]>, StageError> {
     let ids =
         |maps: &'a Maps| maps.rows.iter().map(|(subject, _)| subject.id.as_str()).collect::<BTreeSet<_>>();
     let (of_first, of_second) = (ids(first), ids(second));
-    let only =
-        |a: &BTreeSet<&'a str>, b: &BTreeSet<&'a str>| a.difference(b).next().map(|id| (*id).to_owned());
-    if let (Some(a), Some(b)) = (only(&of_first, &of_second), only(&of_second, &of_first)) {
-        let reason =
-            format!("its maps are of other images: `{a}` is only in `first`, `{b}` only in `second`");
-        return Err(StageError::input("second", reason));
-    }
     let by_target = of_first.len() < first.rows.len() || of_second.len() < second.rows.len();
     fn key(subject: &Subject, by_target: bool) -> (&str, Option<&str>) {
         (subject.id.as_str(), subject.target.as_deref().filter(|_| by_target))
     }
-    let mut of_second = BTreeMap::new();
+    let mut by_key = BTreeMap::new();
     for (subject, map) in &second.rows {
-        if of_second.insert(key(subject, by_target), (subject, map)).is_some() {
+        if by_key.insert(key(subject, by_target), (subject, map)).is_some() {
             let reason = format!("it has two maps of `{}` for one target", subject.id);
             return Err(StageError::input("second", reason));
         }
     }
     let pair = |(subject, map): &'a (Subject, Result<Vec<f64>, String>)| {
-        of_second.get(&key(subject, by_target)).map(|other| [(subject, map), *other])
+        by_key.get(&key(subject, by_target)).map(|other| [(subject, map), *other])
     };
     let pairs: Vec<_> = first.rows.iter().filter_map(pair).collect();
-    match pairs.is_empty() {
-        true => Err(StageError::input("second", "it has no map of any image and target of `first`")),
-        false => Ok(pairs),
+    let example = |ids: &BTreeSet<&str>| ids.first().map_or("none".to_owned(), |id| format!("`{id}`"));
+    if pairs.is_empty() {
+        let reason = format!(
+            "it shares no image with `first`: it explains {} of them, such as {}, and `first` {}, such as {}",
+            of_second.len(),
+            example(&of_second),
+            of_first.len(),
+            example(&of_first)
+        );
+        return Err(StageError::input("second", reason));
     }
+    Ok(pairs)
 }
 
 /// Two maps, compared.
@@ -198,7 +228,7 @@ fn groups(images: &Artifact, compared: &[Compared<'_>]) -> Result<Groups, StageE
 fn metrics(
     compared: &[Compared<'_>],
     groups: &Groups,
-    method: &str,
+    names: &Names,
     inputs: [&Maps; 2],
     params: &Params,
 ) -> Vec<Metric> {
@@ -216,7 +246,8 @@ fn metrics(
     };
     let row = |name: &str, (value, n): (Option<Estimate>, usize)| {
         let mut metric = Metric::new("attribution", "all", name, value, n);
-        metric.method = Some(method.to_owned());
+        metric.method = Some(names.method.clone());
+        metric.protocol = Some(names.sides.join(" / "));
         metric
     };
     let measured = Measure::ALL.iter().enumerate().map(|(place, measure)| {
@@ -251,24 +282,28 @@ fn similarities(compared: &[Compared<'_>]) -> Table {
 fn differences(
     compared: &[Compared<'_>],
     grid: [usize; 2],
-    method: &str,
+    names: &Names,
     provenance: &str,
     params: &Params,
     context: &mut StageContext<'_>,
 ) -> Result<(), StageError> {
-    let names: BTreeSet<&str> = compared.iter().filter_map(|one| one.subjects[0].target.as_deref()).collect();
-    let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    let targets: BTreeSet<&str> =
+        compared.iter().filter_map(|one| one.subjects[0].target.as_deref()).collect();
+    let targets: Vec<String> = targets.into_iter().map(str::to_owned).collect();
+    let [first, second] = names.sides.clone();
     let metadata = HashMap::from([
         ("method".to_owned(), "difference".to_owned()),
-        ("of".to_owned(), method.to_owned()),
+        ("of".to_owned(), names.method.clone()),
+        ("first".to_owned(), first),
+        ("second".to_owned(), second),
         ("baseline".to_owned(), "none".to_owned()),
         ("absolute".to_owned(), params.absolute.to_string()),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
-    let mut file = SaliencyFile::new(context.output("differences")?, grid, "difference", &names, metadata)?;
+    let mut file = SaliencyFile::new(context.output("differences")?, grid, "difference", &targets, metadata)?;
     for one in compared {
         let target = one.subjects[0].target.as_ref().filter(|_| one.has_one_target());
-        let class = target.and_then(|target| names.binary_search(target).ok());
+        let class = target.and_then(|target| targets.binary_search(target).ok());
         file.add(&one.subjects[0].id, class, one.difference.clone().map(SaliencyMap::of_values))?;
     }
     file.finish(context.output("differences")?)

@@ -178,9 +178,18 @@ fn legend(shown: &[Shown<'_>], pictures: &mut Pictures) -> Markup {
         "Within a row all maps are drawn on one scale, after division by the value printed below each map: the \
          one under which 98 % of its absolute mass lies. Overlays are half map, half grey original, enlarged \
          without smoothing. "
-        @if shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
+        @if let Some([first, second]) = shown.first().and_then(sides) {
+            (bar(true, &format!("more in {second}"), &format!("more in {first}")))
+        } @else if shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
         @if shown.iter().any(|one| !one.signed) { (bar(false, "0", "1")) }
     }
+}
+
+/// What was subtracted: first and second, if the maps are differences.
+fn sides<'a>(shown: &'a Shown<'_>) -> Option<[&'a str; 2]> {
+    let name = |side: &str| shown.metadata.get(side).map(String::as_str);
+    (name("method") == Some("difference"))
+        .then(|| [name("first").unwrap_or("first"), name("second").unwrap_or("second")])
 }
 
 fn case(
