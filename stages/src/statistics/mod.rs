@@ -9,6 +9,8 @@ mod calibration;
 mod classifier;
 mod confusion;
 mod correlation;
+#[cfg(test)]
+mod coverage;
 mod delong;
 mod distribution;
 mod floors;
