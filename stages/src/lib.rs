@@ -29,6 +29,7 @@ mod lookup;
 mod mean_image;
 mod metrics;
 mod model;
+pub mod mosaic;
 pub mod neighbours;
 pub mod phantom;
 mod png;

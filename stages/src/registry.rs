@@ -33,6 +33,7 @@ pub fn registry() -> Registry {
         .with(crate::ingest::IngestRoco)
         .with(crate::ingest::IngestSlake)
         .with(crate::ingest::IngestVqaRad)
+        .with(crate::mosaic::Mosaic)
         .with(crate::phantom::IngestPhantom)
         .with(crate::query::RunQuery)
         .with(crate::report::Report)
