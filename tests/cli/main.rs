@@ -5,6 +5,7 @@
 mod commands;
 mod damage;
 mod devices;
+mod docs;
 mod edits;
 mod export;
 mod failures;
