@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::answers::ResultTables;
 use crate::context::{Artifact, StageContext};
 use crate::error::StageError;
 
@@ -440,6 +441,8 @@ pub struct Registry {
     numerics: String,
     templates: Vec<Template>,
     devices: fn() -> String,
+    tables: Option<ResultTables>,
+    version: &'static str,
 }
 
 /// A study to begin with, for `pipe init`.
@@ -461,6 +464,8 @@ impl Default for Registry {
             numerics: "cpu;f32".to_owned(),
             templates: Vec::new(),
             devices: || "cpu".to_owned(),
+            tables: None,
+            version: env!("CARGO_PKG_VERSION"),
         }
     }
 }
@@ -520,6 +525,30 @@ impl Registry {
     pub fn with_devices(mut self, find: fn() -> String) -> Self {
         self.devices = find;
         self
+    }
+
+    /// Sets what `--version` says: the version, and facts of the build on further lines.
+    #[must_use]
+    pub fn with_version(mut self, version: &'static str) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// What `--version` says.
+    pub fn version(&self) -> &'static str {
+        self.version
+    }
+
+    /// Says how results are read as tables: what `pipe query` and `pipe report` ask.
+    #[must_use]
+    pub fn with_tables(mut self, tables: ResultTables) -> Self {
+        self.tables = Some(tables);
+        self
+    }
+
+    /// How results are read as tables, if this program says so.
+    pub fn tables(&self) -> Option<ResultTables> {
+        self.tables
     }
 
     /// The devices of this machine, and why there are no others.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod answers;
 mod attempt;
 mod checkpoints;
 mod cli;
@@ -37,6 +38,9 @@ mod shards;
 mod why;
 mod workers;
 
+pub use answers::{
+    Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, StudyResult, TableSummary,
+};
 pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;
 pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};

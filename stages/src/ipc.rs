@@ -83,19 +83,37 @@ pub(crate) fn each_without_tensors(
     take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
-    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    let reader = FileReader::try_new(file, None).map_err(damaged)?;
-    let is_plain = |field: &Field| {
-        !matches!(field.data_type(), DataType::FixedSizeList(..) | DataType::Struct(_) | DataType::Binary)
-    };
-    let schema = reader.schema();
-    let plain: Vec<usize> =
-        (0..schema.fields().len()).filter(|place| is_plain(schema.field(*place))).collect();
+    let reader = open(path)?;
+    let plain = plain_columns(&reader.schema());
     for batch in reader {
         let batch = batch.and_then(|batch| batch.project(&plain)).map_err(damaged)?;
         take(&from_batch(path, &batch)?)?;
     }
     Ok(())
+}
+
+/// The columns of an Arrow file but tensors and bytes, without rows.
+///
+/// # Errors
+/// If it is damaged.
+pub(crate) fn header_without_tensors(path: &Path) -> Result<Table, StageError> {
+    let schema = open(path)?.schema();
+    let plain = schema.project(&plain_columns(&schema));
+    let plain = plain.map_err(|error| StageError::input(path, error.to_string()))?;
+    from_batch(path, &RecordBatch::new_empty(Arc::new(plain)))
+}
+
+fn open(path: &Path) -> Result<FileReader<File>, StageError> {
+    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
+    FileReader::try_new(file, None).map_err(|error| StageError::input(path, error.to_string()))
+}
+
+/// Where the columns are that hold neither tensors nor bytes.
+fn plain_columns(schema: &Schema) -> Vec<usize> {
+    let is_plain = |field: &Field| {
+        !matches!(field.data_type(), DataType::FixedSizeList(..) | DataType::Struct(_) | DataType::Binary)
+    };
+    (0..schema.fields().len()).filter(|place| is_plain(schema.field(*place))).collect()
 }
 
 /// A file of one batch.

@@ -124,6 +124,16 @@ pub(crate) enum Command {
         after_help = "Examples:\n  pipe diff study.toml 01a2 last\n  pipe diff study.toml 01a2 01a3 --exit-code"
     )]
     Diff(DiffArguments),
+    /// Answers one SQL query over all results of a study
+    #[command(
+        after_help = "Examples:\n  pipe query study.toml --tables\n  pipe query study.toml \"select stage, model, value from metrics where metric = 'auroc'\"\n  pipe query study.toml - --format csv --output figures.csv < figures.sql"
+    )]
+    Query(QueryArguments),
+    /// Lays figures out with their intervals, for a paper
+    #[command(
+        after_help = "Examples:\n  pipe report study.toml --table model:dataset:auroc --format latex\n  pipe report study.toml --table model+mode::auroc,accuracy --where stage=classified\n  pipe report study.toml --table model:domain:recall@1 --where method=image_to_text --format csv"
+    )]
+    Report(ReportArguments),
     /// Writes a run to a folder or an archive that stands alone: results, study, provenance (RO-Crate)
     #[command(
         after_help = "Examples:\n  pipe export study.toml last results.zip\n  pipe export study.toml 01a2 crate/ report 'tested*'"
@@ -133,8 +143,11 @@ pub(crate) enum Command {
     Graph(GraphArguments),
     /// Finds every mistake of a pipeline file, with its place
     Check(FileArguments),
-    /// Prints the JSON Schema of pipeline files, for editors
-    Schema,
+    /// Prints the JSON Schema of pipeline files, for editors; or their reference, for people
+    #[command(
+        after_help = "Examples:\n  pipe schema > pipeline.schema.json\n  pipe schema --format md\n  pipe schema --tables"
+    )]
+    Schema(SchemaArguments),
     /// Removes published results, never the store
     Clean(FileArguments),
     /// Checks stored results against their digests
@@ -158,6 +171,11 @@ pub(crate) enum Command {
     Isolated {
         /// The folder that says what is to be done
         folder: PathBuf,
+    },
+    /// Prints the manual page of the program, or writes one for each command into a folder
+    Man {
+        /// The folder, made if it is not there
+        folder: Option<PathBuf>,
     },
     /// Prints completions for a shell
     Completions {
@@ -360,6 +378,84 @@ pub(crate) struct DiffArguments {
     /// Exit with 6 if anything differs
     #[arg(long)]
     pub(crate) exit_code: bool,
+}
+
+/// How the language of pipeline files is described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaFormat {
+    /// JSON Schema
+    Json,
+    /// Markdown
+    Md,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SchemaArguments {
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = SchemaFormat::Json, value_name = "FORMAT")]
+    pub(crate) format: SchemaFormat,
+    /// Describe the tables of results instead: a dictionary of their columns, in Markdown
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) tables: bool,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AnswerFormat {
+    /// Aligned columns, for people
+    Table,
+    /// Comma-separated values; texts that a spreadsheet would compute begin with an apostrophe
+    Csv,
+    /// One JSON object
+    Json,
+    /// A table of Markdown
+    Md,
+    /// A tabular of LaTeX, with the rules of `booktabs`
+    Latex,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AnswerArguments {
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = AnswerFormat::Table, value_name = "FORMAT", help_heading = "Output")]
+    pub(crate) format: AnswerFormat,
+    /// The file it is written to, whole or not at all; by default standard output
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) output: Option<PathBuf>,
+    /// Digits after the point, for people; `csv` and `json` always have all
+    #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=15), help_heading = "Output")]
+    pub(crate) digits: u8,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueryArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// One query in SQL, as SQLite has it; `-` reads it from standard input
+    #[arg(value_name = "SQL", required_unless_present = "tables")]
+    pub(crate) sql: Option<String>,
+    /// List the tables with their columns instead
+    #[arg(long, conflicts_with = "sql")]
+    pub(crate) tables: bool,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArguments,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReportArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// What the rows are, what the columns are, and which figures: `model:dataset:auroc`. Several names of
+    /// rows or columns are joined by `+`, several metrics by `,`; columns may be left out
+    #[arg(long, value_name = "ROWS:COLUMNS:METRIC")]
+    pub(crate) table: String,
+    /// Of all figures, only those where a column has this value; `NAME=` asks for those without one
+    #[arg(long = "where", value_name = "NAME=VALUE")]
+    pub(crate) filters: Vec<String>,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArguments,
 }
 
 #[derive(Args, Debug)]

@@ -1,5 +1,6 @@
 //! The command line: arguments, commands, and what people read.
 
+mod answer;
 mod arguments;
 mod clean;
 mod diff;
@@ -12,7 +13,10 @@ mod gc;
 mod graph;
 mod init;
 mod log;
+mod manual;
 mod plan;
+mod query;
+mod report;
 mod run;
 mod show;
 mod signals;
@@ -27,11 +31,11 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::exit;
 use crate::kind::Registry;
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, SchemaArguments, SchemaFormat};
 pub(crate) use status::size;
 
 /// Runs the program with the kinds of `registry` and returns its exit code.
@@ -41,7 +45,10 @@ pub fn main(registry: &Registry) -> ExitCode {
 
 /// Does what the arguments, the first of which is the program's name, ask for.
 fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) -> u8 {
-    let arguments = match Arguments::try_parse_from(arguments) {
+    // `-V` is one line, `--version` all that is known of the build.
+    let command = Arguments::command().long_version(registry.version());
+    let parsed = command.try_get_matches_from(arguments);
+    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
@@ -57,6 +64,8 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Show(show) => show::show(&arguments, show, registry),
         Command::Log(log) => log::log(&arguments, log, registry),
         Command::Diff(diff) => diff::diff(&arguments, diff, registry),
+        Command::Query(query) => query::query(&arguments, query, registry),
+        Command::Report(report) => report::report(&arguments, report, registry),
         Command::Export(export) => export::export(&arguments, export),
         Command::Verify(verify) => verify::verify(&arguments, verify, registry),
         Command::Gc(gc) => gc::gc(&arguments, gc),
@@ -64,12 +73,13 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Unpin(unpin) => gc::unpin(&arguments, unpin),
         Command::Graph(graph) => graph::graph(&arguments, graph, registry),
         Command::Check(file) => study::check(&arguments, file, registry),
-        Command::Schema => print(&format!("{:#}\n", crate::language::schema(registry))),
+        Command::Schema(schema) => schema_text(schema, registry),
         Command::Clean(file) => clean::clean(&arguments, file, registry),
         Command::Doctor(file) => doctor::doctor(&arguments, file, registry),
         Command::Isolated { folder } => crate::isolate::serve(folder, registry)
             .map(|()| exit::DONE)
             .map_err(|reason| CliError::new(exit::STAGE_FAILED, format!("error: {reason}"))),
+        Command::Man { folder } => manual::man(folder.as_deref()),
         Command::Completions { shell } => arguments::completions(*shell),
     };
     match result {
@@ -122,6 +132,18 @@ impl From<pipe_cache::StoreError> for CliError {
             "name a folder that you may write to with `--store` or PIPE_STORE".to_owned()
         });
         failure
+    }
+}
+
+/// `pipe schema`.
+fn schema_text(asked: &SchemaArguments, registry: &Registry) -> Result<u8, CliError> {
+    if asked.tables {
+        let tables = registry.tables();
+        return print(&tables.map(|tables| (tables.dictionary)()).unwrap_or_default());
+    }
+    match asked.format {
+        SchemaFormat::Json => print(&format!("{:#}\n", crate::language::schema(registry))),
+        SchemaFormat::Md => print(&crate::language::reference(registry)),
     }
 }
 

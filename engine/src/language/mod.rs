@@ -18,6 +18,7 @@ mod diagnostic;
 mod executor;
 mod expand;
 mod files;
+mod handbook;
 mod item;
 mod matrix;
 mod order;
@@ -38,6 +39,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub use diagnostic::{Diagnostic, Label, Severity};
+pub use handbook::reference;
 pub use render::{render_json, render_text};
 pub use schema::schema;
 pub(crate) use select::means;

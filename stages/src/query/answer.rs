@@ -13,16 +13,18 @@ use crate::table::{Column, Table};
 /// How often a long query is asked to stop.
 const BEAT: Duration = Duration::from_millis(50);
 
-/// What an error of a statement says, with the place in it.
-pub(super) fn message(error: &Error, sql: &str) -> String {
+/// Where in a statement an error is, in bytes, if that is known.
+pub(super) fn offset(error: &Error) -> Option<usize> {
+    match error {
+        Error::SqlInputError { offset, .. } => usize::try_from(*offset).ok(),
+        _ => None,
+    }
+}
+
+/// What an error of a statement says, without a place.
+pub(super) fn reason(error: &Error) -> String {
     let text = match error {
-        Error::SqlInputError { msg, offset, .. } => {
-            let before =
-                usize::try_from(*offset).ok().and_then(|offset| sql.get(..offset)).unwrap_or_default();
-            let line = before.matches('\n').count() + 1;
-            let column = before.rsplit('\n').next().map_or(0, |text| text.chars().count()) + 1;
-            format!("line {line}, column {column} of the query: {msg}")
-        }
+        Error::SqlInputError { msg, .. } => msg.clone(),
         other => other.to_string(),
     };
     if text.contains("not authorized") {
@@ -31,6 +33,22 @@ pub(super) fn message(error: &Error, sql: &str) -> String {
         );
     }
     text
+}
+
+/// The same with the place, where there is one.
+pub(super) fn message(error: &Error, sql: &str) -> String {
+    match offset(error) {
+        Some(offset) => placed(&reason(error), sql, offset),
+        None => reason(error),
+    }
+}
+
+/// A text with a place in a statement before it.
+pub(super) fn placed(text: &str, sql: &str, offset: usize) -> String {
+    let before = sql.get(..offset).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |text| text.chars().count()) + 1;
+    format!("line {line}, column {column} of the query: {text}")
 }
 
 /// Executes a query on a thread of its own, so that one that sorts for long can be stopped.

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pipe_engine::{InputArtifact, StageError};
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
 use super::{answer, functions};
 use crate::ipc;
-use crate::table::{Column, Table, read_each};
+use crate::table::{Column, Table, header, read_each};
 
 /// What a statement may call that gives something else each time, or reaches out of the database.
 const REFUSED: [&str; 14] = [
@@ -35,16 +37,21 @@ pub(super) struct Database {
     connection: Connection,
 }
 
-/// One table that is being filled: its columns with their declared types.
-struct Columns {
+/// The columns of one table with their declared types: its axes come first.
+#[derive(Clone, Debug)]
+pub(super) struct Columns {
     axes: BTreeSet<String>,
-    declared: Vec<(String, &'static str)>,
+    pub(super) declared: Vec<(String, &'static str)>,
 }
 
 impl Database {
+    /// A database in a file. Without a name it is in one that nobody else sees and that goes by itself.
     pub(super) fn create(path: &Path) -> Result<Self, StageError> {
         let open = || -> rusqlite::Result<Connection> {
             let connection = Connection::open(path)?;
+            // A misspelt name in double quotes is a mistake, not a text.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
             // It is a scratch file: nothing of it outlives the query.
             connection.execute_batch(
                 "pragma journal_mode = off; pragma synchronous = off; pragma temp_store = file",
@@ -60,14 +67,55 @@ impl Database {
     /// Adds the rows of all artifacts of an input as one table.
     pub(super) fn add(&mut self, name: &str, artifacts: &[InputArtifact]) -> Result<(), StageError> {
         let columns = columns(name, artifacts)?;
-        let fail = |error| StageError::because(format!("filling the table `{name}`"), error);
+        self.declare(name, &columns)?;
+        self.fill(name, &columns, artifacts)
+    }
+
+    /// Makes a table without rows.
+    pub(super) fn declare(&self, name: &str, columns: &Columns) -> Result<(), StageError> {
         let declared: Vec<String> =
             columns.declared.iter().map(|(name, kind)| format!("{} {kind}", quoted(name))).collect();
         let create = format!("create table {} ({})", quoted(name), declared.join(", "));
-        let places = vec!["?"; declared.len()].join(", ");
+        self.connection
+            .execute_batch(&create)
+            .map_err(|error| StageError::because(format!("making the table `{name}`"), error))
+    }
+
+    /// Makes a view of other tables, one after the other; `None`: a column that one of them lacks.
+    pub(super) fn declare_union(
+        &self,
+        name: &str,
+        columns: &[String],
+        tables: &[(&str, Vec<UnionColumn>)],
+    ) -> Result<(), StageError> {
+        let select = |(table, values): &(&str, Vec<UnionColumn>)| {
+            let values = values.iter().map(|value| match value {
+                UnionColumn::Own(column) => quoted(column),
+                UnionColumn::Text(text) => format!("'{}'", text.replace('\'', "''")),
+                UnionColumn::Missing => "null".to_owned(),
+            });
+            format!("select {} from {}", values.collect::<Vec<_>>().join(", "), quoted(table))
+        };
+        let names: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
+        let selects: Vec<String> = tables.iter().map(select).collect();
+        let create =
+            format!("create view {} ({}) as {}", quoted(name), names.join(", "), selects.join(" union all "));
+        self.connection
+            .execute_batch(&create)
+            .map_err(|error| StageError::because(format!("making the table `{name}`"), error))
+    }
+
+    /// Adds the rows of artifacts to a table.
+    pub(super) fn fill(
+        &mut self,
+        name: &str,
+        columns: &Columns,
+        artifacts: &[InputArtifact],
+    ) -> Result<(), StageError> {
+        let fail = |error| StageError::because(format!("filling the table `{name}`"), error);
+        let places = vec!["?"; columns.declared.len()].join(", ");
         let insert = format!("insert into {} values ({places})", quoted(name));
         let transaction = self.connection.transaction().map_err(fail)?;
-        transaction.execute_batch(&create).map_err(fail)?;
         let mut statement = transaction.prepare(&insert).map_err(fail)?;
         for given in artifacts {
             each_piece(name, given, &mut |table| {
@@ -90,6 +138,38 @@ impl Database {
         transaction.commit().map_err(fail)
     }
 
+    /// The tables that a query reads.
+    ///
+    /// # Errors
+    /// If it is no query of these tables.
+    pub(super) fn tables_of(&self, sql: &str) -> rusqlite::Result<BTreeSet<String>> {
+        let read = Arc::new(Mutex::new(BTreeSet::new()));
+        let noted = Arc::clone(&read);
+        self.connection.authorizer(Some(move |context: AuthContext<'_>| {
+            if let AuthAction::Read { table_name, .. } = context.action {
+                noted.lock().unwrap_or_else(PoisonError::into_inner).insert(table_name.to_owned());
+            }
+            allowed(&context)
+        }))?;
+        let prepared = self.connection.prepare(sql).map(drop);
+        self.connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
+        prepared?;
+        let read = std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(read)
+    }
+
+    /// The functions that a query may call.
+    pub(super) fn functions(&self) -> Vec<String> {
+        let names = || -> rusqlite::Result<Vec<String>> {
+            let mut statement =
+                self.connection.prepare("select distinct name from pragma_function_list order by name")?;
+            statement.query_map([], |row| row.get(0))?.collect()
+        };
+        let mut names = names().unwrap_or_default();
+        names.retain(|name| !REFUSED.contains(&name.as_str()));
+        names
+    }
+
     /// What a query answers. `check` is asked again and again whether it may go on.
     pub(super) fn answer(
         self,
@@ -97,17 +177,33 @@ impl Database {
         check: &dyn Fn() -> Result<(), StageError>,
     ) -> Result<Table, StageError> {
         self.connection
-            .authorizer(Some(|context: AuthContext<'_>| match context.action {
-                AuthAction::Select | AuthAction::Recursive | AuthAction::Read { .. } => Authorization::Allow,
-                AuthAction::Function { function_name }
-                    if !REFUSED.iter().any(|refused| function_name.eq_ignore_ascii_case(refused)) =>
-                {
-                    Authorization::Allow
-                }
-                _ => Authorization::Deny,
-            }))
+            .authorizer(Some(|context: AuthContext<'_>| allowed(&context)))
             .map_err(|error| StageError::because("guarding the database", error))?;
         answer::answer(self.connection, sql, check)
+    }
+}
+
+/// A column of a union, as one of its tables gives it.
+#[derive(Clone, Debug)]
+pub(super) enum UnionColumn {
+    /// A column of the table.
+    Own(String),
+    /// The same text in all rows.
+    Text(String),
+    /// Nothing.
+    Missing,
+}
+
+/// Whether a statement may do this: read tables, and compute what depends on nothing else.
+fn allowed(context: &AuthContext<'_>) -> Authorization {
+    match context.action {
+        AuthAction::Select | AuthAction::Recursive | AuthAction::Read { .. } => Authorization::Allow,
+        AuthAction::Function { function_name }
+            if !REFUSED.iter().any(|refused| function_name.eq_ignore_ascii_case(refused)) =>
+        {
+            Authorization::Allow
+        }
+        _ => Authorization::Deny,
     }
 }
 
@@ -117,14 +213,14 @@ fn quoted(name: &str) -> String {
 }
 
 /// The columns of an input: its axes, then those of its tables. An axis replaces the column of its name.
-fn columns(name: &str, artifacts: &[InputArtifact]) -> Result<Columns, StageError> {
+pub(super) fn columns(name: &str, artifacts: &[InputArtifact]) -> Result<Columns, StageError> {
     let axes: BTreeSet<String> = artifacts.iter().flat_map(|given| given.axes.keys().cloned()).collect();
     let mut declared: Vec<(String, &'static str)> = axes.iter().map(|axis| (axis.clone(), "text")).collect();
     // SQLite takes names for equal that differ in capitals only.
     let mut known: BTreeMap<String, (String, &'static str)> =
         declared.iter().map(|(name, kind)| (name.to_lowercase(), (name.clone(), *kind))).collect();
     for given in artifacts {
-        each_piece(name, given, &mut |table| {
+        each_header(name, given, &mut |table| {
             for (column, values) in table.columns() {
                 let Some(kind) = kind(values) else { continue };
                 match known.get(&column.to_lowercase()) {
@@ -151,20 +247,36 @@ fn columns(name: &str, artifacts: &[InputArtifact]) -> Result<Columns, StageErro
     Ok(Columns { axes, declared })
 }
 
+/// What takes a piece of a table.
+type Take<'a> = &'a mut dyn FnMut(&Table) -> Result<(), StageError>;
+
 /// Hands on the rows of a table piece by piece. Tensors of an Arrow table are left out.
-fn each_piece(
+fn each_piece(name: &str, given: &InputArtifact, take: Take<'_>) -> Result<(), StageError> {
+    each_file(name, given, take, |path, take| read_each(path, take), ipc::each_without_tensors)
+}
+
+/// Hands on, for each file of a table, its columns without rows.
+fn each_header(name: &str, given: &InputArtifact, take: Take<'_>) -> Result<(), StageError> {
+    each_file(name, given, take, |path, take| take(&header(path)?), |path, take| {
+        take(&ipc::header_without_tensors(path)?)
+    })
+}
+
+fn each_file(
     name: &str,
     given: &InputArtifact,
-    take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
+    take: Take<'_>,
+    parquet: fn(&Path, Take<'_>) -> Result<(), StageError>,
+    arrow: fn(&Path, Take<'_>) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let mut found = false;
     for file in given.artifact.files_ending(".parquet") {
         found = true;
-        read_each(&file.location, &mut *take)?;
+        parquet(&file.location, &mut *take)?;
     }
     for file in given.artifact.files_ending(".arrow") {
         found = true;
-        ipc::each_without_tensors(&file.location, &mut *take)?;
+        arrow(&file.location, &mut *take)?;
     }
     if found {
         return Ok(());

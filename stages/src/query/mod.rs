@@ -7,6 +7,8 @@
 mod answer;
 mod database;
 mod functions;
+mod grid;
+mod results;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::database::Database;
+pub(crate) use self::results::TABLES;
 use crate::artifact;
 use crate::table::{TableSchema, WriteOptions, write};
 
@@ -66,7 +69,7 @@ impl StageKind for RunQuery {
             message,
             help: Some(EXAMPLE.to_owned()),
         };
-        syntax(&params.sql).map(problem).into_iter().collect()
+        syntax(&params.sql).map(|mistake| problem(mistake.message(&params.sql))).into_iter().collect()
     }
 
     fn run(&self, params: &QueryParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -81,22 +84,43 @@ impl StageKind for RunQuery {
     }
 }
 
+/// What is wrong with a query.
+struct Mistake {
+    reason: String,
+    /// Where, in bytes.
+    offset: Option<usize>,
+}
+
+impl Mistake {
+    /// The reason with its place in words.
+    fn message(&self, sql: &str) -> String {
+        match self.offset {
+            Some(offset) => answer::placed(&self.reason, sql, offset),
+            None => self.reason.clone(),
+        }
+    }
+}
+
 /// What is wrong with a text as far as can be said without the tables.
-fn syntax(sql: &str) -> Option<String> {
+fn syntax(sql: &str) -> Option<Mistake> {
+    let mistake = |reason: &str| Some(Mistake { reason: reason.to_owned(), offset: None });
     if sql.trim().is_empty() {
-        return Some("there is no query".to_owned());
+        return mistake("there is no query");
     }
     let empty = Connection::open_in_memory().ok()?;
     functions::register(&empty).ok()?;
     match empty.prepare(sql) {
-        Ok(statement) => (!statement.readonly() || statement.column_count() == 0)
-            .then(|| "the statement is no query".to_owned()),
-        Err(rusqlite::Error::MultipleStatement) => Some("there is more than one statement".to_owned()),
+        Ok(statement) if !statement.readonly() || statement.column_count() == 0 => {
+            mistake("the statement is no query")
+        }
+        Ok(_) => None,
+        Err(rusqlite::Error::MultipleStatement) => mistake("there is more than one statement"),
         // Which tables and columns there are is known when it runs.
         Err(error) => {
-            let text = answer::message(&error, sql);
+            let reason = answer::reason(&error);
             let is_syntax = ["syntax error", "incomplete input", "unrecognized token"];
-            is_syntax.iter().any(|words| text.contains(words)).then_some(text)
+            let offset = answer::offset(&error);
+            is_syntax.iter().any(|words| reason.contains(words)).then_some(Mistake { reason, offset })
         }
     }
 }

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use pipe_engine::{AnyKind, InputArtifact};
+use pipe_engine::cache::Digest;
+use pipe_engine::{
+    Answer, AnyKind, Artifact, ArtifactFile, Cell, Figure, Grid, GridRequest, InputArtifact, OutputWriter,
+    QueryError, StudyResult,
+};
 use serde_json::json;
 
-use super::RunQuery;
+use super::{RunQuery, TABLES};
+use crate::metrics::{Metric, write_metrics};
 use crate::phantom::IngestPhantom;
+use crate::statistics::Estimate;
 use crate::table::{Column, Table, read};
 use crate::testing::{Made, run, run_with};
 
@@ -142,4 +148,190 @@ fn a_text_that_is_no_query_is_refused_before_it_runs() {
         "line 2, column 13 of the query: near \"c\": syntax error"
     );
     assert!(problem("attach 'x.db' as y").contains("no query"));
+}
+
+/// The results of two stages of drawn data, one of them with an axis, and of one with figures.
+fn results() -> (Vec<StudyResult>, Vec<Made>) {
+    let mut results = Vec::new();
+    let mut all = Vec::new();
+    let mut add = |stage: &str, port: &str, made: &Made, axes: &[(&str, &str)]| {
+        let artifact = made[port].clone();
+        let axes = axes.iter().map(|(axis, value)| ((*axis).to_owned(), (*value).to_owned())).collect();
+        let rows = read(&artifact).ok().map(|table| table.rows() as u64);
+        results.push(StudyResult { stage: stage.to_owned(), port: port.to_owned(), axes, rows, artifact });
+    };
+    for (set, seed) in [("first", 1), ("second", 2)] {
+        let made = phantoms(seed);
+        for port in ["images", "labels"] {
+            add("drawn", port, &made, &[("set", set)]);
+        }
+        all.push(made);
+    }
+    let made = phantoms(3);
+    add("other", "labels", &made, &[]);
+    let params = json!({ "vocab_size": 300 });
+    let folder = run(&crate::tokenizer::TrainTokenizer, &params, &[("text", &made["captions"])]).unwrap();
+    add("words", "tokenizer", &folder, &[]);
+    all.extend([made, folder]);
+    (results, all)
+}
+
+fn ask(sql: &str) -> Result<Answer, QueryError> {
+    let (results, _folders) = results();
+    (TABLES.query)(&results, sql)
+}
+
+#[test]
+fn results_are_tables_by_stage_and_by_type() {
+    let (results, _folders) = results();
+    let tables = (TABLES.list)(&results);
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(names, ["images", "labels", "drawn_images", "drawn_labels", "other_labels"]);
+    assert_eq!(tables[1].of, ["drawn.labels", "other.labels"]);
+    assert_eq!(tables[1].rows, Some(120));
+    assert!(tables.iter().all(|table| table.problem.is_none()));
+    // Pictures are no figures.
+    assert!(!tables[0].columns.iter().any(|(name, _)| name == "image"));
+
+    let answer = ask("select stage, \"set\", count(*) as n from labels group by 1, 2 order by 1, 2").unwrap();
+    assert_eq!(answer.columns, ["stage", "set", "n"]);
+    let text = |text: &str| Cell::Text(text.to_owned());
+    assert_eq!(
+        answer.rows,
+        [
+            [text("drawn"), text("first"), Cell::Integer(40)],
+            [text("drawn"), text("second"), Cell::Integer(40)],
+            [text("other"), Cell::Null, Cell::Integer(40)],
+        ]
+    );
+    let answer = ask(
+        "select \"set\", max(width) as width, truth_marker as marker from drawn_images group by 1 order by 1 limit 1",
+    );
+    assert_eq!(answer.unwrap().rows[0][..2], [text("first"), Cell::Integer(28)]);
+}
+
+#[test]
+fn names_that_two_tables_have_are_told_apart() {
+    let (mut all, _folders) = results();
+    all.push(StudyResult { stage: "drawn_images".to_owned(), port: "labels".to_owned(), ..all[1].clone() });
+    all.push(StudyResult { stage: "Drawn".to_owned(), port: "images_labels".to_owned(), ..all[1].clone() });
+    let names: Vec<String> = (TABLES.list)(&all).into_iter().map(|table| table.name).collect();
+    assert!(names.contains(&"drawn_images_labels".to_owned()), "{names:?}");
+    assert!(names.contains(&"Drawn_images_labels_2".to_owned()), "{names:?}");
+}
+
+#[test]
+fn mistakes_have_a_place_and_a_suggestion() {
+    let fails = |sql: &str| match ask(sql) {
+        Err(QueryError::Question { message, offset, unknown, .. }) => (message, offset, unknown),
+        other => panic!("{sql}: {other:?}"),
+    };
+    let (message, offset, unknown) = fails("select lable from labels");
+    assert!(message.contains("no such column: lable"), "{message}");
+    assert_eq!(offset, Some(7));
+    let (name, known) = unknown.unwrap();
+    assert_eq!(name, "lable");
+    assert!(known.contains(&"label".to_owned()) && !known.contains(&"width".to_owned()), "{known:?}");
+
+    let (message, offset, unknown) = fails("select 1 as x\nfrom drawn_label");
+    assert!(message.contains("no such table"), "{message}");
+    assert_eq!(offset, Some(19));
+    assert!(unknown.unwrap().1.contains(&"drawn_labels".to_owned()));
+    // As a study names an output.
+    assert_eq!(fails("select 1 as x from other.labels").2.unwrap().0, "other_labels");
+
+    let (_, _, unknown) = fails("select avgg(width) as x from images");
+    assert!(unknown.unwrap().1.contains(&"avg".to_owned()));
+    assert_eq!(fails("select 1 as a b c").1, Some(14));
+    assert_eq!(fails("").0, "there is no query");
+    assert_eq!(fails("select 1; select 2").0, "there is more than one statement");
+    // Of what is in double quotes, a misspelt name is no text.
+    assert!(fails("select \"lable\" from labels").0.contains("no such column"));
+    for refused in ["drop table labels", "insert into labels values (1)", "attach 'x.db' as y", "pragma user_version"] {
+        fails(refused);
+    }
+    assert!(fails("select random() as x").0.contains("not authorized"));
+}
+
+/// A table of figures: by model and split, of everything and of one class.
+fn figures() -> (Vec<StudyResult>, Vec<tempfile::TempDir>) {
+    let mut results = Vec::new();
+    let mut folders = Vec::new();
+    for (model, value) in [("clip", 0.5), ("medical", 0.75)] {
+        let folder = tempfile::TempDir::new().unwrap();
+        let mut output = OutputWriter::new(folder.path().to_owned());
+        let estimate = |value: f64| Estimate { value, low: Some(value - 0.125), high: Some(value + 0.125) };
+        let mut rows = vec![
+            Metric::new("classification", "test", "auroc", Some(estimate(value)), 10),
+            Metric::new("classification", "val", "auroc", Some(estimate(value + 0.1)), 10),
+            Metric::new("classification", "test", "accuracy", None, 10),
+            Metric::new("classification", "test", "auroc", Some(estimate(0.1)), 10),
+        ];
+        rows[3].class = Some("nodule".to_owned());
+        write_metrics(&mut output, &rows, "{}").unwrap();
+        let location = folder.path().join("part-00000.parquet");
+        folders.push(folder);
+        let bytes = std::fs::metadata(&location).unwrap().len();
+        let file = ArtifactFile { path: "part-00000.parquet".to_owned(), bytes, location };
+        let artifact = Artifact {
+            artifact_type: crate::artifact::METRICS.0.to_owned(),
+            digest: Digest::of(model.as_bytes()),
+            files: vec![file],
+            origin: None,
+        };
+        for stage in ["early", "late"] {
+            let axes = BTreeMap::from([("model".to_owned(), model.to_owned())]);
+            let (stage, port) = (stage.to_owned(), "metrics".to_owned());
+            results.push(StudyResult { stage, port, axes, rows: Some(4), artifact: artifact.clone() });
+        }
+    }
+    (results, folders)
+}
+
+fn grid(rows: &[&str], columns: &[&str], metrics: &[&str], filters: &[(&str, &str)]) -> Result<Grid, QueryError> {
+    let texts = |list: &[&str]| list.iter().map(|one| (*one).to_owned()).collect();
+    let filters = filters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let request =
+        GridRequest { rows: texts(rows), columns: texts(columns), metrics: texts(metrics), filters };
+    let (figures, _folders) = figures();
+    (TABLES.grid)(&figures, &request)
+}
+
+#[test]
+fn figures_are_laid_out_with_their_intervals() {
+    let table = grid(&["model"], &["stage"], &["auroc"], &[]).unwrap();
+    assert_eq!(table.headers, ["model"]);
+    assert_eq!(table.columns, ["early", "late"]);
+    assert_eq!(table.rows[0].0, ["clip"]);
+    // Of the test set and of all classes, as nothing else was asked for.
+    let half = Figure { value: Some(0.5), low: Some(0.375), high: Some(0.625) };
+    assert_eq!(table.rows[0].1, [Some(half.clone()), Some(half)]);
+    let table = grid(&["model", "stage"], &[], &["auroc", "accuracy"], &[("split", "test")]).unwrap();
+    assert_eq!(table.columns, ["auroc", "accuracy"]);
+    assert_eq!(table.rows.len(), 4);
+    assert_eq!(table.rows[0].1[1], Some(Figure { value: None, low: None, high: None }));
+    let table = grid(&["model"], &["split"], &["auroc"], &[("stage", "late")]).unwrap();
+    assert_eq!(table.columns, ["test", "val"]);
+    let table = grid(&["model"], &["class"], &["auroc"], &[("stage", "late"), ("split", "test")]).unwrap();
+    assert_eq!(table.columns, ["nodule"]);
+}
+
+#[test]
+fn a_crowd_in_a_cell_is_a_mistake_that_says_what_to_choose() {
+    let fails = |result: Result<Grid, QueryError>| match result {
+        Err(QueryError::Question { message, hint, unknown, .. }) => (message, hint.unwrap_or_default(), unknown),
+        other => panic!("{other:?}"),
+    };
+    let (message, hint, _) = fails(grid(&["model"], &[], &["auroc"], &[]));
+    assert!(message.contains("2 figures stand for `clip`") && message.contains("`stage` (`early`, `late`)"), "{message}");
+    assert!(hint.contains("--where stage=early"), "{hint}");
+    let (message, _, unknown) = fails(grid(&["modle"], &[], &["auroc"], &[]));
+    assert!(message.contains("column `modle`") && unknown.unwrap().1.contains(&"model".to_owned()));
+    let (message, hint, _) = fails(grid(&["model"], &[], &["aurok"], &[]));
+    assert!(message.contains("`aurok`") && hint.contains("accuracy, auroc"), "{hint}");
+    let (message, hint, _) = fails(grid(&["model"], &[], &["auroc"], &[("stage", "lat")]));
+    assert!(message.contains("`lat` in column `stage`") && hint.contains("`late`"), "{message} {hint}");
+    let request = GridRequest { rows: vec!["x".into()], metrics: vec!["y".into()], ..GridRequest::default() };
+    let none = (TABLES.grid)(&results().0, &request);
+    assert!(fails(none).0.contains("no table `metrics`"));
 }

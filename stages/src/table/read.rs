@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow_array::{RecordBatch, RecordBatchReader as _};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, FieldRef, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::{Artifact, StageError};
@@ -60,6 +61,26 @@ fn read_parts(artifact: &Artifact, wanted: Wanted<'_>) -> Result<Table, StageErr
     table.ok_or_else(|| StageError::input("table", "it has no Parquet part"))
 }
 
+/// The columns of a Parquet file but files and bytes, without rows.
+///
+/// # Errors
+/// If it is damaged.
+pub(crate) fn header(path: &Path) -> Result<Table, StageError> {
+    let plain: Vec<FieldRef> =
+        open(path)?.schema().fields().iter().filter(|field| is_plain(field.data_type())).cloned().collect();
+    from_batch(path, &RecordBatch::new_empty(Arc::new(Schema::new(plain))))
+}
+
+fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, StageError> {
+    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
+    ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| StageError::input(path, error.to_string()))
+}
+
+/// Whether a column holds neither files nor bytes.
+fn is_plain(data_type: &DataType) -> bool {
+    !matches!(data_type, DataType::Struct(_) | DataType::Binary | DataType::LargeBinary)
+}
+
 /// Hands on the rows of a Parquet file piece by piece, all columns but files and bytes.
 ///
 /// # Errors
@@ -69,11 +90,7 @@ pub(crate) fn read_each(
     take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
-    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
-    let is_plain = |data_type: &DataType| {
-        !matches!(data_type, DataType::Struct(_) | DataType::Binary | DataType::LargeBinary)
-    };
+    let builder = open(path)?;
     let fields = builder.schema().fields().iter().enumerate();
     let plain: Vec<usize> =
         fields.filter(|(_, field)| is_plain(field.data_type())).map(|(place, _)| place).collect();

@@ -1,0 +1,345 @@
+//! The results of a study as tables: what `pipe query` asks.
+//!
+//! Each output is a table `STAGE_PORT`, the nodes of a stage one after the other with their axes as columns.
+//! A folder that holds tables gives one for each (`STAGE_PORT_FILE`). All outputs of one type are one more table of the type's name (`metrics`, `predictions`), with a column
+//! `stage`. Only what a query names is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use pipe_engine::{
+    Answer, Artifact, ArtifactFile, Cell, InputArtifact, QueryError, ResultTables, StageError, StudyResult,
+    TableSummary,
+};
+
+use super::answer::{offset, reason};
+use super::database::{Columns, Database, UnionColumn, columns};
+use super::{grid, syntax};
+use crate::artifact;
+use crate::table::{Column, Table, dictionary};
+
+/// What the registry is told.
+pub(crate) const TABLES: ResultTables = ResultTables { list, query, grid: grid::grid, dictionary };
+
+/// The name of the column that says which stage a row of a union comes from.
+const STAGE: &str = "stage";
+
+/// Types that are tables with tensors.
+const TENSORS: [&str; 3] =
+    [artifact::EMBEDDINGS.0, artifact::SALIENCY.0, artifact::WORD_SALIENCY.0];
+
+/// One output of one stage, or a file in it.
+struct Source {
+    name: String,
+    stage: String,
+    port: String,
+    artifact_type: String,
+    rows: Option<u64>,
+    artifacts: Vec<InputArtifact>,
+    /// Or why it is no table that can be asked.
+    columns: Result<Columns, String>,
+}
+
+/// All outputs of one type.
+struct Union {
+    name: String,
+    columns: Vec<(String, &'static str)>,
+    /// The sources, and how each gives the columns.
+    members: Vec<(usize, Vec<UnionColumn>)>,
+    /// Why it cannot be asked.
+    problem: Option<String>,
+}
+
+/// The tables of a study.
+pub(super) struct Tables {
+    sources: Vec<Source>,
+    unions: Vec<Union>,
+}
+
+impl Tables {
+    /// Finds the tables among results, in the order of these. Rows are not read.
+    pub(super) fn of(results: &[StudyResult]) -> Self {
+        let mut places: BTreeMap<(&str, String), usize> = BTreeMap::new();
+        let mut sources: Vec<Source> = Vec::new();
+        for result in results {
+            for (name, artifact) in tables_in(result) {
+                let place = *places.entry((&result.stage, name.clone())).or_insert_with(|| {
+                    sources.push(Source {
+                        name,
+                        stage: result.stage.clone(),
+                        port: result.port.clone(),
+                        artifact_type: artifact.artifact_type.clone(),
+                        rows: Some(0),
+                        artifacts: Vec::new(),
+                        columns: Err(String::new()),
+                    });
+                    sources.len() - 1
+                });
+                let source = &mut sources[place];
+                source.rows = source.rows.zip(result.rows).map(|(rows, more)| rows + more);
+                let (axes, stage) = (result.axes.clone(), result.stage.clone());
+                source.artifacts.push(InputArtifact { axes, stage, artifact });
+            }
+        }
+        // SQLite takes names for equal that differ in capitals only.
+        let mut taken = BTreeSet::new();
+        for source in &mut sources {
+            source.name = free(&source.name, &mut taken);
+            source.columns =
+                columns(&source.name, &source.artifacts).map_err(|error| error.to_string());
+        }
+        let unions = unions(&sources, &mut taken);
+        Self { sources, unions }
+    }
+
+    /// The columns of a union.
+    pub(super) fn columns_of(&self, name: &str) -> Option<Vec<String>> {
+        let union = self.unions.iter().find(|union| union.name == name)?;
+        Some(union.columns.iter().map(|(column, _)| column.clone()).collect())
+    }
+
+    /// The columns of those tables that a text names, or of all.
+    fn columns_near(&self, sql: &str) -> Vec<String> {
+        let words: BTreeSet<String> = words(sql).map(|(_, word)| word.to_lowercase()).collect();
+        let all = self.summaries();
+        let named = all.iter().filter(|table| words.contains(&table.name.to_lowercase()));
+        let named: Vec<&TableSummary> = named.collect();
+        let tables = if named.is_empty() { all.iter().collect() } else { named };
+        let columns = tables.iter().flat_map(|table| &table.columns).map(|(name, _)| name.clone());
+        columns.collect::<BTreeSet<String>>().into_iter().collect()
+    }
+
+    fn summaries(&self) -> Vec<TableSummary> {
+        let pairs = |columns: &[(String, &'static str)]| {
+            columns.iter().map(|(name, kind)| (name.clone(), (*kind).to_owned())).collect()
+        };
+        let union = |union: &Union| {
+            let members = || union.members.iter().map(|(place, _)| &self.sources[*place]);
+            TableSummary {
+                name: union.name.clone(),
+                of: members().map(|source| format!("{}.{}", source.stage, source.port)).collect(),
+                rows: members().map(|source| source.rows).sum(),
+                columns: pairs(&union.columns),
+                problem: union.problem.clone(),
+            }
+        };
+        let source = |source: &Source| TableSummary {
+            name: source.name.clone(),
+            of: vec![format!("{}.{}", source.stage, source.port)],
+            rows: source.rows,
+            columns: source.columns.as_ref().map(|columns| pairs(&columns.declared)).unwrap_or_default(),
+            problem: source.columns.as_ref().err().cloned(),
+        };
+        self.unions.iter().map(union).chain(self.sources.iter().map(source)).collect()
+    }
+
+    /// A database with all tables, and none of their rows.
+    fn declare(&self) -> Result<Database, StageError> {
+        let database = Database::create(Path::new(""))?;
+        for source in &self.sources {
+            if let Ok(columns) = &source.columns {
+                database.declare(&source.name, columns)?;
+            }
+        }
+        for union in self.unions.iter().filter(|union| union.problem.is_none()) {
+            let names: Vec<String> = union.columns.iter().map(|(name, _)| name.clone()).collect();
+            let members = union.members.iter();
+            let members: Vec<(&str, Vec<UnionColumn>)> =
+                members.map(|(place, values)| (self.sources[*place].name.as_str(), values.clone())).collect();
+            database.declare_union(&union.name, &names, &members)?;
+        }
+        Ok(database)
+    }
+
+    /// What a query answers.
+    pub(super) fn ask(&self, sql: &str) -> Result<Table, QueryError> {
+        let mut database = self.declare()?;
+        let wanted = database.tables_of(sql).map_err(|error| self.explain(&error, sql, &database))?;
+        for source in self.sources.iter().filter(|source| wanted.contains(&source.name)) {
+            if let Ok(columns) = &source.columns {
+                database.fill(&source.name, columns, &source.artifacts)?;
+            }
+        }
+        database.answer(sql, &|| Ok(())).map_err(|error| match error {
+            StageError::Failed { message, source: None } => QueryError::question(message),
+            other => QueryError::Results(other),
+        })
+    }
+
+    /// A mistake of a query with its place, and what was perhaps meant.
+    fn explain(&self, error: &rusqlite::Error, sql: &str, database: &Database) -> QueryError {
+        let message = reason(error);
+        let missing = |what: &str| message.strip_prefix(what).map(|name| name.trim().to_owned());
+        let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+        let mut hint = None;
+        let unknown = if let Some(name) = missing("no such table:") {
+            // As the study writes it.
+            let name = name.replace('.', "_");
+            let tables = self.summaries();
+            if let Some(problem) = tables.iter().find(|one| one.name == name).and_then(|one| one.problem.clone()) {
+                return QueryError::question(format!("`{name}` cannot be read: {problem}"));
+            }
+            hint = Some("`--tables` lists the tables and their columns".to_owned());
+            Some((name.clone(), name, tables.into_iter().map(|table| table.name).collect()))
+        } else if let Some(name) = missing("no such column:") {
+            hint = Some("`--tables` lists the columns of each table; texts stand in 'single quotes'".to_owned());
+            Some((last(&name), last(&name), self.columns_near(sql)))
+        } else if let Some(name) = missing("no such function:") {
+            hint = Some("the functions are those of SQLite, and `docs/queries.md` has the others".to_owned());
+            Some((name.clone(), name, database.functions()))
+        } else {
+            None
+        };
+        let found = unknown.as_ref().and_then(|(name, _, _)| {
+            let last = name.rsplit('_').next().unwrap_or(name);
+            let mut words = words(sql);
+            words.clone().find(|(_, word)| word.eq_ignore_ascii_case(name)).or_else(|| words.find(|(_, word)| *word == last))
+        });
+        let offset = offset(error).or(found.map(|(place, _)| place));
+        QueryError::Question {
+            message,
+            offset,
+            unknown: unknown.map(|(_, name, known)| (name, known)),
+            hint,
+        }
+    }
+}
+
+/// Whether an artifact of this type is one table, whatever number of files it has.
+fn is_one_table(artifact_type: &str) -> bool {
+    artifact_type.starts_with("table<") || TENSORS.contains(&artifact_type)
+}
+
+/// The tables of a result with their names: one, or of a folder each file that is a table.
+fn tables_in(result: &StudyResult) -> Vec<(String, Artifact)> {
+    let is_table = |path: &str| path.ends_with(".parquet") || path.ends_with(".arrow");
+    let name = format!("{}_{}", result.stage, result.port);
+    let mut files = result.artifact.files.iter().filter(|file| is_table(&file.path));
+    if is_one_table(&result.artifact.artifact_type) {
+        let is_there = files.next().is_some();
+        return is_there.then(|| (name, result.artifact.clone())).into_iter().collect();
+    }
+    let one = |file: &ArtifactFile| {
+        let path = file.path.rsplit_once('.').map_or(file.path.as_str(), |(path, _)| path);
+        let path: String = path.chars().map(|one| if one.is_alphanumeric() { one } else { '_' }).collect();
+        (format!("{name}_{path}"), Artifact { files: vec![file.clone()], ..result.artifact.clone() })
+    };
+    files.map(one).collect()
+}
+
+/// The words of a query with their places.
+fn words(sql: &str) -> impl Iterator<Item = (usize, &str)> + Clone {
+    let is_word = |one: char| one.is_alphanumeric() || one == '_';
+    sql.split(move |one| !is_word(one)).filter(|word| !word.is_empty()).map(move |word| {
+        // Both are slices of one text.
+        (word.as_ptr() as usize - sql.as_ptr() as usize, word)
+    })
+}
+
+/// A name that nothing else has: with a number if it has to be.
+fn free(name: &str, taken: &mut BTreeSet<String>) -> String {
+    let numbered = (2..).map(|number| format!("{name}_{number}"));
+    let mut names = std::iter::once(name.to_owned()).chain(numbered);
+    names.find(|name| taken.insert(name.to_lowercase())).expect("numbers do not end")
+}
+
+/// The tables of all outputs of one type. Those of no stated type (`tree`) have nothing in common.
+fn unions(sources: &[Source], taken: &mut BTreeSet<String>) -> Vec<Union> {
+    let mut types: Vec<&str> = Vec::new();
+    for source in sources {
+        if !types.contains(&source.artifact_type.as_str()) {
+            types.push(&source.artifact_type);
+        }
+    }
+    let mut unions = Vec::new();
+    for artifact_type in types {
+        let inner = artifact_type.strip_prefix("table<").and_then(|rest| rest.strip_suffix('>'));
+        let stated = TENSORS.contains(&artifact_type);
+        let Some(name) = inner.or(stated.then_some(artifact_type)).filter(|name| *name != "query") else {
+            continue;
+        };
+        // A stage's own table goes first.
+        if !taken.insert(name.to_lowercase()) {
+            continue;
+        }
+        unions.push(union(name, artifact_type, sources));
+    }
+    unions
+}
+
+fn union(name: &str, artifact_type: &str, sources: &[Source]) -> Union {
+    let members = sources.iter().enumerate().filter(|(_, source)| source.artifact_type == artifact_type);
+    let members: Vec<(usize, &Source, &Columns)> = members
+        .filter_map(|(place, source)| source.columns.as_ref().ok().map(|columns| (place, source, columns)))
+        .collect();
+    let mut all: Vec<(String, &'static str)> = vec![(STAGE.to_owned(), "text")];
+    let mut problem = None;
+    for (_, source, columns) in &members {
+        for (column, kind) in &columns.declared {
+            match all.iter().find(|(known, _)| known.eq_ignore_ascii_case(column)) {
+                None => all.push((column.clone(), kind)),
+                Some((known, before)) if before != kind && !known.eq_ignore_ascii_case(STAGE) => {
+                    let text = format!(
+                        "column `{column}` is {kind} in `{}`, and {before} in another table; ask these one by one",
+                        source.name
+                    );
+                    problem.get_or_insert(text);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    let values = |source: &Source, columns: &Columns| {
+        let value = |(name, _): &(String, &'static str)| {
+            if name == STAGE {
+                return UnionColumn::Text(source.stage.clone());
+            }
+            let own = columns.declared.iter().find(|(column, _)| column.eq_ignore_ascii_case(name));
+            own.map_or(UnionColumn::Missing, |(column, _)| UnionColumn::Own(column.clone()))
+        };
+        all.iter().map(value).collect::<Vec<UnionColumn>>()
+    };
+    let members = members.iter().map(|(place, source, columns)| (*place, values(source, columns))).collect();
+    Union { name: name.to_owned(), columns: all.clone(), members, problem }
+}
+
+/// The tables of a study, those of a type first.
+fn list(results: &[StudyResult]) -> Vec<TableSummary> {
+    Tables::of(results).summaries()
+}
+
+/// What a query over results answers.
+fn query(results: &[StudyResult], sql: &str) -> Result<Answer, QueryError> {
+    if let Some(mistake) = syntax(sql) {
+        return Err(QueryError::Question {
+            message: mistake.reason,
+            offset: mistake.offset,
+            unknown: None,
+            hint: None,
+        });
+    }
+    Ok(answer(&Tables::of(results).ask(sql)?))
+}
+
+/// A table as an answer.
+fn answer(table: &Table) -> Answer {
+    let columns = table.columns();
+    let row = |row: usize| columns.iter().map(|(_, column)| cell(column, row)).collect();
+    Answer {
+        columns: columns.iter().map(|(name, _)| name.clone()).collect(),
+        rows: (0..table.rows()).map(row).collect(),
+    }
+}
+
+fn cell(column: &Column, row: usize) -> Cell {
+    match column {
+        Column::Utf8(values) => values[row].clone().map_or(Cell::Null, Cell::Text),
+        Column::Bool(values) => values[row].map_or(Cell::Null, Cell::Bool),
+        Column::Int32(values) => values[row].map_or(Cell::Null, |value| Cell::Integer(value.into())),
+        Column::Int64(values) => values[row].map_or(Cell::Null, Cell::Integer),
+        Column::Float64(values) => values[row].map_or(Cell::Null, Cell::Real),
+        // A query answers with none of these.
+        Column::ListInt64(_) | Column::ListInt32(_) | Column::ListFloat32(_) | Column::ListUtf8(_)
+        | Column::Image(_) | Column::Binary(_) => Cell::Null,
+    }
+}

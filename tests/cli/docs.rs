@@ -1,0 +1,183 @@
+//! The guide says what is so: its commands run, its flags exist, its TOML is TOML, its links lead somewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::study::{Answer, Study};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The pages of the guide with their texts, and the README.
+fn pages() -> Vec<(PathBuf, String)> {
+    let folder = std::fs::read_dir(root().join("docs")).expect("the guide is there");
+    let mut paths: Vec<PathBuf> = folder.map(|entry| entry.expect("it can be listed").path()).collect();
+    paths.push(root().join("README.md"));
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    paths.sort();
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("pages are UTF-8");
+        (path, text)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// The blocks of a page in this language.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let begin = format!("```{language}\n");
+    page.split(&begin).skip(1).map(|rest| rest.split("\n```").next().unwrap_or(rest)).collect()
+}
+
+/// A line as a shell would cut it, with quotes and comments, and nothing else.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let (mut word, mut quote, mut is_word) = (String::new(), None, false);
+    for character in line.chars() {
+        match (quote, character) {
+            (Some(open), close) if open == close => quote = None,
+            (Some(_), inner) => word.push(inner),
+            (None, '"' | '\'') => (quote, is_word) = (Some(character), true),
+            (None, ' ') => {
+                if is_word {
+                    words.push(std::mem::take(&mut word));
+                }
+                is_word = false;
+            }
+            (None, '#') if !is_word => break,
+            (None, other) => {
+                word.push(other);
+                is_word = true;
+            }
+        }
+    }
+    if is_word {
+        words.push(word);
+    }
+    words
+}
+
+/// Fewer images than as written: that a command works is all that is asked here.
+fn shrink(study: &Study, folder: &str) {
+    let path = Path::new(folder).join("study.toml");
+    let text = std::fs::read_to_string(study.path("").join(&path)).expect("`pipe init` wrote it");
+    let small = text.replace("train = 800", "train = 80").replace("test = 400", "test = 40");
+    study.write_file(path.to_str().expect("it is ASCII"), small);
+}
+
+/// Each line of the block is in the answer, in this order; `...` are any lines.
+fn compare(page: &str, command: &str, answer: &Answer, expected: &[&str]) {
+    let code = expected.iter().find_map(|line| line.strip_prefix("? ")).map_or(0, |code| code.parse().expect("a number"));
+    assert_eq!(answer.code, Some(code), "{page}: {command}\n{}\n{}", answer.stdout, answer.stderr);
+    let mut lines = answer.stdout.lines();
+    for wanted in expected.iter().filter(|line| **line != "..." && !line.starts_with("? ")) {
+        assert!(lines.any(|line| line == *wanted), "{page}: {command}\nhas no line\n{wanted}\nin\n{}", answer.stdout);
+    }
+}
+
+#[test]
+fn commands_of_the_guide_do_what_it_says() {
+    let mut commands = 0;
+    for (path, page) in pages() {
+        let study = Study::new("");
+        std::fs::remove_file(study.path("study.toml")).expect("it is there");
+        let mut folder = String::new();
+        for block in blocks(&page, "console") {
+            let lines: Vec<&str> = block.lines().collect();
+            let starts: Vec<usize> = (0..lines.len()).filter(|place| lines[*place].starts_with("$ ")).collect();
+            for (number, start) in starts.iter().enumerate() {
+                let end = starts.get(number + 1).copied().unwrap_or(lines.len());
+                let command = &lines[*start][2..];
+                let words = words(command);
+                let arguments: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+                match words[0].as_str() {
+                    "cd" => folder = arguments[0].to_owned(),
+                    "pipe" => {
+                        let mut process = study.command(&arguments);
+                        process.current_dir(study.path(&folder));
+                        let answer = Answer::of(&process.output().expect("the program starts"));
+                        compare(&path.display().to_string(), command, &answer, &lines[start + 1..end]);
+                        if arguments[0] == "init" {
+                            shrink(&study, arguments.get(1).unwrap_or(&"."));
+                        }
+                        commands += 1;
+                    }
+                    other => panic!("{}: `{other}` is not run here", path.display()),
+                }
+            }
+        }
+    }
+    assert!(commands > 8, "{commands} commands");
+}
+
+#[test]
+fn commands_and_flags_of_the_guide_exist() {
+    let study = Study::new("");
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    let mut checked = BTreeSet::new();
+    for (path, page) in pages() {
+        let lines = blocks(&page, "sh").into_iter().chain(blocks(&page, "console")).flat_map(str::lines);
+        // And what stands in a sentence.
+        let quoted = page.split('`').filter(|text| text.starts_with("pipe ") && !text.contains('\n'));
+        for line in lines.chain(quoted) {
+            let line = line.trim_start_matches("$ ").replace("cargo run --release -- ", "pipe ");
+            let words = words(line.split(" && ").next().unwrap_or_default());
+            if words.first().is_none_or(|word| word != "pipe") {
+                continue;
+            }
+            let Some(command) = words.get(1).filter(|word| word.chars().all(|one| one.is_ascii_lowercase())) else {
+                continue;
+            };
+            let help = helps.entry(command.clone()).or_insert_with(|| {
+                let answer = study.pipe(&[command, "--help"]);
+                assert_eq!(answer.code, Some(0), "{}: there is no command `{command}`: {line}", path.display());
+                answer.stdout
+            });
+            for word in words.iter().skip(2).filter(|word| word.starts_with("--") && word.len() > 2) {
+                let flag = word.split('=').next().unwrap_or(word);
+                assert!(help.contains(flag), "{}: `{command}` has no `{flag}`", path.display());
+                checked.insert((command.clone(), flag.to_owned()));
+            }
+        }
+    }
+    assert!(checked.len() > 20, "{checked:?}");
+}
+
+#[test]
+fn toml_in_the_guide_is_toml() {
+    for (path, page) in pages() {
+        for block in blocks(&page, "toml") {
+            let parsed = block.parse::<toml::Table>();
+            assert!(parsed.is_ok(), "{}:\n{block}\n{}", path.display(), parsed.expect_err("it is wrong"));
+        }
+    }
+}
+
+#[test]
+fn links_of_the_guide_lead_somewhere() {
+    let pages = pages();
+    let index = &pages.iter().find(|(path, _)| path.ends_with("docs/README.md")).expect("there is an index").1;
+    for (path, page) in &pages {
+        let folder = path.parent().expect("it lies in a folder");
+        for link in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.contains([' ', '`', '\n']) {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() { path.clone() } else { folder.join(file) };
+            assert!(target.exists(), "{}: `{link}` leads nowhere", path.display());
+            if let Some(anchor) = anchor {
+                let text = std::fs::read_to_string(&target).expect("it is a page");
+                let headings = text.lines().filter(|line| line.starts_with('#'));
+                let slug = |line: &str| -> String {
+                    let line = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+                    line.chars().filter(|one| one.is_alphanumeric() || "-_".contains(*one)).collect()
+                };
+                assert!(headings.map(slug).any(|slug| slug == anchor), "{}: `{link}` has no heading", path.display());
+            }
+        }
+        let name = path.file_name().and_then(|name| name.to_str()).expect("names are UTF-8");
+        let is_listed = name == "README.md" || index.contains(&format!("({name})"));
+        assert!(is_listed, "the index does not name `{name}`");
+    }
+}
