@@ -59,7 +59,12 @@ fn of_kind(name: &str, kind: &dyn AnyKind) -> String {
     if let Ok(resolved) = kind.resolve(&Json::Object(serde_json::Map::new())) {
         page.push_str("| output | type | |\n| --- | --- | --- |\n");
         for port in kind.outputs(&resolved) {
-            page.push_str(&format!("| `{}` | `{}` | {} |\n", port.name, port.artifact.0, cell(&sentence(&port.summary))));
+            page.push_str(&format!(
+                "| `{}` | `{}` | {} |\n",
+                port.name,
+                port.artifact.0,
+                cell(&sentence(&port.summary))
+            ));
         }
         page.push('\n');
     }
@@ -80,14 +85,11 @@ fn of_port(port: &InputPort) -> String {
         InputClass::Lookup => "only the rows that are named",
         InputClass::Whole => "",
     };
-    let notes: Vec<&str> = [
-        if port.required { "" } else { "optional" },
-        if port.many { "one or many" } else { "" },
-        class,
-    ]
-    .into_iter()
-    .filter(|note| !note.is_empty())
-    .collect();
+    let notes: Vec<&str> =
+        [if port.required { "" } else { "optional" }, if port.many { "one or many" } else { "" }, class]
+            .into_iter()
+            .filter(|note| !note.is_empty())
+            .collect();
     if !notes.is_empty() {
         text.push_str(&format!(" ({})", notes.join("; ")));
     }
@@ -127,7 +129,8 @@ fn collect(table: &Json, root: &Json, prefix: &str, rows: &mut BTreeMap<String, 
         let described = property.get("description").or_else(|| inner.get("description"));
         let meaning = described.and_then(Json::as_str).map(sentence).unwrap_or_default();
         let choices = choices(inner, root);
-        let meaning = [meaning, choices].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
+        let meaning =
+            [meaning, choices].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
         rows.insert(path.clone(), [cell(&type_of(property, root)), default, cell(&meaning)]);
         if depth < DEEPEST && inner.get("properties").is_some() && prefix.matches('.').count() < 2 {
             // These have tables of their own.
@@ -194,7 +197,8 @@ fn type_of(schema: &Json, root: &Json) -> String {
         }
         _ => match inner["anyOf"].as_array() {
             Some(members) => {
-                let members = members.iter().filter(|member| member["type"] != "null" && !is_template(member));
+                let members =
+                    members.iter().filter(|member| member["type"] != "null" && !is_template(member));
                 let mut types: Vec<String> = Vec::new();
                 for name in members.map(|member| type_of(member, root)) {
                     if !types.contains(&name) {

@@ -213,6 +213,60 @@ fn an_image_is_its_own_nearest_neighbour() {
 }
 
 #[test]
+fn a_training_ends_when_epochs_bring_nothing() {
+    let (pairs, initial) = pairs();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    // A rate that moves nothing: every epoch is as good as the first.
+    let still = |more: Json| {
+        let mut params = json!({ "mode": "full", "epochs": 9, "batch": 20, "lr": 1e-9, "head_lr": 1e-9 });
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        curve(&run(&FinetuneClassify, &params, &inputs).unwrap(), "val", "auroc")
+    };
+    let scores = still(json!({ "patience": 3 }));
+    let best = scores.iter().copied().fold(0.0, f64::max);
+    let first = scores.iter().position(|score| *score == best).unwrap();
+    assert!(scores.len() == first + 4 && scores.len() < 9, "{scores:?}");
+    assert_eq!(still(json!({})).len(), 9);
+}
+
+#[test]
+fn with_decay_lower_layers_move_less() {
+    let (pairs, _) = pairs();
+    let tokenizer =
+        run(&TrainTokenizer, &json!({ "vocab_size": 600 }), &[("text", &pairs["captions"])]).unwrap();
+    let size = json!({ "width": 16, "layers": 3, "heads": 2 });
+    let params = json!({ "init": "random", "image_size": 28, "patch": 14, "projection": 16, "vision": size, "text": size });
+    let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let weights = |made: &Made| {
+        let file = made["checkpoint"].files.iter().find(|file| file.path == "model.safetensors").unwrap();
+        candle_core::safetensors::load(&file.location, &candle_core::Device::Cpu).unwrap()
+    };
+    let before = weights(&initial);
+    // How far the matrices of each block of the image tower went, together.
+    let moved = |decay: f64| -> Vec<f32> {
+        let params = json!({ "mode": "full", "epochs": 2, "batch": 10, "lr": 1e-3, "layer_decay": decay });
+        let after = weights(&run(&FinetuneClassify, &params, &inputs).unwrap());
+        let of_block = |block: usize| {
+            let own = |name: &&String| {
+                name.contains(&format!("vision_model.encoder.layers.{block}.")) && name.ends_with("weight")
+            };
+            let step = |name: &String| {
+                let difference = (&after[name] - &before[name]).unwrap().sqr().unwrap();
+                difference.sum_all().unwrap().to_scalar::<f32>().unwrap()
+            };
+            before.keys().filter(own).map(step).sum::<f32>().sqrt()
+        };
+        (0..3).map(of_block).collect()
+    };
+    let (even, decayed) = (moved(1.0), moved(0.1));
+    assert!(even.iter().all(|way| *way > 0.0) && even[0] > 0.3 * even[2], "{even:?}");
+    assert!(decayed[0] < 0.3 * decayed[1] && decayed[1] < 0.3 * decayed[2], "{decayed:?}");
+}
+
+#[test]
 fn a_tower_without_attention_has_nothing_to_adapt() {
     let (pairs, _) = pairs();
     let config = json!({ "image": 64, "width": 8, "blocks": [1, 1, 1, 1] });

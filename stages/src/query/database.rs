@@ -257,9 +257,13 @@ fn each_piece(name: &str, given: &InputArtifact, take: Take<'_>) -> Result<(), S
 
 /// Hands on, for each file of a table, its columns without rows.
 fn each_header(name: &str, given: &InputArtifact, take: Take<'_>) -> Result<(), StageError> {
-    each_file(name, given, take, |path, take| take(&header(path)?), |path, take| {
-        take(&ipc::header_without_tensors(path)?)
-    })
+    each_file(
+        name,
+        given,
+        take,
+        |path, take| take(&header(path)?),
+        |path, take| take(&ipc::header_without_tensors(path)?),
+    )
 }
 
 fn each_file(

@@ -25,8 +25,7 @@ pub(crate) const TABLES: ResultTables = ResultTables { list, query, grid: grid::
 const STAGE: &str = "stage";
 
 /// Types that are tables with tensors.
-const TENSORS: [&str; 3] =
-    [artifact::EMBEDDINGS.0, artifact::SALIENCY.0, artifact::WORD_SALIENCY.0];
+const TENSORS: [&str; 3] = [artifact::EMBEDDINGS.0, artifact::SALIENCY.0, artifact::WORD_SALIENCY.0];
 
 /// One output of one stage, or a file in it.
 struct Source {
@@ -85,8 +84,7 @@ impl Tables {
         let mut taken = BTreeSet::new();
         for source in &mut sources {
             source.name = free(&source.name, &mut taken);
-            source.columns =
-                columns(&source.name, &source.artifacts).map_err(|error| error.to_string());
+            source.columns = columns(&source.name, &source.artifacts).map_err(|error| error.to_string());
         }
         let unions = unions(&sources, &mut taken);
         Self { sources, unions }
@@ -176,13 +174,16 @@ impl Tables {
             // As the study writes it.
             let name = name.replace('.', "_");
             let tables = self.summaries();
-            if let Some(problem) = tables.iter().find(|one| one.name == name).and_then(|one| one.problem.clone()) {
+            if let Some(problem) =
+                tables.iter().find(|one| one.name == name).and_then(|one| one.problem.clone())
+            {
                 return QueryError::question(format!("`{name}` cannot be read: {problem}"));
             }
             hint = Some("`--tables` lists the tables and their columns".to_owned());
             Some((name.clone(), name, tables.into_iter().map(|table| table.name).collect()))
         } else if let Some(name) = missing("no such column:") {
-            hint = Some("`--tables` lists the columns of each table; texts stand in 'single quotes'".to_owned());
+            hint =
+                Some("`--tables` lists the columns of each table; texts stand in 'single quotes'".to_owned());
             Some((last(&name), last(&name), self.columns_near(sql)))
         } else if let Some(name) = missing("no such function:") {
             hint = Some("the functions are those of SQLite, and `docs/queries.md` has the others".to_owned());
@@ -193,15 +194,13 @@ impl Tables {
         let found = unknown.as_ref().and_then(|(name, _, _)| {
             let last = name.rsplit('_').next().unwrap_or(name);
             let mut words = words(sql);
-            words.clone().find(|(_, word)| word.eq_ignore_ascii_case(name)).or_else(|| words.find(|(_, word)| *word == last))
+            words
+                .clone()
+                .find(|(_, word)| word.eq_ignore_ascii_case(name))
+                .or_else(|| words.find(|(_, word)| *word == last))
         });
         let offset = offset(error).or(found.map(|(place, _)| place));
-        QueryError::Question {
-            message,
-            offset,
-            unknown: unknown.map(|(_, name, known)| (name, known)),
-            hint,
-        }
+        QueryError::Question { message, offset, unknown: unknown.map(|(_, name, known)| (name, known)), hint }
     }
 }
 
@@ -339,7 +338,11 @@ fn cell(column: &Column, row: usize) -> Cell {
         Column::Int64(values) => values[row].map_or(Cell::Null, Cell::Integer),
         Column::Float64(values) => values[row].map_or(Cell::Null, Cell::Real),
         // A query answers with none of these.
-        Column::ListInt64(_) | Column::ListInt32(_) | Column::ListFloat32(_) | Column::ListUtf8(_)
-        | Column::Image(_) | Column::Binary(_) => Cell::Null,
+        Column::ListInt64(_)
+        | Column::ListInt32(_)
+        | Column::ListFloat32(_)
+        | Column::ListUtf8(_)
+        | Column::Image(_)
+        | Column::Binary(_) => Cell::Null,
     }
 }

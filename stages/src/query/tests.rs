@@ -247,7 +247,9 @@ fn mistakes_have_a_place_and_a_suggestion() {
     assert_eq!(fails("select 1; select 2").0, "there is more than one statement");
     // Of what is in double quotes, a misspelt name is no text.
     assert!(fails("select \"lable\" from labels").0.contains("no such column"));
-    for refused in ["drop table labels", "insert into labels values (1)", "attach 'x.db' as y", "pragma user_version"] {
+    for refused in
+        ["drop table labels", "insert into labels values (1)", "attach 'x.db' as y", "pragma user_version"]
+    {
         fails(refused);
     }
     assert!(fails("select random() as x").0.contains("not authorized"));
@@ -288,7 +290,12 @@ fn figures() -> (Vec<StudyResult>, Vec<tempfile::TempDir>) {
     (results, folders)
 }
 
-fn grid(rows: &[&str], columns: &[&str], metrics: &[&str], filters: &[(&str, &str)]) -> Result<Grid, QueryError> {
+fn grid(
+    rows: &[&str],
+    columns: &[&str],
+    metrics: &[&str],
+    filters: &[(&str, &str)],
+) -> Result<Grid, QueryError> {
     let texts = |list: &[&str]| list.iter().map(|one| (*one).to_owned()).collect();
     let filters = filters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let request =
@@ -319,11 +326,16 @@ fn figures_are_laid_out_with_their_intervals() {
 #[test]
 fn a_crowd_in_a_cell_is_a_mistake_that_says_what_to_choose() {
     let fails = |result: Result<Grid, QueryError>| match result {
-        Err(QueryError::Question { message, hint, unknown, .. }) => (message, hint.unwrap_or_default(), unknown),
+        Err(QueryError::Question { message, hint, unknown, .. }) => {
+            (message, hint.unwrap_or_default(), unknown)
+        }
         other => panic!("{other:?}"),
     };
     let (message, hint, _) = fails(grid(&["model"], &[], &["auroc"], &[]));
-    assert!(message.contains("2 figures stand for `clip`") && message.contains("`stage` (`early`, `late`)"), "{message}");
+    assert!(
+        message.contains("2 figures stand for `clip`") && message.contains("`stage` (`early`, `late`)"),
+        "{message}"
+    );
     assert!(hint.contains("--where stage=early"), "{hint}");
     let (message, _, unknown) = fails(grid(&["modle"], &[], &["auroc"], &[]));
     assert!(message.contains("column `modle`") && unknown.unwrap().1.contains(&"model".to_owned()));
