@@ -67,11 +67,18 @@ fn shrink(study: &Study, folder: &str) {
 
 /// Each line of the block is in the answer, in this order; `...` are any lines.
 fn compare(page: &str, command: &str, answer: &Answer, expected: &[&str]) {
-    let code = expected.iter().find_map(|line| line.strip_prefix("? ")).map_or(0, |code| code.parse().expect("a number"));
+    let code = expected
+        .iter()
+        .find_map(|line| line.strip_prefix("? "))
+        .map_or(0, |code| code.parse().expect("a number"));
     assert_eq!(answer.code, Some(code), "{page}: {command}\n{}\n{}", answer.stdout, answer.stderr);
     let mut lines = answer.stdout.lines();
     for wanted in expected.iter().filter(|line| **line != "..." && !line.starts_with("? ")) {
-        assert!(lines.any(|line| line == *wanted), "{page}: {command}\nhas no line\n{wanted}\nin\n{}", answer.stdout);
+        assert!(
+            lines.any(|line| line == *wanted),
+            "{page}: {command}\nhas no line\n{wanted}\nin\n{}",
+            answer.stdout
+        );
     }
 }
 
@@ -84,7 +91,8 @@ fn commands_of_the_guide_do_what_it_says() {
         let mut folder = String::new();
         for block in blocks(&page, "console") {
             let lines: Vec<&str> = block.lines().collect();
-            let starts: Vec<usize> = (0..lines.len()).filter(|place| lines[*place].starts_with("$ ")).collect();
+            let starts: Vec<usize> =
+                (0..lines.len()).filter(|place| lines[*place].starts_with("$ ")).collect();
             for (number, start) in starts.iter().enumerate() {
                 let end = starts.get(number + 1).copied().unwrap_or(lines.len());
                 let command = &lines[*start][2..];
@@ -125,12 +133,18 @@ fn commands_and_flags_of_the_guide_exist() {
             if words.first().is_none_or(|word| word != "pipe") {
                 continue;
             }
-            let Some(command) = words.get(1).filter(|word| word.chars().all(|one| one.is_ascii_lowercase())) else {
+            let Some(command) = words.get(1).filter(|word| word.chars().all(|one| one.is_ascii_lowercase()))
+            else {
                 continue;
             };
             let help = helps.entry(command.clone()).or_insert_with(|| {
                 let answer = study.pipe(&[command, "--help"]);
-                assert_eq!(answer.code, Some(0), "{}: there is no command `{command}`: {line}", path.display());
+                assert_eq!(
+                    answer.code,
+                    Some(0),
+                    "{}: there is no command `{command}`: {line}",
+                    path.display()
+                );
                 answer.stdout
             });
             for word in words.iter().skip(2).filter(|word| word.starts_with("--") && word.len() > 2) {
@@ -156,14 +170,16 @@ fn toml_in_the_guide_is_toml() {
 #[test]
 fn links_of_the_guide_lead_somewhere() {
     let pages = pages();
-    let index = &pages.iter().find(|(path, _)| path.ends_with("docs/README.md")).expect("there is an index").1;
+    let index =
+        &pages.iter().find(|(path, _)| path.ends_with("docs/README.md")).expect("there is an index").1;
     for (path, page) in &pages {
         let folder = path.parent().expect("it lies in a folder");
         for link in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.contains("://") || link.contains([' ', '`', '\n']) {
                 continue;
             }
-            let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let (file, anchor) =
+                link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
             let target = if file.is_empty() { path.clone() } else { folder.join(file) };
             assert!(target.exists(), "{}: `{link}` leads nowhere", path.display());
             if let Some(anchor) = anchor {
@@ -173,11 +189,45 @@ fn links_of_the_guide_lead_somewhere() {
                     let line = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
                     line.chars().filter(|one| one.is_alphanumeric() || "-_".contains(*one)).collect()
                 };
-                assert!(headings.map(slug).any(|slug| slug == anchor), "{}: `{link}` has no heading", path.display());
+                assert!(
+                    headings.map(slug).any(|slug| slug == anchor),
+                    "{}: `{link}` has no heading",
+                    path.display()
+                );
             }
         }
         let name = path.file_name().and_then(|name| name.to_str()).expect("names are UTF-8");
         let is_listed = name == "README.md" || index.contains(&format!("({name})"));
         assert!(is_listed, "the index does not name `{name}`");
     }
+}
+
+/// Kinds, inputs and parameters that the guide names are those of the program. Its examples are parts of
+/// studies, so what they refer to need not be there.
+#[test]
+fn stages_of_the_guide_are_those_of_the_program() {
+    let mut stages = 0;
+    for (path, page) in pages() {
+        for block in blocks(&page, "toml")
+            .into_iter()
+            .filter(|block| block.contains("[stage.") && !block.contains("# ..."))
+        {
+            let head = if block.contains("[pipeline]") {
+                ""
+            } else {
+                "[pipeline]\nname = \"guide\"\nformat = 1\n\n"
+            };
+            let study = Study::new(&format!("{head}{block}\n"));
+            let answer = study.json("check", &[]);
+            for one in answer["diagnostics"].as_array().into_iter().flatten() {
+                let (code, message) =
+                    (one["code"].as_str().unwrap_or(""), one["message"].as_str().unwrap_or(""));
+                let elsewhere = ["variable", "axis", "`${"].iter().any(|word| message.contains(word));
+                let is_wrong = ["E001", "E002", "E003", "E009"].contains(&code) && !elsewhere;
+                assert!(!is_wrong, "{}:\n{block}\n{code}: {message}", path.display());
+            }
+            stages += 1;
+        }
+    }
+    assert!(stages > 15, "{stages}");
 }

@@ -35,9 +35,10 @@ fn every_command_has_a_page_and_completions() {
 #[test]
 fn generated_pages_are_current() {
     let study = Study::new("");
-    for (page, arguments) in
-        [("reference.md", ["schema", "--format", "md"].as_slice()), ("data-dictionary.md", &["schema", "--tables"])]
-    {
+    for (page, arguments) in [
+        ("reference.md", ["schema", "--format", "md"].as_slice()),
+        ("data-dictionary.md", &["schema", "--tables"]),
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
         let made = study.pipe(arguments).expect(0).stdout;
         let there = std::fs::read_to_string(&path).unwrap_or_default();

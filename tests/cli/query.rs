@@ -7,7 +7,9 @@ fn results_answer_in_every_format() {
     let study = Study::finished();
     let before = study.files(".pipe");
     let sql = "select model, metric, value, n from metrics where metric = 'recall@1' and method = 'image_to_text' order by model";
-    let query = |arguments: &[&str]| study.pipe(&[&["query", "study.toml", sql], arguments].concat()).expect(0).stdout;
+    let query = |arguments: &[&str]| {
+        study.pipe(&[&["query", "study.toml", sql], arguments].concat()).expect(0).stdout
+    };
     let table = query(&[]);
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].starts_with("model    metric    value   n"), "{table}");
@@ -24,7 +26,8 @@ fn results_answer_in_every_format() {
     assert!(query(&["--format", "latex", "--digits", "1"]).contains("\\begin{tabular}{llrr}"));
 
     // Whole or not at all, and nothing on standard output.
-    let answer = study.pipe(&["query", "study.toml", sql, "--format", "csv", "--output", "figures.csv"]).expect(0);
+    let answer =
+        study.pipe(&["query", "study.toml", sql, "--format", "csv", "--output", "figures.csv"]).expect(0);
     assert_eq!(answer.stdout, "");
     assert_eq!(std::fs::read_to_string(study.path("figures.csv")).expect("it is there"), csv);
     let answer = study.pipe(&["query", "study.toml", sql, "--output", "missing/figures.csv"]).expect(3);
@@ -38,11 +41,19 @@ fn tables_are_listed() {
     let study = Study::finished();
     let answer = study.pipe(&["query", "--tables", "study.toml"]).expect(0);
     for table in ["metrics", "retrieved_metrics", "retrieved_ranks", "pairs_images", "embedded_texts"] {
-        assert!(answer.stdout.lines().any(|line| line.split_whitespace().next() == Some(table)), "{}", answer.stdout);
+        assert!(
+            answer.stdout.lines().any(|line| line.split_whitespace().next() == Some(table)),
+            "{}",
+            answer.stdout
+        );
     }
     let tables = study.json("query", &["--tables"]);
-    let ranks = tables["tables"].as_array().expect("a list").iter().find(|one| one["name"] == "retrieved_ranks");
-    assert_eq!(ranks.expect("it is listed")["columns"][0], serde_json::json!({ "name": "model", "type": "text" }));
+    let ranks =
+        tables["tables"].as_array().expect("a list").iter().find(|one| one["name"] == "retrieved_ranks");
+    assert_eq!(
+        ranks.expect("it is listed")["columns"][0],
+        serde_json::json!({ "name": "model", "type": "text" })
+    );
 }
 
 #[test]
@@ -55,7 +66,10 @@ fn mistakes_are_marked_and_suggest_what_was_meant() {
         }
         assert_eq!(answer.stdout, "");
     };
-    fails("select valeu from metrics", &["no such column: valeu", "query:1:8", "       ^", "did you mean `value`?"]);
+    fails(
+        "select valeu from metrics",
+        &["no such column: valeu", "query:1:8", "       ^", "did you mean `value`?"],
+    );
     fails("select 1 as x\nfrom metrcs", &["no such table: metrcs", "query:2:6", "did you mean `metrics`?"]);
     fails("select 1 as x from retrieved.metrics", &["did you mean `retrieved_metrics`?"]);
     fails("delete from metrics", &["the statement is no query"]);
@@ -67,7 +81,8 @@ fn mistakes_are_marked_and_suggest_what_was_meant() {
 fn what_is_not_up_to_date_is_left_out_and_said() {
     let study = Study::finished();
     study.edit("epochs = 2", "epochs = 3");
-    let answer = study.pipe(&["query", "study.toml", "select model from retrieved_metrics group by 1"]).expect(0);
+    let answer =
+        study.pipe(&["query", "study.toml", "select model from retrieved_metrics group by 1"]).expect(0);
     assert_eq!(answer.stdout, "model\n-------\ninitial\n");
     assert!(answer.stderr.contains("3 of 9 nodes have no result"), "{}", answer.stderr);
     let empty = Study::new(crate::study::SMALL);
@@ -87,8 +102,19 @@ fn figures_are_laid_out_for_a_paper() {
     let csv = report(&["model:method:recall@1", "--format", "csv"]).expect(0).stdout;
     assert!(csv.starts_with("model,image_to_text,image_to_text ci_low,image_to_text ci_high,"), "{csv}");
     let out = study.path("table.tex");
-    report(&["model::recall@1,recall@5", "--where", "method=text_to_image", "--format", "latex", "-o", text(&out)]).expect(0);
-    assert!(std::fs::read_to_string(out).expect("it is there").contains("  model & recall@1 & recall@5 \\\\\n"));
+    report(&[
+        "model::recall@1,recall@5",
+        "--where",
+        "method=text_to_image",
+        "--format",
+        "latex",
+        "-o",
+        text(&out),
+    ])
+    .expect(0);
+    assert!(
+        std::fs::read_to_string(out).expect("it is there").contains("  model & recall@1 & recall@5 \\\\\n")
+    );
     // Nothing is averaged.
     let answer = report(&["model::recall@1"]).expect(2);
     assert!(answer.stderr.contains("they differ in `method`"), "{}", answer.stderr);

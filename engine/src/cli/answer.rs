@@ -127,7 +127,9 @@ fn aligned(answer: &Answer, digits: usize) -> String {
 fn csv(answer: &Answer) -> String {
     let text = |text: &str| {
         // A spreadsheet computes what begins so; the apostrophe makes it a text there.
-        let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}']);
+        let is_formula = text.starts_with([
+            '=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
+        ]);
         let text = if is_formula { format!("'{text}") } else { text.to_owned() };
         if text.is_empty() || text.contains(['"', ',', '\n', '\r']) || text.trim() != text {
             format!("\"{}\"", text.replace('"', "\"\""))
@@ -289,10 +291,15 @@ mod tests {
         let table = text(&answer, AnswerFormat::Table, 3);
         assert!(!table.contains(['\u{1b}', '\u{202e}', '\r']) && table.lines().count() == 3, "{table}");
         let page = text(&answer, AnswerFormat::Md, 3);
-        assert!(page.contains("\\|&lt;script&gt;\\\\end\\{tabular\\}") && page.lines().count() == 3, "{page}");
+        assert!(
+            page.contains("\\|&lt;script&gt;\\\\end\\{tabular\\}") && page.lines().count() == 3,
+            "{page}"
+        );
         let paper = text(&answer, AnswerFormat::Latex, 3);
         assert_eq!(paper.matches("\\end{tabular}").count(), 1, "{paper}");
-        assert!(paper.contains("\\textbackslash{}end\\{tabular\\}\\%\\&\\_\\$\\#\\textasciicircum{}\\textasciitilde{}"));
+        assert!(paper.contains(
+            "\\textbackslash{}end\\{tabular\\}\\%\\&\\_\\$\\#\\textasciicircum{}\\textasciitilde{}"
+        ));
         for formula in ["=1+1", "+1", "-1", "@x", "\t=1", "=cmd|' /C calc'!A0"] {
             let line = text(&one("x", vec![Cell::Text(formula.to_owned())]), AnswerFormat::Csv, 3);
             assert!(line.trim_start_matches("x\n").trim_start_matches('"').starts_with('\''), "{line}");

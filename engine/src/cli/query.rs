@@ -100,7 +100,8 @@ pub(crate) fn failure(error: QueryError, text: Option<&str>) -> CliError {
             if let Some((text, offset)) = text.zip(offset) {
                 shown.push_str(&place(text, offset));
             }
-            let nearest = unknown.and_then(|(name, known)| suggestion(&name, known.iter().map(String::as_str)));
+            let nearest =
+                unknown.and_then(|(name, known)| suggestion(&name, known.iter().map(String::as_str)));
             let mut failure = CliError::new(exit::USAGE, shown);
             failure.hint = nearest.or(hint);
             failure
@@ -123,7 +124,8 @@ fn place(text: &str, offset: usize) -> String {
     let start = before.rfind('\n').map_or(0, |end| end + 1);
     let whole = text[start..].lines().next().unwrap_or_default();
     let column = before[start..].chars().count();
-    let plain = |text: &str| text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect::<String>();
+    let plain =
+        |text: &str| text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect::<String>();
     let margin = " ".repeat(number.to_string().len());
     format!(
         "\n {margin}--> query:{number}:{}\n {number} | {}\n {margin} | {}^\n",

@@ -67,9 +67,7 @@ fn for_people(grid: &Grid, digits: usize) -> Answer {
             return Cell::Null;
         };
         match figure.low.zip(figure.high) {
-            Some((low, high)) => {
-                Cell::Text(format!("{value:.digits$} [{low:.digits$}, {high:.digits$}]"))
-            }
+            Some((low, high)) => Cell::Text(format!("{value:.digits$} [{low:.digits$}, {high:.digits$}]")),
             None => Cell::Real(value),
         }
     };
@@ -105,7 +103,9 @@ mod tests {
 
     #[test]
     fn tables_are_asked_for_in_three_parts() {
-        let asked = request("model+mode:dataset: auroc,recall@1 ", &["split=test".to_owned(), "class=".to_owned()]).unwrap();
+        let asked =
+            request("model+mode:dataset: auroc,recall@1 ", &["split=test".to_owned(), "class=".to_owned()])
+                .unwrap();
         assert_eq!(asked.rows, ["model", "mode"]);
         assert_eq!(asked.columns, ["dataset"]);
         assert_eq!(asked.metrics, ["auroc", "recall@1"]);
@@ -123,8 +123,13 @@ mod tests {
         let grid = Grid {
             headers: vec!["model".into()],
             columns: vec!["a".into(), "b".into()],
-            rows: vec![(vec!["x".into()], vec![figure(Some(0.5), Some(0.25), Some(0.75)), figure(Some(1.0), None, None)]),
-                (vec!["y".into()], vec![figure(None, None, None), None])],
+            rows: vec![
+                (
+                    vec!["x".into()],
+                    vec![figure(Some(0.5), Some(0.25), Some(0.75)), figure(Some(1.0), None, None)],
+                ),
+                (vec!["y".into()], vec![figure(None, None, None), None]),
+            ],
         };
         let people = for_people(&grid, 2);
         assert_eq!(people.rows[0][1..], [Cell::Text("0.50 [0.25, 0.75]".into()), Cell::Real(1.0)]);

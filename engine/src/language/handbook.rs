@@ -39,7 +39,7 @@ pub fn reference(registry: &Registry) -> String {
 
 fn of_kind(name: &str, kind: &dyn AnyKind) -> String {
     let description = kind.describe();
-    let mut page = format!("### `{name}`\n\n{}.\n\n", sentence(description.summary));
+    let mut page = format!("### `{name}`\n\n{}.\n\n", capital(&sentence(description.summary)));
     if !description.inputs.is_empty() || description.free_inputs.is_some() {
         page.push_str("| input | type | |\n| --- | --- | --- |\n");
         let free = description.free_inputs.as_ref().map(|port| ("any name", port));
@@ -59,9 +59,16 @@ fn of_kind(name: &str, kind: &dyn AnyKind) -> String {
     if let Ok(resolved) = kind.resolve(&Json::Object(serde_json::Map::new())) {
         page.push_str("| output | type | |\n| --- | --- | --- |\n");
         for port in kind.outputs(&resolved) {
-            page.push_str(&format!("| `{}` | `{}` | {} |\n", port.name, port.artifact.0, cell(&sentence(&port.summary))));
+            page.push_str(&format!(
+                "| `{}` | `{}` | {} |\n",
+                port.name,
+                port.artifact.0,
+                cell(&sentence(&port.summary))
+            ));
         }
         page.push('\n');
+    } else {
+        page.push_str("Outputs depend on the parameters: `pipe show STUDY NODE` lists them.\n\n");
     }
     page
 }
@@ -80,14 +87,11 @@ fn of_port(port: &InputPort) -> String {
         InputClass::Lookup => "only the rows that are named",
         InputClass::Whole => "",
     };
-    let notes: Vec<&str> = [
-        if port.required { "" } else { "optional" },
-        if port.many { "one or many" } else { "" },
-        class,
-    ]
-    .into_iter()
-    .filter(|note| !note.is_empty())
-    .collect();
+    let notes: Vec<&str> =
+        [if port.required { "" } else { "optional" }, if port.many { "one or many" } else { "" }, class]
+            .into_iter()
+            .filter(|note| !note.is_empty())
+            .collect();
     if !notes.is_empty() {
         text.push_str(&format!(" ({})", notes.join("; ")));
     }
@@ -127,7 +131,8 @@ fn collect(table: &Json, root: &Json, prefix: &str, rows: &mut BTreeMap<String, 
         let described = property.get("description").or_else(|| inner.get("description"));
         let meaning = described.and_then(Json::as_str).map(sentence).unwrap_or_default();
         let choices = choices(inner, root);
-        let meaning = [meaning, choices].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
+        let meaning =
+            [meaning, choices].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
         rows.insert(path.clone(), [cell(&type_of(property, root)), default, cell(&meaning)]);
         if depth < DEEPEST && inner.get("properties").is_some() && prefix.matches('.').count() < 2 {
             // These have tables of their own.
@@ -194,7 +199,8 @@ fn type_of(schema: &Json, root: &Json) -> String {
         }
         _ => match inner["anyOf"].as_array() {
             Some(members) => {
-                let members = members.iter().filter(|member| member["type"] != "null" && !is_template(member));
+                let members =
+                    members.iter().filter(|member| member["type"] != "null" && !is_template(member));
                 let mut types: Vec<String> = Vec::new();
                 for name in members.map(|member| type_of(member, root)) {
                     if !types.contains(&name) {
@@ -230,6 +236,12 @@ fn choices(schema: &Json, root: &Json) -> String {
 
 fn bare(value: &Json) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().map(|first| first.to_uppercase().collect::<String>());
+    first.unwrap_or_default() + characters.as_str()
 }
 
 /// A sentence on one line without its full stop.

@@ -29,7 +29,9 @@ struct Row {
 pub(super) fn grid(results: &[StudyResult], request: &GridRequest) -> Result<Grid, QueryError> {
     let tables = Tables::of(results);
     let columns = tables.columns_of(METRICS).ok_or_else(|| {
-        QueryError::question("no result of this study that is up to date has figures: there is no table `metrics`")
+        QueryError::question(
+            "no result of this study that is up to date has figures: there is no table `metrics`",
+        )
     })?;
     let keys: Vec<&str> = columns.iter().map(String::as_str).filter(|name| !VALUES.contains(name)).collect();
     let place = |name: &str| {
@@ -63,8 +65,10 @@ pub(super) fn grid(results: &[StudyResult], request: &GridRequest) -> Result<Gri
             return Err(error);
         }
     }
-    let mut rows: Vec<&Row> =
-        rows.iter().filter(|row| row.keys[metric].as_ref().is_some_and(|name| request.metrics.contains(name))).collect();
+    let mut rows: Vec<&Row> = rows
+        .iter()
+        .filter(|row| row.keys[metric].as_ref().is_some_and(|name| request.metrics.contains(name)))
+        .collect();
     for (place, wanted) in &filters {
         let before = std::mem::take(&mut rows);
         rows.extend(before.iter().filter(|row| row.keys[*place].as_deref().unwrap_or("") == *wanted));
@@ -128,7 +132,8 @@ fn lay_out(
     if let Some(((label, column, _), crowd)) = cells.iter().find(|(_, rows)| rows.len() > 1) {
         return Err(crowded(&[label.as_slice(), column.as_slice()].concat(), crowd, keys));
     }
-    let pairs = column_labels.iter().flat_map(|label| request.metrics.iter().map(move |metric| (label, metric)));
+    let pairs =
+        column_labels.iter().flat_map(|label| request.metrics.iter().map(move |metric| (label, metric)));
     let pairs: Vec<(&Vec<String>, &String)> = pairs.collect();
     let name = |(label, metric): &(&Vec<String>, &String)| match (label.is_empty(), request.metrics.len()) {
         (true, _) => (*metric).clone(),
@@ -198,7 +203,8 @@ fn values<'a>(rows: impl IntoIterator<Item = &'a Row>, place: usize) -> BTreeSet
 fn read(tables: &Tables, keys: &[&str]) -> Result<Vec<Row>, QueryError> {
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     let selected = keys.iter().map(|key| format!("cast({0} as text) as {0}", quoted(key)));
-    let sql = format!("select {}, value, ci_low, ci_high from {METRICS}", selected.collect::<Vec<_>>().join(", "));
+    let sql =
+        format!("select {}, value, ci_low, ci_high from {METRICS}", selected.collect::<Vec<_>>().join(", "));
     let table = tables.ask(&sql)?;
     let texts = |key: &&str| match table.column(key) {
         // A column without any value has no type.

@@ -24,9 +24,11 @@ pub(crate) const TABLES: ResultTables = ResultTables { list, query, grid: grid::
 /// The name of the column that says which stage a row of a union comes from.
 const STAGE: &str = "stage";
 
+/// SQLite takes no more tables of one type together.
+const MOST_MEMBERS: usize = 500;
+
 /// Types that are tables with tensors.
-const TENSORS: [&str; 3] =
-    [artifact::EMBEDDINGS.0, artifact::SALIENCY.0, artifact::WORD_SALIENCY.0];
+const TENSORS: [&str; 3] = [artifact::EMBEDDINGS.0, artifact::SALIENCY.0, artifact::WORD_SALIENCY.0];
 
 /// One output of one stage, or a file in it.
 struct Source {
@@ -85,8 +87,7 @@ impl Tables {
         let mut taken = BTreeSet::new();
         for source in &mut sources {
             source.name = free(&source.name, &mut taken);
-            source.columns =
-                columns(&source.name, &source.artifacts).map_err(|error| error.to_string());
+            source.columns = columns(&source.name, &source.artifacts).map_err(|error| error.to_string());
         }
         let unions = unions(&sources, &mut taken);
         Self { sources, unions }
@@ -157,7 +158,9 @@ impl Tables {
         let wanted = database.tables_of(sql).map_err(|error| self.explain(&error, sql, &database))?;
         for source in self.sources.iter().filter(|source| wanted.contains(&source.name)) {
             if let Ok(columns) = &source.columns {
-                database.fill(&source.name, columns, &source.artifacts)?;
+                let is_only = columns.declared.len() == 1;
+                let wanted = |column: &str| is_only || may_read(sql, column);
+                database.fill(&source.name, columns, &source.artifacts, &wanted)?;
             }
         }
         database.answer(sql, &|| Ok(())).map_err(|error| match error {
@@ -176,13 +179,16 @@ impl Tables {
             // As the study writes it.
             let name = name.replace('.', "_");
             let tables = self.summaries();
-            if let Some(problem) = tables.iter().find(|one| one.name == name).and_then(|one| one.problem.clone()) {
+            if let Some(problem) =
+                tables.iter().find(|one| one.name == name).and_then(|one| one.problem.clone())
+            {
                 return QueryError::question(format!("`{name}` cannot be read: {problem}"));
             }
             hint = Some("`--tables` lists the tables and their columns".to_owned());
             Some((name.clone(), name, tables.into_iter().map(|table| table.name).collect()))
         } else if let Some(name) = missing("no such column:") {
-            hint = Some("`--tables` lists the columns of each table; texts stand in 'single quotes'".to_owned());
+            hint =
+                Some("`--tables` lists the columns of each table; texts stand in 'single quotes'".to_owned());
             Some((last(&name), last(&name), self.columns_near(sql)))
         } else if let Some(name) = missing("no such function:") {
             hint = Some("the functions are those of SQLite, and `docs/queries.md` has the others".to_owned());
@@ -193,15 +199,13 @@ impl Tables {
         let found = unknown.as_ref().and_then(|(name, _, _)| {
             let last = name.rsplit('_').next().unwrap_or(name);
             let mut words = words(sql);
-            words.clone().find(|(_, word)| word.eq_ignore_ascii_case(name)).or_else(|| words.find(|(_, word)| *word == last))
+            words
+                .clone()
+                .find(|(_, word)| word.eq_ignore_ascii_case(name))
+                .or_else(|| words.find(|(_, word)| *word == last))
         });
         let offset = offset(error).or(found.map(|(place, _)| place));
-        QueryError::Question {
-            message,
-            offset,
-            unknown: unknown.map(|(_, name, known)| (name, known)),
-            hint,
-        }
+        QueryError::Question { message, offset, unknown: unknown.map(|(_, name, known)| (name, known)), hint }
     }
 }
 
@@ -236,10 +240,20 @@ fn words(sql: &str) -> impl Iterator<Item = (usize, &str)> + Clone {
     })
 }
 
+/// Whether a query may read a column of this name: it names it, or takes all there are. Where in doubt, it does.
+fn may_read(sql: &str, column: &str) -> bool {
+    let text: String = sql.to_lowercase().split_whitespace().collect();
+    let takes_all = text.replace("count(*)", "").contains('*') || text.contains("natural");
+    let name: String = column.to_lowercase().split_whitespace().collect();
+    takes_all || name.contains('"') || text.contains(&name)
+}
+
 /// A name that nothing else has: with a number if it has to be.
 fn free(name: &str, taken: &mut BTreeSet<String>) -> String {
+    // These are SQLite's own.
+    let name = if name.starts_with("sqlite_") { format!("stage_{name}") } else { name.to_owned() };
     let numbered = (2..).map(|number| format!("{name}_{number}"));
-    let mut names = std::iter::once(name.to_owned()).chain(numbered);
+    let mut names = std::iter::once(name.clone()).chain(numbered);
     names.find(|name| taken.insert(name.to_lowercase())).expect("numbers do not end")
 }
 
@@ -288,6 +302,12 @@ fn union(name: &str, artifact_type: &str, sources: &[Source]) -> Union {
                 Some(_) => {}
             }
         }
+    }
+    if members.is_empty() || members.len() > MOST_MEMBERS {
+        problem = Some(format!(
+            "{} of its tables can be read, and at most {MOST_MEMBERS} are put together",
+            members.len()
+        ));
     }
     let values = |source: &Source, columns: &Columns| {
         let value = |(name, _): &(String, &'static str)| {
@@ -339,7 +359,11 @@ fn cell(column: &Column, row: usize) -> Cell {
         Column::Int64(values) => values[row].map_or(Cell::Null, Cell::Integer),
         Column::Float64(values) => values[row].map_or(Cell::Null, Cell::Real),
         // A query answers with none of these.
-        Column::ListInt64(_) | Column::ListInt32(_) | Column::ListFloat32(_) | Column::ListUtf8(_)
-        | Column::Image(_) | Column::Binary(_) => Cell::Null,
+        Column::ListInt64(_)
+        | Column::ListInt32(_)
+        | Column::ListFloat32(_)
+        | Column::ListUtf8(_)
+        | Column::Image(_)
+        | Column::Binary(_) => Cell::Null,
     }
 }

@@ -211,6 +211,20 @@ fn results_are_tables_by_stage_and_by_type() {
 }
 
 #[test]
+fn columns_that_are_not_named_are_not_needed() {
+    let number = |sql: &str| match ask(sql).unwrap().rows[0][0] {
+        Cell::Integer(number) => number,
+        ref other => panic!("{sql}: {other:?}"),
+    };
+    assert_eq!(number("select count(*) as n from images"), 80);
+    assert_eq!(number("select count ( * ) as n from drawn_labels where \"set\" = 'first'"), 40);
+    assert_eq!(number("select count(image_id) as n from (select * from drawn_images)"), 80);
+    assert_eq!(number("select count(WIDTH) as n from drawn_images"), 80);
+    assert_eq!(number("select count(*) as n from drawn_images natural join drawn_labels"), 80);
+    assert_eq!(number("select count(\"Image_Id\") as n from labels"), 120);
+}
+
+#[test]
 fn names_that_two_tables_have_are_told_apart() {
     let (mut all, _folders) = results();
     all.push(StudyResult { stage: "drawn_images".to_owned(), port: "labels".to_owned(), ..all[1].clone() });
@@ -247,7 +261,9 @@ fn mistakes_have_a_place_and_a_suggestion() {
     assert_eq!(fails("select 1; select 2").0, "there is more than one statement");
     // Of what is in double quotes, a misspelt name is no text.
     assert!(fails("select \"lable\" from labels").0.contains("no such column"));
-    for refused in ["drop table labels", "insert into labels values (1)", "attach 'x.db' as y", "pragma user_version"] {
+    for refused in
+        ["drop table labels", "insert into labels values (1)", "attach 'x.db' as y", "pragma user_version"]
+    {
         fails(refused);
     }
     assert!(fails("select random() as x").0.contains("not authorized"));
@@ -288,7 +304,12 @@ fn figures() -> (Vec<StudyResult>, Vec<tempfile::TempDir>) {
     (results, folders)
 }
 
-fn grid(rows: &[&str], columns: &[&str], metrics: &[&str], filters: &[(&str, &str)]) -> Result<Grid, QueryError> {
+fn grid(
+    rows: &[&str],
+    columns: &[&str],
+    metrics: &[&str],
+    filters: &[(&str, &str)],
+) -> Result<Grid, QueryError> {
     let texts = |list: &[&str]| list.iter().map(|one| (*one).to_owned()).collect();
     let filters = filters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let request =
@@ -319,11 +340,16 @@ fn figures_are_laid_out_with_their_intervals() {
 #[test]
 fn a_crowd_in_a_cell_is_a_mistake_that_says_what_to_choose() {
     let fails = |result: Result<Grid, QueryError>| match result {
-        Err(QueryError::Question { message, hint, unknown, .. }) => (message, hint.unwrap_or_default(), unknown),
+        Err(QueryError::Question { message, hint, unknown, .. }) => {
+            (message, hint.unwrap_or_default(), unknown)
+        }
         other => panic!("{other:?}"),
     };
     let (message, hint, _) = fails(grid(&["model"], &[], &["auroc"], &[]));
-    assert!(message.contains("2 figures stand for `clip`") && message.contains("`stage` (`early`, `late`)"), "{message}");
+    assert!(
+        message.contains("2 figures stand for `clip`") && message.contains("`stage` (`early`, `late`)"),
+        "{message}"
+    );
     assert!(hint.contains("--where stage=early"), "{hint}");
     let (message, _, unknown) = fails(grid(&["modle"], &[], &["auroc"], &[]));
     assert!(message.contains("column `modle`") && unknown.unwrap().1.contains(&"model".to_owned()));

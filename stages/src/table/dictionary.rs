@@ -35,11 +35,7 @@ const ENTRIES: &[Entry] = &[
             ("rank", "int64", "the rank of the match, from 0 (ablated retrieval)"),
         ],
     },
-    Entry {
-        schema: TableSchema::ranks(),
-        what: "Retrieval ranks, one row per query.",
-        more: &[],
-    },
+    Entry { schema: TableSchema::ranks(), what: "Retrieval ranks, one row per query.", more: &[] },
     Entry {
         schema: TableSchema::attribution_scores(),
         what: "Scores of explanations, one row per sample, method and metric.",
@@ -47,11 +43,15 @@ const ENTRIES: &[Entry] = &[
             ("target", "category", "the class that was explained"),
             ("map_baseline", "category", "the reference image that the map was made with"),
             ("score", "category", "the score of the model that the metric follows"),
-            ("better", "category", "which way the metric is better: `higher`, `lower`, or neither"),
+            ("better", "category", "which way the metric is better: `higher`, `lower`, or `none`"),
             ("parameters", "json", "the parameters that the value depends on"),
         ],
     },
-    Entry { schema: TableSchema::training_log(), what: "Learning curves, one row per figure and epoch.", more: &[] },
+    Entry {
+        schema: TableSchema::training_log(),
+        what: "Learning curves, one row per figure and epoch.",
+        more: &[],
+    },
     Entry {
         schema: TableSchema::images(),
         what: "Images, one row per distinct image. Phantoms add `truth_...`: see [phantoms](phantoms.md).",
@@ -59,15 +59,35 @@ const ENTRIES: &[Entry] = &[
     },
     Entry { schema: TableSchema::volumes(), what: "Volumes, one row per distinct volume.", more: &[] },
     Entry { schema: TableSchema::labels(), what: "Class labels of images.", more: &[] },
-    Entry { schema: TableSchema::captions(), what: "Captions of images; several per image are allowed.", more: &[] },
-    Entry { schema: TableSchema::questions(), what: "Questions about images, with answers as published.", more: &[] },
+    Entry {
+        schema: TableSchema::captions(),
+        what: "Captions of images; several per image are allowed.",
+        more: &[],
+    },
+    Entry {
+        schema: TableSchema::questions(),
+        what: "Questions about images, with answers as published.",
+        more: &[],
+    },
     Entry { schema: TableSchema::masks(), what: "Masks of regions in images.", more: &[] },
-    Entry { schema: TableSchema::boxes(), what: "Boxes around things in images, in pixels from the top left.", more: &[] },
-    Entry { schema: TableSchema::checks(), what: "What an ingest counted, and what splits share.", more: &[] },
+    Entry {
+        schema: TableSchema::boxes(),
+        what: "Boxes around things in images, in pixels from the top left.",
+        more: &[],
+    },
+    Entry {
+        schema: TableSchema::checks(),
+        what: "What an ingest counted, and what splits share.",
+        more: &[],
+    },
     Entry { schema: TableSchema::rejects(), what: "Rows that an ingest left out, and why.", more: &[] },
     Entry { schema: TableSchema::knowledge(), what: "Facts of a knowledge graph.", more: &[] },
     Entry { schema: TableSchema::tokens(), what: "Token ids of texts.", more: &[] },
-    Entry { schema: TableSchema::expected(), what: "Figures that the planted truths of phantoms imply.", more: &[] },
+    Entry {
+        schema: TableSchema::expected(),
+        what: "Figures that the planted truths of phantoms imply.",
+        more: &[],
+    },
 ];
 
 /// Tables that open by memory map, and hold tensors.
@@ -78,7 +98,11 @@ const ARROW: &[(&str, &str, More)] = &[
         &[
             ("image_id", "text", "the image, or the image that the text belongs to"),
             ("split", "text", "the split"),
-            ("embedding", "tensor [width] of float32", "the embedding, not normalised"),
+            (
+                "embedding",
+                "tensor [width] of float32",
+                "the embedding; of length 1 if `normalised` in the metadata says so",
+            ),
         ],
     ),
     (
@@ -168,8 +192,12 @@ fn type_name(field: &Field) -> &'static str {
 fn meaning(schema: &str, column: &str) -> Option<&'static str> {
     Some(match (schema, column) {
         ("metrics", "split") => "the split that was evaluated",
-        ("metrics", "modality") => "what the model was given: `image`, `text`, `both`; in ablations the condition's",
-        ("metrics", "method") => "what else tells figures of one metric apart: a direction, a condition, a test",
+        ("metrics", "modality") => {
+            "what the model was given: `image`, `text`, `both`; in ablations the condition's"
+        }
+        ("metrics", "method") => {
+            "what else tells figures of one metric apart: a direction, a condition, a test"
+        }
         ("metrics", "metric") => "the name of the figure, such as `auroc` or `recall@1`",
         ("metrics", "k") => "the k of recall@k and the like",
         ("metrics", "class") => "the class that the figure is of; null: all classes",
@@ -183,7 +211,9 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("metrics", "task") => "the task: `classification`, `retrieval`, `vqa`, ...",
         (_, "protocol") => "the protocol of the data set, such as `published-1797`",
         ("predictions", "id") => "the sample: an image, a question, a query",
-        ("predictions", "patient") => "the patient or group that the sample belongs to: intervals are drawn over these",
+        ("predictions", "patient") => {
+            "the patient or group that the sample belongs to: intervals are drawn over these"
+        }
         ("predictions", "image") => "the image of the sample",
         ("predictions", "article") => "the article that the sample comes from",
         ("predictions", "target") => "the classes that are right; for questions the number of the answer",
@@ -191,11 +221,13 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("predictions", "scores") => "the scores of the classes, or of the candidates",
         ("predictions", "correct") => "whether the prediction is right",
         ("predictions", "answer") => "the answer that is right, as text",
-        ("predictions" | "questions", "answer_type") => "the type of the answer as annotated: `closed`, `open`",
+        ("predictions" | "questions", "answer_type") => {
+            "the type of the answer as annotated: `CLOSED`, `OPEN`"
+        }
         ("predictions" | "questions", "question_type") => "the type of the question as published",
         ("ranks", "id") => "the query",
         ("ranks", "direction") => "`image_to_text` or `text_to_image`",
-        ("ranks", "rank") => "the rank of the best match, from 0; ties count half",
+        ("ranks", "rank") => "the rank of the best match, from 0; ties by their order in the pool",
         ("ranks", "rank_optimistic") => "the same if ties were won",
         ("ranks", "rank_pessimistic") => "the same if ties were lost",
         ("ranks", "pool_size") => "how many candidates there were",
@@ -205,9 +237,11 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("attribution_scores", "metric") => "what the map was scored with",
         ("attribution_scores", "baseline") => "what took the place of pixels, where any were taken away",
         ("attribution_scores", "value") => "the score; null: see `reason`",
-        ("attribution_scores", "mask_share") => "the share of the image that the mask covers: what chance would score",
+        ("attribution_scores", "mask_share") => {
+            "the share of the image that the mask covers: what chance would score"
+        }
         ("attribution_scores", "mode") => "the definition: `reference` (the paper's) or `quantus`",
-        ("training_log", "epoch") => "the epoch, from 0",
+        ("training_log", "epoch") => "the epoch, from 1",
         ("training_log", "step") => "the number of optimiser steps so far",
         ("training_log", "metric") => "the name of the figure, such as `loss`",
         ("training_log", "value") => "its value; null: it was not a number",
@@ -219,7 +253,9 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("images" | "volumes", "modality") => "how it was taken, such as `x-ray`",
         ("images" | "volumes", "region") => "the region of the body",
         ("images" | "volumes", "licence") => "the licence of this item",
-        ("images" | "volumes", "group_id") => "what belongs together, such as a patient: splits and intervals respect it",
+        ("images" | "volumes", "group_id") => {
+            "what belongs together, such as a patient: splits and intervals respect it"
+        }
         ("volumes", "voxels") => "the values in C order, little endian",
         ("volumes", "dtype") => "their type",
         ("volumes", "shape") => "depth, height, width",
@@ -256,7 +292,7 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("checks", "count") => "how many",
         ("checks", "examples") => "the first of them",
         ("rejects", "file") => "the file",
-        ("rejects", "row") => "the row in it, from 0",
+        ("rejects", "row") => "the row in it, from 1",
         ("rejects", "id") => "the item, if it has a name",
         ("rejects", "reason") => "why it was left out",
         ("knowledge", "head") => "the subject",
@@ -292,6 +328,11 @@ mod tests {
             }
         }
         // A pipe would end the cell.
-        assert!(dictionary().lines().filter(|line| line.starts_with("| ")).all(|line| line.matches('|').count() == 5));
+        assert!(
+            dictionary()
+                .lines()
+                .filter(|line| line.starts_with("| "))
+                .all(|line| line.matches('|').count() == 5)
+        );
     }
 }
