@@ -19,7 +19,7 @@ use arrow_schema::{DataType, Field, Schema};
 use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
 use pipe_engine::{OutputWriter, StageError, TablePart};
 
-use crate::table::{Table, from_batch};
+use crate::table::{Table, Wanted, from_batch};
 
 /// A column of tensors of one shape.
 pub(crate) fn tensor_column(
@@ -74,17 +74,23 @@ pub(crate) fn write_table(
     writer.finish(output, schema)
 }
 
-/// Hands on the rows of an Arrow file batch by batch, all columns but tensors and bytes.
+/// Hands on the rows of an Arrow file batch by batch, those of its columns that are wanted and hold no tensors or
+/// bytes; one at least, since rows without columns cannot be counted.
 ///
 /// # Errors
 /// If it is damaged, or what takes the rows fails.
 pub(crate) fn each_without_tensors(
     path: &Path,
+    wanted: Wanted<'_>,
     take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
     let reader = open(path)?;
-    let plain = plain_columns(&reader.schema());
+    let schema = reader.schema();
+    let mut plain = plain_columns(&schema);
+    let first = plain.first().copied();
+    plain.retain(|place| wanted(schema.field(*place).name()));
+    let plain = if plain.is_empty() { first.into_iter().collect() } else { plain };
     for batch in reader {
         let batch = batch.and_then(|batch| batch.project(&plain)).map_err(damaged)?;
         take(&from_batch(path, &batch)?)?;

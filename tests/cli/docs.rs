@@ -201,3 +201,33 @@ fn links_of_the_guide_lead_somewhere() {
         assert!(is_listed, "the index does not name `{name}`");
     }
 }
+
+/// Kinds, inputs and parameters that the guide names are those of the program. Its examples are parts of
+/// studies, so what they refer to need not be there.
+#[test]
+fn stages_of_the_guide_are_those_of_the_program() {
+    let mut stages = 0;
+    for (path, page) in pages() {
+        for block in blocks(&page, "toml")
+            .into_iter()
+            .filter(|block| block.contains("[stage.") && !block.contains("# ..."))
+        {
+            let head = if block.contains("[pipeline]") {
+                ""
+            } else {
+                "[pipeline]\nname = \"guide\"\nformat = 1\n\n"
+            };
+            let study = Study::new(&format!("{head}{block}\n"));
+            let answer = study.json("check", &[]);
+            for one in answer["diagnostics"].as_array().into_iter().flatten() {
+                let (code, message) =
+                    (one["code"].as_str().unwrap_or(""), one["message"].as_str().unwrap_or(""));
+                let elsewhere = ["variable", "axis", "`${"].iter().any(|word| message.contains(word));
+                let is_wrong = ["E001", "E002", "E003", "E009"].contains(&code) && !elsewhere;
+                assert!(!is_wrong, "{}:\n{block}\n{code}: {message}", path.display());
+            }
+            stages += 1;
+        }
+    }
+    assert!(stages > 15, "{stages}");
+}

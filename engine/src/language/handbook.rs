@@ -39,7 +39,7 @@ pub fn reference(registry: &Registry) -> String {
 
 fn of_kind(name: &str, kind: &dyn AnyKind) -> String {
     let description = kind.describe();
-    let mut page = format!("### `{name}`\n\n{}.\n\n", sentence(description.summary));
+    let mut page = format!("### `{name}`\n\n{}.\n\n", capital(&sentence(description.summary)));
     if !description.inputs.is_empty() || description.free_inputs.is_some() {
         page.push_str("| input | type | |\n| --- | --- | --- |\n");
         let free = description.free_inputs.as_ref().map(|port| ("any name", port));
@@ -67,6 +67,8 @@ fn of_kind(name: &str, kind: &dyn AnyKind) -> String {
             ));
         }
         page.push('\n');
+    } else {
+        page.push_str("Outputs depend on the parameters: `pipe show STUDY NODE` lists them.\n\n");
     }
     page
 }
@@ -234,6 +236,12 @@ fn choices(schema: &Json, root: &Json) -> String {
 
 fn bare(value: &Json) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().map(|first| first.to_uppercase().collect::<String>());
+    first.unwrap_or_default() + characters.as_str()
 }
 
 /// A sentence on one line without its full stop.

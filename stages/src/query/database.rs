@@ -12,7 +12,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::{answer, functions};
 use crate::ipc;
-use crate::table::{Column, Table, header, read_each};
+use crate::table::{Column, Table, Wanted, header, read_each};
 
 /// What a statement may call that gives something else each time, or reaches out of the database.
 const REFUSED: [&str; 14] = [
@@ -68,7 +68,7 @@ impl Database {
     pub(super) fn add(&mut self, name: &str, artifacts: &[InputArtifact]) -> Result<(), StageError> {
         let columns = columns(name, artifacts)?;
         self.declare(name, &columns)?;
-        self.fill(name, &columns, artifacts)
+        self.fill(name, &columns, artifacts, &|_| true)
     }
 
     /// Makes a table without rows.
@@ -105,12 +105,13 @@ impl Database {
             .map_err(|error| StageError::because(format!("making the table `{name}`"), error))
     }
 
-    /// Adds the rows of artifacts to a table.
+    /// Adds the rows of artifacts to a table, with nothing in columns that are not wanted.
     pub(super) fn fill(
         &mut self,
         name: &str,
         columns: &Columns,
         artifacts: &[InputArtifact],
+        wanted: Wanted<'_>,
     ) -> Result<(), StageError> {
         let fail = |error| StageError::because(format!("filling the table `{name}`"), error);
         let places = vec!["?"; columns.declared.len()].join(", ");
@@ -118,7 +119,7 @@ impl Database {
         let transaction = self.connection.transaction().map_err(fail)?;
         let mut statement = transaction.prepare(&insert).map_err(fail)?;
         for given in artifacts {
-            each_piece(name, given, &mut |table| {
+            each_piece(name, given, wanted, &mut |table| {
                 for row in 0..table.rows() {
                     let values = columns.declared.iter().map(|(column, _)| {
                         if columns.axes.contains(column) {
@@ -251,36 +252,43 @@ pub(super) fn columns(name: &str, artifacts: &[InputArtifact]) -> Result<Columns
 type Take<'a> = &'a mut dyn FnMut(&Table) -> Result<(), StageError>;
 
 /// Hands on the rows of a table piece by piece. Tensors of an Arrow table are left out.
-fn each_piece(name: &str, given: &InputArtifact, take: Take<'_>) -> Result<(), StageError> {
-    each_file(name, given, take, |path, take| read_each(path, take), ipc::each_without_tensors)
+fn each_piece(
+    name: &str,
+    given: &InputArtifact,
+    wanted: Wanted<'_>,
+    take: Take<'_>,
+) -> Result<(), StageError> {
+    each_file(name, given, &mut |path, format| match format {
+        Format::Parquet => read_each(path, wanted, &mut *take),
+        Format::Arrow => ipc::each_without_tensors(path, wanted, &mut *take),
+    })
 }
 
 /// Hands on, for each file of a table, its columns without rows.
 fn each_header(name: &str, given: &InputArtifact, take: Take<'_>) -> Result<(), StageError> {
-    each_file(
-        name,
-        given,
-        take,
-        |path, take| take(&header(path)?),
-        |path, take| take(&ipc::header_without_tensors(path)?),
-    )
+    each_file(name, given, &mut |path, format| match format {
+        Format::Parquet => take(&header(path)?),
+        Format::Arrow => take(&ipc::header_without_tensors(path)?),
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Parquet,
+    Arrow,
 }
 
 fn each_file(
     name: &str,
     given: &InputArtifact,
-    take: Take<'_>,
-    parquet: fn(&Path, Take<'_>) -> Result<(), StageError>,
-    arrow: fn(&Path, Take<'_>) -> Result<(), StageError>,
+    read: &mut dyn FnMut(&Path, Format) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let mut found = false;
-    for file in given.artifact.files_ending(".parquet") {
-        found = true;
-        parquet(&file.location, &mut *take)?;
-    }
-    for file in given.artifact.files_ending(".arrow") {
-        found = true;
-        arrow(&file.location, &mut *take)?;
+    for (extension, format) in [(".parquet", Format::Parquet), (".arrow", Format::Arrow)] {
+        for file in given.artifact.files_ending(extension) {
+            found = true;
+            read(&file.location, format)?;
+        }
     }
     if found {
         return Ok(());

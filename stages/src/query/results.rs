@@ -24,6 +24,9 @@ pub(crate) const TABLES: ResultTables = ResultTables { list, query, grid: grid::
 /// The name of the column that says which stage a row of a union comes from.
 const STAGE: &str = "stage";
 
+/// SQLite takes no more tables of one type together.
+const MOST_MEMBERS: usize = 500;
+
 /// Types that are tables with tensors.
 const TENSORS: [&str; 3] = [artifact::EMBEDDINGS.0, artifact::SALIENCY.0, artifact::WORD_SALIENCY.0];
 
@@ -155,7 +158,9 @@ impl Tables {
         let wanted = database.tables_of(sql).map_err(|error| self.explain(&error, sql, &database))?;
         for source in self.sources.iter().filter(|source| wanted.contains(&source.name)) {
             if let Ok(columns) = &source.columns {
-                database.fill(&source.name, columns, &source.artifacts)?;
+                let is_only = columns.declared.len() == 1;
+                let wanted = |column: &str| is_only || may_read(sql, column);
+                database.fill(&source.name, columns, &source.artifacts, &wanted)?;
             }
         }
         database.answer(sql, &|| Ok(())).map_err(|error| match error {
@@ -235,10 +240,20 @@ fn words(sql: &str) -> impl Iterator<Item = (usize, &str)> + Clone {
     })
 }
 
+/// Whether a query may read a column of this name: it names it, or takes all there are. Where in doubt, it does.
+fn may_read(sql: &str, column: &str) -> bool {
+    let text: String = sql.to_lowercase().split_whitespace().collect();
+    let takes_all = text.replace("count(*)", "").contains('*') || text.contains("natural");
+    let name: String = column.to_lowercase().split_whitespace().collect();
+    takes_all || name.contains('"') || text.contains(&name)
+}
+
 /// A name that nothing else has: with a number if it has to be.
 fn free(name: &str, taken: &mut BTreeSet<String>) -> String {
+    // These are SQLite's own.
+    let name = if name.starts_with("sqlite_") { format!("stage_{name}") } else { name.to_owned() };
     let numbered = (2..).map(|number| format!("{name}_{number}"));
-    let mut names = std::iter::once(name.to_owned()).chain(numbered);
+    let mut names = std::iter::once(name.clone()).chain(numbered);
     names.find(|name| taken.insert(name.to_lowercase())).expect("numbers do not end")
 }
 
@@ -287,6 +302,12 @@ fn union(name: &str, artifact_type: &str, sources: &[Source]) -> Union {
                 Some(_) => {}
             }
         }
+    }
+    if members.is_empty() || members.len() > MOST_MEMBERS {
+        problem = Some(format!(
+            "{} of its tables can be read, and at most {MOST_MEMBERS} are put together",
+            members.len()
+        ));
     }
     let values = |source: &Source, columns: &Columns| {
         let value = |(name, _): &(String, &'static str)| {

@@ -211,6 +211,20 @@ fn results_are_tables_by_stage_and_by_type() {
 }
 
 #[test]
+fn columns_that_are_not_named_are_not_needed() {
+    let number = |sql: &str| match ask(sql).unwrap().rows[0][0] {
+        Cell::Integer(number) => number,
+        ref other => panic!("{sql}: {other:?}"),
+    };
+    assert_eq!(number("select count(*) as n from images"), 80);
+    assert_eq!(number("select count ( * ) as n from drawn_labels where \"set\" = 'first'"), 40);
+    assert_eq!(number("select count(image_id) as n from (select * from drawn_images)"), 80);
+    assert_eq!(number("select count(WIDTH) as n from drawn_images"), 80);
+    assert_eq!(number("select count(*) as n from drawn_images natural join drawn_labels"), 80);
+    assert_eq!(number("select count(\"Image_Id\") as n from labels"), 120);
+}
+
+#[test]
 fn names_that_two_tables_have_are_told_apart() {
     let (mut all, _folders) = results();
     all.push(StudyResult { stage: "drawn_images".to_owned(), port: "labels".to_owned(), ..all[1].clone() });

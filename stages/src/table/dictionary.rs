@@ -43,7 +43,7 @@ const ENTRIES: &[Entry] = &[
             ("target", "category", "the class that was explained"),
             ("map_baseline", "category", "the reference image that the map was made with"),
             ("score", "category", "the score of the model that the metric follows"),
-            ("better", "category", "which way the metric is better: `higher`, `lower`, or neither"),
+            ("better", "category", "which way the metric is better: `higher`, `lower`, or `none`"),
             ("parameters", "json", "the parameters that the value depends on"),
         ],
     },
@@ -98,7 +98,11 @@ const ARROW: &[(&str, &str, More)] = &[
         &[
             ("image_id", "text", "the image, or the image that the text belongs to"),
             ("split", "text", "the split"),
-            ("embedding", "tensor [width] of float32", "the embedding, not normalised"),
+            (
+                "embedding",
+                "tensor [width] of float32",
+                "the embedding; of length 1 if `normalised` in the metadata says so",
+            ),
         ],
     ),
     (
@@ -218,12 +222,12 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("predictions", "correct") => "whether the prediction is right",
         ("predictions", "answer") => "the answer that is right, as text",
         ("predictions" | "questions", "answer_type") => {
-            "the type of the answer as annotated: `closed`, `open`"
+            "the type of the answer as annotated: `CLOSED`, `OPEN`"
         }
         ("predictions" | "questions", "question_type") => "the type of the question as published",
         ("ranks", "id") => "the query",
         ("ranks", "direction") => "`image_to_text` or `text_to_image`",
-        ("ranks", "rank") => "the rank of the best match, from 0; ties count half",
+        ("ranks", "rank") => "the rank of the best match, from 0; ties by their order in the pool",
         ("ranks", "rank_optimistic") => "the same if ties were won",
         ("ranks", "rank_pessimistic") => "the same if ties were lost",
         ("ranks", "pool_size") => "how many candidates there were",
@@ -237,7 +241,7 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
             "the share of the image that the mask covers: what chance would score"
         }
         ("attribution_scores", "mode") => "the definition: `reference` (the paper's) or `quantus`",
-        ("training_log", "epoch") => "the epoch, from 0",
+        ("training_log", "epoch") => "the epoch, from 1",
         ("training_log", "step") => "the number of optimiser steps so far",
         ("training_log", "metric") => "the name of the figure, such as `loss`",
         ("training_log", "value") => "its value; null: it was not a number",
@@ -288,7 +292,7 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("checks", "count") => "how many",
         ("checks", "examples") => "the first of them",
         ("rejects", "file") => "the file",
-        ("rejects", "row") => "the row in it, from 0",
+        ("rejects", "row") => "the row in it, from 1",
         ("rejects", "id") => "the item, if it has a name",
         ("rejects", "reason") => "why it was left out",
         ("knowledge", "head") => "the subject",

@@ -47,7 +47,7 @@ pub fn metadata(artifact: &Artifact) -> Result<BTreeMap<String, String>, StageEr
 }
 
 /// Whether a column is read.
-type Wanted<'a> = &'a dyn Fn(&str) -> bool;
+pub(crate) type Wanted<'a> = &'a dyn Fn(&str) -> bool;
 
 fn read_parts(artifact: &Artifact, wanted: Wanted<'_>) -> Result<Table, StageError> {
     let mut table: Option<Table> = None;
@@ -81,19 +81,24 @@ fn is_plain(data_type: &DataType) -> bool {
     !matches!(data_type, DataType::Struct(_) | DataType::Binary | DataType::LargeBinary)
 }
 
-/// Hands on the rows of a Parquet file piece by piece, all columns but files and bytes.
+/// Hands on the rows of a Parquet file piece by piece, those of its columns that are wanted and hold no files
+/// or bytes; one at least, since rows without columns cannot be counted.
 ///
 /// # Errors
 /// If it is damaged, or what takes the rows fails.
 pub(crate) fn read_each(
     path: &Path,
+    wanted: Wanted<'_>,
     take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
     let builder = open(path)?;
-    let fields = builder.schema().fields().iter().enumerate();
-    let plain: Vec<usize> =
-        fields.filter(|(_, field)| is_plain(field.data_type())).map(|(place, _)| place).collect();
+    let fields = builder.schema().fields();
+    let mut plain: Vec<usize> =
+        (0..fields.len()).filter(|place| is_plain(fields[*place].data_type())).collect();
+    let first = plain.first().copied();
+    plain.retain(|place| wanted(fields[*place].name()));
+    let plain = if plain.is_empty() { first.into_iter().collect() } else { plain };
     let mask = ProjectionMask::roots(builder.parquet_schema(), plain);
     let reader = builder.with_projection(mask).with_batch_size(8192).build().map_err(damaged)?;
     let mut empty = true;
