@@ -16,7 +16,7 @@ const BATCH_ROWS: usize = 64;
 
 /// The map of one sample, channels reduced.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct SaliencyMap {
+pub(crate) struct SaliencyMap {
     /// Row-major.
     values: Vec<f32>,
     score: f32,
@@ -30,12 +30,12 @@ impl SaliencyMap {
         &self.values
     }
 
-    pub(super) fn is_all_zero(&self) -> bool {
+    pub(crate) fn is_all_zero(&self) -> bool {
         self.values.iter().all(|value| *value == 0.0)
     }
 
     /// The gap as a share of the difference of scores; none where that is (nearly) 0.
-    pub(super) fn relative_gap(&self) -> Option<f32> {
+    pub(crate) fn relative_gap(&self) -> Option<f32> {
         let way = (self.score - self.baseline_score?).abs();
         (way > 1e-3 * self.score.abs().max(1e-6)).then_some(self.completeness_gap?.abs() / way)
     }
@@ -43,7 +43,7 @@ impl SaliencyMap {
 
 /// One map of `shape` (height, width) per row of an attribution `[rows, channels, height, width]`, or why
 /// there is none.
-pub(super) fn maps(
+pub(crate) fn maps(
     attribution: &Attribution,
     reduction: Reduction,
     shape: [usize; 2],
@@ -81,24 +81,35 @@ pub(super) fn maps(
 }
 
 /// A table of maps, written in batches.
-pub(super) struct SaliencyFile<'a> {
+pub(crate) struct SaliencyFile<'a> {
     writer: BatchWriter,
     shape: [usize; 2],
     target_kind: &'static str,
     classes: &'a [String],
     rows: Vec<Row>,
     is_begun: bool,
+    /// Whether rows are questions about images.
+    about: bool,
+}
+
+/// The question that a map explains the answer of.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    /// The id of its image: several questions may be about one.
+    pub(crate) image: String,
+    pub(crate) question: String,
 }
 
 struct Row {
     id: String,
+    about: Option<About>,
     class: Option<usize>,
     outcome: Result<SaliencyMap, String>,
 }
 
 impl<'a> SaliencyFile<'a> {
     /// A table of maps of `shape` (height, width) for targets among `classes`.
-    pub(super) fn new(
+    pub(crate) fn new(
         output: &OutputWriter,
         shape: [usize; 2],
         target_kind: &'static str,
@@ -106,23 +117,44 @@ impl<'a> SaliencyFile<'a> {
         metadata: HashMap<String, String>,
     ) -> Result<Self, StageError> {
         let writer = BatchWriter::new(output, metadata)?;
-        Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false })
+        Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false, about: false })
+    }
+
+    /// A table of questions about images: with [`About`] in two more columns.
+    #[must_use]
+    pub(crate) fn of_questions(self) -> Self {
+        Self { about: true, ..self }
     }
 
     /// Adds a row: a map, or the reason why there is none.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         id: &str,
         class: Option<usize>,
         outcome: Result<SaliencyMap, String>,
     ) -> Result<(), StageError> {
-        self.rows.push(Row { id: id.to_owned(), class, outcome });
+        self.push(Row { id: id.to_owned(), about: None, class, outcome })
+    }
+
+    /// As [`Self::add`], of a question.
+    pub(crate) fn add_question(
+        &mut self,
+        id: &str,
+        about: About,
+        class: Option<usize>,
+        outcome: Result<SaliencyMap, String>,
+    ) -> Result<(), StageError> {
+        self.push(Row { id: id.to_owned(), about: Some(about), class, outcome })
+    }
+
+    fn push(&mut self, row: Row) -> Result<(), StageError> {
+        self.rows.push(row);
         if self.rows.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
     }
 
     /// Writes what is left and declares the table to the engine. One without rows has its columns all the
     /// same.
-    pub(super) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
+    pub(crate) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
         if !self.rows.is_empty() || !self.is_begun {
             self.flush()?;
         }
@@ -157,7 +189,7 @@ impl<'a> SaliencyFile<'a> {
             }
         }
         let index = rows.iter().map(|row| row.class.map(|class| class as i32));
-        Ok(vec![
+        let mut columns = vec![
             text("id", &|row| Some(row.id.clone())),
             text("target_kind", &|_| Some(self.target_kind.to_owned())),
             text("target", &|row| row.class.map(|class| self.classes[class].clone())),
@@ -171,7 +203,13 @@ impl<'a> SaliencyFile<'a> {
             number("max", &|map| map.values.iter().copied().reduce(f32::max)),
             number("sum", &|map| Some(map.values.iter().map(|value| f64::from(*value)).sum::<f64>() as f32)),
             nullable_tensor_column("saliency", &self.shape, &["y", "x"], values, Some(&valid))?,
-        ])
+        ];
+        if self.about {
+            let about = |row: &Row, of: fn(&About) -> &String| row.about.as_ref().map(of).cloned();
+            columns.push(text("image_id", &|row| about(row, |about| &about.image)));
+            columns.push(text("question", &|row| about(row, |about| &about.question)));
+        }
+        Ok(columns)
     }
 }
 
