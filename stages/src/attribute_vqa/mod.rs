@@ -431,6 +431,8 @@ impl Rows {
             .with("correct", Column::Bool(self.rows.iter().map(|row| Some(row.correct)).collect()))
             .with("image_id", text(&|row| Some(row.image.clone())))
             .with("split", text(&|row| Some(row.split.clone())))
+            // The metric says the method; `method` may be an axis of the models.
+            .with_metadata("keys", "[]")
             .with_metadata(
                 "metrics",
                 serde_json::json!({ TEXT_SHARE: facts, GRADIENT_SHARE: facts }).to_string(),
