@@ -1,7 +1,5 @@
 //! The stage kind `evaluate.vqa`: answers to questions about images, and how many are right.
 
-use std::collections::BTreeSet;
-
 use pipe_engine::cache::Digest;
 use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -13,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::batches;
-use crate::lookup::LookedUp;
+use crate::lookup::images_asked_about;
 use crate::metrics::write_metrics;
 use crate::statistics::{Groups, bootstrap, mean};
 use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
@@ -115,13 +113,7 @@ impl StageKind for EvaluateVqa {
         (_, parts): (&str, &[Artifact]),
         (_, images): (&str, &Artifact),
     ) -> Result<Option<Vec<Digest>>, StageError> {
-        let images = LookedUp::read(images, "image_id", "")?;
-        let digest = |part: &Artifact| -> Result<Digest, StageError> {
-            let table = asked(part, &params.splits.iter().map(String::as_str).collect::<Vec<_>>())?;
-            let ids: BTreeSet<String> = table.strings("image_id")?.into_iter().map(str::to_owned).collect();
-            Ok(images.digest(&ids))
-        };
-        parts.iter().map(digest).collect::<Result<_, _>>().map(Some)
+        images_asked_about(parts, images, &params.splits).map(Some)
     }
 
     fn merge(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {

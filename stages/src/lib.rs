@@ -7,6 +7,7 @@ pub mod ablate;
 pub mod artifact;
 pub mod attribute;
 pub mod attribute_text;
+pub mod attribute_vqa;
 pub mod card;
 pub mod checkpoint;
 mod classification;

@@ -58,6 +58,21 @@ pub(crate) fn image_ids(part: &Artifact, splits: &[&str]) -> Result<BTreeSet<Str
     Ok(chosen.strings("image_id")?.into_iter().map(str::to_owned).collect())
 }
 
+/// The digests of the rows of an images table that each part of a table of questions (of some splits; all if empty)
+/// is about.
+///
+/// # Errors
+/// If a table is damaged.
+pub(crate) fn images_asked_about(
+    parts: &[Artifact],
+    images: &Artifact,
+    splits: &[String],
+) -> Result<Vec<Digest>, StageError> {
+    let splits: Vec<&str> = splits.iter().map(String::as_str).collect();
+    let images = LookedUp::read(images, "image_id", "")?;
+    parts.iter().map(|part| Ok(images.digest(&image_ids(part, &splits)?))).collect()
+}
+
 /// The ids of the images that a part of a table of maps explains.
 ///
 /// # Errors
@@ -66,8 +81,10 @@ pub(crate) fn explained_ids(part: &Artifact) -> Result<BTreeSet<String>, StageEr
     let mut ids = BTreeSet::new();
     for file in part.files_ending(".arrow") {
         let batch = read_file(&file.location)?;
-        let found =
-            texts(&batch, "id").ok_or_else(|| StageError::input(&file.path, "it has no column `id`"))?;
+        // Maps of answers name their image beside the question.
+        let found = texts(&batch, "image_id")
+            .or_else(|| texts(&batch, "id"))
+            .ok_or_else(|| StageError::input(&file.path, "it has no column `id`"))?;
         ids.extend(found.into_iter().flatten());
     }
     Ok(ids)

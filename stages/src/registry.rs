@@ -16,6 +16,7 @@ pub fn registry() -> Registry {
         .with(crate::ablate::Ablate)
         .with(crate::attribute::Attribute)
         .with(crate::attribute_text::AttributeText)
+        .with(crate::attribute_vqa::AttributeVqa)
         .with(crate::card::Card)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::command::Command)

@@ -8,7 +8,7 @@ use super::{AnswerLoss, Batch, Mode};
 use crate::weights::Parameters;
 
 /// A model that answers by classification over a list of answers.
-pub trait AnswerModel {
+pub trait AnswerModel: Send + Sync {
     /// How many answers it can give.
     fn answers(&self) -> usize;
 

@@ -10,9 +10,9 @@ use pipe_attribution::{
     Rise, Rule, ShapleyValues, Smoothed,
 };
 use pipe_engine::{StageContext, StageError};
+use pipe_models::ImageTower;
 use pipe_models::model::{ActivationLayout, AttentionScope, CamHook};
 use pipe_models::random::Key;
-use pipe_models::{ImageTower, PatchGeometry};
 
 use super::baseline::Baselines;
 use super::saliency::{SaliencyFile, SaliencyMap, maps};
@@ -34,7 +34,7 @@ pub(super) struct Counts {
 }
 
 /// A gap beyond this share of the difference of scores is worth a warning.
-const GREAT_GAP: f32 = 0.05;
+pub(crate) const GREAT_GAP: f32 = 0.05;
 
 /// Where excitation backpropagation ends: the last but one layer of a residual network.
 const EXCITED: &str = "vision.layer3";
@@ -173,7 +173,8 @@ impl Explanation<'_, '_> {
             }),
             Method::Occlusion => {
                 let geometry = tower.geometry();
-                let (window, stride) = window(params, geometry)?;
+                let [window, stride] =
+                    window([params.window, params.stride], geometry.image[0], geometry.patch[0])?;
                 Box::new(Occlusion {
                     window: vec![geometry.channels, window, window],
                     strides: vec![geometry.channels, stride, stride],
@@ -304,16 +305,18 @@ impl pipe_attribution::Method for Flat {
     }
 }
 
-/// Side and stride of the occluding window: 32 and 16 pixels at 224 in proportion, in whole patches, so
-/// that no window cuts one.
-fn window(params: &Params, geometry: PatchGeometry) -> Result<(usize, usize), StageError> {
-    let (side, patch) = (geometry.image[0], geometry.patch[0]);
+/// Window and stride of occlusion, as far as they are `given`: 32 and 16 pixels at 224 in proportion, in whole
+/// patches, so that no window cuts one.
+///
+/// # Errors
+/// If they do not fit an image of this side.
+pub(crate) fn window(given: [Option<i64>; 2], side: usize, patch: usize) -> Result<[usize; 2], StageError> {
     let patches = |pixels_of_224: f64| {
         let patches = (pixels_of_224 * side as f64 / 224.0 / patch as f64).round().max(1.0);
         patches as usize * patch
     };
-    let window = params.window.map_or_else(|| patches(32.0), |window| window as usize);
-    let stride = params.stride.map_or_else(|| patches(16.0).min(window), |stride| stride as usize);
+    let window = given[0].map_or_else(|| patches(32.0), |window| window as usize);
+    let stride = given[1].map_or_else(|| patches(16.0).min(window), |stride| stride as usize);
     if window > side || stride > window {
         let message = format!(
             "windows of {window} pixels that stand {stride} apart do not fit an image of {side}: `window` has to \
@@ -321,10 +324,11 @@ fn window(params: &Params, geometry: PatchGeometry) -> Result<(usize, usize), St
         );
         return Err(StageError::failed(message));
     }
-    Ok((window, stride))
+    Ok([window, stride])
 }
 
-fn attribution_error(error: AttributionError) -> StageError {
+/// A stop is no failure, and tensor errors have no place that the user knows.
+pub(crate) fn attribution_error(error: AttributionError) -> StageError {
     match error {
         AttributionError::Stopped => StageError::Cancelled,
         AttributionError::Tensor(error) => tensor_error(error),
@@ -338,29 +342,18 @@ mod tests {
 
     #[test]
     fn windows_are_whole_patches_in_proportion_to_the_image() {
-        let sizes = |side: usize, patch: usize| {
-            let geometry = PatchGeometry {
-                channels: 3,
-                depth: None,
-                image: [side, side],
-                patch: [patch, patch],
-                prefix_tokens: 1,
-            };
-            window(&Params::default(), geometry).unwrap()
-        };
-        assert_eq!(sizes(224, 16), (32, 16));
-        assert_eq!(sizes(224, 32), (32, 32));
-        assert_eq!(sizes(224, 14), (28, 14));
-        assert_eq!(sizes(48, 8), (8, 8));
-        assert_eq!(sizes(48, 4), (8, 4));
+        let sizes = |side: usize, patch: usize| window([None; 2], side, patch).unwrap();
+        assert_eq!(sizes(224, 16), [32, 16]);
+        assert_eq!(sizes(224, 32), [32, 32]);
+        assert_eq!(sizes(224, 14), [28, 14]);
+        assert_eq!(sizes(48, 8), [8, 8]);
+        assert_eq!(sizes(48, 4), [8, 4]);
     }
 
     #[test]
     fn windows_that_do_not_fit_are_refused() {
-        let geometry =
-            PatchGeometry { channels: 3, depth: None, image: [48, 48], patch: [8, 8], prefix_tokens: 1 };
-        let with = |window, stride| super::window(&Params { window, stride, ..Params::default() }, geometry);
-        assert_eq!(with(Some(5), None).unwrap(), (5, 5));
+        let with = |window, stride| super::window([window, stride], 48, 8);
+        assert_eq!(with(Some(5), None).unwrap(), [5, 5]);
         assert!(with(Some(49), None).is_err());
         assert!(with(None, Some(9)).is_err());
     }

@@ -36,12 +36,12 @@ impl SaliencyMap {
         &self.values
     }
 
-    pub(super) fn is_all_zero(&self) -> bool {
+    pub(crate) fn is_all_zero(&self) -> bool {
         self.values.iter().all(|value| *value == 0.0)
     }
 
     /// The gap as a share of the difference of scores; none where that is (nearly) 0.
-    pub(super) fn relative_gap(&self) -> Option<f32> {
+    pub(crate) fn relative_gap(&self) -> Option<f32> {
         let score = self.score?;
         let way = (score - self.baseline_score?).abs();
         (way > 1e-3 * score.abs().max(1e-6)).then_some(self.completeness_gap?.abs() / way)
@@ -50,7 +50,7 @@ impl SaliencyMap {
 
 /// One map of `shape` (height, width) per row of an attribution `[rows, channels, height, width]`, or why
 /// there is none.
-pub(super) fn maps(
+pub(crate) fn maps(
     attribution: &Attribution,
     reduction: Reduction,
     shape: [usize; 2],
@@ -95,10 +95,21 @@ pub(crate) struct SaliencyFile<'a> {
     classes: &'a [String],
     rows: Vec<Row>,
     is_begun: bool,
+    /// Whether rows are questions about images.
+    about: bool,
+}
+
+/// The question that a map explains the answer of.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    /// The id of its image: several questions may be about one.
+    pub(crate) image: String,
+    pub(crate) question: String,
 }
 
 struct Row {
     id: String,
+    about: Option<About>,
     class: Option<usize>,
     outcome: Result<SaliencyMap, String>,
 }
@@ -113,7 +124,13 @@ impl<'a> SaliencyFile<'a> {
         metadata: HashMap<String, String>,
     ) -> Result<Self, StageError> {
         let writer = BatchWriter::new(output, metadata)?;
-        Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false })
+        Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false, about: false })
+    }
+
+    /// A table of questions about images: with [`About`] in two more columns.
+    #[must_use]
+    pub(crate) fn of_questions(self) -> Self {
+        Self { about: true, ..self }
     }
 
     /// Adds a row: a map, or the reason why there is none.
@@ -123,7 +140,22 @@ impl<'a> SaliencyFile<'a> {
         class: Option<usize>,
         outcome: Result<SaliencyMap, String>,
     ) -> Result<(), StageError> {
-        self.rows.push(Row { id: id.to_owned(), class, outcome });
+        self.push(Row { id: id.to_owned(), about: None, class, outcome })
+    }
+
+    /// As [`Self::add`], of a question.
+    pub(crate) fn add_question(
+        &mut self,
+        id: &str,
+        about: About,
+        class: Option<usize>,
+        outcome: Result<SaliencyMap, String>,
+    ) -> Result<(), StageError> {
+        self.push(Row { id: id.to_owned(), about: Some(about), class, outcome })
+    }
+
+    fn push(&mut self, row: Row) -> Result<(), StageError> {
+        self.rows.push(row);
         if self.rows.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
     }
 
@@ -164,7 +196,7 @@ impl<'a> SaliencyFile<'a> {
             }
         }
         let index = rows.iter().map(|row| row.class.map(|class| class as i32));
-        Ok(vec![
+        let mut columns = vec![
             text("id", &|row| Some(row.id.clone())),
             text("target_kind", &|_| Some(self.target_kind.to_owned())),
             text("target", &|row| row.class.map(|class| self.classes[class].clone())),
@@ -178,7 +210,13 @@ impl<'a> SaliencyFile<'a> {
             number("max", &|map| map.values.iter().copied().reduce(f32::max)),
             number("sum", &|map| Some(map.values.iter().map(|value| f64::from(*value)).sum::<f64>() as f32)),
             nullable_tensor_column("saliency", &self.shape, &["y", "x"], values, Some(&valid))?,
-        ])
+        ];
+        if self.about {
+            let about = |row: &Row, of: fn(&About) -> &String| row.about.as_ref().map(of).cloned();
+            columns.push(text("image_id", &|row| about(row, |about| &about.image)));
+            columns.push(text("question", &|row| about(row, |about| &about.question)));
+        }
+        Ok(columns)
     }
 }
 

@@ -15,6 +15,7 @@ use pipe_models::random::Key;
 
 use super::file::{Row, WordFile, WordValues};
 use super::{Absent, Params, WordMethod};
+use crate::attribute::attribution_error;
 use crate::images::ImageSet;
 use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
 use crate::table::read_columns;
@@ -86,7 +87,7 @@ impl Explanation<'_, '_> {
     pub(super) fn write(&self, file: &mut WordFile) -> Result<Counts, StageError> {
         let mut counts = Counts::default();
         let places = self.images.places();
-        let absent = self.absent_id()?;
+        let absent = absent_id(self.model, self.params.absent)?;
         let all: Vec<usize> = (0..self.captions.ids.len()).collect();
         for chunk in all.chunks(self.params.batch.max(1) as usize) {
             self.context.check_cancelled()?;
@@ -99,7 +100,8 @@ impl Explanation<'_, '_> {
                 counts.truncated += usize::from(self.captions.encoded[*caption].truncated);
                 file.add(Row {
                     id: self.captions.ids[*caption].clone(),
-                    image: self.captions.images[*caption].clone(),
+                    target: Some(self.captions.images[*caption].clone()),
+                    index: None,
                     caption: self.captions.texts[*caption].clone(),
                     outcome,
                 })?;
@@ -109,16 +111,6 @@ impl Explanation<'_, '_> {
             self.context.progress(done, all.len() as u64, "captions", &figures);
         }
         Ok(counts)
-    }
-
-    /// The id that stands for an absent word.
-    fn absent_id(&self) -> Result<u32, StageError> {
-        let (tower, tokenizer) = (self.model.text_tower()?, self.model.tokenizer()?);
-        let mask = || (0..tower.vocabulary() as u32).find(|id| tokenizer.token(*id) == MASK);
-        Ok(match self.params.absent {
-            Absent::Word => mask().unwrap_or_else(|| tower.pad_id()),
-            Absent::Padding | Absent::Zero => tower.pad_id(),
-        })
     }
 
     fn outcomes(
@@ -298,33 +290,25 @@ impl Explanation<'_, '_> {
         attribution: &Attribution,
         row: usize,
     ) -> Outcome {
-        if words.is_empty() {
-            return Err("the text has no words".to_owned());
-        }
-        if !values.iter().all(|value| value.is_finite()) {
-            return Err("the attribution has values that are not finite".to_owned());
-        }
-        let text = &self.captions.texts[caption];
-        Ok(WordValues {
-            words: words.iter().map(|word| text[word.place.clone()].to_owned()).collect(),
-            offsets: words.iter().map(|word| [word.place.start, word.place.end]).collect(),
-            values,
-            score: attribution.scores[row],
-            baseline_score: attribution.baseline_scores.as_ref().map(|scores| scores[row]),
-            completeness_gap: attribution.completeness_gaps.as_ref().map(|gaps| gaps[row]),
-        })
+        let places = words.iter().map(|word| word.place.clone());
+        WordValues::new(&self.captions.texts[caption], places, values, attribution, row)
     }
+}
+
+/// The id that stands for an absent word in the ids of a model's text tower.
+///
+/// # Errors
+/// If the model reads no text.
+pub(crate) fn absent_id(model: &Model, absent: Absent) -> Result<u32, StageError> {
+    let (tower, tokenizer) = (model.text_tower()?, model.tokenizer()?);
+    let mask = || (0..tower.vocabulary() as u32).find(|id| tokenizer.token(*id) == MASK);
+    Ok(match absent {
+        Absent::Word => mask().unwrap_or_else(|| tower.pad_id()),
+        Absent::Padding | Absent::Zero => tower.pad_id(),
+    })
 }
 
 /// The values of each row of an attribution.
 fn rows_of(attribution: &Attribution) -> Result<Vec<Vec<f32>>, StageError> {
     attribution.values.flatten_from(1).and_then(|rows| rows.to_vec2()).map_err(tensor_error)
-}
-
-fn attribution_error(error: AttributionError) -> StageError {
-    match error {
-        AttributionError::Stopped => StageError::Cancelled,
-        AttributionError::Tensor(error) => tensor_error(error),
-        other => StageError::failed(other.to_string()),
-    }
 }

@@ -1,11 +1,13 @@
-//! Words with their values as they are stored: one row per caption.
+//! Words with their values as they are stored: one row per caption, or per question.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::builder::{Float32Builder, Int32Builder, ListBuilder, StringBuilder};
 use arrow_array::{Array, ArrayRef, BooleanArray, Float32Array, Int32Array, StringArray};
-use arrow_schema::{DataType, Field};
+use arrow_schema::Field;
+use pipe_attribution::Attribution;
 use pipe_engine::{OutputWriter, StageError};
 
 use crate::ipc::BatchWriter;
@@ -13,47 +15,86 @@ use crate::ipc::BatchWriter;
 /// Rows of a record batch.
 const BATCH_ROWS: usize = 256;
 
-/// The words of one caption, explained.
+/// The words of one text, explained.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct WordValues {
-    /// The words as they stand in the caption.
-    pub(super) words: Vec<String>,
+pub(crate) struct WordValues {
+    /// The words as they stand in the text.
+    words: Vec<String>,
     /// First byte of each and the byte behind its last.
-    pub(super) offsets: Vec<[usize; 2]>,
-    pub(super) values: Vec<f32>,
-    pub(super) score: f32,
-    pub(super) baseline_score: Option<f32>,
-    pub(super) completeness_gap: Option<f32>,
+    offsets: Vec<[usize; 2]>,
+    values: Vec<f32>,
+    score: f32,
+    baseline_score: Option<f32>,
+    completeness_gap: Option<f32>,
 }
 
-/// A caption, and its words or why there are none.
-pub(super) struct Row {
-    pub(super) id: String,
-    pub(super) image: String,
-    pub(super) caption: String,
-    pub(super) outcome: Result<WordValues, String>,
+impl WordValues {
+    /// The values of the words of `text` that stand at `places`, with what `row` of an attribution says of all of
+    /// them; or why there are none.
+    pub(crate) fn new(
+        text: &str,
+        places: impl IntoIterator<Item = Range<usize>>,
+        values: Vec<f32>,
+        attribution: &Attribution,
+        row: usize,
+    ) -> Result<Self, String> {
+        let places: Vec<Range<usize>> = places.into_iter().collect();
+        if places.is_empty() {
+            return Err("the text has no words".to_owned());
+        }
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err("the attribution has values that are not finite".to_owned());
+        }
+        Ok(Self {
+            words: places.iter().map(|place| text[place.clone()].to_owned()).collect(),
+            offsets: places.iter().map(|place| [place.start, place.end]).collect(),
+            values,
+            score: attribution.scores[row],
+            baseline_score: attribution.baseline_scores.as_ref().map(|scores| scores[row]),
+            completeness_gap: attribution.completeness_gaps.as_ref().map(|gaps| gaps[row]),
+        })
+    }
 }
 
-/// A table of captions, written in batches.
-pub(super) struct WordFile {
+/// A text, and its words or why there are none.
+pub(crate) struct Row {
+    pub(crate) id: String,
+    /// What the score is of: the id of the image that a caption is compared with, or the answer to a question.
+    pub(crate) target: Option<String>,
+    /// The label of the answer.
+    pub(crate) index: Option<usize>,
+    pub(crate) caption: String,
+    pub(crate) outcome: Result<WordValues, String>,
+}
+
+/// A table of texts, written in batches.
+pub(crate) struct WordFile {
     writer: BatchWriter,
+    target_kind: &'static str,
     rows: Vec<Row>,
     is_begun: bool,
 }
 
 impl WordFile {
-    pub(super) fn new(output: &OutputWriter, metadata: HashMap<String, String>) -> Result<Self, StageError> {
-        Ok(Self { writer: BatchWriter::new(output, metadata)?, rows: Vec::new(), is_begun: false })
+    /// A table of scores of one kind: `similarity`, or `logit`.
+    pub(crate) fn new(
+        output: &OutputWriter,
+        target_kind: &'static str,
+        metadata: HashMap<String, String>,
+    ) -> Result<Self, StageError> {
+        let writer = BatchWriter::new(output, metadata)?;
+        Ok(Self { writer, target_kind, rows: Vec::new(), is_begun: false })
     }
 
-    pub(super) fn add(&mut self, row: Row) -> Result<(), StageError> {
+    /// Adds a row.
+    pub(crate) fn add(&mut self, row: Row) -> Result<(), StageError> {
         self.rows.push(row);
         if self.rows.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
     }
 
     /// Writes what is left and declares the table to the engine. One without rows has its columns all the
     /// same.
-    pub(super) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
+    pub(crate) fn finish(mut self, output: &mut OutputWriter) -> Result<(), StageError> {
         if !self.rows.is_empty() || !self.is_begun {
             self.flush()?;
         }
@@ -63,11 +104,11 @@ impl WordFile {
     fn flush(&mut self) -> Result<(), StageError> {
         self.is_begun = true;
         let rows = std::mem::take(&mut self.rows);
-        self.writer.write(columns(&rows))
+        self.writer.write(columns(&rows, self.target_kind))
     }
 }
 
-fn columns(rows: &[Row]) -> Vec<(Field, ArrayRef)> {
+fn columns(rows: &[Row], target_kind: &str) -> Vec<(Field, ArrayRef)> {
     fn column(name: &str, array: impl Array + 'static) -> (Field, ArrayRef) {
         (Field::new(name, array.data_type().clone(), true), Arc::new(array))
     }
@@ -94,11 +135,11 @@ fn columns(rows: &[Row]) -> Vec<(Field, ArrayRef)> {
     let valid: Vec<bool> = rows.iter().map(|row| row.outcome.is_ok()).collect();
     vec![
         text("id", &|row| Some(row.id.clone())),
-        text("target_kind", &|_| Some("similarity".to_owned())),
-        text("target", &|row| Some(row.image.clone())),
-        (
-            Field::new("target_index", DataType::Int32, true),
-            Arc::new(Int32Array::new_null(rows.len())) as ArrayRef,
+        text("target_kind", &|_| Some(target_kind.to_owned())),
+        text("target", &|row| row.target.clone()),
+        column(
+            "target_index",
+            rows.iter().map(|row| row.index.map(|index| index as i32)).collect::<Int32Array>(),
         ),
         number("score", &|words| Some(words.score)),
         number("score_baseline", &|words| words.baseline_score),

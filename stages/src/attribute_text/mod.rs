@@ -15,8 +15,9 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::explanation::absent_id;
 use self::explanation::{Captions, Counts, Explanation};
-use self::file::WordFile;
+pub(crate) use self::file::{Row, WordFile, WordValues};
 use crate::artifact;
 use crate::attribute::Quadrature;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
@@ -66,7 +67,7 @@ pub enum Absent {
 }
 
 impl Absent {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Word => "word",
             Self::Padding => "padding",
@@ -212,7 +213,7 @@ impl StageKind for AttributeText {
             context,
         )?;
         let metadata = metadata(params, &model, context.provenance());
-        let mut file = WordFile::new(context.output("words")?, metadata)?;
+        let mut file = WordFile::new(context.output("words")?, "similarity", metadata)?;
         let explanation =
             Explanation { params, model: &model, captions: &captions, images: &images, context };
         let counts = explanation.write(&mut file)?;

@@ -221,7 +221,7 @@ fn groups(images: &Artifact, compared: &[Compared<'_>]) -> Result<Groups, StageE
         }
         None => HashMap::new(),
     };
-    let group = |one: &Compared<'_>| known.get(one.subjects[0].id.as_str()).cloned().flatten();
+    let group = |one: &Compared<'_>| known.get(one.subjects[0].image.as_str()).cloned().flatten();
     Ok(Groups::new(&compared.iter().map(group).collect::<Vec<_>>()))
 }
 

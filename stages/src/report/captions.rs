@@ -1,4 +1,4 @@
-//! Captions with their words tinted by what each adds to the similarity with the image.
+//! Captions and questions with their words tinted by what each adds to the score.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -20,10 +20,11 @@ use super::words::{number, title};
 /// The share of full colour that the strongest word has, so that black letters stay readable.
 const STRONGEST: f64 = 0.6;
 
-/// A caption with the places of its words and their values, or why it has none.
+/// A text with the places of its words and their values, or why it has none.
 struct Tinted {
     id: String,
     caption: String,
+    target: Option<String>,
     score: Option<f64>,
     status: String,
     words: Vec<(std::ops::Range<usize>, f32)>,
@@ -35,6 +36,7 @@ struct Tinted {
 /// If the artifact holds no Arrow file of this layout.
 pub(super) fn captions(given: &Given, most: usize) -> Result<Markup, StageError> {
     let (mut method, mut all, mut total) = (None, Vec::new(), 0);
+    let mut answered = false;
     for file in given.artifact.files_ending(".arrow") {
         let fail = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
         let opened = File::open(&file.location).map_err(|error| fail(&error))?;
@@ -43,28 +45,40 @@ pub(super) fn captions(given: &Given, most: usize) -> Result<Markup, StageError>
         for batch in reader {
             let batch = batch.map_err(|error| fail(&error))?;
             total += batch.num_rows();
+            answered |= texts(&batch, "target_kind").iter().flatten().any(|kind| kind != "similarity");
             read_batch(&batch, most, &mut all);
         }
     }
+    let (what, score) = match answered {
+        true => ("questions", "score of the answer"),
+        false => ("captions", "similarity with the image"),
+    };
     let axes: Vec<String> = given.axes.values().cloned().chain(method).collect();
     Ok(html! {
         h3 { (title(&given.input)) }
         p .note {
-            "Shown are the first " (all.len()) " of " (total) " captions, " (axes.join(" \u{b7} ")) ". Red words add \
-             to the similarity with the image, blue ones take from it; within a caption the strongest has full colour."
+            "Shown are the first " (all.len()) " of " (total) " " (what) ", " (axes.join(" \u{b7} ")) ". Red words add \
+             to the " (score) ", blue ones take from it; within a text the strongest has full colour."
         }
         @for one in &all {
             p {
                 b { (one.id) } " "
                 @if one.words.is_empty() { (one.caption) " " span .reason { (one.status) } } @else { (tinted(one)) }
-                @if let Some(score) = one.score { " (similarity " (number(score)) ")" }
+                @match (one.score, answered) {
+                    (Some(score), true) => {
+                        " (" (one.target.as_deref().unwrap_or("no answer")) ", score " (number(score)) ")"
+                    },
+                    (Some(score), false) => { " (similarity " (number(score)) ")" },
+                    (None, _) => {},
+                }
             }
         }
     })
 }
 
 fn read_batch(batch: &RecordBatch, most: usize, all: &mut Vec<Tinted>) {
-    let [ids, captions, statuses] = ["id", "caption", "status"].map(|name| texts(batch, name));
+    let [ids, captions, targets, statuses] =
+        ["id", "caption", "target", "status"].map(|name| texts(batch, name));
     let scores = numbers(batch, "score");
     let list = |name: &str| batch.column_by_name(name).and_then(|column| column.as_list_opt::<i32>());
     let (offsets, values) = (list("offsets"), list("values"));
@@ -87,6 +101,7 @@ fn read_batch(batch: &RecordBatch, most: usize, all: &mut Vec<Tinted>) {
         all.push(Tinted {
             id: ids[row].clone().unwrap_or_default(),
             caption: captions[row].clone().unwrap_or_default(),
+            target: targets[row].clone(),
             score: scores[row],
             status: statuses[row].clone().unwrap_or_default(),
             words,

@@ -61,22 +61,23 @@ pub(super) fn gallery(
     most: usize,
     pictures: &mut Pictures,
 ) -> Result<Markup, StageError> {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<Sample, usize> = BTreeMap::new();
     for one in maps {
-        let mut ids = BTreeSet::new();
-        saliency::read(one.artifact, |id| {
-            ids.insert(id.to_owned());
+        let mut own = BTreeSet::new();
+        saliency::read(one.artifact, |id, image| {
+            own.insert(Sample { id: id.to_owned(), image: image.to_owned() });
             false
         })?;
-        for id in ids {
-            *counts.entry(id).or_default() += 1;
+        for sample in own {
+            *counts.entry(sample).or_default() += 1;
         }
     }
     let (chosen, rule) = choose(&counts, samples, most);
-    let wanted: BTreeSet<String> = chosen.iter().cloned().collect();
+    let wanted: BTreeSet<String> = chosen.iter().map(|sample| sample.image.clone()).collect();
+    let ids: BTreeSet<&str> = chosen.iter().map(|sample| sample.id.as_str()).collect();
     let mut shown = Vec::new();
     for one in maps {
-        let (metadata, explanations) = saliency::read(one.artifact, |id| wanted.contains(id))?;
+        let (metadata, explanations) = saliency::read(one.artifact, |id, _| ids.contains(id))?;
         let signed = explanations
             .values()
             .filter_map(|explanation| explanation.map.as_ref())
@@ -98,8 +99,9 @@ pub(super) fn gallery(
     let masks = samples.masks(&wanted)?;
     let cases: Vec<Markup> = chosen
         .iter()
-        .map(|id| {
-            case(id, &shown, images.get(id), masks.get(id).map(Vec::as_slice), samples.label(id), pictures)
+        .map(|sample| {
+            let (image, mask) = (images.get(&sample.image), masks.get(&sample.image).map(Vec::as_slice));
+            case(&sample.id, &shown, image, mask, samples.label(&sample.image), pictures)
         })
         .collect();
     let input = maps.first().map_or("", |maps| maps.input);
@@ -110,20 +112,29 @@ pub(super) fn gallery(
     })
 }
 
+/// What is explained: an image, or a question about one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Sample {
+    id: String,
+    image: String,
+}
+
 /// The samples that most artifacts explain, one class after the other.
-fn choose(counts: &BTreeMap<String, usize>, samples: &dyn Samples, most: usize) -> (Vec<String>, String) {
+fn choose(counts: &BTreeMap<Sample, usize>, samples: &dyn Samples, most: usize) -> (Vec<Sample>, String) {
     let top = counts.values().copied().max().unwrap_or(0);
-    let common: Vec<&String> = counts.iter().filter(|(_, count)| **count == top).map(|(id, _)| id).collect();
-    let masked: Vec<&String> = common.iter().copied().filter(|id| samples.has_mask(id)).collect();
+    let common: Vec<&Sample> =
+        counts.iter().filter(|(_, count)| **count == top).map(|(sample, _)| sample).collect();
+    let masked: Vec<&Sample> =
+        common.iter().copied().filter(|sample| samples.has_mask(&sample.image)).collect();
     let only_masked = !masked.is_empty();
     let pool = if only_masked { masked } else { common };
-    let mut classes: BTreeMap<Option<&str>, Vec<&String>> = BTreeMap::new();
-    for id in pool {
-        classes.entry(samples.label(id)).or_default().push(id);
+    let mut classes: BTreeMap<Option<&str>, Vec<&Sample>> = BTreeMap::new();
+    for sample in pool {
+        classes.entry(samples.label(&sample.image)).or_default().push(sample);
     }
     let longest = classes.values().map(Vec::len).max().unwrap_or(0);
-    let in_turn = (0..longest).flat_map(|turn| classes.values().filter_map(move |ids| ids.get(turn)));
-    let chosen: Vec<String> = in_turn.take(most).map(|id| (*id).clone()).collect();
+    let in_turn = (0..longest).flat_map(|turn| classes.values().filter_map(move |own| own.get(turn)));
+    let chosen: Vec<Sample> = in_turn.take(most).map(|sample| (*sample).clone()).collect();
     let rule = format!(
         "Shown are {} of {} explained samples{}: the first of each class in the order of their ids, then the \
          second, and so on.",
@@ -200,6 +211,8 @@ fn case(
     label: Option<&str>,
     pictures: &mut Pictures,
 ) -> Markup {
+    let question =
+        shown.iter().find_map(|one| one.explanations.get(id)?.question.as_deref().map(str::to_owned));
     let picture = image.map(original);
     let outline = picture
         .as_ref()
@@ -208,6 +221,7 @@ fn case(
     html! {
         section .case {
             h4 { (id) @if let Some(label) = label { " \u{2013} " (label) } }
+            @if let Some(question) = question { p { (question) } }
             div .strip {
                 figure {
                     @match &picture {

@@ -28,6 +28,10 @@ pub(super) struct Map {
 /// What is stored for one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Explanation {
+    /// The id of its image; that of the sample unless several samples share an image, as questions do.
+    pub(super) image: String,
+    /// The question whose answer is explained, if there is one.
+    pub(super) question: Option<String>,
     pub(super) target: Option<String>,
     pub(super) score: Option<f64>,
     pub(super) completeness_gap: Option<f64>,
@@ -39,13 +43,13 @@ pub(super) struct Explanation {
 /// The metadata of the file's schema: method, model, layer, baseline and parameters.
 pub(super) type Metadata = BTreeMap<String, String>;
 
-/// Calls `visit` with each sample's id; where it answers yes, its row is read.
+/// Calls `wanted` with the id of each sample and that of its image; where it answers yes, its row is read.
 ///
 /// # Errors
 /// If the artifact holds no Arrow file of this layout.
 pub(super) fn read(
     artifact: &Artifact,
-    mut wanted: impl FnMut(&str) -> bool,
+    mut wanted: impl FnMut(&str, &str) -> bool,
 ) -> Result<(Metadata, BTreeMap<String, Explanation>), StageError> {
     let mut metadata = Metadata::new();
     let mut explanations = BTreeMap::new();
@@ -67,23 +71,29 @@ pub(super) fn read(
 fn read_batch(
     batch: &RecordBatch,
     shape: Option<(usize, usize)>,
-    wanted: &mut impl FnMut(&str) -> bool,
+    wanted: &mut impl FnMut(&str, &str) -> bool,
     explanations: &mut BTreeMap<String, Explanation>,
 ) {
-    let ids = texts(batch, "id");
+    let [ids, images, questions] = ["id", "image_id", "question"].map(|name| texts(batch, name));
     let targets = texts(batch, "target");
     let scores = numbers(batch, "score");
     let gaps = numbers(batch, "completeness_gap");
     let statuses = texts(batch, "status");
     let valid = numbers(batch, "valid");
     for (row, id) in ids.into_iter().enumerate() {
-        let Some(id) = id.filter(|id| wanted(id)) else { continue };
+        let Some(id) = id else { continue };
+        let image = images[row].clone().unwrap_or_else(|| id.clone());
+        if !wanted(&id, &image) {
+            continue;
+        }
         let status = statuses[row].clone().unwrap_or_else(|| "ok".to_owned());
         let is_valid = valid[row] != Some(0.0) && !status.starts_with("not_applicable");
         let map = shape.filter(|_| is_valid).and_then(|shape| map_of(batch, row, shape));
         explanations.insert(
             id,
             Explanation {
+                image,
+                question: questions[row].clone(),
                 target: targets[row].clone(),
                 score: scores[row],
                 completeness_gap: gaps[row],

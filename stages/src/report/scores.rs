@@ -8,7 +8,7 @@ use arrow_array::RecordBatch;
 use super::columns::{numbers, texts};
 use super::figures::Figure;
 
-/// Columns that tell maps apart, beside those that the table names as its axes.
+/// Columns that tell maps apart, beside those that the table names as its axes; it may name others as its `keys`.
 const KEY_COLUMNS: [&str; 2] = ["model", "method"];
 
 #[derive(Debug, Default)]
@@ -31,7 +31,9 @@ pub(super) fn mean_scores(
 ) -> Vec<Figure> {
     let own_axes: Vec<String> =
         metadata.get("axes").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    let names = KEY_COLUMNS.into_iter().chain(own_axes.iter().map(String::as_str));
+    let own_keys: Option<Vec<String>> = metadata.get("keys").and_then(|text| serde_json::from_str(text).ok());
+    let own_keys = own_keys.unwrap_or_else(|| KEY_COLUMNS.map(str::to_owned).to_vec());
+    let names = own_keys.iter().chain(&own_axes).map(String::as_str);
     let keys: Vec<(&str, Vec<Option<String>>)> = names.map(|name| (name, texts(batch, name))).collect();
     let (metrics, baselines) = (texts(batch, "metric"), texts(batch, "baseline"));
     let (values, reasons) = (numbers(batch, "value"), texts(batch, "reason"));

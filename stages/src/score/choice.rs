@@ -37,7 +37,7 @@ pub(super) fn first_images(subjects: &[Subject], limit: Option<i64>) -> Option<B
     let mut first = BTreeSet::new();
     for subject in subjects {
         if first.len() < limit {
-            first.insert(subject.id.clone());
+            first.insert(subject.image.clone());
         }
     }
     Some(first)
@@ -50,19 +50,26 @@ pub(super) fn random_images(
     seed: u64,
 ) -> Option<BTreeSet<String>> {
     let limit = limit?;
-    let ids: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();
+    let ids: BTreeSet<&str> = subjects.iter().map(|subject| subject.image.as_str()).collect();
     let draw = |id: &str| Key::derive("pipe explained again/1", seed, &[id.into()]).bits(1);
     let mut drawn: Vec<(u64, &str)> = ids.into_iter().map(|id| (draw(id), id)).collect();
     drawn.sort_unstable();
     Some(drawn.into_iter().take(limit).map(|(_, id)| id.to_owned()).collect())
 }
 
-/// The subjects of all maps, their shape, and the axes that tell maps of a method apart. The maps
-/// themselves are read again later, one method at a time.
-pub(super) fn scan(
-    params: &Params,
-    context: &StageContext<'_>,
-) -> Result<(Vec<Subject>, Shape, Vec<String>), StageError> {
+/// What is known of all maps before they are read again, one method at a time.
+pub(super) struct Scanned {
+    /// What they explain.
+    pub(super) subjects: Vec<Subject>,
+    pub(super) shape: Shape,
+    /// The axes that tell maps of a method apart.
+    pub(super) axes: Vec<String>,
+    /// Whether they explain answers to questions: models of these see images stretched to the square.
+    pub(super) of_answers: bool,
+}
+
+/// The subjects of all maps, and what the maps have in common.
+pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanned, StageError> {
     let mut shape: Option<[usize; 2]> = None;
     let mut known = BTreeSet::new();
     let mut inputs = Vec::new();
@@ -88,6 +95,11 @@ pub(super) fn scan(
         inputs.push(maps);
     }
     let side = shape.ok_or_else(|| StageError::input("saliency", "there are no maps"))?[0];
+    let of_answers = inputs.iter().any(|maps| maps.of_answers);
+    if of_answers && inputs.iter().any(|maps| !maps.of_answers) {
+        let reason = "some maps explain answers to questions and some classes of images: score them apart";
+        return Err(StageError::input("saliency", reason));
+    }
     let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
     let table = read_columns(context.input("images")?, &["image_id", "split"])?;
     let all: BTreeSet<&str> = table.strings("image_id")?.into_iter().collect();
@@ -97,19 +109,20 @@ pub(super) fn scan(
     let mut ids = BTreeSet::new();
     let mut kept = Vec::new();
     for subject in subjects(&inputs) {
-        let id = subject.id.as_str();
+        let id = subject.image.as_str();
         if !all.contains(id) {
             return Err(StageError::input("images", format!("it has no image `{id}`, which was explained")));
         }
         if chosen.contains(id) && (ids.contains(id) || ids.len() < limit) {
-            ids.insert(subject.id.clone());
+            ids.insert(subject.image.clone());
             kept.push(subject);
         }
     }
     if kept.is_empty() && !context.is_part() {
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
-    Ok((kept, Shape { channels: CHANNELS, height: side, width: side }, varying_axes(&inputs)))
+    let shape = Shape { channels: CHANNELS, height: side, width: side };
+    Ok(Scanned { subjects: kept, shape, axes: varying_axes(&inputs), of_answers })
 }
 
 /// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and

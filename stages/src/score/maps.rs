@@ -9,10 +9,12 @@ use pipe_engine::{InputArtifact, StageError};
 
 use crate::ipc::{read_file, tensors, texts};
 
-/// What is explained: an image, and a class of it.
+/// What is explained: an image and a class of it, or a question about an image and an answer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Subject {
     pub(crate) id: String,
+    /// The id of the image; without a question the same.
+    pub(crate) image: String,
     /// The name of the class.
     pub(crate) target: Option<String>,
     /// Its index in the head.
@@ -30,6 +32,8 @@ pub(crate) struct Maps {
     pub(crate) shape: [usize; 2],
     /// Each subject with its map, row by row, or why there is none.
     pub(crate) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
+    /// Whether they explain answers to questions.
+    pub(crate) of_answers: bool,
     /// The digest of the checkpoint that was explained, if the file says so.
     pub(crate) checkpoint: Option<String>,
     /// The parameters of the method, if the file says so.
@@ -83,6 +87,8 @@ impl Maps {
             other => return Err(format!("its maps have the shape {other:?}; height and width are expected")),
         };
         let ids = texts(batch, "id").ok_or("it has no text column `id`")?;
+        let images = texts(batch, "image_id");
+        let of_answers = images.is_some();
         let targets = texts(batch, "target").unwrap_or_else(|| vec![None; ids.len()]);
         let statuses = texts(batch, "status").unwrap_or_else(|| vec![None; ids.len()]);
         let classes = batch.column_by_name("target_index").and_then(|column| {
@@ -94,7 +100,9 @@ impl Maps {
         for (row, id) in ids.into_iter().enumerate() {
             let id = id.ok_or_else(|| format!("row {row} has no id"))?;
             let class = classes.as_ref().and_then(|classes| classes[row]);
+            let image = images.as_ref().and_then(|images| images[row].clone());
             let subject = Subject {
+                image: image.unwrap_or_else(|| id.clone()),
                 id,
                 target: targets[row].clone(),
                 class: class.and_then(|class| usize::try_from(class).ok()),
@@ -115,7 +123,7 @@ impl Maps {
         let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
         let baseline = metadata.get("baseline").filter(|name| *name != "none").cloned();
         let params = metadata.get("params").cloned();
-        Ok(Self { method, baseline, axes: axes(input), shape, rows, checkpoint, params })
+        Ok(Self { method, baseline, axes: axes(input), shape, rows, of_answers, checkpoint, params })
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// The mask of a subject's image.
     fn mask(&self, subject: usize) -> Option<&Mask> {
-        self.masks?.get(&self.subjects[subject].id)
+        self.masks?.get(&self.subjects[subject].image)
     }
 
     /// What removed pixels become, where a metric removes any.

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use pipe_attribution::metrics::{Mask, Shape};
 use pipe_engine::{StageContext, StageError};
 use pipe_models::Preprocessor;
+use pipe_models::preprocess::Fit;
 use rayon::prelude::*;
 
-use super::choice::{CHANNELS, chosen, first_images, random_images, scan};
+use super::choice::{CHANNELS, Scanned, chosen, first_images, random_images, scan};
 use super::controls::Control;
 use super::explaining::Explaining;
 use super::faithfulness::{Asked, Faithfulness, uses_baseline};
@@ -76,7 +77,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
         };
         let has_masks = context.optional_input("masks").is_some();
         let metrics = chosen(params, has_masks, model.is_some())?;
-        let (subjects, shape, axes) = scan(params, context)?;
+        let Scanned { subjects, shape, axes, of_answers } = scan(params, context)?;
+        if of_answers && model.is_some() {
+            let reason =
+                "the maps explain answers to questions, which no classifier gives: leave `checkpoint` out";
+            return Err(StageError::input("saliency", reason));
+        }
         let preprocessor = match &model {
             Some(model) if model.preprocessor()?.side != shape.height => {
                 let reason = format!(
@@ -87,9 +93,10 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 return Err(StageError::input("saliency", reason));
             }
             Some(model) => model.preprocessor()?.clone(),
+            None if of_answers => Preprocessor { fit: Fit::Stretch, ..Preprocessor::clip(shape.height) },
             None => Preprocessor::clip(shape.height),
         };
-        let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.id.as_str()).collect();
+        let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.image.as_str()).collect();
         let asked = first_images(&subjects, params.model_limit);
         let explained = random_images(&subjects, params.explained(), params.seed as u64);
         let own = context.input("images")?;
@@ -287,12 +294,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
 
     /// Whether the map of a subject is explained again.
     fn is_explained(&self, subject: usize) -> bool {
-        self.explained.as_ref().is_none_or(|chosen| chosen.contains(&self.subjects[subject].id))
+        self.explained.as_ref().is_none_or(|chosen| chosen.contains(&self.subjects[subject].image))
     }
 
     /// Whether the image of a subject is among those that the model is asked about.
     fn is_asked_about(&self, subject: usize) -> bool {
-        self.asked.as_ref().is_none_or(|asked| asked.contains(&self.subjects[subject].id))
+        self.asked.as_ref().is_none_or(|asked| asked.contains(&self.subjects[subject].image))
     }
 
     fn controls(&self) -> Vec<Control> {
@@ -306,7 +313,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// The row of a subject's image.
     fn places(&self) -> Vec<usize> {
         let places = self.images.places();
-        self.subjects.iter().map(|subject| places[subject.id.as_str()]).collect()
+        self.subjects.iter().map(|subject| places[subject.image.as_str()]).collect()
     }
 
     fn control_maps(&self, control: Control) -> Result<Vec<(usize, MapOf)>, StageError> {
@@ -396,7 +403,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
     }
 
     fn mask(&self, subject: usize) -> Option<&Mask> {
-        self.masks.as_ref()?.get(&self.subjects[subject].id)
+        self.masks.as_ref()?.get(&self.subjects[subject].image)
     }
 
     /// Metrics that ask the model, of those maps that can be asked about.

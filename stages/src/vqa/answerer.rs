@@ -98,6 +98,16 @@ impl Architecture {
         }
     }
 
+    /// Whether questions are read as words of the vocabulary, alone or beside hidden states.
+    pub(crate) fn reads_words(&self) -> bool {
+        match self {
+            Self::Mevf(_) => !self.reads_states(),
+            // The attention that conditions its reasoning reads words, whatever its fusion does.
+            Self::Qcr(_) => true,
+            Self::CrossModal(_) => false,
+        }
+    }
+
     /// The auto-encoder, with what its tensors are called.
     fn autoencoder(&self) -> Option<(&'static str, &AutoencoderConfig)> {
         let name = match self {
@@ -285,6 +295,19 @@ impl Answerer {
         };
         let encoder = encoder_files(artifact).map(|files| Model::load(&files, compute)).transpose()?;
         Ok(Self { description, model, types, encoder })
+    }
+
+    /// The same architecture with random weights, a pure function of `seed`, in the model and its encoder: the
+    /// control that no explanation may resemble (Adebayo et al. 2018). Questions still take the branches that the
+    /// trained classifier of types sends them into.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn randomised(self, seed: i64) -> Result<Self, StageError> {
+        let drawn = self.description.architecture.random(seed as u64, BTreeMap::new())?;
+        let model = self.description.architecture.load(drawn.parameters().tensors())?;
+        let encoder = self.encoder.map(|encoder| encoder.randomised(seed)).transpose()?;
+        Ok(Self { model, encoder, ..self })
     }
 
     /// Writes all but the encoder's files.

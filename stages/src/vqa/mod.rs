@@ -21,8 +21,10 @@ pub use answers::normalise;
 pub use cooccurrence::{Weighting, co_occurrences, mixed_vectors};
 pub(crate) use design::{Design, Fusing, Method, Reading, answer_list};
 pub(crate) use examples::{Asked, Examples, asked};
-pub use questions::{QuestionVocabulary, UnknownWord, words_of};
+pub use questions::{QuestionVocabulary, UnknownWord, placed_words, words_of};
 pub(crate) use scoring::{Answered, Scoring, TASK, given};
-pub(crate) use senses::{Modality, Readings, Sights, VisualTokens, annotated, batch, preprocessing};
+pub(crate) use senses::{
+    Modality, QUESTION_LENGTH, Readings, Sights, VisualTokens, annotated, batch, features, preprocessing,
+};
 pub(crate) use tables::{Tables, published_weights, word_tables};
 pub use vocabulary::{Branch, BranchVocabulary, Label, SharedVocabulary, TrainAndTestVocabulary, is_closed};

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Tensor};
 use pipe_engine::{StageContext, StageError};
-use pipe_models::Preprocessor;
 use pipe_models::preprocess::Fit;
 use pipe_models::vqa::{Autoencoder, AutoencoderInput, Batch, Images, QuestionType, Questions, TextStates};
+use pipe_models::{ImageTower, Preprocessor, TextTower};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -170,7 +170,7 @@ impl Sights {
                 let chosen: Vec<u8> =
                     rows.iter().flat_map(|row| &squares[row * length..(row + 1) * length]).copied().collect();
                 let pixels = preprocessor.tensor(&chosen, &DEVICE).map_err(tensor_error)?;
-                Some(features(encoder, self.tokens, &pixels)?)
+                Some(features(encoder.image_tower()?, self.tokens, &pixels).map_err(tensor_error)?)
             }
             (Features::Live(..), None) => return Err(StageError::failed("the images need their encoder")),
         };
@@ -185,13 +185,15 @@ impl Sights {
 }
 
 /// What an encoder knows of images, `[images, tokens, width]`; gradients flow through.
-pub(crate) fn features(encoder: &Model, tokens: VisualTokens, pixels: &Tensor) -> Result<Tensor, StageError> {
-    let tower = encoder.image_tower()?;
-    let features = match tokens {
-        VisualTokens::Pooled => tower.embed_images(pixels, None).and_then(|one| one.unsqueeze(1)),
+pub(crate) fn features(
+    tower: &dyn ImageTower,
+    tokens: VisualTokens,
+    pixels: &Tensor,
+) -> candle_core::Result<Tensor> {
+    match tokens {
+        VisualTokens::Pooled => tower.embed_images(pixels, None)?.unsqueeze(1),
         VisualTokens::Grid => tower.features(pixels, None),
-    };
-    features.map_err(tensor_error)
+    }
 }
 
 fn encode(
@@ -208,7 +210,7 @@ fn encode(
         context.check_cancelled()?;
         context.progress((done * BATCH) as u64, total as u64, "images", &[]);
         let pixels = preprocessor.tensor(part, &DEVICE).map_err(tensor_error)?;
-        let made = features(encoder, tokens, &pixels)?.detach();
+        let made = features(encoder.image_tower()?, tokens, &pixels).map_err(tensor_error)?.detach();
         shape = made.dims()[1..].to_vec();
         values.extend(made.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(tensor_error)?);
     }
@@ -306,6 +308,39 @@ impl Readings {
         Ok(questions)
     }
 
+    /// Ids of some questions for the text tower, `[rows, positions]`, if it reads them.
+    pub(crate) fn ids(&self, rows: &[usize]) -> candle_core::Result<Option<Tensor>> {
+        let Some(ids) = &self.ids else { return Ok(None) };
+        let flat: Vec<u32> = rows.iter().flat_map(|row| &ids[*row]).copied().collect();
+        Tensor::from_vec(flat, (rows.len(), ids.first().map_or(0, Vec::len)), &DEVICE).map(Some)
+    }
+
+    /// Some questions, told by other vectors: those of their words, and those of the tower's tokens. Which of them
+    /// are padding, and where they end, stays as it is.
+    ///
+    /// # Errors
+    /// Whatever the tower reports.
+    pub(crate) fn told(
+        &self,
+        rows: &[usize],
+        words: Option<Tensor>,
+        tokens: Option<(&dyn TextTower, &Tensor)>,
+    ) -> candle_core::Result<Questions> {
+        let own: Vec<u32> = rows.iter().flat_map(|row| &self.words[*row]).copied().collect();
+        let own = Tensor::from_vec(own, (rows.len(), QUESTION_LENGTH), &DEVICE)?;
+        let mut questions = match words {
+            Some(embedded) => Questions::embedded(own, embedded),
+            None => Questions::tokens(own),
+        };
+        if let (Some((tower, embeddings)), Some(ids)) = (tokens, &self.ids) {
+            let tensor = self.ids(rows)?.unwrap_or_else(|| embeddings.clone());
+            let hidden = tower.hidden_states(embeddings, &tensor, None)?.to_dtype(DType::F32)?;
+            let ids: Vec<&Vec<u32>> = rows.iter().map(|row| &ids[*row]).collect();
+            questions.states = Some(self.text_states(&ids, hidden, tower)?);
+        }
+        Ok(questions)
+    }
+
     /// Word ids of some questions, `[rows, length]`.
     pub(crate) fn tokens(&self, rows: &[usize]) -> Result<Tensor, StageError> {
         let tokens: Vec<u32> = rows.iter().flat_map(|row| &self.words[*row]).copied().collect();
@@ -322,16 +357,20 @@ impl Readings {
                 Tensor::from_vec(values, shape, &DEVICE).map_err(tensor_error)?
             }
         };
-        let tokens = hidden.dim(D::Minus2).map_err(tensor_error)?;
-        let tensor = Tensor::from_vec(
-            ids.iter().flat_map(|ids| ids.iter().copied()).collect(),
-            (ids.len(), tokens),
-            &DEVICE,
-        )
-        .map_err(tensor_error)?;
-        let text = tower.text_tower()?;
-        let pooled = text.pooled_positions(&tensor).map_err(tensor_error)?;
-        let padding = text.pad_id();
+        self.text_states(ids, hidden, tower.text_tower()?).map_err(tensor_error)
+    }
+
+    /// Hidden states with what the ids say of them.
+    fn text_states(
+        &self,
+        ids: &[&Vec<u32>],
+        hidden: Tensor,
+        tower: &dyn TextTower,
+    ) -> candle_core::Result<TextStates> {
+        let tokens = hidden.dim(D::Minus2)?;
+        let flat: Vec<u32> = ids.iter().flat_map(|ids| ids.iter().copied()).collect();
+        let pooled = tower.pooled_positions(&Tensor::from_vec(flat, (ids.len(), tokens), &DEVICE)?)?;
+        let padding = tower.pad_id();
         // A text ends at the position that stands for it; where that is the first, padding is told by its id.
         let is_text = |row: usize, position: usize| match pooled[row] {
             0 => ids[row][position] != padding || position == 0,
@@ -340,12 +379,12 @@ impl Readings {
         let mask: Vec<f32> = (0..ids.len() * tokens)
             .map(|cell| f32::from(u8::from(!self.hidden && is_text(cell / tokens, cell % tokens))))
             .collect();
-        let hidden = if self.hidden { hidden.zeros_like() } else { Ok(hidden) }.map_err(tensor_error)?;
+        let hidden = if self.hidden { hidden.zeros_like()? } else { hidden };
         let pooled: Vec<u32> = pooled.into_iter().map(|position| position as u32).collect();
         Ok(TextStates {
             hidden,
-            mask: Tensor::from_vec(mask, (ids.len(), tokens), &DEVICE).map_err(tensor_error)?,
-            pooled: Tensor::from_vec(pooled, ids.len(), &DEVICE).map_err(tensor_error)?,
+            mask: Tensor::from_vec(mask, (ids.len(), tokens), &DEVICE)?,
+            pooled: Tensor::from_vec(pooled, ids.len(), &DEVICE)?,
         })
     }
 }

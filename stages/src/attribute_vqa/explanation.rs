@@ -1,0 +1,433 @@
+//! From questions to maps, words and shares, chunk by chunk.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use pipe_attribution::{
+    Attribution, Baseline, Evaluator, InputXGradient, Inputs, IntegratedGradients, Method as _, Occlusion,
+    Passes, Score, token_values,
+};
+use pipe_engine::cache::Digest;
+use pipe_engine::{StageContext, StageError};
+use pipe_models::random::Key;
+
+use super::canvas::spread;
+use super::score::{Answers, JointScore, Layout, PresenceScore, Shown};
+use super::shares::{Shares, presences, shares, whole};
+use super::shown::{Pictures, Piece, Pieces, Texts};
+use super::{AnswerMethod, Params, Target};
+use crate::attribute::{About, GREAT_GAP, Reduction, SaliencyMap, attribution_error, maps, window};
+use crate::attribute_text::WordValues;
+use crate::model::tensor_error;
+use crate::vqa::{Answerer, Examples, Readings};
+
+/// What was counted on the way.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) passes: Passes,
+    pub(super) questions: usize,
+    pub(super) not_applicable: usize,
+    pub(super) all_zero: usize,
+    /// Questions whose attributions miss the difference of scores by more than [`GREAT_GAP`].
+    pub(super) incomplete: usize,
+}
+
+/// A question, explained.
+pub(super) struct Explained {
+    /// Which question of the examples.
+    pub(super) question: usize,
+    /// The label of the answer that is explained, if there is one.
+    pub(super) target: Option<usize>,
+    /// Whether the model answers it right.
+    pub(super) correct: bool,
+    pub(super) map: Result<SaliencyMap, String>,
+    pub(super) words: Result<WordValues, String>,
+    /// The share of the question in the absolute attribution of pixels and token vectors: Integrated Gradients only.
+    pub(super) gradient_share: Option<Result<f64, String>>,
+    /// Shapley values, if they are asked for.
+    pub(super) shares: Option<Result<Shares, String>>,
+}
+
+/// A question with the answer that is explained.
+struct Chosen {
+    question: usize,
+    correct: bool,
+    target: Result<usize, String>,
+}
+
+/// Everything that explanations are made from.
+pub(super) struct Explanation<'a, 'c> {
+    pub(super) params: &'a Params,
+    /// Answers the questions.
+    pub(super) answerer: &'a Answerer,
+    /// Is explained: the same, or one with random weights.
+    pub(super) explained: &'a Answerer,
+    pub(super) examples: &'a Examples,
+    /// The digest of each question's row.
+    pub(super) digests: &'a [Digest],
+    pub(super) pictures: &'a Pictures,
+    pub(super) readings: &'a Readings,
+    pub(super) context: &'a StageContext<'c>,
+}
+
+impl Explanation<'_, '_> {
+    /// Explains all chosen questions, in their order.
+    pub(super) fn explain(
+        &self,
+        mut take: impl FnMut(Explained) -> Result<(), StageError>,
+    ) -> Result<Counts, StageError> {
+        let mut counts = Counts::default();
+        let labels = self.answerer.description.labels(self.examples);
+        let all: Vec<usize> = (0..self.examples.asked.len()).collect();
+        let mut left = self.params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
+        for chunk in all.chunks(self.params.batch.max(1) as usize) {
+            self.context.check_cancelled()?;
+            if left == 0 {
+                break;
+            }
+            let mut chosen = self.choose(chunk, &labels)?;
+            chosen.truncate(left);
+            left -= chosen.len();
+            for explained in self.chunk(chosen, &mut counts)? {
+                match &explained.map {
+                    Ok(map) => {
+                        counts.questions += 1;
+                        counts.all_zero += usize::from(map.is_all_zero());
+                        let gap = map.relative_gap();
+                        counts.incomplete += usize::from(gap.is_some_and(|gap| gap > GREAT_GAP));
+                    }
+                    Err(_) => counts.not_applicable += 1,
+                }
+                take(explained)?;
+            }
+            let done = chunk.last().map_or(0, |last| last + 1) as u64;
+            let figures = [("forward passes", counts.passes.forward as f64)];
+            self.context.progress(done, all.len() as u64, "questions", &figures);
+        }
+        Ok(counts)
+    }
+
+    /// The questions of a chunk that pass the filter, with the answers that are explained.
+    fn choose(&self, questions: &[usize], labels: &[Option<usize>]) -> Result<Vec<Chosen>, StageError> {
+        let texts = Texts::new(self.answerer, self.readings);
+        let answers = self.answers(self.answerer, &texts, questions.to_vec(), Vec::new())?;
+        let logits = answers.logits(&self.shown(&texts, questions)?);
+        let logits = logits.and_then(|logits| logits.detach().to_vec2::<f32>()).map_err(tensor_error)?;
+        let chosen = questions.iter().zip(logits).map(|(question, logits)| {
+            // The first of equal ones; an answer of the other branch is minus infinity.
+            let mut predicted = 0;
+            for (label, logit) in logits.iter().enumerate() {
+                if *logit > logits[predicted] {
+                    predicted = label;
+                }
+            }
+            let truth = labels[*question];
+            let target = match (self.params.target, truth) {
+                (Target::Predicted, _) => Ok(predicted),
+                (Target::True, None) => Err("the answer is not in the model's list".to_owned()),
+                (Target::True, Some(truth)) if logits[truth] == f32::NEG_INFINITY => {
+                    Err("the answer is of the branch that the question does not take".to_owned())
+                }
+                (Target::True, Some(truth)) => Ok(truth),
+            };
+            Chosen { question: *question, correct: truth == Some(predicted), target }
+        });
+        Ok(chosen.filter(|one| one.correct || !self.params.only_correct).collect())
+    }
+
+    fn answers<'b>(
+        &'b self,
+        answerer: &'b Answerer,
+        texts: &'b Texts<'b>,
+        questions: Vec<usize>,
+        targets: Vec<u32>,
+    ) -> Result<Answers<'b>, StageError> {
+        let types = match &self.answerer.types {
+            None => None,
+            Some(types) => Some(types.classify(&self.readings.tokens(&questions)?).map_err(tensor_error)?),
+        };
+        let (pictures, readings) = (self.pictures, self.readings);
+        Ok(Answers { answerer, pictures, texts, readings, questions, types, targets })
+    }
+
+    fn shown(&self, texts: &Texts<'_>, questions: &[usize]) -> Result<Shown, StageError> {
+        let images: Vec<usize> =
+            questions.iter().map(|question| self.examples.asked[*question].image).collect();
+        Ok(Shown {
+            images: self.pictures.batch(&images).map_err(tensor_error)?,
+            texts: texts.batch(questions)?,
+        })
+    }
+
+    fn chunk(&self, chosen: Vec<Chosen>, counts: &mut Counts) -> Result<Vec<Explained>, StageError> {
+        let applicable: Vec<(usize, u32)> = chosen
+            .iter()
+            .filter_map(|one| one.target.as_ref().ok().map(|target| (one.question, *target as u32)))
+            .collect();
+        let (questions, targets) = applicable.into_iter().unzip();
+        let mut parts = self.parts(questions, targets, counts)?.into_iter();
+        let explained = |Chosen { question, correct, target }| {
+            let parts = match &target {
+                Ok(_) => parts.next().ok_or_else(|| "the method gave nothing".to_owned()),
+                Err(reason) => Err(reason.clone()),
+            };
+            let target: Option<usize> = target.ok();
+            match parts {
+                Ok(Parts { map, words, gradient_share, shares }) => {
+                    let shares = shares.map(Ok);
+                    Explained { question, target, correct, map, words, gradient_share, shares }
+                }
+                Err(reason) => Explained {
+                    question,
+                    target,
+                    correct,
+                    map: Err(reason.clone()),
+                    words: Err(reason.clone()),
+                    gradient_share: self.has_gradient_share().then(|| Err(reason.clone())),
+                    shares: self.params.modality_share.as_ref().map(|_| Err(reason)),
+                },
+            }
+        };
+        Ok(chosen.into_iter().map(explained).collect())
+    }
+
+    /// Of Integrated Gradients alone: both modalities then go from nothing to all on one path.
+    fn has_gradient_share(&self) -> bool {
+        self.params.method == AnswerMethod::IntegratedGradients
+    }
+
+    fn parts(
+        &self,
+        questions: Vec<usize>,
+        targets: Vec<u32>,
+        counts: &mut Counts,
+    ) -> Result<Vec<Parts>, StageError> {
+        if questions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let texts = Texts::new(self.explained, self.readings);
+        let pieces: Vec<Pieces> = questions
+            .iter()
+            .map(|question| texts.pieces(&self.examples.asked[*question].question))
+            .collect::<Result<_, _>>()?;
+        let shown = self.shown(&texts, &questions)?;
+        let absent = Shown {
+            images: self.pictures.absent(self.params, &shown.images)?,
+            texts: texts.absent(self.params.absent, &questions, &pieces)?,
+        };
+        let keys: Vec<Key> = questions.iter().map(|question| self.key(*question)).collect();
+        let answers = self.answers(self.explained, &texts, questions, targets)?;
+        let sample =
+            Samples { explanation: self, answers: &answers, shown: &shown, absent: &absent, pieces: &pieces };
+        let mut parts = match self.params.method {
+            AnswerMethod::InputXGradient | AnswerMethod::IntegratedGradients => sample.gradients(counts)?,
+            AnswerMethod::Occlusion => sample.occlusion(counts)?,
+        };
+        if let Some(settings) = &self.params.modality_share {
+            let layouts: Vec<Layout> = pieces
+                .iter()
+                .map(|pieces| Layout {
+                    grid: settings.grid(pieces.tokens.len()),
+                    pieces: pieces.tokens.clone(),
+                })
+                .collect();
+            let score = sample.presence(layouts.clone())?;
+            let found =
+                sample.counted(&score, counts, |evaluator| shares(settings, evaluator, &layouts, &keys))?;
+            parts.iter_mut().zip(found).for_each(|(parts, shares)| parts.shares = Some(shares));
+        }
+        Ok(parts)
+    }
+
+    /// Permutations are a function of the question's row alone: neither of its place nor of those beside it.
+    fn key(&self, question: usize) -> Key {
+        let digest = self.digests[question].to_hex();
+        Key::derive("pipe modality share/1", self.params.seed as u64, &[digest.as_str().into()])
+    }
+
+    /// What a question is about.
+    pub(super) fn about(&self, question: usize) -> About {
+        let asked = &self.examples.asked[question];
+        About { image: self.examples.images[asked.image].id.clone(), question: asked.question.clone() }
+    }
+}
+
+/// What is made of one question.
+struct Parts {
+    map: Result<SaliencyMap, String>,
+    words: Result<WordValues, String>,
+    gradient_share: Option<Result<f64, String>>,
+    shares: Option<Shares>,
+}
+
+/// A chunk of questions with all that is put in and taken away.
+struct Samples<'a, 'c> {
+    explanation: &'a Explanation<'a, 'c>,
+    answers: &'a Answers<'a>,
+    shown: &'a Shown,
+    absent: &'a Shown,
+    pieces: &'a [Pieces],
+}
+
+impl Samples<'_, '_> {
+    fn params(&self) -> &Params {
+        self.explanation.params
+    }
+
+    /// Runs `work` and adds up the passes that it made.
+    fn counted<T>(
+        &self,
+        score: &dyn Score,
+        counts: &mut Counts,
+        work: impl FnOnce(&Evaluator<'_>) -> Result<T, StageError>,
+    ) -> Result<T, StageError> {
+        let context = self.explanation.context;
+        let observer = |_: Passes| match context.check_cancelled() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let evaluator = Evaluator::new(score, self.params().batch.max(1) as usize).observed(&observer);
+        let done = work(&evaluator);
+        let passes = evaluator.passes();
+        counts.passes.forward += passes.forward;
+        counts.passes.backward += passes.backward;
+        done
+    }
+
+    fn presence(&self, layouts: Vec<Layout>) -> Result<PresenceScore<'_>, StageError> {
+        PresenceScore::new(self.answers, self.shown, self.absent, layouts).map_err(tensor_error)
+    }
+
+    /// Image and question on one path, each complete with the other.
+    fn gradients(&self, counts: &mut Counts) -> Result<Vec<Parts>, StageError> {
+        let params = self.params();
+        let score = JointScore::new(self.answers, self.shown);
+        let join = |shown: &Shown| {
+            let forms: Vec<&Tensor> = shown.images.iter().chain(&shown.texts).collect();
+            score.joint.join(&forms).map_err(attribution_error)
+        };
+        let inputs = Inputs::new(&join(self.shown)?).map_err(attribution_error)?;
+        let baseline = Baseline::Tensor(join(self.absent)?);
+        let method: Box<dyn pipe_attribution::Method> = match params.method {
+            AnswerMethod::IntegratedGradients => Box::new(IntegratedGradients {
+                steps: params.steps.max(1) as usize,
+                quadrature: params.quadrature.into(),
+                baseline,
+                multiply_by_inputs: true,
+            }),
+            _ => Box::new(InputXGradient { baseline }),
+        };
+        let attribution = self.counted(&score, counts, |evaluator| {
+            method.attribute(evaluator, &inputs).map_err(attribution_error)
+        })?;
+        let shares = score.joint.shares(&attribution.values).map_err(attribution_error)?;
+        let forms = score.joint.split(&attribution.values).map_err(tensor_error)?;
+        let (images, texts) = forms.split_at(self.shown.images.len());
+        let maps = self.maps(images, &attribution)?;
+        let of_tokens =
+            texts.iter().map(tokens_of).collect::<candle_core::Result<Vec<_>>>().map_err(tensor_error)?;
+        let of_piece = |row: usize, piece: &Piece| {
+            let tokens = piece.tokens.iter().zip(&of_tokens);
+            let values =
+                tokens.flat_map(|(tokens, of)| tokens.iter().map(|token| f64::from(of[row][*token])));
+            values.sum::<f64>() as f32
+        };
+        Ok(maps
+            .into_iter()
+            .enumerate()
+            .map(|(row, map)| {
+                let values = self.pieces[row].words.iter().map(|piece| of_piece(row, piece)).collect();
+                let gradient_share = self.explanation.has_gradient_share().then(|| {
+                    let text: f32 = shares[row][images.len()..].iter().sum();
+                    match shares[row].iter().any(|share| *share > 0.0) {
+                        true => Ok(f64::from(text)),
+                        false => Err(NOTHING.to_owned()),
+                    }
+                });
+                Parts { map, words: self.words(row, values, &attribution), gradient_share, shares: None }
+            })
+            .collect())
+    }
+
+    /// The attributions of all forms of the images as maps of one size.
+    fn maps(
+        &self,
+        forms: &[Tensor],
+        attribution: &Attribution,
+    ) -> Result<Vec<Result<SaliencyMap, String>>, StageError> {
+        let (side, rows) = (self.explanation.pictures.side, self.pieces.len());
+        let mut canvas = vec![0.0f64; rows * side * side];
+        for form in forms {
+            let (_, _, own, _) = form.dims4().map_err(tensor_error)?;
+            let values =
+                form.sum(1).and_then(|map| map.flatten_from(1)?.to_vec2::<f32>()).map_err(tensor_error)?;
+            for (map, canvas) in values.iter().zip(canvas.chunks_exact_mut(side * side)) {
+                spread(map, own, canvas, side);
+            }
+        }
+        let values: Vec<f32> = canvas.into_iter().map(|value| value as f32).collect();
+        let values =
+            Tensor::from_vec(values, (rows, 1, side, side), &crate::model::DEVICE).map_err(tensor_error)?;
+        maps(&Attribution { values, ..attribution.clone() }, Reduction::Sum, [side; 2]).map_err(tensor_error)
+    }
+
+    /// Windows of the image before the whole question, and words of the question before the whole image.
+    fn occlusion(&self, counts: &mut Counts) -> Result<Vec<Parts>, StageError> {
+        let (params, pictures) = (self.params(), self.explanation.pictures);
+        let (side, samples) = (pictures.side, self.pieces.len());
+        let layout = |grid: [usize; 2], pieces: &Pieces| Layout { grid, pieces: pieces.words.clone() };
+        let windows = self.presence(self.pieces.iter().map(|pieces| layout([side; 2], pieces)).collect())?;
+        let [window, stride] = window([params.window, params.stride], side, pictures.patch)?;
+        let method = Occlusion {
+            window: vec![1, window, window],
+            strides: vec![1, stride, stride],
+            baseline: Baseline::Zero,
+        };
+        let image = whole(samples, side)?;
+        let of_image = self.counted(&windows, counts, |evaluator| {
+            method.attribute(evaluator, &image).map_err(attribution_error)
+        })?;
+        let maps = maps(&of_image, Reduction::One, [side; 2]).map_err(tensor_error)?;
+        // The image as one cell, which is there.
+        let layouts: Vec<Layout> = self.pieces.iter().map(|pieces| layout([1, 1], pieces)).collect();
+        let mut rows = Vec::new();
+        for (sample, layout) in layouts.iter().enumerate() {
+            rows.extend((0..layout.pieces.len()).map(|word| {
+                let present = (0..layout.len()).map(|place| place != layout.cells() + word);
+                (sample, present.collect())
+            }));
+        }
+        let without =
+            self.counted(&self.presence(layouts)?, counts, |evaluator| presences(evaluator, &rows))?;
+        let mut without = without.into_iter();
+        Ok(maps
+            .into_iter()
+            .enumerate()
+            .map(|(row, map)| {
+                let falls = without.by_ref().take(self.pieces[row].words.len());
+                let falls = falls.map(|score| of_image.scores[row] - score).collect();
+                let words = self.words(row, falls, &of_image);
+                Parts { map, words, gradient_share: None, shares: None }
+            })
+            .collect())
+    }
+
+    fn words(&self, row: usize, values: Vec<f32>, attribution: &Attribution) -> Result<WordValues, String> {
+        if self.answers.texts.forms().is_empty() {
+            return Err("the model is told nothing of the question".to_owned());
+        }
+        let question = &self.explanation.examples.asked[self.answers.questions[row]].question;
+        let places = self.pieces[row].words.iter().map(|piece| piece.place.clone());
+        WordValues::new(question, places, values, attribution, row)
+    }
+}
+
+/// Why there is no share.
+pub(super) const NOTHING: &str = "nothing of image and question changes the score";
+
+/// The values of each token of each row of an attribution `[rows, tokens, width]`.
+fn tokens_of(form: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
+    let (_, _, width) = form.dims3()?;
+    let rows = form.flatten_from(1)?.to_vec2::<f32>()?;
+    Ok(rows.iter().map(|row| token_values(row, width)).collect())
+}
