@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::similarity::{Measure, common_grid, share};
 use crate::artifact;
-use crate::attribute::saliency::{SaliencyFile, SaliencyMap};
+use crate::attribute::saliency::{About, SaliencyFile, SaliencyMap};
 use crate::metrics::{Metric, write_metrics};
 use crate::score::maps::{Maps, Subject};
 use crate::statistics::{Estimate, Groups, bootstrap, mean};
@@ -301,10 +301,20 @@ fn differences(
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
     let mut file = SaliencyFile::new(context.output("differences")?, grid, "difference", &targets, metadata)?;
+    if compared.iter().any(|one| one.subjects[0].question.is_some()) {
+        file = file.of_questions();
+    }
     for one in compared {
         let target = one.subjects[0].target.as_ref().filter(|_| one.has_one_target());
         let class = target.and_then(|target| targets.binary_search(target).ok());
-        file.add(&one.subjects[0].id, class, one.difference.clone().map(SaliencyMap::of_values))?;
+        let subject = one.subjects[0];
+        let map = one.difference.clone().map(SaliencyMap::of_values);
+        match subject.question.clone() {
+            Some(question) => {
+                file.add_question(&subject.id, About { image: subject.image.clone(), question }, class, map)?;
+            }
+            None => file.add(&subject.id, class, map)?,
+        }
     }
     file.finish(context.output("differences")?)
 }

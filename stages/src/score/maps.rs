@@ -15,6 +15,8 @@ pub(crate) struct Subject {
     pub(crate) id: String,
     /// The id of the image; without a question the same.
     pub(crate) image: String,
+    /// The question, if there is one.
+    pub(crate) question: Option<String>,
     /// The name of the class.
     pub(crate) target: Option<String>,
     /// Its index in the head.
@@ -88,6 +90,7 @@ impl Maps {
         };
         let ids = texts(batch, "id").ok_or("it has no text column `id`")?;
         let images = texts(batch, "image_id");
+        let questions = texts(batch, "question");
         let of_answers = images.is_some();
         let targets = texts(batch, "target").unwrap_or_else(|| vec![None; ids.len()]);
         let statuses = texts(batch, "status").unwrap_or_else(|| vec![None; ids.len()]);
@@ -103,6 +106,7 @@ impl Maps {
             let image = images.as_ref().and_then(|images| images[row].clone());
             let subject = Subject {
                 image: image.unwrap_or_else(|| id.clone()),
+                question: questions.as_ref().and_then(|questions| questions[row].clone()),
                 id,
                 target: targets[row].clone(),
                 class: class.and_then(|class| usize::try_from(class).ok()),
