@@ -37,6 +37,7 @@ impl Study {
         let size = json!({ "width": 16, "layers": 1, "heads": 2 });
         let params = json!({
             "init": "random", "image_size": 28, "patch": 14, "projection": 16, "vision": size, "text": size,
+            "context": 64,
         });
         let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
         Self { data, initial }
@@ -331,7 +332,12 @@ fn a_model_of_one_modality_owes_all_to_it() {
                 assert!(words.iter().all(|status| status.starts_with("not_applicable: ")), "{words:?}");
             }
             let found: Vec<f64> = ours.shares.float64("value").unwrap().iter().copied().flatten().collect();
-            assert_eq!(found, vec![share; 2 * ours.maps.num_rows()], "{method} of the {modality}");
+            assert_eq!(found.len(), 2 * ours.maps.num_rows());
+            // Equal rows at other places of a batch differ by rounding.
+            assert!(
+                found.iter().all(|found| (found - share).abs() < 1e-5),
+                "{method} of the {modality}: {found:?}"
+            );
         }
     }
 }
