@@ -220,7 +220,10 @@ fn columns_that_are_not_named_are_not_needed() {
     assert_eq!(number("select count ( * ) as n from drawn_labels where \"set\" = 'first'"), 40);
     assert_eq!(number("select count(image_id) as n from (select * from drawn_images)"), 80);
     assert_eq!(number("select count(WIDTH) as n from drawn_images"), 80);
-    assert_eq!(number("select count(*) as n from drawn_images natural join drawn_labels"), 80);
+    assert_eq!(
+        number("select count(width) as n from drawn_images join drawn_labels using (image_id, \"set\")"),
+        80
+    );
     assert_eq!(number("select count(\"Image_Id\") as n from labels"), 120);
 }
 
