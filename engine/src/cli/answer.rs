@@ -334,7 +334,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(fields.len(), 3);
-            prop_assert!(fields[1] == hostile || fields[1] == format!("'{hostile}"));
+            let guarded = format!("'{hostile}");
+            prop_assert!(fields[1] == hostile || fields[1] == guarded);
         }
     }
 }
