@@ -72,7 +72,8 @@ fn mistakes_are_marked_and_suggest_what_was_meant() {
     );
     fails("select 1 as x\nfrom metrcs", &["no such table: metrcs", "query:2:6", "did you mean `metrics`?"]);
     fails("select 1 as x from retrieved.metrics", &["did you mean `retrieved_metrics`?"]);
-    fails("delete from metrics", &["the statement is no query"]);
+    fails("delete from metrics", &["cannot modify metrics"]);
+    fails("create table x (y)", &["the statement is no query"]);
     fails("select", &["incomplete input"]);
     study.pipe(&["query", "study.toml"]).expect(2);
 }

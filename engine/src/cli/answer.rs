@@ -334,8 +334,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(fields.len(), 3);
-            let escaped = format!("'{hostile}");
-            prop_assert!(fields[1] == hostile || fields[1] == escaped);
+            let guarded = format!("'{hostile}");
+            prop_assert!(fields[1] == hostile || fields[1] == guarded);
         }
     }
 }

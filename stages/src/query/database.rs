@@ -81,7 +81,7 @@ impl Database {
             .map_err(|error| StageError::because(format!("making the table `{name}`"), error))
     }
 
-    /// Makes a view of other tables, one after the other; `None`: a column that one of them lacks.
+    /// Makes a view of other tables, one after the other.
     pub(super) fn declare_union(
         &self,
         name: &str,
