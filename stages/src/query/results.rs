@@ -155,8 +155,15 @@ impl Tables {
     /// What a query answers.
     pub(super) fn ask(&self, sql: &str) -> Result<Table, QueryError> {
         let mut database = self.declare()?;
-        let wanted = database.tables_of(sql).map_err(|error| self.explain(&error, sql, &database))?;
-        for source in self.sources.iter().filter(|source| wanted.contains(&source.name)) {
+        let read = database.tables_of(sql).map_err(|error| self.explain(&error, sql, &database))?;
+        // SQLite does not tell of every table: of two that are joined by `using`, only of one.
+        let is_read = |place: usize, source: &Source| {
+            let of_named = |union: &Union| {
+                union.members.iter().any(|(member, _)| *member == place) && names(sql, &union.name)
+            };
+            read.contains(&source.name) || names(sql, &source.name) || self.unions.iter().any(of_named)
+        };
+        for (_, source) in self.sources.iter().enumerate().filter(|(place, source)| is_read(*place, source)) {
             if let Ok(columns) = &source.columns {
                 let is_only = columns.declared.len() == 1;
                 let wanted = |column: &str| is_only || may_read(sql, column);
@@ -240,12 +247,20 @@ fn words(sql: &str) -> impl Iterator<Item = (usize, &str)> + Clone {
     })
 }
 
-/// Whether a query may read a column of this name: it names it, or takes all there are. Where in doubt, it does.
+/// A text without what does not tell names apart.
+fn folded(text: &str) -> String {
+    text.to_lowercase().split_whitespace().collect()
+}
+
+/// Whether a query names a table or a column. Where in doubt, it does.
+fn names(sql: &str, name: &str) -> bool {
+    name.contains('"') || folded(sql).contains(&folded(name))
+}
+
+/// Whether a query may read a column of this name: it names it, or takes all there are.
 fn may_read(sql: &str, column: &str) -> bool {
-    let text: String = sql.to_lowercase().split_whitespace().collect();
-    let takes_all = text.replace("count(*)", "").contains('*') || text.contains("natural");
-    let name: String = column.to_lowercase().split_whitespace().collect();
-    takes_all || name.contains('"') || text.contains(&name)
+    let text = folded(sql);
+    text.replace("count(*)", "").contains('*') || text.contains("natural") || names(sql, column)
 }
 
 /// A name that nothing else has: with a number if it has to be.
