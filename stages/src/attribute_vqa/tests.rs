@@ -174,7 +174,7 @@ fn integrated_gradients_of_image_and_question_are_complete_together() {
         }
         assert!(from_image > 0.0 && from_words > 0.0, "{method} {more}: {from_image} {from_words}");
         let other = of(3);
-        assert_equal(method, &values, &tensors(&other.maps, "saliency").unwrap().0);
+        assert_equal(method, values, tensors(&other.maps, "saliency").unwrap().0);
         assert_equal(method, &ours.values().concat(), &other.values().concat());
         // The share of absolute attributions, under a name of its own.
         assert!(ours.shares.strings("metric").unwrap().iter().all(|metric| *metric == "ig_text_share"));
