@@ -134,7 +134,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  pipe report study.toml --table model:dataset:auroc --format latex\n  pipe report study.toml --table model+mode::auroc,accuracy --where stage=classified\n  pipe report study.toml --table model:domain:recall@1 --where method=image_to_text --format csv"
     )]
     Report(ReportArguments),
-    /// Writes a run to a folder or an archive that stands alone: results, study, provenance (RO-Crate)
+    /// Writes a run as a folder or an archive that stands alone (RO-Crate)
     #[command(
         after_help = "Examples:\n  pipe export study.toml last results.zip\n  pipe export study.toml 01a2 crate/ report 'tested*'"
     )]
