@@ -15,6 +15,8 @@ use crate::staging::hash_file;
 use crate::store::{Store, StoreError};
 
 const DIGEST: &str = "digest";
+/// A folder with this file stays when its action is done.
+const RETAINED: &str = "retained";
 /// Files made aside begin with this.
 const ASIDE: &str = ".aside-";
 
@@ -36,6 +38,11 @@ pub struct Checkpoint {
 }
 
 impl Store {
+    /// Whether the checkpoints of an action are to stay when it is done.
+    pub(crate) fn retains(&self, key: &Digest) -> bool {
+        self.checkpoint_folder(key).join(RETAINED).exists()
+    }
+
     /// The checkpoints of an action, of which the newest `keep` stay.
     pub fn checkpoints(&self, key: &Digest, keep: usize) -> Checkpoints {
         Checkpoints { store: self.clone(), folder: self.checkpoint_folder(key), keep: keep.max(1) }
@@ -98,6 +105,18 @@ impl Checkpoints {
         let steps = self.steps()?;
         for step in steps.iter().rev().skip(self.keep) {
             disk.remove_tree(&self.path(*step))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps them for as long as the action is wanted, though nothing will resume it any more.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn retain(&self) -> Result<(), StoreError> {
+        let path = self.folder.join(RETAINED);
+        if self.folder.is_dir() && !path.exists() {
+            self.store.shared.disk.write_atomic(&path, b"")?;
         }
         Ok(())
     }

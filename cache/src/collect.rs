@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::Digest;
@@ -100,7 +101,8 @@ impl Survey {
             .checkpoints
             .iter()
             .filter(|(key, time)| {
-                let wanted = rooted.contains(key) && !done.contains(key);
+                let is_of_use = !done.contains(key) || self.retained.contains(key);
+                let wanted = rooted.contains(key) && is_of_use;
                 !wanted && !self.is_young(**time, options.grace)
             })
             .map(|(key, _)| *key)
@@ -124,37 +126,19 @@ impl Store {
     ) -> Result<Collected, StoreError> {
         let _lock = crate::lease::kernel_lock(&self.root().join("gc.lock"))?;
         let disk = &self.shared.disk;
-        let trash = self.folder("trash");
-        disk.make_subfolder(&trash)?;
-        let bin = trash.join(nonce());
-        disk.make_subfolder(&bin)?;
+        let bin = self.trash()?;
         let mut collected = Collected::default();
         for key in &garbage.records {
             if disk.move_away(&self.record_path(key), &bin.join(format!("{key}.json")))? {
                 collected.records += 1;
             }
+            disk.remove_file(&self.eviction_mark(key))?;
         }
         for blob in garbage.blobs.keys() {
-            let path = self.blob_path(blob);
-            let surveyed = survey.blobs[blob];
-            let unchanged = |path: &std::path::Path| {
-                let metadata = std::fs::symlink_metadata(path);
-                metadata.and_then(|metadata| metadata.modified()).is_ok_and(|time| time == surveyed.modified)
-            };
-            if !unchanged(&path) {
-                continue;
+            if let Some(bytes) = self.throw_away(blob, survey, &bin)? {
+                collected.blobs += 1;
+                collected.bytes += bytes;
             }
-            let target = bin.join(blob.to_hex());
-            if !disk.move_away(&path, &target)? {
-                continue;
-            }
-            // Touched between the look and the move: a commit counts on it.
-            if !unchanged(&target) {
-                disk.link_new(&target, &path)?;
-                continue;
-            }
-            collected.blobs += 1;
-            collected.bytes += surveyed.bytes;
         }
         for key in &garbage.checkpoints {
             disk.remove_tree(&self.checkpoint_folder(key))?;
@@ -162,7 +146,7 @@ impl Store {
         if at_once {
             disk.remove_tree(&bin)?;
         }
-        for (folder, is_tree) in [(trash, true), (self.folder("quarantine"), false)] {
+        for (folder, is_tree) in [(self.folder("trash"), true), (self.folder("quarantine"), false)] {
             for name in list(&folder)? {
                 let path = folder.join(name);
                 // When it was moved here: a file keeps the time of its content, not of its name.
@@ -176,5 +160,44 @@ impl Store {
             }
         }
         Ok(collected)
+    }
+
+    /// A new folder in `trash/`.
+    pub(crate) fn trash(&self) -> Result<PathBuf, StoreError> {
+        let trash = self.folder("trash");
+        self.shared.disk.make_subfolder(&trash)?;
+        let bin = trash.join(nonce());
+        self.shared.disk.make_subfolder(&bin)?;
+        Ok(bin)
+    }
+
+    /// Moves a blob into a folder of the trash, and tells its bytes; none if it is gone, or was touched since the
+    /// survey.
+    pub(crate) fn throw_away(
+        &self,
+        blob: &Digest,
+        survey: &Survey,
+        bin: &Path,
+    ) -> Result<Option<u64>, StoreError> {
+        let disk = &self.shared.disk;
+        let path = self.blob_path(blob);
+        let surveyed = survey.blobs[blob];
+        let unchanged = |path: &Path| {
+            let metadata = std::fs::symlink_metadata(path);
+            metadata.and_then(|metadata| metadata.modified()).is_ok_and(|time| time == surveyed.modified)
+        };
+        if !unchanged(&path) {
+            return Ok(None);
+        }
+        let target = bin.join(blob.to_hex());
+        if !disk.move_away(&path, &target)? {
+            return Ok(None);
+        }
+        // Touched between the look and the move: a commit counts on it.
+        if !unchanged(&target) {
+            disk.link_new(&target, &path)?;
+            return Ok(None);
+        }
+        Ok(Some(surveyed.bytes))
     }
 }

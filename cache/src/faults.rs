@@ -7,6 +7,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+/// Input/output error.
+const EIO: i32 = 5;
+
 /// A change of the file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Change {
@@ -30,6 +33,8 @@ pub(crate) struct Faults {
 struct State {
     /// Changes that still succeed; none: all do.
     left: Option<u64>,
+    /// Whether only the next one fails.
+    once: bool,
     made: u64,
     /// Of these, waits for the disk.
     flushes: u64,
@@ -45,6 +50,17 @@ impl Faults {
         self.state().left = Some(changes);
     }
 
+    /// Lets `changes` more changes succeed and the next one fail; all later ones succeed.
+    pub(crate) fn fail_once_after(&self, changes: u64) {
+        let mut state = self.state();
+        (state.left, state.once) = (Some(changes), true);
+    }
+
+    /// Whether a failure is still to come.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.state().left.is_some()
+    }
+
     /// The number of changes so far.
     pub(crate) fn made(&self) -> u64 {
         self.state().made
@@ -57,6 +73,10 @@ impl Faults {
 
     pub(crate) fn step(&self, change: Change, path: &Path) -> io::Result<()> {
         let mut state = self.state();
+        if state.once && state.left == Some(0) {
+            state.left = None;
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         match &mut state.left {
             Some(0) => return Err(io::Error::other("the program died here")),
             Some(left) => *left -= 1,

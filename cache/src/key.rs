@@ -105,3 +105,101 @@ impl ActionKey {
         digest(CONTEXT, &self.encode())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn input(name: &str, artifacts: &[(&[(&str, Value)], Digest)]) -> KeyInput {
+        let artifact = |(axes, digest): &(&[(&str, Value)], Digest)| KeyArtifact {
+            axes: (!axes.is_empty()).then(|| table(axes)),
+            digest: *digest,
+        };
+        KeyInput { name: name.to_owned(), artifacts: artifacts.iter().map(artifact).collect() }
+    }
+
+    fn table(entries: &[(&str, Value)]) -> BTreeMap<String, Value> {
+        entries.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    }
+
+    /// Keys that another program computed with another BLAKE3: a store stays readable as long as these hold.
+    #[test]
+    fn keys_are_those_of_the_format() {
+        let h = |text: &str| Digest::of(text.as_bytes());
+        let none: &[(&str, Value)] = &[];
+        let axes = |seed| [("model", Value::string("clip")), ("seed", Value::Integer(seed))];
+        let floats = |values: &[f64]| Value::List(values.iter().map(|value| Value::Float(*value)).collect());
+        let shard: Vec<u8> = ["0", "1", "2"].iter().flat_map(|text| *h(text).as_bytes()).collect();
+        let key = |kind: &str, versions: (i64, i64), params: Value, inputs: Vec<KeyInput>, numerics: &str| {
+            ActionKey {
+                kind: kind.to_owned(),
+                implementation: versions.0,
+                schema_version: versions.1,
+                params,
+                inputs,
+                shard: None,
+                numerics: numerics.to_owned(),
+            }
+        };
+        let cases = [
+            (
+                key(
+                    "tokenize",
+                    (1, 1),
+                    Value::Table(table(&[("max_len", Value::Integer(77)), ("lower", Value::Bool(true))])),
+                    vec![input("text", &[(none, h("hello"))])],
+                    "none",
+                ),
+                190,
+                "109b73be80b7c1dde0437d7cdbaf0cc6f38f6a313b1bc1e9a353c7a63c287528",
+            ),
+            (
+                key(
+                    "train.classify",
+                    (3, 1),
+                    Value::Table(table(&[
+                        ("lr", Value::Float(1e-5)),
+                        ("epochs", Value::Integer(10)),
+                        ("wd", Value::Float(-0.0)),
+                        ("betas", floats(&[0.9, 0.999])),
+                        ("aug", Value::Table(table(&[("flip", Value::Bool(false))]))),
+                    ])),
+                    vec![input("train", &[(none, h("train"))]), input("weights", &[(none, h("w"))])],
+                    "cuda:sm_90;f32;tf32=0",
+                ),
+                391,
+                "1f3790692a707c7f6f09baf49c55897d34ef0544cbb03c00194a0f34799b3164",
+            ),
+            (
+                key(
+                    "report.table",
+                    (1, 2),
+                    Value::Table(BTreeMap::new()),
+                    vec![input("scores", &[(&axes(0), h("a")), (&axes(1), h("b"))])],
+                    "none",
+                ),
+                313,
+                "95e70d91db38b2790f2d7578f01c1670d5a97c96ffc9b182dbd53cfbac5be03c",
+            ),
+            (
+                ActionKey {
+                    shard: Some(Digest::of(&shard)),
+                    ..key(
+                        "embed.image",
+                        (1, 1),
+                        Value::Table(table(&[("batch", Value::Integer(64))])),
+                        vec![input("images", &[]), input("weights", &[(none, h("w"))])],
+                        "cpu;f32",
+                    )
+                },
+                247,
+                "f88b7cda913f9e8e7e5e792296237f84c7b6323de9a1c3090038e36f0900deec",
+            ),
+        ];
+        for (key, bytes, digest) in cases {
+            assert_eq!((key.encode().len(), key.digest().to_hex().as_str()), (bytes, digest), "{}", key.kind);
+        }
+    }
+}

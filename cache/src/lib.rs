@@ -38,6 +38,7 @@ mod collect;
 mod content;
 mod digest;
 mod downloads;
+mod evict;
 #[cfg(test)]
 mod faults;
 mod frozen;
@@ -66,6 +67,7 @@ pub use collect::{CollectOptions, Collected, Garbage};
 pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};
 pub use digest::{Digest, ParseDigestError};
 pub use downloads::Partial;
+pub use evict::Evictable;
 pub use frozen::modified;
 pub use fs::{CopyMethod, Durability, FsError, reflink_or_copy};
 pub use glob::select;

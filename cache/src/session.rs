@@ -47,6 +47,19 @@ impl Session {
     pub(crate) fn heartbeat(&self) -> &Heartbeat {
         &self.heartbeat
     }
+
+    /// Removes its leases and its staging folder, though threads may still be at work in it.
+    pub(crate) fn abandon(&self) {
+        for file in self.heartbeat.files() {
+            let _ = self.disk.remove_file(&file);
+        }
+        // What a thread writes meanwhile goes in the next round.
+        for _ in 0..3 {
+            if self.disk.remove_tree(&self.folder).is_ok() {
+                break;
+            }
+        }
+    }
 }
 
 impl Drop for Session {
@@ -146,6 +159,10 @@ impl Heartbeat {
 
     pub(crate) fn watch(&self, file: PathBuf) {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).files.insert(file);
+    }
+
+    fn files(&self) -> BTreeSet<PathBuf> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).files.clone()
     }
 
     pub(crate) fn forget(&self, file: &Path) {

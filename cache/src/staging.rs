@@ -229,6 +229,8 @@ impl Staging {
         let committed = if disk.link_new(&staged, &target)? {
             Committed { record, outcome: CommitOutcome::Created }
         } else {
+            // All of its files are there again.
+            disk.remove_file(&self.store.eviction_mark(&record.key))?;
             match self.store.stored(&record.key)? {
                 Some(existing) if existing.has_equal_outputs(&record) => {
                     Committed { record: existing, outcome: CommitOutcome::Equal }

@@ -222,6 +222,15 @@ impl Store {
         self.shared.root.join(name)
     }
 
+    /// Gives up whatever this process is doing in the store: its leases and staging folders are gone at once, though
+    /// threads may still be at work. Only for a process that ends now.
+    pub fn abandon(&self) {
+        let session = self.shared.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(session) = session {
+            session.abandon();
+        }
+    }
+
     pub(crate) fn session(&self) -> Result<Arc<Session>, StoreError> {
         let mut session = self.shared.session.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = &*session {

@@ -52,6 +52,8 @@ pub struct Survey {
     pub records: BTreeMap<Digest, SurveyedRecord>,
     /// Folders of training checkpoints by key, with their time.
     pub checkpoints: BTreeMap<Digest, SystemTime>,
+    /// Those of them that are to stay when their action is done.
+    pub retained: BTreeSet<Digest>,
     /// The roots.
     pub roots: Vec<Root>,
 }
@@ -97,6 +99,7 @@ impl Store {
                 checkpoints.insert(key, modified(&metadata));
             }
         }
+        let retained = checkpoints.keys().filter(|key| self.retains(key)).copied().collect();
         let mut all = self.pins()?;
         for (key, info) in self.leases()? {
             let path = self.folder("lease").join(format!("{key}.json"));
@@ -105,7 +108,7 @@ impl Store {
             }
         }
         all.extend(roots()?);
-        Ok(Survey { now, blobs, records, checkpoints, roots: all })
+        Ok(Survey { now, blobs, records, checkpoints, retained, roots: all })
     }
 
     /// The files of all records, by key.
@@ -145,9 +148,16 @@ impl Survey {
     }
 
     /// The keys of the parts of a row-wise node.
-    fn shards_of(&self, key: &Digest) -> &[Digest] {
+    pub(crate) fn shards_of(&self, key: &Digest) -> &[Digest] {
         let record = self.records.get(key).and_then(|one| one.record.as_ref());
         record.map_or(&[], |record| &record.shards)
+    }
+
+    /// The blobs of the outputs of `keys`.
+    pub(crate) fn files_of(&self, keys: impl IntoIterator<Item = Digest>) -> BTreeSet<Digest> {
+        let record = |key| self.records.get(&key).and_then(|one| one.record.as_ref());
+        let outputs = keys.into_iter().filter_map(record).flat_map(|record| record.outputs.values());
+        outputs.flat_map(|output| &output.files).map(|file| file.blob).collect()
     }
 
     /// The blobs that the records of `keys` need: their outputs, and blobs that they read directly.
@@ -155,7 +165,7 @@ impl Survey {
         let mut blobs = BTreeSet::new();
         for key in keys {
             let Some(record) = self.records.get(&key).and_then(|one| one.record.as_ref()) else { continue };
-            blobs.extend(record.outputs.values().flat_map(|output| &output.files).map(|file| file.blob));
+            blobs.extend(self.files_of([key]));
             // The digest of an input `store:b3:...` is the blob's own.
             let inputs = record.components().into_iter().flat_map(|components| &components.inputs);
             let inputs = inputs.flat_map(|input| &input.artifacts);

@@ -62,7 +62,12 @@ impl Store {
                 found.damaged_records.push(key);
                 continue;
             };
+            let evicted = self.is_evicted(&key);
             for file in record.outputs.values().flat_map(|output| &output.files) {
+                // Nobody misses what was evicted.
+                if evicted && !self.blob_path(&file.blob).exists() {
+                    continue;
+                }
                 blobs.entry(file.blob).or_insert_with(|| (file.bytes, Vec::new())).1.push(key);
             }
         }

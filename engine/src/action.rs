@@ -3,12 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, Sources, Value};
+use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, Sources, Store, Value};
 
 use crate::kind::Numerics;
 use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, Pipeline};
 use crate::remote::Remote;
 use crate::remote::lock::{LockFile, Pinned};
+
+/// Where an action of this numerics class computes: `cpu`, `cuda:sm_80`.
+pub(crate) fn device(numerics: &str) -> &str {
+    let class = numerics.split(';').next().unwrap_or_default();
+    if class.starts_with("cuda") || class.starts_with("metal") { class } else { "cpu" }
+}
 
 /// The digests of all external sources of a pipeline.
 #[derive(Debug, Default)]
@@ -43,18 +49,21 @@ pub(crate) struct MissingSource {
 }
 
 impl SourceDigests {
-    /// Hashes every local source that `nodes` read and looks every remote one up in `lock`. What cannot be
+    /// Hashes every local source that `nodes` read, looks every remote one up in `lock` and every blob in
+    /// `store`. What cannot be
     /// read is returned beside it, all at once.
     pub(crate) fn read<'a>(
         nodes: impl Iterator<Item = &'a Node>,
         sources: &Sources,
         lock: &LockFile,
+        store: Option<&Store>,
     ) -> (Self, Vec<MissingSource>) {
         let mut digests = Self::default();
         let mut missing = Vec::new();
         // What is missing is told once, however many nodes read it.
         let mut tried = BTreeSet::new();
         let mut looked_up = BTreeSet::new();
+        let mut blobs = BTreeSet::new();
         let nodes: Vec<&Node> = nodes.collect();
         let looked_at = looked_at(&nodes);
         for node in nodes {
@@ -75,6 +84,18 @@ impl SourceDigests {
                             help: vec!["remove the entry, and the next run writes it anew".to_owned()],
                         }),
                     }
+                }
+                if let InputSource::Blob(digest) = source
+                    && !store.is_some_and(|store| store.blob_path(digest).is_file())
+                    && blobs.insert(digest)
+                {
+                    missing.push(MissingSource {
+                        source: format!("store:b3:{digest}"),
+                        origin: input.origin.clone(),
+                        node: node.name.clone(),
+                        reason: "the store has no such blob".to_owned(),
+                        help: vec!["`pipe verify` tells what was removed; `pipe show NODE` names the blobs of a result".to_owned()],
+                    });
                 }
                 let InputSource::File { pattern, path, .. } = source else { continue };
                 if digests.by_path.contains_key(path) || !tried.insert(path) {

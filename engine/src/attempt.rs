@@ -5,7 +5,7 @@ use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{
@@ -95,7 +95,7 @@ impl Task {
 pub(crate) struct Finished {
     pub(crate) result: Result<Committed, AttemptError>,
     pub(crate) wall: Duration,
-    /// Processor time of the stage's threads.
+    /// Processor time of the stage's threads and programs.
     pub(crate) cpu: Option<Duration>,
 }
 
@@ -217,16 +217,20 @@ impl Attempt {
             deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
             log: Mutex::new(File::options().create(true).append(true).open(&self.log).ok()),
             last_progress: Mutex::new(None),
+            programs: Mutex::default(),
         };
         for absent in &self.absent {
             self.fetch(absent, &host)?;
         }
         let scratch = staging.scratch()?;
         let outcome = if self.node.isolate {
-            self.in_child(&mut outputs, &host, &scratch, cpu)
+            self.in_child(&mut outputs, &host, &scratch)
         } else {
             self.in_process(&mut outputs, &host, scratch, worker, cpu)
         };
+        let (programs, memory) = *host.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        *cpu = Some(cpu.unwrap_or_default() + programs);
+        self.peak.fetch_max(memory, Ordering::Relaxed);
         if let Err(error) = outcome {
             host.log(&format!("{}: {}", self.node.name, chain(&error)));
             let timed_out = host.deadline.is_some_and(|deadline| Instant::now() >= deadline);
@@ -274,7 +278,7 @@ impl Attempt {
             duration_seconds: before + started.elapsed().as_secs_f64(),
             cpu_seconds: cpu.map(|cpu| cpu.as_secs_f64()),
             peak_memory_bytes: Some(self.peak.load(Ordering::Relaxed)),
-            device: Some("cpu".to_owned()),
+            device: Some(crate::action::device(&self.key.numerics).to_owned()),
             revision: self.revision.clone(),
         };
         // What took no time may be lost with the power for some moments; what did may not.
@@ -286,10 +290,9 @@ impl Attempt {
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.node.name);
         }
-        if !self.node.checkpoint.retain {
-            // What stays of them is removed as garbage.
-            let _ = self.checkpoints().clear();
-        }
+        let checkpoints = self.checkpoints();
+        // What cannot be removed now is removed as garbage.
+        let _ = if self.node.checkpoint.retain { checkpoints.retain() } else { checkpoints.clear() };
         Ok(committed)
     }
 
@@ -352,7 +355,6 @@ impl Attempt {
         outputs: &mut BTreeMap<String, OutputWriter>,
         host: &Host,
         scratch: &Path,
-        cpu: &mut Option<Duration>,
     ) -> Result<(), AttemptError> {
         let folder = |(port, writer): (&String, &OutputWriter)| (port.clone(), writer.folder().to_owned());
         let request = isolate::Request {
@@ -380,9 +382,7 @@ impl Attempt {
                 every: self.node.checkpoint.every,
             },
         };
-        let isolated = isolate::execute(&request, host);
-        *cpu = isolated.cpu;
-        let tables = isolated.result.map_err(|error| match error {
+        let tables = isolate::execute(&request, host).map_err(|error| match error {
             AttemptError::Stage(error) => self.with_known_path(error).into(),
             error => error,
         })?;

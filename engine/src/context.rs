@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use pipe_cache::Digest;
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,8 @@ pub trait StageHost: Sync {
     fn checkpoint(&self, _step: u64) {}
     /// The work goes on after this step.
     fn resumed(&self, _step: u64) {}
+    /// A program that the stage had run took this much processor time, and at most this many bytes of memory.
+    fn spent(&self, _cpu: Duration, _memory: u64) {}
 }
 
 /// Everything a stage has while it runs.

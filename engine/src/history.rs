@@ -8,10 +8,17 @@ use std::time::SystemTime;
 use pipe_cache::{Digest, Record, RunFolder, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{Pipeline, SourceFile};
+use crate::action;
+use crate::pipeline::{Node, Pipeline, SourceFile};
 
 /// How many runs are looked through: enough for a node that was left out of many partial runs.
 const DEPTH: usize = 64;
+
+/// How many results of a node its duration is the mean of; older ones weigh next to nothing.
+const WEIGHED: usize = 5;
+
+/// From how many results the durations of kinds are known.
+const SAMPLED: usize = 256;
 
 /// `plan.json` of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,13 +87,15 @@ pub(crate) struct History {
     /// The newest plan of the same profiles, and the run that holds its nodes.
     newest: Option<(String, StoredPlan)>,
     past: OnceLock<BTreeMap<String, Past>>,
+    /// Seconds and number of the newest results, by kind and device.
+    kinds: OnceLock<BTreeMap<(String, String), (f64, f64)>>,
 }
 
 impl History {
     /// Nothing ever ran.
     pub(crate) fn none() -> Self {
-        let (pipeline, past) = (String::new(), OnceLock::new());
-        Self { store: None, pipeline, runs: Vec::new(), newest: None, past }
+        let (pipeline, past, kinds) = (String::new(), OnceLock::new(), OnceLock::new());
+        Self { store: None, pipeline, runs: Vec::new(), newest: None, past, kinds }
     }
 
     /// The runs of this pipeline.
@@ -104,6 +113,7 @@ impl History {
             runs,
             newest,
             past: OnceLock::new(),
+            kinds: OnceLock::new(),
         })
     }
 
@@ -163,9 +173,38 @@ impl History {
             .filter_map(|key| self.store.as_ref()?.record(key).ok().flatten())
     }
 
-    /// Seconds that the node took when it last ran, under whatever key.
+    /// Seconds that the node takes: the mean of its last results under whatever keys, each weighing half as much as
+    /// the one after it.
     pub(crate) fn seconds(&self, node: &str) -> Option<f64> {
-        Some(self.last_record(node, None)?.meta.duration_seconds)
+        let results = self.other_records(node, None).take(WEIGHED);
+        let mut sums = (0.0, 0.0);
+        for (record, weight) in results.zip(std::iter::successors(Some(1.0), |weight| Some(weight / 2.0))) {
+            sums = (sums.0 + weight * record.meta.duration_seconds, sums.1 + weight);
+        }
+        (sums.1 > 0.0).then(|| sums.0 / sums.1)
+    }
+
+    /// Seconds that nodes of this one's kind took on its device in the newest run, on average: for a node that never
+    /// ran.
+    pub(crate) fn seconds_of_kind(&self, node: &Node, numerics: &str) -> Option<f64> {
+        let kinds = self.kinds.get_or_init(|| {
+            let mut kinds: BTreeMap<(String, String), (f64, f64)> = BTreeMap::new();
+            let Some((store, (_, newest))) = self.store.as_ref().zip(self.newest.as_ref()) else {
+                return kinds;
+            };
+            for record in
+                newest.nodes.values().take(SAMPLED).filter_map(|key| store.record(key).ok().flatten())
+            {
+                let Some(key) = record.components() else { continue };
+                let device = action::device(&key.numerics).to_owned();
+                let (sum, count) = kinds.entry((key.kind.clone(), device)).or_default();
+                (*sum, *count) = (*sum + record.meta.duration_seconds, *count + 1.0);
+            }
+            kinds
+        });
+        let device = action::device(node.params.numerics.as_deref().unwrap_or(numerics));
+        let (sum, count) = kinds.get(&(node.description.name.to_owned(), device.to_owned()))?;
+        Some(sum / count)
     }
 
     /// Writes `plan.json` of `run`; an unchanged plan only names the run that holds it.
@@ -201,6 +240,15 @@ impl History {
         let bytes = serde_json::to_vec(&plan).expect("a plan is strings and digests");
         store.write_atomic(&run.plan(), &bytes)
     }
+}
+
+/// The digest of the pipeline file and all that it includes, with their names.
+pub(crate) fn digest(pipeline: &Pipeline) -> Digest {
+    let mut files = files(pipeline);
+    files.sort();
+    let digests =
+        files.iter().map(|(name, text)| (name.as_str(), text.len() as u64, Digest::of(text.as_bytes())));
+    pipe_cache::tree_digest(digests)
 }
 
 /// The files of a study. One that does not lie below the folder of the pipeline file goes by its name and

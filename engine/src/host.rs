@@ -25,6 +25,8 @@ pub(crate) struct Host {
     pub(crate) deadline: Option<Instant>,
     pub(crate) log: Mutex<Option<File>>,
     pub(crate) last_progress: Mutex<Option<Instant>>,
+    /// What programs of the stage took: processor time, and the most memory of one of them in bytes.
+    pub(crate) programs: Mutex<(Duration, u64)>,
 }
 
 impl Host {
@@ -69,6 +71,11 @@ impl StageHost for Host {
 
     fn resumed(&self, step: u64) {
         self.state("resume", step);
+    }
+
+    fn spent(&self, cpu: Duration, memory: u64) {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        *programs = (programs.0 + cpu, programs.1.max(memory));
     }
 
     fn cancelled(&self) -> bool {

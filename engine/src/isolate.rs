@@ -19,7 +19,7 @@ use pipe_cache::{Digest, Durability, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::attempt::{AttemptError, chain, is_no_space, panic_text, thread_time};
+use crate::attempt::{AttemptError, chain, is_no_space, panic_text};
 use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
 use crate::error::StageError;
@@ -72,12 +72,10 @@ pub(crate) struct CheckpointRequest {
 #[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     outcome: Result<Outputs, Failure>,
-    /// Processor time of the stage's threads, in seconds.
-    cpu: f64,
 }
 
 /// By port, the parts of what is a table.
-type Outputs = BTreeMap<String, Option<Vec<TablePart>>>;
+pub(crate) type Outputs = BTreeMap<String, Option<Vec<TablePart>>>;
 
 /// An error on its way to the parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,22 +99,10 @@ enum News {
     Resumed(u64),
 }
 
-/// What a child gave.
-pub(crate) struct Isolated {
-    pub(crate) result: Result<Outputs, AttemptError>,
-    /// Processor time of the stage's threads, if the child lived to tell it.
-    pub(crate) cpu: Option<Duration>,
-}
-
 /// Executes an action in a child.
-pub(crate) fn execute(request: &Request, host: &dyn StageHost) -> Isolated {
-    match converse(request, &request.scratch.join(FOLDER), host) {
-        Ok(answer) => Isolated {
-            cpu: Some(Duration::try_from_secs_f64(answer.cpu).unwrap_or_default()),
-            result: answer.outcome.map_err(Failure::into_error),
-        },
-        Err(error) => Isolated { result: Err(error.into()), cpu: None },
-    }
+pub(crate) fn execute(request: &Request, host: &dyn StageHost) -> Result<Outputs, AttemptError> {
+    let answer = converse(request, &request.scratch.join(FOLDER), host)?;
+    answer.outcome.map_err(Failure::into_error)
 }
 
 fn converse(request: &Request, folder: &Path, host: &dyn StageHost) -> Result<Answer, StageError> {
@@ -179,13 +165,12 @@ pub(crate) fn serve(folder: &Path, registry: &Registry) -> Result<(), String> {
     let (registry, threads) = (registry.clone(), request.threads);
     let workers = Workers::default();
     let job = Box::new(move |worker: Result<&Worker, &rayon::ThreadPoolBuildError>| {
-        let mut cpu = Duration::ZERO;
         let outcome = match worker {
-            Ok(worker) => run(&request, &registry, &Host { stop }, worker, &mut cpu),
+            Ok(worker) => run(&request, &registry, &Host { stop }, worker),
             Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
         };
         let outcome = outcome.map_err(|error| Failure::of(&error));
-        let _ = sender.send(Answer { outcome, cpu: cpu.as_secs_f64() });
+        let _ = sender.send(Answer { outcome });
     });
     workers.execute(threads, job).map_err(|error| error.to_string())?;
     let answer = receiver.recv().map_err(|_| "the stage gave no answer".to_owned())?;
@@ -199,7 +184,6 @@ fn run(
     registry: &Registry,
     host: &Host,
     worker: &Worker,
-    cpu: &mut Duration,
 ) -> Result<Outputs, AttemptError> {
     let Some(kind) = registry.get(&request.kind) else {
         return Err(StageError::failed(format!("unknown stage kind `{}`", request.kind)).into());
@@ -230,15 +214,12 @@ fn run(
     if let Some(partials) = &request.partials {
         context = context.with_partials(partials.clone());
     }
-    let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
-    let before = threads_time();
     let outcome = worker.pool.install(|| {
         std::panic::catch_unwind(AssertUnwindSafe(|| match request.partials {
             Some(_) => kind.merge(&params, &mut context),
             None => kind.run(&params, &mut context),
         }))
     });
-    *cpu = threads_time().saturating_sub(before);
     match outcome {
         Ok(result) => result?,
         Err(panic) => {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::answers::ResultTables;
 use crate::context::{Artifact, StageContext};
 use crate::error::StageError;
+use crate::reproduce::FileComparison;
 
 /// The type of an artifact, such as `table<images>` or `checkpoint`. The engine only compares it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -442,6 +443,7 @@ pub struct Registry {
     templates: Vec<Template>,
     devices: fn() -> String,
     tables: Option<ResultTables>,
+    comparison: Option<FileComparison>,
     version: &'static str,
 }
 
@@ -465,6 +467,7 @@ impl Default for Registry {
             templates: Vec::new(),
             devices: || "cpu".to_owned(),
             tables: None,
+            comparison: None,
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -506,6 +509,19 @@ impl Registry {
     pub fn with_figures(mut self, artifact: ArtifactType, reader: FigureReader) -> Self {
         self.figures.insert(artifact.0, reader);
         self
+    }
+
+    /// Says how the values of two files are compared: what `pipe run --reproduce` tells of a result that came out
+    /// differently.
+    #[must_use]
+    pub fn with_comparison(mut self, comparison: FileComparison) -> Self {
+        self.comparison = Some(comparison);
+        self
+    }
+
+    /// How the values of two files are compared, if the engine was told.
+    pub(crate) fn comparison(&self) -> Option<FileComparison> {
+        self.comparison
     }
 
     /// The reader of figures for artifacts of this type.

@@ -53,3 +53,4 @@ pub use kind::{
 pub use pipe_cache as cache;
 pub use program::Program;
 pub use remote::Remote;
+pub use reproduce::{FileComparison, ValueDifference};

@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) shards: Vec<Option<ShardCount>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
+    /// Nodes whose results are known and whose files were evicted: a hit until somebody reads them.
+    pub(crate) evicted: BTreeSet<NodeId>,
     /// How many keys were computed.
     pub(crate) computed: usize,
 }
@@ -114,6 +116,7 @@ impl Plan {
             records: vec![None; count],
             shards: vec![None; count],
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
+            evicted: BTreeSet::new(),
             computed: 0,
         };
         let needed = wanted.with_what_they_need(pipeline);
@@ -146,7 +149,7 @@ impl Plan {
                     let record = match store {
                         Some(store) if !forced => match ahead.take(&digest) {
                             Some(record) => Some(record),
-                            None => store.lookup(&digest)?,
+                            None => plan.look_up(id, &digest, store)?,
                         },
                         _ => None,
                     };
@@ -178,7 +181,43 @@ impl Plan {
                 }
             };
         }
+        plan.make_evicted_again(pipeline);
         Ok(plan)
+    }
+
+    /// The result of a node, whether or not its files are still there.
+    pub(crate) fn look_up(
+        &mut self,
+        id: NodeId,
+        key: &Digest,
+        store: &Store,
+    ) -> Result<Option<Record>, StoreError> {
+        let stored = store.lookup(key)?;
+        if stored.is_some() {
+            return Ok(stored);
+        }
+        let evicted = store.evicted(key)?;
+        if evicted.is_some() {
+            self.evicted.insert(id);
+        }
+        Ok(evicted)
+    }
+
+    /// What was evicted and is read by a node that runs has to run too, and so on towards the sources. What only
+    /// may run reads it when it does.
+    fn make_evicted_again(&mut self, pipeline: &Pipeline) {
+        if self.evicted.is_empty() {
+            return;
+        }
+        let consumers = action::consumers(pipeline);
+        for id in self.order.iter().rev().filter(|id| self.evicted.contains(id)) {
+            let runs = |consumer: &&NodeId| matches!(self.status[consumer.0], Status::Run(_));
+            if let Some(reader) = consumers[id.0].iter().find(runs) {
+                let reader = pipeline.nodes[reader.0].name.clone();
+                self.status[id.0] = Status::Run(vec![DirtyReason::Evicted { reader }]);
+                self.records[id.0] = None;
+            }
+        }
     }
 
     /// (hit, run, maybe).
@@ -208,7 +247,7 @@ impl Plan {
     }
 
     /// Seconds that a node will take, as it took before; none for a hit and for what never ran.
-    fn seconds(&self, id: NodeId, pipeline: &Pipeline, history: &History) -> Option<f64> {
+    pub(crate) fn seconds(&self, id: NodeId, pipeline: &Pipeline, history: &History) -> Option<f64> {
         let runs = matches!(self.status[id.0], Status::Run(_) | Status::Maybe(_));
         let seconds = runs.then(|| history.seconds(&pipeline.nodes[id.0].name))??;
         let share = self.shards[id.0].map_or(1.0, |shards| shards.run as f64 / shards.total.max(1) as f64);

@@ -94,6 +94,7 @@ impl Program<'_> {
         let mut pause = SHORTEST_LOOK;
         let mut asked: Option<Instant> = None;
         let mut excess = None;
+        let mut peak = 0;
         while !group.has_ended()? {
             if asked.is_none() && host.cancelled() {
                 asked = Some(Instant::now());
@@ -102,17 +103,19 @@ impl Program<'_> {
             if asked.is_some_and(|since| since.elapsed() >= self.grace) {
                 group.signal(Signal::KILL);
             }
-            if let Some(limit) = self.memory
-                && let Some(bytes) = watch.memory(group.pid)
-                && bytes > limit
-            {
-                excess = Some(bytes);
-                group.signal(Signal::KILL);
+            if let Some(bytes) = watch.memory(group.pid) {
+                peak = bytes.max(peak);
+                if self.memory.is_some_and(|limit| bytes > limit) {
+                    excess = Some(bytes);
+                    group.signal(Signal::KILL);
+                }
             }
             pass(&mut log, &mut answers, &mut self.listener, false)?;
             std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_LOOK);
         }
+        let number = group.pid.as_raw_nonzero().get();
+        host.spent(machine::process_time(Path::new("/"), number).unwrap_or_default(), peak);
         let status = group.end()?;
         pass(&mut log, &mut answers, &mut self.listener, true)?;
         if asked.is_some() {

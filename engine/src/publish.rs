@@ -56,6 +56,8 @@ pub(crate) struct Summary {
     pub(crate) removed: usize,
     /// Files that a person changed: kept as they are.
     pub(crate) kept: Vec<PathBuf>,
+    /// Files of evicted results that are not there.
+    pub(crate) evicted: usize,
     /// Nodes whose stored outputs turned out to be damaged, with the reason: not published.
     pub(crate) damaged: BTreeMap<NodeId, String>,
 }
@@ -136,13 +138,15 @@ fn stamps(folder: &Path, wanted: &[Wanted]) -> Vec<Option<(u64, String)>> {
     }
 }
 
-/// Makes the published files agree with `records`, one per node. A `complete` run also removes what it
+/// Makes the published files agree with `records`, one per node, as far as their files were not `evicted`. A
+/// `complete` run also removes what it
 /// once published and no longer plans.
 pub(crate) fn publish<'a>(
     store: &Store,
     results: &Path,
     pipeline: &Pipeline,
     records: impl Iterator<Item = Option<&'a Record>>,
+    evicted: &BTreeSet<NodeId>,
     complete: bool,
 ) -> Result<Summary, PublishError> {
     let folder = folder(results, pipeline);
@@ -178,6 +182,11 @@ pub(crate) fn publish<'a>(
                     continue;
                 }
             }
+        }
+        if evicted.contains(node) && !store.blob_path(blob).exists() {
+            // What stands there is of an earlier result.
+            summary.evicted += 1;
+            continue;
         }
         if let Some(damage) = store.verify_blob(blob, *bytes, Verify::Once)? {
             summary.damaged.insert(*node, damage.reason);

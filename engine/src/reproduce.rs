@@ -3,13 +3,43 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
+use std::path::Path;
 
 use pipe_cache::{Digest, OutputRecord, Store};
+use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use crate::kind::Determinism;
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status};
+
+/// How a column of a table, or a tensor, differs between two results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ValueDifference {
+    /// The name of the column or tensor.
+    pub name: String,
+    /// How many values differ.
+    pub differing: u64,
+    /// How many there are.
+    pub of: u64,
+    /// The greatest absolute difference of numbers; none of other values, and where on one side there is no number.
+    pub greatest: Option<f64>,
+    /// The same in units in the last place.
+    pub ulps: Option<u64>,
+}
+
+impl ValueDifference {
+    fn words(&self) -> String {
+        let Self { name, differing, of, .. } = self;
+        let distance = self.greatest.zip(self.ulps);
+        let distance = distance.map(|(greatest, ulps)| format!(", by at most {greatest:e} ({ulps} ULP)"));
+        format!("`{name}`: {differing} of {of} values differ{}", distance.unwrap_or_default())
+    }
+}
+
+/// Compares the values of two files whose path in an artifact is the first argument; none if it does not know them.
+/// Names what differs, and nothing else.
+pub type FileComparison = fn(&str, &Path, &Path) -> Option<Vec<ValueDifference>>;
 
 /// A file that came out differently.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +53,8 @@ pub(crate) struct FileDifference {
     pub(crate) bytes: Option<u64>,
     /// The length of the longer one.
     pub(crate) of: u64,
+    /// Columns or tensors that differ, where the file has any that are known.
+    pub(crate) values: Vec<ValueDifference>,
 }
 
 impl FileDifference {
@@ -35,7 +67,9 @@ impl FileDifference {
             (Some(stored), Some(again), bytes) => {
                 let bytes = bytes.map_or("unknown".to_owned(), |bytes| bytes.to_string());
                 let (stored, again) = (stored.to_short(), again.to_short());
-                format!("{port}/{path}: {bytes} of {of} bytes differ, blobs {stored} and {again}")
+                let values: String =
+                    self.values.iter().map(|value| format!("\n    {}", value.words())).collect();
+                format!("{port}/{path}: {bytes} of {of} bytes differ, blobs {stored} and {again}{values}")
             }
         }
     }
@@ -44,7 +78,7 @@ impl FileDifference {
     pub(crate) fn json(&self) -> Json {
         json!({
             "port": self.port, "path": self.path, "stored": self.stored, "again": self.again,
-            "bytes": self.bytes, "of": self.of,
+            "bytes": self.bytes, "of": self.of, "values": self.values,
         })
     }
 }
@@ -74,6 +108,7 @@ pub(crate) fn choose(
 /// How two results differ, file by file.
 pub(crate) fn compare(
     store: &Store,
+    comparison: Option<FileComparison>,
     stored: &BTreeMap<String, OutputRecord>,
     again: &BTreeMap<String, OutputRecord>,
 ) -> Vec<FileDifference> {
@@ -89,7 +124,10 @@ pub(crate) fn compare(
         if old == new {
             continue;
         }
+        let both = old.zip(new).map(|((old, _), (new, _))| (store.blob_path(old), store.blob_path(new)));
+        let values = both.zip(comparison).and_then(|((old, new), compare)| compare(&name.1, &old, &new));
         differences.push(FileDifference {
+            values: values.unwrap_or_default(),
             port: name.0.clone(),
             path: name.1.clone(),
             stored: old.map(|(blob, _)| *blob),

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pipe_cache::{ActionKey, Digest, KeyInput, Store};
+use pipe_cache::{ActionKey, Digest, KeyInput, OutputRecord, Record, Store};
 
 use crate::difference::{ParamChange, param_changes};
 use crate::history::{History, PastFailure};
-use crate::pipeline::{InputSource, Node, Origin, Pipeline};
+use crate::pipeline::{InputSource, Node, NodeId, Origin, Pipeline};
 use crate::plan::{Plan, Status};
 
 /// One cause.
@@ -23,14 +23,16 @@ pub(crate) enum DirtyReason {
     Implementation { old: i64, new: i64 },
     /// A parameter has another value; `None`: it was not there.
     Param { name: String, old: Option<String>, new: Option<String>, origin: Option<Origin> },
-    /// An input has another content; `producer` is the node it comes from, if any.
-    Input { name: String, producer: Option<String>, file: Option<String> },
+    /// An input has another content than `before`; `producer` is the node it comes from, if any.
+    Input { name: String, producer: Option<NodeId>, file: Option<String>, before: Digest },
     /// An input is named differently, is new or is gone.
     Wiring { name: String },
     /// The arithmetic of this machine differs.
     Numerics { old: String, new: String },
     /// The record is there, its outputs are missing or damaged.
     Damaged,
+    /// Its files were evicted, and this node reads them.
+    Evicted { reader: String },
     /// The last attempt failed.
     FailedBefore(PastFailure),
     /// This remote source was never read, so its content is unknown.
@@ -69,7 +71,7 @@ pub(crate) fn reasons(
     }
     let last = history.last_record(&node.name, digest);
     match last.as_ref().and_then(|record| record.components()) {
-        Some(old) => compare(pipeline, node, old, key.map(|(_, key)| key), &mut reasons),
+        Some(old) => compare(node, old, key.map(|(_, key)| key), &mut reasons),
         None if key.is_some() && !forced => reasons.push(match history.failure(&node.name) {
             Some(failure) => DirtyReason::FailedBefore(failure.clone()),
             None => DirtyReason::NoRecord,
@@ -94,13 +96,7 @@ pub(crate) fn reasons(
     reasons
 }
 
-fn compare(
-    pipeline: &Pipeline,
-    node: &Node,
-    old: &ActionKey,
-    new: Option<&ActionKey>,
-    reasons: &mut Vec<DirtyReason>,
-) {
+fn compare(node: &Node, old: &ActionKey, new: Option<&ActionKey>, reasons: &mut Vec<DirtyReason>) {
     let kind = node.description.name;
     if old.kind != kind {
         reasons.push(DirtyReason::Kind { old: old.kind.clone(), new: kind.to_owned() });
@@ -142,25 +138,88 @@ fn compare(
         if before == after {
             continue;
         }
-        let changed: Vec<&InputSource> = if before.artifacts.len() == after.artifacts.len() {
+        let changed: Vec<(Digest, &InputSource)> = if before.artifacts.len() == after.artifacts.len() {
             let pairs = before.artifacts.iter().zip(&after.artifacts).zip(&input.sources);
-            pairs.filter(|((before, after), _)| before != after).map(|(_, source)| source).collect()
+            let changed = pairs.filter(|((before, after), _)| before != after);
+            changed.map(|((before, _), source)| (before.digest, source)).collect()
         } else {
             Vec::new()
         };
         if changed.is_empty() {
             reasons.push(DirtyReason::Wiring { name: input.name.clone() });
         }
-        for source in changed {
+        for (before, source) in changed {
             let (producer, file) = match source {
-                InputSource::Node { node, .. } => (Some(pipeline.nodes[node.0].name.clone()), None),
+                InputSource::Node { node, .. } => (Some(*node), None),
                 InputSource::File { pattern, .. } => (None, Some(pattern.clone())),
                 InputSource::Remote(remote) => (None, Some(remote.text().to_owned())),
                 InputSource::Blob(_) => (None, None),
             };
-            reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file });
+            reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file, before });
         }
     }
+}
+
+/// How far a change is followed towards its source.
+const DEPTH: usize = 32;
+
+/// What is known of a changed input beyond that it changed: how much of the table is new, and why the node that it
+/// comes from gave another result, up to the first cause. Empty for other reasons, and where the earlier results
+/// are gone.
+pub(crate) fn account(
+    pipeline: &Pipeline,
+    plan: &Plan,
+    history: &History,
+    reason: &DirtyReason,
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    let DirtyReason::Input { producer: Some(producer), before, .. } = reason else { return lines };
+    let (mut producer, mut before) = (*producer, *before);
+    for step in 0..DEPTH {
+        let node = &pipeline.nodes[producer.0];
+        let gave = |record: &Record, content: &Digest| -> Option<String> {
+            let output = record.outputs.iter().find(|(_, output)| output.content == *content);
+            output.map(|(port, _)| port.clone())
+        };
+        let key = plan.keys[producer.0].as_ref().map(|(digest, _)| digest);
+        let mut earlier = history.records(&node.name, key).into_iter();
+        let found = earlier.find_map(|record| gave(&record, &before).map(|port| (record, port)));
+        let (Some((old, port)), Some(new)) = (found, plan.records[producer.0].as_ref()) else { break };
+        if step == 0
+            && let (Some(was), Some(is)) = (old.outputs.get(&port), new.outputs.get(&port))
+        {
+            lines.extend(change_of_parts(was, is));
+        }
+        let (Some(was), Some(is)) = (old.components(), new.components()) else { break };
+        let mut reasons = Vec::new();
+        compare(node, was, Some(is), &mut reasons);
+        let next = reasons.iter().find_map(|reason| match reason {
+            DirtyReason::Input { producer: Some(producer), before, .. } => Some((*producer, *before)),
+            _ => None,
+        });
+        let (inner, own): (Vec<_>, Vec<_>) =
+            reasons.iter().partition(|reason| matches!(reason, DirtyReason::Input { producer: Some(_), .. }));
+        lines.extend(own.iter().map(|reason| format!("`{}`: {}", node.name, reason.words(pipeline))));
+        let Some(next) = next.filter(|_| own.is_empty()) else { break };
+        lines.extend(
+            inner.iter().take(1).map(|reason| format!("`{}`: {}", node.name, reason.words(pipeline))),
+        );
+        (producer, before) = next;
+    }
+    lines
+}
+
+/// `1 of 7 parts is new (+100 rows)`; none of what is no table.
+fn change_of_parts(was: &OutputRecord, is: &OutputRecord) -> Option<String> {
+    let known: BTreeSet<Digest> = was.parts.as_ref()?.iter().map(|part| part.digest).collect();
+    let parts = is.parts.as_ref()?;
+    let new = parts.iter().filter(|part| !known.contains(&part.digest)).count();
+    let rows = |output: &OutputRecord| output.rows.and_then(|rows| i64::try_from(rows).ok()).unwrap_or(0);
+    let verb = if new == 1 { "is" } else { "are" };
+    Some(match rows(is) - rows(was) {
+        0 => format!("{new} of {} parts {verb} new", parts.len()),
+        more => format!("{new} of {} parts {verb} new ({more:+} rows)", parts.len()),
+    })
 }
 
 fn nearest_origin(node: &Node, name: &str) -> Option<Origin> {
@@ -217,6 +276,7 @@ impl DirtyReason {
                 format!("param `{name}` {} -> {}{place}", or_none(old), or_none(new))
             }
             Self::Input { name, producer: Some(producer), .. } => {
+                let producer = &pipeline.nodes[producer.0].name;
                 format!("input `{name}` changed: `{producer}` gave another result")
             }
             Self::Input { name, file: Some(file), .. } => {
@@ -226,6 +286,7 @@ impl DirtyReason {
             Self::Wiring { name } => format!("input `{name}` is wired differently"),
             Self::Numerics { old, new } => format!("numerics class {old} -> {new}"),
             Self::Damaged => "its outputs are missing or damaged".to_owned(),
+            Self::Evicted { reader } => format!("its files were evicted, and `{reader}` reads them"),
             Self::FailedBefore(failure) => {
                 let ago = failure.began.and_then(|began| began.elapsed().ok()).map(ago).unwrap_or_default();
                 // A program's last words take further lines.
@@ -249,6 +310,7 @@ impl DirtyReason {
             Self::Wiring { .. } => "wiring",
             Self::Numerics { .. } => "numerics",
             Self::Damaged => "damaged",
+            Self::Evicted { .. } => "evicted",
             Self::FailedBefore(_) => "failed_before",
             Self::Fetch { .. } => "fetch",
             Self::Upstream { .. } => "upstream",

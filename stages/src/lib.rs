@@ -15,6 +15,7 @@ mod classifier;
 pub mod command;
 pub mod compare;
 pub mod compare_saliency;
+mod comparison;
 pub mod compute;
 pub mod corrupt;
 pub mod embed;

@@ -10,6 +10,7 @@ pub fn registry() -> Registry {
         .with_figures(crate::artifact::METRICS, crate::metrics::figures)
         .with_figures(crate::artifact::CHECKS, crate::ingest::checks::figures)
         .with_tables(crate::query::TABLES)
+        .with_comparison(crate::comparison::differences)
         // Of what computes without a model. Models say theirs by their parameters.
         .with_numerics(numerics_class(DeviceName::Cpu, Precision::F32))
         .with_devices(survey)

@@ -335,7 +335,7 @@ fn a_full_disk_is_exit_3_and_the_store_stays_sound() {
         println!("SKIPPED a full disk: a tmpfs cannot be mounted here");
         return;
     };
-    let arguments = ["--store", "disk/store", "--set", "stage.shapes.params.train=1500"];
+    let arguments = ["--store", "disk/store", "--set", "stage.shapes.params.train=1500", "--min-free", "0"];
     let answer = study.pipe(&[&["run", "study.toml"], &arguments[..]].concat()).expect(3);
     assert!(answer.stderr.contains("No space left on device"), "{}", answer.stderr);
     assert!(answer.stderr.contains("free some space"), "{}", answer.stderr);
@@ -348,6 +348,23 @@ fn a_full_disk_is_exit_3_and_the_store_stays_sound() {
     for (name, content) in study.files("disk/store/cas") {
         assert_eq!(pipe_cache::Digest::of(&content).to_hex(), name.replace('/', ""));
     }
+}
+
+#[test]
+fn nothing_starts_on_a_disk_that_is_nearly_full() {
+    let study = Study::new(SMALL);
+    let answer = study.pipe(&["run", "study.toml", "--min-free", "9000000TiB"]).expect(3);
+    assert!(
+        answer.stderr.contains("nearly full") && answer.stderr.contains("--min-free"),
+        "{}",
+        answer.stderr
+    );
+    assert!(study.records().is_empty());
+    study.run(&[]).expect(0);
+    // With nothing to do there is nothing to start.
+    study.run(&["--min-free", "9000000TiB"]).expect(0);
+    let answer = study.pipe(&["run", "study.toml", "--min-free", "much"]).expect(2);
+    assert!(answer.stderr.contains("1GiB"), "{}", answer.stderr);
 }
 
 #[test]

@@ -38,7 +38,11 @@ fn a_second_interrupt_stops_at_once() {
     running.signal("INT");
     std::thread::sleep(std::time::Duration::from_millis(1));
     running.signal("INT");
-    running.wait().expect(130);
+    let answer = running.wait().expect(130);
+    let finished = answer.events_of("action_finished");
+    assert!(finished.iter().any(|event| event["node"] == "trained" && event["status"] == "cancelled"));
+    // Nothing is left for the next start to sweep.
+    study.assert_clean();
     assert_eq!(study.run(&["trained"]).expect(0).started(), ["trained"]);
     study.assert_clean();
 }
@@ -66,6 +70,39 @@ fn a_killed_run_is_finished_by_the_same_command_with_equal_results() {
     assert_eq!(digests, undisturbed);
     study.assert_clean();
     assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+}
+
+/// Training goes on after its last checkpoint, in this process or in one of its own, and gives the same bits.
+#[test]
+fn a_killed_training_resumes_where_it_was() {
+    let undisturbed = Study::new(&slow()).run(&["trained"]).expect(0).digests();
+    for more in ["", "isolate = true\n"] {
+        let study = Study::new(&slow());
+        let policy = format!("lr = 1e-3 }}\ncheckpoint = {{ every = 20, retain = true }}\n{more}");
+        study.edit("lr = 1e-3 }", &policy);
+        let mut kept = 0;
+        let running = study.start(&["trained"], |event| {
+            kept += usize::from(is(event, "checkpoint", "trained"));
+            kept == 3
+        });
+        running.signal("KILL");
+        let killed = running.wait();
+        let second = study.run(&["trained"]).expect(0);
+        assert_eq!(second.started(), ["trained"]);
+        let resumed = second.events_of("resume");
+        let last = killed.events_of("checkpoint").last().expect("there were some")["step"].as_u64();
+        assert_eq!((resumed.len(), resumed[0]["node"].as_str()), (1, Some("trained")));
+        assert!(resumed[0]["step"].as_u64() >= last.min(Some(60)), "{resumed:?} after {last:?}");
+        let mut digests: Vec<_> = killed.digests().into_iter().chain(second.digests()).collect();
+        digests.sort();
+        digests.dedup();
+        assert_eq!(digests, undisturbed, "{more}");
+        // They were to be retained, by collections too, as long as the result is.
+        let checkpoints = study.files(".pipe/ckpt").len();
+        assert!(checkpoints > 2);
+        study.pipe(&["gc", "study.toml", "--apply", "--grace", "0s"]).expect(0);
+        assert_eq!(study.files(".pipe/ckpt").len(), checkpoints);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::time::Duration;
 
 use crate::study::{Answer, SMALL, SMALL_NODES, Study};
 
@@ -73,4 +74,36 @@ fn a_killed_neighbour_is_replaced() {
     // What the dead one left is swept by the next start.
     study.run(&[]).expect(0);
     study.assert_clean();
+}
+
+/// Some of eight are killed at moments of no particular meaning: the others do all of the work, and what is there in
+/// the end is what one undisturbed run gives.
+#[test]
+fn eight_runs_of_which_some_are_killed_give_what_one_gives() {
+    let slow = SMALL.replace("epochs = 2", "epochs = 40");
+    let undisturbed = Study::new(&slow);
+    undisturbed.run(&[]).expect(0);
+    let study = Study::new(&slow);
+    let start = |_| {
+        let mut command = study.command(&["run", "study.toml", "--json"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
+    };
+    let mut children: Vec<_> = (0..8).map(start).collect();
+    for (victim, pause) in [(5, 20), (0, 50), (3, 90), (6, 170), (2, 60)] {
+        std::thread::sleep(Duration::from_millis(pause));
+        children[victim].kill().expect("a child can be killed");
+    }
+    for (number, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output().expect("a child ends");
+        if ![5, 0, 3, 6, 2].contains(&number) {
+            Answer::of(&output).expect(0);
+        }
+    }
+    assert_eq!(study.run(&[]).expect(0).started(), [] as [&str; 0]);
+    study.assert_clean();
+    assert_eq!(study.records(), undisturbed.records());
+    let published = |study: &Study| -> Vec<(String, Vec<u8>)> {
+        study.files("results").into_iter().filter(|(name, _)| !name.ends_with(".published.json")).collect()
+    };
+    assert!(published(&study) == published(&undisturbed), "the results are those of an undisturbed run");
 }

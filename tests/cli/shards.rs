@@ -121,3 +121,50 @@ fn other_labels_need_no_other_predictions() {
     let result = |study: &Study| study.json("show", &["classified"])["nodes"][0]["outputs"].to_string();
     assert_eq!(result(&study), result(&fresh));
 }
+
+/// Questions in parts of a few rows, and a model that answers them.
+const QUESTIONS: &str = r#"
+[pipeline]
+name = "questions"
+format = 1
+
+[stage.pairs]
+kind = "ingest.phantom"
+params = { domain = "medical", weights = "chest", seed = 5, size = 28, train = 16, test = 24, questions = 2, shard_rows = 4 }
+
+[stage.vocabulary]
+kind = "tokenizer"
+inputs = { text = "pairs.captions" }
+params = { vocab_size = 512 }
+
+[stage.initial]
+kind = "checkpoint"
+inputs = { tokenizer = "vocabulary" }
+params = { init = "random", image_size = 28, patch = 14, context = 64, projection = 8, vision = { width = 16, layers = 1 }, text = { width = 16, layers = 1 } }
+
+[stage.answering]
+kind = "finetune.vqa"
+inputs = { images = "pairs.images", questions = "pairs.questions", checkpoint = "initial" }
+params = { method = "mevf", hidden = 16, word_width = 8, autoencoder = "none", epochs = 2 }
+
+[stage.answered]
+kind = "evaluate.vqa"
+inputs = { images = "pairs.images", questions = "pairs.questions", model = "answering.model" }
+"#;
+
+#[test]
+fn appended_questions_are_asked_and_nothing_else() {
+    let study = Study::new(QUESTIONS);
+    assert!(parts(&study.run(&[]).expect(0), "answered") >= 5);
+    study.edit("test = 24", "test = 32");
+    let second = study.run(&[]).expect(0);
+    let events = second.events_of("action_started");
+    let event = events.iter().find(|event| event["node"] == "answered" && event["shard"].is_null());
+    let total = event.expect("it runs")["shards"]["total"].as_u64().expect("a number") as usize;
+    let run = parts(&second, "answered");
+    assert!(run >= 1 && run * 2 <= total, "{run} of {total}");
+    let fresh = Study::new(&QUESTIONS.replace("test = 24", "test = 32"));
+    fresh.run(&[]).expect(0);
+    let result = |study: &Study| study.json("show", &["answered"])["nodes"][0]["outputs"].to_string();
+    assert_eq!(result(&study), result(&fresh));
+}

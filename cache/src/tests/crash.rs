@@ -85,6 +85,10 @@ fn dies_at(n: u64, way: Way, durability: Durability, loss: Loss) -> bool {
     bury(&root);
 
     let store = Store::open_with_cache(&root, Durability::Full, None).unwrap();
+    let found = store.verify(None, false, |_, _| {}).unwrap();
+    if durability == Durability::Full {
+        assert!(found.damaged_records.is_empty() && found.affected.is_empty(), "{found:?}");
+    }
     let sound = |key: &ActionKey| {
         store.lookup(&key.digest()).unwrap().is_some_and(|record| {
             matches!(store.read(&record.outputs["out"], Verify::Always).unwrap(), Reading::Files(_))
@@ -134,6 +138,91 @@ fn a_commit_survives_a_power_loss_that_forgets_unflushed_names() {
 #[test]
 fn without_flushing_a_power_loss_is_found_and_repaired() {
     sweep(Durability::Rename, Loss::PowerWithNames);
+}
+
+#[test]
+fn one_failing_operation_costs_one_attempt_and_no_more() {
+    for way in [Way::Alone, Way::Together] {
+        for n in 0..200 {
+            let folder = TempDir::new().unwrap();
+            let (faults, store) = doomed(folder.path(), Durability::Full);
+            let key = action(1);
+            faults.fail_once_after(n);
+            let first = way.commit(&store, &key);
+            if faults.is_armed() {
+                assert!(first.is_ok() && n > 10, "{way:?}: only {n} changes were seen");
+                break;
+            }
+            if let Err(error) = way.commit(&store, &key) {
+                panic!("{way:?}, change {n}: {error}, after {first:?}");
+            }
+            assert!(store.lookup(&key.digest()).unwrap().is_some());
+            assert!(store.verify(None, false, |_, _| {}).unwrap().is_sound());
+        }
+    }
+}
+
+/// Keeping a checkpoint, evicting and collecting, with a death at each of their operations.
+#[test]
+fn upkeep_survives_the_death_of_the_program_at_every_operation() {
+    for loss in [Loss::Program, Loss::PowerWithNames, Loss::Power] {
+        for n in 0.. {
+            assert!(n < 200, "it never ends");
+            let folder = TempDir::new().unwrap();
+            let (faults, store) = doomed(folder.path(), Durability::Full);
+            commit(&store, &action(1), &FILES);
+            commit(&store, &action(2), &[("x", "garbage"), ("d", "shared")]);
+            faults.die_after(n);
+            let keep = |store: &Store| -> Result<(), crate::StoreError> {
+                store.checkpoints(&action(3).digest(), 2).save(7, |folder| {
+                    std::fs::write(folder.join("state"), "half-way").unwrap();
+                    Ok::<(), crate::StoreError>(())
+                })
+            };
+            let upkeep = |store: &Store| -> Result<(), crate::StoreError> {
+                keep(store)?;
+                let keys = [0, 1].map(|key| action(key).digest()).to_vec();
+                let roots = || Ok(vec![crate::Root { name: "run".to_owned(), keys: keys.clone() }]);
+                let survey = store.survey(roots)?;
+                let evictable = survey.evictable([action(1).digest()], &Default::default());
+                assert_eq!(evictable.blobs.len(), 2, "the shared one stays");
+                store.evict(&survey, &evictable, false)?;
+                let survey = store.survey(roots)?;
+                let options = crate::CollectOptions {
+                    grace: std::time::Duration::ZERO,
+                    max_bytes: None,
+                    used: Default::default(),
+                    kept: Default::default(),
+                };
+                store.collect(&survey, &survey.garbage(&options), std::time::Duration::ZERO, false)?;
+                Ok(())
+            };
+            let done = upkeep(&store).is_ok();
+            let root = store.root().to_owned();
+            drop(store);
+            if loss != Loss::Program {
+                faults.lose_power(&root, loss == Loss::Power);
+            }
+            bury(&root);
+
+            let store = Store::open_with_cache(&root, Durability::Full, None).unwrap();
+            let found = store.verify(None, false, |_, _| {}).unwrap();
+            assert!(found.is_sound(), "{loss:?}, change {n}: {found:?}");
+            assert!(store.lookup(&action(0).digest()).unwrap().is_some());
+            let key = action(1).digest();
+            let known = store.lookup(&key).unwrap().or(store.evicted(&key).unwrap());
+            assert!(known.is_some(), "{loss:?}, change {n}: what was evicted is known");
+            let checkpoint = store.checkpoints(&action(3).digest(), 2).newest().unwrap();
+            assert!(checkpoint.is_none_or(|one| one.step == 7));
+            if done {
+                assert!(store.lookup(&key).unwrap().is_none() && n > 20, "only {n} changes were seen");
+                // Made again, it is a result like any other.
+                commit(&store, &action(1), &FILES);
+                assert!(store.lookup(&key).unwrap().is_some() && store.evicted(&key).unwrap().is_none());
+                break;
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use pipe_cache::{Durability, Verify};
 
 use super::{CliError, print};
 use crate::exit;
+use crate::language::quantity;
 
 /// A build system for studies that compare foundation models.
 ///
@@ -303,6 +304,13 @@ pub(crate) struct RunArguments {
     /// Seconds that running stages have to reach a safe point after an interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
     pub(crate) grace: u64,
+    /// Start nothing when the store's disk has less free than this
+    #[arg(long, value_name = "SIZE", value_parser = bytes, default_value = "1GiB", help_heading = "Execution")]
+    pub(crate) min_free: u64,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    quantity::bytes(text).ok_or_else(|| "it has to be a size such as `1GiB`".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -510,6 +518,10 @@ pub(crate) struct GcArguments {
     /// Remove only until the store takes no more, the least recently used first
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_size: Option<String>,
+    /// Instead, remove the files of these stages, nodes or globs and keep their records: nothing runs again for it,
+    /// and what is read later is made again
+    #[arg(long, value_name = "NODE", requires = "pipeline", conflicts_with_all = ["max_size", "explain"])]
+    pub(crate) evict: Vec<String>,
     /// Say what keeps a key, an artifact or a blob
     #[arg(long, value_name = "DIGEST", conflicts_with = "apply")]
     pub(crate) explain: Option<String>,

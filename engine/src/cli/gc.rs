@@ -1,6 +1,7 @@
 //! `pipe gc`, `pin` and `unpin`: what of the store is kept, why, and what goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use pipe_cache::{CollectOptions, Digest, Durability, Garbage, Store, Survey};
@@ -13,10 +14,14 @@ use super::{CliError, print, print_json};
 use crate::exit;
 use crate::kind::Registry;
 use crate::language::quantity;
+use crate::pipeline::NodeId;
 use crate::plan::Wanted;
 use crate::roots::{Uses, uses};
 
-pub(crate) fn gc(arguments: &Arguments, gc: &GcArguments) -> Result<u8, CliError> {
+pub(crate) fn gc(arguments: &Arguments, gc: &GcArguments, registry: &Registry) -> Result<u8, CliError> {
+    if let (Some(pipeline), [_, ..]) = (&gc.pipeline, gc.evict.as_slice()) {
+        return evict(arguments, gc, pipeline, registry);
+    }
     let Some(store) = open_store(arguments, gc.pipeline.as_deref(), gc.apply)? else {
         return print("there is no store, so there is nothing to collect\n");
     };
@@ -74,6 +79,72 @@ pub(crate) fn gc(arguments: &Arguments, gc: &GcArguments) -> Result<u8, CliError
             ));
         }
     }
+    print(&text)
+}
+
+/// Removes the files of results and keeps their records.
+fn evict(
+    arguments: &Arguments,
+    gc: &GcArguments,
+    pipeline: &Path,
+    registry: &Registry,
+) -> Result<u8, CliError> {
+    let study = Study::load(arguments, pipeline, registry)?;
+    let mut nodes = BTreeSet::new();
+    for target in &gc.evict {
+        nodes.extend(study.select(target)?);
+    }
+    if !study.store_path.exists() {
+        return print("there is no store, so there is nothing to evict\n");
+    }
+    let store = study.open(Durability::Full)?;
+    let (plan, ..) = study.plan(Some(&store), &Wanted::default(), registry.numerics())?;
+    let (mut kept, mut runs) = (BTreeSet::new(), Vec::new());
+    let survey = store.survey(|| {
+        kept = uses(&store, gc.keep_runs)?.blobs;
+        Ok(Vec::new())
+    })?;
+    runs.extend(survey.roots.iter().filter(|root| root.name.starts_with("lease of ")));
+    if let Some(run) = runs.first().filter(|_| gc.apply) {
+        let text = format!("error: {} is at work and may read what is to be evicted", run.name);
+        let mut error = CliError::new(exit::ENVIRONMENT, text);
+        error.hint = Some("wait until it has ended".to_owned());
+        return Err(error);
+    }
+    let stored = |id: &&NodeId| plan.records[id.0].is_some() && !plan.evicted.contains(*id);
+    let keys = |id: &NodeId| plan.keys[id.0].as_ref().map(|(digest, _)| *digest);
+    let nodes: Vec<(&str, Digest)> = nodes
+        .iter()
+        .filter(stored)
+        .filter_map(|id| Some((study.pipeline.nodes[id.0].name.as_str(), keys(id)?)))
+        .collect();
+    let evictable = survey.evictable(nodes.iter().map(|(_, key)| *key), &kept);
+    let removed = if gc.apply { Some(store.evict(&survey, &evictable, gc.now)?) } else { None };
+    if arguments.global.json {
+        return print_json(&json!({
+            "version": 1, "applied": gc.apply, "blobs": evictable.blobs.len(), "bytes": evictable.bytes,
+            "evicted": nodes.iter().map(|(node, key)| json!({ "node": node, "key": key })).collect::<Vec<_>>(),
+            "removed": removed.map(|done| json!({ "records": done.records, "blobs": done.blobs, "bytes": done.bytes })),
+        }));
+    }
+    let mut text = String::new();
+    for (node, key) in &nodes {
+        let own = survey.evictable([*key], &kept);
+        text.push_str(&format!("{:>12}  {node}\n", size(own.bytes)));
+    }
+    text.push_str(&match removed {
+        _ if nodes.is_empty() => "nothing to evict\n".to_owned(),
+        None => format!(
+            "{} in {} blobs would be evicted; `--apply` does it\n",
+            size(evictable.bytes),
+            evictable.blobs.len()
+        ),
+        Some(done) => format!(
+            "{} in {} blobs evicted; the results stay known, and what is read later is made again\n",
+            size(done.bytes),
+            done.blobs
+        ),
+    });
     print(&text)
 }
 

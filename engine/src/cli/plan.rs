@@ -10,7 +10,7 @@ use crate::history::History;
 use crate::kind::{Determinism, Registry};
 use crate::pipeline::{NodeId, Pipeline};
 use crate::plan::{Plan, Status, Wanted};
-use crate::why::DirtyReason;
+use crate::why::{self, DirtyReason};
 
 pub(crate) fn plan(arguments: &Arguments, plan: &PlanArguments, registry: &Registry) -> Result<u8, CliError> {
     let study = Study::load(arguments, &plan.pipeline, registry)?;
@@ -46,7 +46,9 @@ pub(crate) fn plan_text(
             Determinism::None => "  (not deterministic)",
         };
         let parts = plan.shards[id.0].map(|shards| format!("  ({})", shards.words())).unwrap_or_default();
-        text.push_str(&format!("{word:>6}  {}{parts}{promise}\n", node.name));
+        let before = plan.seconds(*id, &study.pipeline, history);
+        let before = before.map(|seconds| format!("  about {}", duration(seconds))).unwrap_or_default();
+        text.push_str(&format!("{word:>6}  {}{parts}{before}{promise}\n", node.name));
         for reason in reasons {
             text.push_str(&format!("          {}\n", reason.words(&study.pipeline)));
         }
@@ -84,20 +86,20 @@ pub(crate) fn why(
 ) -> Result<u8, CliError> {
     let study = Study::load(arguments, &target.pipeline, registry)?;
     let store = study.open_existing()?;
-    let (plan, ..) = study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?;
+    let (plan, _, history) = study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?;
     let mut nodes = Vec::new();
     for target in &target.targets {
         nodes.extend(study.select(target)?);
     }
     let pipeline = &study.pipeline;
     if arguments.global.json {
-        let answers: Vec<_> = nodes.iter().map(|id| answer_json(pipeline, &plan, *id)).collect();
+        let answers: Vec<_> = nodes.iter().map(|id| answer_json(pipeline, &plan, &history, *id)).collect();
         return print_json(&json!({ "version": 1, "nodes": answers }));
     }
-    print(&nodes.iter().map(|id| answer(pipeline, &plan, *id)).collect::<String>())
+    print(&nodes.iter().map(|id| answer(pipeline, &plan, &history, *id)).collect::<String>())
 }
 
-fn answer(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> String {
+fn answer(pipeline: &Pipeline, plan: &Plan, history: &History, id: NodeId) -> String {
     let name = &pipeline.nodes[id.0].name;
     let (word, reasons) = plan.words(id);
     if word == "hit" {
@@ -108,6 +110,9 @@ fn answer(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> String {
     let mut text = format!("{name} {verb}{parts} because\n");
     for (node, reason) in root_causes(pipeline, plan, id) {
         text.push_str(&format!("  {}: {}\n", pipeline.nodes[node.0].name, reason.words(pipeline)));
+        for line in why::account(pipeline, plan, history, &reason) {
+            text.push_str(&format!("    {line}\n"));
+        }
     }
     if reasons.iter().any(|reason| matches!(reason, DirtyReason::Upstream { .. })) {
         text.push_str("  (it runs only if their results differ from the stored ones)\n");
@@ -115,11 +120,16 @@ fn answer(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> String {
     text
 }
 
-fn answer_json(pipeline: &Pipeline, plan: &Plan, id: NodeId) -> serde_json::Value {
+fn answer_json(pipeline: &Pipeline, plan: &Plan, history: &History, id: NodeId) -> serde_json::Value {
     let (word, reasons) = plan.words(id);
     let causes: Vec<_> = root_causes(pipeline, plan, id)
         .iter()
-        .map(|(node, reason)| json!({ "node": pipeline.nodes[node.0].name, "reason": reason.json(pipeline) }))
+        .map(|(node, reason)| {
+            json!({
+                "node": pipeline.nodes[node.0].name, "reason": reason.json(pipeline),
+                "account": why::account(pipeline, plan, history, reason),
+            })
+        })
         .collect();
     json!({
         "node": pipeline.nodes[id.0].name, "status": word, "root_causes": causes,

@@ -6,19 +6,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{RunFolder, Store, Verify};
+use pipe_cache::{OutputRecord, RunFolder, Store, Verify};
 use serde_json::json;
 
 use super::arguments::{Arguments, RunArguments};
 use super::plan::plan_text;
 use super::signals::Signals;
+use super::status::size;
 use super::study::Study;
 use super::summary::{Summary, exit_code};
 use super::{CliError, fetching};
-use crate::action::SourceDigests;
+use crate::action::{self, SourceDigests};
 use crate::events::EventLog;
 use crate::exit;
-use crate::history::History;
+use crate::history::{self, History};
 use crate::kind::Registry;
 use crate::pipeline::{Limits, NodeId};
 use crate::plan::{Plan, Status, Wanted};
@@ -26,7 +27,7 @@ use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
 use crate::remote::Fetcher;
 use crate::reproduce;
-use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path};
+use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path, free_bytes};
 use crate::why::DirtyReason;
 
 /// How often results that turn out to be damaged when they are published are made again.
@@ -106,6 +107,9 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         Err(_) => exit_code(&outcome).max(exit::ENVIRONMENT),
         Ok(_) => exit_code(&outcome),
     };
+    if outcome.abandoned {
+        session.store.abandon();
+    }
     drop(session);
     // The memory of a large study goes with the process at once; piece by piece takes as long as much of a run
     // with nothing to do.
@@ -137,15 +141,18 @@ fn begin(
     let global = &arguments.global;
     let argv: Vec<String> =
         std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let text = study.pipeline.sources.first().map_or("", |source| source.text.as_str());
+    let mut devices = BTreeSet::from(["cpu"]);
+    devices.extend(
+        study.pipeline.nodes.iter().filter_map(|node| node.params.numerics.as_deref()).map(action::device),
+    );
     events.emit(
         "run_started",
         json!({
-            "pipeline": study.pipeline.name, "digest": pipe_cache::Digest::of(text.as_bytes()).to_hex(),
+            "pipeline": study.pipeline.name, "digest": history::digest(&study.pipeline).to_hex(),
             "argv": argv, "profile": study.pipeline.profiles,
             "overrides": { "var": global.var, "set": global.set },
             "versions": { "pipe": env!("CARGO_PKG_VERSION") },
-            "host": store.owner().host, "owner": store.owner(), "devices": ["cpu"],
+            "host": store.owner().host, "owner": store.owner(), "devices": devices,
         }),
     );
     Ok((folder, events))
@@ -196,6 +203,7 @@ impl Session<'_> {
                 &self.study.results,
                 &self.study.pipeline,
                 plan.wanted_records(),
+                &plan.evicted,
                 complete,
             );
             let damaged = published.as_ref().map(|published| published.damaged.clone()).unwrap_or_default();
@@ -231,10 +239,24 @@ impl Session<'_> {
             let detail = "its stored outputs are missing or damaged; it runs again";
             self.events.emit("corruption", json!({ "subject": node.name, "detail": detail }));
         }
+        let runs = |index: &usize| plan.records[*index].is_none();
+        let expected = |index: usize| {
+            let seconds = plan.seconds(NodeId(index), pipeline, &self.history);
+            seconds.or_else(|| self.history.seconds_of_kind(&pipeline.nodes[index], registry.numerics()))
+        };
         let durations: BTreeMap<NodeId, f64> = (0..pipeline.nodes.len())
-            .filter(|index| plan.records[*index].is_none())
-            .filter_map(|index| Some((NodeId(index), self.history.seconds(&pipeline.nodes[index].name)?)))
+            .filter(runs)
+            .filter_map(|index| Some((NodeId(index), expected(index)?)))
             .collect();
+        let bytes = (0..pipeline.nodes.len()).filter(runs).filter_map(|index| {
+            let record = self.history.last_record(&pipeline.nodes[index].name, None)?;
+            Some(record.outputs.values().map(OutputRecord::bytes).sum::<u64>())
+        });
+        let bytes: u64 = bytes.sum();
+        if let Some(free) = free_bytes(&self.store).filter(|free| *free < bytes) {
+            let detail = format!("the results took {} last time, and {} are free", size(bytes), size(free));
+            self.events.emit("warning", json!({ "subject": "the store's disk", "detail": detail }));
+        }
         let limits = pipeline.executor.limits.clone();
         let cpu = run.jobs.unwrap_or(limits.cpu).max(1);
         let options = RunOptions {
@@ -245,6 +267,7 @@ impl Session<'_> {
                 None => OnFailure::Continue,
             },
             grace: Duration::from_secs(run.grace),
+            min_free: run.min_free,
             verify: Verify::from(run.verify),
         };
         let scheduler = Scheduler {
@@ -254,6 +277,7 @@ impl Session<'_> {
             fetcher: &self.fetcher,
             history: &self.history,
             numerics: registry.numerics(),
+            comparison: registry.comparison(),
             revision: crate::revision::revision(&pipeline.project),
             options,
             events: Arc::clone(&self.events),

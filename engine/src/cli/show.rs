@@ -103,7 +103,8 @@ fn node_text(
     if shown.port.is_some() {
         return outputs;
     }
-    let mut text = format!("[{}]  # {}\n", key(&node.name), plan.words(shown.id).0);
+    let evicted = if plan.evicted.contains(&shown.id) { "; its files were evicted" } else { "" };
+    let mut text = format!("[{}]  # {}{evicted}\n", key(&node.name), plan.words(shown.id).0);
     for (path, value, origin) in values(pipeline, node) {
         text.push_str(&format!("{path} = {}", toml(&value)));
         if with_origins {

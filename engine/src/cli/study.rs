@@ -169,7 +169,7 @@ impl Study {
         // A study without remote sources has no lock file, whatever lies there.
         let lock =
             if self.reads_remotes() { LockFile::read(&self.lock_path())? } else { LockFile::default() };
-        Ok(SourceDigests::read(nodes, &sources, &lock))
+        Ok(SourceDigests::read(nodes, &sources, &lock, store))
     }
 
     /// The sources that actions of a plan read and that are not on this machine.

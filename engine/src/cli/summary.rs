@@ -27,7 +27,8 @@ pub(crate) struct Summary<'a> {
 
 /// The exit code of what was executed: that of the gravest failure.
 pub(crate) fn exit_code(outcome: &Outcome) -> u8 {
-    outcome.failed.values().map(|failure| failure.exit_code).max().unwrap_or(exit::DONE)
+    let failed = outcome.failed.values().map(|failure| failure.exit_code);
+    failed.chain(outcome.low_space.then_some(exit::ENVIRONMENT)).max().unwrap_or(exit::DONE)
 }
 
 impl Summary<'_> {
@@ -41,6 +42,13 @@ impl Summary<'_> {
             if failure.no_space {
                 eprintln!("  hint: {}", free_some_space(self.store.root()));
             }
+        }
+        if self.outcome.low_space {
+            eprintln!("error: the disk of the store is nearly full, so nothing more was started");
+            eprintln!(
+                "  hint: {}; `--min-free` sets how much has to be free",
+                free_some_space(self.store.root())
+            );
         }
         if let Err(error) = self.published {
             eprintln!("error: publishing results\n  cause: {}", chain(error));
@@ -65,6 +73,14 @@ impl Summary<'_> {
         if self.outcome.damaged > 0 {
             let them = if self.outcome.damaged == 1 { "result was" } else { "results were" };
             eprintln!("{:>10}  {} stored {them} missing or damaged", "Damage", self.outcome.damaged);
+        }
+        let evicted = self.published.map_or(0, |published| published.evicted);
+        if evicted > 0 {
+            let files = if evicted == 1 { "file" } else { "files" };
+            eprintln!(
+                "{:>10}  {evicted} {files} of evicted results left out; `--force NODE` makes them again",
+                "Evicted"
+            );
         }
         let verb = if self.outcome.cancelled { "Stopped" } else { "Finished" };
         let results = publish::folder(&self.study.results, &self.study.pipeline);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, Table};
 use super::quantity::bytes;
-use super::resources::{RESOURCES, count, quantity};
+use super::resources::{IO, RESOURCES, count, quantity};
 use super::template::Scope;
 use super::{NAME_HELP, is_name, suggestion};
 use crate::pipeline::{Executor, Limits};
@@ -77,6 +77,7 @@ pub(crate) fn read(
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Executor {
     let mut executor = Executor { limits: machine, origins: BTreeMap::new() };
+    executor.limits.tokens.entry(IO.to_owned()).or_insert(executor.limits.cpu);
     let limits = &mut executor.limits;
     for entry in values.iter() {
         let item = scope.resolve(&entry.item, diagnostics);

@@ -393,8 +393,12 @@ fn include(
     if included.is_empty() {
         return;
     }
-    let mut names: BTreeSet<String> =
-        matrix.assignments.iter().map(|values| node_name(name, &matrix.axes, values)).collect();
+    let place = |values: &Assignment| values.first().map(|value| value.origin.clone());
+    let mut names: BTreeMap<String, Option<Origin>> = matrix
+        .assignments
+        .iter()
+        .map(|values| (node_name(name, &matrix.axes, values), place(values)))
+        .collect();
     for (origin, mut assignment) in included {
         let missing: Vec<String> =
             matrix.axes.iter().filter(|axis| !assignment.contains_key(*axis)).cloned().collect();
@@ -405,12 +409,17 @@ fn include(
         }
         let values: Assignment = matrix.axes.iter().filter_map(|axis| assignment.remove(axis)).collect();
         let new_name = node_name(name, &matrix.axes, &values);
-        if names.insert(new_name.clone()) {
-            matrix.excluded.remove(&new_name);
-            matrix.assignments.push(values);
-        } else {
+        if let Some(first) = names.get(&new_name) {
             let message = format!("`{new_name}` is in the matrix already");
-            diagnostics.push(Diagnostic::new("E007", &origin, message));
+            let diagnostic = Diagnostic::new("E007", &origin, message);
+            diagnostics.push(match first {
+                Some(first) => diagnostic.also(first, "here first"),
+                None => diagnostic,
+            });
+        } else {
+            matrix.excluded.remove(&new_name);
+            names.insert(new_name, Some(origin));
+            matrix.assignments.push(values);
         }
     }
 }

@@ -144,12 +144,17 @@ impl Checker<'_> {
             ItemValue::Bool(value) if accepts("boolean") => Json::from(*value),
             ItemValue::List(items) if accepts("array") => {
                 let length = items.len() as u64;
-                let outside = schema["minItems"].as_u64().is_some_and(|least| length < least)
-                    || schema["maxItems"].as_u64().is_some_and(|most| length > most);
-                if outside {
-                    let message =
-                        format!("parameter `{path}` has {length} items, which is too few or too many");
-                    self.report(Diagnostic::new("E003", &item.origin, message));
+                let (least, most) = (schema["minItems"].as_u64(), schema["maxItems"].as_u64());
+                if least.is_some_and(|least| length < least) || most.is_some_and(|most| length > most) {
+                    let message = format!("parameter `{path}` has {length} items");
+                    let bounds = match (least, most) {
+                        (Some(least), Some(most)) if least == most => format!("exactly {least}"),
+                        (Some(least), Some(most)) => format!("{least} to {most}"),
+                        (Some(least), None) => format!("at least {least}"),
+                        (None, most) => format!("at most {}", most.unwrap_or_default()),
+                    };
+                    let help = format!("it has to have {bounds}{}", default_of(schema));
+                    self.report(Diagnostic::new("E003", &item.origin, message).help(help));
                 }
                 let element = &schema["items"];
                 items

@@ -8,8 +8,12 @@ use super::quantity::{bytes, seconds};
 use super::suggestion;
 use crate::pipeline::{Executor, Resources};
 
-/// The resources that every executor knows; all others are tokens that the study defines.
+/// The resources that have a meaning of their own; all others are tokens.
 pub(crate) const RESOURCES: [&str; 4] = ["cpu", "gpu", "mem", "time"];
+
+/// The token that every executor has, as many as cores unless the study says otherwise: for actions that would
+/// hinder each other at a disk or a network.
+pub(crate) const IO: &str = "io";
 
 /// Reads the `resources` of a stage.
 pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Diagnostic>) -> Resources {

@@ -57,7 +57,7 @@ impl Scheduler<'_> {
                 event["status"] = "failed".into();
                 event["error"] = chain(&error).into();
                 self.events.emit("action_finished", event);
-                if !self.retry(id, &error, work) {
+                if !self.retry(task, &error, work) {
                     self.fail(id, &error, work);
                 }
             }
@@ -100,7 +100,12 @@ impl Scheduler<'_> {
     ) {
         match &committed.outcome {
             CommitOutcome::Nondeterministic { attempted } => {
-                differences.extend(reproduce::compare(self.store, &committed.record.outputs, attempted));
+                differences.extend(reproduce::compare(
+                    self.store,
+                    self.comparison,
+                    &committed.record.outputs,
+                    attempted,
+                ));
             }
             CommitOutcome::Equal => {}
             _ if differences.is_empty() => return,
@@ -120,25 +125,32 @@ impl Scheduler<'_> {
     }
 
     /// Lets a failed node try again later, if its stage allows it for failures of this class.
-    fn retry(&self, id: NodeId, error: &AttemptError, work: &mut Work<'_>) -> bool {
-        let Some(at) = self.retry_at(id, error, work) else { return false };
-        work.state[id.0] = State::Delayed(at);
+    fn retry(&self, task: TaskId, error: &AttemptError, work: &mut Work<'_>) -> bool {
+        let Some(at) = self.retry_at(task, error, work) else { return false };
+        work.state[task.node.0] = State::Delayed(at);
         true
     }
 
     /// When a failed node, or its failed part, is tried again; none if it is not.
-    pub(super) fn retry_at(&self, id: NodeId, error: &AttemptError, work: &mut Work<'_>) -> Option<Instant> {
-        let node = &self.pipeline.nodes[id.0];
+    pub(super) fn retry_at(
+        &self,
+        task: TaskId,
+        error: &AttemptError,
+        work: &mut Work<'_>,
+    ) -> Option<Instant> {
+        let node = &self.pipeline.nodes[task.node.0];
         let class = error.class().filter(|class| node.retry.on.contains(class))?;
-        let tried = work.retries.entry(id).or_insert(0);
+        let tried = work.retries.entry(task).or_insert(0);
         if *tried >= node.retry.max || work.cancelled.load(Ordering::Relaxed) {
             return None;
         }
         *tried += 1;
-        let delay = backoff(node.retry.backoff, *tried, &format!("{}{}", self.run.id(), node.name));
+        let shard = task.shard.map(|shard| shard.to_hex());
+        let salt = format!("{}{}{}", self.run.id(), node.name, shard.as_deref().unwrap_or_default());
+        let delay = backoff(node.retry.backoff, *tried, &salt);
         self.events.emit(
             "retry",
-            json!({ "node": node.name, "class": class.name(), "delay": delay.as_secs_f64(), "retry": tried, "max": node.retry.max }),
+            json!({ "node": node.name, "shard": shard, "class": class.name(), "delay": delay.as_secs_f64(), "retry": tried, "max": node.retry.max }),
         );
         Some(Instant::now() + delay)
     }
@@ -168,6 +180,7 @@ impl Scheduler<'_> {
     fn complete(&self, id: NodeId, record: Record, work: &mut Work<'_>) {
         work.state[id.0] = State::Done;
         work.plan.records[id.0] = Some(record);
+        work.plan.evicted.remove(&id);
         let mut waiting = vec![id];
         while let Some(done) = waiting.pop() {
             let mut consumers = work.consumers[done.0].clone();
@@ -201,7 +214,7 @@ impl Scheduler<'_> {
         work.plan.computed += 1;
         let digest = key.digest();
         let forced = work.plan.forced.contains(&id);
-        let record = if forced { None } else { self.store.lookup(&digest)? };
+        let record = if forced { None } else { work.plan.look_up(id, &digest, self.store)? };
         let Some(record) = record else {
             let known = Some((&digest, &key));
             let reasons =

@@ -19,6 +19,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{CommitOutcome, Digest, RunFolder, Store, Verify};
+use serde_json::json;
 
 use self::admission::{Admission, Demand, Grant};
 use self::parts::Parts;
@@ -29,7 +30,7 @@ use crate::history::History;
 use crate::pipeline::{Limits, NodeId, Pipeline};
 use crate::plan::{Plan, Status};
 use crate::remote::Fetcher;
-use crate::reproduce::FileDifference;
+use crate::reproduce::{FileComparison, FileDifference};
 use crate::workers::Workers;
 use states::States;
 
@@ -60,6 +61,8 @@ pub(crate) struct RunOptions {
     /// How long running stages have to reach a safe point after an interrupt.
     pub(crate) grace: Duration,
     pub(crate) verify: Verify,
+    /// Bytes that have to be free on the store's disk for anything to start.
+    pub(crate) min_free: u64,
 }
 
 /// What a run did.
@@ -76,6 +79,10 @@ pub(crate) struct Outcome {
     /// Nodes that gave another result than the stored one under the same key, with how it differs.
     pub(crate) differing: BTreeMap<NodeId, Vec<FileDifference>>,
     pub(crate) cancelled: bool,
+    /// Whether actions were left at work because there was no time to wait for them.
+    pub(crate) abandoned: bool,
+    /// Whether nothing was started any more because the disk was nearly full.
+    pub(crate) low_space: bool,
     /// Wall time of each executed node, in seconds.
     pub(crate) seconds: BTreeMap<NodeId, f64>,
 }
@@ -85,7 +92,7 @@ impl Outcome {
     pub(crate) fn status(&self) -> &'static str {
         if self.cancelled {
             "cancelled"
-        } else if self.failed.is_empty() {
+        } else if self.failed.is_empty() && !self.low_space {
             "ok"
         } else {
             "failed"
@@ -101,6 +108,8 @@ impl Outcome {
         self.damaged += later.damaged;
         self.differing.extend(later.differing);
         self.cancelled |= later.cancelled;
+        self.abandoned |= later.abandoned;
+        self.low_space |= later.low_space;
         self.seconds.extend(later.seconds);
     }
 }
@@ -141,6 +150,8 @@ pub(crate) struct Scheduler<'a> {
     pub(crate) fetcher: &'a Arc<Fetcher>,
     pub(crate) history: &'a History,
     pub(crate) numerics: &'a str,
+    /// How the values of files are compared that came out differently.
+    pub(crate) comparison: Option<FileComparison>,
     pub(crate) revision: Option<String>,
     pub(crate) options: RunOptions,
     pub(crate) events: Arc<EventLog>,
@@ -158,9 +169,12 @@ struct Work<'p> {
     /// results: so a node that reads thousands looks at each of them once.
     producers: Vec<(Vec<NodeId>, usize)>,
     state: States,
+    /// How many attempts were begun at each node and its parts: each has a log of its own.
     attempts: BTreeMap<NodeId, u32>,
-    /// How often failed nodes were tried again.
-    retries: BTreeMap<NodeId, u32>,
+    /// How often failed actions were tried again.
+    retries: BTreeMap<TaskId, u32>,
+    /// How often nodes were made again because their results were damaged.
+    repairs: BTreeMap<NodeId, u32>,
     demands: Vec<Demand>,
     admission: Admission,
     running: BTreeMap<TaskId, Running>,
@@ -174,6 +188,13 @@ struct Work<'p> {
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
     outcome: Outcome,
+}
+
+impl Work<'_> {
+    /// The number of the attempt at a node, or at one of its parts, that begins now.
+    fn next_attempt(&mut self, id: NodeId) -> u32 {
+        *self.attempts.entry(id).and_modify(|count| *count += 1).or_insert(1)
+    }
 }
 
 /// What runs: a node, or one part of a row-wise node.
@@ -207,6 +228,14 @@ impl Scheduler<'_> {
                 Status::NotWanted => State::NotWanted,
             })
             .collect();
+        let mut state: Vec<State> = state;
+        // What reads evicted results waits until they are there again.
+        for id in plan.evicted.iter().filter(|id| plan.records[id.0].is_none()) {
+            let waiting = consumers[id.0].iter().filter(|consumer| state[consumer.0] == State::Ready);
+            for consumer in waiting.copied().collect::<Vec<_>>() {
+                state[consumer.0] = State::Waiting;
+            }
+        }
         let nodes = self.pipeline.nodes.iter();
         let mut work = Work {
             producers: nodes.map(|node| (action::producers(node).collect(), 0)).collect(),
@@ -215,6 +244,7 @@ impl Scheduler<'_> {
             state: States::new(state, &urgency),
             attempts: BTreeMap::new(),
             retries: BTreeMap::new(),
+            repairs: BTreeMap::new(),
             demands: self.pipeline.nodes.iter().map(|node| self.demand(node)).collect(),
             admission: Admission::new(&self.options.limits, PATIENCE),
             running: BTreeMap::new(),
@@ -235,11 +265,16 @@ impl Scheduler<'_> {
             let aborting = self.abort.load(Ordering::Relaxed)
                 || stopped_at.is_some_and(|since| since.elapsed() > self.options.grace);
             let starting = stopped_at.is_none() && self.may_start(&work);
-            if starting {
+            if starting && work.state.next_open(None).is_some() {
+                work.outcome.low_space |=
+                    free_bytes(self.store).is_some_and(|free| free < self.options.min_free);
+            }
+            if starting && !work.outcome.low_space {
                 self.start_ready(&mut work);
             }
             let running = !work.running.is_empty();
             let due = starting && self.may_start(&work) && work.state.next_open(None).is_some();
+            let due = due && !work.outcome.low_space;
             if aborting || (!running && !due) {
                 break;
             }
@@ -250,6 +285,13 @@ impl Scheduler<'_> {
             }
             note_memory(&mut work);
         }
+        for task in work.running.keys() {
+            let (node, shard) = (&self.pipeline.nodes[task.node.0].name, task.shard.map(|key| key.to_hex()));
+            let key = shard.clone().or_else(|| self.key_text(task.node, &work));
+            let event = json!({ "node": node, "shard": shard, "key": key, "status": "cancelled" });
+            self.events.emit("action_finished", event);
+        }
+        work.outcome.abandoned = !work.running.is_empty();
         self.flush(&mut work);
         work.outcome.cancelled = stopped_at.is_some();
         work.outcome
@@ -297,6 +339,12 @@ fn note_memory(work: &mut Work<'_>) {
             running.peak.fetch_max(bytes, Ordering::Relaxed);
         }
     }
+}
+
+/// Bytes that are left on the disk of a store.
+pub(crate) fn free_bytes(store: &Store) -> Option<u64> {
+    let disk = rustix::fs::statvfs(store.root()).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// `VmRSS:    10240 kB` of `/proc/self/status`, in bytes.

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{CommitOutcome, Lease, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
+use pipe_cache::{CommitOutcome, Digest, Lease, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
 use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
 use super::{OnFailure, Scheduler, State, TaskId, Work};
+use crate::action;
 use crate::attempt::{Absent, AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
 use crate::context::InputArtifact;
 use crate::error::StageError;
@@ -34,7 +35,10 @@ pub(super) struct Parts {
     /// Parts that another node works on, here or in another process, or that have failed: asked for
     /// again then.
     elsewhere: Vec<(Instant, usize)>,
-    running: BTreeSet<usize>,
+    /// By their keys.
+    running: BTreeMap<Digest, usize>,
+    /// Parts that have failed and are tried again.
+    failed_once: BTreeSet<usize>,
     executed: usize,
     /// Parts whose results are there, whoever made them.
     done: usize,
@@ -105,12 +109,13 @@ impl Scheduler<'_> {
         }
         let waiting: VecDeque<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         let done = records.len() - waiting.len();
-        let attempt = *work.attempts.entry(id).and_modify(|count| *count += 1).or_insert(1);
+        let attempt = work.next_attempt(id);
+        let device = work.plan.keys[id.0].as_ref().map(|(_, key)| action::device(&key.numerics));
         self.events.emit(
             "action_started",
             json!({
                 "node": node.name, "shard": null, "key": self.key_text(id, work), "attempt": attempt,
-                "executor": "local", "device": "cpu", "slurm": null, "reason": self.reason(id, work),
+                "executor": "local", "device": device, "slurm": null, "reason": self.reason(id, work),
                 "shards": { "total": records.len(), "run": waiting.len() },
             }),
         );
@@ -121,7 +126,8 @@ impl Scheduler<'_> {
             absent,
             waiting,
             elsewhere: Vec::new(),
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
+            failed_once: BTreeSet::new(),
             executed: 0,
             done,
             said: Instant::now(),
@@ -189,25 +195,28 @@ impl Scheduler<'_> {
         // The axes of its producer are not in the key of a part.
         let input = InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact };
         inputs.insert(shard.port.clone(), vec![input]);
+        // The first attempts at all parts share a log.
+        let attempt = if parts.failed_once.contains(&index) { work.next_attempt(id) } else { parts.attempt };
         self.events.emit(
             "action_started",
             json!({
                 "node": node.name, "shard": shard.digest.to_hex(), "key": shard.digest.to_hex(),
-                "attempt": parts.attempt, "executor": "local", "device": "cpu", "slurm": null, "reason": null,
+                "attempt": attempt, "executor": "local", "device": action::device(&shard.key.numerics), "slurm": null, "reason": null,
             }),
         );
         let outputs = parts.shards.ports_of(node, &shard.port).into_iter().cloned().collect();
-        let task = TaskId { node: id, shard: Some(shard.digest) };
-        let (key, log) = (shard.key.clone(), parts.log.clone());
+        let digest = shard.digest;
+        let task = TaskId { node: id, shard: Some(digest) };
+        let (key, log) = (shard.key.clone(), self.run.log(&node.name, attempt));
         self.spawn(
             task,
-            Task::Part(shard.digest),
+            Task::Part(digest),
             (key, (inputs, parts.absent.clone()), outputs, log),
             Some(lease),
             work,
         )
         .map_err(Unreadable::Error)?;
-        parts.running.insert(index);
+        parts.running.insert(digest, index);
         Ok(())
     }
 
@@ -220,12 +229,6 @@ impl Scheduler<'_> {
             "wall": finished.wall.as_secs_f64(), "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()),
             "peak_rss": peak, "peak_gpu": null,
         });
-        // Of a node that was given up meanwhile, the result stands in the store all the same.
-        let parts = work.parts.get_mut(&id);
-        let place = parts
-            .as_ref()
-            .and_then(|parts| parts.shards.distinct.iter().position(|shard| shard.digest == digest));
-        let known = parts.zip(place);
         event["status"] = match &finished.result {
             Ok(_) => "ok",
             Err(AttemptError::Stage(StageError::Cancelled)) => "cancelled",
@@ -240,10 +243,9 @@ impl Scheduler<'_> {
             Err(error) => event["error"] = chain(error).into(),
         }
         self.events.emit("action_finished", event);
-        let Some((parts, index)) = known.filter(|(parts, index)| parts.running.contains(index)) else {
-            return;
-        };
-        parts.running.remove(&index);
+        // Of a node that was given up meanwhile, the result stands in the store all the same.
+        let Some(parts) = work.parts.get_mut(&id) else { return };
+        let Some(index) = parts.running.remove(&digest) else { return };
         parts.cpu += finished.cpu.unwrap_or_default();
         parts.peak = parts.peak.max(peak);
         match finished.result {
@@ -252,7 +254,12 @@ impl Scheduler<'_> {
                 parts.executed += 1;
                 if let CommitOutcome::Nondeterministic { attempted } = &committed.outcome {
                     let stored = &committed.record.outputs;
-                    parts.differences.extend(reproduce::compare(self.store, stored, attempted));
+                    parts.differences.extend(reproduce::compare(
+                        self.store,
+                        self.comparison,
+                        stored,
+                        attempted,
+                    ));
                 }
                 parts.records[index] = Some(committed.record);
                 parts.done += 1;
@@ -267,8 +274,9 @@ impl Scheduler<'_> {
             }
             Err(AttemptError::Stage(StageError::Cancelled)) => parts.waiting.push_front(index),
             Err(error) => {
-                if let Some(at) = self.retry_at(id, &error, work) {
+                if let Some(at) = self.retry_at(task, &error, work) {
                     if let Some(parts) = work.parts.get_mut(&id) {
+                        parts.failed_once.insert(index);
                         parts.elsewhere.push((at, index));
                     }
                     work.state[id.0] = State::Parts;
@@ -330,7 +338,7 @@ impl Scheduler<'_> {
                     .flatten()
                     .filter_map(|one| one.meta.peak_memory_bytes)
                     .max(),
-                device: Some("cpu".to_owned()),
+                device: Some(action::device(&key.numerics).to_owned()),
                 revision: self.revision.clone(),
             };
             let shared = SharedOutputs { outputs: std::mem::take(&mut tables), shards };

@@ -10,6 +10,7 @@ use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, Source
 use serde_json::json;
 
 use super::{Demand, Running, Scheduler, State, TaskId, Work};
+use crate::action;
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
@@ -18,6 +19,7 @@ use crate::pipeline::{InputSource, Node, NodeId};
 use crate::plan::Status;
 use crate::remote::lock::PinnedFile;
 use crate::shards::{self, CutError, Shards};
+use crate::why::DirtyReason;
 use crate::workers::Worker;
 
 /// How often a lease held by another process is asked for again.
@@ -205,7 +207,7 @@ impl Scheduler<'_> {
         match error {
             Unreadable::Error(error) => Err(error),
             Unreadable::Damaged(producers) => {
-                self.make_again(&producers, work)?;
+                self.make_again(&producers, id, work)?;
                 work.state[id.0] = State::Waiting;
                 Ok(Started::Changed)
             }
@@ -243,12 +245,12 @@ impl Scheduler<'_> {
             Ok(inputs) => inputs,
             Err(error) => return self.unreadable(id, error, work),
         };
-        let attempt = *work.attempts.entry(id).and_modify(|count| *count += 1).or_insert(1);
+        let attempt = work.next_attempt(id);
         self.events.emit(
             "action_started",
             json!({
                 "node": node.name, "shard": null, "key": digest.to_hex(), "attempt": attempt,
-                "executor": "local", "device": "cpu", "slurm": null, "reason": self.reason(id, work),
+                "executor": "local", "device": action::device(&key.numerics), "slurm": null, "reason": self.reason(id, work),
             }),
         );
         let log = self.run.log(&node.name, attempt);
@@ -303,17 +305,28 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// Lets the producers of damaged artifacts run again.
-    fn make_again(&self, producers: &BTreeSet<NodeId>, work: &mut Work<'_>) -> Result<(), AttemptError> {
+    /// Lets the producers of damaged or evicted artifacts, which `reader` asked for, run again.
+    fn make_again(
+        &self,
+        producers: &BTreeSet<NodeId>,
+        reader: NodeId,
+        work: &mut Work<'_>,
+    ) -> Result<(), AttemptError> {
         for producer in producers {
             let node = &self.pipeline.nodes[producer.0];
-            if work.attempts.get(producer).is_some_and(|attempts| *attempts >= REPAIRS) {
+            let repairs = work.repairs.entry(*producer).or_insert(0);
+            *repairs += 1;
+            if *repairs > REPAIRS {
                 let doing = format!("reading what `{}` wrote {REPAIRS} times", node.name);
                 let cause = std::io::Error::other("it is damaged each time: the disk cannot be trusted");
                 return Err(StageError::environment(doing, cause).into());
             }
+            let reason = match work.plan.evicted.contains(producer) {
+                true => DirtyReason::Evicted { reader: self.pipeline.nodes[reader.0].name.clone() },
+                false => DirtyReason::Damaged,
+            };
             work.plan.records[producer.0] = None;
-            work.plan.status[producer.0] = Status::Run(vec![crate::why::DirtyReason::Damaged]);
+            work.plan.status[producer.0] = Status::Run(vec![reason]);
             work.state[producer.0] = State::Ready;
         }
         Ok(())
@@ -432,9 +445,12 @@ impl Scheduler<'_> {
         }))
     }
 
-    /// Says what of a node's results is damaged.
+    /// Says what of a node's results is damaged; of evicted ones nothing is.
     pub(super) fn report_damage(&self, producer: NodeId, damages: Vec<Damage>, work: &mut Work<'_>) {
         let node = &self.pipeline.nodes[producer.0];
+        if work.plan.evicted.contains(&producer) {
+            return;
+        }
         for damage in damages {
             work.outcome.damaged += 1;
             self.events.emit(

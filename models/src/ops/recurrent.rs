@@ -6,6 +6,7 @@
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::elementwise::{sigmoid, tanh};
@@ -90,25 +91,10 @@ struct Kept {
     before: Vec<f32>,
 }
 
-/// A loop that is compiled for the widest instructions of this machine. A closure this long would stay a function
-/// of its own, without them, in which every fused multiply-add is a call.
-trait Units {
-    fn run(self);
-}
-
-struct Dispatched<U>(U);
-
-impl<U: Units> pulp::NullaryFnOnce for Dispatched<U> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        self.0.run();
-    }
-}
-
-fn vectorised(units: impl Units) {
-    pulp::Arch::new().dispatch(Dispatched(units));
+/// Runs a loop compiled for the widest instructions of this machine. A closure as long as these would stay a
+/// function of its own, without them, in which every fused multiply-add is a call.
+fn vectorised(units: impl NullaryFnOnce<Output = ()>) {
+    pulp::Arch::new().dispatch(units);
 }
 
 /// One position of a long short-term memory: sums become gates.
@@ -119,9 +105,11 @@ struct LstmStep<'a> {
     states: &'a mut [f32],
 }
 
-impl Units for LstmStep<'_> {
+impl NullaryFnOnce for LstmStep<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    fn call(self) {
         let Self { gates, before, cells, states } = self;
         let hidden = states.len();
         let (input, rest) = gates.split_at_mut(hidden);
@@ -147,9 +135,11 @@ struct GruStep<'a> {
     states: &'a mut [f32],
 }
 
-impl Units for GruStep<'_> {
+impl NullaryFnOnce for GruStep<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    fn call(self) {
         let Self { gates, own, before, inner, states } = self;
         let hidden = states.len();
         let (reset, rest) = gates.split_at_mut(hidden);
@@ -180,9 +170,11 @@ struct LstmBack<'a> {
     dgates: &'a mut [f32],
 }
 
-impl Units for LstmBack<'_> {
+impl NullaryFnOnce for LstmBack<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    fn call(self) {
         let Self { step, dstate, dcell, dgates } = self;
         let hidden = dstate.len();
         for unit in 0..hidden {
@@ -209,9 +201,11 @@ struct GruBack<'a> {
     down: &'a mut [f32],
 }
 
-impl Units for GruBack<'_> {
+impl NullaryFnOnce for GruBack<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    fn call(self) {
         let Self { step, dstate, direct, dgates, down } = self;
         let hidden = dstate.len();
         for unit in 0..hidden {

@@ -46,7 +46,7 @@ impl StageKind for RunQuery {
         KindDescription {
             name: "query",
             summary: "answers one SQL query over the tables of other stages with a table",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,

@@ -233,3 +233,40 @@ fn differences(here: &BTreeMap<String, Vec<u8>>, there: &BTreeMap<String, Vec<u8
     let names: BTreeSet<&String> = here.keys().chain(there.keys()).collect();
     names.into_iter().filter(|name| here.get(*name) != there.get(*name)).cloned().collect()
 }
+
+/// What `why` tells of a change whose cause has run already: how much of the table is new, and the first cause.
+#[test]
+fn why_follows_a_change_to_its_source() {
+    let study = |text: &str| {
+        format!(
+            "[stage.rows]\nkind = \"lines\"\ninputs = {{ source = \"file:rows.txt\" }}\n\
+             [stage.long]\nkind = \"append\"\ninputs = {{ rows = \"rows\" }}\nparams = {{ text = \"{text}\" }}\n\
+             [stage.longer]\nkind = \"append\"\ninputs = {{ rows = \"long\" }}\nparams = {{ text = \".\" }}\n"
+        )
+    };
+    let world = World::new(&study("!"));
+    let rows = |count: usize| -> String { (0..count).map(|row| format!("row {row}\n")).collect() };
+    std::fs::write(world.path("rows.txt"), rows(100)).unwrap();
+    assert_eq!(world.pipe("run", &[]), 0);
+    let account = |node: &str| -> Vec<String> {
+        let answer = world.answer("why", &[node, "--json"]);
+        let causes = answer["nodes"][0]["root_causes"].as_array().unwrap().clone();
+        assert_eq!(causes.len(), 1, "{causes:?}");
+        serde_json::from_value(causes[0]["account"].clone()).unwrap()
+    };
+    std::fs::write(world.path("rows.txt"), rows(103)).unwrap();
+    assert_eq!(world.pipe("run", &["rows"]), 0);
+    let told = account("long");
+    assert!(told[0].ends_with("new (+3 rows)") && told[0].contains(" of "), "{told:?}");
+    assert_eq!(told[1..], ["`rows`: input `source` changed: `rows.txt` has another content"]);
+    assert_eq!(world.pipe("run", &["long"]), 0);
+    let told = account("longer");
+    assert_eq!(told[1], "`long`: input `rows` changed: `rows` gave another result");
+    assert_eq!(told[2..], ["`rows`: input `source` changed: `rows.txt` has another content"]);
+    assert_eq!(world.pipe("run", &[]), 0);
+    world.write(&study("?"));
+    assert_eq!(world.pipe("run", &["long"]), 0);
+    let told = account("longer");
+    assert!(told[0].contains(" parts are new"), "{told:?}");
+    assert!(told[1].starts_with("`long`: param `text` \"!\" -> \"?\" ("), "{told:?}");
+}

@@ -13,6 +13,17 @@ fn e001_syntax() {
     check("[stage.a]\nkind = \"make\"\nparams = { size = = }\n", &[("E001", "")]);
     check("[stage.a]\nkind = make\n", &[("E001", "make")]);
     check("[stage.a\nkind = \"make\"\n[stage.b]\nkind = \"mak\"\n", &[("E001", ""), ("E002", "\"mak\"")]);
+    // Nothing is marked where something is missing: the place itself.
+    for (text, before) in [
+        ("[stage.a]\nkind = \"make\"\nparams = { size = = }\n", "params = { size = "),
+        ("[stage.a\nkind = \"make\"\n", "[stage.a"),
+    ] {
+        let study = Study::new(text);
+        let found = study.load();
+        let label = found.diagnostics[0].primary.clone().unwrap();
+        let text = &found.sources[label.file].text;
+        assert_eq!(label.span.start, text.find(before).unwrap() + before.len(), "{text}");
+    }
 }
 
 #[test]
@@ -212,7 +223,7 @@ fn e007_duplicates() {
     check("[stage.a]\nkind = \"make\"\nmatrix = { m = [\"x\", 1, \"x\"] }\n", &[("E007", "\"x\" + \"x\"")]);
     check(
         "[stage.a]\nkind = \"make\"\nmatrix = { m = [1] }\ninclude = [{ m = 1 }]\n",
-        &[("E007", "{ m = 1 }")],
+        &[("E007", "{ m = 1 } + 1")],
     );
     Study::new("[pipeline]\nname = \"t\"\nformat = 1\ninclude = [\"b.toml\"]\n[stage.a]\nkind = \"make\"\n")
         .file("b.toml", "[stage.a]\nkind = \"make\"\n")
@@ -301,7 +312,7 @@ fn e013_resources() {
     check(&study("cpu = 2", "cpu = 3"), &[("W105", "3 + 2")]);
     let found =
         check(&study("tokens = { licence = 1, disk = 4 }", "licence = 2, disk = 4"), &[("E013", "2 + 1")]);
-    assert!(helps(&found[0], "disk = 4, licence = 1"));
+    assert!(helps(&found[0], "disk = 4, io = 8, licence = 1"));
 }
 
 #[test]
