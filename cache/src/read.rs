@@ -148,6 +148,12 @@ impl Store {
         Looked { records: read(&counter.records), bytes: read(&counter.bytes) }
     }
 
+    /// Counts what another handle of the same store was asked for.
+    pub fn also_looked(&self, looked: Looked) {
+        self.shared.looked.records.fetch_add(looked.records, Ordering::Relaxed);
+        self.shared.looked.bytes.fetch_add(looked.bytes, Ordering::Relaxed);
+    }
+
     /// A sound record and when its file was last written, in ns of the file server's clock.
     fn stored_record(&self, key: &Digest) -> Result<Option<(Record, i128)>, StoreError> {
         let path = self.record_path(key);

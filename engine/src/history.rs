@@ -142,11 +142,6 @@ impl History {
         past.get(node)
     }
 
-    /// The key that the node had in the newest run, without a look at older ones.
-    pub(crate) fn newest_key(&self, node: &str) -> Option<Digest> {
-        self.newest.as_ref()?.1.nodes.get(node).copied()
-    }
-
     /// The key that the node had last.
     pub(crate) fn last_key(&self, node: &str) -> Option<Digest> {
         self.past(node)?.keys.first().copied()

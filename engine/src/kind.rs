@@ -352,26 +352,25 @@ impl<K: StageKind> AnyKind for K {
             return Err(problems);
         }
         let json = serde_json::to_value(&typed).map_err(problem)?;
-        let mut in_key = json.clone();
-        let outside = StageKind::outside_key(self);
-        if let Some(table) = in_key.as_object_mut() {
-            table.retain(|name, _| !outside.contains(&name.as_str()));
-        }
-        let neutral = StageKind::key_neutral(self);
-        if !neutral.is_empty() {
+        let (outside, neutral) = (StageKind::outside_key(self), StageKind::key_neutral(self));
+        let defaults = if neutral.is_empty() {
+            None
+        } else {
             let defaults = K::Params::deserialize(serde_json::json!({})).ok();
-            let defaults = defaults.and_then(|defaults| serde_json::to_value(defaults).ok());
-            if let (Some(table), Some(defaults)) = (in_key.as_object_mut(), defaults) {
-                table.retain(|name, value| {
-                    !neutral.contains(&name.as_str()) || defaults.get(name) != Some(value)
-                });
+            defaults.and_then(|defaults| serde_json::to_value(defaults).ok())
+        };
+        let in_key = |(name, value): &(&String, &serde_json::Value)| {
+            let is_default = || defaults.as_ref().and_then(|defaults| defaults.get(*name)) == Some(value);
+            !outside.contains(&name.as_str()) && !(neutral.contains(&name.as_str()) && is_default())
+        };
+        let canonical = match &json {
+            serde_json::Value::Object(entries) => {
+                let entries = entries.iter().filter(in_key);
+                Value::Table(entries.map(|(name, value)| (name.clone(), canonical(value))).collect())
             }
-        }
-        Ok(ResolvedParams {
-            canonical: canonical(&in_key),
-            numerics: StageKind::numerics(self, &typed),
-            json,
-        })
+            other => canonical(other),
+        };
+        Ok(ResolvedParams { canonical, numerics: StageKind::numerics(self, &typed), json })
     }
 
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort> {

@@ -89,6 +89,27 @@ pub struct Stage {
     pub origin: Origin,
 }
 
+/// Where values came from, by dotted path. A study of many nodes has many of them, each small.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(Vec<(String, Origin)>);
+
+impl Origins {
+    /// Where the value at a path came from.
+    pub fn get(&self, path: &str) -> Option<&Origin> {
+        let place = self.0.binary_search_by(|(known, _)| known.as_str().cmp(path));
+        place.ok().map(|place| &self.0[place].1)
+    }
+}
+
+impl FromIterator<(String, Origin)> for Origins {
+    fn from_iter<I: IntoIterator<Item = (String, Origin)>>(origins: I) -> Self {
+        let mut origins: Vec<_> = origins.into_iter().collect();
+        origins.sort_by(|a, b| a.0.cmp(&b.0));
+        origins.shrink_to_fit();
+        Self(origins)
+    }
+}
+
 /// One instance of a stage.
 #[derive(Clone)]
 pub struct Node {
@@ -107,7 +128,7 @@ pub struct Node {
     /// Where the kind was written.
     pub kind_origin: Origin,
     /// Where each parameter came from, by dotted path.
-    pub origins: BTreeMap<String, Origin>,
+    pub origins: Origins,
     /// Inputs in port-name order.
     pub inputs: Vec<NodeInput>,
     /// Output ports.
@@ -122,7 +143,7 @@ pub struct Node {
     pub isolate: bool,
     /// Where each resource and each value of `retry`, `checkpoint` and `isolate` was written:
     /// `resources.cpu`, `retry.max`.
-    pub setting_origins: BTreeMap<String, Origin>,
+    pub setting_origins: Origins,
     /// Where the stage's table begins.
     pub origin: Origin,
 }

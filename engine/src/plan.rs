@@ -99,7 +99,8 @@ impl Wanted {
 }
 
 impl Plan {
-    /// Looks every wanted node up, in topological order. Without a store everything runs.
+    /// Looks every wanted node up, in topological order, first among what was read `ahead`. Without a store
+    /// everything runs.
     pub(crate) fn make(
         pipeline: &Pipeline,
         store: Option<&Store>,
@@ -107,6 +108,7 @@ impl Plan {
         numerics: &str,
         wanted: &Wanted,
         history: &History,
+        mut ahead: ReadAhead,
     ) -> Result<Self, StoreError> {
         let count = pipeline.nodes.len();
         let mut plan = Self {
@@ -121,10 +123,6 @@ impl Plan {
         };
         let needed = wanted.with_what_they_need(pipeline);
         let needs = |id: NodeId| needed.as_ref().is_none_or(|needed| needed.contains(&id));
-        // What the nodes had last is mostly what they have now.
-        let last = pipeline.nodes.iter().enumerate().filter(|(index, _)| needs(NodeId(*index)));
-        let last = last.filter_map(|(_, node)| history.newest_key(&node.name));
-        let mut ahead = store.map_or_else(ReadAhead::default, |store| ReadAhead::of(store, last));
         for position in 0..plan.order.len() {
             let id = plan.order[position];
             if !needs(id) {

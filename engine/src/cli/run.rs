@@ -25,6 +25,7 @@ use crate::pipeline::{Limits, NodeId};
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError};
+use crate::read_ahead::ReadAhead;
 use crate::remote::Fetcher;
 use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path, free_bytes};
@@ -80,7 +81,8 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         let asked = study.targets(&run.selection)?;
         let again = reproduce::choose(&study.pipeline, &plan, asked.as_ref(), run.rate, folder.id());
         wanted.forced.extend(again);
-        plan = Plan::make(&study.pipeline, Some(&store), &sources, registry.numerics(), &wanted, &history)?;
+        let (numerics, ahead) = (registry.numerics(), ReadAhead::default());
+        plan = Plan::make(&study.pipeline, Some(&store), &sources, numerics, &wanted, &history, ahead)?;
     }
     announce(&study, &plan, &events);
     let hits = plan.counts().0;

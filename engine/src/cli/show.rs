@@ -12,7 +12,7 @@ use super::status::size;
 use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::kind::{Figures, Registry};
-use crate::pipeline::{InputSource, Node, NodeId, Origin, Pipeline};
+use crate::pipeline::{InputSource, Node, NodeId, Origin, Origins, Pipeline};
 use crate::plan::{Plan, Wanted};
 use crate::why::place;
 
@@ -175,7 +175,7 @@ fn leaves(
     shown: &str,
     value: &Json,
     path: &str,
-    origins: &BTreeMap<String, Origin>,
+    origins: &Origins,
     values: &mut Vec<(String, Json, Origin)>,
 ) {
     match value {

@@ -1,5 +1,6 @@
 //! Opening a study: the file, its diagnostics, its places.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use crate::kind::Registry;
 use crate::language::{self, Diagnostic, LoadOptions, Severity};
 use crate::pipeline::{InputSource, NodeId, Pipeline};
 use crate::plan::{Plan, Status, Wanted};
+use crate::read_ahead::Reading;
 use crate::remote::Fetcher;
 use crate::remote::lock::{LockError, LockFile};
 
@@ -25,12 +27,17 @@ pub(crate) struct Study {
     /// How diagnostics are printed: for machines, or for people with or without colour.
     json: bool,
     colour: bool,
+    /// What the first plan will ask for.
+    reading: RefCell<Option<Reading>>,
 }
 
 impl Study {
     /// Loads and validates; warnings are printed, errors end the command.
     pub(crate) fn load(arguments: &Arguments, path: &Path, registry: &Registry) -> Result<Self, CliError> {
         let global = &arguments.global;
+        let project = language::project_root(path);
+        let store_path = global.store().unwrap_or_else(|| project.join(".pipe"));
+        let reading = Reading::begin(&store_path, path, &global.profile);
         let loaded = language::load(path, &load_options(arguments), registry);
         if !loaded.diagnostics.is_empty() {
             let has_errors = loaded.has_errors();
@@ -47,9 +54,9 @@ impl Study {
             }
         }
         let pipeline = loaded.pipeline.ok_or_else(|| CliError::new(exit::USAGE, "the pipeline is empty"))?;
-        let store_path = global.store().unwrap_or_else(|| pipeline.project.join(".pipe"));
-        let results = global.results().unwrap_or_else(|| pipeline.project.join("results"));
-        Ok(Self { pipeline, store_path, results, json: global.json, colour: global.colour() })
+        let results = global.results().unwrap_or_else(|| project.join("results"));
+        let reading = RefCell::new(Some(reading));
+        Ok(Self { pipeline, store_path, results, json: global.json, colour: global.colour(), reading })
     }
 
     /// The store, made if it is not there.
@@ -241,7 +248,12 @@ impl Study {
             Some(store) => History::read(store, &self.pipeline)?,
             None => History::none(),
         };
-        let plan = Plan::make(&self.pipeline, store, &sources, numerics, wanted, &history)?;
+        let reading = self.reading.borrow_mut().take();
+        let ahead = reading.map(Reading::finish).unwrap_or_default();
+        if let Some(store) = store {
+            store.also_looked(ahead.looked());
+        }
+        let plan = Plan::make(&self.pipeline, store, &sources, numerics, wanted, &history, ahead)?;
         if let Some((node, input)) = plan.without_input(&self.pipeline) {
             let name = |id: NodeId| self.pipeline.nodes[id.0].name.as_str();
             let text = format!("error: `{}` reads `{}`, which has no result", name(node), name(input));

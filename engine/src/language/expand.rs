@@ -41,6 +41,9 @@ const STAGE_KEYS: [&str; 12] = [
     "frozen",
 ];
 
+/// What an override may change.
+const SECTIONS: [&str; 5] = ["params", "inputs", "resources", "retry", "checkpoint"];
+
 /// A node whose references are not resolved yet.
 pub(crate) struct Draft {
     pub(crate) node: Node,
@@ -262,8 +265,8 @@ impl Expander<'_> {
         scope: &Scope<'_>,
     ) -> Option<Draft> {
         let known = self.kind(stage, scope)?;
-        let mut sections = Table::default();
-        for key in ["params", "inputs", "resources", "retry", "checkpoint"] {
+        let mut sections = Table::with_capacity(SECTIONS.len());
+        for key in SECTIONS {
             sections.insert(self.section(stage, key, scope));
         }
         let assigned: Vec<(String, String)> =
@@ -304,7 +307,7 @@ impl Expander<'_> {
             outputs: known.kind.outputs(&resolved),
             params: resolved,
             kind_origin: stage.table.get("kind").map_or_else(|| origin.clone(), |item| item.origin.clone()),
-            origins: params::origins(params.unwrap_or(&empty)),
+            origins: params::origins(params.unwrap_or(&empty)).into_iter().collect(),
             inputs: Vec::new(),
             resources: resources::read(resources, self.executor, self.diagnostics),
             retry: retry::read(retry, self.diagnostics),
@@ -318,7 +321,12 @@ impl Expander<'_> {
             origin: origin.clone(),
         };
         let frozen = self.frozen(stage, scope);
-        Some(Draft { node, inputs: section("inputs").cloned(), frozen })
+        let inputs = sections.into_iter().find(|entry| entry.key == "inputs");
+        let inputs = inputs.and_then(|entry| match entry.item.value {
+            ItemValue::Table(inputs) => Some(inputs),
+            _ => None,
+        });
+        Some(Draft { node, inputs, frozen })
     }
 
     /// The parameters of a node with their defaults; `None` if a mistake was reported.

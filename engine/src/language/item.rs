@@ -48,6 +48,11 @@ pub(crate) struct Entry {
 }
 
 impl Table {
+    /// An empty table that will hold so many entries.
+    pub(crate) fn with_capacity(entries: usize) -> Self {
+        Self { entries: Vec::with_capacity(entries), index: BTreeMap::new() }
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&Item> {
         self.entry(key).map(|entry| &entry.item)
     }
@@ -72,7 +77,7 @@ impl Table {
         self.entries.iter_mut().map(|entry| &mut entry.item)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Entry> {
         self.entries.iter()
     }
 
@@ -276,8 +281,8 @@ type OriginOf<'a> = dyn Fn(Range<usize>) -> Origin + 'a;
 
 fn convert_table(table: &DeTable<'_>, origin: &OriginOf<'_>, diagnostics: &mut Vec<Diagnostic>) -> Table {
     let mut entries: Vec<_> = table.iter().collect();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    let mut converted = Table::default();
+    entries.sort_unstable_by_key(|(key, _)| key.span().start);
+    let mut converted = Table::with_capacity(entries.len());
     for (key, value) in entries {
         converted.insert(Entry {
             key: key.get_ref().to_string(),

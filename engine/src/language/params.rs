@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 use super::diagnostic::{Diagnostic, Severity};
 use super::item::{Entry, Item, ItemValue, Table};
 use super::suggestion;
-use crate::pipeline::Origin;
+use crate::pipeline::{Origin, Origins};
 
 /// Checks `params` and converts integers to floats where the schema wants numbers. What is returned
 /// can be given to [`AnyKind::resolve`](crate::AnyKind::resolve) if the second value, whether there
@@ -284,7 +284,7 @@ pub(crate) fn dotted(path: &str, inner: &str) -> String {
 
 /// Where the value at a dotted path, or the nearest table or list around it, was written.
 pub(crate) fn origin_of(params: &Table, path: &str) -> Option<Origin> {
-    let origins = origins(params);
+    let origins: Origins = origins(params).into_iter().collect();
     let mut path = path;
     loop {
         if let Some(origin) = origins.get(path) {
@@ -294,14 +294,14 @@ pub(crate) fn origin_of(params: &Table, path: &str) -> Option<Origin> {
     }
 }
 
-/// The origins of all values of a table, by dotted path.
-pub(crate) fn origins(table: &Table) -> std::collections::BTreeMap<String, Origin> {
-    let mut origins = std::collections::BTreeMap::new();
+/// The origins of all values of a table, with their dotted paths.
+pub(crate) fn origins(table: &Table) -> Vec<(String, Origin)> {
+    let mut origins = Vec::with_capacity(table.iter().len());
     let mut waiting: Vec<(String, &Table)> = vec![(String::new(), table)];
     while let Some((path, table)) = waiting.pop() {
         for entry in table.iter() {
             let inner = dotted(&path, &entry.key);
-            origins.insert(inner.clone(), entry.item.origin.clone());
+            origins.push((inner.clone(), entry.item.origin.clone()));
             if let ItemValue::Table(table) = &entry.item.value {
                 waiting.push((inner, table));
             }

@@ -179,7 +179,7 @@ impl<'a> Scope<'a> {
                 items.iter().map(|item| self.resolve_inside(item, depth, diagnostics)).collect(),
             ),
             ItemValue::Table(table) => {
-                let mut resolved = Table::default();
+                let mut resolved = Table::with_capacity(table.iter().len());
                 for entry in table.iter() {
                     let item = self.resolve_inside(&entry.item, depth, diagnostics);
                     resolved.insert(Entry {

@@ -229,6 +229,47 @@ fn edits_and_returns_give_what_a_clean_build_gives() {
     }
 }
 
+#[test]
+fn random_evictions_change_no_result() {
+    for case in 100..103 {
+        let mut random = Random(case);
+        let size = 2 + random.below(14);
+        let mut study = Study::random(&mut random, size);
+        let world = World::new("");
+        study.write(&world);
+        assert_eq!(world.pipe("run", &[]), 0);
+        let mut expected = BTreeMap::new();
+        for round in 0..6 {
+            for _ in 0..1 + random.below(3) {
+                let node = format!("s{}", random.below(size));
+                assert_eq!(world.pipe("gc", &["--evict", &node, "--apply", "--now"]), 0);
+            }
+            assert_eq!(world.pipe("run", &[]), 0);
+            assert!(world.started().is_empty(), "case {case}, round {round}: {:?}", world.started());
+            study.edit(&mut random);
+            study.write(&world);
+            assert_eq!(world.pipe("run", &[]), 0, "case {case}, round {round}");
+            assert_eq!(world.pipe("plan", &["--check"]), 0);
+            let clean = World::new("");
+            study.write(&clean);
+            assert_eq!(clean.pipe("run", &[]), 0);
+            expected = results(&clean.path("results/w"));
+            // Nothing wrong stands there; what nobody read may be missing.
+            let here = results(&world.path("results/w"));
+            let wrong = here.iter().find(|(name, content)| expected.get(*name) != Some(content));
+            assert!(
+                wrong.is_none(),
+                "case {case}, round {round}: {:?}\n{}",
+                wrong.map(|one| one.0),
+                study.toml()
+            );
+        }
+        assert_eq!(world.pipe("verify", &[]), 0);
+        assert_eq!(world.pipe("run", &["--force", "*"]), 0);
+        assert!(results(&world.path("results/w")) == expected, "case {case}");
+    }
+}
+
 fn differences(here: &BTreeMap<String, Vec<u8>>, there: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let names: BTreeSet<&String> = here.keys().chain(there.keys()).collect();
     names.into_iter().filter(|name| here.get(*name) != there.get(*name)).cloned().collect()

@@ -203,7 +203,7 @@ set.stage.a.params.head.depth = 5
     assert_eq!(pipeline.nodes[0].params.json["size"], 8);
     assert_eq!(pipeline.nodes[1].params.json["size"], 10);
     assert_eq!(pipeline.nodes[1].params.json["name"], "some words");
-    let origin = |node: usize, key: &str| pipeline.nodes[node].origins[key].clone();
+    let origin = |node: usize, key: &str| pipeline.nodes[node].origins.get(key).unwrap().clone();
     assert_eq!(origin(0, "size"), Origin::CommandLine("--var size=8".to_owned()));
     assert_eq!(origin(1, "size"), Origin::CommandLine("--set stage.a[m=y].params.size=10".to_owned()));
     match origin(0, "lr") {
@@ -272,7 +272,7 @@ fn retries_are_read_and_can_be_set() {
     assert_eq!((retry.max, retry.backoff), (2, 60));
     assert_eq!(retry.on.iter().map(|class| class.name()).collect::<Vec<_>>(), ["io", "error"]);
     assert_eq!(pipeline.nodes[1].retry.max, 3);
-    assert!(matches!(pipeline.nodes[1].setting_origins["retry.max"], Origin::CommandLine(_)));
+    assert!(matches!(pipeline.nodes[1].setting_origins.get("retry.max"), Some(Origin::CommandLine(_))));
 }
 
 #[test]
