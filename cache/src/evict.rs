@@ -48,7 +48,6 @@ impl Store {
     ) -> Result<Collected, StoreError> {
         let _lock = crate::lease::kernel_lock(&self.root().join("gc.lock"))?;
         let disk = &self.shared.disk;
-        disk.make_subfolder(&self.folder("evicted"))?;
         // Marked first: a blob that is missing without a mark is damage.
         for key in &evictable.keys {
             disk.write_atomic(&self.eviction_mark(key), b"")?;

@@ -88,7 +88,8 @@ pub(crate) struct Shared {
     session: Mutex<Option<Arc<Session>>>,
 }
 
-const FOLDERS: [&str; 9] = ["cas", "ac", "ckpt", "lease", "runs", "pins", "tmp", "quarantine", "trash"];
+const FOLDERS: [&str; 10] =
+    ["cas", "ac", "ckpt", "evicted", "lease", "runs", "pins", "tmp", "quarantine", "trash"];
 
 impl Store {
     /// Opens the store at `path`, or makes one there, and removes what dead processes left in it.

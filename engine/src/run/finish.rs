@@ -181,6 +181,7 @@ impl Scheduler<'_> {
         work.state[id.0] = State::Done;
         work.plan.records[id.0] = Some(record);
         work.plan.evicted.remove(&id);
+        work.demanded.remove(&id);
         let mut waiting = vec![id];
         while let Some(done) = waiting.pop() {
             let mut consumers = work.consumers[done.0].clone();
@@ -214,12 +215,20 @@ impl Scheduler<'_> {
         work.plan.computed += 1;
         let digest = key.digest();
         let forced = work.plan.forced.contains(&id);
-        let record = if forced { None } else { work.plan.look_up(id, &digest, self.store)? };
+        // That the result is known is not enough for who waits for its files.
+        let demanded = work.demanded.contains(&id);
+        let record = match (forced, demanded) {
+            (true, _) => None,
+            (_, true) => self.store.lookup(&digest)?,
+            _ => work.plan.look_up(id, &digest, self.store)?,
+        };
         let Some(record) = record else {
-            let known = Some((&digest, &key));
-            let reasons =
-                why::reasons(self.pipeline, node, known, work.plan, Some(self.store), self.history, forced);
-            work.plan.status[id.0] = Status::Run(reasons);
+            if !demanded {
+                let (known, store) = (Some((&digest, &key)), Some(self.store));
+                let reasons =
+                    why::reasons(self.pipeline, node, known, work.plan, store, self.history, forced);
+                work.plan.status[id.0] = Status::Run(reasons);
+            }
             work.plan.keys[id.0] = Some((digest, key));
             work.state[id.0] = State::Ready;
             return Ok(false);

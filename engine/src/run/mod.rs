@@ -11,7 +11,7 @@ mod parts;
 mod start;
 mod states;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -173,6 +173,8 @@ struct Work<'p> {
     attempts: BTreeMap<NodeId, u32>,
     /// How often failed actions were tried again.
     retries: BTreeMap<TaskId, u32>,
+    /// Nodes whose evicted files somebody waits for.
+    demanded: BTreeSet<NodeId>,
     /// How often nodes were made again because their results were damaged.
     repairs: BTreeMap<NodeId, u32>,
     demands: Vec<Demand>,
@@ -230,7 +232,9 @@ impl Scheduler<'_> {
             .collect();
         let mut state: Vec<State> = state;
         // What reads evicted results waits until they are there again.
-        for id in plan.evicted.iter().filter(|id| plan.records[id.0].is_none()) {
+        let demanded = plan.evicted.iter().copied().filter(|id| plan.records[id.0].is_none());
+        let demanded: BTreeSet<NodeId> = demanded.collect();
+        for id in &demanded {
             let waiting = consumers[id.0].iter().filter(|consumer| state[consumer.0] == State::Ready);
             for consumer in waiting.copied().collect::<Vec<_>>() {
                 state[consumer.0] = State::Waiting;
@@ -244,6 +248,7 @@ impl Scheduler<'_> {
             state: States::new(state, &urgency),
             attempts: BTreeMap::new(),
             retries: BTreeMap::new(),
+            demanded,
             repairs: BTreeMap::new(),
             demands: self.pipeline.nodes.iter().map(|node| self.demand(node)).collect(),
             admission: Admission::new(&self.options.limits, PATIENCE),

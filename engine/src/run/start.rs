@@ -312,22 +312,37 @@ impl Scheduler<'_> {
         reader: NodeId,
         work: &mut Work<'_>,
     ) -> Result<(), AttemptError> {
-        for producer in producers {
-            let node = &self.pipeline.nodes[producer.0];
-            let repairs = work.repairs.entry(*producer).or_insert(0);
+        let mut asked = Vec::new();
+        let mut waiting: Vec<NodeId> = producers.iter().copied().collect();
+        while let Some(id) = waiting.pop() {
+            // Without a record it is on its way already.
+            if work.plan.records[id.0].take().is_none() {
+                continue;
+            }
+            let node = &self.pipeline.nodes[id.0];
+            let repairs = work.repairs.entry(id).or_insert(0);
             *repairs += 1;
             if *repairs > REPAIRS {
                 let doing = format!("reading what `{}` wrote {REPAIRS} times", node.name);
                 let cause = std::io::Error::other("it is damaged each time: the disk cannot be trusted");
                 return Err(StageError::environment(doing, cause).into());
             }
-            let reason = match work.plan.evicted.contains(producer) {
-                true => DirtyReason::Evicted { reader: self.pipeline.nodes[reader.0].name.clone() },
-                false => DirtyReason::Damaged,
+            let reason = if work.plan.evicted.contains(&id) {
+                work.demanded.insert(id);
+                DirtyReason::Evicted { reader: self.pipeline.nodes[reader.0].name.clone() }
+            } else {
+                DirtyReason::Damaged
             };
-            work.plan.records[producer.0] = None;
-            work.plan.status[producer.0] = Status::Run(vec![reason]);
-            work.state[producer.0] = State::Ready;
+            work.plan.status[id.0] = Status::Run(vec![reason]);
+            asked.push(id);
+            // What it reads itself may be evicted too.
+            let evicted = &work.plan.evicted;
+            waiting.extend(action::producers(node).filter(|producer| evicted.contains(producer)));
+        }
+        for id in asked {
+            let mut producers = action::producers(&self.pipeline.nodes[id.0]);
+            let has_inputs = producers.all(|producer| work.plan.records[producer.0].is_some());
+            work.state[id.0] = if has_inputs { State::Ready } else { State::Waiting };
         }
         Ok(())
     }
