@@ -1,5 +1,6 @@
 //! Who owns a lease or a staging folder, and whether that process still lives.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,7 @@ impl Owner {
         }
         match start_time(self.pid) {
             Some(started) => started != self.started,
-            None => !exists(self.pid),
+            None => has_ended(self.pid),
         }
     }
 }
@@ -66,17 +67,26 @@ pub(crate) fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-/// Field 22 of `/proc/<pid>/stat`. The second field is the program's name in parentheses and may hold
-/// anything, so counting begins after its last one.
+/// When a living process began, field 22 of `/proc/<pid>/stat`. The second field is the program's name in
+/// parentheses and may hold anything, so counting begins after its last one. A process that has ended is listed until
+/// its parent asks for it, which in a container may be never: it has no start.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
-fn exists(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+/// Whether a process that has no start is no more: it is not there, or only listed.
+fn has_ended(pid: u32) -> bool {
+    let listed = Path::new("/proc").join(pid.to_string()).join("stat").exists();
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return true };
     // Anything but "no such process" means that it is there, if only for another user.
-    !matches!(rustix::process::test_kill_process(pid), Err(error) if error == rustix::io::Errno::SRCH)
+    listed
+        || matches!(rustix::process::test_kill_process(pid), Err(error) if error == rustix::io::Errno::SRCH)
 }
 
 #[cfg(test)]
@@ -89,6 +99,22 @@ mod tests {
         assert!(!me.is_dead(&me, Duration::MAX));
         let reused = Owner { started: me.started + 1, ..me.clone() };
         assert!(reused.is_dead(&me, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_dead_though_nobody_asked_for_it() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let me = Owner::current();
+        let owner = Owner { pid: child.id(), started: start_time(child.id()).unwrap(), ..me.clone() };
+        assert!(!owner.is_dead(&me, Duration::ZERO));
+        child.kill().unwrap();
+        let ended = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            owner.is_dead(&me, Duration::ZERO)
+        });
+        assert!(ended);
+        child.wait().unwrap();
+        assert!(owner.is_dead(&me, Duration::ZERO));
     }
 
     #[test]

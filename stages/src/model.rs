@@ -21,9 +21,18 @@ use crate::compute::Compute;
 /// Where stages keep their tensors. A model computes on a device of its own, behind the doors of its towers.
 pub(crate) const DEVICE: Device = Device::Cpu;
 
-/// Tensor errors have no place that the user knows: they are failures of the stage.
+/// Tensor errors have no place that the user knows: they are failures of the stage. One for want of a device's memory may
+/// not come again once others leave it.
 pub(crate) fn tensor_error(error: candle_core::Error) -> StageError {
-    StageError::failed(error.to_string().lines().next().unwrap_or_default().to_owned())
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default().to_owned();
+    // CUDA's and cuBLAS's names, and Metal's words.
+    let lacks_memory = ["OUT_OF_MEMORY", "ALLOC_FAILED", "out of memory", "Insufficient Memory"];
+    if lacks_memory.iter().any(|words| text.contains(words)) {
+        let hint = "ask for less at once with a smaller `batch` or more `pieces`";
+        return StageError::OutOfMemory(format!("the device is out of memory: {first}; {hint}"));
+    }
+    StageError::failed(first)
 }
 
 /// A checkpoint that does not fit is damaged input.
@@ -340,4 +349,18 @@ pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), StageError> {
 
 fn write_error(error: &CheckpointError) -> StageError {
     StageError::environment(format!("writing `{}`", error.file), std::io::Error::other(error.reason.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_is_a_failure_of_its_own_class() {
+        let full =
+            candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\nbacktrace");
+        assert!(matches!(tensor_error(full), StageError::OutOfMemory(text) if !text.contains("backtrace")));
+        let other = candle_core::Error::msg("shape mismatch in matmul");
+        assert!(matches!(tensor_error(other), StageError::Failed { .. }));
+    }
 }

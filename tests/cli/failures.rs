@@ -374,7 +374,8 @@ fn a_disk_too_small_for_a_store_is_exit_3() {
         println!("SKIPPED a full disk: a tmpfs cannot be mounted here");
         return;
     };
-    let answer = study.pipe(&["run", "study.toml", "--store", "disk/store"]).expect(3);
+    let arguments = ["run", "study.toml", "--store", "disk/store", "--min-free", "0"];
+    let answer = study.pipe(&arguments).expect(3);
     assert!(answer.stderr.contains("No space left on device"), "{}", answer.stderr);
     drop(disk);
 }

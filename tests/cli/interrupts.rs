@@ -80,10 +80,10 @@ fn a_killed_training_resumes_where_it_was() {
         let study = Study::new(&slow());
         let policy = format!("lr = 1e-3 }}\ncheckpoint = {{ every = 20, retain = true }}\n{more}");
         study.edit("lr = 1e-3 }", &policy);
-        let mut kept = 0;
+        let kept = std::cell::Cell::new(0);
         let running = study.start(&["trained"], |event| {
-            kept += usize::from(is(event, "checkpoint", "trained"));
-            kept == 3
+            kept.set(kept.get() + usize::from(is(event, "checkpoint", "trained")));
+            kept.get() == 3
         });
         running.signal("KILL");
         let killed = running.wait();

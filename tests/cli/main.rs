@@ -23,3 +23,4 @@ mod shards;
 mod study;
 mod templates;
 mod upkeep;
+mod versions;

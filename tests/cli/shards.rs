@@ -130,7 +130,7 @@ format = 1
 
 [stage.pairs]
 kind = "ingest.phantom"
-params = { domain = "medical", weights = "chest", seed = 5, size = 28, train = 16, test = 24, questions = 2, shard_rows = 4 }
+params = { domain = "medical", weights = "chest", seed = 5, size = 28, train = 60, test = 240, questions = 6 }
 
 [stage.vocabulary]
 kind = "tokenizer"
@@ -155,15 +155,15 @@ inputs = { images = "pairs.images", questions = "pairs.questions", model = "answ
 #[test]
 fn appended_questions_are_asked_and_nothing_else() {
     let study = Study::new(QUESTIONS);
-    assert!(parts(&study.run(&[]).expect(0), "answered") >= 5);
-    study.edit("test = 24", "test = 32");
+    assert!(parts(&study.run(&[]).expect(0), "answered") >= 3);
+    study.edit("test = 240", "test = 260");
     let second = study.run(&[]).expect(0);
     let events = second.events_of("action_started");
     let event = events.iter().find(|event| event["node"] == "answered" && event["shard"].is_null());
     let total = event.expect("it runs")["shards"]["total"].as_u64().expect("a number") as usize;
     let run = parts(&second, "answered");
     assert!(run >= 1 && run * 2 <= total, "{run} of {total}");
-    let fresh = Study::new(&QUESTIONS.replace("test = 24", "test = 32"));
+    let fresh = Study::new(&QUESTIONS.replace("test = 240", "test = 260"));
     fresh.run(&[]).expect(0);
     let result = |study: &Study| study.json("show", &["answered"])["nodes"][0]["outputs"].to_string();
     assert_eq!(result(&study), result(&fresh));

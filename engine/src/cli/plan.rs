@@ -47,6 +47,7 @@ pub(crate) fn plan_text(
         };
         let parts = plan.shards[id.0].map(|shards| format!("  ({})", shards.words())).unwrap_or_default();
         let before = plan.seconds(*id, &study.pipeline, history);
+        let before = before.filter(|seconds| *seconds >= 1.0);
         let before = before.map(|seconds| format!("  about {}", duration(seconds))).unwrap_or_default();
         text.push_str(&format!("{word:>6}  {}{parts}{before}{promise}\n", node.name));
         for reason in reasons {

@@ -266,6 +266,7 @@ fn node_json(pipeline: &Pipeline, plan: &Plan, shown: &Shown, earlier: &[Record]
     json!({
         "node": node.name, "kind": node.description.name, "status": plan.words(shown.id).0,
         "key": plan.keys[shown.id.0].as_ref().map(|(digest, _)| digest.to_hex()),
+        "numerics": plan.keys[shown.id.0].as_ref().map(|(_, key)| &key.numerics),
         "params": node.params.json, "resources": Json::Object(node.resources.json().map(|(name, value)| (name.to_owned(), value)).collect()),
         "origins": origins, "inputs": inputs, "outputs": outputs,
         "made": record.map(|record| &record.meta),

@@ -38,6 +38,8 @@ enum Does {
     BadInput,
     /// It notes who else runs.
     Meet,
+    /// It looks for half a second whether it shall stop.
+    Wait,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -111,6 +113,12 @@ impl StageKind for Note {
             }
             Does::BadInput => return Err(StageError::input("x.csv", "it is torn")),
             Does::Meet => resources::meet(&params.text, context),
+            Does::Wait => {
+                for _ in 0..100 {
+                    context.check_cancelled()?;
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
             Does::Differ => text.push_str(&number.to_string()),
             Does::Write => {}
         }
@@ -260,6 +268,33 @@ fn a_full_disk_stops_the_run_whatever_class_the_stage_gave_it() {
     let world = World::new(&stages.concat());
     assert_eq!(world.pipe("run", &["--jobs", "1"]), 3);
     assert_eq!(world.started(), ["bad"]);
+}
+
+/// What else runs stops at its next safe point, with `--fail-fast=now` too; otherwise it ends as it would have.
+#[test]
+fn what_runs_beside_a_failure_is_stopped_or_goes_on() {
+    for (does, arguments, code, slow, late) in [
+        ("no_space", &[][..], 3, "cancelled", false),
+        ("fail", &["--fail-fast=now"], 1, "cancelled", false),
+        ("fail", &["--fail-fast"], 1, "ok", false),
+        ("fail", &[], 1, "ok", true),
+    ] {
+        let stages = [
+            "[executor.local]\ncpu = 2\n".to_owned(),
+            stage("slow", "text = \"x\", does = \"wait\"", ""),
+            stage("bad", &format!("does = \"{does}\""), ""),
+            stage("late", "text = \"late\"", ""),
+        ];
+        let world = World::new(&stages.concat());
+        assert_eq!(world.pipe("run", arguments), code, "{does} {arguments:?}");
+        let status = |node: &str| -> Option<Json> {
+            let finished = world.of("action_finished").into_iter().find(|one| one["node"] == node);
+            finished.map(|one| one["status"].clone())
+        };
+        assert_eq!(status("slow"), Some(slow.into()), "{does} {arguments:?}");
+        assert_eq!(status("late").is_some(), late, "{does} {arguments:?}");
+        assert!(std::fs::read_dir(world.path(".pipe/tmp")).unwrap().next().is_none(), "staging is removed");
+    }
 }
 
 #[test]
@@ -541,6 +576,17 @@ fn fan(count: usize) -> String {
     stages + &stage("sink", "", &format!("i = [{}]", all.join(", ")))
 }
 
+/// Half of the nodes are read by all of the other half.
+fn grid(count: usize) -> String {
+    let names: Vec<String> = (0..count / 2).map(|index| format!("a{index}")).collect();
+    let sources = names.iter().map(|name| stage(name, &format!("text = \"{name}\""), ""));
+    let all: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let inputs = format!("i = [{}]", all.join(", "));
+    let readers = (0..count - count / 2)
+        .map(|index| stage(&format!("b{index}"), &format!("text = \"b{index}\""), &inputs));
+    sources.chain(readers).collect()
+}
+
 /// Counted, so that the machine does not matter: what a run looks at grows as the study does.
 #[test]
 fn keys_records_and_bytes_grow_with_the_number_of_nodes() {
@@ -551,7 +597,7 @@ fn keys_records_and_bytes_grow_with_the_number_of_nodes() {
         };
         (0..count).map(one).collect()
     };
-    for (name, shape) in [("chain", chain as fn(usize) -> String), ("fan", fan)] {
+    for (name, shape) in [("chain", chain as fn(usize) -> String), ("fan", fan), ("grid", grid)] {
         for count in [20, 40, 80] {
             let world = World::new(&shape(count));
             for (run, records) in [("full", 3 * count), ("no-op", count)] {
@@ -565,7 +611,8 @@ fn keys_records_and_bytes_grow_with_the_number_of_nodes() {
             }
             // The records of a no-op: about a kilobyte for a node and 70 bytes for each edge.
             let bytes = world.of("run_finished")[0]["looked"]["bytes"].as_u64().unwrap();
-            assert!(bytes < 2000 * count as u64, "{name} {count}: {bytes}");
+            let edges = if name == "grid" { count * count / 4 } else { 2 * count };
+            assert!(bytes < (1900 * count + 100 * edges) as u64, "{name} {count}: {bytes}");
         }
     }
 }
