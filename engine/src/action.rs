@@ -10,6 +10,9 @@ use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, Pipeline};
 use crate::remote::Remote;
 use crate::remote::lock::{LockFile, Pinned};
 
+/// The numerics class of what does no floating-point arithmetic.
+pub(crate) const EXACT: &str = "none";
+
 /// Where an action of this numerics class computes: `cpu`, `cuda:sm_80`.
 pub(crate) fn device(numerics: &str) -> &str {
     let class = numerics.split(';').next().unwrap_or_default();
@@ -204,7 +207,7 @@ pub(crate) fn key(
         inputs,
         shard: None,
         numerics: match node.description.numerics {
-            Numerics::Exact => "none".to_owned(),
+            Numerics::Exact => EXACT.to_owned(),
             Numerics::Tensor => node.params.numerics.clone().unwrap_or_else(|| numerics.to_owned()),
         },
     })

@@ -179,6 +179,17 @@ impl History {
         (sums.1 > 0.0).then(|| sums.0 / sums.1)
     }
 
+    /// The numerics classes of the results that earlier runs in this store had, whatever they ran.
+    pub(crate) fn numerics_classes(&self) -> Vec<String> {
+        let Some(store) = &self.store else { return Vec::new() };
+        let plans = self.runs.iter().rev().take(DEPTH).filter_map(|run| StoredPlan::read(store, run));
+        let keys: BTreeSet<Digest> = plans.flat_map(|plan| plan.nodes.into_values()).collect();
+        let records = keys.iter().filter_map(|key| store.record(key).ok().flatten());
+        let classes: BTreeSet<String> =
+            records.filter_map(|record| Some(record.components()?.numerics.clone())).collect();
+        classes.into_iter().filter(|class| class != action::EXACT).collect()
+    }
+
     /// Seconds that nodes of this one's kind took on its device in the newest run, on average: for a node that never
     /// ran.
     pub(crate) fn seconds_of_kind(&self, node: &Node, numerics: &str) -> Option<f64> {

@@ -227,6 +227,10 @@ pub trait StageKind: Send + Sync + 'static {
         None
     }
 
+    /// Takes the devices that an action was given, by their slots, where the parameters leave the choice. A kind that
+    /// computes on them has to.
+    fn take_devices(&self, _params: &mut Self::Params, _gpus: &[usize]) {}
+
     /// What it promises of its results; equal content by default.
     fn determinism(&self) -> Determinism {
         Determinism::Bitwise
@@ -385,7 +389,9 @@ impl<K: StageKind> AnyKind for K {
     }
 
     fn run(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        StageKind::run(self, &typed(resolved)?, context)
+        let mut params = typed(resolved)?;
+        StageKind::take_devices(self, &mut params, context.gpus());
+        StageKind::run(self, &params, context)
     }
 
     fn is_row_wise(&self, resolved: &ResolvedParams, has: &dyn Fn(&str) -> bool) -> bool {
@@ -402,7 +408,9 @@ impl<K: StageKind> AnyKind for K {
     }
 
     fn merge(&self, resolved: &ResolvedParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        StageKind::merge(self, &typed(resolved)?, context)
+        let mut params = typed(resolved)?;
+        StageKind::take_devices(self, &mut params, context.gpus());
+        StageKind::merge(self, &params, context)
     }
 }
 

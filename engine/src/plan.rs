@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_cache::{ActionKey, Digest, Record, Store, StoreError, Verify};
 
-use crate::action::{self, SourceDigests};
+use crate::action::{self, EXACT, SourceDigests};
 use crate::history::History;
 use crate::pipeline::{Node, NodeId, Pipeline};
 use crate::read_ahead::ReadAhead;
@@ -36,6 +36,10 @@ pub(crate) struct Plan {
     pub(crate) forced: BTreeSet<NodeId>,
     /// Nodes whose results are known and whose files were evicted: a hit until somebody reads them.
     pub(crate) evicted: BTreeSet<NodeId>,
+    /// The numerics classes whose results are taken where there is none of this machine's.
+    pub(crate) accepted: Vec<String>,
+    /// Nodes whose results are of such a class.
+    pub(crate) foreign: BTreeSet<NodeId>,
     /// How many keys were computed.
     pub(crate) computed: usize,
 }
@@ -56,6 +60,8 @@ pub(crate) struct Wanted {
     pub(crate) nodes: Option<BTreeSet<NodeId>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
+    /// Whether results of other numerics classes will do.
+    pub(crate) accept_numerics: bool,
 }
 
 impl Wanted {
@@ -119,6 +125,8 @@ impl Plan {
             shards: vec![None; count],
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
             evicted: BTreeSet::new(),
+            accepted: if wanted.accept_numerics { history.numerics_classes() } else { Vec::new() },
+            foreign: BTreeSet::new(),
             computed: 0,
         };
         let needed = wanted.with_what_they_need(pipeline);
@@ -143,11 +151,11 @@ impl Plan {
             let forced = wanted.forced.contains(&id);
             plan.status[id.0] = match key {
                 Some(key) => {
-                    let digest = key.digest();
+                    let (mut digest, mut key) = (key.digest(), key);
                     let record = match store {
                         Some(store) if !forced => match ahead.take(&digest) {
                             Some(record) => Some(record),
-                            None => plan.look_up(id, &digest, store)?,
+                            None => plan.look_up(id, (&mut digest, &mut key), store)?,
                         },
                         _ => None,
                     };
@@ -183,22 +191,39 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The result of a node, whether or not its files are still there.
+    /// The result of a node, whether or not its files are still there. One of another numerics class is there with its
+    /// files, and the key becomes that of its class.
     pub(crate) fn look_up(
         &mut self,
         id: NodeId,
-        key: &Digest,
+        (digest, key): (&mut Digest, &mut ActionKey),
         store: &Store,
     ) -> Result<Option<Record>, StoreError> {
-        let stored = store.lookup(key)?;
+        let stored = store.lookup(digest)?;
         if stored.is_some() {
             return Ok(stored);
         }
-        let evicted = store.evicted(key)?;
+        let evicted = store.evicted(digest)?;
         if evicted.is_some() {
             self.evicted.insert(id);
+            return Ok(evicted);
         }
-        Ok(evicted)
+        for class in self.accepted.iter().filter(|_| key.numerics != EXACT) {
+            let other = ActionKey { numerics: class.clone(), ..key.clone() };
+            let found = store.lookup(&other.digest())?;
+            if found.is_some() {
+                self.foreign.insert(id);
+                (*digest, *key) = (other.digest(), other);
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The numerics class of a result that is not of this machine's.
+    pub(crate) fn foreign_class(&self, id: NodeId) -> Option<&str> {
+        let (_, key) = self.keys[id.0].as_ref().filter(|_| self.foreign.contains(&id))?;
+        Some(&key.numerics)
     }
 
     /// What was evicted and is read by a node that runs has to run too, and so on towards the sources. What only
@@ -273,6 +298,7 @@ impl Plan {
                     "status": word,
                     "key": self.keys[id.0].as_ref().map(|(digest, _)| digest.to_hex()),
                     "seconds": self.seconds(*id, pipeline, history),
+                    "other_class": self.foreign_class(*id),
                     "shards": self.shards[id.0].map(|shards| serde_json::json!({ "total": shards.total, "run": shards.run })),
                     "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
                 })

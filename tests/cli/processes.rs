@@ -107,3 +107,14 @@ fn eight_runs_of_which_some_are_killed_give_what_one_gives() {
     };
     assert!(published(&study) == published(&undisturbed), "the results are those of an undisturbed run");
 }
+
+/// Neither the number of threads nor what runs beside an action changes a bit of it.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let digests = |jobs: &str| Study::new(SMALL).run(&["--jobs", jobs]).expect(0).digests();
+    let one = digests("1");
+    assert!(one.len() > SMALL_NODES);
+    for jobs in ["2", "8"] {
+        assert_eq!(digests(jobs), one, "{jobs} jobs");
+    }
+}

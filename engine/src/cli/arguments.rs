@@ -265,6 +265,10 @@ pub(crate) struct Selection {
     /// Run these whatever is in the store
     #[arg(short, long, value_name = "TARGET", help_heading = "Selection")]
     pub(crate) force: Vec<String>,
+    /// Take results that another kind of device computed, whose last digits may differ, where there are none of this
+    /// one's
+    #[arg(long, value_name = "CLASSES", value_parser = ["any"], help_heading = "Selection")]
+    pub(crate) accept_numerics: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -37,7 +37,9 @@ pub(crate) fn plan_text(
     let mut text = String::new();
     for id in &plan.order {
         let (word, reasons) = plan.words(*id);
-        if plan.status[id.0] == Status::NotWanted || (word == "hit" && !arguments.global.verbose) {
+        let foreign = plan.foreign_class(*id);
+        let is_shown = word != "hit" || foreign.is_some() || arguments.global.verbose;
+        if plan.status[id.0] == Status::NotWanted || !is_shown {
             continue;
         }
         let node = &study.pipeline.nodes[id.0];
@@ -49,7 +51,8 @@ pub(crate) fn plan_text(
         let before = plan.seconds(*id, &study.pipeline, history);
         let before = before.filter(|seconds| *seconds >= 1.0);
         let before = before.map(|seconds| format!("  about {}", duration(seconds))).unwrap_or_default();
-        text.push_str(&format!("{word:>6}  {}{parts}{before}{promise}\n", node.name));
+        let foreign = foreign.map(|class| format!("  (of numerics class {class})")).unwrap_or_default();
+        text.push_str(&format!("{word:>6}  {}{parts}{before}{promise}{foreign}\n", node.name));
         for reason in reasons {
             text.push_str(&format!("          {}\n", reason.words(&study.pipeline)));
         }

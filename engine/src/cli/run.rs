@@ -166,6 +166,7 @@ fn announce(study: &Study, plan: &Plan, events: &EventLog) {
         "planned",
         json!({
             "counts": { "hit": hit, "run": run, "maybe": maybe }, "nodes": study.pipeline.nodes.len(),
+            "other_class": plan.foreign.iter().map(|id| &study.pipeline.nodes[id.0].name).collect::<Vec<_>>(),
         }),
     );
 }

@@ -99,7 +99,7 @@ impl Study {
             let out = Wanted::with_descendants(&self.pipeline, select(&selection.exclude)?);
             nodes = Some(nodes.unwrap_or_else(all).difference(&out).copied().collect());
         }
-        Ok(Wanted { nodes, forced })
+        Ok(Wanted { nodes, forced, accept_numerics: selection.accept_numerics.is_some() })
     }
 
     /// The targets of a selection themselves; none: all nodes.

@@ -2,6 +2,7 @@
 
 mod edits;
 mod evict;
+mod numerics;
 mod resources;
 mod rows;
 
@@ -52,7 +53,10 @@ struct Params {
 }
 
 /// Writes its text and what it read.
-struct Note;
+struct Note {
+    name: &'static str,
+    numerics: Numerics,
+}
 
 /// How often a text was tried.
 static TRIED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
@@ -64,11 +68,11 @@ impl StageKind for Note {
 
     fn describe(&self) -> KindDescription {
         KindDescription {
-            name: "note",
+            name: self.name,
             summary: "a kind of the tests",
             implementation: 1,
             schema_version: 1,
-            numerics: Numerics::Exact,
+            numerics: self.numerics,
             cpu: DefaultCpu::One,
             inputs: Vec::new(),
             free_inputs: Some(InputPort { many: true, ..InputPort::optional("", &[], "anything") }),
@@ -129,7 +133,8 @@ impl StageKind for Note {
 
 fn registry() -> Registry {
     Registry::new()
-        .with(Note)
+        .with(Note { name: "note", numerics: Numerics::Exact })
+        .with(Note { name: "weigh", numerics: Numerics::Tensor })
         .with(rows::Lines)
         .with(rows::Append)
         .with(rows::Find)
@@ -169,10 +174,14 @@ impl World {
     }
 
     fn pipe(&self, command: &str, arguments: &[&str]) -> u8 {
+        self.pipe_with(&registry(), command, arguments)
+    }
+
+    fn pipe_with(&self, registry: &Registry, command: &str, arguments: &[&str]) -> u8 {
         let study = self.path("w.toml");
         let mut all = vec!["pipe", command, study.to_str().unwrap(), "--quiet"];
         all.extend(arguments);
-        super::answer(all.into_iter().map(Into::into), &registry())
+        super::answer(all.into_iter().map(Into::into), registry)
     }
 
     /// What a command prints as JSON.

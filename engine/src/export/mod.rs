@@ -7,7 +7,7 @@ mod target;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pipe_cache::{Digest, Record, RunFolder, Store, StoreError};
+use pipe_cache::{ActionKey, Digest, Record, RunFolder, Store, StoreError};
 
 use crate::history::StoredPlan;
 use crate::journal::Journal;
@@ -134,6 +134,12 @@ pub(crate) fn export(
     let mut summary = Summary { nodes: executions.len(), ..Summary::default() };
     let study = study_files(plan, &mut target)?;
     let mut kept = run_files(run, &mut target)?;
+    let resolved: BTreeMap<&str, &ActionKey> = executions
+        .iter()
+        .filter_map(|one| Some((one.name.as_str(), one.record.as_ref()?.components()?)))
+        .collect();
+    let resolved = serde_json::to_string_pretty(&resolved).expect("keys in clear are strings and numbers");
+    kept.push(target.write("study/resolved.json", resolved.as_bytes())?);
     let mut outputs = BTreeMap::new();
     for execution in &executions {
         let Some(record) = &execution.record else {

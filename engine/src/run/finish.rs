@@ -213,14 +213,14 @@ impl Scheduler<'_> {
             return Ok(false);
         };
         work.plan.computed += 1;
-        let digest = key.digest();
+        let (mut digest, mut key) = (key.digest(), key);
         let forced = work.plan.forced.contains(&id);
         // That the result is known is not enough for who waits for its files.
         let demanded = work.demanded.contains(&id);
         let record = match (forced, demanded) {
             (true, _) => None,
             (_, true) => self.store.lookup(&digest)?,
-            _ => work.plan.look_up(id, &digest, self.store)?,
+            _ => work.plan.look_up(id, (&mut digest, &mut key), self.store)?,
         };
         let Some(record) = record else {
             if !demanded {
@@ -233,9 +233,10 @@ impl Scheduler<'_> {
             work.state[id.0] = State::Ready;
             return Ok(false);
         };
+        let source = if work.plan.foreign.contains(&id) { "other-class" } else { "local" };
         self.events.emit(
             "action_hit",
-            json!({ "node": node.name, "shard": null, "key": digest.to_hex(), "source": "local" }),
+            json!({ "node": node.name, "shard": null, "key": digest.to_hex(), "source": source }),
         );
         work.plan.keys[id.0] = Some((digest, key));
         work.plan.records[id.0] = Some(record);

@@ -173,6 +173,8 @@ struct Work<'p> {
     attempts: BTreeMap<NodeId, u32>,
     /// How often failed actions were tried again.
     retries: BTreeMap<TaskId, u32>,
+    /// Since when nodes wait for other processes, and when that was told last.
+    waiting: BTreeMap<NodeId, (Instant, Option<Instant>)>,
     /// Nodes whose evicted files somebody waits for.
     demanded: BTreeSet<NodeId>,
     /// How often nodes were made again because their results were damaged.
@@ -248,6 +250,7 @@ impl Scheduler<'_> {
             state: States::new(state, &urgency),
             attempts: BTreeMap::new(),
             retries: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             demanded,
             repairs: BTreeMap::new(),
             demands: self.pipeline.nodes.iter().map(|node| self.demand(node)).collect(),

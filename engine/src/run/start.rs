@@ -14,7 +14,7 @@ use crate::action;
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
-use crate::kind::{DefaultCpu, OutputPort};
+use crate::kind::{DefaultCpu, Numerics, OutputPort};
 use crate::pipeline::{InputSource, Node, NodeId};
 use crate::plan::Status;
 use crate::remote::lock::PinnedFile;
@@ -24,6 +24,9 @@ use crate::workers::Worker;
 
 /// How often a lease held by another process is asked for again.
 pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
+
+/// How often it is told that an action waits for another process.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// How often a node is made again because its results are damaged when they are read: more often, the
 /// disk is at fault.
@@ -116,10 +119,14 @@ impl Scheduler<'_> {
             DefaultCpu::One => 1,
             DefaultCpu::All => limits.cpu,
         });
+        // What computes on a GPU has one for itself, unless the study says how many.
+        let class = node.params.numerics.as_deref().unwrap_or_default();
+        let on_gpu = node.description.numerics == Numerics::Tensor && action::device(class) != "cpu";
+        let gpu = if on_gpu { resources.gpu.max(1).min(limits.gpu) } else { resources.gpu };
         Demand {
             cpu: cpu.clamp(1, limits.cpu),
             memory: resources.memory.unwrap_or(0),
-            gpu: resources.gpu,
+            gpu,
             tokens: resources.tokens.clone(),
         }
     }
@@ -175,16 +182,26 @@ impl Scheduler<'_> {
         work: &mut Work<'_>,
     ) -> Result<Option<Lease>, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
-        let waited = matches!(work.state[id.0], State::Elsewhere(_));
         match self.store.lease(digest, self.run.id())? {
-            LeaseAttempt::Acquired(lease) => Ok(Some(lease)),
+            LeaseAttempt::Acquired(lease) => {
+                work.waiting.remove(&id);
+                Ok(Some(lease))
+            }
             LeaseAttempt::Busy(info) => {
-                if !waited {
+                let now = Instant::now();
+                let (since, told) = work.waiting.entry(id).or_insert((now, None));
+                if told.is_none_or(|told| told + TELL_AGAIN <= now) {
+                    *told = Some(now);
+                    let minutes = match since.elapsed().as_secs() / 60 {
+                        0 => String::new(),
+                        minutes => format!(", {minutes} min"),
+                    };
                     let owner = info
                         .map(|info| {
-                            format!("waits for run {} ({}:{})", info.run, info.owner.host, info.owner.pid)
+                            let (run, owner) = (info.run, info.owner);
+                            format!("waits for run {run} ({}:{}){minutes}", owner.host, owner.pid)
                         })
-                        .unwrap_or_else(|| "waits for another process".to_owned());
+                        .unwrap_or_else(|| format!("waits for another process{minutes}"));
                     self.events.emit(
                         "waiting",
                         json!({ "node": node.name, "key": digest.to_hex(), "subject": node.name, "detail": owner }),
@@ -334,6 +351,11 @@ impl Scheduler<'_> {
                 DirtyReason::Damaged
             };
             work.plan.status[id.0] = Status::Run(vec![reason]);
+            // What is made here is of this machine's class.
+            if work.plan.foreign.remove(&id) {
+                let key = action::key(self.pipeline, node, &work.plan.records, self.sources, self.numerics);
+                work.plan.keys[id.0] = key.map(|key| (key.digest(), key));
+            }
             asked.push(id);
             // What it reads itself may be evicted too.
             let evicted = &work.plan.evicted;
