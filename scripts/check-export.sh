@@ -53,7 +53,7 @@ format = 1
 
 [stage.pairs]
 kind = "ingest.phantom"
-params = { domain = "medical", weights = "chest", task = "finding-chest", seed = 5, size = 48, train = 32, val = 8, test = 16 }
+params = { domain = "medical", weights = "chest", task = "finding-chest", seed = 5, size = 48, train = 32, val = 0, test = 16 }
 
 [stage.tokens]
 kind = "tokenizer"
@@ -68,7 +68,7 @@ params = { init = "random", preprocessing = "hugging_face" }
 [stage.tuned]
 kind = "finetune.classify"
 inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "model.checkpoint" }
-params = { mode = "$1", epochs = 2, lr = 1e-3 }
+params = { mode = "$1", epochs = 3, batch = 8, lr = 1e-2 }
 
 [stage.embedded]
 kind = "embed"

@@ -44,7 +44,8 @@ def with_clip(folder):
         return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(captions):
-        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        longest = model.config.text_config.max_position_embeddings
+        ids = tokenizer(captions, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         return model.text_projection(model.text_model(input_ids=ids["input_ids"]).pooler_output)
 
     return images, texts

@@ -10,6 +10,7 @@ use pipe_models::{CtClip, ModelConfig, Trainable};
 use serde_json::{Value as Json, json};
 
 use super::{embeddings, random};
+use crate::ablate::Ablate;
 use crate::attribute::Attribute;
 use crate::checkpoint::Checkpoint;
 use crate::compute::Compute;
@@ -22,6 +23,7 @@ use crate::ipc::{read_file, tensors, texts};
 use crate::model::{DEVICE, HeadInput, Model};
 use crate::phantom::IngestPhantom;
 use crate::report::Report;
+use crate::score::Score;
 use crate::table::{Column, read};
 use crate::testing::{Listener, Made, data, run, source};
 use crate::volumes::VolumeSet;
@@ -147,6 +149,15 @@ fn a_classifier_of_volumes_is_trained_whole_and_evaluated() {
         assert!(moved(name), "{name}");
     }
     assert!(!moved("visual_transformer.vq._codebook.embed") && !moved("to_text_latent.weight"));
+    // Adapters change queries and values alone.
+    let adapted =
+        tensors(&finetuned(&chests, &checkpoint, json!({ "mode": "lora", "epochs": 1, "batch": 4 })));
+    let differs = |name: &str| {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values(&before[name]) != values(&adapted[name])
+    };
+    assert!(differs("visual_transformer.enc_spatial_transformer.layers.0.1.to_q.weight"));
+    assert!(!differs("visual_transformer.to_patch_emb.2.weight") && !differs("to_visual_latent.weight"));
     // Pieces bound memory and change nothing else.
     let pieces = finetuned(&chests, &checkpoint, {
         let mut params = params;
@@ -348,6 +359,34 @@ fn models_of_flat_images_are_trained_and_explained_on_volumes() {
         let html = html(&page);
         assert!(html.contains("overlay of") && !html.contains("no image was given"));
     }
+}
+
+/// What a model of flat images sees one slice of is scored and ablated as a flat image.
+#[test]
+fn one_slice_of_volumes_is_scored_and_ablated() {
+    let (chests, _) = study();
+    let trained = finetuned(&chests, &flat(), json!({ "c": 1.0 }));
+    let maps = explained(&chests, &trained, json!({ "method": "input_x_gradient" })).unwrap();
+    let (volumes, checkpoint) = (("images", &chests["volumes"]), ("checkpoint", &trained["checkpoint"]));
+    let params = json!({ "metrics": ["deletion", "sparseness"], "steps": 4 });
+    let scored = run(&Score, &params, &[("saliency", &maps["saliency"]), volumes, checkpoint]).unwrap();
+    let scores = read(&scored["scores"]).unwrap();
+    let values = scores.float64("value").unwrap();
+    assert!(values.len() >= 6 && values.iter().flatten().all(|value| value.is_finite()), "{values:?}");
+    assert!(values.iter().flatten().count() >= 6, "{values:?}");
+    let params = json!({ "conditions": ["majority", "blank_image", "patch_shuffled"], "grid": 2 });
+    let labels = ("labels", &chests["labels"]);
+    let ablated = run(&Ablate, &params, &[volumes, labels, checkpoint]).unwrap();
+    assert!(read(&ablated["metrics"]).unwrap().rows() > 0);
+    // Several slices are no flat image, and a map of a volume no flat map.
+    let several = seeing(&trained, json!({ "slices": "mean", "count": 3 }));
+    let error =
+        run(&Ablate, &params, &[volumes, labels, ("checkpoint", &several["checkpoint"])]).err().unwrap();
+    assert!(error.to_string().contains("several slices"), "{error}");
+    let maps = explained(&chests, &several, json!({ "method": "input_x_gradient" })).unwrap();
+    let params = json!({ "metrics": ["sparseness"] });
+    let error = run(&Score, &params, &[("saliency", &maps["saliency"]), volumes]).err().unwrap();
+    assert!(error.to_string().contains("height and width are expected"), "{error}");
 }
 
 /// MedMNIST's small volumes fill as many slices as the configuration says: 60 in the study, four here.
