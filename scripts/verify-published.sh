@@ -5,6 +5,11 @@
 #     scripts/verify-published.sh                       # all of the list below (needs a network)
 #     scripts/verify-published.sh clip=path/to/folder   # a folder that is there already
 #
+# A folder of `openai` holds one of OpenAI's files and the `tokenizer.json` of a CLIP, one of `pmc_clip` the authors'
+# `checkpoint.pt` and PubMedBERT's `vocab.txt`, one of `ct_clip` the authors' `.pt` and CXR-BERT's `vocab.txt`. CT-CLIP
+# is gated and compared by its authors' code, so it is in the list only where CT_CLIP names a clone of
+# https://github.com/ibrahimethemhamamci/CT-CLIP, and HF_TOKEN an account that accepted its conditions.
+#
 # Takes a Rust toolchain and Python; installs PyTorch (a large download) into a virtual environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,9 +28,28 @@ if ((${#models[@]} == 0)); then
     clip=openai/clip-vit-base-patch32
     clip=openai/clip-vit-base-patch16
     open_clip=microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224
+    clip=openai/clip-vit-large-patch14
     clip=flaviagiammarino/pubmed-clip-vit-base-patch32
+    clip=vinid/plip
+    openai=RN50
+    pmc_clip=axiong/pmc_oa_beta
   )
+  [ -z "${CT_CLIP:-}" ] || models+=(ct_clip=ibrahimhamamci/CT-RATE)
 fi
+
+# fetch REPOSITORY TYPE FILE...: the files of a repository of the hub, in one folder.
+fetch() {
+  "$python" - "$@" <<'PYTHON'
+import pathlib, shutil, sys, tempfile
+import huggingface_hub
+folder = pathlib.Path(tempfile.mkdtemp(dir=sys.argv[1]))
+for one in sys.argv[2:]:
+    kind, repository, file = one.split(":")
+    path = huggingface_hub.hf_hub_download(repository, file, repo_type=kind)
+    shutil.copy(path, folder / pathlib.Path(file).name)
+print(folder)
+PYTHON
+}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -34,9 +58,25 @@ for model in "${models[@]}"; do
   source=${model#*=}
   if [ -d "$source" ]; then
     folder=$(realpath "$source")
+  elif [ "$library" = openai ]; then
+    folder=$(fetch "$work" model:openai/clip-vit-base-patch32:tokenizer.json model:openai/clip-vit-base-patch32:tokenizer_config.json)
+    digest=afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762
+    curl -fsSL "https://openaipublic.azureedge.net/clip/models/$digest/$source.pt" -o "$folder/$source.pt"
+    echo "$digest  $folder/$source.pt" | sha256sum --check --quiet
+  elif [ "$library" = pmc_clip ]; then
+    folder=$(fetch "$work" "dataset:$source:checkpoint.pt" model:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext:vocab.txt)
+  elif [ "$library" = ct_clip ]; then
+    folder=$(fetch "$work" "dataset:$source:models/CT-CLIP-Related/CT-CLIP_v2.pt" model:microsoft/BiomedVLP-CXR-BERT-specialized:vocab.txt)
   else
     folder=$("$python" -c 'import sys, huggingface_hub; print(huggingface_hub.snapshot_download(sys.argv[1]))' "$source")
   fi
+  drawn='{ domain = "medical", seed = 5, size = 128, train = 0, val = 0, test = 16 }'
+  port=images
+  if [ "$library" = ct_clip ]; then
+    drawn='{ domain = "volume", seed = 5, size = 128, train = 0, val = 0, test = 2 }'
+    port=volumes
+  fi
+  rm -rf "$work/results"
   cat >"$work/published.toml" <<TOML
 [pipeline]
 name = "published"
@@ -44,7 +84,7 @@ format = 1
 
 [stage.pairs]
 kind = "ingest.phantom"
-params = { domain = "medical", seed = 5, size = 128, train = 0, val = 0, test = 16 }
+params = $drawn
 
 [stage.model]
 kind = "checkpoint"
@@ -52,7 +92,7 @@ inputs = { source = "file:$folder" }
 
 [stage.embedded]
 kind = "embed"
-inputs = { images = "pairs.images", captions = "pairs.captions", checkpoint = "model" }
+inputs = { images = "pairs.$port", captions = "pairs.captions", checkpoint = "model" }
 params = { splits = ["test"], normalise = false }
 TOML
   cargo run --quiet --release -- run "$work/published.toml" --store "$work/store" --results "$work/results"

@@ -44,7 +44,8 @@ def with_clip(folder):
         return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(captions):
-        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        longest = model.config.text_config.max_position_embeddings
+        ids = tokenizer(captions, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         return model.text_projection(model.text_model(input_ids=ids["input_ids"]).pooler_output)
 
     return images, texts
@@ -61,13 +62,135 @@ def with_open_clip(folder):
     return images, lambda captions: model.encode_text(tokenizer(captions))
 
 
+def with_bert(folder):
+    from transformers import AutoTokenizer, BertModel
+
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def texts(captions):
+        longest = model.config.max_position_embeddings
+        ids = tokenizer(captions, padding=True, max_length=longest, truncation=True, return_tensors="pt")
+        return model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state[:, 0]
+
+    return None, texts
+
+
+def with_openai(folder):
+    """OpenAI's own file, beside the tokeniser of another CLIP."""
+    import open_clip
+
+    (file,) = pathlib.Path(folder).glob("*.pt")
+    model = open_clip.load_openai_model(str(file), precision="fp32", device="cpu").eval()
+    side = model.visual.image_size
+    preprocess = open_clip.image_transform(side, is_train=False)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    images = lambda pictures: model.encode_image(torch.stack([preprocess(picture) for picture in pictures]))
+    return images, lambda captions: model.encode_text(tokenizer(captions))
+
+
+def with_pmc_clip(folder):
+    """PMC-CLIP's towers as its authors put them together: open_clip's residual network, and PubMedBERT that attends
+    padding. Takes `checkpoint.pt` and `vocab.txt`."""
+    import open_clip
+    from open_clip.modified_resnet import ModifiedResNet
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = pathlib.Path(folder)
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=False)["state_dict"]
+    state = {name.removeprefix("module."): value.float() for name, value in state.items()}
+    part = lambda prefix: {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    visual = ModifiedResNet(layers=[3, 4, 6, 3], output_dim=768, heads=32, image_size=224, width=64)
+    visual.load_state_dict(part("visual."))
+    bert = BertModel(BertConfig(vocab_size=30522))
+    loaded = bert.load_state_dict(part("text_encoder."), strict=False)
+    assert not loaded.missing_keys, loaded.missing_keys
+    visual.eval(), bert.eval()
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    preprocess = open_clip.image_transform(224, is_train=False)
+    images = lambda pictures: visual(torch.stack([preprocess(picture) for picture in pictures]))
+
+    def texts(captions):
+        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        # Padding is attended: there is no mask.
+        hidden = bert(input_ids=ids["input_ids"], attention_mask=torch.ones_like(ids["input_ids"])).last_hidden_state
+        return hidden[:, 0] @ state["text_projection"]
+
+    return images, texts
+
+
+def with_ct_clip(folder):
+    """CT-CLIP by its authors' code (`transformer_maskgit`, `ct_clip`), which CT_CLIP, a clone of
+    https://github.com/ibrahimethemhamamci/CT-CLIP, holds. Takes `CT-CLIP_v2.pt` and `vocab.txt`."""
+    import os
+
+    clone = pathlib.Path(os.environ["CT_CLIP"])
+    sys.path += [str(clone / "transformer_maskgit"), str(clone / "CT_CLIP")]
+    from ct_clip import CTCLIP
+    from transformer_maskgit import CTViT
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    (file,) = pathlib.Path(folder).glob("*.pt")
+    image = CTViT(dim=512, codebook_size=8192, image_size=480, patch_size=20, temporal_patch_size=10,
+                  spatial_depth=4, temporal_depth=4, dim_head=32, heads=8)
+    text = BertModel(BertConfig(vocab_size=30522))
+    model = CTCLIP(image_encoder=image, text_encoder=text, dim_image=294912, dim_text=768, dim_latent=512,
+                   extra_latent_projection=False, use_mlm=False, downsample_image_embeds=False,
+                   use_all_token_embeds=False)
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=False), strict=False)
+    model.eval()
+    tokenizer = BertTokenizer(str(pathlib.Path(folder) / "vocab.txt"))
+
+    def images(volumes):
+        tokens = torch.cat([model.visual_transformer(volume[None], return_encoded_tokens=True) for volume in volumes])
+        return model.to_visual_latent(tokens.mean(dim=1).flatten(1))
+
+    def texts(captions):
+        ids = tokenizer(captions, padding="max_length", max_length=512, truncation=True, return_tensors="pt")
+        hidden = model.text_transformer(ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state
+        return model.to_text_latent(hidden[:, 0])
+
+    return images, texts
+
+
+LIBRARIES = {
+    "clip": with_clip,
+    "open_clip": with_open_clip,
+    "bert": with_bert,
+    "openai": with_openai,
+    "pmc_clip": with_pmc_clip,
+    "ct_clip": with_ct_clip,
+}
+
+
+def volume(row):
+    """A drawn scan as the authors' inference prepares it: 1.5 mm between slices, 0.75 mm between pixels, the centre
+    of 240 x 480 x 480 voxels."""
+    voxels = numpy.frombuffer(row["voxels"], "<i2").reshape(row["shape"]).clip(-1000, 1000)
+    size = [int(n * (own / wanted)) for n, own, wanted in zip(voxels.shape, row["spacing"], (1.5, 0.75, 0.75))]
+    voxels = torch.from_numpy(voxels.astype(numpy.float64))[None, None]
+    voxels = torch.nn.functional.interpolate(voxels, size=size, mode="trilinear", align_corners=False)[0, 0].numpy()
+    out = numpy.full((240, 480, 480), -1.0, numpy.float32)
+    to, of = zip(*(
+        (slice(max((n - m) // 2, 0), max((n - m) // 2, 0) + min(n, m)), slice(max((m - n) // 2, 0), max((m - n) // 2, 0) + min(n, m)))
+        for n, m in zip(out.shape, voxels.shape)
+    ))
+    out[to] = voxels[of] / 1000
+    return torch.from_numpy(out)[None]
+
+
 def main(library, folder, results):
-    images, texts = {"clip": with_clip, "open_clip": with_open_clip}[library](folder)
-    pairs = table(results / "pairs" / "images").to_pylist()
+    images, texts = LIBRARIES[library](folder)
+    if library == "ct_clip":
+        pictures = {row["image_id"]: volume(row) for row in table(results / "pairs" / "volumes").to_pylist()}
+    else:
+        pairs = table(results / "pairs" / "images").to_pylist()
+        pictures = {row["image_id"]: Image.open(io.BytesIO(row["image"]["bytes"])) for row in pairs}
     captions = table(results / "pairs" / "captions").to_pylist()
-    pictures = {row["image_id"]: Image.open(io.BytesIO(row["image"]["bytes"])) for row in pairs}
     worst = 0.0
     for port, reference in (("images", images), ("texts", texts)):
+        if reference is None:
+            continue
         rows = stored(results / "embedded" / port)
         ids = rows.column("image_id").to_pylist()
         ours = vectors(rows)
@@ -75,6 +198,7 @@ def main(library, folder, results):
             if port == "images":
                 golden = reference([pictures[one] for one in ids]).numpy()
             else:
+                captions = [row for row in captions if row["image_id"] in set(ids)]
                 assert ids == [row["image_id"] for row in captions], "texts stand in the order of captions"
                 golden = reference([row["caption"] for row in captions]).numpy()
         error = abs(ours - golden).max() / abs(golden).max()

@@ -111,6 +111,12 @@ impl Cam {
         self.grid.iter().product()
     }
 
+    /// Steps of the grid, and cells of one.
+    fn steps(&self) -> (usize, usize) {
+        let steps = self.grid.first().copied().unwrap_or(1);
+        (steps, self.cells() / steps)
+    }
+
     /// A hook's values as `[batch, channels, cells]`.
     fn laid_out(&self, value: &Tensor) -> TensorResult<Tensor> {
         match self.hook.layout {
@@ -118,6 +124,25 @@ impl Cam {
                 value.narrow(1, self.prefix, self.cells())?.transpose(1, 2)?.contiguous()
             }
             ActivationLayout::Map => value.flatten_from(2),
+            ActivationLayout::SliceTokens => {
+                let (rows, tokens, width) = value.dims3()?;
+                let (steps, plane) = self.steps();
+                value
+                    .reshape((rows / steps, steps, tokens, width))?
+                    .narrow(2, self.prefix, plane)?
+                    .permute((0, 3, 1, 2))?
+                    .contiguous()?
+                    .flatten_from(2)
+            }
+            ActivationLayout::SliceMap => {
+                let (rows, channels, _, _) = value.dims4()?;
+                let (steps, plane) = self.steps();
+                value
+                    .reshape((rows / steps, steps, channels, plane))?
+                    .transpose(1, 2)?
+                    .contiguous()?
+                    .flatten_from(2)
+            }
             // `[batch * cells of a step, steps, width]`
             ActivationLayout::Sequences => {
                 let (sequences, steps, width) = value.dims3()?;
@@ -141,6 +166,20 @@ impl Cam {
                 if self.prefix == 0 { cells.contiguous() } else { Tensor::cat(&[&prefix, &cells], 1) }
             }
             ActivationLayout::Map => value.reshape(like.shape()),
+            ActivationLayout::SliceTokens => {
+                let (steps, plane) = self.steps();
+                let cells = value.reshape((batch, channels, steps, plane))?.permute((0, 2, 3, 1))?;
+                let cells = cells.contiguous()?.reshape((batch * steps, plane, channels))?;
+                if self.prefix == 0 {
+                    return Ok(cells);
+                }
+                Tensor::cat(&[&like.narrow(1, 0, self.prefix)?, &cells], 1)
+            }
+            ActivationLayout::SliceMap => {
+                let (steps, plane) = self.steps();
+                let cells = value.reshape((batch, channels, steps, plane))?.transpose(1, 2)?;
+                cells.contiguous()?.reshape(like.shape())
+            }
             ActivationLayout::Sequences => {
                 let steps = like.dims()[1];
                 value
@@ -453,7 +492,7 @@ mod tests {
     use crate::testing::{assert_close, host, normal};
 
     /// A global mean and a linear layer over activations `x * gain`, shown as a map or as tokens behind
-    /// one prefix token.
+    /// one prefix token, all at once or line by line as slices.
     struct Pooled {
         classifier: Tensor,
         layout: ActivationLayout,
@@ -469,6 +508,16 @@ mod tests {
                     let prefix = Tensor::ones((batch, 1, channels), x.dtype(), x.device())?;
                     Tensor::cat(&[&prefix, &cells], 1)?
                 }
+                ActivationLayout::SliceTokens => {
+                    let cells = activation.permute((0, 2, 3, 1))?.contiguous()?;
+                    let cells = cells.reshape((batch * height, width, channels))?;
+                    let prefix = Tensor::ones((batch * height, 1, channels), x.dtype(), x.device())?;
+                    Tensor::cat(&[&prefix, &cells], 1)?
+                }
+                ActivationLayout::SliceMap => {
+                    let slices = activation.transpose(1, 2)?.contiguous()?;
+                    slices.reshape((batch * height, channels, 1, width))?
+                }
                 _ => activation,
             };
             let shown = match probe {
@@ -477,6 +526,12 @@ mod tests {
             };
             let pooled = match self.layout {
                 ActivationLayout::Tokens => shown.narrow(1, 1, height * width)?.mean(1)?,
+                ActivationLayout::SliceTokens => {
+                    shown.narrow(1, 1, width)?.mean(1)?.reshape((batch, height, channels))?.mean(1)?
+                }
+                ActivationLayout::SliceMap => {
+                    shown.mean((2, 3))?.reshape((batch, height, channels))?.mean(1)?
+                }
                 _ => shown.mean((2, 3))?,
             };
             pooled.broadcast_mul(&self.classifier)?.sum(1)
@@ -485,8 +540,9 @@ mod tests {
 
     fn cam(layout: ActivationLayout, weights: CamWeights) -> Cam {
         let hook = CamHook { name: "layer".to_owned(), layout };
-        let prefix = usize::from(layout == ActivationLayout::Tokens);
-        Cam { hook, grid: vec![3, 4], prefix, weights }
+        let prefix = usize::from(matches!(layout, ActivationLayout::Tokens | ActivationLayout::SliceTokens));
+        let sliced = matches!(layout, ActivationLayout::SliceTokens | ActivationLayout::SliceMap);
+        Cam { hook, grid: if sliced { vec![3, 1, 4] } else { vec![3, 4] }, prefix, weights }
     }
 
     /// Behind a global mean all of these are one: CAM is the number of cells times Grad-CAM, and zeroing a
@@ -496,13 +552,19 @@ mod tests {
         let classifier = normal(1, &[1, 5]);
         let x = normal(2, &[4, 5, 3, 4]);
         let inputs = Inputs::new(&x).unwrap();
-        for layout in [ActivationLayout::Map, ActivationLayout::Tokens] {
+        use ActivationLayout::{Map, SliceMap, SliceTokens, Tokens};
+        let mut maps = Vec::new();
+        for layout in [Map, Tokens, SliceMap, SliceTokens] {
             let score = Pooled { classifier: classifier.clone(), layout };
             let evaluator = Evaluator::new(&score, 3);
             let of = |weights| cam(layout, weights).attribute(&evaluator, &inputs).unwrap();
             let given = CamWeights::Given(classifier.repeat((4, 1)).unwrap());
             let zhou = of(given).values;
-            assert_eq!(zhou.dims(), [4, 1, 3, 4]);
+            let dims: &[usize] =
+                if matches!(layout, Map | Tokens) { &[4, 1, 3, 4] } else { &[4, 1, 3, 1, 4] };
+            assert_eq!(zhou.dims(), dims);
+            maps.push(host(&zhou));
+            assert_eq!(maps[0], host(&zhou), "however the cells lie");
             let gradient = of(CamWeights::Gradient);
             assert_close(&(&gradient.values * 12.0).unwrap(), &zhou, 1e-5);
             let parts = cam(layout, CamWeights::Ablation(Ablated::Zero)).parts(&evaluator, &inputs).unwrap();

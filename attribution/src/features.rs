@@ -39,16 +39,33 @@ impl Features {
     ///
     /// # Errors
     /// If there are more blocks than pixels along a side, or none.
-    pub fn blocks([height, width]: [usize; 2], [rows, columns]: [usize; 2]) -> Result<Self> {
-        if rows == 0 || columns == 0 || rows > height || columns > width {
+    pub fn blocks(image: [usize; 2], blocks: [usize; 2]) -> Result<Self> {
+        Self::grid(&image, &blocks)
+    }
+
+    /// So many blocks along each axis of an image or a volume, numbered with the last axis fastest.
+    ///
+    /// # Errors
+    /// If there are more blocks than places along an axis, none, or another number of axes.
+    pub fn grid(places: &[usize], blocks: &[usize]) -> Result<Self> {
+        let fits = |(length, blocks): (&usize, &usize)| (1..=*length).contains(blocks);
+        if places.len() != blocks.len() || !places.iter().zip(blocks).all(fits) {
             return Err(AttributionError::Settings(format!(
-                "{rows} x {columns} blocks do not fit an image of {height} x {width}"
+                "{blocks:?} blocks along the axes do not fit {places:?} places"
             )));
         }
-        let of_value = (0..height * width)
-            .map(|place| Some((place / width * rows / height) * columns + place % width * columns / width))
-            .collect();
-        Ok(Self { shape: vec![1, height, width], of_value, count: rows * columns })
+        let feature = |place: usize| {
+            let (mut rest, mut feature, mut stride) = (place, 0, 1);
+            for (length, blocks) in places.iter().zip(blocks).rev() {
+                feature += stride * (rest % length * blocks / length);
+                rest /= length;
+                stride *= blocks;
+            }
+            Some(feature)
+        };
+        let of_value = (0..places.iter().product()).map(feature).collect();
+        let shape = std::iter::once(1).chain(places.iter().copied()).collect();
+        Ok(Self { shape, of_value, count: blocks.iter().product() })
     }
 
     /// The words of a text, on token embeddings `[tokens, width]`. Tokens of no word, as marks and padding

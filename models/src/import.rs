@@ -6,12 +6,12 @@ use candle_core::{Device, Tensor};
 use serde_json::Value as Json;
 
 use crate::checkpoint::{
-    self, CheckpointError, CheckpointFiles, Prefer, TensorFile, has_transformers_weights, read_tensors,
+    self, CheckpointError, CheckpointFiles, Prefer, check_finite, has_transformers_weights, read_tensors,
     tensors_preferring,
 };
 use crate::clip::OpenAiImage;
 use crate::device::Precision;
-use crate::preprocess::{Filter, Fit, Pipeline};
+use crate::preprocess::{Filter, Fit, Pipeline, Slices};
 use crate::tokenizer::Cleaning;
 use crate::{Activation, FoundationModel, ModelConfig, Preprocessor, Tokenizer, Trainable};
 
@@ -25,8 +25,6 @@ const PMC_SPLIT: [(&str, &str); 3] = [
 ];
 /// What CT-LiPro's files put before the names of CT-CLIP.
 const FINE_TUNED: &str = "trained_model.";
-/// A tensor of CT-CLIP that is large and used by nothing.
-const UNUSED: [&str; 1] = ["to_visual_latent_extra.weight"];
 /// The endings of files of weights.
 const WEIGHTS: [&str; 6] = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".weights"];
 /// Of torchvision's and timm's training.
@@ -57,6 +55,14 @@ pub struct ImportOptions {
     pub pipeline: Option<Pipeline>,
     /// The cleaning of texts.
     pub cleaning: Option<Cleaning>,
+    /// The values of a 16-bit image that become black and white.
+    pub window: Option<[f64; 2]>,
+    /// What is seen of a volume by a model of flat images.
+    pub slices: Option<Slices>,
+    /// The Hounsfield units that become black and white then.
+    pub hounsfield: Option<[f64; 2]>,
+    /// Whether weights that are no finite numbers are refused.
+    pub finite: bool,
 }
 
 /// A checkpoint as it was found.
@@ -120,12 +126,18 @@ pub fn import(
     let weights = name_of_weights(files, layout)?;
     let of_file = |error: CheckpointError| error.of_file(&weights);
     let tensors = read_weights(files, layout, device).and_then(canonical).map_err(of_file)?;
+    if options.finite {
+        check_finite(&weights, &tensors)?;
+    }
     let config = read_config(files, layout, &description, &tensors).map_err(of_file)?;
     let config = config.with_overrides(&options.config)?;
     let preprocessor = match config.image_side() {
         Some(side) => {
             let mut found = preprocessor(files, layout, &description, &config, side)?;
             found.pipeline = options.pipeline.unwrap_or(found.pipeline);
+            found.window = options.window.unwrap_or(found.window);
+            found.slices = options.slices.unwrap_or(found.slices);
+            found.hounsfield = options.hounsfield.unwrap_or(found.hounsfield);
             Some(found)
         }
         None => None,
@@ -207,8 +219,7 @@ fn read_weights(
         }
         Layout::Weights => {
             let name = weights_alone(files)?;
-            let path = files.get(name).expect("the name is one of the files'");
-            TensorFile::open(path, name)?.read(device, |name| !UNUSED.iter().any(|end| name.ends_with(end)))
+            read_tensors(files, name, device)
         }
         Layout::HuggingFace | Layout::Timm => checkpoint::tensors(files, device),
         Layout::OpenClip => tensors_preferring(files, Prefer::OpenClip, device),

@@ -25,6 +25,7 @@ pub mod random;
 pub mod resnet;
 mod shapes;
 mod sizes;
+mod slice_wise;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
@@ -48,6 +49,7 @@ pub use preprocess::Preprocessor;
 pub use probe::{Activation, MaybeProbe, Probe};
 pub use published::{PUBLISHED, published};
 pub use resnet::ResNet;
+pub use slice_wise::slice_wise;
 pub use tokenizer::{Encoded, Tokenizer};
 pub use vit::TimmVit;
 pub use weights::{Parameters, Side, Trainable, Weights};

@@ -68,6 +68,10 @@ pub enum ActivationLayout {
     Map,
     /// `[batch * cells of one step, steps, width]`: the sequences of a temporal transformer.
     Sequences,
+    /// `[batch * steps, prefix tokens + cells of one step, width]`: tokens of each slice.
+    SliceTokens,
+    /// `[batch * steps, channels, rows, columns]`: a map of each slice.
+    SliceMap,
 }
 
 /// Which tokens an attention map relates.
@@ -271,6 +275,11 @@ pub trait FoundationModel: Send + Sync {
         self.as_dual_encoder().map(DualEncoder::text_tower)
     }
 
+    /// Whether the image tower is one of flat images that sees the slices of a volume one by one.
+    fn is_slice_wise(&self) -> bool {
+        false
+    }
+
     /// The parameters.
     fn parameters(&self) -> &Parameters;
 
@@ -285,17 +294,38 @@ pub trait FoundationModel: Send + Sync {
     }
 }
 
-/// Rows divided by their L2 norm: `[batch, width]`.
+/// The square of the norm that a shorter row is divided by: 1e-12, as open_clip has it.
+const LEAST_SQUARE: f64 = 1e-24;
+
+/// Rows divided by their L2 norm, but by 1e-12 at least, so that a row of zeros stays one:
+/// `[batch, width]`.
 ///
 /// # Errors
 /// Whatever the device reports.
 pub fn normalise(embeddings: &Tensor) -> Result<Tensor> {
-    embeddings.broadcast_div(&embeddings.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
+    // Bounded before the root, whose gradient at 0 is infinite.
+    let square = embeddings.sqr()?.sum_keepdim(D::Minus1)?;
+    embeddings.broadcast_div(&square.maximum(LEAST_SQUARE)?.sqrt()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+
+    #[test]
+    fn a_row_of_zeros_stays_one_and_has_a_gradient() {
+        let rows = Var::new(&[[3f32, 4.0], [0.0, 0.0], [3e-13, 4e-13]], &Device::Cpu).unwrap();
+        let unit = normalise(&rows).unwrap();
+        let values = unit.to_vec2::<f32>().unwrap();
+        assert_eq!(values[..2], [[0.6, 0.8], [0.0, 0.0]]);
+        assert!((values[2][0] - 0.3).abs() < 1e-6, "{values:?}");
+        let gradients = unit.sum_all().unwrap().backward().unwrap();
+        let gradient = gradients.get(&rows).unwrap().to_vec2::<f32>().unwrap();
+        assert!(gradient.iter().flatten().all(|value| value.is_finite()), "{gradient:?}");
+        assert!((gradient[0][0] - (1.0 - 0.6 * 1.4) / 5.0).abs() < 1e-6, "{gradient:?}");
+    }
 
     #[test]
     fn geometry_counts_cells_of_images_and_volumes() {

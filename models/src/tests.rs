@@ -1,6 +1,7 @@
 //! What holds for every architecture, on small models with random weights.
 
 mod devices;
+mod imports;
 
 use std::collections::BTreeMap;
 

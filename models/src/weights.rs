@@ -287,6 +287,12 @@ impl Weights {
         Ok(tensor)
     }
 
+    /// Whether weights may be of this type. Those of 64 bits are no published model's: to round them would
+    /// change it, and would not be seen.
+    fn is_weight(&self, dtype: DType) -> bool {
+        dtype.is_float() && (dtype != DType::F64 || self.dtype == DType::F64)
+    }
+
     fn fitting(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
         if let (Some(initial), false) = (&self.initial, self.tensors.contains_key(name)) {
             match initial.draw(name, shape) {
@@ -296,7 +302,11 @@ impl Weights {
             return None;
         }
         match self.tensors.remove(name) {
-            Some(tensor) if tensor.dims() == shape && tensor.dtype().is_float() => return Some(tensor),
+            Some(tensor) if tensor.dims() == shape && self.is_weight(tensor.dtype()) => return Some(tensor),
+            Some(tensor) if tensor.dims() == shape => self.problems.push(format!(
+                "`{name}` {shape:?} holds {:?}, and weights are floats of 32 or 16 bits",
+                tensor.dtype()
+            )),
             Some(tensor) => self.problems.push(format!(
                 "`{name}` is {:?} {:?}, {shape:?} is expected",
                 tensor.dtype(),
@@ -365,6 +375,22 @@ mod tests {
             assert_eq!(parameters.variables().keys().collect::<Vec<_>>(), expected);
             let all: Vec<String> = parameters.tensors().into_keys().collect();
             assert_eq!(all, ["image.mean", "image.weight", "scale", "text.unused", "text.weight"]);
+        }
+    }
+
+    #[test]
+    fn weights_of_other_types_are_named() {
+        for (dtype, named) in [(DType::F64, "F64"), (DType::I64, "I64"), (DType::U8, "U8")] {
+            let mut tensors = tensors(&["a", "b"]);
+            tensors.insert("a".to_owned(), Tensor::ones(2, dtype, &Device::Cpu).unwrap());
+            let mut weights = Weights::new(tensors, Trainable::Frozen);
+            weights.take("a", &[2]).unwrap();
+            weights.take("b", &[2]).unwrap();
+            let message = weights.finish().unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("`a` [2] holds {named}")) && !message.contains("`b`"),
+                "{message}"
+            );
         }
     }
 

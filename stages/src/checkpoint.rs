@@ -6,7 +6,7 @@ use pipe_engine::{
 };
 use pipe_models::clip::{ClipConfig, EotRule, TextConfig, VisionConfig};
 use pipe_models::import::ImportOptions;
-use pipe_models::preprocess::Pipeline;
+use pipe_models::preprocess::{Pipeline, Slices};
 use pipe_models::tokenizer::Cleaning;
 use pipe_models::{Activation, ModelConfig, PUBLISHED, Preprocessor, Tokenizer, Trainable, published};
 use schemars::JsonSchema;
@@ -100,8 +100,50 @@ impl TowerSize {
     }
 }
 
-/// Parameters of `checkpoint`. `config`, `preprocessing` and `cleaning` replace what files say or leave
-/// open, `config` also the sizes of `architecture`; the others are those of random weights, whose defaults are the small CLIP of the study on
+/// Which slices of a volume a model of flat images sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SliceChoice {
+    /// The central one, as a grey image.
+    #[default]
+    Central,
+    /// The central one and its neighbours, as red, green and blue (2.5-D).
+    Triplet,
+    /// `count` of them, spread evenly: the embedding of a volume is the mean of theirs.
+    Mean,
+}
+
+/// How a model of flat images sees volumes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Volumes {
+    /// Which slices it sees.
+    pub slices: SliceChoice,
+    /// `slices = "mean"`: how many; as many as a volume has are all of them.
+    #[schemars(range(min = 2, max = 1024))]
+    pub count: i64,
+    /// The Hounsfield units that become black and white; volumes of bytes are left alone.
+    pub window: [f64; 2],
+}
+
+impl Default for Volumes {
+    fn default() -> Self {
+        Self { slices: SliceChoice::Central, count: 16, window: [-1000.0, 1000.0] }
+    }
+}
+
+impl From<&Volumes> for Slices {
+    fn from(volumes: &Volumes) -> Self {
+        match volumes.slices {
+            SliceChoice::Central => Self::Central,
+            SliceChoice::Triplet => Self::Triplet,
+            SliceChoice::Mean => Self::Mean(volumes.count as usize),
+        }
+    }
+}
+
+/// Parameters of `checkpoint`. `config`, `preprocessing`, `cleaning`, `window` and `volumes` replace what files say or
+/// leave open, `config` also the sizes of `architecture`; the others are those of random weights, whose defaults are the small CLIP of the study on
 /// phantoms.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -114,6 +156,14 @@ pub struct Params {
     pub preprocessing: Option<Steps>,
     /// The cleaning of texts, if not that of the library that the files are made for.
     pub cleaning: Option<TextCleaning>,
+    /// The values of a 16-bit grey image that become black and white, as `[1000.0, 3000.0]` for radiographs of 12
+    /// bits, if not all 65,536 are to be seen. Images of 8 bits are left alone.
+    pub window: Option<[f64; 2]>,
+    /// How a model of flat images sees volumes; the central slice, if nothing says otherwise.
+    pub volumes: Option<Volumes>,
+    /// Whether weights that are no finite numbers (NaN, infinity) are refused, each tensor by name: it takes one
+    /// more pass over the weights.
+    pub finite: bool,
     /// Random weights of a published architecture in full size, instead of the sizes below:
     /// `clip-vit-b-32`, `clip-vit-b-16`, `clip-vit-l-14`, `clip-rn50`, `biomed-clip`, `pmc-clip`,
     /// `ct-clip`, `pubmed-bert`, `vit-b-16` or `resnet50`.
@@ -145,6 +195,9 @@ impl Default for Params {
             config: serde_json::Map::new(),
             preprocessing: None,
             cleaning: None,
+            window: None,
+            volumes: None,
+            finite: false,
             architecture: None,
             seed: 0,
             image_size: 48,
@@ -167,15 +220,16 @@ impl StageKind for Checkpoint {
         KindDescription {
             name: "checkpoint",
             summary: "a verified foundation model: from published files of any layout, or with random weights",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
             inputs: vec![
                 InputPort::optional(
                     "source",
-                    &[ArtifactType::FILE],
-                    "a folder as published (Hugging Face, open_clip, timm, PMC-CLIP's files), or one file of weights",
+                    &[ArtifactType::FILE, artifact::CHECKPOINT],
+                    "a folder as published (Hugging Face, open_clip, timm, PMC-CLIP's files), one file of weights, or \
+                     another stage's checkpoint",
                 ),
                 InputPort::optional(
                     "tokenizer",
@@ -221,7 +275,26 @@ impl StageKind for Checkpoint {
                 help: None,
             });
         }
+        let windows = [
+            ("window", params.window),
+            ("volumes.window", params.volumes.as_ref().map(|volumes| volumes.window)),
+        ];
+        for (path, window) in windows {
+            if let Some([black, white]) = window
+                && !(black.is_finite() && white.is_finite() && black < white)
+            {
+                problems.push(ParameterProblem {
+                    path: path.to_owned(),
+                    message: format!("from {black} to {white} is no window"),
+                    help: Some("two numbers, the value of black first".to_owned()),
+                });
+            }
+        }
         problems
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["window", "volumes", "finite"]
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -240,6 +313,10 @@ impl StageKind for Checkpoint {
                     config: params.config.clone().into(),
                     pipeline: params.preprocessing.map(Pipeline::from),
                     cleaning: params.cleaning.map(Cleaning::from),
+                    window: params.window,
+                    slices: params.volumes.as_ref().map(Slices::from),
+                    hounsfield: params.volumes.as_ref().map(|volumes| volumes.window),
+                    finite: params.finite,
                 };
                 Model::import(source, &options, Trainable::Frozen, Compute::exact())?
             }
@@ -282,6 +359,9 @@ fn random(params: &Params, tokenizer: Option<&Tokenizer>) -> Result<Model, Stage
     let network = config.random(params.seed as u64, &DEVICE, Trainable::Frozen).map_err(checkpoint_error)?;
     let preprocessor = config.preprocessor().map(|own| Preprocessor {
         pipeline: params.preprocessing.map_or(own.pipeline, Pipeline::from),
+        window: params.window.unwrap_or(own.window),
+        slices: params.volumes.as_ref().map_or(own.slices, Slices::from),
+        hounsfield: params.volumes.as_ref().map_or(own.hounsfield, |volumes| volumes.window),
         ..own
     });
     Ok(Model::new(network, preprocessor, tokenizer.cloned()))
@@ -325,6 +405,9 @@ fn small(params: &Params, tokenizer: &Tokenizer) -> ClipConfig {
 mod tests {
     use std::path::{Path, PathBuf};
 
+    use candle_core::{DType, Tensor};
+    use pipe_models::CheckpointFiles;
+    use pipe_models::checkpoint::{read_tensors, write_tensors};
     use serde_json::json;
     use tempfile::TempDir;
 
@@ -376,6 +459,16 @@ mod tests {
             ),
             ("config.json", |path| edit(path, "\"hidden_size\": 8", "\"hidden_size\": 1e30"), "hidden_size"),
             ("model.safetensors", |path| edit_shape(path), "tensors do not fit"),
+            (
+                "model.safetensors",
+                |path| retype(path, DType::F64),
+                "`visual_projection.weight` [8, 8] holds F64",
+            ),
+            (
+                "model.safetensors",
+                |path| retype(path, DType::I64),
+                "`visual_projection.weight` [8, 8] holds I64",
+            ),
             ("model.safetensors", |path| std::fs::remove_file(path).unwrap(), "no such file"),
             ("model.safetensors", |path| cut(path, 2), ""),
             ("model.safetensors", |path| std::fs::write(path, [0xff; 64]).unwrap(), ""),
@@ -409,6 +502,54 @@ mod tests {
     fn cut(path: &Path, share: usize) {
         let bytes = std::fs::read(path).unwrap();
         std::fs::write(path, &bytes[..bytes.len() / share]).unwrap();
+    }
+
+    /// Writes one tensor with elements of another type.
+    fn retype(path: &Path, dtype: DType) {
+        change(path, |tensor| tensor.to_dtype(dtype));
+    }
+
+    fn change(path: &Path, to: impl Fn(&Tensor) -> candle_core::Result<Tensor>) {
+        let files = CheckpointFiles::new([("weights".to_owned(), path.to_owned())]);
+        let mut tensors = read_tensors(&files, "weights", &DEVICE).unwrap();
+        let tensor = tensors.get_mut("visual_projection.weight").unwrap();
+        *tensor = to(tensor).unwrap();
+        write_tensors(path, &tensors).unwrap();
+    }
+
+    #[test]
+    fn weights_that_are_no_numbers_are_refused_on_request() {
+        let folder = folder();
+        let load = |params: serde_json::Value| {
+            run(&Checkpoint, &params, &[("source", &tree(folder.path(), "file"))]).map(|_| ())
+        };
+        load(json!({ "finite": true })).unwrap();
+        // x / 0 is infinite or NaN.
+        change(&folder.path().join("model.safetensors"), |tensor| {
+            tensor.affine(1.0, 0.0)?.div(&tensor.zeros_like()?)
+        });
+        load(json!({})).unwrap();
+        let error = load(json!({ "finite": true })).err().unwrap();
+        let StageError::InputData { path, reason } = &error else { panic!("{error:?}") };
+        assert_eq!(path.file_name().unwrap(), "model.safetensors");
+        assert!(
+            reason.contains("tensor `visual_projection.weight`") && !reason.contains("text_model"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_window_of_sixteen_bits_travels_with_the_checkpoint() {
+        let folder = folder();
+        let params = json!({ "window": [1000.0, 3000.0] });
+        let made = run(&Checkpoint, &params, &[("source", &tree(folder.path(), "file"))]).unwrap();
+        let model = Model::load(&made["checkpoint"], Compute::exact()).unwrap();
+        assert_eq!(model.preprocessor().unwrap().window, [1000.0, 3000.0]);
+        let again = run(&Checkpoint, &json!({}), &[("source", &made["checkpoint"])]).unwrap();
+        let model = Model::load(&again["checkpoint"], Compute::exact()).unwrap();
+        assert_eq!(model.preprocessor().unwrap().window, [1000.0, 3000.0]);
+        let problems = pipe_engine::AnyKind::resolve(&Checkpoint, &json!({ "window": [3000.0, 1000.0] }));
+        assert_eq!(problems.unwrap_err()[0].path, "window");
     }
 
     /// Renames a tensor without changing the length of the header.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use pipe_engine::{ParameterProblem, StageContext, StageError};
 use pipe_models::normalise;
-use pipe_models::ops::linear;
 
 use crate::images::{Pixels, batches};
 use crate::labels::Labels;
@@ -95,10 +94,7 @@ impl<'a> Classifier<'a> {
                     None => Ok(present),
                 }
             }
-            None => {
-                let head = self.model.head()?;
-                linear(embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
-            }
+            None => self.model.head()?.logits(embeddings).map_err(tensor_error),
         }
     }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::{embed_pixels, read_pixels};
+use crate::images::{embed_pixels, read_pixels, slices_seen};
 use crate::ipc::{tensor_column, write_table};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::texts::TextSet;
@@ -176,11 +176,16 @@ impl StageKind for Embed {
         let with_texts = wanted("captions", Modality::Text, Modality::Image)?;
         if with_images && let Some(artifact) = context.optional_input("images") {
             let width = model.image_tower()?.embedding_width();
+            let seen = slices_seen(artifact, &model);
             let images = read_pixels(artifact, &splits, &model, context)?;
             let all: Vec<usize> = (0..images.ids().len()).collect();
             let values = finish(embed_pixels(images.as_ref(), &model, &all, params.batch, context)?, width)?;
             let columns = columns(images.ids(), images.splits(), width, values)?;
-            write_table(context.output("images")?, SCHEMA, columns, metadata("image", &provenance))?;
+            let mut metadata = metadata("image", &provenance);
+            if let Some(slices) = seen {
+                metadata.insert("volumes".to_owned(), slices);
+            }
+            write_table(context.output("images")?, SCHEMA, columns, metadata)?;
         }
         if with_texts && let Some(artifact) = context.optional_input("captions") {
             let width = model.text_tower()?.embedding_width();

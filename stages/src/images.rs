@@ -11,41 +11,76 @@ use rayon::prelude::*;
 use crate::artifact;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::table::{Table, read_columns};
-use crate::volumes::VolumeSet;
+use crate::volumes::{Flattened, SliceSet, VolumeRows, VolumeSet};
+
+/// A change of training images that keeps their label: the same for every plane of a row.
+pub(crate) trait Change {
+    /// Of red, green and blue in eight bits, channels last.
+    fn colours(&self, row: usize, square: &mut [u8], side: usize);
+    /// Of values of a slice of this height and width.
+    fn grey(&self, row: usize, slice: &mut [f32], shape: [usize; 2]);
+}
 
 /// Images or volumes of some splits, as a model takes them.
-pub(crate) trait Pixels {
+pub(crate) trait Pixels: Sync {
     fn ids(&self) -> &[String];
     fn splits(&self) -> &[String];
     fn groups(&self) -> &[Option<String>];
     /// Some rows, of the shape that the model's image tower takes.
     fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError>;
+    /// As [`Self::batch`], of changed rows.
+    fn changed_batch(&self, rows: &[usize], change: Option<&dyn Change>) -> Result<Tensor, StageError>;
+    /// Height and width of a map of a row; of volumes slices, height and width.
+    fn map_shape(&self) -> Vec<usize>;
+    /// What the absence of everything is per channel: black, air.
+    fn black(&self) -> Vec<f32>;
+    /// The rows of a split.
+    fn rows(&self, split: &str) -> Vec<usize> {
+        let splits = self.splits();
+        (0..splits.len()).filter(|row| splits[*row] == split).collect()
+    }
     /// How many rows make a batch where `batch` are asked for.
     fn at_a_time(&self, batch: i64) -> i64 {
         batch
     }
 }
 
-/// The images or volumes of a table whose split is one of `splits` (all if empty).
+/// The images or volumes of a table whose split is one of `splits` (all if empty). Of volumes a model of flat
+/// images sees the slices that its preprocessing says.
 ///
 /// # Errors
-/// If the table is damaged, or the model takes the other kind.
+/// If the table is damaged, or the model takes volumes and these are flat.
 pub(crate) fn read_pixels(
     artifact: &Artifact,
     splits: &[&str],
     model: &Model,
     context: &StageContext<'_>,
 ) -> Result<Box<dyn Pixels>, StageError> {
-    if artifact.artifact_type != artifact::VOLUMES.0 {
+    if !is_volumes(artifact) {
         return Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?));
     }
     let geometry = model.image_tower()?.geometry();
-    let Some(depth) = geometry.depth else {
-        let reason = "the checkpoint takes flat images, and these are volumes";
-        return Err(StageError::input("config.json", reason));
-    };
-    let [height, width] = geometry.image;
-    Ok(Box::new(VolumeSet::read(artifact, splits, [depth.slices, height, width])?))
+    match geometry.depth {
+        Some(depth) if !model.is_slice_wise() => {
+            let [height, width] = geometry.image;
+            Ok(Box::new(VolumeSet::read(artifact, splits, [depth.slices, height, width])?))
+        }
+        Some(_) => Ok(Box::new(SliceSet::read(artifact, splits, model.preprocessor_of_slices()?)?)),
+        None => Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?)),
+    }
+}
+
+/// What a model of flat images sees of the volumes of a table, in words; nothing where images are flat or the
+/// model takes volumes.
+pub(crate) fn slices_seen(artifact: &Artifact, model: &Model) -> Option<String> {
+    let preprocessor = model.preprocessor_of_slices().ok().filter(|_| is_volumes(artifact))?;
+    let [black, white] = preprocessor.hounsfield;
+    Some(format!("{}, {black} to {white} HU", preprocessor.slices.describe()))
+}
+
+/// Whether a table holds volumes.
+pub(crate) fn is_volumes(artifact: &Artifact) -> bool {
+    artifact.artifact_type == artifact::VOLUMES.0
 }
 
 /// Embeddings of some rows, `[rows, width]` flat.
@@ -81,7 +116,7 @@ pub(crate) fn column_of(
     Ok(ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
 }
 
-/// Images of some splits as eight-bit squares.
+/// Images of some splits, or the slice that is seen of each volume, as eight-bit squares.
 pub(crate) struct ImageSet {
     pub(crate) ids: Vec<String>,
     pub(crate) splits: Vec<String>,
@@ -94,15 +129,30 @@ pub(crate) struct ImageSet {
 const COLUMNS: [&str; 4] = ["image_id", "split", "image", "group_id"];
 
 impl ImageSet {
-    /// Reads and decodes the images whose split is one of `splits` (all if empty).
+    /// Reads and decodes the images whose split is one of `splits` (all if empty); of a table of volumes the
+    /// one slice, or the three as colours, that `preprocessor` says.
     pub(crate) fn read(
         artifact: &Artifact,
         splits: &[&str],
         preprocessor: &Preprocessor,
         context: &StageContext<'_>,
     ) -> Result<Self, StageError> {
+        if is_volumes(artifact) {
+            return Self::read_volumes(artifact, VolumeRows::OfSplits(splits), preprocessor, context);
+        }
         let table = read_columns(artifact, &COLUMNS)?;
         Self::from_table(&table.select(&table.rows_of_splits(splits)), preprocessor, context)
+    }
+
+    fn read_volumes(
+        artifact: &Artifact,
+        rows: VolumeRows<'_>,
+        preprocessor: &Preprocessor,
+        context: &StageContext<'_>,
+    ) -> Result<Self, StageError> {
+        let Flattened { ids, splits, groups, squares } =
+            Flattened::read(artifact, rows, preprocessor, context)?;
+        Ok(Self { ids, splits, groups, squares, preprocessor: preprocessor.clone() })
     }
 
     /// Reads and decodes the images of these ids, whatever their split, in the order of the table.
@@ -112,6 +162,9 @@ impl ImageSet {
         preprocessor: &Preprocessor,
         context: &StageContext<'_>,
     ) -> Result<Self, StageError> {
+        if is_volumes(artifact) {
+            return Self::read_volumes(artifact, VolumeRows::Only(ids), preprocessor, context);
+        }
         let table = read_columns(artifact, &COLUMNS)?;
         let all = table.strings("image_id")?;
         let rows: Vec<usize> = (0..all.len()).filter(|row| ids.contains(all[*row])).collect();
@@ -155,11 +208,6 @@ impl ImageSet {
         self.ids.len()
     }
 
-    /// The rows of a split.
-    pub(crate) fn rows(&self, split: &str) -> Vec<usize> {
-        (0..self.len()).filter(|row| self.splits[*row] == split).collect()
-    }
-
     /// A column of the table that the images were read from, as text, in their order.
     pub(crate) fn column(&self, artifact: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
         column_of(&self.ids, artifact, name)
@@ -194,21 +242,7 @@ impl ImageSet {
 
     /// Normalised pixels `[rows, 3, side, side]`.
     pub(crate) fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
-        self.batch_with(rows, |_, _, _| {})
-    }
-
-    /// As [`Self::batch`], after `change(row, square, side)` of each square: eight bits, channels last.
-    pub(crate) fn batch_with(
-        &self,
-        rows: &[usize],
-        change: impl Fn(usize, &mut [u8], usize),
-    ) -> Result<Tensor, StageError> {
-        let length = self.preprocessor.side * self.preprocessor.side * 3;
-        let mut squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
-        for (row, square) in rows.iter().zip(squares.chunks_exact_mut(length)) {
-            change(*row, square, self.preprocessor.side);
-        }
-        self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
+        self.changed_batch(rows, None)
     }
 }
 
@@ -225,9 +259,27 @@ impl Pixels for ImageSet {
         &self.groups
     }
 
-    /// `[rows, 3, side, side]`.
     fn batch(&self, rows: &[usize]) -> Result<Tensor, StageError> {
         Self::batch(self, rows)
+    }
+
+    fn changed_batch(&self, rows: &[usize], change: Option<&dyn Change>) -> Result<Tensor, StageError> {
+        let side = self.preprocessor.side;
+        let mut squares: Vec<u8> = rows.iter().flat_map(|row| self.square(*row)).copied().collect();
+        if let Some(change) = change {
+            for (row, square) in rows.iter().zip(squares.chunks_exact_mut(side * side * 3)) {
+                change.colours(*row, square, side);
+            }
+        }
+        self.preprocessor.tensor(&squares, &DEVICE).map_err(tensor_error)
+    }
+
+    fn map_shape(&self) -> Vec<usize> {
+        vec![self.preprocessor.side; 2]
+    }
+
+    fn black(&self) -> Vec<f32> {
+        self.preprocessor.black().to_vec()
     }
 }
 

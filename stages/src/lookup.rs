@@ -9,7 +9,7 @@ use crate::ipc::{read_file, texts};
 use crate::table::{read_columns, read_without, row_digests};
 
 /// Columns whose content another column of the table names (`sha`): they need not be read.
-const BY_DIGEST: &[&str] = &["image"];
+const BY_DIGEST: &[&str] = &["image", "voxels"];
 
 /// The rows of a table by the image that they belong to.
 pub(crate) struct LookedUp {

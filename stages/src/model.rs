@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use pipe_engine::{Artifact, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
+use pipe_models::ct_clip::{CtClipConfig, PATHOLOGIES};
 use pipe_models::export::{Companions, export};
 use pipe_models::import::{ImportOptions, Imported, import};
 use pipe_models::ops::linear;
+use pipe_models::preprocess::Slices;
 use pipe_models::random::Key;
 use pipe_models::{
-    CheckpointError, CheckpointFiles, DualEncoder, FoundationModel, ImageTower, MaybeProbe, Preprocessor,
-    TextTower, Tokenizer, Trainable,
+    CheckpointError, CheckpointFiles, DualEncoder, FoundationModel, ImageTower, MaybeProbe, ModelConfig,
+    Preprocessor, TextTower, Tokenizer, Trainable, normalise, slice_wise,
 };
 use serde::{Deserialize, Serialize};
 
@@ -61,14 +63,54 @@ impl HeadDescription {
     }
 }
 
+/// What a head sees of the projected embedding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HeadInput {
+    /// The embedding as it is.
+    #[default]
+    Embedding,
+    /// The positive part of the embedding of unit length: CT-LiPro's.
+    PositiveUnit,
+}
+
+/// What `head.json` holds.
+#[derive(Serialize, Deserialize)]
+struct HeadFile {
+    #[serde(flatten)]
+    description: HeadDescription,
+    #[serde(default, skip_serializing_if = "is_embedding")]
+    input: HeadInput,
+}
+
+fn is_embedding(input: &HeadInput) -> bool {
+    *input == HeadInput::Embedding
+}
+
 /// A linear classifier on the projected embedding.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) description: HeadDescription,
+    pub(crate) input: HeadInput,
     /// `[classes, width]`.
     pub(crate) weight: Tensor,
     /// `[classes]`.
     pub(crate) bias: Tensor,
+}
+
+impl Head {
+    /// What the classifier sees of embeddings `[batch, width]`.
+    pub(crate) fn seen(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
+        match self.input {
+            HeadInput::Embedding => Ok(embeddings.clone()),
+            HeadInput::PositiveUnit => normalise(embeddings)?.relu(),
+        }
+    }
+
+    /// Class logits `[batch, classes]` of embeddings `[batch, width]`.
+    pub(crate) fn logits(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
+        linear(&self.seen(embeddings)?, &self.weight, Some(&self.bias))
+    }
 }
 
 /// A foundation model with its tokeniser and preprocessing, perhaps with a head.
@@ -128,9 +170,10 @@ impl Model {
             _ => imported.build(trainable),
         };
         let network = network.map_err(checkpoint_error)?;
+        let network = on_volumes(network, imported.preprocessor.as_ref());
         let head = match files.get("head.safetensors") {
             Some(_) => Some(load_head(&files)?),
-            None => None,
+            None => published_head(network.as_ref())?,
         };
         let Imported { preprocessor, tokenizer, open_clip, .. } = imported;
         Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute })
@@ -144,6 +187,7 @@ impl Model {
         let drawn = config.random(seed as u64, &device, Trainable::Frozen).map_err(checkpoint_error)?;
         let network =
             config.build_frozen(drawn.tensors(), self.compute.precision).map_err(checkpoint_error)?;
+        let network = on_volumes(network, self.preprocessor.as_ref());
         let head = match &self.head {
             Some(head) => {
                 let (classes, width) = head.weight.dims2().map_err(tensor_error)?;
@@ -153,7 +197,7 @@ impl Model {
                     (1..=(classes * width) as u64).map(|draw| (key.normal(draw) / scale) as f32).collect();
                 let weight = Tensor::from_vec(values, (classes, width), &DEVICE).map_err(tensor_error)?;
                 let bias = head.bias.zeros_like().map_err(tensor_error)?;
-                Some(Head { description: head.description.clone(), weight, bias })
+                Some(Head { weight, bias, ..head.clone() })
             }
             None => None,
         };
@@ -169,9 +213,20 @@ impl Model {
         head: Option<Head>,
     ) -> Result<Self, CheckpointError> {
         let network = self.network.model_config().build_frozen(tensors, self.compute.precision)?;
+        let network = on_volumes(network, self.preprocessor.as_ref());
         let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
         let open_clip = self.open_clip.clone();
         Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute: self.compute })
+    }
+
+    /// Puts a network of the same architecture in the place of the present one.
+    pub(crate) fn replace_network(&mut self, network: Box<dyn FoundationModel>) {
+        self.network = on_volumes(network, self.preprocessor.as_ref());
+    }
+
+    /// Whether it is a model of flat images that sees the slices of volumes one by one.
+    pub(crate) fn is_slice_wise(&self) -> bool {
+        self.network.is_slice_wise()
     }
 
     /// The architecture and the size of its images, for people.
@@ -180,7 +235,13 @@ impl Model {
         match self.network.as_image_tower().map(|tower| tower.geometry()) {
             Some(geometry) => {
                 let ([height, width], [row, column]) = (geometry.image, geometry.patch);
-                format!("{name}, {height} x {width} pixels, patches of {row} x {column}")
+                let flat = format!("{name}, {height} x {width} pixels, patches of {row} x {column}");
+                match geometry.depth {
+                    Some(depth) => {
+                        format!("{flat}, {} slices, {} in a patch", depth.slices, depth.patch)
+                    }
+                    None => flat,
+                }
             }
             None => name.to_owned(),
         }
@@ -211,7 +272,17 @@ impl Model {
 
     /// What happens to flat images first.
     pub(crate) fn preprocessor(&self) -> Result<&Preprocessor, StageError> {
-        if self.image_tower()?.geometry().depth.is_some() {
+        if self.is_slice_wise() {
+            let reason = "the checkpoint sees several slices of a volume (`volumes` of its stage `checkpoint`), where \
+                          the stage shows it flat images or one slice";
+            return Err(StageError::input("config.json", reason));
+        }
+        self.preprocessor_of_slices()
+    }
+
+    /// What happens to the slices of volumes first, if they are shown to a model of flat images.
+    pub(crate) fn preprocessor_of_slices(&self) -> Result<&Preprocessor, StageError> {
+        if self.image_tower()?.geometry().depth.is_some() && !self.is_slice_wise() {
             let reason = "the checkpoint takes volumes; for flat images give its stage `checkpoint` \
                           the parameter `config = { adaptation = \"ct-2d\" }`";
             return Err(StageError::input("config.json", reason));
@@ -247,7 +318,7 @@ impl Model {
     pub(crate) fn logits(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor, StageError> {
         let head = self.head()?;
         let embeddings = self.image_tower()?.embed_images(pixels, probe).map_err(tensor_error)?;
-        linear(&embeddings, &head.weight, Some(&head.bias)).map_err(tensor_error)
+        head.logits(&embeddings).map_err(tensor_error)
     }
 
     /// Embeddings of texts, `[texts, width]` flat; what is longer than the context is cut.
@@ -299,7 +370,8 @@ impl Model {
                 [("weight".to_owned(), head.weight.detach()), ("bias".to_owned(), head.bias.detach())];
             write_tensors(&folder.join("head.safetensors"), &tensors.into())
                 .map_err(|error| write_error(&error))?;
-            let json = serde_json::to_string_pretty(&head.description)
+            let file = HeadFile { description: head.description.clone(), input: head.input };
+            let json = serde_json::to_string_pretty(&file)
                 .map_err(|error| StageError::because("writing head.json", error))?;
             write_text(&folder.join("head.json"), &format!("{json}\n"))?;
         }
@@ -307,9 +379,41 @@ impl Model {
     }
 }
 
+/// A model of flat images that is to see several slices of a volume takes volumes.
+fn on_volumes(
+    network: Box<dyn FoundationModel>,
+    preprocessor: Option<&Preprocessor>,
+) -> Box<dyn FoundationModel> {
+    match preprocessor.map(|preprocessor| preprocessor.slices) {
+        Some(Slices::Mean(count)) => slice_wise(network, count),
+        _ => network,
+    }
+}
+
+/// The classifier that a published checkpoint holds: CT-LiPro's, of CT-RATE's abnormalities.
+fn published_head(network: &dyn FoundationModel) -> Result<Option<Head>, StageError> {
+    let ModelConfig::CtClip(CtClipConfig { classes: Some(count), .. }) = network.model_config() else {
+        return Ok(None);
+    };
+    let tensors = network.tensors();
+    let take = |name: &str| {
+        let tensor = tensors
+            .get(name)
+            .ok_or_else(|| StageError::input("the weights", format!("`{name}` is missing")))?;
+        tensor.to_device(&DEVICE).and_then(|tensor| tensor.to_dtype(DType::F32)).map_err(tensor_error)
+    };
+    let classes = match count == PATHOLOGIES.len() {
+        true => PATHOLOGIES.map(str::to_owned).to_vec(),
+        false => (0..count).map(|class| format!("class {class}")).collect(),
+    };
+    let description = HeadDescription { classes, task: "multi-label, binary-class".to_owned() };
+    let (weight, bias) = (take("classifier.weight")?, take("classifier.bias")?);
+    Ok(Some(Head { description, input: HeadInput::PositiveUnit, weight, bias }))
+}
+
 fn load_head(files: &CheckpointFiles) -> Result<Head, StageError> {
     let json = files.text("head.json").map_err(checkpoint_error)?;
-    let description: HeadDescription =
+    let HeadFile { description, input } =
         serde_json::from_str(&json).map_err(|error| StageError::input("head.json", error.to_string()))?;
     let mut tensors = read_tensors(files, "head.safetensors", &DEVICE).map_err(checkpoint_error)?;
     let mut take = |name: &str| {
@@ -317,8 +421,17 @@ fn load_head(files: &CheckpointFiles) -> Result<Head, StageError> {
             .remove(name)
             .ok_or_else(|| StageError::input("head.safetensors", format!("it has no tensor `{name}`")))
     };
-    let head = Head { weight: take("weight")?, bias: take("bias")?, description };
+    let head = Head { weight: take("weight")?, bias: take("bias")?, description, input };
     let classes = head.description.classes.len();
+    for (name, tensor) in [("weight", &head.weight), ("bias", &head.bias)] {
+        if tensor.dtype() != DType::F32 {
+            let reason = format!(
+                "tensor `{name}` holds {:?}, and weights are floats of 32 or 16 bits",
+                tensor.dtype()
+            );
+            return Err(StageError::input("head.safetensors", reason));
+        }
+    }
     if head.bias.dims() != [classes] || head.weight.dims().first() != Some(&classes) {
         return Err(StageError::input(
             "head.safetensors",
@@ -334,9 +447,10 @@ pub(crate) fn zero_head(
     width: usize,
 ) -> Result<(Head, [(String, Var); 2]), StageError> {
     let classes = description.classes.len();
-    let zeros = |shape: &[usize]| Var::zeros(shape, candle_core::DType::F32, &DEVICE).map_err(tensor_error);
+    let zeros = |shape: &[usize]| Var::zeros(shape, DType::F32, &DEVICE).map_err(tensor_error);
     let (weight, bias) = (zeros(&[classes, width])?, zeros(&[classes])?);
-    let head = Head { description, weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone() };
+    let (of_weight, of_bias) = (weight.as_tensor().clone(), bias.as_tensor().clone());
+    let head = Head { description, input: HeadInput::Embedding, weight: of_weight, bias: of_bias };
     Ok((head, [("head.weight".to_owned(), weight), ("head.bias".to_owned(), bias)]))
 }
 

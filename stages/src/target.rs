@@ -5,7 +5,7 @@ use pipe_attribution::Score;
 use pipe_engine::StageError;
 use pipe_models::{ImageTower, Layer, MaybeProbe};
 
-use crate::model::{HeadDescription, Model};
+use crate::model::{Head, HeadDescription, Model};
 
 /// The class of one sample that is explained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct ClassTarget {
 /// The logit of each sample's target (or, on request, its probability), perhaps minus another class's.
 pub(crate) struct ClassScore<'a> {
     tower: &'a dyn ImageTower,
+    model_head: &'a Head,
     /// `[..., width]` to `[..., classes]`.
     head: Layer,
     targets: &'a [ClassTarget],
@@ -45,6 +46,7 @@ impl<'a> ClassScore<'a> {
         }
         Ok(Self {
             tower: model.image_tower()?,
+            model_head: head,
             head: Layer::Linear { weight: head.weight.detach(), bias: Some(head.bias.detach()) },
             targets,
             space: Space::Logit,
@@ -84,7 +86,7 @@ impl Score for ClassScore<'_> {
             classes.push(target.class as u32);
             others.push(target.against);
         }
-        let embeddings = self.tower.embed_images(input, probe)?;
+        let embeddings = self.model_head.seen(&self.tower.embed_images(input, probe)?)?;
         let logits = self.read_off(self.head.apply(&embeddings, "head", probe)?)?;
         let pick = |classes: Vec<u32>| {
             let index = Tensor::from_vec(classes, (samples.len(), 1), logits.device())?;
@@ -120,7 +122,7 @@ mod tests {
     use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
 
     use super::*;
-    use crate::model::{DEVICE, Head};
+    use crate::model::{DEVICE, HeadInput};
 
     fn model(classes: usize) -> Model {
         let config = ClipConfig::from_json(
@@ -134,6 +136,7 @@ mod tests {
         let clip = ClipModel::random(&config, 3, &DEVICE, Trainable::Frozen).unwrap();
         let names = (0..classes).map(|class| format!("c{class}")).collect();
         let head = Head {
+            input: HeadInput::Embedding,
             description: HeadDescription { classes: names, task: "multi-class".to_owned() },
             weight: Tensor::randn(0f32, 1.0, (classes, 8), &DEVICE).unwrap(),
             bias: Tensor::randn(0f32, 1.0, classes, &DEVICE).unwrap(),

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 /// A host that remembers warnings.
 #[derive(Default)]
-struct Listener {
+pub(crate) struct Listener {
     warnings: Mutex<Vec<String>>,
 }
 

@@ -10,7 +10,7 @@ mod state_dict;
 mod stored;
 mod tensor_file;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod torch;
 
 pub use error::CheckpointError;

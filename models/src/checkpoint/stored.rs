@@ -115,8 +115,8 @@ impl StoredTensor {
         self.count() as u64 * self.storage.element.bytes().max(2)
     }
 
-    /// Reads the elements: floats as f32, truth values as bytes, other integers as they are (8 and 16
-    /// bits widened where candle has no such type).
+    /// Reads the elements: floats as f32 (those of 64 bits, which that would round, as they are), truth
+    /// values as bytes, other integers as they are (8 and 16 bits widened where candle has no such type).
     pub(super) fn read(&self, file: &File, device: &Device) -> Result<Tensor, String> {
         match self.storage.element {
             Element::Bool => self.read_as(file, device, |[byte]| u8::from(byte != 0)),
@@ -130,7 +130,7 @@ impl StoredTensor {
             Element::F16 => self.read_as(file, device, |bytes| f16::from_le_bytes(bytes).to_f32()),
             Element::Bf16 => self.read_as(file, device, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             Element::F32 => self.read_as(file, device, f32::from_le_bytes),
-            Element::F64 => self.read_as(file, device, |bytes| f64::from_le_bytes(bytes) as f32),
+            Element::F64 => self.read_as(file, device, f64::from_le_bytes),
         }
     }
 

@@ -56,8 +56,9 @@ impl TensorFile {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()))
     }
 
-    /// Reads the tensors whose name `wanted` accepts: floats as f32, truth values as u8, other integers
-    /// as they are. What two names share is read once.
+    /// Reads the tensors whose name `wanted` accepts: floats as f32, those of 64 bits as they are (no
+    /// weights are: a model refuses them), truth values as u8, other integers as they are. What two names
+    /// share is read once.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -109,6 +110,9 @@ fn list(file: &File, length: u64) -> Result<torch::Listing, String> {
 pub fn check_finite(file: &str, tensors: &BTreeMap<String, Tensor>) -> Result<(), CheckpointError> {
     let mut problems = Vec::new();
     for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.dtype().is_float()) {
+        if tensor.elem_count() == 0 {
+            continue;
+        }
         // 0 * x is 0 exactly for finite x, and a sum of zeros with a NaN is NaN.
         let sum = tensor
             .affine(0.0, 0.0)

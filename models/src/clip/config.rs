@@ -246,3 +246,80 @@ impl ClipConfig {
         format!("{json:#}\n")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_leaves_out_is_the_published_base_model() {
+        for text in ["{}", r#"{ "model_type": "clip", "text_config": null, "vision_config": {} }"#] {
+            let config = ClipConfig::from_json(text).unwrap();
+            let TextConfig {
+                vocabulary,
+                width,
+                hidden,
+                layers,
+                heads,
+                positions,
+                activation,
+                epsilon,
+                eot,
+                ..
+            } = config.text;
+            assert_eq!([vocabulary, width, hidden, layers, heads, positions], [49408, 512, 2048, 12, 8, 77]);
+            assert_eq!((activation, epsilon, eot), (Activation::QuickGelu, 1e-5, EotRule::First(49407)));
+            let VisionConfig { width, hidden, layers, heads, image, patch, channels, activation, epsilon } =
+                config.vision;
+            assert_eq!(
+                [width, hidden, layers, heads, image, patch, channels],
+                [768, 3072, 12, 12, 224, 32, 3]
+            );
+            assert_eq!((activation, epsilon, config.projection), (Activation::QuickGelu, 1e-5, 512));
+        }
+    }
+
+    /// The nonlinearity is each tower's own, and `*_config_dict` of old files stands above the section.
+    #[test]
+    fn sections_are_read_one_by_one() {
+        let config = ClipConfig::from_json(
+            r#"{
+                "text_config": { "hidden_act": "gelu", "num_hidden_layers": 3, "eos_token_id": 2, "hidden_size": 64 },
+                "text_config_dict": { "num_hidden_layers": 5, "eos_token_id": 7, "hidden_size": null },
+                "vision_config": { "patch_size": 16, "image_size": 64 },
+                "vision_config_dict": { "image_size": 32 }
+            }"#,
+        )
+        .unwrap();
+        assert_eq!((config.text.layers, config.text.eot, config.text.width), (5, EotRule::First(7), 64));
+        assert_eq!(
+            (config.text.activation, config.vision.activation),
+            (Activation::Gelu, Activation::QuickGelu)
+        );
+        assert_eq!((config.vision.image, config.vision.patch), (32, 16));
+        let config = ClipConfig::from_json(r#"{ "vision_config": { "hidden_act": "gelu" } }"#).unwrap();
+        assert_eq!(
+            (config.text.activation, config.vision.activation),
+            (Activation::QuickGelu, Activation::Gelu)
+        );
+        let old = ClipConfig::from_json(r#"{ "text_config": { "eos_token_id": 2 } }"#).unwrap();
+        assert_eq!(old.text.eot, EotRule::Greatest);
+    }
+
+    #[test]
+    fn a_field_that_makes_no_sense_is_named() {
+        for (text, part) in [
+            (r#"{ "text_config": { "hidden_act": "relu" } }"#, "`text_config.hidden_act` is \"relu\""),
+            (r#"{ "vision_config_dict": { "patch_size": 0 } }"#, "`vision_config.patch_size` is 0"),
+            (r#"{ "text_config": { "eos_token_id": -1 } }"#, "eos_token_id"),
+            (r#"{ "text_config": { "num_attention_heads": 7 } }"#, "7 heads"),
+            (r#"{ "vision_config": { "patch_size": 256 } }"#, "image of 224"),
+            (r#"{ "model_type": "siglip" }"#, "siglip"),
+            (r#"{ "vision_config": { "layer_norm_eps": 2 } }"#, "layer_norm_eps"),
+            ("[]", "model_type"),
+        ] {
+            let error = ClipConfig::from_json(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use serde_json::Value as Json;
 
 use super::pipeline::{CLIP_MEAN, CLIP_STD, Fit, Pipeline, Preprocessor};
 use super::resize::Filter;
+use super::slices::{MOST_SLICES, Slices};
 use crate::checkpoint::CheckpointError;
 
 /// The key under which our own checkpoints keep what transformers' format does not say.
@@ -93,7 +94,7 @@ impl Preprocessor {
             Fit::Shortest(length) => serde_json::json!({ "shortest_edge": length }),
             Fit::Stretch => square.clone(),
         };
-        let json = serde_json::json!({
+        let mut json = serde_json::json!({
             "crop_size": square,
             "do_center_crop": true, "do_convert_rgb": true, "do_normalize": true, "do_rescale": true, "do_resize": true,
             "image_mean": self.mean, "image_std": self.std,
@@ -101,6 +102,15 @@ impl Preprocessor {
             "size": size,
             OURS: { "pipeline": self.pipeline.name(), "window": self.window },
         });
+        let clip = Self::clip(self.side);
+        if (self.slices, self.hounsfield) != (clip.slices, clip.hounsfield) {
+            json[OURS]["slices"] = match self.slices {
+                Slices::Central => "central".into(),
+                Slices::Triplet => "triplet".into(),
+                Slices::Mean(count) => count.into(),
+            };
+            json[OURS]["hounsfield"] = serde_json::json!(self.hounsfield);
+        }
         format!("{json:#}\n")
     }
 }
@@ -157,14 +167,17 @@ fn hugging_face(json: &Json, model_side: usize) -> Result<Preprocessor, String> 
             known.ok_or_else(|| format!("`{OURS}.pipeline` is {name}; it is not known here"))?.1
         }
     };
-    let window = match &json[OURS]["window"] {
-        Json::Null => Preprocessor::clip(1).window,
-        other => match other.as_array().map(Vec::as_slice) {
-            Some([low, high]) => match (low.as_f64(), high.as_f64()) {
-                (Some(low), Some(high)) if low < high => [low, high],
-                _ => return Err(format!("`{OURS}.window` is {other}; two growing numbers are expected")),
-            },
-            _ => return Err(format!("`{OURS}.window` is {other}; two growing numbers are expected")),
+    let clip = Preprocessor::clip(1);
+    let slices = match &json[OURS]["slices"] {
+        Json::Null => clip.slices,
+        other => match (other.as_str(), other.as_u64()) {
+            (Some("central"), _) => Slices::Central,
+            (Some("triplet"), _) => Slices::Triplet,
+            (_, Some(count)) if (1..=MOST_SLICES as u64).contains(&count) => Slices::Mean(count as usize),
+            _ => {
+                let reason = "`central`, `triplet` or a number of slices is expected";
+                return Err(format!("`{OURS}.slices` is {other}; {reason}"));
+            }
         },
     };
     Ok(Preprocessor {
@@ -174,8 +187,24 @@ fn hugging_face(json: &Json, model_side: usize) -> Result<Preprocessor, String> 
         filter,
         mean: triple(json, "image_mean", CLIP_MEAN)?,
         std: deviations(json, "image_std")?,
-        window,
+        window: window(json, "window", clip.window)?,
+        slices,
+        hounsfield: window(json, "hounsfield", clip.hounsfield)?,
     })
+}
+
+/// A window of our own, the value of black first.
+fn window(json: &Json, key: &str, default: [f64; 2]) -> Result<[f64; 2], String> {
+    let found = &json[OURS][key];
+    if found.is_null() {
+        return Ok(default);
+    }
+    let ends = found.as_array().and_then(|ends| match ends.as_slice() {
+        [low, high] => Some([low.as_f64()?, high.as_f64()?]),
+        _ => None,
+    });
+    ends.filter(|[low, high]| low < high)
+        .ok_or_else(|| format!("`{OURS}.{key}` is {found}; two growing numbers are expected"))
 }
 
 /// The filter by the name that open_clip and timm give it.
@@ -226,13 +255,11 @@ fn open_clip(json: &Json, model_side: usize) -> Result<Preprocessor, String> {
         },
     };
     Ok(Preprocessor {
-        side: model_side,
-        pipeline: Pipeline::OpenClip,
         fit,
         filter: interpolation(json)?,
         mean: triple(json, "mean", CLIP_MEAN)?,
         std: deviations(json, "std")?,
-        window: Preprocessor::clip(1).window,
+        ..Preprocessor::clip(model_side)
     })
 }
 
@@ -247,6 +274,10 @@ mod tests {
                 let written =
                     Preprocessor { pipeline, fit, filter, window: [5.0, 900.0], ..Preprocessor::clip(8) };
                 assert_eq!(Preprocessor::from_json(&written.to_json(), 8).unwrap(), written);
+                for slices in [Slices::Central, Slices::Triplet, Slices::Mean(12)] {
+                    let written = Preprocessor { slices, hounsfield: [-150.0, 250.0], ..written.clone() };
+                    assert_eq!(Preprocessor::from_json(&written.to_json(), 8).unwrap(), written);
+                }
             }
         }
     }
@@ -278,6 +309,9 @@ mod tests {
             r#"{ "image_mean": [1, 2] }"#,
             r#"{ "rescale_factor": 1 }"#,
             r#"{ "pipe": { "window": [2, 1] } }"#,
+            r#"{ "pipe": { "hounsfield": [1] } }"#,
+            r#"{ "pipe": { "slices": 0 } }"#,
+            r#"{ "pipe": { "slices": "all" } }"#,
         ] {
             assert!(Preprocessor::from_json(text, 224).is_err(), "{text}");
         }

@@ -6,9 +6,11 @@ mod grey;
 mod picture;
 mod pipeline;
 mod resize;
+mod slices;
 pub mod volume;
 
 pub use grey::grey_square;
 pub use picture::{DecodeError, Picture, Samples};
 pub use pipeline::{CLIP_MEAN, CLIP_STD, Fit, Pipeline, Preprocessor, ResizeError};
 pub use resize::Filter;
+pub use slices::{MOST_SLICES, Slices};

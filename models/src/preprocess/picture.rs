@@ -313,6 +313,38 @@ mod tests {
         }
     }
 
+    /// Pillow 13 (libjpeg-turbo 3) wrote the JPEG files and decoded them into the PNG files beside them. The
+    /// standard leaves the rounding of the inverse transform and of the enlarged colours open.
+    #[test]
+    fn jpeg_is_decoded_nearly_as_pillow_does() {
+        macro_rules! pair {
+            ($name:literal) => {
+                (
+                    $name,
+                    include_bytes!(concat!("jpeg/", $name, ".jpg")).as_slice(),
+                    include_bytes!(concat!("jpeg/", $name, ".png")).as_slice(),
+                )
+            };
+        }
+        for (name, jpeg, png) in
+            [pair!("444"), pair!("422"), pair!("420"), pair!("progressive"), pair!("restart"), pair!("grey")]
+        {
+            let (ours, pillows) = (Picture::decode(jpeg).unwrap(), Picture::decode(png).unwrap());
+            assert_eq!((ours.width(), ours.height()), (pillows.width(), pillows.height()), "{name}");
+            assert_eq!(
+                matches!(ours.samples(), Samples::Grey(_)),
+                name == "grey",
+                "the mode of the file is kept"
+            );
+            let [ours, pillows] = [ours, pillows].map(|picture| picture.to_rgb([0.0, 1.0]));
+            let differences = ours.iter().zip(&pillows).map(|(ours, pillows)| ours.abs_diff(*pillows));
+            let greatest = differences.clone().max().unwrap();
+            let mean = differences.map(f64::from).sum::<f64>() / ours.len() as f64;
+            println!("{name}: at most {greatest} levels of 255, {mean:.3} on average");
+            assert!(greatest <= 5 && mean < 0.5, "{name}: {greatest}, {mean}");
+        }
+    }
+
     #[test]
     fn what_is_transparent_is_white_only_where_asked() {
         let pictures = [

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::picture::{Picture, Samples, to_grey};
 use super::resize::{Filter, Part, Plane, Rounding, resize};
+use super::slices::Slices;
 
 /// OpenAI's channel means of CLIP.
 pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -11,6 +12,8 @@ pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// The window that shows all values of 16 bits.
 const FULL_WINDOW: [f64; 2] = [0.0, 65_535.0];
+/// The Hounsfield units that CT-CLIP sees: from air to dense bone.
+const HOUNSFIELD: [f64; 2] = [-1000.0, 1000.0];
 /// No image is resized to a longer side, whatever its proportions.
 const SIDE_LIMIT: usize = 1 << 20;
 
@@ -70,6 +73,10 @@ pub struct Preprocessor {
     pub std: [f64; 3],
     /// The values of a 16-bit image that become black and white.
     pub window: [f64; 2],
+    /// What is seen of a volume.
+    pub slices: Slices,
+    /// The Hounsfield units that become black and white, where a slice of a scan is seen.
+    pub hounsfield: [f64; 2],
 }
 
 /// An image of proportions that cannot be brought to a square.
@@ -91,6 +98,8 @@ impl Preprocessor {
             mean: CLIP_MEAN,
             std: CLIP_STD,
             window: FULL_WINDOW,
+            slices: Slices::default(),
+            hounsfield: HOUNSFIELD,
         }
     }
 

@@ -12,7 +12,7 @@ use super::strata::Strata;
 use super::{Init, Params, Results, TRAIN, VAL};
 use crate::classification::{TASK, probabilities, with_predictions};
 use crate::classifier::{Classifier, PromptIds, encode_prompts, prototypes, to_rows, zero_shot};
-use crate::images::{ImageSet, batches};
+use crate::images::{ImageSet, Pixels, batches};
 use crate::labels::Labels;
 use crate::linear_probe::{Labelled, LinearProbe};
 use crate::mean_image::mean_image;

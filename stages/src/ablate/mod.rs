@@ -146,8 +146,9 @@ impl StageKind for Ablate {
             inputs: vec![
                 InputPort::optional(
                     "images",
-                    &[artifact::IMAGES],
-                    "the images; retrieval from embeddings needs them for strata",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images, or volumes that a model of flat images sees one slice of; retrieval from embeddings \
+                     needs them for strata",
                 ),
                 InputPort::optional("labels", &[artifact::LABELS], "classification: their classes"),
                 InputPort::optional(

@@ -12,7 +12,7 @@ use super::baseline::Baselines;
 use super::explanation::Explanation;
 use super::saliency::maps;
 use super::{Baseline, Params, Reduction};
-use crate::images::ImageSet;
+use crate::images::Pixels;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::target::{ClassScore, ClassTarget, class_index};
 
@@ -22,7 +22,7 @@ pub(crate) struct Again<'a, 'c> {
     /// The class whose logit is subtracted.
     against: Option<usize>,
     baselines: Baselines,
-    images: &'a ImageSet,
+    images: &'a dyn Pixels,
     context: &'a StageContext<'c>,
 }
 
@@ -48,7 +48,7 @@ impl<'a, 'c> Again<'a, 'c> {
         params: Option<&str>,
         batch: i64,
         model: &Model,
-        images: &'a ImageSet,
+        images: &'a dyn Pixels,
         context: &'a StageContext<'c>,
     ) -> Result<Result<Self, String>, StageError> {
         let parsed = params.map(serde_json::from_str::<Params>);
@@ -98,10 +98,11 @@ impl<'a, 'c> Again<'a, 'c> {
     }
 
     fn inputs(&self, images: &[(usize, &[f32])]) -> Result<Inputs, StageError> {
-        let side = self.images.preprocessor().side;
+        let shape = self.images.map_shape();
         let values: Vec<f32> = images.iter().flat_map(|(_, image)| image.iter().copied()).collect();
-        let values =
-            Tensor::from_vec(values, (images.len(), 3, side, side), &DEVICE).map_err(tensor_error)?;
+        let channels = values.len() / (images.len() * shape.iter().product::<usize>()).max(1);
+        let shape = [vec![images.len(), channels], shape].concat();
+        let values = Tensor::from_vec(values, shape, &DEVICE).map_err(tensor_error)?;
         let samples = images.iter().map(|(sample, _)| *sample).collect();
         Inputs::of_samples(&values, samples).map_err(|error| StageError::failed(error.to_string()))
     }
@@ -149,11 +150,11 @@ impl<'a, 'c> Again<'a, 'c> {
             Err(AttributionError::Stopped) => return Err(StageError::Cancelled),
             other => other.map_err(|error| StageError::failed(error.to_string()))?,
         };
-        let side = self.images.preprocessor().side;
-        let maps = maps(&attribution, self.params.method.reduction(), [side, side]).map_err(tensor_error)?;
+        let shape = self.images.map_shape();
+        let maps = maps(&attribution, self.params.method.reduction(), &shape).map_err(tensor_error)?;
         let values = maps.into_iter().map(|map| match map {
             Ok(map) => map.values().iter().map(|value| f64::from(*value)).collect(),
-            Err(_) => vec![f64::NAN; side * side],
+            Err(_) => vec![f64::NAN; shape.iter().product()],
         });
         Ok(Ok(values.collect()))
     }

@@ -7,7 +7,7 @@ use pipe_engine::{Artifact, StageContext, StageError};
 use pipe_models::Preprocessor;
 
 use super::{Baseline, Params};
-use crate::images::ImageSet;
+use crate::images::{ImageSet, Pixels};
 use crate::mean_image::MeanImages;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::table::read;
@@ -18,7 +18,7 @@ const BLUR_SIGMA_AT_224: f64 = 10.0;
 /// What the baselines of a set of images are taken from.
 pub(super) enum Baselines {
     /// They need nothing but the image.
-    Plain { black: [f32; 3], side: usize },
+    Plain { black: Vec<f32>, side: usize },
     /// The mean image of each image's site.
     Means { means: MeanImages, side: usize },
     /// The twins, and which of them is that of each image.
@@ -26,6 +26,12 @@ pub(super) enum Baselines {
 }
 
 impl Baselines {
+    /// Those that need nothing but the images.
+    pub(super) fn plain(images: &dyn Pixels) -> Self {
+        let side = images.map_shape().last().copied().unwrap_or_default();
+        Self::Plain { black: images.black(), side }
+    }
+
     /// Reads what `params.baseline` needs.
     ///
     /// # Errors
@@ -33,18 +39,27 @@ impl Baselines {
     pub(super) fn read(
         params: &Params,
         model: &Model,
-        images: &ImageSet,
+        images: &dyn Pixels,
         context: &StageContext<'_>,
     ) -> Result<Self, StageError> {
+        let needs_flat = matches!(params.baseline, Baseline::Mean | Baseline::Twin);
+        if !params.method.has_baseline() || !needs_flat {
+            return Ok(Self::plain(images));
+        }
+        if images.map_shape().len() > 2 {
+            let message =
+                format!("baseline `{}` is one of flat images; these are volumes", params.baseline.name());
+            return Err(StageError::failed(message));
+        }
         let preprocessor = model.preprocessor()?;
         match params.baseline {
-            Baseline::Mean if params.method.has_baseline() => {
+            Baseline::Mean => {
                 let own = context.input("images")?;
                 let artifact = context.optional_input("reference").unwrap_or(own);
-                let means = MeanImages::read(artifact, own, &images.ids, preprocessor, context)?;
+                let means = MeanImages::read(artifact, own, images.ids(), preprocessor, context)?;
                 Ok(Self::Means { means, side: preprocessor.side })
             }
-            Baseline::Twin if params.method.has_baseline() => {
+            _ => {
                 let artifact = context.optional_input("twins").ok_or_else(|| {
                     StageError::failed(
                         "baseline `twin` needs the input `twins`: a table of counterfactual images",
@@ -52,7 +67,6 @@ impl Baselines {
                 })?;
                 twins(artifact, images, preprocessor, context)
             }
-            _ => Ok(Self::Plain { black: preprocessor.black(), side: preprocessor.side }),
         }
     }
 
@@ -77,7 +91,7 @@ impl Baselines {
         use pipe_attribution::Baseline as Of;
         match self {
             Self::Plain { black, side } => Ok(match params.baseline {
-                Baseline::Black => Of::PerChannel(black.to_vec()),
+                Baseline::Black => Of::PerChannel(black.clone()),
                 Baseline::Constant => Of::Constant(params.constant as f32),
                 Baseline::Blur => {
                     Of::Blur(params.blur_sigma.unwrap_or(BLUR_SIGMA_AT_224 * *side as f64 / 224.0))
@@ -104,7 +118,7 @@ impl Baselines {
 /// The lesion-free twins. A table that says what its twins change (`truth_twin`) may hold others.
 fn twins(
     artifact: &Artifact,
-    images: &ImageSet,
+    images: &dyn Pixels,
     preprocessor: &Preprocessor,
     context: &StageContext<'_>,
 ) -> Result<Baselines, StageError> {
@@ -117,6 +131,6 @@ fn twins(
     let table = table.select(&(0..table.rows()).filter(lesion).collect::<Vec<_>>());
     let by_original: BTreeMap<&str, usize> =
         table.strings("twin_of")?.into_iter().enumerate().map(|(row, id)| (id, row)).collect();
-    let places = images.ids.iter().map(|id| by_original.get(id.as_str()).copied()).collect();
+    let places = images.ids().iter().map(|id| by_original.get(id.as_str()).copied()).collect();
     Ok(Baselines::Twins { twins: ImageSet::from_table(&table, preprocessor, context)?, places })
 }

@@ -18,7 +18,7 @@ use super::baseline::Baselines;
 use super::saliency::{SaliencyFile, SaliencyMap, maps};
 use super::selection::Explained;
 use super::{Method, Params};
-use crate::images::ImageSet;
+use crate::images::Pixels;
 use crate::model::{Model, tensor_error};
 use crate::target::{ClassScore, ClassTarget};
 
@@ -43,7 +43,7 @@ const EXCITED: &str = "vision.layer3";
 pub(super) struct Explanation<'a, 'c> {
     pub(super) params: &'a Params,
     pub(super) model: &'a Model,
-    pub(super) images: &'a ImageSet,
+    pub(super) images: &'a dyn Pixels,
     pub(super) baselines: &'a Baselines,
     pub(super) context: &'a StageContext<'c>,
 }
@@ -62,7 +62,7 @@ impl Explanation<'_, '_> {
         file: &mut SaliencyFile<'_>,
     ) -> Result<Counts, StageError> {
         let mut counts = Counts::default();
-        for chunk in rows.chunks(self.params.batch.max(1) as usize) {
+        for chunk in rows.chunks(self.at_a_time()) {
             self.context.check_cancelled()?;
             let outcomes = self.outcomes(chunk, rows.len(), &mut counts)?;
             for (row, outcome) in chunk.iter().zip(outcomes) {
@@ -75,10 +75,15 @@ impl Explanation<'_, '_> {
                     }
                     Err(_) => counts.not_applicable += 1,
                 }
-                file.add(&self.images.ids[row.image], row.class, outcome)?;
+                file.add(&self.images.ids()[row.image], row.class, outcome)?;
             }
         }
         Ok(counts)
+    }
+
+    /// Rows of a pass through the model.
+    fn at_a_time(&self) -> usize {
+        self.images.at_a_time(self.params.batch).max(1) as usize
     }
 
     fn outcomes(
@@ -139,7 +144,7 @@ impl Explanation<'_, '_> {
                 Err(_) => ControlFlow::Break(()),
             }
         };
-        let evaluator = Evaluator::new(&score, self.params.batch.max(1) as usize).observed(&observer);
+        let evaluator = Evaluator::new(&score, self.at_a_time()).observed(&observer);
         let attribution = method.attribute(&evaluator, &inputs);
         let passes = evaluator.passes();
         counts.passes.forward += passes.forward;
@@ -148,8 +153,7 @@ impl Explanation<'_, '_> {
             Err(AttributionError::NotApplicable(reason)) => return Ok(vec![Err(reason); images.len()]),
             other => other.map_err(attribution_error)?,
         };
-        let side = self.images.preprocessor().side;
-        maps(&attribution, self.params.method.reduction(), [side, side]).map_err(tensor_error)
+        maps(&attribution, self.params.method.reduction(), &self.images.map_shape()).map_err(tensor_error)
     }
 
     /// The method with the baselines of these images, or why the model has none.
@@ -158,8 +162,14 @@ impl Explanation<'_, '_> {
         let baseline = || self.baselines.of(params, images);
         let tower = self.model.image_tower()?;
         let cam = |weights| Cam::of_tower(tower.cam_hook(), &tower.geometry(), weights);
+        let geometry = tower.geometry();
+        if geometry.depth.is_some() && params.method.is_of_flat_images() {
+            let reason = format!("`{}` is defined here for flat images", params.method.name());
+            return Ok(Err(reason));
+        }
         let blocks = || {
-            Features::blocks(tower.geometry().image, [params.blocks as usize; 2]).map_err(attribution_error)
+            let shape = self.images.map_shape();
+            Features::grid(&shape, &vec![params.blocks as usize; shape.len()]).map_err(attribution_error)
         };
         let smoothed = |average| Smoothed { method: Gradient, noise: self.noise(images), average };
         let method: Box<dyn pipe_attribution::Method> = match params.method {
@@ -172,14 +182,18 @@ impl Explanation<'_, '_> {
                 multiply_by_inputs: true,
             }),
             Method::Occlusion => {
-                let geometry = tower.geometry();
-                let [window, stride] =
+                let [side, stride] =
                     window([params.window, params.stride], geometry.image[0], geometry.patch[0])?;
-                Box::new(Occlusion {
-                    window: vec![geometry.channels, window, window],
-                    strides: vec![geometry.channels, stride, stride],
-                    baseline: baseline()?,
-                })
+                let (mut windows, mut strides) = (vec![geometry.channels], vec![geometry.channels]);
+                if let Some(depth) = geometry.depth {
+                    let [slices, apart] =
+                        window([params.slices, params.slice_stride], depth.slices, depth.patch)?;
+                    windows.push(slices);
+                    strides.push(apart);
+                }
+                windows.extend([side; 2]);
+                strides.extend([stride; 2]);
+                Box::new(Occlusion { window: windows, strides, baseline: baseline()? })
             }
             Method::SmoothGrad => Box::new(smoothed(Average::Mean)),
             Method::SmoothGradSquared => Box::new(smoothed(Average::MeanOfSquares)),
@@ -258,7 +272,7 @@ impl Explanation<'_, '_> {
     /// Keys that depend on an image's id alone: neither on its place nor on those beside it.
     fn keys(&self, domain: &str, images: &[usize]) -> Vec<Key> {
         let key = |image: &usize| {
-            let id = self.images.ids[*image].as_str();
+            let id = self.images.ids()[*image].as_str();
             Key::derive(domain, self.params.seed as u64, &[id.into()])
         };
         images.iter().map(key).collect()
@@ -283,10 +297,13 @@ fn relevance(tower: &dyn ImageTower, rule: AttentionRule) -> Applicable {
             grid: vec![rows, columns],
         }));
     }
-    if geometry.depth.is_none() && !spatial.is_empty() && spatial.len() + temporal.len() == hooks.len() {
-        // A flat image is a volume of one step.
-        let method = FactorisedRelevance { rule, spatial, temporal, grid: [1, rows, columns] };
-        return Ok(Box::new(Flat(method)));
+    if !spatial.is_empty() && spatial.len() + temporal.len() == hooks.len() {
+        let method = FactorisedRelevance { rule, spatial, temporal, grid: [geometry.steps(), rows, columns] };
+        return Ok(match geometry.depth {
+            Some(_) => Box::new(method),
+            // A flat image is a volume of one step.
+            None => Box::new(Flat(method)),
+        });
     }
     Err("the tokens of the model do not all attend each other in every layer".to_owned())
 }
@@ -305,8 +322,8 @@ impl pipe_attribution::Method for Flat {
     }
 }
 
-/// Window and stride of occlusion, as far as they are `given`: 32 and 16 pixels at 224 in proportion, in whole
-/// patches, so that no window cuts one.
+/// Window and stride of occlusion along an axis, as far as they are `given`: 32 and 16 pixels at 224 in
+/// proportion, in whole patches, so that no window cuts one.
 ///
 /// # Errors
 /// If they do not fit an image of this side.

@@ -26,7 +26,7 @@ pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::ImageSet;
+use crate::images::{read_pixels, slices_seen};
 use crate::labels::Labels;
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
@@ -188,6 +188,18 @@ impl Method {
         matches!(self, Self::Rise | Self::MeaningfulPerturbation)
     }
 
+    /// Whether it is defined here for flat images alone: its rules walk their layers, or its mask lies on them.
+    fn is_of_flat_images(self) -> bool {
+        matches!(
+            self,
+            Self::DeepLift
+                | Self::FullGradient
+                | Self::ExcitationBackpropagation
+                | Self::ContrastiveExcitationBackpropagation
+                | Self::MeaningfulPerturbation
+        )
+    }
+
     /// Whether it compares the image with a baseline.
     fn has_baseline(self) -> bool {
         matches!(
@@ -300,6 +312,12 @@ pub struct Params {
     /// Occlusion: distance between windows in pixels; by default half of that, at least one patch.
     #[schemars(range(min = 1, max = 4096))]
     pub stride: Option<i64>,
+    /// Occlusion of volumes: slices of a window; by default in proportion, as `window`.
+    #[schemars(range(min = 1, max = 4096))]
+    pub slices: Option<i64>,
+    /// Occlusion of volumes: slices from one window to the next; by default in proportion, as `stride`.
+    #[schemars(range(min = 1, max = 4096))]
+    pub slice_stride: Option<i64>,
     /// SmoothGrad, its relatives and Gradient SHAP: noisy copies of each image.
     #[schemars(range(min = 1, max = 10_000))]
     pub draws: i64,
@@ -366,6 +384,8 @@ impl Default for Params {
             quadrature: Quadrature::GaussLegendre,
             window: None,
             stride: None,
+            slices: None,
+            slice_stride: None,
             draws: 25,
             noise: 0.15,
             masks: 4000,
@@ -402,13 +422,18 @@ impl StageKind for Attribute {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "attribute",
-            summary: "saliency maps of a classifier: which pixels made it say what it says",
+            summary: "saliency maps of a classifier: which pixels or voxels made it say what it says",
             implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images").class(InputClass::Map),
+                InputPort::required(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images or volumes",
+                )
+                .class(InputClass::Map),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a head"),
                 InputPort::optional(
                     "labels",
@@ -445,14 +470,18 @@ impl StageKind for Attribute {
         if params.method == Method::IntegratedGradients && trapezoid && params.steps < 2 {
             wrong("steps", "a trapezoid has two ends".to_owned(), "give at least 2 steps");
         }
-        if let (Some(window), Some(stride)) = (params.window, params.stride)
-            && stride > window
+        for (path, window, stride) in
+            [("stride", params.window, params.stride), ("slice_stride", params.slices, params.slice_stride)]
         {
-            wrong(
-                "stride",
-                format!("windows of {window} that stand {stride} apart leave gaps"),
-                "a stride of at most the window covers every pixel",
-            );
+            if let (Some(window), Some(stride)) = (window, stride)
+                && stride > window
+            {
+                wrong(
+                    path,
+                    format!("windows of {window} that stand {stride} apart leave gaps"),
+                    "a stride of at most the window covers everything",
+                );
+            }
         }
         let blocks = params.blocks * params.blocks;
         if params.method == Method::ShapleyValues && blocks > 16 {
@@ -506,6 +535,10 @@ impl StageKind for Attribute {
         Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
     }
 
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["slices", "slice_stride"]
+    }
+
     fn outside_key(&self) -> &'static [&'static str] {
         &OUTSIDE_KEY
     }
@@ -517,23 +550,25 @@ impl StageKind for Attribute {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
-        let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
+        let artifact = context.input("images")?;
+        let seen = slices_seen(artifact, &model);
+        let images = read_pixels(artifact, &splits, &model, context)?;
+        let images = images.as_ref();
         let labels = match context.optional_input("labels") {
             Some(artifact) => Some(Labels::read(artifact)?),
             None => None,
         };
-        let selection = select(params, &model, &images, labels.as_ref(), context)?;
+        let selection = select(params, &model, images, labels.as_ref(), context)?;
         let baselines = match selection.rows.is_empty() {
             // What nothing is compared with need not be read.
-            true => {
-                let preprocessor = model.preprocessor()?;
-                Baselines::Plain { black: preprocessor.black(), side: preprocessor.side }
-            }
-            false => Baselines::read(params, &model, &images, context)?,
+            true => Baselines::plain(images),
+            false => Baselines::read(params, &model, images, context)?,
         };
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
-        let metadata = metadata(params, &model, context.provenance());
-        let side = model.preprocessor()?.side;
+        let mut metadata = metadata(params, &model, context.provenance());
+        if let Some(seen) = seen {
+            metadata.insert("volumes".to_owned(), seen);
+        }
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
             method if method.explains_probability() => "probability",
@@ -541,9 +576,8 @@ impl StageKind for Attribute {
         };
         let classes = &model.head()?.description.classes;
         let output = context.output("saliency")?;
-        let mut file = SaliencyFile::new(output, [side, side], target_kind, classes, metadata)?;
-        let explanation =
-            Explanation { params, model: &model, images: &images, baselines: &baselines, context };
+        let mut file = SaliencyFile::new(output, &images.map_shape(), target_kind, classes, metadata)?;
+        let explanation = Explanation { params, model: &model, images, baselines: &baselines, context };
         let counts = explanation.write(&selection.rows, &mut file)?;
         file.finish(context.output("saliency")?)?;
         summarise(params, &selection, &counts, context);

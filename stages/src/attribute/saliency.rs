@@ -11,8 +11,10 @@ use pipe_engine::{OutputWriter, StageError};
 use super::Reduction;
 use crate::ipc::{BatchWriter, nullable_tensor_column};
 
-/// Rows of a record batch.
+/// Rows of a record batch at most.
 const BATCH_ROWS: usize = 64;
+/// Values of a record batch at most, unless one map has more: maps of volumes are large.
+const BATCH_VALUES: usize = 1 << 24;
 
 /// The map of one sample, channels reduced.
 #[derive(Clone, PartialEq, Debug)]
@@ -48,15 +50,21 @@ impl SaliencyMap {
     }
 }
 
-/// One map of `shape` (height, width) per row of an attribution `[rows, channels, height, width]`, or why
-/// there is none.
+/// One map of `shape` (height and width; of volumes slices, height and width) per row of an attribution
+/// `[rows, channels, ...]`, or why there is none.
 pub(crate) fn maps(
     attribution: &Attribution,
     reduction: Reduction,
-    shape: [usize; 2],
+    shape: &[usize],
 ) -> candle_core::Result<Vec<Result<SaliencyMap, String>>> {
-    let (rows, channels, height, width) = attribution.values.dims4()?;
-    let plane = height * width;
+    let [rows, channels, places @ ..] = attribution.values.dims() else {
+        candle_core::bail!("an attribution has rows and channels, not {:?}", attribution.values.dims());
+    };
+    let (rows, channels) = (*rows, *channels);
+    if places.len() != shape.len() {
+        candle_core::bail!("maps of {shape:?} were to be made of {places:?} places");
+    }
+    let plane: usize = places.iter().product();
     let values = attribution.values.flatten_all()?.to_vec1::<f32>()?;
     let map = |row: usize| {
         let values = &values[row * channels * plane..(row + 1) * channels * plane];
@@ -70,9 +78,9 @@ pub(crate) fn maps(
             })
             .map(|value| if reduction == Reduction::PositiveGrid { value.max(0.0) } else { value })
             .collect();
-        let reduced = match [height, width] == shape {
+        let reduced = match places == shape {
             true => reduced,
-            false => resize(&reduced, &[height, width], &shape, Interpolation::Centres),
+            false => resize(&reduced, places, shape, Interpolation::Centres),
         };
         if !values.iter().all(|value| value.is_finite()) {
             return Err("the attribution has values that are not finite".to_owned());
@@ -90,7 +98,7 @@ pub(crate) fn maps(
 /// A table of maps, written in batches.
 pub(crate) struct SaliencyFile<'a> {
     writer: BatchWriter,
-    shape: [usize; 2],
+    shape: Vec<usize>,
     target_kind: &'static str,
     classes: &'a [String],
     rows: Vec<Row>,
@@ -115,15 +123,17 @@ struct Row {
 }
 
 impl<'a> SaliencyFile<'a> {
-    /// A table of maps of `shape` (height, width) for targets among `classes`.
+    /// A table of maps of `shape` (height and width; of volumes slices, height and width) for targets among
+    /// `classes`.
     pub(crate) fn new(
         output: &OutputWriter,
-        shape: [usize; 2],
+        shape: &[usize],
         target_kind: &'static str,
         classes: &'a [String],
         metadata: HashMap<String, String>,
     ) -> Result<Self, StageError> {
         let writer = BatchWriter::new(output, metadata)?;
+        let shape = shape.to_vec();
         Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false, about: false })
     }
 
@@ -156,7 +166,13 @@ impl<'a> SaliencyFile<'a> {
 
     fn push(&mut self, row: Row) -> Result<(), StageError> {
         self.rows.push(row);
-        if self.rows.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
+        let next = (self.rows.len() + 1) * self.length();
+        if self.rows.len() == BATCH_ROWS || next > BATCH_VALUES { self.flush() } else { Ok(()) }
+    }
+
+    /// Values of a map.
+    fn length(&self) -> usize {
+        self.shape.iter().product()
     }
 
     /// Writes what is left and declares the table to the engine. One without rows has its columns all the
@@ -187,7 +203,9 @@ impl<'a> SaliencyFile<'a> {
             column(name, DataType::Float32, values.collect::<Float32Array>())
         };
         let valid: Vec<bool> = rows.iter().map(|row| row.outcome.is_ok()).collect();
-        let length = self.shape[0] * self.shape[1];
+        let length = self.length();
+        let axes = &["z", "y", "x"];
+        let axes = &axes[axes.len() - self.shape.len()..];
         let mut values = Vec::with_capacity(rows.len() * length);
         for row in rows {
             match &row.outcome {
@@ -209,7 +227,7 @@ impl<'a> SaliencyFile<'a> {
             number("min", &|map| map.values.iter().copied().reduce(f32::min)),
             number("max", &|map| map.values.iter().copied().reduce(f32::max)),
             number("sum", &|map| Some(map.values.iter().map(|value| f64::from(*value)).sum::<f64>() as f32)),
-            nullable_tensor_column("saliency", &self.shape, &["y", "x"], values, Some(&valid))?,
+            nullable_tensor_column("saliency", &self.shape, axes, values, Some(&valid))?,
         ];
         if self.about {
             let about = |row: &Row, of: fn(&About) -> &String| row.about.as_ref().map(of).cloned();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pipe_engine::{StageContext, StageError};
 
 use super::Params;
-use crate::images::{ImageSet, batches};
+use crate::images::{Pixels, batches};
 use crate::labels::Labels;
 use crate::model::{HeadDescription, Model, tensor_error};
 use crate::statistics::argmax;
@@ -46,7 +46,7 @@ enum Choice {
 pub(super) fn select(
     params: &Params,
     model: &Model,
-    images: &ImageSet,
+    images: &dyn Pixels,
     labels: Option<&Labels>,
     context: &StageContext<'_>,
 ) -> Result<Selection, StageError> {
@@ -64,13 +64,13 @@ pub(super) fn select(
         .map(|name| class_index(description, name))
         .collect::<Result<BTreeSet<_>, _>>()?;
     let truth = |image: usize| truths.as_ref().map_or(&[][..], |truths| truths[image].as_slice());
-    let candidates: Vec<usize> = (0..images.len())
+    let candidates: Vec<usize> = (0..images.ids().len())
         .filter(|image| classes.is_empty() || truth(*image).iter().any(|class| classes.contains(class)))
         .collect();
     let needs_prediction = params.only_correct || matches!(choice, Choice::Predicted);
     let limit = params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
     let mut selection = Selection::default();
-    for chunk in batches(&candidates, params.batch) {
+    for chunk in batches(&candidates, images.at_a_time(params.batch)) {
         context.check_cancelled()?;
         let predictions = match needs_prediction {
             true => predictions(model, images, chunk, description)?.into_iter().map(Some).collect(),
@@ -127,7 +127,7 @@ fn truths(
     params: &Params,
     choice: &Choice,
     description: &HeadDescription,
-    images: &ImageSet,
+    images: &dyn Pixels,
     labels: Option<&Labels>,
 ) -> Result<Option<Vec<Vec<usize>>>, StageError> {
     let needed = [
@@ -151,7 +151,7 @@ fn truths(
             label.into_iter().map(|class| class as usize).collect()
         }
     };
-    Ok(Some(labels.of(&images.ids)?.into_iter().map(classes).collect()))
+    Ok(Some(labels.of(images.ids())?.into_iter().map(classes).collect()))
 }
 
 /// What the model says of an image.
@@ -172,7 +172,7 @@ impl Prediction {
 
 fn predictions(
     model: &Model,
-    images: &ImageSet,
+    images: &dyn Pixels,
     rows: &[usize],
     description: &HeadDescription,
 ) -> Result<Vec<Prediction>, StageError> {

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use super::{Attribute, Baseline, Method, Params};
 use crate::compute::Compute;
 use crate::ipc::{read_file, tensors, texts};
-use crate::model::{DEVICE, Head, HeadDescription, Model};
+use crate::model::{DEVICE, Head, HeadDescription, HeadInput, Model};
 use crate::phantom::IngestPhantom;
 use crate::report::Report;
 
@@ -100,6 +100,7 @@ impl Study {
         let weight: Vec<f32> = values(5, classes.len() * width);
         let bias: Vec<f32> = values(6, classes.len());
         let head = Head {
+            input: HeadInput::Embedding,
             weight: Tensor::from_vec(weight, (classes.len(), width), &DEVICE).unwrap(),
             bias: Tensor::from_vec(bias, classes.len(), &DEVICE).unwrap(),
             description: HeadDescription { classes, task: labels["task"].clone() },

@@ -368,7 +368,7 @@ impl Samples<'_, '_> {
         let values: Vec<f32> = canvas.into_iter().map(|value| value as f32).collect();
         let values =
             Tensor::from_vec(values, (rows, 1, side, side), &crate::model::DEVICE).map_err(tensor_error)?;
-        maps(&Attribution { values, ..attribution.clone() }, Reduction::Sum, [side; 2]).map_err(tensor_error)
+        maps(&Attribution { values, ..attribution.clone() }, Reduction::Sum, &[side; 2]).map_err(tensor_error)
     }
 
     /// Windows of the image before the whole question, and words of the question before the whole image.
@@ -387,7 +387,7 @@ impl Samples<'_, '_> {
         let of_image = self.counted(&windows, counts, |evaluator| {
             method.attribute(evaluator, &image).map_err(attribution_error)
         })?;
-        let maps = maps(&of_image, Reduction::One, [side; 2]).map_err(tensor_error)?;
+        let maps = maps(&of_image, Reduction::One, &[side; 2]).map_err(tensor_error)?;
         // The image as one cell, which is there.
         let layouts: Vec<Layout> = self.pieces.iter().map(|pieces| layout([1, 1], pieces)).collect();
         let mut rows = Vec::new();

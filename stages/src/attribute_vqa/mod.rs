@@ -296,7 +296,7 @@ impl StageKind for AttributeVqa {
         let side = pictures.side;
         let output = context.output("saliency")?;
         let mut maps =
-            SaliencyFile::new(output, [side, side], "logit", &description.answers, metadata.clone())?
+            SaliencyFile::new(output, &[side, side], "logit", &description.answers, metadata.clone())?
                 .of_questions();
         let mut words = WordFile::new(context.output("words")?, "logit", metadata)?;
         let mut shares = Rows::default();

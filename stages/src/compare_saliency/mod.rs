@@ -300,7 +300,8 @@ fn differences(
         ("absolute".to_owned(), params.absolute.to_string()),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
-    let mut file = SaliencyFile::new(context.output("differences")?, grid, "difference", &targets, metadata)?;
+    let mut file =
+        SaliencyFile::new(context.output("differences")?, &grid, "difference", &targets, metadata)?;
     if compared.iter().any(|one| one.subjects[0].question.is_some()) {
         file = file.of_questions();
     }

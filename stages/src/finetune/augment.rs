@@ -4,6 +4,8 @@ use pipe_models::random::Key;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::images::Change;
+
 /// What happens to a training image, drawn anew for each epoch. Nothing by default: whether a change
 /// keeps the label depends on the data (a mirrored chest has its heart on the other side).
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -28,9 +30,9 @@ impl<'a> Augmenter<'a> {
         Self { augment, seed, epoch }
     }
 
-    /// Changes the square of three channels, channels last, of image `row`: a pure function of seed,
-    /// epoch and row.
-    pub(super) fn apply(&self, row: usize, square: &mut [u8], side: usize) {
+    /// Changes a plane of so many channels, channels last, of image `row`: a pure function of seed, epoch and
+    /// row, so that all slices of a volume change alike.
+    fn apply<T: Copy>(&self, row: usize, plane: &mut [T], [height, width]: [usize; 2], channels: usize) {
         let Augment { flip, shift } = *self.augment;
         if !flip && shift == 0 {
             return;
@@ -40,17 +42,27 @@ impl<'a> Augmenter<'a> {
         let mirrored = flip && key.bits(1) >> 63 == 1;
         let offset = |counter| key.below(counter, 2 * shift as u64 + 1) as i64 - shift;
         let (down, right) = (offset(2), offset(3));
-        let inside = |place: i64| place.clamp(0, side as i64 - 1) as usize;
-        let original = square.to_vec();
-        for y in 0..side {
-            let from_row = inside(y as i64 + down) * side;
-            for x in 0..side {
-                let moved = inside(x as i64 + right);
-                let from = from_row + if mirrored { side - 1 - moved } else { moved };
-                let to = (y * side + x) * 3;
-                square[to..to + 3].copy_from_slice(&original[from * 3..from * 3 + 3]);
+        let inside = |place: i64, length: usize| place.clamp(0, length as i64 - 1) as usize;
+        let original = plane.to_vec();
+        for y in 0..height {
+            let from_row = inside(y as i64 + down, height) * width;
+            for x in 0..width {
+                let moved = inside(x as i64 + right, width);
+                let from = (from_row + if mirrored { width - 1 - moved } else { moved }) * channels;
+                let to = (y * width + x) * channels;
+                plane[to..to + channels].copy_from_slice(&original[from..from + channels]);
             }
         }
+    }
+}
+
+impl Change for Augmenter<'_> {
+    fn colours(&self, row: usize, square: &mut [u8], side: usize) {
+        self.apply(row, square, [side; 2], 3);
+    }
+
+    fn grey(&self, row: usize, slice: &mut [f32], shape: [usize; 2]) {
+        self.apply(row, slice, shape, 1);
     }
 }
 
@@ -66,7 +78,7 @@ mod tests {
 
     fn changed(augment: &Augment, row: usize) -> Vec<u8> {
         let mut pixels = square();
-        Augmenter::new(augment, 5, 2).apply(row, &mut pixels, SIDE);
+        Augmenter::new(augment, 5, 2).colours(row, &mut pixels, SIDE);
         pixels
     }
 

@@ -23,10 +23,10 @@ use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
 use crate::classification::probabilities;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::{ImageSet, batches};
+use crate::images::{Pixels, batches, embed_pixels, read_pixels};
 use crate::labels::Labels;
 use crate::linear_probe::{Labelled, LinearProbe};
-use crate::model::{DEVICE, Head, Model, checkpoint_error, tensor_error, zero_head};
+use crate::model::{DEVICE, Head, HeadInput, Model, checkpoint_error, tensor_error, zero_head};
 use crate::statistics::{ClassifierScores, Task};
 
 /// What learns.
@@ -147,7 +147,7 @@ impl Default for Params {
     }
 }
 
-/// Trains a classifier on images.
+/// Trains a classifier on images or volumes.
 pub struct FinetuneClassify;
 
 const TRAIN: &str = "train";
@@ -165,7 +165,11 @@ impl StageKind for FinetuneClassify {
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("images", &[artifact::IMAGES], "the images"),
+                InputPort::required(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images or volumes",
+                ),
                 InputPort::required("labels", &[artifact::LABELS], "their classes"),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model to start from"),
             ],
@@ -207,12 +211,12 @@ impl StageKind for FinetuneClassify {
         };
         let mut model = Model::trainable(context.input("checkpoint")?, trainable, params.compute())?;
         let labels = Labels::read(context.input("labels")?)?;
-        let images = ImageSet::read(context.input("images")?, &[TRAIN, VAL], model.preprocessor()?, context)?;
-        let targets = labels.of(&images.ids)?;
+        let images = read_pixels(context.input("images")?, &[TRAIN, VAL], &model, context)?;
+        let targets = labels.of(images.ids())?;
         let scarcity = Scarcity::of(params.shots, params.share);
         let train_rows = images.rows(TRAIN);
         let data = Data {
-            train: scarcity.select(params.seed, &train_rows, &images.ids, &targets, &labels.description),
+            train: scarcity.select(params.seed, &train_rows, images.ids(), &targets, &labels.description),
             targets,
             val: images.rows(VAL),
             images,
@@ -240,7 +244,7 @@ impl StageKind for FinetuneClassify {
 }
 
 struct Data {
-    images: ImageSet,
+    images: Box<dyn Pixels>,
     labels: Labels,
     targets: Vec<Vec<i64>>,
     train: Vec<usize>,
@@ -264,8 +268,8 @@ fn linear_probe(
     context: &StageContext<'_>,
 ) -> Result<Head, StageError> {
     let width = model.image_tower()?.embedding_width();
-    let train = data.images.embed(model, &data.train, EMBED_BATCH, context)?;
-    let val = data.images.embed(model, &data.val, EMBED_BATCH, context)?;
+    let embed = |rows: &[usize]| embed_pixels(data.images.as_ref(), model, rows, EMBED_BATCH, context);
+    let (train, val) = (embed(&data.train)?, embed(&data.val)?);
     let description = data.labels.description.clone();
     let (train_targets, val_targets) = (data.targets_of(&data.train), data.targets_of(&data.val));
     let train = Labelled { features: &train, width, targets: &train_targets };
@@ -280,6 +284,7 @@ fn linear_probe(
     }
     let classes = description.classes.len();
     Ok(Head {
+        input: HeadInput::Embedding,
         weight: Tensor::from_vec(probe.weight, (classes, width), &DEVICE).map_err(tensor_error)?,
         bias: Tensor::from_vec(probe.bias, classes, &DEVICE).map_err(tensor_error)?,
         description,
@@ -331,7 +336,7 @@ impl Tower {
             Gradients::None => lora.merge(frozen),
         };
         let tensors = tensors.map_err(tensor_error)?;
-        model.network = config.build(tensors, Trainable::Frozen).map_err(checkpoint_error)?;
+        model.replace_network(config.build(tensors, Trainable::Frozen).map_err(checkpoint_error)?);
         Ok(())
     }
 }
@@ -388,12 +393,13 @@ fn train(
         let augmenter = Augmenter::new(&params.augment, params.seed, epoch);
         for rows in batches(&order, params.batch).skip(training.position.batch) {
             training.safe_point(context)?;
-            let pixels =
-                data.images.batch_with(rows, |row, square, side| augmenter.apply(row, square, side))?;
+            // A volume of full size is a piece of its own.
+            let at_a_time = data.images.at_a_time(params.batch).max(1) as usize;
+            let least = rows.len().div_ceil(at_a_time);
             let (mut value, mut sum) = (0.0, None);
-            for piece in pieces(rows.len(), params.pieces as usize) {
+            for piece in pieces(rows.len(), least.max(params.pieces as usize)) {
                 tower.update(model, Gradients::Wanted)?;
-                let pixels = pixels.narrow(0, piece.start, piece.len()).map_err(tensor_error)?;
+                let pixels = data.images.changed_batch(&rows[piece.clone()], Some(&augmenter))?;
                 let logits = model.logits(&pixels, None)?;
                 let loss = losses.of(&logits, piece, &data.targets_of(rows)).map_err(tensor_error)?;
                 let own = loss.backward().map_err(tensor_error)?;
@@ -474,7 +480,7 @@ fn epochs_without_gain(log: &TrainingLog) -> i64 {
 /// AUROC, if it is defined, and accuracy of `rows`, as the MedMNIST evaluator has them.
 fn figures(model: &Model, data: &Data, rows: &[usize]) -> Result<(Option<f64>, f64), StageError> {
     let mut logits = Vec::with_capacity(rows.len());
-    for rows in batches(rows, EMBED_BATCH) {
+    for rows in batches(rows, data.images.at_a_time(EMBED_BATCH)) {
         let batch = model.logits(&data.images.batch(rows)?, None)?.detach();
         logits.extend(batch.to_vec2::<f32>().map_err(tensor_error)?);
     }

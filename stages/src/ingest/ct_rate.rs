@@ -12,6 +12,7 @@ use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
+use pipe_models::preprocess::volume::ClipOrder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,37 @@ pub enum Reconstructions {
     First,
 }
 
+/// When Hounsfield units are clipped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// Before resampling, as CT-CLIP's inference does.
+    #[default]
+    BeforeResampling,
+    /// After it, as CT-CLIP's training does: what lies beyond the window takes part in the mixing.
+    AfterResampling,
+}
+
+impl From<Clip> for ClipOrder {
+    fn from(clip: Clip) -> Self {
+        match clip {
+            Clip::BeforeResampling => Self::BeforeResampling,
+            Clip::AfterResampling => Self::AfterResampling,
+        }
+    }
+}
+
+/// Which parts of a report its caption is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptionText {
+    /// Findings and impressions, one behind the other, as CT-CLIP's inference reads them.
+    #[default]
+    FindingsAndImpressions,
+    /// The findings alone, as CT-CLIP was trained.
+    Findings,
+}
+
 /// Parameters of `ingest.ct_rate`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -66,6 +98,11 @@ pub struct Params {
     pub spacing: Vec<f64>,
     /// Hounsfield units beyond these are clipped.
     pub window: [i64; 2],
+    /// When they are.
+    pub clip: Clip,
+    /// Which parts of a report its caption is. Quotation marks and round brackets are left out of captions, as
+    /// CT-CLIP's code does; the columns `findings` and `impression` keep them.
+    pub caption: CaptionText,
     /// Whether volumes of the tables may be missing, as where a part was downloaded.
     pub allow_partial: bool,
     /// How many rows may be left out before the stage fails.
@@ -85,6 +122,8 @@ impl Default for Params {
             reconstructions: Reconstructions::default(),
             spacing: vec![1.5, 0.75, 0.75],
             window: [-1000, 1000],
+            clip: Clip::default(),
+            caption: CaptionText::default(),
             allow_partial: false,
             max_rejects: 0,
             shard_rows: 1,
@@ -104,7 +143,7 @@ impl StageKind for IngestCtRate {
         KindDescription {
             name: "ingest.ct_rate",
             summary: "reads CT-RATE: chest CT volumes in Hounsfield units, reports and 18 abnormalities",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -146,12 +185,16 @@ impl StageKind for IngestCtRate {
         problems
     }
 
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["clip", "caption"]
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::of(context.input("source")?)?;
         let mut rejects = Rejects::default();
         let mut volumes = match tables::labelled_reports(&files)? {
             Some(file) => tables::read_labelled_reports(file, &mut rejects)?,
-            None => tables::read(&files, &mut rejects)?,
+            None => tables::read(&files, params.caption, &mut rejects)?,
         };
         for volume in &mut volumes {
             volume.split = match volume.split {

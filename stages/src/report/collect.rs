@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 use arrow_array::RecordBatch;
+use image::DynamicImage;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::{Artifact, StageContext, StageError};
 
 use super::columns::{bytes, integer_lists, numbers, texts};
 use super::figures::{Figure, figures};
-use super::gallery::Samples;
+use super::gallery::{Samples, View};
 use super::scores::mean_scores;
 use crate::artifact;
+use crate::volumes::slice_of_volume;
 
 /// One artifact with the input it came by.
 #[derive(Clone, Debug)]
@@ -22,6 +24,13 @@ pub(super) struct Given {
     pub(super) artifact: Artifact,
     /// What its files say about how they were made.
     pub(super) provenance: Option<serde_json::Value>,
+}
+
+impl Given {
+    /// Whether it belongs to what has these keys.
+    fn fits(&self, axes: &BTreeMap<String, String>) -> bool {
+        self.axes.iter().all(|(axis, value)| axes.get(axis).is_none_or(|wanted| wanted == value))
+    }
 }
 
 /// A table that was read whole.
@@ -148,10 +157,7 @@ impl Collected {
         ids: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Vec<u8>>, StageError> {
         let mut found = BTreeMap::new();
-        let fits = |given: &&Given| {
-            given.axes.iter().all(|(axis, value)| axes.get(axis).is_none_or(|wanted| wanted == value))
-        };
-        for given in self.of_type(kind).filter(fits) {
+        for given in self.of_type(kind).filter(|given| given.fits(axes)) {
             let wanted: Vec<&str> = ["image_id", "id"].iter().chain(columns).copied().collect();
             for_each_batch(&given.artifact, &wanted, |_, batch| {
                 let names = texts(batch, "image_id").into_iter().zip(texts(batch, "id"));
@@ -179,6 +185,22 @@ impl Samples for Collected {
         ids: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Vec<u8>>, StageError> {
         self.pictures(artifact::IMAGES, axes, &["image"], ids)
+    }
+
+    fn slice(
+        &self,
+        axes: &BTreeMap<String, String>,
+        id: &str,
+        view: View,
+    ) -> Result<Option<DynamicImage>, StageError> {
+        for given in self.of_type(artifact::VOLUMES).filter(|given| given.fits(axes)) {
+            if let Some(picture) =
+                slice_of_volume(&given.artifact, id, view.shape, view.index, view.by_slices)?
+            {
+                return Ok(Some(picture.into()));
+            }
+        }
+        Ok(None)
     }
 
     fn masks(&self, ids: &BTreeSet<String>) -> Result<BTreeMap<String, Vec<u8>>, StageError> {

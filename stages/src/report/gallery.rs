@@ -4,13 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use image::DynamicImage;
+use image::{DynamicImage, RgbImage};
 use maud::{Markup, html};
 use pipe_engine::{Artifact, StageError};
 
 use super::picture::{Drawn, colour_bar, decode, original, outlined};
 use super::pictures::Pictures;
-use super::saliency::{self, Explanation, Metadata};
+use super::saliency::{self, Explanation, Metadata, Slice};
 use super::words::{number, title};
 
 /// One artifact of maps and the keys that tell it apart.
@@ -31,6 +31,16 @@ pub(super) trait Samples {
         axes: &BTreeMap<String, String>,
         ids: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Vec<u8>>, StageError>;
+    /// What a model saw of a volume.
+    ///
+    /// # Errors
+    /// If a table cannot be read.
+    fn slice(
+        &self,
+        axes: &BTreeMap<String, String>,
+        id: &str,
+        view: View,
+    ) -> Result<Option<DynamicImage>, StageError>;
     /// The encoded mask of each wanted sample that has one.
     ///
     /// # Errors
@@ -40,6 +50,16 @@ pub(super) trait Samples {
     fn label(&self, id: &str) -> Option<&str>;
     /// Whether the sample has a mask.
     fn has_mask(&self, id: &str) -> bool;
+}
+
+/// Which slice of a volume a map was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct View {
+    /// Slices, height and width of the maps.
+    pub(super) shape: [usize; 3],
+    pub(super) index: usize,
+    /// Whether the model saw slices one by one, each as a flat image.
+    pub(super) by_slices: bool,
 }
 
 /// A set of maps with its metadata, read for the chosen samples.
@@ -97,19 +117,66 @@ pub(super) fn gallery(
         }
     }
     let masks = samples.masks(&wanted)?;
-    let cases: Vec<Markup> = chosen
-        .iter()
-        .map(|sample| {
-            let (image, mask) = (images.get(&sample.image), masks.get(&sample.image).map(Vec::as_slice));
-            case(&sample.id, &shown, image, mask, samples.label(&sample.image), pictures)
-        })
-        .collect();
+    let mut cases = Vec::with_capacity(chosen.len());
+    for sample in &chosen {
+        let image = images.get(&sample.image);
+        let seen = seen(sample, &shown, image, samples)?;
+        let mask = masks.get(&sample.image).map(Vec::as_slice);
+        cases.push(case(&sample.id, &shown, &seen, mask, samples.label(&sample.image), pictures));
+    }
     let input = maps.first().map_or("", |maps| maps.input);
     Ok(html! {
         h3 { (title(input)) }
         p .note { (rule) " " (legend(&shown, pictures)) }
         @for case in &cases { (case) }
     })
+}
+
+/// What is shown of a sample beside its maps.
+struct Seen {
+    original: Option<RgbImage>,
+    /// Which slice that is, if the sample is a volume.
+    slice: Option<Slice>,
+    /// What lies under each set's map.
+    under: Vec<Option<RgbImage>>,
+}
+
+/// The image of a sample, or the slices of its volume that maps were made of.
+fn seen(
+    sample: &Sample,
+    shown: &[Shown<'_>],
+    image: Option<&DynamicImage>,
+    samples: &dyn Samples,
+) -> Result<Seen, StageError> {
+    if let Some(image) = image {
+        let original = original(image);
+        return Ok(Seen {
+            under: vec![Some(original.clone()); shown.len()],
+            original: Some(original),
+            slice: None,
+        });
+    }
+    let of_slice = |one: &Shown<'_>, index: Option<usize>| -> Result<Option<RgbImage>, StageError> {
+        let map = one.explanations.get(&sample.id).and_then(|explanation| explanation.map.as_ref());
+        let Some(map) = map else { return Ok(None) };
+        let Slice { index: own, count } = map.slice.unwrap_or(Slice { index: 0, count: 1 });
+        let view = View {
+            shape: [count, map.height, map.width],
+            index: index.unwrap_or(own),
+            by_slices: one.metadata.contains_key("volumes"),
+        };
+        Ok(samples.slice(one.maps.axes, &sample.image, view)?.as_ref().map(original))
+    };
+    let under = shown.iter().map(|one| of_slice(one, None)).collect::<Result<Vec<_>, _>>()?;
+    // The central slice, as the first of the models saw it.
+    let with_map = shown.iter().find_map(|one| Some((one, one.explanations.get(&sample.id)?.map.as_ref()?)));
+    let slice = with_map.and_then(|(_, map)| map.slice);
+    let slice = slice.map(|Slice { count, .. }| Slice { index: count / 2, count });
+    let original = match with_map {
+        Some((one, _)) => of_slice(one, slice.map(|slice| slice.index))?,
+        None => None,
+    };
+    Ok(Seen { original, slice, under })
 }
 
 /// What is explained: an image, or a question about one.
@@ -206,31 +273,29 @@ fn sides<'a>(shown: &'a Shown<'_>) -> Option<[&'a str; 2]> {
 fn case(
     id: &str,
     shown: &[Shown<'_>],
-    image: Option<&DynamicImage>,
+    seen: &Seen,
     mask: Option<&[u8]>,
     label: Option<&str>,
     pictures: &mut Pictures,
 ) -> Markup {
     let question =
         shown.iter().find_map(|one| one.explanations.get(id)?.question.as_deref().map(str::to_owned));
-    let picture = image.map(original);
-    let outline = picture
-        .as_ref()
-        .zip(mask.and_then(decode))
-        .map(|(picture, mask)| outlined(picture, &mask.to_luma8()));
+    let picture = seen.original.as_ref();
+    let outline =
+        picture.zip(mask.and_then(decode)).map(|(picture, mask)| outlined(picture, &mask.to_luma8()));
     html! {
         section .case {
             h4 { (id) @if let Some(label) = label { " \u{2013} " (label) } }
             @if let Some(question) = question { p { (question) } }
             div .strip {
                 figure {
-                    @match &picture {
+                    @match picture {
                         Some(picture) => {
                             img src=(pictures.source(picture)) alt=(format!("original of {id}")) width="112";
                         },
                         None => { p .reason { "no image was given" } },
                     }
-                    figcaption { "original" }
+                    figcaption { "original" @if let Some(slice) = seen.slice { ", " (in_words(slice)) } }
                 }
                 @if let Some(outline) = &outline {
                     figure {
@@ -238,20 +303,15 @@ fn case(
                         figcaption { "mask outlined" }
                     }
                 }
-                @for one in shown {
-                    (explained(id, one, picture.as_ref(), pictures))
+                @for (one, under) in shown.iter().zip(&seen.under) {
+                    (explained(id, one, under.as_ref(), pictures))
                 }
             }
         }
     }
 }
 
-fn explained(
-    id: &str,
-    one: &Shown<'_>,
-    picture: Option<&image::RgbImage>,
-    pictures: &mut Pictures,
-) -> Markup {
+fn explained(id: &str, one: &Shown<'_>, picture: Option<&RgbImage>, pictures: &mut Pictures) -> Markup {
     let explanation = one.explanations.get(id);
     let map = explanation.and_then(|explanation| explanation.map.as_ref());
     html! {
@@ -268,6 +328,7 @@ fn explained(
                     }
                     figcaption {
                         b { (one.name) } br;
+                        @if let Some(slice) = map.slice { "most salient " (in_words(slice)) br; }
                         @if explanation.status == "all_zero" { "zero everywhere" } @else { "scale " (number(f64::from(drawn.divisor))) }
                         @if let Some(target) = &explanation.target { ", target " (target) }
                         @if let Some(score) = explanation.score { ", score " (number(score)) }
@@ -285,6 +346,10 @@ fn explained(
             }
         }
     }
+}
+
+fn in_words(Slice { index, count }: Slice) -> String {
+    format!("slice {} of {count}", index + 1)
 }
 
 /// Row and column of the greatest value; the first of equal ones.

@@ -85,6 +85,7 @@ const ACCEPTS: &[ArtifactType] = &[
     artifact::SALIENCY,
     artifact::WORD_SALIENCY,
     artifact::IMAGES,
+    artifact::VOLUMES,
     artifact::LABELS,
     artifact::MASKS,
     artifact::TRAINING_LOG,

@@ -16,9 +16,19 @@ use super::columns::{numbers, texts};
 /// Maps with more values than this on one side are no pictures.
 const LONGEST_SIDE: usize = 4096;
 
-/// One map, row-major.
+/// A slice of a map of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) index: usize,
+    /// Slices of the whole map.
+    pub(super) count: usize,
+}
+
+/// One map, row-major; of a volume its most salient slice.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Map {
+    /// Which slice it is, if it is one.
+    pub(super) slice: Option<Slice>,
     pub(super) height: usize,
     pub(super) width: usize,
     /// Finite values; those that were not are 0.
@@ -70,7 +80,7 @@ pub(super) fn read(
 
 fn read_batch(
     batch: &RecordBatch,
-    shape: Option<(usize, usize)>,
+    shape: Option<[usize; 3]>,
     wanted: &mut impl FnMut(&str, &str) -> bool,
     explanations: &mut BTreeMap<String, Explanation>,
 ) {
@@ -104,19 +114,38 @@ fn read_batch(
     }
 }
 
-fn map_of(batch: &RecordBatch, row: usize, (height, width): (usize, usize)) -> Option<Map> {
+fn map_of(batch: &RecordBatch, row: usize, [slices, height, width]: [usize; 3]) -> Option<Map> {
     let column = batch.column_by_name("saliency")?.as_fixed_size_list_opt()?;
-    if column.is_null(row) || column.value_length() as usize != height * width {
+    if column.is_null(row) || column.value_length() as usize != slices * height * width {
         return None;
     }
     let values = column.value(row);
     let values = values.as_primitive_opt::<Float32Type>()?;
     let finite = |value: Option<f32>| value.filter(|value| value.is_finite()).unwrap_or(0.0);
-    Some(Map { height, width, values: values.iter().map(finite).collect() })
+    let values: Vec<f32> = values.iter().map(finite).collect();
+    if slices == 1 {
+        return Some(Map { slice: None, height, width, values });
+    }
+    let plane = height * width;
+    let index = most_salient(&values, plane);
+    let values = values[index * plane..(index + 1) * plane].to_vec();
+    Some(Map { slice: Some(Slice { index, count: slices }), height, width, values })
 }
 
-/// Height and width from the tensor's metadata; a leading axis of length 1 is dropped.
-fn shape_of(schema: &Schema) -> Option<(usize, usize)> {
+/// The slice of the greatest sum of absolute values; the first of equal ones.
+fn most_salient(values: &[f32], plane: usize) -> usize {
+    let mut best = (0, 0.0);
+    for (index, slice) in values.chunks_exact(plane).enumerate() {
+        let sum: f64 = slice.iter().map(|value| f64::from(value.abs())).sum();
+        if sum > best.1 {
+            best = (index, sum);
+        }
+    }
+    best.0
+}
+
+/// Slices, height and width from the tensor's metadata; of flat images there is one slice.
+fn shape_of(schema: &Schema) -> Option<[usize; 3]> {
     let field: &Field = schema.field_with_name("saliency").ok()?;
     let text = field.metadata().get("ARROW:extension:metadata")?;
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
@@ -124,7 +153,8 @@ fn shape_of(schema: &Schema) -> Option<(usize, usize)> {
         json.get("shape")?.as_array()?.iter().map(|side| Some(side.as_u64()? as usize)).collect();
     let shape = shape.filter(|shape| shape.iter().all(|side| (1..=LONGEST_SIDE).contains(side)))?;
     match shape.as_slice() {
-        [height, width] | [1, height, width] => Some((*height, *width)),
+        [height, width] => Some([1, *height, *width]),
+        [slices, height, width] => Some([*slices, *height, *width]),
         _ => None,
     }
 }

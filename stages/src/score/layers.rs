@@ -72,7 +72,7 @@ impl<'a> RandomLayers<'a> {
     fn head(&self, head: &Head) -> Result<Head, StageError> {
         let weight = random_parameter("head.weight", head.weight.dims(), self.seed, &DEVICE);
         let bias = head.bias.zeros_like().map_err(tensor_error)?;
-        Ok(Head { description: head.description.clone(), weight: weight.map_err(tensor_error)?, bias })
+        Ok(Head { weight: weight.map_err(tensor_error)?, bias, ..head.clone() })
     }
 }
 

@@ -289,8 +289,12 @@ impl StageKind for Score {
             inputs: vec![
                 InputPort::fan_in("saliency", &[artifact::SALIENCY], "the maps of one model by any methods")
                     .class(InputClass::Map),
-                InputPort::required("images", &[artifact::IMAGES], "the images that were explained")
-                    .class(InputClass::Lookup),
+                InputPort::required(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images that were explained, or the volumes that a model of flat images sees one slice of",
+                )
+                .class(InputClass::Lookup),
                 InputPort::optional("masks", &[artifact::MASKS], "where the lesions are: for localisation")
                     .class(InputClass::Lookup),
                 InputPort::optional(

@@ -171,6 +171,7 @@ impl Study {
             (1..=count).map(|draw| Key(key).normal(draw) as f32).collect()
         };
         let head = Head {
+            input: crate::model::HeadInput::Embedding,
             weight: Tensor::from_vec(values(5, CLASSES as u64 * 8), (CLASSES, 8), &DEVICE).unwrap(),
             bias: Tensor::from_vec(values(6, CLASSES as u64), CLASSES, &DEVICE).unwrap(),
             description: HeadDescription {

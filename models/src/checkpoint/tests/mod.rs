@@ -12,6 +12,26 @@ use half::{bf16, f16};
 use self::writer::{Member, Pickle, f32s, legacy, members, zip};
 use super::{CheckpointError, TensorFile, check_finite, write_tensors};
 
+/// `torch.save` of a state dict of floats, as [`TensorFile`] reads it.
+pub(crate) fn state_dict(tensors: &BTreeMap<String, Tensor>) -> Vec<u8> {
+    let mut pickle = Pickle::new().raw(b"}(");
+    let mut storages = Vec::new();
+    for (index, (name, tensor)) in tensors.iter().enumerate() {
+        let shape: Vec<u64> = tensor.dims().iter().map(|size| *size as u64).collect();
+        let mut strides = vec![1u64; shape.len()];
+        for axis in (1..shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * shape[axis].max(1);
+        }
+        let count = tensor.elem_count() as u64;
+        let key = index.to_string();
+        pickle = pickle.text(name).tensor("FloatStorage", &key, count, (0, &shape, &strides));
+        storages.push((key, f32s(floats(tensor))));
+    }
+    let storages: Vec<(&str, Vec<u8>)> =
+        storages.iter().map(|(key, bytes)| (key.as_str(), bytes.clone())).collect();
+    zip(&members(pickle.raw(b"u").end(), &storages), false)
+}
+
 /// A file that is removed at the end of the test.
 struct Temporary(PathBuf);
 
@@ -59,7 +79,7 @@ fn every_element_type() {
     let bytes = |values: &[&[u8]]| values.concat();
     let types: [(&str, Vec<u8>, DType, [f32; 2]); 10] = [
         ("FloatStorage", f32s([1.5, -2.0]), DType::F32, [1.5, -2.0]),
-        ("DoubleStorage", bytes(&[&1.5f64.to_le_bytes(), &(-2.0f64).to_le_bytes()]), DType::F32, [1.5, -2.0]),
+        ("DoubleStorage", bytes(&[&1.5f64.to_le_bytes(), &(-2.0f64).to_le_bytes()]), DType::F64, [1.5, -2.0]),
         (
             "HalfStorage",
             bytes(&[&f16::from_f32(1.5).to_le_bytes(), &f16::from_f32(-2.0).to_le_bytes()]),

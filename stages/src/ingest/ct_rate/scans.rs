@@ -2,7 +2,7 @@
 
 use image::DynamicImage;
 use pipe_engine::cache::Digest;
-use pipe_models::preprocess::volume::{ClipOrder, CtPreprocessor, CtScan};
+use pipe_models::preprocess::volume::{CtPreprocessor, CtScan};
 
 use super::Params;
 use super::tables::Acquisition;
@@ -51,7 +51,7 @@ pub(super) fn prepare(file: &SourceFile, acquisition: &Acquisition, params: &Par
         let preprocessor = CtPreprocessor {
             spacing: [z, x, y],
             window: [low, high],
-            order: ClipOrder::BeforeResampling,
+            order: params.clip.into(),
             ..CtPreprocessor::ct_clip()
         };
         let scan = CtScan {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pipe_engine::StageError;
 
+use super::CaptionText;
 use crate::ingest::csv::{CsvFile, CsvRow};
 use crate::ingest::rejects::Rejects;
 use crate::ingest::source::{SourceFile, SourceFiles};
@@ -51,7 +52,7 @@ pub(super) struct Volume<'a> {
 /// A report.
 #[derive(Clone)]
 pub(super) struct Report {
-    /// Findings and impressions, one behind the other as CT-CLIP reads them.
+    /// What CT-CLIP reads.
     pub(super) text: String,
     pub(super) clinical_information: Option<String>,
     pub(super) technique: Option<String>,
@@ -133,8 +134,25 @@ fn given(row: &CsvRow, column: usize) -> Option<String> {
     row.field(column).filter(|text| *text != "Not given.").map(str::to_owned)
 }
 
+/// What CT-CLIP's code takes out of reports.
+const LEFT_OUT: [char; 4] = ['"', '\'', '(', ')'];
+
+/// The caption of a report: the wanted parts, one behind the other, without [`LEFT_OUT`].
+fn caption_of(findings: Option<&str>, impression: Option<&str>, caption: CaptionText) -> String {
+    let impression = match caption {
+        CaptionText::FindingsAndImpressions => impression,
+        CaptionText::Findings => None,
+    };
+    let parts = [findings, impression].into_iter().flatten();
+    parts.flat_map(str::chars).filter(|character| !LEFT_OUT.contains(character)).collect()
+}
+
 /// The volumes that the metadata of both splits name, in their order.
-pub(super) fn read<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<Vec<Volume<'a>>, StageError> {
+pub(super) fn read<'a>(
+    files: &'a SourceFiles,
+    caption: CaptionText,
+    rejects: &mut Rejects,
+) -> Result<Vec<Volume<'a>>, StageError> {
     let mut volumes = Vec::new();
     // The validation split has two names.
     for (split, long, short) in [("train", "train", "train"), ("val", "validation", "valid")] {
@@ -155,7 +173,7 @@ pub(super) fn read<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<
             let (clinical, technique, findings, impression) = (clinical?, technique?, findings?, impression?);
             let rows = by_volume(&mut csv, file, rejects, |row| {
                 let (findings, impression) = (given(row, findings), given(row, impression));
-                let text = [&findings, &impression].into_iter().flatten().map(String::as_str).collect();
+                let text = caption_of(findings.as_deref(), impression.as_deref(), caption);
                 let clinical_information = given(row, clinical);
                 Ok(Report {
                     text,

@@ -63,14 +63,50 @@ fn volumes_reports_and_labels_belong_together() {
     assert_eq!(
         strings(&captions, "caption")[..2],
         [
-            "Findings (invented): Cardiomegaly; Lung nodule; Bronchiectasis.Impression (invented).",
-            "Findings (invented): Cardiomegaly; Lung nodule; Bronchiectasis."
+            "Findings invented: Cardiomegaly; Lung nodule; Bronchiectasis.Impression invented.",
+            "Findings invented: Cardiomegaly; Lung nodule; Bronchiectasis."
         ]
     );
-    assert_eq!(captions.utf8("impression").unwrap()[1], None);
+    assert_eq!(captions.utf8("impression").unwrap()[..2], [Some("Impression (invented).".to_owned()), None]);
     assert_eq!(checks(&made, "patients")["train"], 3);
     assert_eq!(checks(&made, "same patient")["val train"], 0);
     assert!(checks(&made, "same patient")["train train"] > 0);
+}
+
+#[test]
+fn captions_may_be_the_findings_alone() {
+    let Some(published) = data("fixture-ct-rate/dataset") else { return };
+    let folder = TempDir::new().unwrap();
+    copy(&published, folder.path());
+    let reports = folder.path().join("radiology_text_reports/train_reports.csv");
+    let text = std::fs::read_to_string(&reports).unwrap();
+    // Marks of a CSV field stand twice.
+    let quoted = "\"The \"\"tree\"\" (in bud), patient's left.\"";
+    let text = text.replacen("Findings (invented): Cardiomegaly; Lung nodule; Bronchiectasis.", quoted, 1);
+    std::fs::write(&reports, text).unwrap();
+    let caption = |params: Value| {
+        let made = ingest(folder.path(), params).unwrap();
+        let captions = read(&made["captions"]).unwrap();
+        assert_eq!(strings(&captions, "findings")[0], "The \"tree\" (in bud), patient's left.");
+        strings(&captions, "caption")[0].clone()
+    };
+    assert_eq!(caption(json!({ "caption": "findings" })), "The tree in bud, patients left.");
+    assert_eq!(caption(json!({})), "The tree in bud, patients left.Impression invented.");
+}
+
+/// The window is narrow enough to cut at edges that resampling smooths.
+#[test]
+fn clipping_may_follow_resampling() {
+    let Some(folder) = data("fixture-ct-rate/dataset") else { return };
+    let units = |clip: &str| {
+        let params = json!({ "reconstructions": "first", "window": [-100, 100], "clip": clip });
+        voxels(&read(&ingest(&folder, params).unwrap()["volumes"]).unwrap(), 0)
+    };
+    let (before, after) = (units("before_resampling"), units("after_resampling"));
+    assert_eq!(before.len(), after.len());
+    assert!(before.iter().chain(&after).all(|unit| (-100..=100).contains(unit)));
+    let differing = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    assert!(differing > 0 && differing < before.len() / 2, "{differing} of {}", before.len());
 }
 
 /// 0.8 mm pixels become 0.75 mm ones: 42 and 38 of them; slices of 3 and of 2 mm become 40 of 1.5 mm.

@@ -1,13 +1,16 @@
 //! Invented scans in CT-RATE's layout through a small CT-CLIP, and models with one tower.
 
+mod study;
+
 use candle_core::Tensor;
 use pipe_engine::Artifact;
 use pipe_models::ct_clip::{PATHOLOGIES, pathology_probability, prompts};
-use pipe_models::normalise;
 use pipe_models::ops::linear;
+use pipe_models::preprocess::Slices;
+use pipe_models::{Preprocessor, normalise};
 use serde_json::{Value as Json, json};
 
-use super::{VolumeSet, prepared};
+use super::{Stored, VolumeSet, prepared, squares};
 use crate::checkpoint::Checkpoint;
 use crate::compute::Compute;
 use crate::embed::Embed;
@@ -132,8 +135,8 @@ fn a_finding_is_asked_for_with_its_opposite() {
 }
 
 #[test]
-fn volumes_and_flat_images_are_not_mistaken_for_each_other() {
-    let Some((scans, ct)) = scans() else { return };
+fn flat_images_are_not_mistaken_for_volumes() {
+    let Some((_, ct)) = scans() else { return };
     let config = json!({ "image": 64, "width": 8, "blocks": [1, 1, 1, 1] });
     let flat = random("resnet50", config, &[]);
     let images = run(&IngestPhantom, &json!({ "size": 28, "train": 4, "val": 0, "test": 0 }), &[]).unwrap();
@@ -141,8 +144,6 @@ fn volumes_and_flat_images_are_not_mistaken_for_each_other() {
         let inputs = [("images", images), ("checkpoint", &checkpoint["checkpoint"])];
         run(&Embed, &json!({ "modality": "image" }), &inputs)
     };
-    let error = embed(&scans["volumes"], &flat).err().unwrap().to_string();
-    assert!(error.contains("takes flat images"), "{error}");
     let error = embed(&images["images"], &ct).err().unwrap().to_string();
     assert!(error.contains("takes volumes") && error.contains("ct-2d"), "{error}");
     // A model without a text tower embeds images, and says that it has no text tower.
@@ -171,6 +172,10 @@ fn what_is_not_wanted_is_not_given() {
     }
 }
 
+fn stored<'a>(voxels: &'a [u8], dtype: &'a str, shape: &'a [i32], spacing: Option<&'a [f32]>) -> Stored<'a> {
+    Stored { voxels, dtype, shape, spacing }
+}
+
 fn bytes(units: &[i16]) -> Vec<u8> {
     units.iter().flat_map(|unit| unit.to_le_bytes()).collect()
 }
@@ -180,17 +185,51 @@ fn hounsfield_units_are_cut_padded_and_divided() {
     // Slices 3, rows 1, columns 2: 10 per slice, 100 per column.
     let voxels = bytes(&[0, 100, 10, 110, 20, 120]);
     let spacing = [1.5, 0.75, 0.75];
-    let values = prepared(&voxels, "i16", &[3, 1, 2], Some(&spacing), [1, 2, 4]).unwrap();
+    let values = prepared(&stored(&voxels, "i16", &[3, 1, 2], Some(&spacing)), [1, 2, 4]).unwrap();
     let thousandths: Vec<i32> = values.iter().map(|value| (value * 1000.0).round() as i32).collect();
     assert_eq!(thousandths, [-1000, 10, 110, -1000, -1000, -1000, -1000, -1000]);
     // Slices twice as far apart become twice as many.
-    let apart = prepared(&voxels, "i16", &[3, 1, 2], Some(&[3.0, 0.75, 0.75]), [6, 1, 2]).unwrap();
+    let apart = prepared(&stored(&voxels, "i16", &[3, 1, 2], Some(&[3.0, 0.75, 0.75])), [6, 1, 2]).unwrap();
     assert!((apart[2] - 0.0025).abs() < 1e-6, "{apart:?}");
 }
 
 #[test]
 fn bytes_fill_the_volume() {
-    assert_eq!(prepared(&[0, 255], "u8", &[2, 1, 1], None, [2, 1, 2]).unwrap(), [-1.0, -1.0, 1.0, 1.0]);
+    assert_eq!(
+        prepared(&stored(&[0, 255], "u8", &[2, 1, 1], None), [2, 1, 2]).unwrap(),
+        [-1.0, -1.0, 1.0, 1.0]
+    );
+}
+
+#[test]
+fn slices_are_seen_as_flat_images() {
+    let seen = |stored: &Stored<'_>, slices: Slices, hounsfield: [f64; 2]| {
+        let preprocessor = Preprocessor { slices, hounsfield, ..Preprocessor::clip(2) };
+        squares(stored, &preprocessor).unwrap()
+    };
+    // Four slices of 2 x 2 pixels: 10 per slice, 1 per pixel.
+    let voxels: Vec<u8> = (0..16).map(|place| place / 4 * 10 + place % 4).collect();
+    let volume = stored(&voxels, "u8", &[4, 2, 2], None);
+    let whole = [-1000.0, 1000.0];
+    let grey = |slice: u8| -> Vec<u8> { (0..4).flat_map(|pixel| [slice * 10 + pixel; 3]).collect() };
+    assert_eq!(seen(&volume, Slices::Central, whole), grey(2));
+    assert_eq!(seen(&volume, Slices::Mean(2), whole), [grey(1), grey(3)].concat());
+    let colours: Vec<u8> = (0..4).flat_map(|pixel| [10 + pixel, 20 + pixel, 30 + pixel]).collect();
+    assert_eq!(seen(&volume, Slices::Triplet, whole), colours);
+    // Hounsfield units through a window.
+    let units = bytes(&[-2000, -100, 0, 100, -100, -50, 50, 3000]);
+    let scan = stored(&units, "i16", &[2, 2, 2], Some(&[1.5, 0.75, 0.75]));
+    let values = |window| seen(&scan, Slices::Central, window).iter().step_by(3).copied().collect::<Vec<_>>();
+    assert_eq!(values([-100.0, 100.0]), [0, 64, 191, 255]);
+    assert_eq!(values([-1000.0, 1000.0]), [115, 121, 134, 255]);
+    for (dtype, shape, part) in
+        [("i16", [2, 2, 3], "16 bytes"), ("f32", [2, 2, 2], "`f32`"), ("i16", [0, 2, 2], "16 bytes")]
+    {
+        let reason = squares(&stored(&units, dtype, &shape, None), &Preprocessor::clip(2)).unwrap_err();
+        assert!(reason.contains(part), "{reason}");
+    }
+    let none = squares(&stored(&[], "u8", &[0, 2, 2], None), &Preprocessor::clip(2)).unwrap_err();
+    assert!(none.contains("no slice"), "{none}");
 }
 
 #[test]
@@ -208,7 +247,7 @@ fn what_is_no_volume_is_refused() {
         ("f64", &[3, 1, 2][..], Some(spacing), "`f64`"),
         ("u8", &[3, 1, 2][..], None, "12 voxels"),
     ] {
-        let reason = prepared(&voxels, dtype, shape, spacing, [2, 2, 2]).unwrap_err();
+        let reason = prepared(&stored(&voxels, dtype, shape, spacing), [2, 2, 2]).unwrap_err();
         assert!(reason.contains(part), "{part} in {reason}");
     }
 }
