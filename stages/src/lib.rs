@@ -48,6 +48,7 @@ mod testing;
 mod texts;
 pub mod tokenize;
 pub mod tokenizer;
+mod truth;
 mod volumes;
 pub mod vqa;
 

@@ -77,7 +77,7 @@ fn field(record_set: &str, file: &str, column: &Field) -> Option<Json> {
             source["transform"] = json!({ "jsonPath": "bytes" });
             ("sc:ImageObject", false)
         }
-        DataType::List(item) => (plain(item.data_type())?, true),
+        DataType::List(item) | DataType::FixedSizeList(item, _) => (plain(item.data_type())?, true),
         other => (plain(other)?, false),
     };
     let mut field = json!({
