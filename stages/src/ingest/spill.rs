@@ -104,6 +104,7 @@ mod tests {
             }
             let all = pieces.concat();
             prop_assert_eq!(spill.len(), all.len() as u64);
+            prop_assert!(spill.waiting.len() <= limit.max(8), "no more waits in memory than that");
             let start = at.index(all.len() + 1);
             prop_assert_eq!(&spill.read(start as u64, all.len() - start).unwrap(), &all[start..]);
             prop_assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
