@@ -242,6 +242,7 @@ fn members(archive: &Path, folder: &str, files: &mut Vec<SourceFile>) -> Result<
     if zip.len() > MEMBER_LIMIT {
         return Err(damaged(format!("it has {} members; at most {MEMBER_LIMIT} are read", zip.len())));
     }
+    files.reserve_exact(zip.len());
     for index in 0..zip.len() {
         let member =
             zip.by_index_raw(index).map_err(|error| damaged(format!("member {}: {error}", index + 1)))?;
@@ -270,7 +271,8 @@ fn members(archive: &Path, folder: &str, files: &mut Vec<SourceFile>) -> Result<
         if start.checked_add(compressed).is_none_or(|end| end > length) {
             return Err(refused("it reaches beyond the end of the archive"));
         }
-        let path = format!("{}{name}", opened.folder);
+        let mut path = format!("{}{name}", opened.folder);
+        path.shrink_to_fit();
         let place = Place::Member { archive: Arc::clone(&opened), start, compressed, deflated, checksum };
         files.push(SourceFile { path, bytes, place });
     }
