@@ -305,7 +305,7 @@ fn data_sets_are_fetched_from_where_they_are_published() {
     // A licence that asks for a click: the message says so, and a token is enough.
     let study = example("ct-rate.toml");
     let volumes = ["--profile", "published", "--var", "volumes=valid/**"];
-    let answer = run(&study, &server, &volumes).expect(4);
+    let answer = pipe(&study, &server, &[&["run", "study.toml"], &volumes[..]].concat()).expect(4);
     assert!(answer.stderr.contains("is gated") && answer.stderr.contains("HF_TOKEN"), "{}", answer.stderr);
     let arguments = [&["run", "study.toml", "--json"], &volumes[..]].concat();
     let answer = pipe_as(&study, &server, Some("secret"), &arguments).expect(0);

@@ -6,6 +6,7 @@ usage: read_datasets.py RESULTS_FOLDER ...
 
 import io
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -71,6 +72,8 @@ def croissant(folder: Path) -> int:
 
 
 def main() -> None:
+    datasets.disable_progress_bars()
+    logging.getLogger("absl").setLevel(logging.ERROR)
     for results in map(Path, sys.argv[1:]):
         decoded = sum(map(decode_parquet, sorted(results.rglob("*.parquet"))))
         assert decoded, f"{results}: no image"
