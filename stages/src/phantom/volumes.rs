@@ -77,8 +77,8 @@ pub(super) fn ingest(params: &Params, context: &mut StageContext<'_>) -> Result<
 /// The files of a published data set, if they are wanted.
 enum Exported {
     None,
-    Archive(NpzFile),
-    Folder(CtRateFolder),
+    Archive(Box<NpzFile>),
+    Folder(Box<CtRateFolder>),
 }
 
 impl Exported {
@@ -87,9 +87,11 @@ impl Exported {
             None => Self::None,
             Some(Export::Medmnist) => {
                 let path = context.output("export")?.path("phantoms.npz")?;
-                Self::Archive(NpzFile::create(&path, shape(params).to_vec(), splits_of(places))?)
+                Self::Archive(Box::new(NpzFile::create(&path, shape(params).to_vec(), splits_of(places))?))
             }
-            Some(Export::CtRate) => Self::Folder(CtRateFolder::new(context.output("export")?.folder())),
+            Some(Export::CtRate) => {
+                Self::Folder(Box::new(CtRateFolder::new(context.output("export")?.folder())))
+            }
         })
     }
 
