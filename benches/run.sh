@@ -8,6 +8,8 @@
 #   benches/run.sh models --help       which ones, and how often
 #   benches/run.sh metrics             metrics of explanations beside Quantus, at equal threads
 #   benches/run.sh metrics --help      which ones, and how often
+#   benches/run.sh ingest              pairs of image and caption beside pyarrow, pandas and `datasets`, and the memory
+#   benches/run.sh ingest --help       how many pairs, and where
 #
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
 # These are measurements for people to read, never tests: nothing fails because a machine is busy.
@@ -33,8 +35,13 @@ metrics)
     exec python3 "$here/metrics/bench.py" --program "$target/release/examples/metrics" \
         --environment "$target/bench-metrics" "$@"
     ;;
+ingest)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --bin pipe
+    exec python3 "$here/ingest/bench.py" --pipe "$target/release/pipe" --environment "$target/bench-ingest" "$@"
+    ;;
 *)
-    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

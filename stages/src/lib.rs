@@ -49,6 +49,7 @@ mod testing;
 mod texts;
 pub mod tokenize;
 pub mod tokenizer;
+mod truth;
 mod volumes;
 pub mod vqa;
 

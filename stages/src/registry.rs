@@ -71,4 +71,9 @@ pub fn registry() -> Registry {
             summary: "do explanations point at the lesion?",
             text: include_str!("../templates/attribution.toml"),
         })
+        .with_template(Template {
+            name: "labels",
+            summary: "what if an image shows several findings at once, or grades in an order?",
+            text: include_str!("../templates/labels.toml"),
+        })
 }

@@ -1,8 +1,8 @@
 //! The stage kind `tokenize`: texts of a table as token ids.
 
 use pipe_engine::{
-    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageContext,
-    StageError, StageKind,
+    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    StageContext, StageError, StageKind,
 };
 use pipe_models::{Encoded, ModelConfig, Tokenizer};
 use rayon::prelude::*;
@@ -13,6 +13,7 @@ use crate::artifact;
 use crate::model::{checkpoint_error, files};
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions, read};
 use crate::texts::tokenizer_name;
+use crate::truth;
 
 /// Parameters of `tokenize`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +63,10 @@ impl StageKind for Tokenize {
 
     fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
         vec![OutputPort::new("tokens", artifact::TOKENS, "ids of each text, padded")]
+    }
+
+    fn check(&self, params: &Params) -> Vec<ParameterProblem> {
+        params.column.iter().filter_map(|column| truth::refused("column", column)).collect()
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {

@@ -226,14 +226,110 @@ fn broken_connections_are_survived_and_changed_content_is_refused() {
 }
 
 #[test]
-fn the_published_models_are_named_without_a_mistake() {
+fn what_is_published_is_named_without_a_mistake() {
     let study = Study::new(STUDY);
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/models.toml");
-    let answer = study.pipe(&["check", crate::study::text(&file)]).expect(0);
-    assert!(
-        answer.stderr.is_empty() && answer.stdout.contains("no mistakes"),
-        "{}{}",
-        answer.stdout,
-        answer.stderr
+    let check = |name: &str, arguments: &[&str]| {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(name);
+        let answer = study.pipe(&[&["check", crate::study::text(&file)], arguments].concat()).expect(0);
+        assert!(
+            answer.stderr.is_empty() && answer.stdout.contains("no mistakes"),
+            "{name}: {}{}",
+            answer.stdout,
+            answer.stderr
+        );
+    };
+    check("models.toml", &[]);
+    for name in DATA_SETS {
+        check(name, &[]);
+        check(name, &["--profile", "published"]);
+    }
+}
+
+/// The examples that read data sets.
+const DATA_SETS: [&str; 8] = [
+    "breastmnist.toml",
+    "caption-data.toml",
+    "ct-rate.toml",
+    "medmnist.toml",
+    "own-images.toml",
+    "slake.toml",
+    "vqa-data.toml",
+    "vqa-rad.toml",
+];
+
+/// The profile `published` fetches data sets from where they are published; nothing is left to do by hand.
+#[test]
+fn data_sets_are_fetched_from_where_they_are_published() {
+    let data = std::env::var_os("PIPE_DATA").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
+        std::path::PathBuf::from,
     );
+    let npz = data.join("medmnist/breastmnist.npz");
+    let (Ok(npz), Ok(tables)) =
+        (std::fs::read(&npz), std::fs::canonicalize(data.join("fixture-ct-rate/dataset")))
+    else {
+        println!("SKIPPED fetched data sets: `{}` does not exist (set PIPE_DATA)", data.display());
+        return;
+    };
+    let server = Server::start();
+    let scans = Repository {
+        commit: COMMIT.to_owned(),
+        files: files_below(&tables)
+            .into_iter()
+            .map(|(path, content)| (format!("dataset/{path}"), content, String::new()))
+            .collect(),
+        gate: Some("secret".to_owned()),
+    };
+    server.set(|world| {
+        let record = format!(
+            "{{\"id\": 10519652, \"files\": [{{\"key\": \"breastmnist.npz\", \"size\": {}}}, {{\"key\": \"other.npz\", \"size\": 9}}]}}",
+            npz.len()
+        );
+        world.records.insert("10519652".to_owned(), record);
+        world.files.insert("/zenodo/10519652/breastmnist.npz".to_owned(), npz);
+        world.repositories.insert("datasets/ibrahimhamamci/CT-RATE".to_owned(), scans);
+    });
+    let example = |name: &str| {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(name);
+        Study::new(&std::fs::read_to_string(file).expect("an example is text"))
+    };
+    let study = example("medmnist.toml");
+    run(&study, &server, &["--profile", "published", "images"]).expect(0);
+    assert!(lock(&study).contains("source = \"zenodo:10519652/breastmnist.npz\""), "{}", lock(&study));
+    // Who has the file already needs no server.
+    server.requests();
+    let folder = format!("data={}", crate::study::text(&data.join("medmnist")));
+    let local = run(&study, &server, &["--var", &folder, "images"]).expect(0);
+    assert!(local.started().is_empty() && server.requests().is_empty(), "where it lies is in no key");
+
+    // A licence that asks for a click: the message says so, and a token is enough.
+    let study = example("ct-rate.toml");
+    let volumes = ["--profile", "published", "--var", "volumes=valid/**"];
+    let answer = pipe(&study, &server, &[&["run", "study.toml"], &volumes[..]].concat()).expect(4);
+    assert!(answer.stderr.contains("is gated") && answer.stderr.contains("HF_TOKEN"), "{}", answer.stderr);
+    let arguments = [&["run", "study.toml", "--json"], &volumes[..]].concat();
+    let answer = pipe_as(&study, &server, Some("secret"), &arguments).expect(0);
+    assert_eq!(answer.started(), ["scans"]);
+    assert!(lock(&study).contains("valid_8_a_1.nii.gz") && !lock(&study).contains("train_1_a_1.nii.gz"));
+}
+
+/// All files below a folder, by path.
+fn files_below(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).expect("a folder is listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).expect("it lies in the folder");
+                files.push((
+                    crate::study::text(name).to_owned(),
+                    std::fs::read(&path).expect("a file is read"),
+                ));
+            }
+        }
+    }
+    files
 }

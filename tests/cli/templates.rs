@@ -4,7 +4,7 @@ use crate::study::Study;
 
 #[test]
 fn every_template_checks_and_runs() {
-    for template in ["classify", "retrieval", "bias", "vqa", "attribution"] {
+    for template in ["classify", "retrieval", "bias", "vqa", "attribution", "labels"] {
         let study = Study::new("");
         std::fs::remove_file(study.path("study.toml")).expect("it is there");
         let answer = study.pipe(&["init", "--template", template]).expect(0);
@@ -48,5 +48,5 @@ fn what_is_there_stays() {
     study.pipe(&["init", "other"]).expect(0);
     assert_eq!(std::fs::read_to_string(study.path("other/.gitignore")).expect("it is there"), "mine\n");
     let answer = study.pipe(&["init", "--template", "help"]).expect(0);
-    assert!(answer.stdout.contains("attribution") && answer.stdout.lines().count() == 5, "{}", answer.stdout);
+    assert!(answer.stdout.contains("attribution") && answer.stdout.lines().count() == 6, "{}", answer.stdout);
 }

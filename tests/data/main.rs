@@ -1,6 +1,7 @@
 //! The example pipelines of data sets, run by the program itself on the sample data (`PIPE_DATA`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -8,6 +9,7 @@ use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder of the sample data; prints why a test is skipped where it is missing.
@@ -120,16 +122,57 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path that is text")
 }
 
+/// The bytes of each sample of an array of bytes in a `.npz` file.
+fn samples(file: &Path, array: &str) -> Vec<Vec<u8>> {
+    let opened = std::fs::File::open(file).expect("a file opens");
+    let mut archive = zip::ZipArchive::new(opened).expect("an npz file is a ZIP archive");
+    let mut bytes = Vec::new();
+    let mut member = archive.by_name(&format!("{array}.npy")).expect("an array is there");
+    member.read_to_end(&mut bytes).expect("an array is read");
+    let array = npyz::NpyFile::new(&bytes[..]).expect("an array has a header");
+    let count = array.shape()[0] as usize;
+    let values = array.into_vec::<u8>().expect("an array of bytes");
+    values.chunks_exact(values.len() / count).map(<[u8]>::to_vec).collect()
+}
+
+/// How many samples a file of MedMNIST has, and how many test images are equal to a training image.
+fn counted(file: &Path) -> (i64, i64) {
+    let [train, val, test] = ["train", "val", "test"].map(|split| samples(file, &format!("{split}_images")));
+    let known: BTreeSet<&Vec<u8>> = train.iter().collect();
+    let shared = test.iter().filter(|image| known.contains(image)).count();
+    ((train.len() + val.len() + test.len()) as i64, shared as i64)
+}
+
 #[test]
 fn medmnist() {
-    let Some(folder) = data("medmnist/breastmnist.npz") else { return };
-    let folder = folder.parent().expect("a file lies in a folder").to_owned();
-    let project = Project::example("medmnist.toml", &[("data", text(&folder))]);
+    let (Some(breast), Some(adrenal)) =
+        (data("medmnist/breastmnist.npz"), data("medmnist/adrenalmnist3d.npz"))
+    else {
+        return;
+    };
+    let folder = breast.parent().expect("a file lies in a folder").to_owned();
+    let project = Project::example("medmnist.toml", &[("data", text(&folder)), ("partial", "true")]);
     project.run(&[]);
-    assert_eq!(project.rows("images/images/dataset=breastmnist"), 546 + 78 + 156);
-    assert_eq!(project.rows("volumes/volumes/dataset=adrenalmnist3d"), 1188 + 98 + 298);
-    assert_eq!(project.checks("images/checks/dataset=breastmnist", "same image")["test train"], 1);
-    assert_eq!(project.checks("volumes/checks/dataset=adrenalmnist3d", "same image")["test train"], 0);
+    for (file, kind, set) in [(&breast, "images", "breastmnist"), (&adrenal, "volumes", "adrenalmnist3d")] {
+        let (rows, shared) = counted(file);
+        assert_eq!(project.rows(&format!("{kind}/{kind}/dataset={set}")), rows, "{set}");
+        assert_eq!(
+            project.checks(&format!("{kind}/checks/dataset={set}"), "same image")["test train"],
+            shared
+        );
+        let card = project.folder.path().join(format!("results/medmnist/{kind}_card/folder/dataset={set}"));
+        assert!(
+            card.join("croissant.json").is_file() && card.join("README.md").is_file(),
+            "{}",
+            card.display()
+        );
+    }
+}
+
+/// The records of a published file.
+fn records(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).expect("a file is text");
+    serde_json::from_str(&text).expect("a list of records")
 }
 
 #[test]
@@ -143,15 +186,50 @@ fn questions() {
     ];
     let project = Project::example("vqa-data.toml", &variables);
     project.run(&[]);
-    for (protocol, training) in [("published-1797", 167), ("mevf-3064", 278), ("clean-2773", 253)] {
-        assert_eq!(
-            project.rows(&format!("vqa_rad/questions/protocol={protocol}")),
-            training + 48,
-            "{protocol}"
-        );
+    let public = records(&vqa_rad.join("VQA_RAD Dataset Public.json"));
+    let field = |record: &Value, key: &str| record[key].as_str().unwrap_or_default().trim().to_lowercase();
+    let frame = |record: &Value| {
+        Some(field(record, "question_frame")).filter(|text| !["", "null"].contains(&text.as_str()))
+    };
+    let is_test = |record: &&Value| field(record, "phrase_type").starts_with("test_");
+    // What a clean wording must not be: the question or the templated wording of a test record.
+    let tested: BTreeSet<(String, String)> = public
+        .iter()
+        .filter(is_test)
+        .flat_map(|record| {
+            let wordings = std::iter::once(field(record, "question")).chain(frame(record));
+            wordings.map(|wording| (field(record, "image_name"), wording)).collect::<Vec<_>>()
+        })
+        .collect();
+    let frames: Vec<(String, String)> =
+        public.iter().filter_map(|record| Some((field(record, "image_name"), frame(record)?))).collect();
+    let clean = frames.iter().filter(|frame| !tested.contains(frame)).count();
+    for (protocol, added) in [("published-1797", 0), ("mevf-3064", frames.len()), ("clean-2773", clean)] {
+        let rows = project.rows(&format!("vqa_rad/questions/protocol={protocol}"));
+        assert_eq!(rows, (public.len() + added) as i64, "{protocol}");
     }
-    assert_eq!(project.rows("slake/questions"), 426 + 111 + 155);
+    let english = ["train.json", "validate.json", "test.json"]
+        .iter()
+        .flat_map(|name| records(&slake.join(name)))
+        .filter(|record| record["q_lang"] == "en");
+    assert_eq!(project.rows("slake/questions"), english.count() as i64);
     assert_eq!(project.checks("slake/checks", "image asked about")["test train"], 0);
+}
+
+/// How many files below a folder have a name that `is_wanted` accepts.
+fn files(folder: &Path, is_wanted: &dyn Fn(&str) -> bool) -> i64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let count = |path: PathBuf| match path.is_dir() {
+        true => files(&path, is_wanted),
+        false => i64::from(path.file_name().is_some_and(|name| is_wanted(&name.to_string_lossy()))),
+    };
+    entries.map(|entry| count(entry.expect("an entry").path())).sum()
+}
+
+/// How many lines of a file are not empty; none if it is not there.
+fn lines(file: &Path) -> i64 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| !line.trim().is_empty()).count() as i64
 }
 
 #[test]
@@ -168,18 +246,25 @@ fn captions() {
     ];
     let project = Project::example("caption-data.toml", &variables);
     project.run(&[]);
-    assert_eq!(project.rows("roco/captions"), 300);
-    assert_eq!((project.rows("rocov2/captions"), project.rows("rocov2/images")), (27, 27));
-    assert_eq!((project.rows("pmc_oa/captions"), project.rows("pmc_oa/images")), (40, 40));
+    let published =
+        ["train", "validation", "test"].map(|split| roco.join(split).join("radiology/captions.txt"));
+    assert_eq!(project.rows("roco/captions"), published.iter().map(|file| lines(file)).sum::<i64>());
+    let images = files(&rocov2, &|name| name.ends_with(".jpg"));
+    assert_eq!((project.rows("rocov2/captions"), project.rows("rocov2/images")), (images, images));
+    let pairs: i64 =
+        ["train", "valid", "test"].map(|name| lines(&pmc.join(format!("{name}.jsonl")))).iter().sum();
+    assert_eq!(project.rows("pmc_oa/captions"), pairs);
+    assert_eq!(project.rows("pmc_oa/images"), files(&pmc.join("images"), &|_| true));
 }
 
 #[test]
 fn scans() {
     let Some(folder) = data("fixture-ct-rate/dataset") else { return };
-    let project = Project::example("ct-rate.toml", &[("data", text(&folder))]);
+    let project = Project::example("ct-rate.toml", &[("data", text(&folder)), ("partial", "true")]);
     project.run(&[]);
-    assert_eq!(project.rows("scans/volumes"), 6);
-    assert_eq!((project.rows("scans/labels"), project.rows("scans/captions")), (6, 6));
+    let first = files(&folder, &|name| name.ends_with("_1.nii.gz"));
+    assert_eq!(project.rows("scans/volumes"), first);
+    assert_eq!((project.rows("scans/labels"), project.rows("scans/captions")), (first, first));
 }
 
 /// Images of one's own, and the table that comes of them, read as if it were from Hugging Face.
@@ -197,7 +282,8 @@ fn own_images() {
     std::fs::write(&table, csv).expect("a file is written");
     let project = Project::example("own-images.toml", &[("images", text(&images)), ("table", text(&table))]);
     project.run(&["folder"]);
-    assert_eq!((project.rows("folder/images"), project.rows("folder/captions")), (14, 14));
+    let count = files(&images, &|_| true);
+    assert_eq!((project.rows("folder/images"), project.rows("folder/captions")), (count, count));
     assert!(project.checks("folder/checks", "same group").iter().all(|(splits, count)| {
         let mut two = splits.split(' ');
         two.next() == two.next() || *count == 0
@@ -217,5 +303,5 @@ fn own_images() {
         &[("source", text(&parquet))],
     );
     again.run(&[]);
-    assert_eq!(again.rows("rows/images"), 14);
+    assert_eq!(again.rows("rows/images"), count);
 }

@@ -90,7 +90,7 @@ impl StageKind for Card {
         KindDescription {
             name: "card",
             summary: "writes a data set as a folder that stands alone: Parquet by split, Croissant, a page",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,

@@ -12,7 +12,7 @@ pub(super) fn page(params: &Params, tables: &[CardTable]) -> String {
         text.push_str(&format!("license: {}\n", yaml(&params.licence.to_lowercase())));
     }
     text.push_str("configs:\n");
-    for table in tables {
+    for table in tables.iter().filter(|table| !table.files.is_empty()) {
         text.push_str(&format!("- config_name: {}\n  data_files:\n", yaml(&table.name)));
         for file in &table.files {
             text.push_str(&format!("  - split: {}\n    path: {}\n", yaml(&file.split), yaml(&file.path)));

@@ -55,11 +55,11 @@ impl<'a> PairWriter<'a> {
     ) -> Result<Self, StageError> {
         let options = WriteOptions { shard_rows: shard_rows as usize, provenance };
         Ok(Self {
-            images: ImageWriter::new(context.output("images")?, options, metadata)?,
+            images: ImageWriter::new(context, options, metadata)?,
             captions: TableWriter::new(context.output("captions")?, SCHEMA, WriteOptions::text(provenance)),
             metadata,
             next: 0,
-            seen: Seen::new(&["same caption", "group of a caption"]),
+            seen: Seen::new(&["same caption", "group of a caption"], context.scratch()),
             words: Default::default(),
         })
     }
@@ -82,7 +82,7 @@ impl<'a> PairWriter<'a> {
         let stored: Vec<&Pair<'_>> = rows.iter().map(|row| &pairs[*row]).collect();
         for pair in &stored {
             let keys = [Some(text_key(&pair.caption)), pair.group.as_deref().map(text_key)];
-            self.seen.add(&pair.id, pair.split, &keys);
+            self.seen.add(&pair.id, pair.split, &keys)?;
             let words = pair.caption.split_whitespace().count();
             let counts = &mut self.words[place(pair.split)];
             counts.resize(counts.len().max(words + 1), 0);
@@ -105,6 +105,11 @@ impl<'a> PairWriter<'a> {
         Ok(kept)
     }
 
+    /// How many megabytes of images were read, for the progress.
+    pub(crate) fn megabytes(&self) -> f64 {
+        self.images.megabytes()
+    }
+
     /// Writes the rest.
     pub(crate) fn finish(self, context: &mut StageContext<'_>) -> Result<StoredPairs, StageError> {
         let images = self.images.finish(context.output("images")?)?;
@@ -125,7 +130,7 @@ impl StoredPairs {
     }
 
     /// Counts pairs, and finds images, captions and groups that stand twice.
-    pub(crate) fn check(&self, checks: &mut Checks) {
+    pub(crate) fn check(&self, checks: &mut Checks) -> Result<(), StageError> {
         for split in self.seen.splits() {
             checks.count("captions", split, None, self.seen.count(split));
             let words = &self.words[place(split)];
@@ -139,7 +144,7 @@ impl StoredPairs {
             let most = words.len().saturating_sub(1) as u64;
             checks.count("words of a caption", split, Some("most".to_owned()), most);
         }
-        self.seen.check(checks);
-        self.images.check(checks);
+        self.seen.check(checks)?;
+        self.images.check(checks)
     }
 }

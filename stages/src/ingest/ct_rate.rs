@@ -1,12 +1,14 @@
 //! The stage kind `ingest.ct_rate`: CT-RATE (Hamamci et al. 2024), chest CT with reports and labels, from
 //! its folder as published; or the labelled reports of its text classifier, which have no volumes.
 
+mod excluded;
 mod scans;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -16,14 +18,16 @@ use pipe_models::preprocess::volume::ClipOrder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::excluded::Excluded;
 use self::scans::{Scan, prepare};
 pub(crate) use self::tables::LABELS;
 use self::tables::{Report, Volume};
 use super::checks::Checks;
+use super::origin::source_md5;
 use super::rejects::Rejects;
 use super::seen::{Seen, key, text_key};
 use super::sheets::{Sheets, tile};
-use super::source::SourceFiles;
+use super::source::{SourceFile, SourceFiles};
 use super::splits::{SPLITS, drawn, place};
 use crate::artifact;
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions, write};
@@ -103,8 +107,10 @@ pub struct Params {
     /// Which parts of a report its caption is. Quotation marks and round brackets are left out of captions, as
     /// CT-CLIP's code does; the columns `findings` and `impression` keep them.
     pub caption: CaptionText,
-    /// Whether volumes of the tables may be missing, as where a part was downloaded.
+    /// Whether volumes of the tables may be missing, as where a part was downloaded, or rows of the tables.
     pub allow_partial: bool,
+    /// Whether to leave out what the publisher's lists `no_chest_train.txt` and `no_chest_valid.txt` name.
+    pub chest_only: bool,
     /// How many rows may be left out before the stage fails.
     #[schemars(range(min = 0))]
     pub max_rejects: i64,
@@ -125,6 +131,7 @@ impl Default for Params {
             clip: Clip::default(),
             caption: CaptionText::default(),
             allow_partial: false,
+            chest_only: true,
             max_rejects: 0,
             shard_rows: 1,
         }
@@ -144,7 +151,7 @@ impl StageKind for IngestCtRate {
             name: "ingest.ct_rate",
             summary: "reads CT-RATE: chest CT volumes in Hounsfield units, reports and 18 abnormalities",
             implementation: 2,
-            schema_version: 1,
+            schema_version: 2,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
@@ -194,8 +201,19 @@ impl StageKind for IngestCtRate {
         let mut rejects = Rejects::default();
         let mut volumes = match tables::labelled_reports(&files)? {
             Some(file) => tables::read_labelled_reports(file, &mut rejects)?,
-            None => tables::read(&files, params.caption, &mut rejects)?,
+            None => {
+                let volumes = tables::read(&files, params.caption, &mut rejects)?;
+                rejects.check(params.max_rejects)?;
+                check_counts(&files, &volumes, params, &rejects)?;
+                volumes
+            }
         };
+        let mut checks = Checks::default();
+        if params.chest_only {
+            let (excluded, before) = (Excluded::read(&files)?, volumes.len());
+            volumes.retain(|volume| !excluded.has(volume));
+            checks.fact("volume that is no chest", String::new(), (before - volumes.len()) as u64);
+        }
         for volume in &mut volumes {
             volume.split = match volume.split {
                 "val" if params.valid_as == ValidAs::Test => "test",
@@ -211,11 +229,12 @@ impl StageKind for IngestCtRate {
         rejects.check(params.max_rejects)?;
         let metadata = [
             ("dataset", "ct-rate".to_owned()),
+            ("dataset_version", "Hugging Face ibrahimhamamci/CT-RATE".to_owned()),
+            ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("licence", LICENCE.to_owned()),
             ("units", "Hounsfield units".to_owned()),
         ];
         let provenance = context.provenance().to_owned();
-        let mut checks = Checks::default();
         let kept = write_volumes(&files, &volumes, params, &metadata, &mut rejects, &mut checks, context)?;
         rejects.check(params.max_rejects)?;
         if kept.is_empty() {
@@ -228,13 +247,35 @@ impl StageKind for IngestCtRate {
             kept.iter().filter_map(|volume| Some((*volume, volume.report.as_ref()?))).collect();
         let captions = caption_table(&reports).with_all_metadata(&metadata);
         write(context.output("captions")?, &TableSchema::captions(), &captions, text)?;
-        count(&mut checks, &kept, &reports);
+        count(&mut checks, &kept, &reports, context.scratch())?;
         checks.write(context.output("checks")?, &provenance)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }
 
 const SCHEMA: &TableSchema = &TableSchema::volumes();
+
+/// Volumes of the published tables, by split.
+const PUBLISHED: [(&str, usize); 2] = [("train", 47_149), ("val", 3_039)];
+
+/// Compares the number of volumes with the published one, but for rows that were rejected.
+fn check_counts(
+    files: &SourceFiles,
+    volumes: &[Volume<'_>],
+    params: &Params,
+    rejects: &Rejects,
+) -> Result<(), StageError> {
+    for (split, published) in PUBLISHED.iter().filter(|_| !params.allow_partial) {
+        let found = volumes.iter().filter(|volume| volume.split == *split).count();
+        if found.abs_diff(*published) > rejects.count() {
+            let name = if *split == "val" { "validation" } else { split };
+            return Err(files.error(format!(
+                "its tables name {found} volumes of the split `{name}`, {published} are published; `allow_partial = true` takes them all the same"
+            )));
+        }
+    }
+    Ok(())
+}
 
 /// Writes the volumes one after the other; those that were written, or that have none to write.
 fn write_volumes<'v, 'f>(
@@ -250,36 +291,46 @@ fn write_volumes<'v, 'f>(
     let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
     let mut writer = TableWriter::new(context.output("volumes")?, SCHEMA, options);
     writer.push(&volume_table(&[]).with_all_metadata(metadata))?;
-    let mut seen = Seen::new(&["same volume", "same patient"]);
+    let mut seen = Seen::new(&["same volume", "same patient"], context.scratch());
     let mut shapes: BTreeMap<(usize, Vec<i32>), u64> = BTreeMap::new();
-    let (mut kept, mut missing) = (Vec::new(), 0);
+    let mut kept = Vec::new();
     let mut sheets = Sheets::default();
-    for (index, volume) in volumes.iter().enumerate() {
-        context.check_cancelled()?;
-        let Some(acquisition) = &volume.acquisition else {
-            kept.push(volume);
-            continue;
-        };
+    // What is missing shows before the work begins.
+    let found: Vec<Option<&SourceFile>> = volumes
+        .iter()
+        .map(|volume| volume.acquisition.and_then(|_| scans::file(files, &volume.id)))
+        .collect();
+    let is_missing = |(volume, found): &(&Volume<'_>, &Option<&SourceFile>)| {
+        volume.acquisition.is_some() && found.is_none()
+    };
+    let missing: Vec<&Volume<'_>> =
+        volumes.iter().zip(&found).filter(is_missing).map(|(volume, _)| volume).collect();
+    for volume in missing.iter().filter(|_| !params.allow_partial) {
         let (file, row) = volume.place;
-        let Some(found) = scans::file(files, &volume.id) else {
-            missing += 1;
-            if !params.allow_partial {
-                let reason = format!(
-                    "there is no volume `{}.nii.gz`; `allow_partial = true` takes those that are there",
-                    volume.id
-                );
-                rejects.add(file, Some(row), Some(&volume.id), reason);
-                rejects.check(params.max_rejects)?;
+        let reason = format!(
+            "there is no volume `{}.nii.gz`; `allow_partial = true` takes those that are there",
+            volume.id
+        );
+        rejects.add(file, Some(row), Some(&volume.id), reason);
+    }
+    rejects.check(params.max_rejects)?;
+    let mut bytes = 0;
+    for (index, (volume, found)) in volumes.iter().zip(&found).enumerate() {
+        context.check_cancelled()?;
+        let (Some(acquisition), Some(found)) = (&volume.acquisition, *found) else {
+            if volume.acquisition.is_none() {
+                kept.push(volume);
             }
             continue;
         };
+        bytes += found.bytes;
         match prepare(found, acquisition, params) {
             Ok(scan) => {
                 seen.add(
                     &volume.id,
                     volume.split,
                     &[Some(key(&scan.digest)), Some(text_key(&volume.patient))],
-                );
+                )?;
                 *shapes.entry((place(volume.split), scan.shape.clone())).or_default() += 1;
                 if sheets.has_room(volume.split) {
                     sheets.add(volume.split, tile(&scan.picture(params.window)));
@@ -289,11 +340,12 @@ fn write_volumes<'v, 'f>(
             }
             Err(reason) => rejects.add(found, None, Some(&volume.id), reason),
         }
-        context.progress(index as u64 + 1, volumes.len() as u64, "volumes", &[]);
+        let figures = [("MB", bytes as f64 / 1e6)];
+        context.progress(index as u64 + 1, volumes.len() as u64, "volumes", &figures);
     }
     writer.finish(context.output("volumes")?)?;
     sheets.write(context.output("sheets")?)?;
-    checks.fact("volume of the tables that is not there", String::new(), missing);
+    checks.fact("volume of the tables that is not there", String::new(), missing.len() as u64);
     for split in seen.splits() {
         checks.count("volumes", split, None, seen.count(split));
     }
@@ -301,7 +353,7 @@ fn write_volumes<'v, 'f>(
         let shape: Vec<String> = shape.iter().map(i32::to_string).collect();
         checks.count("shape", SPLITS[split], Some(shape.join(" x ")), count);
     }
-    seen.check(checks);
+    seen.check(checks)?;
     Ok(kept)
 }
 
@@ -353,10 +405,15 @@ fn caption_table(reports: &[(&Volume<'_>, &Report)]) -> Table {
         .with_metadata("task", "retrieval")
 }
 
-fn count(checks: &mut Checks, volumes: &[&Volume<'_>], reports: &[(&Volume<'_>, &Report)]) {
-    let mut seen = Seen::new(&["same caption"]);
+fn count(
+    checks: &mut Checks,
+    volumes: &[&Volume<'_>],
+    reports: &[(&Volume<'_>, &Report)],
+    scratch: &Path,
+) -> Result<(), StageError> {
+    let mut seen = Seen::new(&["same caption"], scratch);
     for (volume, report) in reports {
-        seen.add(&volume.id, volume.split, &[Some(text_key(&report.text))]);
+        seen.add(&volume.id, volume.split, &[Some(text_key(&report.text))])?;
     }
     for split in SPLITS.into_iter().filter(|split| volumes.iter().any(|volume| volume.split == *split)) {
         let of_split: Vec<&&Volume<'_>> = volumes.iter().filter(|volume| volume.split == split).collect();
@@ -371,5 +428,5 @@ fn count(checks: &mut Checks, volumes: &[&Volume<'_>], reports: &[(&Volume<'_>, 
             checks.count("class", split, Some(name.to_owned()), count as u64);
         }
     }
-    seen.check(checks);
+    seen.check(checks)
 }

@@ -15,16 +15,17 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::rows::{Rows, Written, captions, labels};
+use self::rows::{Rows, Written, labels, texts};
 use super::checks::Checks;
+use super::origin::{source_md5, version};
 use super::parquet::ParquetRows;
 use super::pictures::{Content, ImageWriter, Picture};
 use super::questions::{Question, answer_type, check_questions};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{SPLITS, canonical, drawn, named_in, place};
-use crate::artifact;
 use crate::table::{Table, TableSchema, WriteOptions, write};
+use crate::{artifact, truth};
 
 /// Which column says what.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +41,8 @@ pub struct Columns {
     pub label: Option<String>,
     /// A caption, or a list of them.
     pub caption: Option<String>,
+    /// Concepts of the captions (UMLS), a list of them.
+    pub cuis: Option<String>,
     /// A question.
     pub question: Option<String>,
     /// The answer to the question.
@@ -64,6 +67,7 @@ impl Default for Columns {
             split: None,
             label: None,
             caption: None,
+            cuis: None,
             question: None,
             answer: None,
             answer_type: None,
@@ -83,6 +87,7 @@ impl Columns {
             &self.split,
             &self.label,
             &self.caption,
+            &self.cuis,
             &self.question,
             &self.answer,
             &self.answer_type,
@@ -107,6 +112,8 @@ impl Columns {
 pub struct Params {
     /// The name of the data set.
     pub dataset: String,
+    /// The version of the data set, for the metadata of the tables.
+    pub version: Option<String>,
     /// Which column says what.
     pub columns: Columns,
     /// The classes in index order; by default those of the files' metadata, else all that occur, sorted.
@@ -135,6 +142,7 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             dataset: "huggingface".to_owned(),
+            version: None,
             columns: Columns::default(),
             classes: Vec::new(),
             multi_label: false,
@@ -158,7 +166,7 @@ impl StageKind for IngestHuggingFace {
         KindDescription {
             name: "ingest.huggingface",
             summary: "reads Parquet files with a column of images, as on Hugging Face",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -197,9 +205,25 @@ impl StageKind for IngestHuggingFace {
         if params.val + params.test > 1.0 {
             wrong("test", "validation and test take more than everything");
         }
+        let columns = &params.columns;
+        if columns.cuis.is_some() && columns.caption.is_none() {
+            wrong("columns.cuis", "concepts are those of captions: name their column too");
+        }
         if params.columns.question.is_some() != params.columns.answer.is_some() {
             wrong("columns.question", "a question needs an answer, and the other way round");
         }
+        let shown = [
+            ("label", &columns.label),
+            ("caption", &columns.caption),
+            ("cuis", &columns.cuis),
+            ("question", &columns.question),
+            ("answer", &columns.answer),
+        ];
+        problems.extend(
+            shown
+                .iter()
+                .filter_map(|(name, column)| truth::refused(&format!("columns.{name}"), column.as_deref()?)),
+        );
         problems
     }
 
@@ -207,11 +231,13 @@ impl StageKind for IngestHuggingFace {
         let files = SourceFiles::of(context.input("source")?)?;
         let metadata = [
             ("dataset", params.dataset.clone()),
+            ("dataset_version", version(params.version.as_deref())),
+            ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("licence", params.licence.clone().unwrap_or_else(|| "unknown".to_owned())),
         ];
         let provenance = context.provenance().to_owned();
         let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
-        let images = ImageWriter::new(context.output("images")?, options, &metadata)?;
+        let images = ImageWriter::new(context, options, &metadata)?;
         let mut ingest = Ingest { params, images, rejects: Rejects::default(), rows: Rows::default() };
         let parquet: Vec<&SourceFile> = files.iter().filter(|file| file.path.ends_with(".parquet")).collect();
         if parquet.is_empty() {
@@ -233,13 +259,13 @@ impl StageKind for IngestHuggingFace {
         }
         let text = WriteOptions::text(&provenance);
         let mut checks = Checks::default();
-        stored.check(&mut checks);
+        stored.check(&mut checks)?;
         if params.columns.label.is_some() {
             let table = rows.label_table(params, &files, &mut checks)?.with_all_metadata(&metadata);
             write(context.output("labels")?, &TableSchema::labels(), &table, text)?;
         }
         if params.columns.caption.is_some() {
-            let table = rows.caption_table(&mut checks).with_all_metadata(&metadata);
+            let table = rows.caption_table(context.scratch(), &mut checks)?.with_all_metadata(&metadata);
             write(context.output("captions")?, &TableSchema::captions(), &table, text)?;
         }
         if params.columns.question.is_some() {
@@ -272,6 +298,7 @@ struct Row {
     licence: Option<String>,
     labels: Vec<Written>,
     captions: Vec<String>,
+    cuis: Option<Vec<String>>,
     question: Option<(String, String)>,
     answer_type: Option<String>,
 }
@@ -299,7 +326,8 @@ impl Ingest<'_> {
             context.check_cancelled()?;
             let taken = self.take(file, split, is_named, first, &table)?;
             self.write(file, split, taken)?;
-            context.progress((first + table.rows()) as u64 - 1, total, "rows", &[]);
+            let figures = [("MB", self.images.megabytes())];
+            context.progress((first + table.rows()) as u64 - 1, total, "rows", &figures);
         }
         Ok(())
     }
@@ -396,7 +424,11 @@ impl Ingest<'_> {
                 region: regions[row].clone(),
                 licence: licences[row].clone().or_else(|| params.licence.clone()),
                 labels,
-                captions: captions(table, columns.caption.as_deref(), row).map_err(wrong)?,
+                captions: texts(table, columns.caption.as_deref(), row).map_err(wrong)?,
+                cuis: match columns.cuis.as_deref() {
+                    Some(cuis) => Some(texts(table, Some(cuis), row).map_err(wrong)?),
+                    None => None,
+                },
                 question,
                 answer_type: types[row].clone(),
             });
@@ -453,7 +485,7 @@ impl Ingest<'_> {
                 self.rows.labels.push((row.id.clone(), split, row.labels));
             }
             for caption in row.captions {
-                self.rows.captions.push((row.id.clone(), split, caption));
+                self.rows.captions.push((row.id.clone(), split, caption, row.cuis.clone()));
             }
             if let Some((question, answer)) = row.question {
                 self.rows.questions.push(Question {

@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use self::described::{Described, from_csv, from_folders};
 use super::checks::Checks;
+use super::origin::{source_md5, version};
 use super::pictures::{Picture, StoredImages, write_images};
 use super::rejects::Rejects;
 use super::source::SourceFiles;
 use super::splits;
-use crate::artifact;
 use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+use crate::{artifact, truth};
 
 /// What the name of a folder says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -82,6 +83,8 @@ impl Default for Columns {
 pub struct Params {
     /// The name of the data set.
     pub dataset: String,
+    /// The version of the data set, for the metadata of the tables.
+    pub version: Option<String>,
     /// Without a CSV file: what the folders say, from the outermost.
     pub folders: Vec<FolderMeaning>,
     /// With a CSV file: which column says what.
@@ -114,6 +117,7 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             dataset: "images".to_owned(),
+            version: None,
             folders: Vec::new(),
             columns: Columns::default(),
             delimiter: ",".to_owned(),
@@ -145,7 +149,7 @@ impl StageKind for IngestImages {
         KindDescription {
             name: "ingest.images",
             summary: "reads a folder of PNG and JPEG files, sorted into folders or described by a CSV file",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -191,6 +195,12 @@ impl StageKind for IngestImages {
                 wrong(&format!("folders[{index}]"), "another folder says this already");
             }
         }
+        let shown = [("label", &params.columns.label), ("caption", &params.columns.caption)];
+        problems.extend(
+            shown
+                .iter()
+                .filter_map(|(name, column)| truth::refused(&format!("columns.{name}"), column.as_deref()?)),
+        );
         problems
     }
 
@@ -214,9 +224,12 @@ impl StageKind for IngestImages {
         let rows = distinct(rows, &mut rejects);
         let (rows, labels) = Labels::read(rows, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
+        let sources: Vec<&SourceFiles> = std::iter::once(&files).chain(&table).collect();
         let pictures: Vec<Picture<'_>> = rows.iter().map(|row| row.picture.clone()).collect();
         let metadata = [
             ("dataset", params.dataset.clone()),
+            ("dataset_version", version(params.version.as_deref())),
+            ("source_md5", source_md5(&sources, |_| true, context)?),
             ("licence", params.licence.clone().unwrap_or_else(|| "unknown".to_owned())),
         ];
         let (kept, stored) = write_images(&pictures, &metadata, params.shard_rows, &mut rejects, context)?;
@@ -229,14 +242,14 @@ impl StageKind for IngestImages {
         let provenance = context.provenance().to_owned();
         let text = WriteOptions::text(&provenance);
         if let Some(labels) = &labels {
-            let table = labels.table(&rows).with_metadata("dataset", params.dataset.clone());
+            let table = labels.table(&rows).with_all_metadata(&metadata);
             write(context.output("labels")?, &TableSchema::labels(), &table, text)?;
         }
         if params.columns.caption.is_some() {
-            let table = caption_table(&rows).with_metadata("dataset", params.dataset.clone());
+            let table = caption_table(&rows).with_all_metadata(&metadata);
             write(context.output("captions")?, &TableSchema::captions(), &table, text)?;
         }
-        checks(&stored, &rows, labels.as_ref()).write(context.output("checks")?, &provenance)?;
+        checks(&stored, &rows, labels.as_ref())?.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
@@ -339,9 +352,13 @@ fn caption_table(rows: &[&Described<'_>]) -> Table {
         .with_metadata("task", "retrieval")
 }
 
-fn checks(stored: &StoredImages, rows: &[&Described<'_>], labels: Option<&Labels>) -> Checks {
+fn checks(
+    stored: &StoredImages,
+    rows: &[&Described<'_>],
+    labels: Option<&Labels>,
+) -> Result<Checks, StageError> {
     let mut checks = Checks::default();
-    stored.check(&mut checks);
+    stored.check(&mut checks)?;
     let splits: Vec<&str> = splits::SPLITS
         .into_iter()
         .filter(|split| rows.iter().any(|row| row.picture.split == *split))
@@ -362,5 +379,5 @@ fn checks(stored: &StoredImages, rows: &[&Described<'_>], labels: Option<&Labels
     if !captions.is_empty() {
         checks.duplicates("same caption", &splits, &captions);
     }
-    checks
+    Ok(checks)
 }

@@ -3,6 +3,7 @@
 use pipe_engine::StageError;
 use serde_json::{Map, Value};
 
+use super::rejects::Rejects;
 use super::source::SourceFile;
 
 /// A longer file is none of a data set that is read whole.
@@ -12,27 +13,30 @@ const FILE_LIMIT: u64 = 256 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Record(Map<String, Value>);
 
-/// The objects of a file that is one array.
-pub(crate) fn records(file: &SourceFile) -> Result<Vec<Record>, StageError> {
-    let values = match parse(file)? {
+/// The objects of a file that is one array, with their numbers, from 1; what is no object is rejected.
+pub(crate) fn records(file: &SourceFile, rejects: &mut Rejects) -> Result<Vec<(usize, Record)>, StageError> {
+    let values = match parse(file).map_err(|reason| file.error(reason))? {
         Value::Array(values) => values,
         other => {
             return Err(file.error(format!("it holds {}; a list of records is expected", name_of(&other))));
         }
     };
-    let record = |(index, value)| {
-        let place = |reason| file.error(format!("record {}: {reason}", index + 1));
-        Record::of(value).map_err(place)
-    };
-    values.into_iter().enumerate().map(record).collect()
+    let mut records = Vec::with_capacity(values.len());
+    for (number, value) in (1..).zip(values) {
+        match Record::of(value) {
+            Ok(record) => records.push((number, record)),
+            Err(reason) => rejects.add(file, Some(number), None, reason),
+        }
+    }
+    Ok(records)
 }
 
-/// The value of a file.
-pub(crate) fn parse(file: &SourceFile) -> Result<Value, StageError> {
-    let bytes = file.read(FILE_LIMIT).map_err(|reason| file.error(reason))?;
+/// The value of a file; the reason if it holds none.
+pub(crate) fn parse(file: &SourceFile) -> Result<Value, String> {
+    let bytes = file.read(FILE_LIMIT)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     // The parser bounds how deep values nest.
-    serde_json::from_slice(text).map_err(|error| file.error(format!("it is no JSON: {error}")))
+    serde_json::from_slice(text).map_err(|error| format!("it is no JSON: {error}"))
 }
 
 /// A line of JSON Lines; the reason if it holds no object.

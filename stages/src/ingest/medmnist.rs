@@ -8,6 +8,7 @@ mod catalogue;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use image::{DynamicImage, GrayImage, RgbImage};
@@ -66,6 +67,16 @@ pub struct Params {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub limit: Option<i64>,
+    /// The side in pixels of the images of the file, 28, 64, 128 or 224: a file of another size is refused. The
+    /// size is a part of the experiment; by default it is the file's.
+    #[serde(default)]
+    #[schemars(range(min = 28, max = 224))]
+    pub size: Option<i64>,
+    /// The side in pixels to which images are enlarged, by the nearest pixel: published figures of size 224 are
+    /// of files of size 28, enlarged so. By default images stay as they are.
+    #[serde(default)]
+    #[schemars(range(min = 28, max = 1024))]
+    pub resize_to: Option<i64>,
     /// Whether a split may have another number of samples than the published one.
     #[serde(default)]
     pub allow_partial: bool,
@@ -98,8 +109,8 @@ impl StageKind for IngestMedmnist {
         KindDescription {
             name: "ingest.medmnist",
             summary: "reads a MedMNIST file: images or volumes with labels, in the official splits",
-            implementation: 2,
-            schema_version: 1,
+            implementation: 3,
+            schema_version: 2,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required("source", &[ArtifactType::FILE], "the .npz file, as published")],
@@ -130,12 +141,29 @@ impl StageKind for IngestMedmnist {
         let mut sorted = params.splits.clone();
         sorted.sort_unstable();
         sorted.dedup();
-        let message = match params.splits.len() {
-            0 => "there is no split to read",
-            count if count > sorted.len() => "a split stands twice",
-            _ => return Vec::new(),
+        let mut problems = Vec::new();
+        let mut wrong = |path: &str, message: String| {
+            problems.push(ParameterProblem { path: path.to_owned(), message, help: None });
         };
-        vec![ParameterProblem { path: "splits".to_owned(), message: message.to_owned(), help: None }]
+        match params.splits.len() {
+            0 => wrong("splits", "there is no split to read".to_owned()),
+            count if count > sorted.len() => wrong("splits", "a split stands twice".to_owned()),
+            _ => {}
+        }
+        let kind = params.dataset.published().kind;
+        let sides = kind.sides();
+        if let Some(size) = params.size
+            && !sides.iter().any(|side| i64::try_from(*side) == Ok(size))
+        {
+            wrong(
+                "size",
+                format!("`{}` is published in the sizes {sides:?}", params.dataset.published().flag),
+            );
+        }
+        if params.resize_to.is_some() && kind == Kind::Volume {
+            wrong("resize_to", "volumes are not enlarged".to_owned());
+        }
+        problems
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -152,6 +180,8 @@ struct Source {
     published: &'static Published,
     splits: Vec<SplitLabels>,
     side: u64,
+    /// The side of the images in the table.
+    stored: u64,
     md5: String,
     /// Whether the MD5 is the published one.
     genuine: bool,
@@ -182,6 +212,9 @@ impl Source {
                 let reason =
                     format!("its images have a side of {side}, those of the first split {}", sides[0]);
                 return Err(images.error(reason));
+            }
+            if let Some(size) = params.size.filter(|size| i64::try_from(side) != Ok(*size)) {
+                return Err(images.error(format!("its images have a side of {side}, and `size` is {size}")));
             }
             let wanted = published.counts[split as usize];
             if samples != wanted && !params.allow_partial {
@@ -219,7 +252,8 @@ impl Source {
             }
             context.warn(&format!("`{}`: {reason}", file.display()));
         }
-        Ok(Self { file, published, splits, side, md5, genuine })
+        let stored = params.resize_to.map_or(side, |side| side as u64);
+        Ok(Self { file, published, splits, side, stored, md5, genuine })
     }
 
     /// Reads the images and writes the tables.
@@ -266,15 +300,16 @@ impl Source {
                     .map(|(offset, pixels)| {
                         let id =
                             format!("{}/{}/{}", self.published.flag, split.name(), first + offset as u64);
-                        Sample::new(id, pixels, self.published.kind, self.side)
+                        Sample::new(id, pixels, self.published.kind, self.side, self.stored)
                     })
                     .collect();
                 let samples = samples.into_iter().collect::<Result<Vec<_>, _>>()?;
                 digests.extend(samples.iter().map(|sample| (split, sample.id.clone(), sample.digest)));
-                let table = sample_table(self.published, self.side, split, samples);
+                let table = sample_table(self.published, self.stored, split, samples);
                 writer.push(&self.with_metadata(table))?;
                 first += count;
-                context.progress(digests.len() as u64, total as u64, port, &[]);
+                let read = digests.len() as f64 * sample_bytes as f64;
+                context.progress(digests.len() as u64, total as u64, port, &[("MB", read / 1e6)]);
             }
         }
         writer.finish(context.output(port)?)?;
@@ -308,6 +343,7 @@ impl Source {
             .with_metadata("dataset", published.flag)
             .with_metadata("dataset_version", VERSION)
             .with_metadata("size", self.side.to_string())
+            .with_metadata("resized_to", self.stored.to_string())
             .with_metadata("task", published.task.name())
             .with_metadata("label_names", serde_json::json!(published.classes).to_string())
             .with_metadata("licence", published.licence)
@@ -334,7 +370,7 @@ impl Source {
         let mut checks = Checks::default();
         checks.fact("published MD5", self.md5.clone(), u64::from(self.genuine));
         let mut shape: Vec<String> =
-            self.published.kind.shape(self.side).iter().map(u64::to_string).collect();
+            self.published.kind.shape(self.stored).iter().map(u64::to_string).collect();
         if self.published.kind == Kind::Grey {
             shape.push("1".to_owned());
         }
@@ -424,16 +460,37 @@ struct Sample {
 }
 
 impl Sample {
-    fn new(id: String, pixels: &[u8], kind: Kind, side: u64) -> Result<Self, StageError> {
-        let side = side as usize;
+    /// A sample of `side`, stored with the side `stored`.
+    fn new(id: String, pixels: &[u8], kind: Kind, side: u64, stored: u64) -> Result<Self, StageError> {
+        let (side, stored) = (side as usize, stored as usize);
+        let encode = |channels: usize| {
+            let resized = nearest(pixels, side, stored, channels);
+            png::encode(&resized, stored, stored, channels)
+        };
         let bytes = match kind {
-            Kind::Grey => png::encode(pixels, side, side, 1)?,
-            Kind::Colour => png::encode(pixels, side, side, 3)?,
+            Kind::Grey => encode(1)?,
+            Kind::Colour => encode(3)?,
             Kind::Volume => pixels.to_vec(),
         };
         let digest = Digest::of(&bytes);
         Ok(Self { id, bytes, digest })
     }
+}
+
+/// A square image brought to another side: each pixel is that of the source in which its centre lies.
+fn nearest(pixels: &[u8], side: usize, wanted: usize, channels: usize) -> Cow<'_, [u8]> {
+    if side == wanted {
+        return Cow::Borrowed(pixels);
+    }
+    let source = |place: usize| (2 * place + 1) * side / (2 * wanted);
+    let mut resized = Vec::with_capacity(wanted * wanted * channels);
+    for row in 0..wanted {
+        for column in 0..wanted {
+            let first = (source(row) * side + source(column)) * channels;
+            resized.extend_from_slice(&pixels[first..first + channels]);
+        }
+    }
+    Cow::Owned(resized)
 }
 
 fn sample_table(published: &Published, side: u64, split: Split, samples: Vec<Sample>) -> Table {

@@ -12,6 +12,7 @@ mod lines;
 mod medmnist;
 mod nifti;
 mod npz;
+mod origin;
 mod parquet;
 mod pictures;
 mod pmc;
@@ -22,7 +23,8 @@ mod seen;
 mod sheets;
 mod slake;
 mod source;
-mod splits;
+mod spill;
+pub(crate) mod splits;
 #[cfg(test)]
 mod testing;
 mod vqa_rad;

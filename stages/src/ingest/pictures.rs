@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::path::Path;
 
 use image::{DynamicImage, ImageReader, Limits, RgbImage};
 use pipe_engine::cache::Digest;
@@ -64,7 +65,7 @@ pub(crate) enum Content<'a> {
 }
 
 /// What is remembered of the images that were stored.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct StoredImages {
     seen: Seen,
     /// How many have a height, width and number of channels, by split.
@@ -73,22 +74,23 @@ pub(crate) struct StoredImages {
 }
 
 impl StoredImages {
-    fn new() -> Self {
+    fn new(scratch: &Path) -> Self {
         Self {
-            seen: Seen::new(&["same file", "same image", "same group"]),
+            seen: Seen::new(&["same file", "same image", "same group"], scratch),
             shapes: BTreeMap::new(),
             sheets: Sheets::default(),
         }
     }
 
-    fn add(&mut self, picture: &Picture<'_>, decoded: &Decoded) {
+    fn add(&mut self, picture: &Picture<'_>, decoded: &Decoded) -> Result<(), StageError> {
         let keys =
             [Some(key(&decoded.digest)), Some(key(&decoded.pixels)), picture.group.as_deref().map(text_key)];
-        self.seen.add(&picture.id, picture.split, &keys);
+        self.seen.add(&picture.id, picture.split, &keys)?;
         *self.shapes.entry((place(picture.split), decoded.shape)).or_default() += 1;
         if let Some(tile) = &decoded.tile {
             self.sheets.add(picture.split, tile.clone());
         }
+        Ok(())
     }
 
     /// The first images of each split.
@@ -97,7 +99,7 @@ impl StoredImages {
     }
 
     /// Counts images and their shapes, and finds those that stand twice, as files, as pixels and by group.
-    pub(crate) fn check(&self, checks: &mut Checks) {
+    pub(crate) fn check(&self, checks: &mut Checks) -> Result<(), StageError> {
         for split in self.seen.splits() {
             checks.count("images", split, None, self.seen.count(split));
             let of_split = self.shapes.iter().filter(|((known, _), _)| *known == place(split));
@@ -105,7 +107,7 @@ impl StoredImages {
                 checks.count("shape", split, Some(format!("{height} x {width} x {channels}")), *count);
             }
         }
-        self.seen.check(checks);
+        self.seen.check(checks)
     }
 }
 
@@ -221,21 +223,23 @@ pub(crate) struct ImageWriter<'a> {
     writer: TableWriter<'a>,
     metadata: &'a [(&'a str, String)],
     stored: StoredImages,
+    /// Of the files of images that were read.
+    bytes: u64,
 }
 
 impl<'a> ImageWriter<'a> {
     /// Images that are read and decoded at once.
     pub(crate) const BLOCK: usize = 64;
 
-    /// A writer into the folder of `output`. Every file of the table has the entries of `metadata`.
+    /// A writer of the output `images`. Every file of the table has the entries of `metadata`.
     pub(crate) fn new(
-        output: &OutputWriter,
+        context: &mut StageContext<'_>,
         options: WriteOptions<'a>,
         metadata: &'a [(&'a str, String)],
     ) -> Result<Self, StageError> {
-        let mut writer = TableWriter::new(output, SCHEMA, options);
+        let mut writer = TableWriter::new(context.output("images")?, SCHEMA, options);
         writer.push(&table(Vec::new(), metadata))?;
-        Ok(Self { writer, metadata, stored: StoredImages::new() })
+        Ok(Self { writer, metadata, stored: StoredImages::new(context.scratch()), bytes: 0 })
     }
 
     /// Writes the images that can be decoded, in the given order, and says of each whether it could; the
@@ -273,10 +277,11 @@ impl<'a> ImageWriter<'a> {
         let mut kept = Vec::with_capacity(pictures.len());
         for (picture, decoded) in pictures.iter().zip(read) {
             kept.push(decoded.is_ok());
+            self.bytes += picture.content.bytes();
             let id = Some(picture.id.as_str());
             match (decoded, picture.named_by, &picture.content) {
                 (Ok(decoded), ..) => {
-                    self.stored.add(picture, &decoded);
+                    self.stored.add(picture, &decoded)?;
                     rows.push((picture, decoded));
                 }
                 (Err(reason), Some((file, row)), _) => {
@@ -290,6 +295,11 @@ impl<'a> ImageWriter<'a> {
         }
         self.writer.push(&table(rows, self.metadata))?;
         Ok(kept)
+    }
+
+    /// How many megabytes of images were read, for the progress.
+    pub(crate) fn megabytes(&self) -> f64 {
+        self.bytes as f64 / 1e6
     }
 
     /// Writes the rest.
@@ -310,13 +320,14 @@ pub(crate) fn write_images(
 ) -> Result<(Vec<bool>, StoredImages), StageError> {
     let provenance = context.provenance().to_owned();
     let options = WriteOptions { shard_rows: shard_rows as usize, provenance: &provenance };
-    let mut writer = ImageWriter::new(context.output("images")?, options, metadata)?;
+    let mut writer = ImageWriter::new(context, options, metadata)?;
     let mut kept = Vec::with_capacity(pictures.len());
     for (index, block) in pictures.chunks(ImageWriter::BLOCK).enumerate() {
         context.check_cancelled()?;
         kept.extend(writer.push(block, rejects)?);
         let done = index * ImageWriter::BLOCK + block.len();
-        context.progress(done as u64, pictures.len() as u64, "images", &[]);
+        let figures = [("MB", writer.megabytes())];
+        context.progress(done as u64, pictures.len() as u64, "images", &figures);
     }
     Ok((kept, writer.finish(context.output("images")?)?))
 }

@@ -2,6 +2,7 @@
 //! published as JSON Lines or CSV, a pair a line; PMC-15M (Zhang et al. 2023) was never published, but the
 //! pipeline that made it is, and writes JSON Lines, an article a line.
 
+mod licences;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -15,12 +16,14 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::licences::Licences;
 use self::rows::{Found, Rows};
 use super::captions::{Pair, PairWriter};
 use super::checks::Checks;
+use super::origin::{source_md5, version};
 use super::pictures::{Content, ImageWriter, MissingImages, Picture};
 use super::rejects::Rejects;
-use super::seen::text_key;
+use super::seen::{Marked, text_key};
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{SPLITS, drawn, named_in};
 use crate::artifact;
@@ -48,10 +51,14 @@ impl Default for Columns {
 pub struct Params {
     /// The name of the data set.
     pub dataset: String,
+    /// The version of the data set, for the metadata of the tables.
+    pub version: Option<String>,
     /// The columns of CSV files.
     pub columns: Columns,
     /// The character between the fields of CSV files.
     pub delimiter: String,
+    /// Whether there may be another number of pairs than the published one, of `dataset = "pmc-oa"`.
+    pub allow_partial: bool,
     /// Only the first pairs of each file.
     #[schemars(range(min = 1))]
     pub limit: Option<i64>,
@@ -77,8 +84,10 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             dataset: "pmc".to_owned(),
+            version: None,
             columns: Columns::default(),
             delimiter: ",".to_owned(),
+            allow_partial: false,
             limit: None,
             val: 0.0,
             test: 0.0,
@@ -100,7 +109,7 @@ impl StageKind for IngestPmc {
         KindDescription {
             name: "ingest.pmc",
             summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -141,15 +150,23 @@ impl StageKind for IngestPmc {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::of(context.input("source")?)?;
         let lists = lists(&files)?;
-        let metadata = [("dataset", params.dataset.clone()), ("licence", "per article".to_owned())];
+        check_count(&files, &lists, params, context)?;
+        let licences = Licences::read(&files)?;
+        let metadata = [
+            ("dataset", params.dataset.clone()),
+            ("dataset_version", version(params.version.as_deref())),
+            ("source_md5", source_md5(&[&files], |_| true, context)?),
+            ("licence", "per article".to_owned()),
+        ];
         let provenance = context.provenance().to_owned();
         let writer = PairWriter::new(context, &provenance, params.shard_rows, &metadata)?;
         let mut ingest = Ingest {
             files: &files,
+            licences,
             params,
             writer,
             rejects: Rejects::default(),
-            images: BTreeMap::new(),
+            images: Marked::default(),
             pairs: Vec::new(),
             scores: Vec::new(),
             written: 0,
@@ -177,11 +194,40 @@ impl StageKind for IngestPmc {
         for (what, count) in without {
             checks.fact(what, String::new(), count);
         }
-        stored.check(&mut checks);
+        stored.check(&mut checks)?;
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
+}
+
+/// PMC-OA has 1.65 million pairs, which is all that is published of their number.
+const PMC_OA_PAIRS: std::ops::RangeInclusive<u64> = 1_640_000..=1_660_000;
+
+/// Compares the number of pairs of PMC-OA with the published one, before any image is read.
+fn check_count(
+    files: &SourceFiles,
+    lists: &[(&SourceFile, Option<&'static str>)],
+    params: &Params,
+    context: &StageContext<'_>,
+) -> Result<(), StageError> {
+    if params.dataset != "pmc-oa" || params.allow_partial || params.limit.is_some() {
+        return Ok(());
+    }
+    let mut found = 0;
+    for (file, _) in lists {
+        context.check_cancelled()?;
+        let mut rows = Rows::open(file, params)?;
+        while let Some((_, pairs)) = rows.next()? {
+            found += pairs.len() as u64;
+        }
+    }
+    if PMC_OA_PAIRS.contains(&found) {
+        return Ok(());
+    }
+    Err(files.error(format!(
+        "it has {found} pairs, 1.65 million are published; `allow_partial = true` takes it all the same"
+    )))
 }
 
 fn share(params: &Params, split: &str) -> f64 {
@@ -211,11 +257,12 @@ fn lists(files: &SourceFiles) -> Result<Vec<(&SourceFile, Option<&'static str>)>
 /// What is known while pairs are read.
 struct Ingest<'a> {
     files: &'a SourceFiles,
+    licences: Licences,
     params: &'a Params,
     writer: PairWriter<'a>,
     rejects: Rejects,
     /// Images that were written or rejected, by a key of their id, and whether they were kept.
-    images: BTreeMap<u64, bool>,
+    images: Marked,
     /// Pairs that wait for their block to be full, and what a pair's line says beyond them.
     pairs: Vec<Pair<'a>>,
     scores: Vec<(Option<String>, Option<f64>)>,
@@ -266,7 +313,7 @@ impl<'a> Ingest<'a> {
             if self.pairs.len() >= ImageWriter::BLOCK {
                 self.flush()?;
                 context.check_cancelled()?;
-                let figures = [("pairs", self.written as f64)];
+                let figures = [("pairs", self.written as f64), ("MB", self.writer.megabytes())];
                 context.progress(rows.bytes_read().min(file.bytes), file.bytes, "bytes", &figures);
             }
         }
@@ -285,7 +332,7 @@ impl<'a> Ingest<'a> {
         if self.pairs.iter().any(|pair| pair.id == row.id) {
             self.flush()?;
         }
-        let picture = match self.images.get(&key) {
+        let picture = match self.images.get(key) {
             Some(false) => return Ok(()),
             Some(true) => None,
             None => match row.file(self.files) {
@@ -296,7 +343,7 @@ impl<'a> Ingest<'a> {
                     content: Content::File(image),
                     modality: None,
                     region: None,
-                    licence: None,
+                    licence: self.licences.of(row.article.as_deref()),
                     group: row.article.clone(),
                     named_by: Some((file, line)),
                 }),
@@ -335,7 +382,7 @@ impl<'a> Ingest<'a> {
         self.written += pairs.len() as u64;
         let kept = self.writer.push(pairs, further, &mut self.rejects)?;
         for (key, kept) in keys.into_iter().zip(kept) {
-            self.images.entry(key).or_insert(kept);
+            self.images.insert(key, kept);
         }
         self.rejects.check(self.params.max_rejects)
     }

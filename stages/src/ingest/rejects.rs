@@ -35,13 +35,18 @@ impl Rejects {
         id: Option<&str>,
         reason: impl Into<String>,
     ) {
-        self.first.get_or_insert_with(|| file.shown().to_owned());
+        self.first.get_or_insert_with(|| file.shown());
         self.rows.push(Reject {
             file: file.path.clone(),
             row: row.map(|row| row as i64),
             id: id.map(str::to_owned),
             reason: reason.into(),
         });
+    }
+
+    /// How many rows are left out.
+    pub(crate) fn count(&self) -> usize {
+        self.rows.len()
     }
 
     /// Fails if there are more than `most`, naming the first.

@@ -1,6 +1,7 @@
 //! The stage kind `ingest.roco`: ROCO (Pelka et al. 2018) from the files of its repository, and ROCOv2
 //! (Rückert et al. 2024) from those on Zenodo.
 
+mod mirror;
 #[cfg(test)]
 mod tests;
 mod v1;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::captions::{Pair, PairWriter};
 use super::checks::Checks;
+use super::origin::source_md5;
 use super::pictures::{Content, ImageWriter, MissingImages, Picture};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
@@ -85,7 +87,7 @@ impl StageKind for IngestRoco {
         KindDescription {
             name: "ingest.roco",
             summary: "reads ROCO or ROCOv2: figures of articles with captions, concepts and licences",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -111,14 +113,20 @@ impl StageKind for IngestRoco {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::of(context.input("source")?)?;
         let mut rejects = Rejects::default();
-        let (dataset, protocol, rows) = if v2::is_there(&files) {
-            ("rocov2", "rocov2", v2::read(&files, params, &mut rejects)?)
+        let (dataset, version, protocol, rows) = if v2::is_there(&files) {
+            ("rocov2", "Zenodo 10821435", "rocov2", v2::read(&files, params, &mut rejects)?)
+        } else if mirror::is_there(&files) {
+            let rows = mirror::read(&files, params, &mut rejects)?;
+            ("roco", "a mirror of razorx89/roco-dataset", params.subset.name(), rows)
         } else {
-            ("roco", params.subset.name(), v1::read(&files, params, &mut rejects)?)
+            let rows = v1::read(&files, params, &mut rejects)?;
+            ("roco", "razorx89/roco-dataset", params.subset.name(), rows)
         };
         rejects.check(params.max_rejects)?;
         let metadata = [
             ("dataset", dataset.to_owned()),
+            ("dataset_version", version.to_owned()),
+            ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("protocol", protocol.to_owned()),
             ("licence", "per image".to_owned()),
         ];
@@ -156,7 +164,7 @@ impl StageKind for IngestRoco {
             writer.push(pairs, further, &mut rejects)?;
             rejects.check(params.max_rejects)?;
             done += block.len() as u64;
-            context.progress(done, total, "pairs", &[]);
+            context.progress(done, total, "pairs", &[("MB", writer.megabytes())]);
         }
         let stored = writer.finish(context)?;
         if SPLITS.iter().all(|split| stored.count(split) == 0) {
@@ -165,7 +173,7 @@ impl StageKind for IngestRoco {
             ));
         }
         let mut checks = Checks::default();
-        stored.check(&mut checks);
+        stored.check(&mut checks)?;
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use self::annotations::{boxes, knowledge, masks};
 use super::checks::Checks;
 use super::json::{Record, records};
+use super::origin::source_md5;
 use super::pictures::{Content, MissingImages, Picture, write_images};
 use super::questions::{Question, answer_type, check_questions, table};
 use super::rejects::Rejects;
@@ -95,7 +96,7 @@ impl StageKind for IngestSlake {
         KindDescription {
             name: "ingest.slake",
             summary: "reads SLAKE: radiology images, questions in two languages, masks, boxes and knowledge",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -131,6 +132,11 @@ impl StageKind for IngestSlake {
         let metadata = [
             ("dataset", "slake".to_owned()),
             ("dataset_version", "1.0".to_owned()),
+            // What lies beside an image describes that image alone.
+            (
+                "source_md5",
+                source_md5(&[&files], |path| !path.split('/').any(|part| part == "imgs"), context)?,
+            ),
             ("language", params.language.name().to_owned()),
             ("licence", "CC-BY-4.0".to_owned()),
         ];
@@ -162,7 +168,7 @@ impl StageKind for IngestSlake {
             write(context.output(port)?, &schema, &table.with_all_metadata(&metadata), options)?;
         }
         let mut checks = Checks::default();
-        stored.check(&mut checks);
+        stored.check(&mut checks)?;
         check_questions(&mut checks, &questions);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
@@ -197,22 +203,22 @@ fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> R
             return Err(files.error(format!("it has no file `{}`", names[0])));
         };
         let before = read.questions.len();
-        for (row, record) in records(file)?.iter().enumerate() {
+        for (row, record) in records(file, rejects)? {
             let lang = record.some_text("q_lang").unwrap_or_default();
             if params.language != Language::Both && lang != params.language.name() {
                 continue;
             }
-            let place = (file, row + 1);
-            match question(record, split) {
+            let place = (file, row);
+            match question(&record, split) {
                 Ok((one, ..)) if !seen.insert(one.qid) => {
-                    rejects.add(file, Some(row + 1), Some(&one.qid.to_string()), "its `qid` stands twice");
+                    rejects.add(file, Some(row), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
                 Ok((one, path)) => {
                     let modality = record.some_text("modality");
                     read.images.entry(one.image.clone()).or_insert(Named { path, modality, place });
                     read.questions.push(one);
                 }
-                Err(reason) => rejects.add(file, Some(row + 1), record.text("qid").as_deref(), reason),
+                Err(reason) => rejects.add(file, Some(row), record.text("qid").as_deref(), reason),
             }
         }
         let (found, wanted) = (read.questions.len() - before, params.language.counts()[index]);

@@ -16,6 +16,8 @@ use flate2::{Crc, bufread::MultiGzDecoder};
 use pipe_engine::{Artifact, StageError};
 use zip::{CompressionMethod, ZipArchive};
 
+use super::origin::is_table;
+
 /// More members than this are in no published data set.
 const MEMBER_LIMIT: usize = 20_000_000;
 
@@ -26,15 +28,22 @@ pub(crate) struct SourceFile {
     pub(crate) path: String,
     /// Its length, as far as that is known before it is read.
     pub(crate) bytes: u64,
-    /// Where it lies, for messages.
-    shown: PathBuf,
     place: Place,
 }
 
 #[derive(Clone, Debug)]
 enum Place {
-    Disk,
-    Member { archive: Arc<File>, start: u64, compressed: u64, deflated: bool, checksum: u32 },
+    Disk(PathBuf),
+    Member { archive: Arc<Archive>, start: u64, compressed: u64, deflated: bool, checksum: u32 },
+}
+
+/// An open archive. Millions of members share one.
+#[derive(Debug)]
+struct Archive {
+    path: PathBuf,
+    /// The folder of its members' paths that is not in their names, with its `/`.
+    folder: String,
+    file: Arc<File>,
 }
 
 impl SourceFile {
@@ -45,29 +54,38 @@ impl SourceFile {
 
     /// The file cannot be used.
     pub(crate) fn error(&self, reason: impl Into<String>) -> StageError {
-        StageError::input(&self.shown, reason)
+        StageError::input(self.shown(), reason)
     }
 
     /// Where it lies, for messages.
-    pub(crate) fn shown(&self) -> &Path {
-        &self.shown
+    pub(crate) fn shown(&self) -> PathBuf {
+        match &self.place {
+            Place::Disk(path) => path.clone(),
+            Place::Member { archive, .. } => {
+                let name = self.path.strip_prefix(archive.folder.as_str()).unwrap_or(&self.path);
+                archive.path.join(name)
+            }
+        }
     }
 
     /// The path on disk, unless the file is in an archive.
     pub(crate) fn on_disk(&self) -> Option<&Path> {
-        matches!(self.place, Place::Disk).then_some(self.shown.as_path())
+        match &self.place {
+            Place::Disk(path) => Some(path),
+            Place::Member { .. } => None,
+        }
     }
 
     /// The bytes from the first on, unpacked.
     pub(crate) fn open(&self) -> Result<Box<dyn Read + Send>, String> {
         match &self.place {
-            Place::Disk => {
-                let file = File::open(&self.shown).map_err(|error| error.to_string())?;
+            Place::Disk(path) => {
+                let file = File::open(path).map_err(|error| error.to_string())?;
                 Ok(Box::new(file))
             }
             Place::Member { archive, start, compressed, deflated, checksum } => {
                 let section =
-                    Section { file: Arc::clone(archive), position: *start, length: start + compressed };
+                    Section { file: Arc::clone(&archive.file), position: *start, length: start + compressed };
                 let bytes: Box<dyn Read + Send> = if *deflated {
                     Box::new(DeflateDecoder::new(BufReader::new(section)))
                 } else {
@@ -106,6 +124,8 @@ pub(crate) struct SourceFiles {
     files: Vec<SourceFile>,
     /// The places of files, in the order of their names.
     by_name: Vec<u32>,
+    /// Tables and archives as they lie on disk, unopened: path and location.
+    tables: Vec<(String, PathBuf)>,
 }
 
 impl SourceFiles {
@@ -117,38 +137,46 @@ impl SourceFiles {
         let origin = artifact.origin.clone().unwrap_or_else(|| "source".to_owned());
         let origin = origin.strip_prefix("file:").unwrap_or(&origin).to_owned();
         let mut files = Vec::with_capacity(artifact.files.len());
+        let mut tables = Vec::new();
         for file in &artifact.files {
             if is_hidden(&file.path) {
                 continue;
+            }
+            if is_table(&file.path) {
+                tables.push((file.path.clone(), file.location.clone()));
             }
             if file.path.to_lowercase().ends_with(".zip") {
                 let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
                 members(&file.location, folder, &mut files)?;
             } else {
-                let shown = file.location.clone();
                 files.push(SourceFile {
                     path: file.path.clone(),
                     bytes: file.bytes,
-                    shown,
-                    place: Place::Disk,
+                    place: Place::Disk(file.location.clone()),
                 });
             }
         }
         files.sort_by(|one, other| one.path.cmp(&other.path));
         if let Some(pair) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            let reason = format!("`{}` is there too: which of the two is meant?", pair[0].shown.display());
+            let reason = format!("`{}` is there too: which of the two is meant?", pair[0].shown().display());
             return Err(pair[1].error(reason));
         }
         let count = u32::try_from(files.len())
             .map_err(|_| StageError::input(&origin, format!("it has {} files", files.len())))?;
         let mut by_name: Vec<u32> = (0..count).collect();
         by_name.sort_by_key(|place| files[*place as usize].name());
-        Ok(Self { origin, files, by_name })
+        tables.sort_unstable();
+        Ok(Self { origin, files, by_name, tables })
     }
 
     /// All files.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &SourceFile> {
         self.files.iter()
+    }
+
+    /// Tables and archives as they lie on disk, unopened, in the order of their paths: path and location.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &(String, PathBuf)> {
+        self.tables.iter()
     }
 
     /// The source cannot be used.
@@ -209,9 +237,12 @@ fn members(archive: &Path, folder: &str, files: &mut Vec<SourceFile>) -> Result<
     let section = Section { file: Arc::clone(&file), position: 0, length };
     let mut zip = ZipArchive::new(BufReader::new(section))
         .map_err(|error| damaged(format!("it is no ZIP archive, or a truncated one: {error}")))?;
+    let folder = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+    let opened = Arc::new(Archive { path: archive.to_owned(), folder, file });
     if zip.len() > MEMBER_LIMIT {
         return Err(damaged(format!("it has {} members; at most {MEMBER_LIMIT} are read", zip.len())));
     }
+    files.reserve_exact(zip.len());
     for index in 0..zip.len() {
         let member =
             zip.by_index_raw(index).map_err(|error| damaged(format!("member {}: {error}", index + 1)))?;
@@ -240,9 +271,10 @@ fn members(archive: &Path, folder: &str, files: &mut Vec<SourceFile>) -> Result<
         if start.checked_add(compressed).is_none_or(|end| end > length) {
             return Err(refused("it reaches beyond the end of the archive"));
         }
-        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
-        let place = Place::Member { archive: Arc::clone(&file), start, compressed, deflated, checksum };
-        files.push(SourceFile { path, bytes, shown: archive.join(&name), place });
+        let mut path = format!("{}{name}", opened.folder);
+        path.shrink_to_fit();
+        let place = Place::Member { archive: Arc::clone(&opened), start, compressed, deflated, checksum };
+        files.push(SourceFile { path, bytes, place });
     }
     Ok(())
 }

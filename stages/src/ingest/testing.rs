@@ -32,6 +32,29 @@ pub(crate) fn reasons(made: &Made) -> Vec<String> {
     strings(&read(&made["rejects"]).unwrap(), "reason")
 }
 
+/// The records of a published file, read by other means than the product's.
+pub(crate) fn json_records(file: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(file).unwrap();
+    serde_json::from_str(text.trim_start_matches('\u{feff}')).unwrap()
+}
+
+/// The lines of a file that are not empty; none if it is not there.
+pub(crate) fn lines(file: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+}
+
+/// How many rows a CSV file has below its header; none if it is not there. A field may hold the end of a line.
+pub(crate) fn csv_rows(file: &Path) -> i64 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let mut quoted = false;
+    let ends = text.trim_end().bytes().filter(|byte| {
+        quoted ^= *byte == b'"';
+        *byte == b'\n' && !quoted
+    });
+    ends.count() as i64
+}
+
 /// Copies a folder and what is in it.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::Checks;
 use super::json::{Record, records};
+use super::origin::source_md5;
 use super::parquet::ParquetRows;
 use super::pictures::{Content, MissingImages, Picture, write_images};
 use super::questions::{Question, answer_type, check_questions, exact, table};
@@ -121,7 +122,7 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -154,6 +155,8 @@ impl StageKind for IngestVqaRad {
         rejects.check(params.max_rejects)?;
         let metadata = [
             ("dataset", "vqa-rad".to_owned()),
+            ("dataset_version", read.version.to_owned()),
+            ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("protocol", params.protocol.name().to_owned()),
             ("licence", LICENCE.to_owned()),
         ];
@@ -168,7 +171,7 @@ impl StageKind for IngestVqaRad {
         let options = WriteOptions::text(&provenance);
         write(context.output("questions")?, &TableSchema::questions(), &table, options)?;
         let mut checks = Checks::default();
-        stored.check(&mut checks);
+        stored.check(&mut checks)?;
         check_questions(&mut checks, &questions);
         if !read.tested.is_empty() {
             let training = questions.iter().filter(|one| one.split == "train");
@@ -196,6 +199,8 @@ fn ids<'a>(pictures: &'a [Picture<'_>], kept: &'a [bool]) -> impl Iterator<Item 
 struct Read<'a> {
     /// The file that names the training images.
     file: &'a SourceFile,
+    /// Whose files these are.
+    version: &'static str,
     questions: Vec<Question>,
     /// The case of an image, where the file tells it.
     cases: BTreeMap<String, String>,
@@ -206,9 +211,10 @@ struct Read<'a> {
 }
 
 impl<'a> Read<'a> {
-    fn new(file: &'a SourceFile) -> Self {
+    fn new(file: &'a SourceFile, version: &'static str) -> Self {
         Self {
             file,
+            version,
             questions: Vec::new(),
             cases: BTreeMap::new(),
             tested: Vec::new(),
@@ -275,29 +281,29 @@ fn from_public<'a>(
     params: &Params,
     rejects: &mut Rejects,
 ) -> Result<Read<'a>, StageError> {
-    let records = records(file)?;
+    let records = records(file, rejects)?;
     let is_test =
         |record: &Record| record.text("phrase_type").is_some_and(|phrase| phrase.starts_with("test_"));
     let frame = |record: &Record| record.some_text("question_frame");
     // What a wording must not be to be clean: the question or the templated wording of a test record.
     let mut tested: BTreeSet<(String, String)> = BTreeSet::new();
-    for record in records.iter().filter(|record| is_test(record)) {
+    for (_, record) in records.iter().filter(|(_, record)| is_test(record)) {
         let image = record.text("image_name").unwrap_or_default();
         let wordings = record.text("question").into_iter().chain(frame(record));
         tested.extend(wordings.map(|wording| (image.clone(), exact(&wording))));
     }
-    let mut read = Read::new(file);
+    let mut read = Read::new(file, "OSF 89kps");
     let mut seen = BTreeSet::new();
-    for (index, record) in records.iter().enumerate() {
+    for (number, record) in &records {
         let split = if is_test(record) { "test" } else { "train" };
         let one = match question(record, split) {
             Ok(one) if seen.insert(one.qid) => one,
             Ok(one) => {
-                rejects.add(file, Some(index + 1), Some(&one.qid.to_string()), "its `qid` stands twice");
+                rejects.add(file, Some(*number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 continue;
             }
             Err(reason) => {
-                rejects.add(file, Some(index + 1), record.text("qid").as_deref(), reason);
+                rejects.add(file, Some(*number), record.text("qid").as_deref(), reason);
                 continue;
             }
         };
@@ -339,13 +345,13 @@ fn from_mevf<'a>(
         );
         return Err(train.error(reason));
     }
-    let mut read = Read::new(train);
+    let mut read = Read::new(train, "MEVF");
     let mut seen = BTreeSet::new();
     for (file, split) in [(train, "train"), (test, "test")] {
-        for (index, record) in records(file)?.iter().enumerate() {
-            match question(record, split) {
+        for (number, record) in records(file, rejects)? {
+            match question(&record, split) {
                 Ok(one) if !seen.insert(one.qid) => {
-                    rejects.add(file, Some(index + 1), Some(&one.qid.to_string()), "its `qid` stands twice");
+                    rejects.add(file, Some(number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
                 Ok(one) => {
                     let templated = one.phrase_type.as_deref() == Some("frame");
@@ -354,7 +360,7 @@ fn from_mevf<'a>(
                     }
                 }
                 Err(reason) => {
-                    rejects.add(file, Some(index + 1), record.text("qid").as_deref(), reason);
+                    rejects.add(file, Some(number), record.text("qid").as_deref(), reason);
                 }
             }
         }
@@ -368,7 +374,7 @@ fn from_parquet<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<Rea
     let mut read: Option<Read<'a>> = None;
     for file in files.iter().filter(|file| file.path.ends_with(".parquet")) {
         let split = named_in(&file.path).ok_or_else(|| file.error("its name tells no split"))?;
-        let read = read.get_or_insert_with(|| Read::new(file));
+        let read = read.get_or_insert_with(|| Read::new(file, "Hugging Face flaviagiammarino/vqa-rad"));
         let mut rows = ParquetRows::open(file, &["image", "question", "answer"])?;
         while let Some((first, table)) = rows.next()? {
             let images = table.images("image").map_err(|error| file.error(error.to_string()))?;

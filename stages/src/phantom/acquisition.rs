@@ -42,6 +42,8 @@ pub(super) struct Picture {
     pub(super) effect: Vec<u8>,
     /// The boxes (x, y, width, height) of the lesions.
     pub(super) boxes: Vec<[i64; 4]>,
+    /// Of each box, the place of its finding among the masks.
+    pub(super) box_findings: Vec<usize>,
     /// The detectability of the lesion for an ideal observer; none where noise multiplies.
     pub(super) dprime: Option<f64>,
 }
@@ -104,13 +106,14 @@ pub(super) fn expose(factors: &Factors, drawing: &Drawing, size: usize, knobs: A
     let channels = canvas.planes.len();
     let pixels = quantise(&canvas, gain, offset, if modality == "ultrasound" { 0.0 } else { sigma }, noise);
     let mut masks = Vec::new();
-    let mut boxes = Vec::new();
+    let (mut boxes, mut box_findings) = (Vec::new(), Vec::new());
     if factors.lesion {
         masks = vec![vec![false; size * size]; factors.subject.findings.len()];
         for (finding, lesion) in &drawing.lesions {
             let inside: Vec<usize> = (0..lesion.len()).filter(|index| lesion[*index] > 0.5).collect();
             inside.iter().for_each(|index| masks[*finding][*index] = true);
             boxes.extend(bounding_box(&inside, size));
+            box_findings.resize(boxes.len(), *finding);
         }
     }
     Picture {
@@ -120,6 +123,7 @@ pub(super) fn expose(factors: &Factors, drawing: &Drawing, size: usize, knobs: A
         masks,
         effect,
         boxes,
+        box_findings,
         dprime: (modality != "ultrasound" && sigma > 0.0).then(|| energy.sqrt() / sigma),
     }
 }

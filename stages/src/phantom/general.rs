@@ -112,7 +112,16 @@ impl Scene {
         let mut stream = Stream::new(self.image.sub(3));
         let (gain, offset) = (stream.f(0.9, 1.1), stream.f(-0.04, 0.04));
         let pixels = quantise(&canvas, gain, offset, 0.03, self.image.sub(13));
-        Picture { size, channels: 3, pixels, masks: vec![mask], effect: Vec::new(), boxes, dprime: None }
+        Picture {
+            size,
+            channels: 3,
+            pixels,
+            masks: vec![mask],
+            effect: Vec::new(),
+            box_findings: vec![0; boxes.len()],
+            boxes,
+            dprime: None,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod canvas;
 mod captions;
 mod checks;
 mod expected;
+mod export;
 mod factors;
 mod figures;
 mod general;
@@ -35,6 +36,6 @@ mod volumes;
 
 pub use ingest::IngestPhantom;
 pub use params::{
-    Domain, Exposure, Kappa, Params, Prior, PriorByType, PriorRule, PriorTest, QuestionSchema, Style, Target,
-    Task, Twin, Weights,
+    Domain, Export, Exposure, Kappa, Params, Prior, PriorByType, PriorRule, PriorTest, QuestionSchema, Style,
+    Target, Task, Twin, Weights,
 };

@@ -118,6 +118,16 @@ pub enum Exposure {
     NoiseOnly,
 }
 
+/// The files of which published data set are written beside the tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Export {
+    /// MedMNIST's archive of six arrays, for `ingest.medmnist`. The label of a volume is whether it has a nodule.
+    Medmnist,
+    /// CT-RATE's folder of NIfTI files and tables, for `ingest.ct_rate`.
+    CtRate,
+}
+
 /// How captions are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -134,7 +144,7 @@ pub enum Style {
 pub enum QuestionSchema {
     /// VQA-RAD: `question_type`, `phrase_type`, `organ`.
     VqaRad,
-    /// SLAKE: `content_type`, `base_type`, `triple`, `organ`.
+    /// SLAKE: `content_type`, `base_type`, `triple`, `organ`; and boxes of lesions as a table of their own.
     Slake,
 }
 
@@ -385,6 +395,8 @@ pub struct Params {
     pub duplicates: f64,
     /// Counterfactuals of the test rows, as a table of their own.
     pub twins: Vec<Twin>,
+    /// The same in the files of a published data set, as the port `export`: a source for its reader.
+    pub export: Option<Export>,
     /// Rows of a part of the tables of images or volumes, on average; by default 256 images or 8 volumes.
     #[schemars(range(min = 1, max = 65536))]
     pub shard_rows: Option<i64>,
@@ -431,6 +443,7 @@ impl Default for Params {
             leak_near: 0.0,
             duplicates: 0.0,
             twins: Vec::new(),
+            export: None,
             shard_rows: None,
         }
     }
@@ -468,6 +481,11 @@ impl Params {
         self.shard_rows.map_or(usual, |rows| rows as usize)
     }
 
+    /// Whether there is a table of boxes, which SLAKE has.
+    pub(super) fn has_boxes(&self) -> bool {
+        self.schema == QuestionSchema::Slake && self.domain != Domain::Volume
+    }
+
     /// Whether there is a table of questions.
     pub(super) fn has_questions(&self) -> bool {
         self.questions > 0 || self.questions_test.is_some_and(|count| count > 0)
@@ -495,7 +513,24 @@ impl Params {
                 "`[0.6, 0.25, 0.15]` gives 60 % of the patients one image, 25 % two and 15 % three",
             );
         }
+        if self.export == Some(Export::CtRate) && self.domain != Domain::Volume {
+            problems.add("export", "CT-RATE has volumes", "set `domain = \"volume\"`");
+        }
+        if self.export == Some(Export::Medmnist) && self.domain == Domain::Volume {
+            let [slices, rows, _] = super::volumes::shape(self);
+            if slices != rows {
+                problems.add("export", "MedMNIST's volumes are cubes", "set `depth` as `size`");
+            }
+        }
         problems.0
+    }
+
+    /// How many channels pictures have where all have as many.
+    pub(super) fn channels(&self) -> usize {
+        let weights = self.site_weights();
+        let coloured =
+            SITES.iter().zip(&weights).any(|(site, weight)| *weight > 0.0 && site.modality == "histology");
+        if self.domain == Domain::General || coloured { 3 } else { 1 }
     }
 
     fn check_domain(&self, problems: &mut Problems) {
@@ -552,7 +587,7 @@ impl Params {
 
     /// Volumes are drawn from few knobs: whatever else is set would change nothing.
     fn check_volumes(&self, problems: &mut Problems) {
-        let Self { domain, seed, size, depth, train, val, test, test_offset, shard_rows, .. } = *self;
+        let Self { domain, seed, size, depth, train, val, test, test_offset, export, shard_rows, .. } = *self;
         let images_per_patient = self.images_per_patient.clone();
         let known = Self {
             domain,
@@ -563,6 +598,7 @@ impl Params {
             val,
             test,
             test_offset,
+            export,
             shard_rows,
             images_per_patient,
             ..Self::default()

@@ -329,6 +329,26 @@ fn organ(row: &Row, vqa_rad: bool) -> Option<String> {
     Some(name.to_owned())
 }
 
+/// The boxes of a block, one for each lesion, as SLAKE has them: from the top left, in pixels.
+pub(super) fn boxes(rows: &[(Row, Drawn)]) -> Table {
+    let mut found: Vec<(&Row, &'static str, [f64; 4])> = Vec::new();
+    for (row, Drawn { picture, .. }) in rows {
+        for (sides, finding) in picture.boxes.iter().zip(&picture.box_findings) {
+            let region = row.source.subject().map_or("object", |subject| subject.findings[*finding].name());
+            found.push((row, region, sides.map(|side| side as f64)));
+        }
+    }
+    let side = |place: usize| Column::Float64(found.iter().map(|(.., sides)| Some(sides[place])).collect());
+    Table::new()
+        .with("image_id", Column::texts(found.iter().map(|(row, ..)| row.id.clone())))
+        .with("split", Column::texts(found.iter().map(|(row, ..)| row.place.split)))
+        .with("region", Column::texts(found.iter().map(|(_, region, _)| *region)))
+        .with("x", side(0))
+        .with("y", side(1))
+        .with("width", side(2))
+        .with("height", side(3))
+}
+
 /// The masks of a block: one for each finding, or one for all objects.
 pub(super) fn masks(rows: &[(Row, Drawn)]) -> Result<Table, StageError> {
     /// A row of the table.

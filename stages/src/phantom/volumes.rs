@@ -4,7 +4,9 @@ use pipe_engine::cache::Digest;
 use pipe_engine::{StageContext, StageError};
 
 use super::expected::Expected;
-use super::params::Params;
+use super::export::{CtRateFolder, NpzFile, Published, grey_of};
+use super::ingest::splits_of;
+use super::params::{Export, Params};
 use super::places::{Place, TEST, TRAIN, VAL, places};
 use super::stream::{Stream, key};
 use super::volume::{Chest, FINDINGS, Finding, PREVALENCE, Volume};
@@ -48,23 +50,90 @@ pub(super) fn ingest(params: &Params, context: &mut StageContext<'_>) -> Result<
     let schemas = [TableSchema::volumes(), TableSchema::volumes()];
     let mut volumes = TableWriter::new(context.output("volumes")?, &schemas[0], options);
     let mut masks = TableWriter::new(context.output("masks")?, &schemas[1], options);
+    let mut export = Exported::new(params, &places, context)?;
     let mut rows: Vec<Row> = Vec::with_capacity(places.len());
     for block in places.chunks(BLOCK) {
         context.check_cancelled()?;
         let drawn: Vec<(Row, Volume)> = block.iter().map(|place| draw(params, place)).collect();
         volumes.push(&table(params, &drawn, "i16", &|volume| bytes(&volume.voxels)))?;
         masks.push(&table(params, &drawn, "u8", &|volume| volume.labels.clone()))?;
+        for (row, volume) in &drawn {
+            export.push(params, row, volume)?;
+        }
         rows.extend(drawn.into_iter().map(|(row, _)| row));
         context.progress(rows.len() as u64, places.len() as u64, "volumes", &[]);
     }
     volumes.finish(context.output("volumes")?)?;
     masks.finish(context.output("masks")?)?;
+    export.finish()?;
     let text = WriteOptions::text(&provenance);
     write(context.output("labels")?, &TableSchema::labels(), &labels(params, &rows), text)?;
     write(context.output("captions")?, &TableSchema::captions(), &captions(params, &rows), text)?;
     let expected = figures::expected_table(&expected(&rows));
     write(context.output("expected")?, &TableSchema::expected(), &expected, text)?;
     checks(params, &rows).write(context.output("checks")?, &provenance)
+}
+
+/// The files of a published data set, if they are wanted.
+enum Exported {
+    None,
+    Archive(Box<NpzFile>),
+    Folder(Box<CtRateFolder>),
+}
+
+impl Exported {
+    fn new(params: &Params, places: &[Place], context: &mut StageContext<'_>) -> Result<Self, StageError> {
+        Ok(match params.export {
+            None => Self::None,
+            Some(Export::Medmnist) => {
+                let path = context.output("export")?.path("phantoms.npz")?;
+                Self::Archive(Box::new(NpzFile::create(&path, shape(params).to_vec(), splits_of(places))?))
+            }
+            Some(Export::CtRate) => {
+                Self::Folder(Box::new(CtRateFolder::new(context.output("export")?.folder())))
+            }
+        })
+    }
+
+    fn push(&mut self, params: &Params, row: &Row, volume: &Volume) -> Result<(), StageError> {
+        let bits = bits(&row.chest);
+        match self {
+            Self::None => Ok(()),
+            Self::Archive(archive) => {
+                let greys: Vec<u8> = volume.voxels.iter().map(|units| grey_of(*units)).collect();
+                let nodule = i64::from(row.chest.findings[0].is_some());
+                archive.push(row.place.split, &greys, &[nodule])
+            }
+            Self::Folder(folder) => {
+                let report = report(params.seed as u64, row);
+                let [between, within, _] = spacing(shape(params));
+                let published = Published {
+                    patient: &row.group,
+                    voxels: &volume.voxels,
+                    shape: shape(params),
+                    spacing: [between, within],
+                    clinical_information: report.clinical_information.as_deref(),
+                    findings: &report.findings,
+                    impression: &report.impression,
+                    labels: &bits,
+                };
+                folder.push(row.place.split, &published)
+            }
+        }
+    }
+
+    fn finish(self) -> Result<(), StageError> {
+        match self {
+            Self::None => Ok(()),
+            Self::Archive(archive) => archive.finish(),
+            Self::Folder(folder) => folder.finish(),
+        }
+    }
+}
+
+/// Millimetres from one voxel to the next along each axis.
+fn spacing(shape: [usize; 3]) -> [f32; 3] {
+    std::array::from_fn(|axis| (MILLIMETRES[axis] / shape[axis] as f64) as f32)
 }
 
 fn draw(params: &Params, place: &Place) -> (Row, Volume) {
@@ -94,8 +163,7 @@ fn table(params: &Params, rows: &[(Row, Volume)], dtype: &str, voxels: &dyn Fn(&
     let content: Vec<Vec<u8>> = rows.iter().map(|(_, volume)| voxels(volume)).collect();
     let shape = shape(params);
     let sizes: Vec<i32> = shape.iter().map(|size| *size as i32).collect();
-    let spacing: Vec<f32> =
-        MILLIMETRES.iter().zip(shape).map(|(length, size)| (length / size as f64) as f32).collect();
+    let spacing = spacing(shape).to_vec();
     let same = |text: &str| Column::texts(rows.iter().map(|_| text));
     let units = if dtype == "u8" { "0 or the number of a finding" } else { "Hounsfield units" };
     let findings = |text: &dyn Fn(usize, &Finding) -> Option<String>| {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BinaryBuilder, BooleanBuilder, Float32Builder, Float64Builder, Int32Builder, Int64Builder, ListBuilder,
-    StringBuilder,
+    BinaryBuilder, BooleanBuilder, FixedSizeListBuilder, Float32Builder, Float64Builder, Int32Builder,
+    Int64Builder, ListBuilder, StringBuilder,
 };
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
@@ -17,8 +17,14 @@ fn image_fields() -> Fields {
     Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)])
 }
 
-fn data_type(column: &Column) -> DataType {
-    let list = |inner| DataType::List(Arc::new(Field::new("item", inner, true)));
+/// The values of a list that has as many in every row: the axes of a volume.
+const AXES: i32 = 3;
+
+fn data_type(column: &Column, is_three: bool) -> DataType {
+    let list = |inner| {
+        let item = Arc::new(Field::new("item", inner, true));
+        if is_three { DataType::FixedSizeList(item, AXES) } else { DataType::List(item) }
+    };
     match column {
         Column::Utf8(_) => DataType::Utf8,
         Column::Bool(_) => DataType::Boolean,
@@ -35,19 +41,52 @@ fn data_type(column: &Column) -> DataType {
 }
 
 /// The Arrow schema of a table, with its metadata.
-fn arrow_schema(table: &Table) -> SchemaRef {
-    let fields: Vec<Field> =
-        table.columns().iter().map(|(name, column)| Field::new(name, data_type(column), true)).collect();
+fn arrow_schema(table: &Table, is_three: &dyn Fn(&str) -> bool) -> SchemaRef {
+    let fields: Vec<Field> = table
+        .columns()
+        .iter()
+        .map(|(name, column)| Field::new(name, data_type(column, is_three(name)), true))
+        .collect();
     Arc::new(Schema::new_with_metadata(
         fields,
         table.metadata.clone().into_iter().collect::<std::collections::HashMap<_, _>>(),
     ))
 }
 
-/// The table as one batch.
-pub(crate) fn record_batch(table: &Table) -> Result<RecordBatch, ArrowError> {
-    let arrays: Vec<ArrayRef> = table.columns().iter().map(|(_, column)| array(column)).collect();
-    RecordBatch::try_new(arrow_schema(table), arrays)
+/// The table as one batch. Of the columns that `is_three` names, every value is a list of three.
+pub(crate) fn record_batch(
+    table: &Table,
+    is_three: &dyn Fn(&str) -> bool,
+) -> Result<RecordBatch, ArrowError> {
+    let array = |(name, column): &(String, Column)| match is_three(name) {
+        true => threes(column).unwrap_or_else(|| array(column)),
+        false => array(column),
+    };
+    let arrays: Vec<ArrayRef> = table.columns().iter().map(array).collect();
+    RecordBatch::try_new(arrow_schema(table, is_three), arrays)
+}
+
+macro_rules! threes {
+    ($values:expr, $builder:expr) => {{
+        let mut builder = FixedSizeListBuilder::new($builder, AXES);
+        for value in $values {
+            // A row without a list takes the room of one.
+            for axis in 0..AXES as usize {
+                builder.values().append_option(value.as_ref().and_then(|items| items.get(axis).copied()));
+            }
+            builder.append(value.is_some());
+        }
+        Arc::new(builder.finish())
+    }};
+}
+
+/// Lists of three; nothing of another column.
+fn threes(column: &Column) -> Option<ArrayRef> {
+    match column {
+        Column::ListInt32(values) => Some(threes!(values, Int32Builder::new())),
+        Column::ListFloat32(values) => Some(threes!(values, Float32Builder::new())),
+        _ => None,
+    }
 }
 
 macro_rules! lists {
@@ -185,6 +224,20 @@ fn column(array: &ArrayRef) -> Option<Column> {
                     .iter()
                     .map(|text| text.unwrap_or_default().to_owned())
                     .collect())),
+                _ => return None,
+            }
+        }
+        DataType::FixedSizeList(inner, _) => {
+            let lists = array.as_fixed_size_list();
+            match inner.data_type() {
+                DataType::Int32 => Column::ListInt32(from_plain!(lists, |list: ArrayRef| list
+                    .as_primitive::<Int32Type>()
+                    .values()
+                    .to_vec())),
+                DataType::Float32 => Column::ListFloat32(from_plain!(lists, |list: ArrayRef| list
+                    .as_primitive::<Float32Type>()
+                    .values()
+                    .to_vec())),
                 _ => return None,
             }
         }

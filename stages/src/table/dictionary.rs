@@ -187,6 +187,8 @@ fn type_name(field: &Field) -> &'static str {
         Kind::ListInt64 => "list of int64",
         Kind::ListInt32 => "list of int32",
         Kind::ListFloat32 => "list of float32",
+        Kind::ThreeInt32 => "three int32",
+        Kind::ThreeFloat32 => "three float32",
         Kind::ListUtf8 => "list of text",
         Kind::Image => "struct of bytes and path",
         Kind::Binary => "bytes",

@@ -16,12 +16,21 @@ pub enum Kind {
     ListInt64,
     ListInt32,
     ListFloat32,
+    /// Lists of three: sizes along the axes of a volume.
+    ThreeInt32,
+    /// Lists of three: lengths along the axes of a volume.
+    ThreeFloat32,
     ListUtf8,
     Image,
     Binary,
 }
 
 impl Kind {
+    /// Whether a value is a list of three.
+    pub(crate) fn is_three(self) -> bool {
+        matches!(self, Self::ThreeInt32 | Self::ThreeFloat32)
+    }
+
     /// Whether a column is of this type.
     pub(crate) fn fits(self, column: &Column) -> bool {
         matches!(
@@ -33,7 +42,8 @@ impl Kind {
                 | (Self::Float64, Column::Float64(_))
                 | (Self::ListInt64, Column::ListInt64(_))
                 | (Self::ListInt32, Column::ListInt32(_))
-                | (Self::ListFloat32, Column::ListFloat32(_))
+                | (Self::ThreeInt32, Column::ListInt32(_))
+                | (Self::ListFloat32 | Self::ThreeFloat32, Column::ListFloat32(_))
                 | (Self::ListUtf8, Column::ListUtf8(_))
                 | (Self::Image, Column::Image(_))
                 | (Self::Binary, Column::Binary(_))
@@ -75,10 +85,13 @@ const fn may(name: &'static str, kind: Kind) -> Field {
 
 macro_rules! schema {
     ($(#[$doc:meta])* $function:ident, $name:literal, $row_group:literal, [$($field:expr),* $(,)?]) => {
+        schema!($(#[$doc])* $function, $name, 1, $row_group, [$($field),*]);
+    };
+    ($(#[$doc:meta])* $function:ident, $name:literal, $version:literal, $row_group:literal, [$($field:expr),* $(,)?]) => {
         $(#[$doc])*
         pub const fn $function() -> TableSchema {
             const FIELDS: &[Field] = &[$($field),*];
-            TableSchema { name: $name, version: 1, fields: FIELDS, row_group: $row_group }
+            TableSchema { name: $name, version: $version, fields: FIELDS, row_group: $row_group }
         }
     };
 }
@@ -95,9 +108,9 @@ impl TableSchema {
     );
     schema!(
         /// One row per distinct volume: voxels in C order, little endian.
-        volumes, "volumes", 100, [
+        volumes, "volumes", 2, 100, [
             must("image_id", Kind::Utf8), must("split", Kind::Category), must("voxels", Kind::Binary),
-            must("dtype", Kind::Category), must("shape", Kind::ListInt32), may("spacing", Kind::ListFloat32),
+            must("dtype", Kind::Category), must("shape", Kind::ThreeInt32), may("spacing", Kind::ThreeFloat32),
             must("sha", Kind::Utf8), may("modality", Kind::Category), may("region", Kind::Category),
             may("licence", Kind::Category), may("group_id", Kind::Utf8),
         ]

@@ -144,6 +144,9 @@ fn ordered(schema: &TableSchema, table: &Table) -> Result<Table, StageError> {
         if let Some(row) = column.first_null().filter(|_| field.required) {
             return Err(mistake(format!("column `{}` has no value in row {row}", field.name)));
         }
+        if let Some(row) = first_not_three(&column).filter(|_| field.kind.is_three()) {
+            return Err(mistake(format!("column `{}` has no list of three in row {row}", field.name)));
+        }
         ordered = ordered.with(field.name, column);
     }
     for (name, column) in table.columns() {
@@ -154,6 +157,18 @@ fn ordered(schema: &TableSchema, table: &Table) -> Result<Table, StageError> {
     Ok(ordered)
 }
 
+/// The first row whose list has another number of values than three.
+fn first_not_three(column: &Column) -> Option<usize> {
+    fn first<T>(values: &[Option<Vec<T>>]) -> Option<usize> {
+        values.iter().position(|value| value.as_ref().is_some_and(|items| items.len() != 3))
+    }
+    match column {
+        Column::ListInt32(values) => first(values),
+        Column::ListFloat32(values) => first(values),
+        _ => None,
+    }
+}
+
 fn empty(kind: Kind, rows: usize) -> Column {
     match kind {
         Kind::Utf8 | Kind::Category => Column::Utf8(vec![None; rows]),
@@ -162,8 +177,8 @@ fn empty(kind: Kind, rows: usize) -> Column {
         Kind::Int64 => Column::Int64(vec![None; rows]),
         Kind::Float64 => Column::Float64(vec![None; rows]),
         Kind::ListInt64 => Column::ListInt64(vec![None; rows]),
-        Kind::ListInt32 => Column::ListInt32(vec![None; rows]),
-        Kind::ListFloat32 => Column::ListFloat32(vec![None; rows]),
+        Kind::ListInt32 | Kind::ThreeInt32 => Column::ListInt32(vec![None; rows]),
+        Kind::ListFloat32 | Kind::ThreeFloat32 => Column::ListFloat32(vec![None; rows]),
         Kind::ListUtf8 => Column::ListUtf8(vec![None; rows]),
         Kind::Image => Column::Image(vec![None; rows]),
         Kind::Binary => Column::Binary(vec![None; rows]),
@@ -235,7 +250,8 @@ fn write_part(
         let huggingface = serde_json::json!({ "info": { "features": features } }).to_string();
         rows.metadata.insert("huggingface".to_owned(), huggingface);
     }
-    let batch = record_batch(&rows).map_err(|error| StageError::because(doing(), error))?;
+    let is_three = |name: &str| schema.fields.iter().any(|field| field.name == name && field.kind.is_three());
+    let batch = record_batch(&rows, &is_three).map_err(|error| StageError::because(doing(), error))?;
     let file = File::create(path).map_err(|error| StageError::environment(doing(), error))?;
     let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties(schema, &rows)))
         .map_err(|error| StageError::because(doing(), error))?;

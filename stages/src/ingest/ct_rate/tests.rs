@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pipe_engine::StageError;
@@ -5,12 +6,29 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::IngestCtRate;
-use crate::ingest::testing::{checks, copy, reasons, strings};
+use crate::ingest::testing::{checks, copy, csv_rows, reasons, strings};
 use crate::table::{Column, Table, read};
 use crate::testing::{Made, data, run, source, tree};
 
 fn ingest(folder: &Path, params: Value) -> Result<Made, StageError> {
     run(&IngestCtRate, &params, &[("source", &tree(folder, "file"))])
+}
+
+/// A row of a CSV file by the names of its columns.
+type Row = BTreeMap<String, String>;
+
+fn csv(path: &Path) -> Vec<Row> {
+    let files = crate::ingest::source::SourceFiles::of(&source(path)).unwrap();
+    let mut file = crate::ingest::csv::CsvFile::open(files.iter().next().unwrap(), b',').unwrap();
+    let names = file.header().to_vec();
+    let mut rows = Vec::new();
+    while let Some(row) = file.next_row().unwrap() {
+        let row = row.ok().unwrap();
+        let field =
+            |(place, name): (usize, &String)| (name.clone(), row.field(place).unwrap_or_default().to_owned());
+        rows.push(names.iter().enumerate().map(field).collect());
+    }
+    rows
 }
 
 fn shapes(table: &Table) -> Vec<Vec<i32>> {
@@ -26,49 +44,81 @@ fn voxels(table: &Table, row: usize) -> Vec<i16> {
 #[test]
 fn volumes_reports_and_labels_belong_together() {
     let Some(folder) = data("fixture-ct-rate/dataset") else { return };
-    let made = ingest(&folder, json!({ "spacing": [] })).unwrap();
+    let made = ingest(&folder, json!({ "spacing": [], "allow_partial": true })).unwrap();
     let volumes = read(&made["volumes"]).unwrap();
     let ids = strings(&volumes, "image_id");
-    assert_eq!(ids.len(), 12);
-    assert_eq!(ids[0], "train_1_a_1");
-    assert_eq!(strings(&volumes, "group_id")[3], "train_2");
-    assert_eq!(strings(&volumes, "scan")[3], "train_2_a");
-    assert_eq!(strings(&volumes, "split")[11], "val");
-    // 40 x 36 pixels; slices of 3 mm or 2 mm.
-    assert_eq!(shapes(&volumes)[..2], [[20, 40, 36], [30, 40, 36]]);
+    let metadata =
+        ["train", "validation"].map(|name| csv(&folder.join(format!("metadata/{name}_metadata.csv"))));
+    let rows: Vec<&Row> = metadata.iter().flatten().collect();
+    let names: Vec<&str> = rows.iter().map(|row| row["VolumeName"].trim_end_matches(".nii.gz")).collect();
+    assert_eq!(ids, names);
+    assert_eq!(strings(&volumes, "split").iter().filter(|split| *split == "val").count(), metadata[1].len());
     let Some(Column::ListFloat32(spacings)) = volumes.column("spacing") else { panic!() };
-    assert_eq!(spacings[0].as_deref().unwrap(), [3.0, 0.8, 0.8]);
-    // Stored values are Hounsfield units plus 1024, by the metadata alone.
-    let path = folder.join("train/train_1/train_1_a/train_1_a_1.nii.gz");
-    let file = crate::ingest::source::SourceFiles::of(&source(&path)).unwrap();
-    let nifti = crate::ingest::nifti::read(file.iter().next().unwrap()).unwrap();
-    let units = voxels(&volumes, 0);
-    for (row, column, slice) in [(0, 0, 0), (39, 35, 19), (7, 30, 11), (30, 7, 4)] {
-        let stored = nifti.voxels[(row * 36 + column) * 20 + slice];
-        let expected = (stored - 1024.0).clamp(-1000.0, 1000.0) as i16;
-        assert_eq!(units[(slice * 40 + row) * 36 + column], expected, "{row} {column} {slice}");
+    for (place, (id, row)) in ids.iter().zip(&rows).enumerate() {
+        let (scan, _) = id.rsplit_once('_').unwrap();
+        let (patient, _) = scan.rsplit_once('_').unwrap();
+        assert_eq!(
+            (strings(&volumes, "group_id")[place].as_str(), strings(&volumes, "scan")[place].as_str()),
+            (patient, scan)
+        );
+        let number =
+            |text: &str| text.trim_matches(['[', ']']).split(',').next().unwrap().parse::<f64>().unwrap();
+        let (within, between) = (number(&row["XYSpacing"]), number(&row["ZSpacing"]));
+        assert_eq!(spacings[place].as_deref().unwrap(), [between as f32, within as f32, within as f32]);
+        // Hounsfield units by the metadata alone, slices first.
+        let split = id.split('_').next().unwrap();
+        let path = folder.join(split).join(patient).join(scan).join(format!("{id}.nii.gz"));
+        let file = crate::ingest::source::SourceFiles::of(&source(&path)).unwrap();
+        let nifti = crate::ingest::nifti::read(file.iter().next().unwrap()).unwrap();
+        let [height, width, depth] = nifti.shape;
+        assert_eq!(shapes(&volumes)[place], [depth as i32, height as i32, width as i32]);
+        let (slope, intercept) = (number(&row["RescaleSlope"]), number(&row["RescaleIntercept"]));
+        let units = voxels(&volumes, place);
+        for (row, column, slice) in
+            [(0, 0, 0), (height - 1, width - 1, depth - 1), (7, 30, depth / 2), (height / 2, 7, 4)]
+        {
+            let stored = f64::from(nifti.voxels[(row * width + column) * depth + slice]);
+            let expected = (slope * stored + intercept).clamp(-1000.0, 1000.0).round() as i16;
+            assert_eq!(
+                units[(slice * height + row) * width + column],
+                expected,
+                "{id} {row} {column} {slice}"
+            );
+        }
     }
     let labels = read(&made["labels"]).unwrap();
     assert_eq!(strings(&labels, "image_id"), ids);
     assert_eq!(labels.metadata["task"], "multi-label, binary-class");
-    let first = labels.list_int64("label").unwrap()[0].clone().unwrap();
-    let present: Vec<usize> = (0..18).filter(|class| first[*class] == 1).collect();
-    assert_eq!(present, [2, 9, 16]);
+    let bits = ["train", "valid"]
+        .map(|name| csv(&folder.join(format!("multi_abnormality_labels/{name}_predicted_labels.csv"))));
+    for (id, label) in ids.iter().zip(labels.list_int64("label").unwrap()) {
+        let row = bits.iter().flatten().find(|row| row["VolumeName"] == format!("{id}.nii.gz")).unwrap();
+        let expected: Vec<i64> = super::LABELS.iter().map(|name| row[*name].parse().unwrap()).collect();
+        assert_eq!(label.as_ref().unwrap(), &expected, "{id}");
+    }
     assert_eq!(checks(&made, "class")["train Cardiomegaly"], {
         let all = labels.list_int64("label").unwrap().iter().flatten();
         all.zip(strings(&labels, "split")).filter(|(label, split)| label[2] == 1 && split == "train").count()
             as i64
     });
     let captions = read(&made["captions"]).unwrap();
-    assert_eq!(
-        strings(&captions, "caption")[..2],
-        [
-            "Findings invented: Cardiomegaly; Lung nodule; Bronchiectasis.Impression invented.",
-            "Findings invented: Cardiomegaly; Lung nodule; Bronchiectasis."
-        ]
-    );
-    assert_eq!(captions.utf8("impression").unwrap()[..2], [Some("Impression (invented).".to_owned()), None]);
-    assert_eq!(checks(&made, "patients")["train"], 3);
+    let reports = ["train", "validation"]
+        .map(|name| csv(&folder.join(format!("radiology_text_reports/{name}_reports.csv"))));
+    for (place, id) in strings(&captions, "image_id").iter().enumerate() {
+        let row = reports.iter().flatten().find(|row| row["VolumeName"] == format!("{id}.nii.gz")).unwrap();
+        let given = |name: &str| Some(row[name].clone()).filter(|text| text != "Not given.");
+        let (findings, impression) = (given("Findings_EN"), given("Impressions_EN"));
+        let text = [&findings, &impression].into_iter().flatten().cloned().collect::<String>();
+        let text: String = text.chars().filter(|mark| !"\"'()".contains(*mark)).collect();
+        assert_eq!(strings(&captions, "caption")[place], text);
+        assert_eq!(captions.utf8("findings").unwrap()[place], findings);
+        assert_eq!(captions.utf8("impression").unwrap()[place], impression);
+    }
+    let patients = |split: &str| {
+        let of = strings(&volumes, "group_id").into_iter().zip(strings(&volumes, "split"));
+        of.filter(|(_, of)| of == split).map(|(patient, _)| patient).collect::<BTreeSet<_>>().len() as i64
+    };
+    assert_eq!(checks(&made, "patients")["train"], patients("train"));
     assert_eq!(checks(&made, "same patient")["val train"], 0);
     assert!(checks(&made, "same patient")["train train"] > 0);
 }
@@ -109,17 +159,32 @@ fn clipping_may_follow_resampling() {
     assert!(differing > 0 && differing < before.len() / 2, "{differing} of {}", before.len());
 }
 
-/// 0.8 mm pixels become 0.75 mm ones: 42 and 38 of them; slices of 3 and of 2 mm become 40 of 1.5 mm.
+/// As many voxels as fit: 40 pixels of 0.8 mm become 42 of 0.75 mm.
 #[test]
 fn scans_are_resampled_to_one_spacing() {
     let Some(folder) = data("fixture-ct-rate/dataset") else { return };
-    let made = ingest(&folder, json!({ "reconstructions": "first", "valid_as": "test" })).unwrap();
+    let made =
+        ingest(&folder, json!({ "reconstructions": "first", "valid_as": "test", "allow_partial": true }))
+            .unwrap();
     let volumes = read(&made["volumes"]).unwrap();
-    assert_eq!(volumes.rows(), 6);
-    assert_eq!(strings(&volumes, "split")[5], "test");
-    assert!(shapes(&volumes).iter().all(|shape| *shape == [40, 42, 38]), "{:?}", shapes(&volumes));
+    let metadata =
+        ["train", "validation"].map(|name| csv(&folder.join(format!("metadata/{name}_metadata.csv"))));
+    let is_first = |row: &&Row| row["VolumeName"].ends_with("_1.nii.gz");
+    let rows: Vec<&Row> = metadata.iter().flatten().filter(is_first).collect();
+    assert_eq!(volumes.rows(), rows.len());
+    assert_eq!(strings(&volumes, "split").last().unwrap(), "test");
+    let whole =
+        read(&ingest(&folder, json!({ "spacing": [], "allow_partial": true })).unwrap()["volumes"]).unwrap();
+    for (id, shape) in strings(&volumes, "image_id").iter().zip(shapes(&volumes)) {
+        let place = strings(&whole, "image_id").iter().position(|known| known == id).unwrap();
+        let Some(Column::ListFloat32(spacings)) = whole.column("spacing") else { panic!() };
+        let own = spacings[place].as_ref().unwrap();
+        let resampled =
+            |axis: usize, target: f32| (shapes(&whole)[place][axis] as f32 * own[axis] / target) as i32;
+        assert_eq!(shape, [resampled(0, 1.5), resampled(1, 0.75), resampled(2, 0.75)], "{id}");
+    }
     let units = voxels(&volumes, 0);
-    assert_eq!(units.len(), 40 * 42 * 38);
+    assert_eq!(units.len() as i32, shapes(&volumes)[0].iter().product::<i32>());
     assert!(units.iter().all(|unit| (-1000..=1000).contains(unit)));
     assert!(units.iter().any(|unit| *unit > 0) && units.iter().any(|unit| *unit < -500));
 }
@@ -155,9 +220,27 @@ fn what_is_damaged_or_missing_is_named() {
     for part in ["`2` is no label of `Medical material`", "`wide` is no spacing in the plane", "it ends in"] {
         assert!(reasons.contains(part), "{reasons}");
     }
-    // Without `allow_partial` the volume that is not there is a fourth row that is left out.
-    let error = ingest(folder.path(), json!({ "max_rejects": 3 })).err().unwrap().to_string();
-    assert!(error.contains("(and 3 more)"), "{error}");
+    // Without `allow_partial` the tables have to be whole.
+    let error = ingest(&published, json!({})).err().unwrap().to_string();
+    assert!(error.contains("volumes of the split `train`, 47149 are published"), "{error}");
+}
+
+/// What the publisher says is no chest is left out: a scan, or one reconstruction of it.
+#[test]
+fn what_is_no_chest_is_left_out() {
+    let Some(published) = data("fixture-ct-rate/dataset") else { return };
+    let folder = TempDir::new().unwrap();
+    copy(&published, folder.path());
+    let list = "train_1_a\n\ndataset/train/train_2/train_2_a/train_2_a_1.nii.gz\n";
+    std::fs::write(folder.path().join("metadata/no_chest_train.txt"), list).unwrap();
+    let ids = |params: Value| {
+        strings(&read(&ingest(folder.path(), params).unwrap()["volumes"]).unwrap(), "image_id")
+    };
+    let all = ids(json!({ "allow_partial": true, "chest_only": false }));
+    let is_left = |id: &&String| !id.starts_with("train_1_a_") && *id != "train_2_a_1";
+    let expected: Vec<String> = all.iter().filter(is_left).cloned().collect();
+    assert!(expected.len() < all.len() - 1);
+    assert_eq!(ids(json!({ "allow_partial": true })), expected);
 }
 
 /// Real reports with labels that people gave; there are no volumes.
@@ -167,6 +250,7 @@ fn labelled_reports_read_without_volumes() {
     let made = run(&IngestCtRate, &json!({}), &[("source", &source(&file))]).unwrap();
     assert_eq!(read(&made["volumes"]).unwrap().rows(), 0);
     let (labels, captions) = (read(&made["labels"]).unwrap(), read(&made["captions"]).unwrap());
-    assert_eq!((labels.rows(), captions.rows()), (40, 40));
+    let rows = csv_rows(&file) as usize;
+    assert_eq!((labels.rows(), captions.rows()), (rows, rows));
     assert!(labels.list_int64("label").unwrap().iter().all(|label| label.as_ref().unwrap().len() == 18));
 }

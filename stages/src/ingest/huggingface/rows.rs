@@ -1,6 +1,7 @@
 //! What is kept of rows until all are read, and the tables that come of it.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use pipe_engine::StageError;
 
@@ -25,7 +26,8 @@ pub(super) struct Rows {
     /// Ids that are taken.
     pub(super) ids: BTreeSet<String>,
     pub(super) labels: Vec<(String, &'static str, Vec<Written>)>,
-    pub(super) captions: Vec<(String, &'static str, String)>,
+    /// Id, split, caption and concepts.
+    pub(super) captions: Vec<(String, &'static str, String, Option<Vec<String>>)>,
     pub(super) questions: Vec<Question>,
     /// How many rows of each split were read.
     pub(super) positions: [usize; 3],
@@ -49,8 +51,8 @@ pub(super) fn labels(table: &Table, column: Option<&str>, row: usize) -> Result<
     })
 }
 
-/// The captions of a row, without empty ones.
-pub(super) fn captions(table: &Table, column: Option<&str>, row: usize) -> Result<Vec<String>, StageError> {
+/// The texts of a row in a column of texts or of lists of them, without empty ones.
+pub(super) fn texts(table: &Table, column: Option<&str>, row: usize) -> Result<Vec<String>, StageError> {
     let Some(name) = column else { return Ok(Vec::new()) };
     let all = match table.column(name) {
         Some(Column::ListUtf8(values)) => values[row].clone().unwrap_or_default(),
@@ -144,20 +146,21 @@ impl Rows {
     }
 
     /// The table of captions; finds those that stand twice.
-    pub(super) fn caption_table(&self, checks: &mut Checks) -> Table {
-        let mut seen = Seen::new(&["same caption"]);
-        for (id, split, caption) in &self.captions {
-            seen.add(id, split, &[Some(text_key(caption))]);
+    pub(super) fn caption_table(&self, scratch: &Path, checks: &mut Checks) -> Result<Table, StageError> {
+        let mut seen = Seen::new(&["same caption"], scratch);
+        for (id, split, caption, _) in &self.captions {
+            seen.add(id, split, &[Some(text_key(caption))])?;
         }
         for split in seen.splits() {
             checks.count("captions", split, None, seen.count(split));
         }
-        seen.check(checks);
-        Table::new()
+        seen.check(checks)?;
+        Ok(Table::new()
             .with("caption_id", Column::Int64((0..self.captions.len() as i64).map(Some).collect()))
             .with("image_id", Column::texts(self.captions.iter().map(|(id, ..)| id.clone())))
-            .with("split", Column::texts(self.captions.iter().map(|(_, split, _)| *split)))
-            .with("caption", Column::texts(self.captions.iter().map(|(.., caption)| caption.clone())))
-            .with_metadata("task", "retrieval")
+            .with("split", Column::texts(self.captions.iter().map(|(_, split, ..)| *split)))
+            .with("caption", Column::texts(self.captions.iter().map(|(_, _, caption, _)| caption.clone())))
+            .with("cuis", Column::ListUtf8(self.captions.iter().map(|(.., cuis)| cuis.clone()).collect()))
+            .with_metadata("task", "retrieval"))
     }
 }

@@ -2,6 +2,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_array::builder::{ListBuilder, StringBuilder};
 use arrow_array::{
     Array, ArrayRef, BinaryArray, Int64Array, LargeStringArray, RecordBatch, StringArray, StructArray,
 };
@@ -16,7 +17,7 @@ use super::IngestHuggingFace;
 use crate::ingest::IngestVqaRad;
 use crate::ingest::testing::{checks, reasons, strings};
 use crate::png;
-use crate::table::read;
+use crate::table::{Column, read};
 use crate::testing::{Made, run, tree};
 
 fn ingest(folder: &TempDir, params: Value) -> Result<Made, StageError> {
@@ -64,14 +65,18 @@ fn files_name_splits_and_metadata_classes() {
         let labels: ArrayRef = Arc::new(Int64Array::from(vec![1, 0]));
         // A type that Hugging Face uses for long texts.
         let texts: ArrayRef = Arc::new(LargeStringArray::from(vec!["one", "two"]));
-        let columns = vec![
+        let mut concepts = ListBuilder::new(StringBuilder::new());
+        concepts.append_value([Some("C0040405"), Some("C0817096")]);
+        concepts.append_value::<[Option<&str>; 0], &str>([]);
+        let columns: Vec<(&str, ArrayRef)> = vec![
             ("image", images(&[Some(picture(first)), Some(picture(first + 1))])),
             ("label", labels),
             ("text", texts),
+            ("cui", Arc::new(concepts.finish())),
         ];
         write(&folder.path().join(file), columns, Some(features.clone()));
     }
-    let params = json!({ "dataset": "mine", "columns": { "label": "label", "caption": "text" } });
+    let params = json!({ "dataset": "mine", "version": "3", "columns": { "label": "label", "caption": "text", "cuis": "cui" } });
     let made = ingest(&folder, params).unwrap();
     let table = read(&made["images"]).unwrap();
     assert_eq!(strings(&table, "image_id"), ["mine/train/0", "mine/train/1", "mine/test/0", "mine/test/1"]);
@@ -80,7 +85,13 @@ fn files_name_splits_and_metadata_classes() {
     assert_eq!(labels.metadata["label_names"], r#"["benign","malignant","unsure"]"#);
     assert_eq!(labels.metadata["task"], "multi-class");
     assert_eq!(labels.list_int64("label").unwrap()[..2], [Some(vec![1]), Some(vec![0])]);
-    assert_eq!(strings(&read(&made["captions"]).unwrap(), "caption"), ["one", "two", "one", "two"]);
+    let captions = read(&made["captions"]).unwrap();
+    assert_eq!(strings(&captions, "caption"), ["one", "two", "one", "two"]);
+    let Some(Column::ListUtf8(cuis)) = captions.column("cuis") else { panic!() };
+    assert_eq!(cuis[0].as_deref().unwrap(), ["C0040405", "C0817096"]);
+    assert_eq!(cuis[1].as_deref().unwrap(), [] as [&str; 0]);
+    assert_eq!(captions.metadata["dataset_version"], "3");
+    assert!(captions.metadata["source_md5"].contains("data/test-00000-of-00001.parquet"));
     assert_eq!(checks(&made, "same caption")["test train"], 2);
     assert_eq!(checks(&made, "class")["train unsure"], 0);
 }

@@ -91,7 +91,13 @@ pub(super) fn boxes(
     for (id, split) in images {
         let path = format!("imgs/{id}/detection.json");
         let Some(file) = files.ending(&path) else { continue };
-        let json = parse(file)?;
+        let json = match parse(file) {
+            Ok(json) => json,
+            Err(reason) => {
+                rejects.add(file, None, Some(id), reason);
+                continue;
+            }
+        };
         let Some(detections) = json.as_array() else {
             rejects.add(file, None, Some(id), "it is no list of boxes");
             continue;

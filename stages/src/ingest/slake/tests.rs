@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pipe_engine::StageError;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::IngestSlake;
-use crate::ingest::testing::{checks, copy, zip_folder};
+use crate::ingest::testing::{checks, copy, json_records, lines, zip_folder};
 use crate::table::{Column, Table, read};
 use crate::testing::{Made, data, run, tree};
 
@@ -26,25 +26,47 @@ fn languages_are_kept_apart_and_the_leak_between_them_is_counted() {
     let keep =
         |language: &str| json!({ "language": language, "allow_partial": true, "missing_images": "keep" });
     let english = ingest(folder, keep("en")).unwrap();
-    let counts = |entries: [(&str, i64); 3]| -> BTreeMap<String, i64> {
-        entries.into_iter().map(|(split, count)| (split.to_owned(), count)).collect()
+    // The files' own records, by split and language.
+    let files = [("train", "train.json"), ("val", "validate.json"), ("test", "test.json")];
+    let records = files.map(|(split, name)| (split, json_records(&folder.join(name))));
+    let of = |split: &str, language: &str| -> Vec<&Value> {
+        let (_, records) = records.iter().find(|(of, _)| *of == split).unwrap();
+        records.iter().filter(|record| language == "both" || record["q_lang"] == language).collect()
     };
-    assert_eq!(checks(&english, "questions"), counts([("train", 426), ("val", 111), ("test", 155)]));
-    assert_eq!(checks(&english, "images asked about"), counts([("train", 40), ("val", 10), ("test", 14)]));
-    let types = checks(&english, "answer type");
-    assert_eq!((types["train OPEN"], types["train CLOSED"]), (274, 152));
-    assert_eq!((types["test OPEN"], types["test CLOSED"]), (84, 71));
+    let counts = |language: &str| -> BTreeMap<String, i64> {
+        files.iter().map(|(split, _)| ((*split).to_owned(), of(split, language).len() as i64)).collect()
+    };
+    let images = |split: &str, language: &str| -> BTreeSet<String> {
+        of(split, language).iter().map(|record| record["img_name"].to_string()).collect()
+    };
+    assert_eq!(checks(&english, "questions"), counts("en"));
+    let (types, asked) = (checks(&english, "answer type"), checks(&english, "images asked about"));
+    for (split, _) in files {
+        for kind in ["OPEN", "CLOSED"] {
+            let count = of(split, "en").iter().filter(|record| record["answer_type"] == kind).count();
+            assert_eq!(types[&format!("{split} {kind}")], count as i64, "{split} {kind}");
+        }
+        assert_eq!(asked[split], images(split, "en").len() as i64);
+    }
     // Within one language no image is in two splits.
     assert!(checks(&english, "image asked about").values().all(|count| *count == 0));
     let both = ingest(folder, keep("both")).unwrap();
-    assert_eq!(checks(&both, "questions"), counts([("train", 924), ("val", 177), ("test", 288)]));
-    assert!(checks(&both, "image asked about")["test train"] > 0);
+    assert_eq!(checks(&both, "questions"), counts("both"));
+    let shared = images("test", "both").intersection(&images("train", "both")).count() as i64;
+    assert!(shared > 0 && checks(&both, "image asked about")["test train"] == shared);
     let table = read(&english["questions"]).unwrap();
     assert!(strings(&table, "lang").iter().all(|lang| *lang == "en"));
     let knowledge = read(&english["knowledge"]).unwrap();
-    assert_eq!(knowledge.rows(), 103);
-    assert_eq!(strings(&knowledge, "head")[0], "Skeleton");
-    assert_eq!(strings(&knowledge, "graph")[0], "organ_rel");
+    let mut graphs: Vec<_> =
+        std::fs::read_dir(folder.join("KG")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    graphs.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with("en_"));
+    graphs.sort();
+    let facts: usize = graphs.iter().map(|path| lines(path).len() - 1).sum();
+    assert_eq!(knowledge.rows(), facts);
+    let first = &lines(&graphs[0])[1];
+    assert!(first.starts_with(strings(&knowledge, "head")[0]), "{first}");
+    let graph = graphs[0].file_stem().unwrap().to_string_lossy().into_owned();
+    assert_eq!(strings(&knowledge, "graph")[0], graph.trim_start_matches("en_"));
 
     let error = ingest(
         folder,
@@ -60,7 +82,8 @@ fn languages_are_kept_apart_and_the_leak_between_them_is_counted() {
     .err()
     .unwrap()
     .to_string();
-    assert!(error.contains("426 questions in the language `en`, 4919 are published"), "{error}");
+    let found = format!("{} questions in the language `en`, 4919 are published", of("train", "en").len());
+    assert!(error.contains(&found), "{error}");
     let error = ingest(folder, json!({ "allow_partial": true })).err().unwrap().to_string();
     assert!(error.contains("there is no image `xmlab"), "{error}");
 }
@@ -71,12 +94,22 @@ fn masks_boxes_and_facts_belong_to_their_images() {
     let Some(folder) = data("fixture-slake") else { return };
     let made = ingest(&folder, json!({ "allow_partial": true })).unwrap();
     let images = read(&made["images"]).unwrap();
-    assert_eq!(images.rows(), 8);
-    assert_eq!(checks(&made, "questions")["train"], 16);
+    let records: Vec<Value> = ["train.json", "validate.json", "test.json"]
+        .iter()
+        .flat_map(|name| json_records(&folder.join(name)))
+        .filter(|record| record["q_lang"] == "en")
+        .collect();
+    let named: BTreeSet<String> = records.iter().map(|record| record["img_name"].to_string()).collect();
+    assert_eq!(images.rows(), named.len());
+    assert_eq!(read(&made["questions"]).unwrap().rows(), records.len());
+    let organs: Vec<String> = lines(&folder.join("mask.txt"))
+        .iter()
+        .map(|line| line.split_once(':').unwrap().1.trim().to_owned())
+        .collect();
     let masks = read(&made["masks"]).unwrap();
     let ids = strings(&images, "image_id");
     assert!(strings(&masks, "image_id").iter().all(|id| ids.contains(id)));
-    assert!(strings(&masks, "region").iter().all(|region| ["Liver", "Lung"].contains(region)));
+    assert!(strings(&masks, "region").iter().all(|region| organs.iter().any(|organ| organ == region)));
     let size = |row: usize| match (images.column("width"), images.column("height")) {
         (Some(Column::Int32(widths)), Some(Column::Int32(heights))) => {
             Some((widths[row]? as u32, heights[row]? as u32))
@@ -91,15 +124,30 @@ fn masks_boxes_and_facts_belong_to_their_images() {
         assert_eq!(Some(inside), masks.int64("pixels").unwrap()[row]);
     }
     let boxes = read(&made["boxes"]).unwrap();
-    let row = (0..boxes.rows())
-        .find(|row| {
-            strings(&boxes, "image_id")[*row] == "xmlab1" && strings(&boxes, "region")[*row] == "Kidney"
-        })
-        .unwrap();
-    let side = |name: &str| boxes.float64(name).unwrap()[row].unwrap();
-    assert_eq!((side("x"), side("y"), side("width"), side("height")), (56.0, 18.0, 16.0, 16.0));
+    let side = |name: &str, row: usize| boxes.float64(name).unwrap()[row].unwrap();
+    let mut row = 0;
+    // Rows stand in the order of the images' names.
+    let mut sorted = ids.clone();
+    sorted.sort_unstable();
+    for id in sorted {
+        let detections = folder.join("imgs").join(id).join("detection.json");
+        let detections = if detections.exists() { json_records(&detections) } else { Vec::new() };
+        for (name, sides) in detections.iter().flat_map(|detection| detection.as_object().unwrap()) {
+            assert_eq!(
+                (strings(&boxes, "image_id")[row], strings(&boxes, "region")[row]),
+                (id, name.as_str())
+            );
+            let found = ["x", "y", "width", "height"].map(|name| side(name, row));
+            assert_eq!(json!(found), *sides);
+            row += 1;
+        }
+    }
+    assert!(row > 0 && row == boxes.rows());
+    // A tail may hold commas: `#` alone divides.
     let knowledge = read(&made["knowledge"]).unwrap();
-    assert!(strings(&knowledge, "tail").contains(&"(invented, with comma)"));
+    let facts = lines(&folder.join("KG/en_organ.csv"));
+    let tails = strings(&knowledge, "tail");
+    assert!(facts[1..].iter().all(|fact| tails.contains(&fact.splitn(3, '#').nth(2).unwrap().trim())));
 }
 
 #[test]
@@ -109,14 +157,24 @@ fn damaged_annotations_are_listed() {
     copy(&published, folder.path());
     std::fs::write(folder.path().join("imgs/xmlab1/mask.png"), b"nothing").unwrap();
     std::fs::write(folder.path().join("imgs/xmlab2/detection.json"), br#"[{"Liver": [1, 2]}]"#).unwrap();
+    std::fs::write(folder.path().join("imgs/xmlab3/detection.json"), b"[{").unwrap();
+    let mut records = json_records(&folder.path().join("train.json"));
+    records.insert(1, json!(["no", "record"]));
+    std::fs::write(folder.path().join("train.json"), serde_json::to_string(&records).unwrap()).unwrap();
     std::fs::write(folder.path().join("KG/._en_organ.csv"), b"\x00\x01\xff").unwrap();
     std::fs::write(folder.path().join("KG/en_organ.csv"), "organ#attribute#value\nLiver#function\n").unwrap();
     let error = ingest(folder.path(), json!({ "allow_partial": true })).err().unwrap();
     assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
-    let made = ingest(folder.path(), json!({ "allow_partial": true, "max_rejects": 3 })).unwrap();
+    let made = ingest(folder.path(), json!({ "allow_partial": true, "max_rejects": 5 })).unwrap();
     let rejects = read(&made["rejects"]).unwrap();
     let reasons = strings(&rejects, "reason").join("; ");
-    for part in ["cannot be decoded", "`Liver` has no four numbers", "no `head#relation#tail`"] {
+    for part in [
+        "it is a list",
+        "it is no JSON",
+        "cannot be decoded",
+        "`Liver` has no four numbers",
+        "no `head#relation#tail`",
+    ] {
         assert!(reasons.contains(part), "{reasons}");
     }
     std::fs::remove_file(folder.path().join("validate.json")).unwrap();

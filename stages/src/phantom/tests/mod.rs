@@ -1,5 +1,6 @@
 //! What the specification of phantoms promises.
 
+mod export;
 mod language;
 mod pictures;
 mod stage;
