@@ -46,6 +46,15 @@ pub(crate) fn check(device: &str) -> Option<ParameterProblem> {
     Some(ParameterProblem { path: "device".to_owned(), message, help: Some(DEVICE_NAMES.to_owned()) })
 }
 
+/// Lets `auto` stand for the first GPU that an action was given, where it stands for one at all.
+pub(crate) fn take_gpu(device: &mut String, gpus: &[usize]) {
+    let Some(slot) = gpus.first() else { return };
+    let is_auto = device.parse() == Ok(DeviceName::Auto);
+    if is_auto && numerics_class(DeviceName::Auto, pipe_models::Precision::F32).starts_with("cuda") {
+        *device = DeviceName::Cuda(*slot).to_string();
+    }
+}
+
 /// Where and how precisely a model computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Compute {
@@ -104,6 +113,17 @@ mod tests {
             Box::new(finetune::FinetuneContrastive),
             Box::new(score::Score),
         ]
+    }
+
+    #[test]
+    fn a_gpu_that_was_given_is_taken_by_what_leaves_the_choice() {
+        for (device, expected) in [("cpu", "cpu"), ("cuda:2", "cuda:2"), ("auto", "auto")] {
+            let mut taken = device.to_owned();
+            super::take_gpu(&mut taken, &[1]);
+            let has_gpus = pipe_models::device::found().iter().any(|found| found.starts_with("cuda"));
+            let expected = if device == "auto" && has_gpus { "cuda:1" } else { expected };
+            assert_eq!(taken, expected);
+        }
     }
 
     #[test]

@@ -157,6 +157,10 @@ impl StageKind for EvaluateClassify {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     /// A model's logits do not depend on labels, but for which classes there are.
     fn lookup(
         &self,

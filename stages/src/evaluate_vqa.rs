@@ -107,6 +107,10 @@ impl StageKind for EvaluateVqa {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn lookup(
         &self,
         params: &Params,

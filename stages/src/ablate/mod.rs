@@ -221,6 +221,10 @@ impl StageKind for Ablate {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let given = |ports: &[&str]| ports.iter().any(|port| context.optional_input(port).is_some());
         let families = [

@@ -547,6 +547,10 @@ impl StageKind for Attribute {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();

@@ -202,6 +202,10 @@ impl StageKind for AttributeText {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };

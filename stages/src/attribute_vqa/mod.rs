@@ -277,6 +277,10 @@ impl StageKind for AttributeVqa {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
         let table = asked(context.input("questions")?, &splits)?;

@@ -204,6 +204,10 @@ impl StageKind for FinetuneClassify {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let trainable = match params.mode {
             Mode::LinearProbe => Trainable::Frozen,

@@ -159,6 +159,10 @@ impl StageKind for FinetuneContrastive {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let trainable = match params.freeze {
             Freeze::None => Trainable::All,

@@ -270,7 +270,8 @@ impl StageKind for IngestHuggingFace {
         }
         if params.columns.question.is_some() {
             let table = super::questions::table(&rows.questions).with_all_metadata(&metadata);
-            write(context.output("questions")?, &TableSchema::questions(), &table, text)?;
+            let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
+            write(context.output("questions")?, &TableSchema::questions(), &table, options)?;
             check_questions(&mut checks, &rows.questions);
         }
         checks.write(context.output("checks")?, &provenance)?;

@@ -69,7 +69,7 @@ pub struct Params {
     /// How many rows may be left out before the stage fails.
     #[schemars(range(min = 0))]
     pub max_rejects: i64,
-    /// Rows of a part of the table of images, on average.
+    /// Rows of a part of the tables of images and questions, on average.
     #[schemars(range(min = 4, max = 65536))]
     pub shard_rows: i64,
 }
@@ -160,7 +160,7 @@ impl StageKind for IngestSlake {
         let text = WriteOptions::text(&provenance);
         let images = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
         for (port, schema, table, options) in [
-            ("questions", TableSchema::questions(), table(&questions), text),
+            ("questions", TableSchema::questions(), table(&questions), images),
             ("masks", TableSchema::masks(), masks, images),
             ("boxes", TableSchema::boxes(), boxes, text),
             ("knowledge", TableSchema::knowledge(), knowledge, text),

@@ -87,7 +87,7 @@ pub struct Params {
     /// How many rows may be left out before the stage fails.
     #[schemars(range(min = 0))]
     pub max_rejects: i64,
-    /// Rows of a part of the table of images, on average.
+    /// Rows of a part of the tables of images and questions, on average.
     #[schemars(range(min = 4, max = 65536))]
     pub shard_rows: i64,
 }
@@ -168,7 +168,7 @@ impl StageKind for IngestVqaRad {
             read.questions.iter().filter(|one| keep || kept.contains(one.image.as_str())).cloned().collect();
         let provenance = context.provenance().to_owned();
         let table = table(&questions).with_all_metadata(&metadata);
-        let options = WriteOptions::text(&provenance);
+        let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
         write(context.output("questions")?, &TableSchema::questions(), &table, options)?;
         let mut checks = Checks::default();
         stored.check(&mut checks)?;

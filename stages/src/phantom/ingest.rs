@@ -98,7 +98,7 @@ impl StageKind for IngestPhantom {
             ("masks", TableSchema::masks(), images),
             ("labels", TableSchema::labels(), text),
             ("captions", TableSchema::captions(), text),
-            ("questions", TableSchema::questions(), text),
+            ("questions", TableSchema::questions(), images),
             ("boxes", TableSchema::boxes(), text),
         ];
         let mut writers = Vec::new();

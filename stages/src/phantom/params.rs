@@ -397,7 +397,7 @@ pub struct Params {
     pub twins: Vec<Twin>,
     /// The same in the files of a published data set, as the port `export`: a source for its reader.
     pub export: Option<Export>,
-    /// Rows of a part of the tables of images or volumes, on average; by default 256 images or 8 volumes.
+    /// Rows of a part of the tables of images, questions or volumes, on average; by default 256, or 8 volumes.
     #[schemars(range(min = 1, max = 65536))]
     pub shard_rows: Option<i64>,
 }

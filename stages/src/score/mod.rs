@@ -365,6 +365,10 @@ impl StageKind for Score {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let table = Scoring::read(params, context)?.table()?;
         let provenance = context.provenance().to_owned();

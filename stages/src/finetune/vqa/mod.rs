@@ -299,6 +299,10 @@ impl StageKind for FinetuneVqa {
         params.compute().numerics()
     }
 
+    fn take_devices(&self, params: &mut Params, gpus: &[usize]) {
+        compute::take_gpu(&mut params.device, gpus);
+    }
+
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let examples = Examples::read(context.input("questions")?, context.input("images")?, &[TRAIN, VAL])?;
         let (train, val) = split(params, &examples)?;
