@@ -22,7 +22,7 @@ pub(super) enum Baselines {
     /// The mean image of each image's site.
     Means { means: MeanImages, side: usize },
     /// The twins, and which of them is that of each image.
-    Twins { twins: ImageSet, places: Vec<Option<usize>> },
+    Twins { twins: Box<ImageSet>, places: Vec<Option<usize>> },
 }
 
 impl Baselines {
@@ -132,5 +132,6 @@ fn twins(
     let by_original: BTreeMap<&str, usize> =
         table.strings("twin_of")?.into_iter().enumerate().map(|(row, id)| (id, row)).collect();
     let places = images.ids().iter().map(|id| by_original.get(id.as_str()).copied()).collect();
-    Ok(Baselines::Twins { twins: ImageSet::from_table(&table, preprocessor, context)?, places })
+    let twins = Box::new(ImageSet::from_table(&table, preprocessor, context)?);
+    Ok(Baselines::Twins { twins, places })
 }
