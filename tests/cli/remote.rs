@@ -310,7 +310,7 @@ fn data_sets_are_fetched_from_where_they_are_published() {
     let arguments = [&["run", "study.toml", "--json"], &volumes[..]].concat();
     let answer = pipe_as(&study, &server, Some("secret"), &arguments).expect(0);
     assert_eq!(answer.started(), ["scans"]);
-    assert!(lock(&study).contains("valid_8_a_1.nii.gz") && !lock(&study).contains("train_1_a_1.nii.gz"));
+    assert!(lock(&study).contains("dataset/valid/") && !lock(&study).contains("dataset/train/"));
 }
 
 /// All files below a folder, by path.
