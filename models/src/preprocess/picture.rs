@@ -321,8 +321,8 @@ mod tests {
             ($name:literal) => {
                 (
                     $name,
-                    include_bytes!(concat!("jpeg/", $name, ".jpg")).as_slice(),
-                    include_bytes!(concat!("jpeg/", $name, ".png")).as_slice(),
+                    include_bytes!(concat!("../../fixtures/jpeg/", $name, ".jpg")).as_slice(),
+                    include_bytes!(concat!("../../fixtures/jpeg/", $name, ".png")).as_slice(),
                 )
             };
         }
