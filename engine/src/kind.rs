@@ -365,7 +365,8 @@ impl<K: StageKind> AnyKind for K {
         };
         let in_key = |(name, value): &(&String, &serde_json::Value)| {
             let is_default = || defaults.as_ref().and_then(|defaults| defaults.get(*name)) == Some(value);
-            !outside.contains(&name.as_str()) && !(neutral.contains(&name.as_str()) && is_default())
+            let is_left_out = outside.contains(&name.as_str());
+            !is_left_out && (!neutral.contains(&name.as_str()) || !is_default())
         };
         let canonical = match &json {
             serde_json::Value::Object(entries) => {
