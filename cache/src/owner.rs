@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Digest;
+use crate::fs::nonce;
+
 /// A process, named so that a reused process id is not mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -39,6 +42,28 @@ impl Owner {
             pid,
             started: start_time(pid).unwrap_or(0),
         }
+    }
+
+    /// A name for a folder of this process that nothing else has, and that tells whose it is before anything can be
+    /// written into it.
+    pub fn folder_name(&self) -> String {
+        let host: String =
+            self.host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(64).collect();
+        format!("{host}-{}-{}-{}-{}", self.pid, self.started, self.world(), nonce())
+    }
+
+    /// Whether the owner of a folder of this name has died; none if the name does not tell, as of another host.
+    pub fn is_dead_by_name(&self, name: &str) -> Option<bool> {
+        let mut parts = name.rsplit('-').skip(1);
+        let (world, started, pid) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let owner = Self { pid, started, ..self.clone() };
+        (world == self.world()).then(|| owner.is_dead(self, Duration::ZERO))
+    }
+
+    /// What process ids count in: a host, a boot of it, and a namespace.
+    fn world(&self) -> String {
+        let world = format!("{} {} {}", self.host, self.boot, self.namespace);
+        Digest::of(world.as_bytes()).to_short()
     }
 
     /// Whether the owner is dead, as far as `observer` can see; `silence` is the time since its last
@@ -115,6 +140,19 @@ mod tests {
         assert!(ended);
         child.wait().unwrap();
         assert!(owner.is_dead(&me, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_folder_tells_by_its_name_whose_it_is() {
+        let me = Owner::current();
+        assert_eq!(me.is_dead_by_name(&me.folder_name()), Some(false));
+        let dead = Owner { started: me.started + 1, ..me.clone() };
+        assert_eq!(me.is_dead_by_name(&dead.folder_name()), Some(true));
+        let elsewhere = Owner { host: "else-where".to_owned(), ..me.clone() };
+        assert_eq!(me.is_dead_by_name(&elsewhere.folder_name()), None);
+        for name in ["", "downloads", "vm-12-abc", "a-b-c-d-e"] {
+            assert_eq!(me.is_dead_by_name(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One process's presence in a store: its staging folder under `tmp/` and its heartbeat.
 //!
-//! The folder is named `<host>-<pid>-<nonce>` and says in `owner.json` whose it is, so that a later
-//! start can tell a dead owner's leftovers from a living one's work.
+//! The folder says by its name and in `owner.json` whose it is, so that a later start can tell a dead owner's
+//! leftovers from a living one's work.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -28,9 +28,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn start(disk: &Disk, tmp: &Path, owner: &Owner) -> Result<Self, FsError> {
-        let host: String =
-            owner.host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(64).collect();
-        let folder = tmp.join(format!("{host}-{}-{}", owner.pid, nonce()));
+        let folder = tmp.join(owner.folder_name());
         disk.make_subfolder(&folder)?;
         let text = serde_json::to_vec(owner).expect("an owner is strings and integers");
         disk.write_passing(&folder.join(OWNER_FILE), &text)?;
@@ -87,8 +85,8 @@ pub(crate) fn sweep(disk: &Disk, tmp: &Path, me: &Owner) -> Result<(), FsError> 
             .and_then(|text| serde_json::from_slice::<Owner>(&text).ok());
         let dead = match owner {
             Some(owner) => owner.is_dead(me, age(&owner_file, now)),
-            // Its maker died, or is just between making the folder and writing the file.
-            None => age(&folder, now) > SILENCE,
+            // Its maker is between making the folder and writing the file, or died there.
+            None => me.is_dead_by_name(&name).unwrap_or_else(|| age(&folder, now) > SILENCE),
         };
         if dead {
             let _ = disk.remove_tree(&folder);

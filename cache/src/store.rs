@@ -9,7 +9,7 @@
 //! | `lease/<key>.json` | who works on an action |
 //! | `runs/<run id>/` | plan, events and logs of a run |
 //! | `pins/<name>` | what a person wants kept |
-//! | `tmp/<host>-<pid>-<nonce>/` | staging |
+//! | `tmp/<host>-<pid>-.../` | staging |
 //! | `tmp/downloads/` | files on their way from elsewhere |
 //! | `quarantine/` | damaged blobs |
 //! | `trash/` | what the garbage collector removed, for one grace period |

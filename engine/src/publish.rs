@@ -138,6 +138,15 @@ fn stamps(folder: &Path, wanted: &[Wanted]) -> Vec<Option<(u64, String)>> {
     }
 }
 
+/// How results are published.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Publishing {
+    /// Whether the run made everything up to date, so that what it no longer plans is removed.
+    pub(crate) complete: bool,
+    /// Whether files may be second names of the store's.
+    pub(crate) hard_links: bool,
+}
+
 /// Makes the published files agree with `records`, one per node, as far as their files were not `evicted`. A
 /// `complete` run also removes what it
 /// once published and no longer plans.
@@ -147,7 +156,7 @@ pub(crate) fn publish<'a>(
     pipeline: &Pipeline,
     records: impl Iterator<Item = Option<&'a Record>>,
     evicted: &BTreeSet<NodeId>,
-    complete: bool,
+    how: Publishing,
 ) -> Result<Summary, PublishError> {
     let folder = folder(results, pipeline);
     let manifest_path = folder.join(MANIFEST);
@@ -196,6 +205,9 @@ pub(crate) fn publish<'a>(
         }
         let stored = store.blob_path(blob);
         place(&path, &staging, |temporary| {
+            if how.hard_links && std::fs::hard_link(&stored, temporary).is_ok() {
+                return Ok(());
+            }
             reflink_or_copy(&stored, temporary).map(drop).map_err(|failure| failure.source)
         })?;
         summary.written += 1;
@@ -208,7 +220,7 @@ pub(crate) fn publish<'a>(
             continue;
         }
         let path = folder.join(relative);
-        if !complete {
+        if !how.complete {
             new.files.insert(relative.clone(), published.clone());
         } else if let Some(found) = stamp(&path) {
             if (found.0, &found.1) == (published.bytes, &published.modified) {
@@ -255,13 +267,17 @@ impl<'a> Staging<'a> {
             };
             let is_dead = match other {
                 Some(other) => other.is_dead(owner, age(&file).unwrap_or_default()),
-                None => age(&path).is_some_and(|age| age > ABANDONED),
+                None => {
+                    let name = entry.file_name();
+                    let told = name.to_str().and_then(|name| owner.is_dead_by_name(name));
+                    told.unwrap_or_else(|| age(&path).is_some_and(|age| age > ABANDONED))
+                }
             };
             if is_dead {
                 let _ = std::fs::remove_dir_all(&path);
             }
         }
-        let own = folder.join(uuid::Uuid::now_v7().to_string());
+        let own = folder.join(owner.folder_name());
         Self { folder, own, owner }
     }
 

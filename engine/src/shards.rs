@@ -11,6 +11,7 @@ use pipe_cache::{
     ActionKey, Digest, FileRecord, KeyArtifact, KeyInput, OutputRecord, PartRecord, Reading, Record, Store,
     StoreError, StoredFile, Verify,
 };
+use rayon::prelude::*;
 
 use crate::context::{Artifact, ArtifactFile};
 use crate::error::StageError;
@@ -122,7 +123,7 @@ impl Shards {
     /// How many of the actions have no record.
     pub(crate) fn missing(&self, store: Option<&Store>) -> usize {
         let known = |shard: &&Shard| store.is_some_and(|store| store.has_record(&shard.digest));
-        self.distinct.len() - self.distinct.iter().filter(known).count()
+        self.distinct.len() - self.distinct.par_iter().filter(known).count()
     }
 
     /// Whether an input is cut.

@@ -58,6 +58,20 @@ fn a_run_with_nothing_to_do_restores_missing_files() {
     assert!(published(&study) == before);
 }
 
+/// On request only: otherwise what is published is nobody else's.
+#[test]
+fn results_are_second_names_of_the_stores_files_if_wanted() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    for (arguments, names) in [(&["--hard-links"][..], 2), (&[][..], 1)] {
+        let study = Study::new(SMALL);
+        study.run(&[&["shapes"], arguments].concat()).expect(0);
+        let table = study.path("results/small/shapes/labels/part-00000.parquet");
+        assert_eq!(std::fs::metadata(&table).expect("it was published").nlink(), names);
+        assert_eq!(study.run(&["shapes"]).expect(0).started(), [] as [&str; 0]);
+    }
+}
+
 #[test]
 fn what_a_person_changed_is_kept_with_a_warning() {
     let study = Study::finished();

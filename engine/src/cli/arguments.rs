@@ -305,6 +305,9 @@ pub(crate) struct RunArguments {
     /// Whether results are flushed to the disk, and so survive a power loss
     #[arg(long, value_enum, default_value_t = Durable::Full, value_name = "HOW", help_heading = "Execution")]
     pub(crate) durability: Durable,
+    /// Publish results as second names of the store's files instead of copies: who writes into one damages the store
+    #[arg(long, help_heading = "Execution")]
+    pub(crate) hard_links: bool,
     /// Seconds that running stages have to reach a safe point after an interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Execution")]
     pub(crate) grace: u64,

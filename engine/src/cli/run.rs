@@ -24,7 +24,7 @@ use crate::kind::Registry;
 use crate::pipeline::{Limits, NodeId};
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
-use crate::publish::{self, PublishError};
+use crate::publish::{self, PublishError, Publishing};
 use crate::read_ahead::ReadAhead;
 use crate::remote::Fetcher;
 use crate::reproduce;
@@ -207,7 +207,7 @@ impl Session<'_> {
                 &self.study.pipeline,
                 plan.wanted_records(),
                 &plan.evicted,
-                complete,
+                Publishing { complete, hard_links: run.hard_links },
             );
             let damaged = published.as_ref().map(|published| published.damaged.clone()).unwrap_or_default();
             if damaged.is_empty() || outcome.cancelled || round >= REPAIRS {

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pipe_cache::{CommitOutcome, Digest, Lease, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs};
+use pipe_cache::{
+    CommitOutcome, Digest, Lease, LeaseAttempt, Reading, Record, RecordMeta, SharedOutputs, StoreError,
+};
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::start::{LEASE_POLL, Unreadable};
@@ -17,7 +20,7 @@ use crate::error::StageError;
 use crate::host::PROGRESS_PERIOD;
 use crate::pipeline::NodeId;
 use crate::reproduce::{self, FileDifference};
-use crate::shards::{Shards, result};
+use crate::shards::{Shard, Shards, result};
 
 /// After so many failed parts no further one of the node is started: the fault is hardly in the rows.
 const MOST_FAILED: usize = 4;
@@ -103,10 +106,10 @@ impl Scheduler<'_> {
         let node = &self.pipeline.nodes[id.0];
         let (common, absent) = self.inputs(id, work, |input| !shards.is_cut(input))?;
         let forced = work.plan.forced.contains(&id);
-        let mut records = Vec::with_capacity(shards.distinct.len());
-        for shard in &shards.distinct {
-            records.push(if forced { None } else { self.store.lookup(&shard.digest)? });
-        }
+        let store = self.store;
+        let look = |shard: &Shard| if forced { Ok(None) } else { store.lookup(&shard.digest) };
+        // There may be ten thousand of them.
+        let records = shards.distinct.par_iter().map(look).collect::<Result<Vec<_>, StoreError>>()?;
         let waiting: VecDeque<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         let done = records.len() - waiting.len();
         let attempt = work.next_attempt(id);
