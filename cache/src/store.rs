@@ -6,6 +6,7 @@
 //! | `cas/ab/cdef...` | blobs, mode 0444, named by their digest |
 //! | `ac/ab/cdef....json` | records, named by the action key |
 //! | `ckpt/<key>/<step>/` | training checkpoints |
+//! | `evicted/<key>` | marks a record whose files are gone on purpose |
 //! | `lease/<key>.json` | who works on an action |
 //! | `runs/<run id>/` | plan, events and logs of a run |
 //! | `pins/<name>` | what a person wants kept |

@@ -7,7 +7,7 @@ use arrow_array::builder::{
     Int64Builder, ListBuilder, StringBuilder,
 };
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
+use arrow_array::types::{ArrowPrimitiveType, Float32Type, Float64Type, Int32Type, Int64Type};
 use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef};
 
@@ -170,6 +170,11 @@ macro_rules! from_plain {
     };
 }
 
+/// The numbers of a list.
+fn values_of<T: ArrowPrimitiveType>(list: ArrayRef) -> Vec<T::Native> {
+    list.as_primitive::<T>().values().to_vec()
+}
+
 fn column(array: &ArrayRef) -> Option<Column> {
     Some(match array.data_type() {
         DataType::Utf8 => {
@@ -207,18 +212,9 @@ fn column(array: &ArrayRef) -> Option<Column> {
         DataType::List(inner) => {
             let lists = array.as_list::<i32>();
             match inner.data_type() {
-                DataType::Int64 => Column::ListInt64(from_plain!(lists, |list: ArrayRef| list
-                    .as_primitive::<Int64Type>()
-                    .values()
-                    .to_vec())),
-                DataType::Int32 => Column::ListInt32(from_plain!(lists, |list: ArrayRef| list
-                    .as_primitive::<Int32Type>()
-                    .values()
-                    .to_vec())),
-                DataType::Float32 => Column::ListFloat32(from_plain!(lists, |list: ArrayRef| list
-                    .as_primitive::<Float32Type>()
-                    .values()
-                    .to_vec())),
+                DataType::Int64 => Column::ListInt64(from_plain!(lists, values_of::<Int64Type>)),
+                DataType::Int32 => Column::ListInt32(from_plain!(lists, values_of::<Int32Type>)),
+                DataType::Float32 => Column::ListFloat32(from_plain!(lists, values_of::<Float32Type>)),
                 DataType::Utf8 => Column::ListUtf8(from_plain!(lists, |list: ArrayRef| list
                     .as_string::<i32>()
                     .iter()
@@ -230,14 +226,8 @@ fn column(array: &ArrayRef) -> Option<Column> {
         DataType::FixedSizeList(inner, _) => {
             let lists = array.as_fixed_size_list();
             match inner.data_type() {
-                DataType::Int32 => Column::ListInt32(from_plain!(lists, |list: ArrayRef| list
-                    .as_primitive::<Int32Type>()
-                    .values()
-                    .to_vec())),
-                DataType::Float32 => Column::ListFloat32(from_plain!(lists, |list: ArrayRef| list
-                    .as_primitive::<Float32Type>()
-                    .values()
-                    .to_vec())),
+                DataType::Int32 => Column::ListInt32(from_plain!(lists, values_of::<Int32Type>)),
+                DataType::Float32 => Column::ListFloat32(from_plain!(lists, values_of::<Float32Type>)),
                 _ => return None,
             }
         }
