@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What full-size architectures cost, beside PyTorch on the same machine in the same run. Started by
-`benches/run.sh models`.
+`benches/run.sh models`, and on a GPU by `benches/gpu.sh`.
 
 All weights are random. A pass is one batch through the image tower (of BERT: through the text tower, at its full
 length): `forward` alone; `input`, with the gradient of the pixels and frozen weights, as attribution does; `step`,
@@ -8,6 +8,9 @@ with the gradients of all weights. Every measurement is a process of its own, an
 busy minute hits both. The time is the least of the passes after the first; the memory is the greatest resident size.
 PyTorch computes the models of open_clip, timm and transformers from PyPI, batch norm with its stored statistics as
 here. CT-CLIP has no peer there. On a busy machine only ratios within one run say something.
+
+On a GPU the weights and the batch lie there already, both sides in full f32 unless `--precision` says otherwise, and
+instead of the memory of the process stands what share of the card's peak the rate comes to.
 """
 
 import argparse
@@ -21,6 +24,15 @@ import venv
 
 PEERS = ["torch", "open_clip_torch", "transformers", "timm"]
 MODES = ["forward", "input", "step"]
+# Billions of operations of a forward pass, two for each product and sum.
+WORK = {
+    "clip-vit-b-32": 8.8, "clip-vit-b-16": 35.1, "clip-vit-l-14": 162.0, "clip-rn50": 12.2, "biomed-clip": 35.1,
+    "pmc-clip": 12.2, "pubmed-bert": 96.7, "vit-b-16": 35.1, "resnet50": 8.2,
+}
+# Of a backward pass each of the gradients, by pixels or by weights, costs as much as the way forward.
+PASSES = {"forward": 1, "input": 2, "step": 3}
+# Trillions of operations per second that makers state, dense: f32 without tensor cores, and half types.
+PEAKS = {"H100": (67, 989), "H200": (67, 989), "A100": (19.5, 312), "L40S": (91.6, 362), "RTX 4090": (82.6, 165)}
 # Batch sizes; a CT volume has 55 million voxels.
 BATCHES = {
     "clip-vit-b-32": 32, "clip-vit-b-16": 16, "clip-vit-l-14": 8, "clip-rn50": 16, "biomed-clip": 16,
@@ -58,7 +70,7 @@ def peer_model(name):
     return None
 
 
-def run_peer(name, batch, mode, passes, threads):
+def run_peer(name, batch, mode, passes, threads, device, precision):
     """Prints the seconds of each pass and the peak memory in bytes, as JSON."""
     import resource
     import time
@@ -69,36 +81,59 @@ def run_peer(name, batch, mode, passes, threads):
     if threads:
         torch.set_num_threads(threads)
     model, shape = peer_model(name)
-    model.eval().requires_grad_(mode == "step")
+    on_gpu = device != "cpu"
+    if on_gpu:
+        # Products and convolutions in all digits, as here.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
+    model.eval().requires_grad_(mode == "step").to(device=device, dtype=dtype)
     seconds = []
     for _ in range(passes):
         if shape == (512,):
-            ids = torch.randint(5, 1005, (batch, *shape))
+            ids = torch.randint(5, 1005, (batch, *shape), device=device)
             embed = lambda: model(input_ids=ids).last_hidden_state[:, 0]
         else:
-            values = torch.rand(batch, *shape, requires_grad=mode == "input")
+            values = torch.rand(batch, *shape, device=device).to(dtype).requires_grad_(mode == "input")
             embed = lambda: model(values)
+        if on_gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.set_grad_enabled(mode != "forward"):
             total = embed().sum()
             if mode != "forward" and total.requires_grad:
                 total.backward()
+        total.item()
+        if on_gpu:
+            torch.cuda.synchronize()
+        model.zero_grad()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    card = torch.cuda.get_device_name() if on_gpu else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "peak": peak, "card": card}))
 
 
-def measure_ours(program, name, batch, mode, threads):
+def measure_ours(program, name, batch, mode, threads, device, precision):
     environment = dict(os.environ, **({"RAYON_NUM_THREADS": str(threads)} if threads else {}))
-    text = subprocess.run([program, name, str(batch), mode], env=environment, capture_output=True, text=True, check=True).stdout
+    command = [program, name, str(batch), mode, device, precision]
+    text = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = re.findall(r"pass \d+: ([\d.]+) s, .* peak ([\d.]+) GiB", text)
     return [float(seconds) for seconds, _ in found], max(float(peak) for _, peak in found) * 2**30
 
 
-def measure_peer(python, name, batch, mode, passes, threads):
+def measure_peer(python, name, batch, mode, passes, threads, device, precision):
     command = [python, os.path.abspath(__file__), "--peer", name, "--batch", str(batch), "--modes", mode]
-    command += ["--passes", str(passes), "--threads", str(threads)]
-    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    return answer["seconds"], answer["peak"]
+    command += ["--passes", str(passes), "--threads", str(threads), "--device", device, "--precision", precision]
+    answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    return answer["seconds"], answer["card"] or answer["peak"]
+
+
+def share(card, name, mode, precision, rate):
+    """Which part of a card's peak a rate comes to."""
+    peak = next((peaks for known, peaks in PEAKS.items() if known in card), None)
+    if not peak or name not in WORK:
+        return "-"
+    return f"{rate * WORK[name] * PASSES[mode] / 1000 / peak[precision != 'f32']:.0%}"
 
 
 def peers(folder):
@@ -122,16 +157,20 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (3)")
     parser.add_argument("--passes", type=int, default=3, help="passes of a peer's measurement (3, as ours)")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda:0")
+    parser.add_argument("--precision", default="f32", choices=["f32", "bf16", "f16"], help="not of `step` (f32)")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        run_peer(arguments.peer, arguments.batch, arguments.modes[0], arguments.passes, arguments.threads)
+        mode, device, precision = arguments.modes[0], arguments.device, arguments.precision
+        run_peer(arguments.peer, arguments.batch, mode, arguments.passes, arguments.threads, device, precision)
         return
     python = None
     if not arguments.no_peers:
         python = arguments.python or peers(arguments.environment)
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| architecture | pass | batch | per second | PyTorch's | ratio | peak GiB | PyTorch's |")
+    last = ["peak GiB", "PyTorch's"] if arguments.device == "cpu" else ["of the card's peak", "PyTorch's"]
+    print(f"| architecture | pass | batch | per second | PyTorch's | ratio | {last[0]} | {last[1]} |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.models:
         batch = arguments.batch or BATCHES[name]
@@ -139,19 +178,26 @@ def main():
             # Token ids have no gradient.
             if name == "pubmed-bert" and mode == "input":
                 continue
+            precision = arguments.precision if mode != "step" else "f32"
             sides = {"ours": [], "peer": []}
             for _ in range(arguments.rounds):
-                sides["ours"].append(measure_ours(arguments.program, name, batch, mode, arguments.threads))
+                same = (arguments.threads, arguments.device, precision)
+                sides["ours"].append(measure_ours(arguments.program, name, batch, mode, *same))
                 if python and name != "ct-clip":
-                    sides["peer"].append(measure_peer(python, name, batch, mode, arguments.passes, arguments.threads))
+                    sides["peer"].append(measure_peer(python, name, batch, mode, arguments.passes, *same))
             best = {side: min(min(seconds[1:]) for seconds, _ in found) for side, found in sides.items() if found}
-            peak = {side: max(peak for _, peak in found) / 2**30 for side, found in sides.items() if found}
             cells = [name, mode, str(batch), f"{batch / best['ours']:.2f}"]
             if "peer" in best:
                 cells += [f"{batch / best['peer']:.2f}", f"{best['peer'] / best['ours']:.2f}"]
             else:
                 cells += ["-", "-"]
-            cells += [f"{peak['ours']:.2f}", f"{peak['peer']:.2f}" if "peer" in peak else "-"]
+            if arguments.device == "cpu":
+                peak = {side: max(peak for _, peak in found) / 2**30 for side, found in sides.items() if found}
+                cells += [f"{peak['ours']:.2f}", f"{peak['peer']:.2f}" if "peer" in peak else "-"]
+            else:
+                card = sides["peer"][0][1] if sides["peer"] else ""
+                shares = [share(card, name, mode, precision, batch / best[side]) for side in best]
+                cells += [*shares, "-"][:2]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -113,6 +113,16 @@ impl Disk {
         self.create(path, bytes).map(|_| ())
     }
 
+    /// As [`Disk::write_passing`], over a file that exists and that nothing reads.
+    pub(crate) fn rewrite_passing(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        step!(self, Write, path);
+        let refuse = |error| FsError::new("writing", path, error);
+        let mut file = OpenOptions::new().write(true).open(path).map_err(refuse)?;
+        file.write_all(bytes).map_err(refuse)?;
+        // Cut behind and not emptied before: ext4 would start to write it to the disk.
+        file.set_len(bytes.len() as u64).map_err(refuse)
+    }
+
     fn create(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
         let mut file = OpenOptions::new()
             .write(true)

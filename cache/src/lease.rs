@@ -44,7 +44,6 @@ pub enum LeaseAttempt {
 /// A lease that is held; dropping it releases it.
 #[derive(Debug)]
 pub struct Lease {
-    store: Store,
     session: Arc<Session>,
     key: Digest,
     path: PathBuf,
@@ -67,7 +66,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.session.heartbeat().forget(&self.path);
         if read(&self.path).is_some_and(|info| info.nonce == self.info.nonce) {
-            let _ = self.store.shared.disk.remove_file(&self.path);
+            self.session.retire_lease(&self.path);
         }
     }
 }
@@ -101,28 +100,25 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
         since: jiff::Timestamp::now().to_string(),
         heartbeat_seconds: HEARTBEAT.as_secs(),
     };
-    let staged = session.fresh_path();
-    let text = serde_json::to_vec(&info).expect("a lease is strings and integers");
-    disk.write_passing(&staged, &text)?;
+    let staged = session.lease_file(&serde_json::to_vec(&info).expect("a lease is strings and integers"))?;
     // Each round either wins, meets a living owner, or removes a dead one.
-    let attempt = loop {
+    loop {
         if disk.link_new(&staged, &path)? {
+            // Where it could not be renamed it has two names now.
+            disk.remove_file(&staged)?;
             session.heartbeat().watch(path.clone());
-            let (store, session) = (store.clone(), Arc::clone(&session));
-            let lease = Lease { store, session, key: *key, path, info };
-            break LeaseAttempt::Acquired(lease);
+            return Ok(LeaseAttempt::Acquired(Lease { session, key: *key, path, info }));
         }
         let holder = read(&path);
         if !path.exists() {
             continue;
         }
         if !is_dead(store, &path, holder.as_ref())? {
-            break LeaseAttempt::Busy(holder);
+            session.retire_lease_file(staged);
+            return Ok(LeaseAttempt::Busy(holder));
         }
         take_away(store, &session, &path, holder.as_ref())?;
-    };
-    disk.remove_file(&staged)?;
-    Ok(attempt)
+    }
 }
 
 /// Removes the leases of dead owners.

@@ -24,6 +24,17 @@ pub(crate) struct Session {
     folder: PathBuf,
     next: AtomicU64,
     heartbeat: Heartbeat,
+    /// Used up, and ready for another attempt: making and removing what each needs anew is most of what a short action
+    /// costs on a file system that keeps the numbers of removed files back for a while, as ext4 does.
+    spares: Mutex<Spares>,
+}
+
+#[derive(Debug, Default)]
+struct Spares {
+    /// Staging folders that hold at most empty folders.
+    folders: Vec<PathBuf>,
+    /// Files that were leases.
+    leases: Vec<PathBuf>,
 }
 
 impl Session {
@@ -34,12 +45,62 @@ impl Session {
         disk.write_passing(&folder.join(OWNER_FILE), &text)?;
         let heartbeat = Heartbeat::start(disk.clone());
         heartbeat.watch(folder.join(OWNER_FILE));
-        Ok(Self { disk: disk.clone(), folder, next: AtomicU64::new(0), heartbeat })
+        Ok(Self { disk: disk.clone(), folder, next: AtomicU64::new(0), heartbeat, spares: Mutex::default() })
     }
 
     /// A path inside the staging folder that nothing has used.
     pub(crate) fn fresh_path(&self) -> PathBuf {
         self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// A folder for one attempt, at a path that nothing has used; empty but for empty folders of an attempt that was
+    /// committed.
+    pub(crate) fn staging_folder(&self) -> Result<PathBuf, FsError> {
+        let fresh = self.fresh_path();
+        let spare = self.spares().folders.pop();
+        // Under its old name a straggler of the earlier attempt would write into this one.
+        if !matches!(&spare, Some(spare) if self.disk.move_away(spare, &fresh)?) {
+            self.disk.make_subfolder(&fresh)?;
+        }
+        Ok(fresh)
+    }
+
+    /// Takes back the folder of an attempt that was committed: for another attempt if it is as good as new, else it is
+    /// removed.
+    pub(crate) fn retire_folder(&self, folder: PathBuf) -> Result<(), FsError> {
+        if holds_only_empty_folders(&folder) {
+            self.spares().folders.push(folder);
+            return Ok(());
+        }
+        self.disk.remove_tree(&folder)
+    }
+
+    /// A file of these bytes in the staging folder, to be renamed to a lease.
+    pub(crate) fn lease_file(&self, bytes: &[u8]) -> Result<PathBuf, FsError> {
+        let spare = self.spares().leases.pop();
+        if let Some(spare) = spare.filter(|spare| self.disk.rewrite_passing(spare, bytes).is_ok()) {
+            return Ok(spare);
+        }
+        let fresh = self.fresh_path();
+        self.disk.write_passing(&fresh, bytes)?;
+        Ok(fresh)
+    }
+
+    /// Keeps a file of [`Session::lease_file`] that has no second name.
+    pub(crate) fn retire_lease_file(&self, file: PathBuf) {
+        self.spares().leases.push(file);
+    }
+
+    /// Takes a lease's name from it and keeps the file. What cannot be renamed is left to expire.
+    pub(crate) fn retire_lease(&self, lease: &Path) {
+        let fresh = self.fresh_path();
+        if matches!(self.disk.move_away(lease, &fresh), Ok(true)) {
+            self.retire_lease_file(fresh);
+        }
+    }
+
+    fn spares(&self) -> std::sync::MutexGuard<'_, Spares> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn heartbeat(&self) -> &Heartbeat {
@@ -66,6 +127,19 @@ impl Drop for Session {
         // What cannot be removed now is swept by the next start.
         let _ = self.disk.remove_tree(&self.folder);
     }
+}
+
+/// A folder with more entries than this is not worth looking through.
+const FEW: usize = 16;
+
+fn holds_only_empty_folders(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    entries.enumerate().all(|(place, entry)| {
+        let empty = |path: PathBuf| std::fs::read_dir(path).is_ok_and(|mut inner| inner.next().is_none());
+        // Of a file it fails; and a link is not followed, so that nothing outside is ever taken for ours.
+        let is_folder = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        place < FEW && entry.is_ok_and(|entry| is_folder(&entry) && empty(entry.path()))
+    })
 }
 
 /// Removes the staging folders of dead owners. Failures are left to the next start.

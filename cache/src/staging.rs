@@ -5,7 +5,7 @@
 //! 3. Each file is linked into `cas/`; one that is there already stays.
 //! 4. The folders are flushed: from here the blobs are there, though nothing names them yet.
 //! 5. The record is written under `tmp/`, flushed, linked into `ac/`, its folder flushed: the commit.
-//! 6. Staging is removed (the caller drops the lease after that).
+//! 6. Staging is given back or removed (the caller drops the lease after that).
 //!
 //! A crash before 5 leaves staging of a dead owner and perhaps orphaned blobs, after 5 a hit.
 
@@ -74,9 +74,9 @@ pub enum CommitOutcome {
 }
 
 impl Staging {
-    pub(crate) fn start(store: Store, folder: PathBuf) -> Result<Self, StoreError> {
-        store.shared.disk.make_subfolder(&folder)?;
-        Ok(Self { store, folder })
+    /// Of a folder that holds at most empty folders.
+    pub(crate) fn new(store: Store, folder: PathBuf) -> Self {
+        Self { store, folder }
     }
 
     /// The attempt's folder.
@@ -84,7 +84,7 @@ impl Staging {
         &self.folder
     }
 
-    /// Makes the empty folder for the files of a port.
+    /// The empty folder for the files of a port.
     ///
     /// # Errors
     /// If the name is no plain name or the folder cannot be made.
@@ -94,14 +94,9 @@ impl Staging {
         Ok(folder)
     }
 
-    /// Makes the folder for files that the attempt needs only while it runs.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub fn scratch(&self) -> Result<PathBuf, StoreError> {
-        let folder = self.folder.join("scratch");
-        self.store.shared.disk.make_subfolder(&folder)?;
-        Ok(folder)
+    /// Where files may lie that the attempt needs only while it runs; few do, and those make the folder.
+    pub fn scratch(&self) -> PathBuf {
+        self.folder.join("scratch")
     }
 
     /// Commits the outputs under `key`; the steps are those of the module's documentation.
@@ -221,7 +216,7 @@ impl Staging {
         Ok(folders)
     }
 
-    /// Links the record into `ac/`: the commit. Removes the staging folder.
+    /// Links the record into `ac/`: the commit. Gives the staging folder back.
     pub(crate) fn link_record(mut self, record: Record) -> Result<Committed, StoreError> {
         let disk = &self.store.shared.disk;
         let staged = self.record_path();
@@ -245,7 +240,7 @@ impl Staging {
                 }
             }
         };
-        disk.remove_tree(&std::mem::take(&mut self.folder))?;
+        self.store.session()?.retire_folder(std::mem::take(&mut self.folder))?;
         Ok(committed)
     }
 

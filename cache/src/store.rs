@@ -204,7 +204,7 @@ impl Store {
     /// If it cannot be made.
     pub fn stage(&self) -> Result<Staging, StoreError> {
         let session = self.session()?;
-        Staging::start(self.clone(), session.fresh_path())
+        Ok(Staging::new(self.clone(), session.staging_folder()?))
     }
 
     /// Takes the lease of an action, or tells who has it.

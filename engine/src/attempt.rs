@@ -222,7 +222,7 @@ impl Attempt {
         for absent in &self.absent {
             self.fetch(absent, &host)?;
         }
-        let scratch = staging.scratch()?;
+        let scratch = staging.scratch();
         let outcome = if self.node.isolate {
             self.in_child(&mut outputs, &host, &scratch)
         } else {

@@ -335,9 +335,14 @@ impl<'a> StageContext<'a> {
         self.lists.contains(port)
     }
 
-    /// A private folder that lives as long as the attempt.
-    pub fn scratch(&self) -> &Path {
-        &self.scratch
+    /// A private folder that lives as long as the attempt, made when it is first asked for.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn scratch(&self) -> Result<&Path, StageError> {
+        std::fs::create_dir_all(&self.scratch)
+            .map_err(|error| StageError::environment("making the folder for what lives only now", error))?;
+        Ok(&self.scratch)
     }
 
     /// The provenance that stored files carry in their `pipe` metadata: one JSON object of kind,

@@ -109,7 +109,7 @@ fn converse(request: &Request, folder: &Path, host: &dyn StageHost) -> Result<An
     let path = folder.join(REQUEST);
     let bytes = serde_json::to_vec(request)
         .map_err(|error| StageError::because("writing down what a child process is to do", error))?;
-    std::fs::create_dir(folder)
+    std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::write(&path, bytes))
         .map_err(|error| StageError::environment(format!("writing `{}`", path.display()), error))?;
     // A file of this name would be a later program's, if this one was replaced while it runs.

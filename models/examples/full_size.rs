@@ -1,13 +1,15 @@
 //! Times a published architecture at full size with random weights, and prints its peak memory.
 //!
-//! `cargo run --release -p pipe-models --example full_size NAME [BATCH] [forward|input|step]`
+//! `cargo run --release -p pipe-models --example full_size NAME [BATCH] [forward|input|step] [DEVICE] [PRECISION]`
 //!
 //! `forward` embeds images; `input` also computes the gradient of their embeddings with respect to
-//! pixels, weights frozen, as attribution does; `step` computes the gradients of all weights.
+//! pixels, weights frozen, as attribution does; `step` computes the gradients of all weights, in f32.
+//! `DEVICE` is `cpu` or `cuda:0`, `PRECISION` `f32`, `bf16` or `f16`. On a GPU the first pass also starts the device.
 
 use std::time::Instant;
 
 use candle_core::{Device, Result, Tensor, Var};
+use pipe_models::device::{DeviceName, Precision};
 use pipe_models::random::Key;
 use pipe_models::{FoundationModel, PUBLISHED, Trainable, published};
 use rayon::prelude::*;
@@ -24,11 +26,31 @@ fn main() -> Result<()> {
     let batch: usize = arguments.get(1).and_then(|text| text.parse().ok()).unwrap_or(1);
     let mode = arguments.get(2).map_or("forward", String::as_str);
     let trainable = if mode == "step" { Trainable::All } else { Trainable::Frozen };
-    let model = config.random(1, &Device::Cpu, trainable).expect("a published model fits");
+    let device = match arguments.get(3).map_or("cpu", String::as_str).parse::<DeviceName>() {
+        Ok(device) => device.open().map_err(|error| error.to_string()),
+        Err(problem) => Err(problem),
+    };
+    let device = device.unwrap_or_else(|problem| {
+        eprintln!("{problem}");
+        std::process::exit(2);
+    });
+    let precision = match arguments.get(4).map_or("f32", String::as_str) {
+        "bf16" => Precision::Bf16,
+        "f16" => Precision::F16,
+        _ => Precision::F32,
+    };
+    let mut model = config.random(1, &device, trainable).expect("a published model fits");
+    if precision != Precision::F32 && mode != "step" {
+        model = config.build_frozen(model.tensors(), precision).expect("its own tensors fit");
+    }
     println!("{name}: {:.2} GiB after loading", peak_memory());
-    for pass in 0..3 {
+    let passes = if device.is_cpu() { 3 } else { 12 };
+    for pass in 0..passes {
+        let input = input(model.as_ref(), batch, &device)?;
+        device.synchronize()?;
         let start = Instant::now();
-        run(model.as_ref(), batch, mode)?;
+        run(model.as_ref(), &input, mode)?;
+        device.synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
         let rate = batch as f64 / seconds;
         println!(
@@ -39,26 +61,30 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn run(model: &dyn FoundationModel, batch: usize, mode: &str) -> Result<()> {
+/// Random pixels, or token ids of a model without an image tower.
+fn input(model: &dyn FoundationModel, batch: usize, device: &Device) -> Result<Tensor> {
+    if let Some(image) = model.as_image_tower() {
+        let shape = image.geometry().input(batch);
+        let count = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> =
+            (1..=count).into_par_iter().map(|counter| Key(1).uniform(counter) as f32).collect();
+        return Tensor::from_vec(values, shape, device);
+    }
+    let length = model.as_text_tower().map_or(0, |text| text.context_length());
+    let ids: Vec<u32> = (0..batch * length).map(|place| 5 + (place % 1000) as u32).collect();
+    Tensor::from_vec(ids, (batch, length), device)
+}
+
+fn run(model: &dyn FoundationModel, input: &Tensor, mode: &str) -> Result<()> {
     let embeddings = match (model.as_image_tower(), model.as_text_tower()) {
         (Some(image), _) => {
-            let shape = image.geometry().input(batch);
-            let count = shape.iter().product::<usize>() as u64;
-            let values: Vec<f32> =
-                (1..=count).into_par_iter().map(|counter| Key(1).uniform(counter) as f32).collect();
-            let pixels = Tensor::from_vec(values, shape, &Device::Cpu)?;
             let pixels = match mode {
-                "input" => Var::from_tensor(&pixels)?.into_inner(),
-                _ => pixels,
+                "input" => Var::from_tensor(input)?.into_inner(),
+                _ => input.clone(),
             };
             image.embed_images(&pixels, None)?
         }
-        (None, Some(text)) => {
-            let tokens = batch * text.context_length();
-            let ids: Vec<u32> = (0..tokens).map(|place| 5 + (place % 1000) as u32).collect();
-            let ids = Tensor::from_vec(ids, (batch, text.context_length()), &Device::Cpu)?;
-            text.embed_texts(&ids, None)?
-        }
+        (None, Some(text)) => text.embed_texts(input, None)?,
         (None, None) => return Ok(()),
     };
     let sum = embeddings.sum_all()?;

@@ -143,7 +143,9 @@ impl DeviceName {
         self.gpu().map_err(missing)?;
         match self.resolved() {
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => Device::new_cuda(number),
+            // One stream whatever thread asks: the default one is another for each thread, and a stage that computes
+            // on several would read on one what is not yet written on the other.
+            Self::Cuda(number) => Device::new_cuda_with_stream(number),
             Self::Metal => Device::new_metal(0),
         }
         .map_err(|error| missing(first_line(&error)))

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::elementwise::{exp, normal_cdf, sigmoid, vectorised};
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 use crate::Activation;
 
@@ -16,6 +18,10 @@ pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
         return activate(&wide(x)?, kind)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
+        #[cfg(feature = "cuda")]
+        if gpu::takes(x) {
+            return gpu::activate(x, kind);
+        }
         return composed::activate(x, kind);
     }
     x.contiguous()?.apply_op1(Activate { kind })

@@ -10,6 +10,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::elementwise::{dot, softmax_rows, vectorised};
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::product::{Matrix, product};
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 
@@ -70,6 +72,10 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
         return attention(&wide(packed)?, scores)?.to_dtype(packed.dtype());
     }
     if !on_cpu(packed) {
+        #[cfg(feature = "cuda")]
+        if gpu::takes(packed) && scores.bias.is_none() {
+            return gpu::attention(packed, scores);
+        }
         return composed::attention(packed, scores).map(|(out, _)| out);
     }
     let seen = match scores.mask {

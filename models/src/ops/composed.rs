@@ -93,7 +93,8 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
                 window.stride,
                 positions[1],
             )?;
-            let weight = kernel.narrow(1, row, 1)?.narrow(2, column, 1)?.squeeze(2)?.squeeze(1)?;
+            let weight =
+                kernel.narrow(1, row, 1)?.narrow(2, column, 1)?.squeeze(2)?.squeeze(1)?.contiguous()?;
             let part = linear(&seen, &weight, None)?;
             sum = Some(match sum {
                 Some(sum) => (sum + part)?,
@@ -345,7 +346,8 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
 /// Whatever the device reports.
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
     match kind {
-        Activation::Relu => x.relu(),
+        // candle's own has the slope 1 at 0.
+        Activation::Relu => x.gt(0.0)?.where_cond(x, &x.zeros_like()?),
         Activation::Gelu => x.gelu_erf(),
         Activation::QuickGelu => {
             let sigmoid = ((x * -1.702)?.exp()? + 1.0)?.recip()?;

@@ -7,6 +7,8 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::product::{Matrix, product};
 use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half_on_cpu, linear, on_cpu, wide};
@@ -69,6 +71,10 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
         return conv2d(&wide(x)?, kernel, bias, window)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
+        #[cfg(feature = "cuda")]
+        if gpu::takes(x) {
+            return gpu::conv2d(x, kernel, bias, sizes);
+        }
         return composed::conv2d(x, kernel, bias, window);
     }
     let (x, kernel) = (x.contiguous()?, wide(kernel)?.contiguous()?);

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use pulp::{Arch, NullaryFnOnce};
 
 use super::elementwise::{fold, sum};
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::rows::for_each_block;
 use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
 
@@ -13,6 +15,10 @@ use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
 /// # Errors
 /// If the shapes do not fit.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, epsilon: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gpu::takes(x) {
+        return gpu::layer_norm(x, gamma, beta, epsilon);
+    }
     if is_half(x) {
         return layer_norm(&wide(x)?, &wide(gamma)?, &wide(beta)?, epsilon)?.to_dtype(x.dtype());
     }

@@ -3,6 +3,8 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::elementwise::vectorised;
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::product::{Matrix, product};
 use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
@@ -18,6 +20,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         return linear(&wide(x)?, weight, bias)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
+        #[cfg(feature = "cuda")]
+        if gpu::takes(x) {
+            return gpu::linear(x, weight, bias);
+        }
         return composed::linear(x, weight, bias);
     }
     let weight = wide(weight)?;
@@ -41,7 +47,7 @@ pub fn project(x: &Tensor, projection: &Tensor) -> Result<Tensor> {
         return project(&wide(x)?, projection)?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
-        return x.broadcast_matmul(&projection.to_dtype(x.dtype())?);
+        return linear(x, &projection.t()?, None);
     }
     let projection = wide(projection)?;
     let (width, out) = projection.dims2()?;

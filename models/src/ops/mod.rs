@@ -21,6 +21,8 @@ mod convolution;
 mod depthwise;
 mod elementwise;
 mod gated;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod layer_norm;
 mod linear;
 mod masked;

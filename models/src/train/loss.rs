@@ -52,7 +52,9 @@ pub fn weighted_binary_cross_entropy(
     targets: &Tensor,
     positive_weights: &Tensor,
 ) -> Result<Tensor> {
-    let softplus = ((logits.abs()?.neg()?.exp()? + 1.0)?.log()? + logits.neg()?.relu()?)?;
+    // max(-z, 0) as max(z, 0) - z: candle's slopes of |z| and max(z, 0) at 0 are 1 both, and only so is the slope of the
+    // sum -1/2 there, where new heads begin.
+    let softplus = (((logits.abs()?.neg()?.exp()? + 1.0)?.log()? + logits.relu()?)? - logits)?;
     let weights = (targets.broadcast_mul(&(positive_weights - 1.0)?)? + 1.0)?;
     let linear = (logits * (1.0 - targets)?)?;
     (linear + (weights * softplus)?)?.mean_all()
@@ -170,6 +172,24 @@ mod tests {
 
     fn scalar(loss: &Tensor) -> f64 {
         loss.to_scalar().unwrap()
+    }
+
+    /// A head that begins at zero gives logits of exactly 0, where |z| and max(z, 0) have kinks that must cancel.
+    #[test]
+    fn at_zero_the_slopes_are_those_of_the_sigmoid() {
+        let logits = Var::from_tensor(&Tensor::zeros((1, 2), DType::F64, &Device::Cpu).unwrap()).unwrap();
+        let targets = Tensor::from_slice(&[1.0f64, 0.0], (1, 2), &Device::Cpu).unwrap();
+        let weights = Tensor::from_slice(&[3.0f64, 3.0], 2, &Device::Cpu).unwrap();
+        let slopes = |loss: Tensor| -> Vec<f64> {
+            let gradients = loss.backward().unwrap();
+            gradients.get(&logits).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        // sigmoid(0) - t over two bits; the positive one weighs three times as much.
+        assert_eq!(slopes(binary_cross_entropy(&logits, &targets).unwrap()), [-0.25, 0.25]);
+        assert_eq!(
+            slopes(weighted_binary_cross_entropy(&logits, &targets, &weights).unwrap()),
+            [-0.75, 0.25]
+        );
     }
 
     #[test]

@@ -9,11 +9,12 @@ use super::layers::{dropped_rectified, linear_layer, xavier_layer};
 use super::recurrent::{Cell, Recurrent};
 use super::words::{SecondTable, WordTables, WordsConfig};
 use super::{Mode, QuestionType};
-use crate::Trainable;
 use crate::checkpoint::CheckpointError;
 use crate::layers::Linear;
+use crate::ops::activate;
 use crate::ops::composed::{sigmoid, softmax};
 use crate::weights::{Parameters, Weights};
+use crate::{Activation, Trainable};
 
 /// A question as the mean of its states, each weighted by how much it and its word are attended to.
 #[derive(Clone, Debug)]
@@ -117,7 +118,7 @@ impl QuestionConditioning {
     /// If the shapes do not fit.
     pub fn forward(&self, embedded: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let [first, second, third] = &self.layers;
-        let x = first.forward(&self.attention.forward(embedded)?)?.relu()?;
+        let x = activate(&first.forward(&self.attention.forward(embedded)?)?, Activation::Relu)?;
         third.forward(&dropped_rectified(second, &self.name, &x, mode)?)
     }
 }
@@ -217,7 +218,8 @@ impl QuestionTypeClassifier {
     /// If an id has no row.
     pub fn logits(&self, tokens: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let [first, second, third] = &self.layers;
-        let x = first.forward(&self.attention.forward(&self.attention.embed(tokens)?)?)?.relu()?;
+        let x = first.forward(&self.attention.forward(&self.attention.embed(tokens)?)?)?;
+        let x = activate(&x, Activation::Relu)?;
         third.forward(&dropped_rectified(second, TYPE_DROPOUT, &x, mode)?)
     }
 

@@ -3,9 +3,11 @@
 use candle_core::{D, Result, Tensor};
 
 use super::Mode;
+use crate::Activation;
 use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
 use crate::layers::{LayerNorm, Linear};
+use crate::ops::activate;
 use crate::weights::Weights;
 
 type Loaded<T> = std::result::Result<T, CheckpointError>;
@@ -65,5 +67,5 @@ pub(super) const HALF: f64 = 0.5;
 
 /// A linear layer, dropout of half of its results, and a rectifier.
 pub(super) fn dropped_rectified(layer: &Linear, name: &str, x: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
-    mode.dropout(name, HALF, layer.forward(x)?)?.relu()
+    activate(&mode.dropout(name, HALF, layer.forward(x)?)?, Activation::Relu)
 }

@@ -43,7 +43,7 @@ fn make(folder: &Path) -> Result<(), StageError> {
 impl WorkingFolder {
     /// Makes the folder, with the inputs of an action.
     pub(super) fn make(context: &StageContext<'_>) -> Result<Self, StageError> {
-        let scratch = context.scratch();
+        let scratch = context.scratch()?;
         let scratch = scratch.canonicalize().map_err(failed("finding", scratch))?;
         let (path, home, temporary) = (scratch.join("work"), scratch.join("home"), scratch.join("tmp"));
         for folder in [&path.join(INPUTS), &home, &temporary] {

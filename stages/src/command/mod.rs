@@ -175,7 +175,7 @@ impl StageKind for Command {
         let program = Program {
             command,
             name: program.clone(),
-            scratch: context.scratch(),
+            scratch: context.scratch()?,
             memory: context.memory(),
             grace: GRACE,
             listener: None,

@@ -59,7 +59,7 @@ impl<'a> PairWriter<'a> {
             captions: TableWriter::new(context.output("captions")?, SCHEMA, WriteOptions::text(provenance)),
             metadata,
             next: 0,
-            seen: Seen::new(&["same caption", "group of a caption"], context.scratch()),
+            seen: Seen::new(&["same caption", "group of a caption"], context.scratch()?),
             words: Default::default(),
         })
     }

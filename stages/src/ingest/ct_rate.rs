@@ -247,7 +247,7 @@ impl StageKind for IngestCtRate {
             kept.iter().filter_map(|volume| Some((*volume, volume.report.as_ref()?))).collect();
         let captions = caption_table(&reports).with_all_metadata(&metadata);
         write(context.output("captions")?, &TableSchema::captions(), &captions, text)?;
-        count(&mut checks, &kept, &reports, context.scratch())?;
+        count(&mut checks, &kept, &reports, context.scratch()?)?;
         checks.write(context.output("checks")?, &provenance)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
@@ -291,7 +291,7 @@ fn write_volumes<'v, 'f>(
     let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
     let mut writer = TableWriter::new(context.output("volumes")?, SCHEMA, options);
     writer.push(&volume_table(&[]).with_all_metadata(metadata))?;
-    let mut seen = Seen::new(&["same volume", "same patient"], context.scratch());
+    let mut seen = Seen::new(&["same volume", "same patient"], context.scratch()?);
     let mut shapes: BTreeMap<(usize, Vec<i32>), u64> = BTreeMap::new();
     let mut kept = Vec::new();
     let mut sheets = Sheets::default();

@@ -265,7 +265,7 @@ impl StageKind for IngestHuggingFace {
             write(context.output("labels")?, &TableSchema::labels(), &table, text)?;
         }
         if params.columns.caption.is_some() {
-            let table = rows.caption_table(context.scratch(), &mut checks)?.with_all_metadata(&metadata);
+            let table = rows.caption_table(context.scratch()?, &mut checks)?.with_all_metadata(&metadata);
             write(context.output("captions")?, &TableSchema::captions(), &table, text)?;
         }
         if params.columns.question.is_some() {

@@ -239,7 +239,7 @@ impl<'a> ImageWriter<'a> {
     ) -> Result<Self, StageError> {
         let mut writer = TableWriter::new(context.output("images")?, SCHEMA, options);
         writer.push(&table(Vec::new(), metadata))?;
-        Ok(Self { writer, metadata, stored: StoredImages::new(context.scratch()), bytes: 0 })
+        Ok(Self { writer, metadata, stored: StoredImages::new(context.scratch()?), bytes: 0 })
     }
 
     /// Writes the images that can be decoded, in the given order, and says of each whether it could; the

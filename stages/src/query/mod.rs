@@ -73,7 +73,7 @@ impl StageKind for RunQuery {
     }
 
     fn run(&self, params: &QueryParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let mut database = Database::create(&context.scratch().join("tables.sqlite"))?;
+        let mut database = Database::create(&context.scratch()?.join("tables.sqlite"))?;
         for (name, artifacts) in context.all_inputs() {
             context.check_cancelled()?;
             database.add(name, artifacts)?;
