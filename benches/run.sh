@@ -11,6 +11,8 @@
 #   benches/run.sh ingest              pairs of image and caption beside pyarrow, pandas and `datasets`, and the memory
 #   benches/run.sh ingest --help       how many pairs, and where
 #
+# `benches/gpu.sh` measures the same architectures on an NVIDIA GPU.
+#
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
 # These are measurements for people to read, never tests: nothing fails because a machine is busy.
 set -eu
@@ -41,7 +43,7 @@ ingest)
     exec python3 "$here/ingest/bench.py" --pipe "$target/release/pipe" --environment "$target/bench-ingest" "$@"
     ;;
 *)
-    sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,17s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -231,3 +231,13 @@ fn stages_of_the_guide_are_those_of_the_program() {
     }
     assert!(stages > 15, "{stages}");
 }
+
+/// The program that the page on kinds shows is the one that is compiled.
+#[test]
+fn the_example_of_a_kind_is_the_one_that_is_compiled() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("it is there");
+    let (page, example) = (read("docs/stage-kinds.md"), read("engine/examples/word_counts.rs"));
+    let shown = blocks(&page, "rust");
+    assert_eq!(shown.len(), 1);
+    assert!(example.trim_end().ends_with(shown[0]), "docs/stage-kinds.md shows another program");
+}

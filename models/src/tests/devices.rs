@@ -222,7 +222,9 @@ fn gradients_of_weights_are_those_of_the_cpu(device: &Device) {
         for ((name, here), (_, there)) in here.iter().zip(&there) {
             // That of the keys' biases is nothing but rounding: softmax does not see them.
             let error = distance(here, there) * length(there) / length(there).max(1e-2 * greatest);
-            assert!(error < 1e-4, "{error} of {name} in {config:?}");
+            // The loss of a model with one tower is nearly constant behind its last norm, and its gradient the rest of
+            // larger numbers.
+            assert!(error < 1e-3, "{error} of {name} in {config:?}");
         }
     }
 }

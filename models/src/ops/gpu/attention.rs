@@ -8,49 +8,56 @@ use crate::ops::{Scores, wide};
 
 /// As [`crate::ops::attention()`]; without a bias on the scores.
 pub(in crate::ops) fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
-    let (_, _, triple) = packed.dims3()?;
-    let heads = Heads { parts: 3, heads: scores.heads, width: triple / 3 / scores.heads };
+    let (_, tokens, triple) = packed.dims3()?;
+    let heads = Heads { tokens, parts: 3, heads: scores.heads, width: triple / 3 / scores.heads };
     let scale = scores.scale.unwrap_or_else(|| (heads.width as f64).powf(-0.5)) as f32;
     let packed = packed.contiguous()?;
-    let op = Attention { heads, softmax: Softmax { scale, causal: scores.causal } };
+    let op = Attention { heads, softmax: Softmax { scale, causal: scores.causal, tokens } };
     match scores.mask {
         Some(mask) => packed.apply_op2(&wide(&mask.detach())?.contiguous()?, op),
         None => packed.apply_op1(op),
     }
 }
 
+/// Tokens are padded to a multiple of this while their heads are apart: tensor cores take no others at full speed.
+const ALIGNMENT: usize = 8;
+
 /// How vectors are packed: `[batch, tokens, parts * heads * width]`.
 #[derive(Clone, Copy)]
 struct Heads {
+    tokens: usize,
     parts: usize,
     heads: usize,
     width: usize,
 }
 
-/// Takes packed vectors apart to `[parts, batch, heads, tokens, width]`.
+impl Heads {
+    fn padded(self) -> usize {
+        self.tokens.next_multiple_of(ALIGNMENT)
+    }
+}
+
+/// Takes packed vectors apart to `[parts, batch, heads, padded tokens, width]`, zeros behind the tokens.
 struct Apart(Heads);
 
 /// Packs vectors again.
 struct Packed(Heads);
 
-/// Copies between both orders. `of` and `to` are their shapes.
-fn reorder<T: Element>(
-    Heads { parts, heads, width }: Heads,
-    [batch, tokens]: [usize; 2],
-    x: Argument<'_>,
-    back: bool,
-) -> Result<CudaStorage> {
+/// Copies between both orders.
+fn reorder<T: Element>(of: Heads, batch: usize, x: Argument<'_>, back: bool) -> Result<CudaStorage> {
     let device = x.0.device();
-    let y = room::<T>(device, x.1.shape().elem_count())?;
-    let rows = count(batch * tokens * parts * heads)?;
-    if rows as usize * width != x.1.shape().elem_count() {
+    let Heads { tokens, parts, heads, width } = of;
+    let [whole, apart] = [tokens, of.padded()].map(|tokens| batch * tokens * parts * heads * width);
+    let (from, to) = if back { (apart, whole) } else { (whole, apart) };
+    if x.1.shape().elem_count() != from {
         bail!("{:?} cannot be {parts} x {heads} heads of {width}", x.1.dims());
     }
-    let [batch, tokens, parts, heads, width] =
-        [count(batch)?, count(tokens)?, count(parts)?, count(heads)?, count(width)?];
-    let back = u32::from(back);
-    let x = elements::<T>(x)?;
-    launch!(device, T, "heads", warps(rows), &x, &y, &batch, &tokens, &parts, &heads, &width, &back);
+    let y = room::<T>(device, to)?;
+    let rows = count(apart / width.max(1))?;
+    let (batch, tokens, padded) = (count(batch)?, count(tokens)?, count(of.padded())?);
+    let (parts, heads, width) = (count(parts)?, count(heads)?, count(width)?);
+    let (x, back, config) = (elements::<T>(x)?, u32::from(back), warps(rows));
+    launch!(device, T, "heads", config, &x, &y, &batch, &tokens, &padded, &parts, &heads, &width, &back);
     Ok(T::wrap_cuda_slice(y, device.clone()))
 }
 
@@ -64,10 +71,10 @@ impl CustomOp1 for Apart {
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (batch, tokens, _) = layout.shape().dims3()?;
-        let Heads { parts, heads, width } = self.0;
-        let y = by_element!(x, reorder(self.0, [batch, tokens], (x, layout), false))?;
-        Ok((y, Shape::from((parts, batch, heads, tokens, width))))
+        let (batch, _, _) = layout.shape().dims3()?;
+        let Heads { parts, heads, width, .. } = self.0;
+        let y = by_element!(x, reorder(self.0, batch, (x, layout), false))?;
+        Ok((y, Shape::from((parts, batch, heads, self.0.padded(), width))))
     }
 }
 
@@ -81,17 +88,19 @@ impl CustomOp1 for Packed {
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (parts, batch, heads, tokens, width) = layout.shape().dims5()?;
-        let y = by_element!(x, reorder(self.0, [batch, tokens], (x, layout), true))?;
-        Ok((y, Shape::from((batch, tokens, parts * heads * width))))
+        let (parts, batch, heads, _, width) = layout.shape().dims5()?;
+        let y = by_element!(x, reorder(self.0, batch, (x, layout), true))?;
+        Ok((y, Shape::from((batch, self.0.tokens, parts * heads * width))))
     }
 }
 
-/// Softmax over the last dimension of scores `[batch, heads, tokens, tokens]` times a factor.
+/// Softmax over the first `tokens` of the last dimension of scores `[batch, heads, padded, padded]` times a factor;
+/// what is behind them gets nothing.
 #[derive(Clone, Copy)]
 struct Softmax {
     scale: f32,
     causal: bool,
+    tokens: usize,
 }
 
 /// Of the mask `[batch, tokens]` every sample has a row.
@@ -100,22 +109,24 @@ fn softmax<T: Element>(op: Softmax, x: Argument<'_>, seen: Option<Argument<'_>>)
     let (rows, columns) = matrix(x.1)?;
     let y = room::<T>(device, x.1.shape().elem_count())?;
     let (values, config) = (elements::<T>(x)?, warps(rows));
-    let (scale, causal) = (op.scale, u32::from(op.causal));
+    let (scale, causal, tokens) = (op.scale, u32::from(op.causal), count(op.tokens)?);
     match seen {
         Some(seen) => {
             let (samples, keys) = seen.1.shape().dims2()?;
             let samples = count(samples)?.max(1);
-            if count(keys)? != columns || !rows.is_multiple_of(samples) {
+            if keys != op.tokens || !rows.is_multiple_of(samples) {
                 bail!("a mask of {:?} does not fit scores of {:?}", seen.1.dims(), x.1.dims());
             }
             let (seen, each) = (elements::<f32>(seen)?, rows / samples);
             launch!(
-                device, T, "softmax", config, &values, &seen, &y, &rows, &columns, &each, &scale, &causal
+                device, T, "softmax", config, &values, &seen, &y, &rows, &columns, &tokens, &each, &scale,
+                &causal
             );
         }
         None => {
             launch!(
-                device, T, "softmax", config, &values, &0usize, &y, &rows, &columns, &rows, &scale, &causal
+                device, T, "softmax", config, &values, &0usize, &y, &rows, &columns, &tokens, &rows, &scale,
+                &causal
             );
         }
     }
@@ -207,21 +218,20 @@ fn forward<T: Element>(
     seen: Option<Argument<'_>>,
 ) -> Result<(CudaStorage, Shape)> {
     let (batch, tokens, _) = packed.1.shape().dims3()?;
-    let (samples, width) = (batch * heads.heads, heads.width);
-    let apart = reorder::<T>(heads, [batch, tokens], packed, false)?;
+    let (samples, padded, width) = (batch * heads.heads, heads.padded(), heads.width);
+    let apart = reorder::<T>(heads, batch, packed, false)?;
     let part = |index: usize| {
-        Layout::contiguous_with_offset((samples, tokens, width), index * samples * tokens * width)
+        Layout::contiguous_with_offset((samples, padded, width), index * samples * padded * width)
     };
     let (queries, keys, values) = (part(0), part(1).transpose(1, 2)?, part(2));
-    let products = apart.matmul(&apart, (samples, tokens, tokens, width), &queries, &keys)?;
-    let square = Layout::contiguous((samples, tokens, tokens));
+    let products = apart.matmul(&apart, (samples, padded, padded, width), &queries, &keys)?;
+    let square = Layout::contiguous((samples, padded, padded));
     let probabilities = softmax::<T>(op, (&products, &square), seen)?;
     drop(products);
-    let attended = probabilities.matmul(&apart, (samples, tokens, width, tokens), &square, &values)?;
-    let shape = Shape::from((batch, tokens, heads.heads * width));
-    let together = Layout::contiguous((samples, tokens, width));
-    let y = reorder::<T>(Heads { parts: 1, ..heads }, [batch, tokens], (&attended, &together), true)?;
-    Ok((y, shape))
+    let attended = probabilities.matmul(&apart, (samples, padded, width, padded), &square, &values)?;
+    let together = Layout::contiguous((samples, padded, width));
+    let y = reorder::<T>(Heads { parts: 1, ..heads }, batch, (&attended, &together), true)?;
+    Ok((y, Shape::from((batch, tokens, heads.heads * width))))
 }
 
 impl Attention {

@@ -38,32 +38,51 @@ __device__ inline unsigned row_of_warp() { return blockIdx.x * blockDim.y + thre
 // The score of what is not seen: finite, so that a row that sees nothing is uniform.
 #define HIDDEN -1.7014117e38f
 
-// Rows are queries, columns keys: `seen` (or none) has a row of keys for each `rows_of_sample` rows.
+// Up to this many values of a row are kept in the registers of each lane.
+#define KEPT 8
+
+// Rows are queries, columns keys, of which the first `tokens` are some and the others padding, whose probability is 0.
+// `seen` (or none) has a row of `tokens` for each `rows_of_sample` rows.
 template <typename T>
-__device__ void softmax(const T* x, const float* seen, T* y, unsigned rows, unsigned columns,
+__device__ void softmax(const T* x, const float* seen, T* y, unsigned rows, unsigned columns, unsigned tokens,
                         unsigned rows_of_sample, float scale, unsigned causal) {
     unsigned row = row_of_warp(), lane = threadIdx.x;
     if (row >= rows) return;
     const T* scores = x + (size_t)row * columns;
     T* probabilities = y + (size_t)row * columns;
-    const float* keys = seen ? seen + (size_t)(row / rows_of_sample) * columns : 0;
-    unsigned last = causal ? row % columns : columns - 1;
-    float greatest = HIDDEN;
-    for (unsigned column = lane; column < columns; column += 32) {
+    const float* keys = seen ? seen + (size_t)(row / rows_of_sample) * tokens : 0;
+    unsigned last = causal ? row % columns : columns;
+    auto score = [&](unsigned column) {
         bool hidden = column > last || (keys && keys[column] == 0.0f);
-        greatest = fmaxf(greatest, hidden ? HIDDEN : widen(scores[column]) * scale);
+        return hidden ? HIDDEN : widen(scores[column]) * scale;
+    };
+    float greatest = HIDDEN, sum = 0.0f;
+    if (columns <= 32 * KEPT) {
+        float values[KEPT];
+#pragma unroll
+        for (unsigned i = 0; i < KEPT; i++) {
+            unsigned column = lane + 32 * i;
+            values[i] = column < tokens ? score(column) : HIDDEN;
+            greatest = fmaxf(greatest, values[i]);
+        }
+        greatest = greatest_of_warp(greatest);
+#pragma unroll
+        for (unsigned i = 0; i < KEPT; i++) {
+            values[i] = lane + 32 * i < tokens ? expf(values[i] - greatest) : 0.0f;
+            sum += values[i];
+        }
+        sum = sum_of_warp(sum);
+#pragma unroll
+        for (unsigned i = 0; i < KEPT; i++)
+            if (lane + 32 * i < columns) put(probabilities + lane + 32 * i, values[i] / sum);
+        return;
     }
+    for (unsigned column = lane; column < tokens; column += 32) greatest = fmaxf(greatest, score(column));
     greatest = greatest_of_warp(greatest);
-    float sum = 0.0f;
-    for (unsigned column = lane; column < columns; column += 32) {
-        bool hidden = column > last || (keys && keys[column] == 0.0f);
-        sum += expf((hidden ? HIDDEN : widen(scores[column]) * scale) - greatest);
-    }
+    for (unsigned column = lane; column < tokens; column += 32) sum += expf(score(column) - greatest);
     sum = sum_of_warp(sum);
-    for (unsigned column = lane; column < columns; column += 32) {
-        bool hidden = column > last || (keys && keys[column] == 0.0f);
-        put(probabilities + column, expf((hidden ? HIDDEN : widen(scores[column]) * scale) - greatest) / sum);
-    }
+    for (unsigned column = lane; column < columns; column += 32)
+        put(probabilities + column, column < tokens ? expf(score(column) - greatest) / sum : 0.0f);
 }
 
 // By the unscaled scores: scale * y * (g - sum(g * y)).
@@ -162,18 +181,23 @@ __device__ void add_bias(T* y, const T* bias, unsigned rows, unsigned columns) {
         put(values + column, widen(values[column]) + widen(bias[column]));
 }
 
-// Between packed `[batch, tokens, parts, heads, width]` and `[parts, batch, heads, tokens, width]`; `back` says which
-// way. Rows of `width` are copied whole.
+// Between packed `[batch, tokens, parts, heads, width]` and `[parts, batch, heads, padded, width]`, zeros behind the
+// tokens; `back` says which way. Rows of `width` are copied whole.
 template <typename T>
-__device__ void heads(const T* x, T* y, unsigned batch, unsigned tokens, unsigned parts, unsigned heads,
-                      unsigned width, unsigned back) {
+__device__ void heads(const T* x, T* y, unsigned batch, unsigned tokens, unsigned padded, unsigned parts,
+                      unsigned heads, unsigned width, unsigned back) {
     unsigned row = row_of_warp();
-    if (row >= batch * tokens * parts * heads) return;
-    unsigned token = row % tokens, rest = row / tokens;
+    if (row >= batch * padded * parts * heads) return;
+    unsigned token = row % padded, rest = row / padded;
     unsigned head = rest % heads; rest /= heads;
     unsigned sample = rest % batch, part = rest / batch;
     size_t apart = (size_t)row * width;
     size_t packed = ((((size_t)sample * tokens + token) * parts + part) * heads + head) * width;
+    if (token >= tokens) {
+        if (back) return;
+        for (unsigned column = threadIdx.x; column < width; column += 32) put(y + apart + column, 0.0f);
+        return;
+    }
     const T* from = x + (back ? apart : packed);
     T* to = y + (back ? packed : apart);
     for (unsigned column = threadIdx.x; column < width; column += 32) to[column] = from[column];
@@ -238,8 +262,9 @@ __device__ void fold(const T* gradient, T* dx, unsigned pixels, Window w) {
 
 #define KERNELS(SUFFIX, T)                                                                                            \
     extern "C" __global__ void softmax_##SUFFIX(const T* x, const float* seen, T* y, unsigned rows, unsigned columns, \
-                                                unsigned rows_of_sample, float scale, unsigned causal) {              \
-        softmax<T>(x, seen, y, rows, columns, rows_of_sample, scale, causal);                                         \
+                                                unsigned tokens, unsigned rows_of_sample, float scale,                \
+                                                unsigned causal) {                                                    \
+        softmax<T>(x, seen, y, rows, columns, tokens, rows_of_sample, scale, causal);                                 \
     }                                                                                                                 \
     extern "C" __global__ void softmax_backward_##SUFFIX(const T* y, const T* gradient, T* dx, unsigned rows,         \
                                                          unsigned columns, float scale) {                             \
@@ -263,9 +288,9 @@ __device__ void fold(const T* gradient, T* dx, unsigned pixels, Window w) {
     extern "C" __global__ void add_bias_##SUFFIX(T* y, const T* bias, unsigned rows, unsigned columns) {              \
         add_bias<T>(y, bias, rows, columns);                                                                          \
     }                                                                                                                 \
-    extern "C" __global__ void heads_##SUFFIX(const T* x, T* y, unsigned batch, unsigned tokens, unsigned parts,      \
-                                              unsigned count, unsigned width, unsigned back) {                        \
-        heads<T>(x, y, batch, tokens, parts, count, width, back);                                                     \
+    extern "C" __global__ void heads_##SUFFIX(const T* x, T* y, unsigned batch, unsigned tokens, unsigned padded,     \
+                                              unsigned parts, unsigned count, unsigned width, unsigned back) {        \
+        heads<T>(x, y, batch, tokens, padded, parts, count, width, back);                                             \
     }                                                                                                                 \
     extern "C" __global__ void unfold_##SUFFIX(const T* x, T* y, unsigned places, WINDOW) {                           \
         unfold<T>(x, y, places, PACKED);                                                                              \
