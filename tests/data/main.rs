@@ -151,7 +151,8 @@ fn medmnist() {
         return;
     };
     let folder = breast.parent().expect("a file lies in a folder").to_owned();
-    let project = Project::example("medmnist.toml", &[("data", text(&folder)), ("partial", "true")]);
+    let variables = [("data", text(&folder)), ("partial", "true"), ("epochs", "1")];
+    let project = Project::example("medmnist.toml", &variables);
     project.run(&[]);
     for (file, kind, set) in [(&breast, "images", "breastmnist"), (&adrenal, "volumes", "adrenalmnist3d")] {
         let (rows, shared) = counted(file);
@@ -160,6 +161,8 @@ fn medmnist() {
             project.checks(&format!("{kind}/checks/dataset={set}"), "same image")["test train"],
             shared
         );
+        let figures = if kind == "images" { "classified" } else { "volumes_classified" };
+        assert!(project.rows(&format!("{figures}/predictions/dataset={set}")) > 0, "{set} is classified");
         let card = project.folder.path().join(format!("results/medmnist/{kind}_card/folder/dataset={set}"));
         assert!(
             card.join("croissant.json").is_file() && card.join("README.md").is_file(),
