@@ -23,6 +23,15 @@ pub struct StudyResult {
     pub artifact: Artifact,
 }
 
+/// What can be asked of a study.
+#[derive(Clone, Debug, Default)]
+pub struct StudyTables {
+    /// Its results.
+    pub results: Vec<StudyResult>,
+    /// What the engine knows of each node with a result: what it cost, where and when it was made.
+    pub stages: Answer,
+}
+
 /// One value of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
@@ -134,9 +143,9 @@ impl QueryError {
 #[derive(Clone, Copy, Debug)]
 pub struct ResultTables {
     /// Lists the tables, without reading their rows.
-    pub list: fn(&[StudyResult]) -> Vec<TableSummary>,
+    pub list: fn(&StudyTables) -> Vec<TableSummary>,
     /// Answers one query.
-    pub query: fn(&[StudyResult], &str) -> Result<Answer, QueryError>,
+    pub query: fn(&StudyTables, &str) -> Result<Answer, QueryError>,
     /// Lays figures out.
     pub grid: fn(&[StudyResult], &GridRequest) -> Result<Grid, QueryError>,
     /// The dictionary of all columns, in Markdown.

@@ -39,7 +39,7 @@ mod why;
 mod workers;
 
 pub use answers::{
-    Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, StudyResult, TableSummary,
+    Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, StudyResult, StudyTables, TableSummary,
 };
 pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;

@@ -47,6 +47,11 @@ fn tables_are_listed() {
             answer.stdout
         );
     }
+    // What it cost is a table too.
+    let sql = "select s.seconds > 0 as took, s.bytes > 0 as has, s.device, m.value from metrics m \
+               join stages s using (stage, model) where m.metric = 'recall@1' limit 1";
+    let answer = study.pipe(&["query", "study.toml", sql, "--format", "csv"]).expect(0).stdout;
+    assert!(answer.lines().nth(1).is_some_and(|line| line.starts_with("1,1,")), "{answer}");
     let tables = study.json("query", &["--tables"]);
     let ranks =
         tables["tables"].as_array().expect("a list").iter().find(|one| one["name"] == "retrieved_ranks");

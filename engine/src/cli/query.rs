@@ -1,20 +1,22 @@
 //! `pipe query`: one SQL query over all results of a study.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
-use pipe_cache::{Reading, Verify};
+use pipe_cache::{Reading, Record, Verify};
 use serde_json::json;
 
 use super::answer::{format, write};
 use super::arguments::{AnswerFormat, Arguments, QueryArguments};
 use super::study::Study;
 use super::{CliError, print_json};
-use crate::answers::{Answer, Cell, QueryError, ResultTables, StudyResult, TableSummary};
+use crate::answers::{Answer, Cell, QueryError, ResultTables, StudyResult, StudyTables, TableSummary};
 use crate::error::StageError;
 use crate::exit;
 use crate::kind::Registry;
 use crate::language::suggestion;
+use crate::pipeline::Node;
 use crate::plan::Wanted;
 use crate::shards;
 
@@ -26,9 +28,9 @@ pub(crate) fn query(
     query: &QueryArguments,
     registry: &Registry,
 ) -> Result<u8, CliError> {
-    let (tables, results) = results(arguments, &query.pipeline, registry)?;
+    let (tables, study) = results(arguments, &query.pipeline, registry)?;
     let Some(sql) = &query.sql else {
-        let list = (tables.list)(&results);
+        let list = (tables.list)(&study);
         if format(arguments, &query.answer) == AnswerFormat::Json && query.answer.output.is_none() {
             return print_json(&as_json(&list));
         }
@@ -40,7 +42,7 @@ pub(crate) fn query(
         let read = std::io::stdin().take(LONGEST).read_to_string(&mut text);
         read.map_err(|error| CliError::environment("reading the query", &error))?;
     }
-    let answer = (tables.query)(&results, &text).map_err(|error| failure(error, Some(&text)))?;
+    let answer = (tables.query)(&study, &text).map_err(|error| failure(error, Some(&text)))?;
     write(arguments, &query.answer, &answer)
 }
 
@@ -50,7 +52,7 @@ pub(crate) fn results(
     arguments: &Arguments,
     pipeline: &Path,
     registry: &Registry,
-) -> Result<(ResultTables, Vec<StudyResult>), CliError> {
+) -> Result<(ResultTables, StudyTables), CliError> {
     let tables = registry
         .tables()
         .ok_or_else(|| CliError::new(exit::USAGE, "error: this program reads no results as tables"))?;
@@ -58,6 +60,7 @@ pub(crate) fn results(
     let store = study.open_existing()?;
     let (plan, _, _) = study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?;
     let mut results = Vec::new();
+    let mut made = Vec::new();
     let mut missing = 0;
     for id in &plan.order {
         let node = &study.pipeline.nodes[id.0];
@@ -83,14 +86,62 @@ pub(crate) fn results(
             });
         }
         missing += usize::from(!is_whole);
+        made.push((node, record));
     }
     if missing > 0 && !arguments.global.quiet {
         let count = plan.order.len();
         eprintln!("note: {missing} of {count} nodes have no result that is up to date, and are left out");
         eprintln!("  hint: `pipe run {}` makes them", pipeline.display());
     }
-    Ok((tables, results))
+    let stages = stages(&made);
+    Ok((tables, StudyTables { results, stages }))
 }
+
+/// Nodes with what their results cost: a row each, their axes as columns.
+fn stages(made: &[(&Node, &Record)]) -> Answer {
+    let axes: BTreeSet<&str> =
+        made.iter().flat_map(|(node, _)| &node.axes).map(|(axis, _)| axis.as_str()).collect();
+    let axes: Vec<&str> = axes.into_iter().filter(|axis| !FACTS.contains(axis)).collect();
+    let whole = |number: u64| Cell::Integer(i64::try_from(number).unwrap_or(i64::MAX));
+    let row = |(node, record): &(&Node, &Record)| {
+        let axis = |name: &&str| {
+            let own = node.axes.iter().find(|(axis, _)| axis == name);
+            own.map_or(Cell::Null, |(_, value)| Cell::Text(value.clone()))
+        };
+        let meta = &record.meta;
+        let bytes = record.outputs.values().flat_map(|output| &output.files).map(|file| file.bytes);
+        let mut cells = vec![Cell::Text(node.stage.clone())];
+        cells.extend(axes.iter().map(axis));
+        cells.extend([
+            Cell::Text(node.name.clone()),
+            Cell::Text(node.description.name.to_owned()),
+            Cell::Text(record.key.to_hex()),
+            Cell::Text(meta.created.clone()),
+            Cell::Real(meta.duration_seconds),
+            meta.cpu_seconds.map_or(Cell::Null, Cell::Real),
+            meta.peak_memory_bytes.map_or(Cell::Null, whole),
+            meta.device.clone().map_or(Cell::Null, Cell::Text),
+            whole(bytes.fold(0, u64::saturating_add)),
+        ]);
+        cells
+    };
+    let names = FACTS[..1].iter().chain(&axes).chain(&FACTS[1..]);
+    Answer { columns: names.map(|name| (*name).to_owned()).collect(), rows: made.iter().map(row).collect() }
+}
+
+/// The columns of the table of stages, between the first and the others the axes.
+const FACTS: [&str; 10] = [
+    "stage",
+    "node",
+    "kind",
+    "key",
+    "created",
+    "seconds",
+    "cpu_seconds",
+    "peak_memory_bytes",
+    "device",
+    "bytes",
+];
 
 /// A question without an answer, with its place.
 pub(crate) fn failure(error: QueryError, text: Option<&str>) -> CliError {

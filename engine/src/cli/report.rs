@@ -13,8 +13,8 @@ pub(crate) fn report(
     registry: &Registry,
 ) -> Result<u8, CliError> {
     let request = request(&report.table, &report.filters)?;
-    let (tables, results) = results(arguments, &report.pipeline, registry)?;
-    let grid = (tables.grid)(&results, &request).map_err(|error| failure(error, None))?;
+    let (tables, study) = results(arguments, &report.pipeline, registry)?;
+    let grid = (tables.grid)(&study.results, &request).map_err(|error| failure(error, None))?;
     let format = format(arguments, &report.answer);
     let answer = match format {
         AnswerFormat::Csv | AnswerFormat::Json => for_machines(&grid),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pipe_engine::{InputArtifact, StageError};
+use pipe_engine::{Cell, InputArtifact, StageError};
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::types::Value;
@@ -42,6 +42,13 @@ pub(super) struct Database {
 pub(super) struct Columns {
     axes: BTreeSet<String>,
     pub(super) declared: Vec<(String, &'static str)>,
+}
+
+impl Columns {
+    /// Columns none of which is an axis.
+    pub(super) fn plain(declared: &[(String, &'static str)]) -> Self {
+        Self { axes: BTreeSet::new(), declared: declared.to_vec() }
+    }
 }
 
 impl Database {
@@ -134,6 +141,27 @@ impl Database {
                 }
                 Ok(())
             })?;
+        }
+        drop(statement);
+        transaction.commit().map_err(fail)
+    }
+
+    /// Adds rows of as many cells as the table has columns.
+    pub(super) fn fill_cells(&mut self, name: &str, rows: &[Vec<Cell>]) -> Result<(), StageError> {
+        let fail = |error| StageError::because(format!("filling the table `{name}`"), error);
+        let places = vec!["?"; rows.first().map_or(0, Vec::len)].join(", ");
+        let insert = format!("insert into {} values ({places})", quoted(name));
+        let transaction = self.connection.transaction().map_err(fail)?;
+        let mut statement = transaction.prepare(&insert).map_err(fail)?;
+        for row in rows {
+            let values = row.iter().map(|cell| match cell {
+                Cell::Null => Value::Null,
+                Cell::Bool(value) => Value::Integer((*value).into()),
+                Cell::Integer(value) => Value::Integer(*value),
+                Cell::Real(value) => Value::Real(*value),
+                Cell::Text(text) => Value::Text(text.clone()),
+            });
+            statement.execute(params_from_iter(values)).map_err(fail)?;
         }
         drop(statement);
         transaction.commit().map_err(fail)

@@ -2,14 +2,14 @@
 //!
 //! Each output is a table `STAGE_PORT`, the nodes of a stage one after the other with their axes as columns.
 //! A folder that holds tables gives one for each (`STAGE_PORT_FILE`). All outputs of one type are one more table of the type's name (`metrics`, `predictions`), with a column
-//! `stage`. Only what a query names is read.
+//! `stage`. `stages` has a row for each node: what its result cost. Only what a query names is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pipe_engine::{
     Answer, Artifact, ArtifactFile, Cell, InputArtifact, QueryError, ResultTables, StageError, StudyResult,
-    TableSummary,
+    StudyTables, TableSummary,
 };
 
 use super::answer::{offset, reason};
@@ -52,10 +52,35 @@ struct Union {
     problem: Option<String>,
 }
 
+/// What the engine knows of nodes.
+struct Known {
+    name: String,
+    columns: Vec<(String, &'static str)>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Known {
+    /// A table under a free name; columns are of the type of their first value.
+    fn new(name: &str, table: &Answer, taken: &mut BTreeSet<String>) -> Self {
+        let kind = |place: usize| {
+            let first = table.rows.iter().map(|row| &row[place]).find(|cell| **cell != Cell::Null);
+            match first {
+                Some(Cell::Bool(_)) => "boolean",
+                Some(Cell::Integer(_)) => "integer",
+                Some(Cell::Real(_)) => "real",
+                _ => "text",
+            }
+        };
+        let columns = table.columns.iter().enumerate().map(|(place, name)| (name.clone(), kind(place)));
+        Self { name: free(name, taken), columns: columns.collect(), rows: table.rows.clone() }
+    }
+}
+
 /// The tables of a study.
 pub(super) struct Tables {
     sources: Vec<Source>,
     unions: Vec<Union>,
+    stages: Option<Known>,
 }
 
 impl Tables {
@@ -90,7 +115,17 @@ impl Tables {
             source.columns = columns(&source.name, &source.artifacts).map_err(|error| error.to_string());
         }
         let unions = unions(&sources, &mut taken);
-        Self { sources, unions }
+        Self { sources, unions, stages: None }
+    }
+
+    /// All tables of a study.
+    fn of_study(study: &StudyTables) -> Self {
+        let mut tables = Self::of(&study.results);
+        if !study.stages.rows.is_empty() {
+            let names = tables.summaries().into_iter().map(|table| table.name.to_lowercase());
+            tables.stages = Some(Known::new("stages", &study.stages, &mut names.collect()));
+        }
+        tables
     }
 
     /// The columns of a union.
@@ -131,7 +166,15 @@ impl Tables {
             columns: source.columns.as_ref().map(|columns| pairs(&columns.declared)).unwrap_or_default(),
             problem: source.columns.as_ref().err().cloned(),
         };
-        self.unions.iter().map(union).chain(self.sources.iter().map(source)).collect()
+        let known = |known: &Known| TableSummary {
+            name: known.name.clone(),
+            of: Vec::new(),
+            rows: Some(known.rows.len() as u64),
+            columns: pairs(&known.columns),
+            problem: None,
+        };
+        let unions = self.unions.iter().map(union);
+        unions.chain(self.stages.iter().map(known)).chain(self.sources.iter().map(source)).collect()
     }
 
     /// A database with all tables, and none of their rows.
@@ -148,6 +191,9 @@ impl Tables {
             let members: Vec<(&str, Vec<UnionColumn>)> =
                 members.map(|(place, values)| (self.sources[*place].name.as_str(), values.clone())).collect();
             database.declare_union(&union.name, &names, &members)?;
+        }
+        if let Some(known) = &self.stages {
+            database.declare(&known.name, &Columns::plain(&known.columns))?;
         }
         Ok(database)
     }
@@ -169,6 +215,9 @@ impl Tables {
                 let wanted = |column: &str| is_only || may_read(sql, column);
                 database.fill(&source.name, columns, &source.artifacts, &wanted)?;
             }
+        }
+        if let Some(known) = self.stages.as_ref().filter(|known| names(sql, &known.name)) {
+            database.fill_cells(&known.name, &known.rows)?;
         }
         database.answer(sql, &|| Ok(())).map_err(|error| match error {
             StageError::Failed { message, source: None } => QueryError::question(message),
@@ -339,12 +388,12 @@ fn union(name: &str, artifact_type: &str, sources: &[Source]) -> Union {
 }
 
 /// The tables of a study, those of a type first.
-fn list(results: &[StudyResult]) -> Vec<TableSummary> {
-    Tables::of(results).summaries()
+fn list(study: &StudyTables) -> Vec<TableSummary> {
+    Tables::of_study(study).summaries()
 }
 
 /// What a query over results answers.
-fn query(results: &[StudyResult], sql: &str) -> Result<Answer, QueryError> {
+fn query(study: &StudyTables, sql: &str) -> Result<Answer, QueryError> {
     if let Some(mistake) = syntax(sql) {
         return Err(QueryError::Question {
             message: mistake.reason,
@@ -353,7 +402,7 @@ fn query(results: &[StudyResult], sql: &str) -> Result<Answer, QueryError> {
             hint: None,
         });
     }
-    Ok(answer(&Tables::of(results).ask(sql)?))
+    Ok(answer(&Tables::of_study(study).ask(sql)?))
 }
 
 /// A table as an answer.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pipe_engine::cache::Digest;
 use pipe_engine::{
     Answer, AnyKind, Artifact, ArtifactFile, Cell, Figure, Grid, GridRequest, InputArtifact, OutputWriter,
-    QueryError, StudyResult,
+    QueryError, StudyResult, StudyTables,
 };
 use serde_json::json;
 
@@ -176,15 +176,50 @@ fn results() -> (Vec<StudyResult>, Vec<Made>) {
     (results, all)
 }
 
+/// What the engine knows of the nodes of [`results`].
+fn stages() -> Answer {
+    let row = |stage: &str, set: Option<&str>, seconds: f64, memory: Option<i64>| {
+        let text = |text: &str| Cell::Text(text.to_owned());
+        let memory = memory.map_or(Cell::Null, Cell::Integer);
+        vec![text(stage), set.map_or(Cell::Null, text), Cell::Real(seconds), memory]
+    };
+    Answer {
+        columns: ["stage", "set", "seconds", "peak_memory_bytes"].map(str::to_owned).to_vec(),
+        rows: vec![
+            row("other", None, 0.5, None),
+            row("drawn", Some("first"), 2.0, Some(1 << 40)),
+            row("drawn", Some("second"), 3.0, None),
+        ],
+    }
+}
+
+#[test]
+fn what_results_cost_stands_beside_them() {
+    let sql = "select stage, \"set\", count(*) as n, max(seconds) as seconds, max(peak_memory_bytes) as memory \
+               from drawn_labels join stages using (\"set\") where stage = 'drawn' group by 1, 2 order by 2";
+    let answer = ask(sql).unwrap();
+    let text = |text: &str| Cell::Text(text.to_owned());
+    let (first, second) = (Cell::Integer(1 << 40), Cell::Null);
+    assert_eq!(
+        answer.rows,
+        [
+            [text("drawn"), text("first"), Cell::Integer(40), Cell::Real(2.0), first],
+            [text("drawn"), text("second"), Cell::Integer(40), Cell::Real(3.0), second],
+        ]
+    );
+    let total = ask("select sum(seconds) as seconds, typeof(max(seconds)) as kind from stages").unwrap();
+    assert_eq!(total.rows, [[Cell::Real(5.5), text("real")]]);
+}
+
 fn ask(sql: &str) -> Result<Answer, QueryError> {
     let (results, _folders) = results();
-    (TABLES.query)(&results, sql)
+    (TABLES.query)(&StudyTables { results, stages: stages() }, sql)
 }
 
 #[test]
 fn results_are_tables_by_stage_and_by_type() {
     let (results, _folders) = results();
-    let tables = (TABLES.list)(&results);
+    let tables = (TABLES.list)(&StudyTables { results, stages: Answer::default() });
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     assert_eq!(names, ["images", "labels", "drawn_images", "drawn_labels", "other_labels"]);
     assert_eq!(tables[1].of, ["drawn.labels", "other.labels"]);
@@ -232,7 +267,9 @@ fn names_that_two_tables_have_are_told_apart() {
     let (mut all, _folders) = results();
     all.push(StudyResult { stage: "drawn_images".to_owned(), port: "labels".to_owned(), ..all[1].clone() });
     all.push(StudyResult { stage: "Drawn".to_owned(), port: "images_labels".to_owned(), ..all[1].clone() });
-    let names: Vec<String> = (TABLES.list)(&all).into_iter().map(|table| table.name).collect();
+    let study = StudyTables { results: all, stages: stages() };
+    let names: Vec<String> = (TABLES.list)(&study).into_iter().map(|table| table.name).collect();
+    assert!(names.contains(&"stages".to_owned()), "{names:?}");
     assert!(names.contains(&"drawn_images_labels".to_owned()), "{names:?}");
     assert!(names.contains(&"Drawn_images_labels_2".to_owned()), "{names:?}");
 }
