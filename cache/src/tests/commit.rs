@@ -44,6 +44,31 @@ fn staging_is_gone_after_the_commit_and_after_the_process() {
     assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
 }
 
+/// Folders are used again, under other names: a straggler of the first attempt writes into none of the second.
+#[test]
+fn a_committed_attempts_folder_serves_the_next_one_as_if_it_were_new() {
+    let (_folder, store) = store();
+    let ports = |staging: &crate::Staging| std::fs::read_dir(staging.folder()).unwrap().count();
+    let staging = staged(&store, &[("a", "1")]).unwrap();
+    let before = staging.folder().to_owned();
+    staging.commit(&action(1), &[tree()], RecordMeta::default()).unwrap();
+    let next = store.stage().unwrap();
+    assert_ne!(next.folder(), before);
+    assert!(std::fs::write(before.join("out-out").join("late"), "x").is_err());
+    assert_eq!(ports(&next), 1, "the empty folder of the port came along");
+    let port = next.output_folder("out").unwrap();
+    assert_eq!(std::fs::read_dir(&port).unwrap().count(), 0);
+    // What was not committed, or has anything left in it, is removed.
+    drop(next);
+    let staging = staged(&store, &[("a", "2")]).unwrap();
+    std::fs::create_dir(staging.scratch()).unwrap();
+    std::fs::write(staging.scratch().join("left"), "x").unwrap();
+    let before = staging.folder().to_owned();
+    staging.commit(&action(2), &[tree()], RecordMeta::default()).unwrap();
+    assert!(!before.exists());
+    assert_eq!(ports(&store.stage().unwrap()), 0);
+}
+
 #[test]
 fn the_same_outputs_twice_are_a_success_and_the_first_record_stands() {
     let (_folder, store) = store();

@@ -21,6 +21,23 @@ fn one_has_the_lease_the_other_learns_who() {
     assert_eq!(count(&store, "lease"), 0);
 }
 
+/// A file that was a lease becomes the next one; nothing of what it said before is left.
+#[test]
+fn a_lease_file_is_used_again_whole() {
+    let (_folder, store) = store();
+    let (first, second) = (Digest::of(b"first"), Digest::of(b"second"));
+    let held = store.lease(&first, &"a long name of a run ".repeat(20)).unwrap();
+    drop(held);
+    let held = store.lease(&second, "run").unwrap();
+    let LeaseAttempt::Acquired(lease) = &held else { panic!("not acquired") };
+    assert_eq!(store.leases().unwrap(), [(second, lease.info().clone())]);
+    // Who finds it taken gives the file back that was written for it.
+    assert!(matches!(store.lease(&second, "another run").unwrap(), LeaseAttempt::Busy(Some(_))));
+    drop(held);
+    assert!(is_acquired(&store.lease(&second, "r").unwrap()));
+    assert_eq!(count(&store, "lease"), 0);
+}
+
 /// A lease file as a process left it that has died.
 fn leave_dead(store: &Store, key: &Digest) {
     let held = store.lease(key, "dead run").unwrap();
