@@ -280,7 +280,7 @@ impl<'a, 'c> Study<'a, 'c> {
             return Ok(Err("the captions table has no `keywords` for every image of the pool".to_owned()));
         };
         let values = model.embed_texts(&of_pool, self.params.batch, self.context)?;
-        Ok(Ok(vectors(&self.pool.images.ids, &values)))
+        Ok(Ok(vectors(&self.pool.images.ids, &values)?))
     }
 
     /// What of a sample a condition leaves to see.
@@ -326,6 +326,8 @@ impl<'a, 'c> Study<'a, 'c> {
             prefix: &prefix,
             groups: &groups,
             samples: queries.len(),
+            parts: &[],
+            margin: params.margin,
             seed: params.seed,
         };
         let mut metrics = compare(table, &measured);
