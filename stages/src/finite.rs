@@ -28,7 +28,10 @@ mod tests {
         assert!(check_finite("logits", "a", &[0.0, -1.0, f32::MAX]).is_ok());
         for (value, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
             let error = check_finite("logits", "image 7", &[0.0, value]).unwrap_err().to_string();
-            assert!(error.contains("`image 7`") && error.contains(&format!("hold {name} at place 1 of 2")), "{error}");
+            assert!(
+                error.contains("`image 7`") && error.contains(&format!("hold {name} at place 1 of 2")),
+                "{error}"
+            );
         }
     }
 }

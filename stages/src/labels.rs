@@ -55,7 +55,8 @@ impl Labels {
         let of_split = || self.rows.iter().filter(|(_, of, _)| of == split);
         let count = |class: i64| of_split().filter(|(.., label)| label[0] == class).count();
         let classes = 0..self.description.classes.len() as i64;
-        let commonest = classes.reduce(|best, class| if count(class) > count(best) { class } else { best })?;
+        let commonest =
+            classes.reduce(|best, class| if count(class) > count(best) { class } else { best })?;
         (count(commonest) > 0).then_some(commonest)
     }
 

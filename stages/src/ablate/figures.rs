@@ -202,7 +202,11 @@ pub(super) fn compare(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Metr
     if tested.iter().any(|test| test.name.ends_with("_equivalence")) {
         let name = format!("{}equivalence_margin", table.prefix);
         let margin = Some(Estimate::exact(table.margin));
-        metrics.push(labelled(Metric::new(table.task, table.split, &name, margin, table.samples), table, &conditions[0]));
+        metrics.push(labelled(
+            Metric::new(table.task, table.split, &name, margin, table.samples),
+            table,
+            &conditions[0],
+        ));
     }
     metrics.extend(corrected(table, conditions, &tested));
     metrics
@@ -268,7 +272,9 @@ fn changes(table: Table<'_>, full: &Measured<'_>, measured: &Measured<'_>) -> Ve
     let of_draw = |draw: &Draw<'_>| -> Vec<Change> {
         let answers = before.iter().zip(&draw.answers);
         answers
-            .map(|(before, after)| Change::of(before.prediction == after.prediction, before.right, after.right))
+            .map(|(before, after)| {
+                Change::of(before.prediction == after.prediction, before.right, after.right)
+            })
             .collect()
     };
     let changes = Changes::new(&measured.draws().iter().map(of_draw).collect::<Vec<_>>());
@@ -313,7 +319,8 @@ fn mcnemar_tests(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Tested> {
                 continue;
             }
             let only = |first: &[Answer], second: &[Answer]| {
-                samples.iter().filter(|sample| first[**sample].right && !second[**sample].right).count() as u64
+                samples.iter().filter(|sample| first[**sample].right && !second[**sample].right).count()
+                    as u64
             };
             let test = mcnemar(only(&full.answers, &draw.answers), only(&draw.answers, &full.answers));
             let name = format!("{}{name}", table.prefix);

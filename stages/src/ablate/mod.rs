@@ -214,7 +214,10 @@ impl StageKind for Ablate {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        check_prompts(&params.prompts, &params.absent).into_iter().chain(compute::check(&params.device)).collect()
+        check_prompts(&params.prompts, &params.absent)
+            .into_iter()
+            .chain(compute::check(&params.device))
+            .collect()
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {

@@ -19,9 +19,12 @@ impl Texts {
     fn joined(&self) -> PromptIds {
         match &self.absent {
             None => self.present.clone(),
-            Some(absent) => {
-                self.present.iter().zip(absent).map(|(present, absent)| [&present[..], absent].concat()).collect()
-            }
+            Some(absent) => self
+                .present
+                .iter()
+                .zip(absent)
+                .map(|(present, absent)| [&present[..], absent].concat())
+                .collect(),
         }
     }
 }
@@ -79,7 +82,8 @@ mod tests {
 
     #[test]
     fn what_is_absent_has_the_same_nonsense_name() {
-        let texts = ["a nodule is there", "a nodule is not there", "an effusion is not there", "liver femur spleen"];
+        let texts =
+            ["a nodule is there", "a nodule is not there", "an effusion is not there", "liver femur spleen"];
         let tokenizer = Tokenizer::train(texts, 1024).unwrap();
         let encode = |text: &str| vec![tokenizer.encode(text, 9, 0).unwrap().ids];
         let prompts = Texts {

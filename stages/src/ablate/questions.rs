@@ -414,7 +414,8 @@ impl<'a, 'c> Study<'a, 'c> {
             .map(|row| description.label(&self.test.asked[*row].answer, self.test.asked[*row].closed))
             .collect();
         let right = |cube: &[Vec<Vec<f64>>]| -> Vec<f64> {
-            let is_right = |place: usize| labels[place] == Some(crate::statistics::argmax(&cube[place][place]));
+            let is_right =
+                |place: usize| labels[place] == Some(crate::statistics::argmax(&cube[place][place]));
             (0..count).map(|place| f64::from(u8::from(is_right(place)))).collect()
         };
         let (full, additive) = (right(&cube), right(&additive));
@@ -434,7 +435,9 @@ impl<'a, 'c> Study<'a, 'c> {
         };
         let names =
             [("emap_accuracy", FULL), ("emap_accuracy", "additive"), ("emap_accuracy_gap", "additive")];
-        Ok(self.labelled(names.into_iter().zip(estimates).map(|(name, estimate)| metric(name, estimate)).collect()))
+        Ok(self.labelled(
+            names.into_iter().zip(estimates).map(|(name, estimate)| metric(name, estimate)).collect(),
+        ))
     }
 
     fn predictions(&self, asked: &[Asking]) -> Result<Table, StageError> {

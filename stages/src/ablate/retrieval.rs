@@ -446,7 +446,8 @@ impl<'a, 'c> Study<'a, 'c> {
                     )
                     .with("condition", Column::Utf8(vec![Some(method(*condition, None)); count]))
                     .with("draw", Column::Int64(vec![(draws.len() > 1).then_some(draw as i64); count]))
-                    .with("rank", Column::Int64(found.iter().map(rank).collect()));
+                    .with("rank", Column::Int64(found.iter().map(rank).collect()))
+                    .with_metadata("task", TASK);
                 all = if all.rows() == 0 { table } else { all.append(table)? };
             }
         }

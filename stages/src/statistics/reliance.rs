@@ -77,7 +77,9 @@ impl Changes {
     pub fn new(draws: &[Vec<Change>]) -> Self {
         let share = |wanted: &dyn Fn(Change) -> bool| -> Vec<f64> {
             let of = |sample: usize| draws.iter().filter(|draw| wanted(draw[sample])).count();
-            (0..draws.first().map_or(0, Vec::len)).map(|sample| of(sample) as f64 / draws.len() as f64).collect()
+            (0..draws.first().map_or(0, Vec::len))
+                .map(|sample| of(sample) as f64 / draws.len() as f64)
+                .collect()
         };
         Self {
             changed: share(&|change| change != Change::None),

@@ -103,7 +103,9 @@ impl Answered<'_> {
             .with_metadata("task", TASK)
             .with_metadata(MATCHING, self.description.matching.name());
         let table = match asked.iter().any(|one| one.training_twin.is_some()) {
-            true => table.with(TRAINING_TWIN, Column::Bool(asked.iter().map(|one| one.training_twin).collect())),
+            true => {
+                table.with(TRAINING_TWIN, Column::Bool(asked.iter().map(|one| one.training_twin).collect()))
+            }
             false => table,
         };
         match &self.routed {
