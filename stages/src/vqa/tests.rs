@@ -211,13 +211,13 @@ fn questions_of_several_types_count_in_each_and_twins_are_scored_by_themselves()
     // Every other question is of two types, and of the tested ones some have a twin.
     let table = read(&study.data["questions"]).unwrap();
     let splits = table.strings("split").unwrap();
-    let both = |row: usize| row % 2 == 0;
+    let both = |row: usize| row.is_multiple_of(2);
     let written = |row: usize| Some(if both(row) { "POS, PRSE" } else { "POS" }.to_owned());
     let mended = |row: usize| {
         let types: &[&str] = if both(row) { &["POS", "PRES"] } else { &["POS"] };
         Some(types.iter().map(|one| (*one).to_owned()).collect())
     };
-    let twin = |row: usize| (splits[row] == "test").then_some(row % 3 == 0);
+    let twin = |row: usize| (splits[row] == "test").then_some(row.is_multiple_of(3));
     let rows = || 0..table.rows();
     let changed = table
         .clone()
