@@ -31,6 +31,8 @@ pub(crate) struct Setting<'a> {
     /// The score from which a sample of a binary task is called positive at [`SPECIFICITY`] on the
     /// validation split.
     pub(crate) threshold: Option<f64>,
+    /// The commonest class of the training split, which always answering gives the floor.
+    pub(crate) majority: Option<i64>,
 }
 
 /// A figure's name, whether the task has it, and its definition.
@@ -145,10 +147,9 @@ impl Classified {
             }
             metrics.push(row);
         }
-        if !description.is_multi_label() {
-            let count = |class: i64| self.targets_of(rows).filter(|target| target[0] == class).count();
-            let most = (0..description.classes.len() as i64).map(count).max().unwrap_or_default();
-            let mut floor = metric("accuracy", Some(Estimate::exact(most as f64 / rows.len() as f64)));
+        if let Some(majority) = setting.majority {
+            let right = rows.iter().filter(|row| self.targets[**row][0] == majority).count();
+            let mut floor = metric("accuracy", Some(Estimate::exact(right as f64 / rows.len() as f64)));
             floor.method = Some("majority".to_owned());
             metrics.push(floor);
         }
@@ -169,10 +170,6 @@ impl Classified {
             metrics.push(row);
         }
         metrics
-    }
-
-    fn targets_of<'a>(&'a self, rows: &'a [usize]) -> impl Iterator<Item = &'a Vec<i64>> {
-        rows.iter().map(|row| &self.targets[*row])
     }
 
     /// The figures of each subgroup, and how far they differ. `subgroup` names the group of each sample
@@ -327,7 +324,7 @@ mod tests {
     fn a_binary_task_has_a_sensitivity_at_the_threshold_of_its_validation_split() {
         let (classified, description, _) = classified();
         let rows = classified.rows("test");
-        let setting = |threshold| Setting { split: "test", seed: 1, threshold };
+        let setting = |threshold| Setting { split: "test", seed: 1, threshold, majority: None };
         let metrics = classified.metrics(&description, &rows, setting(Some(0.5)));
         assert_eq!(value(find(&metrics, "accuracy", None)), 0.75);
         assert_eq!(value(find(&metrics, "sensitivity_at_90_specificity", None)), 0.75);
@@ -344,10 +341,34 @@ mod tests {
     }
 
     #[test]
+    fn the_majority_is_that_of_the_training_labels() {
+        let (mut classified, description, _) = classified();
+        // Three of four tested samples are normal, and training knew more abnormal ones.
+        classified.targets = (0..80).map(|row| vec![i64::from(row % 4 == 0)]).collect();
+        let label = |split: &str, class: i64| (format!("{split} {class}"), split.to_owned(), vec![class]);
+        let mut labels = crate::labels::Labels {
+            rows: vec![label("test", 0), label("test", 0), label("train", 1), label("test", 0)],
+            description: description.clone(),
+        };
+        let floor = |majority| {
+            let setting = Setting { split: "test", seed: 1, threshold: None, majority };
+            let metrics = classified.metrics(&description, &classified.rows("test"), setting);
+            metrics.into_iter().find(|row| row.method.as_deref() == Some("majority")).map(|row| value(&row))
+        };
+        assert_eq!(floor(labels.majority("train")), Some(0.25));
+        // Without training labels there is no such floor; of equals the first class is taken.
+        assert_eq!((labels.majority("val"), floor(None)), (None, None));
+        labels.rows.push(label("train", 0));
+        assert_eq!(labels.majority("train"), Some(0));
+        labels.description.task = "multi-label, binary-class".to_owned();
+        assert_eq!(labels.majority("train"), None);
+    }
+
+    #[test]
     fn subgroups_differ_where_one_is_served_worse() {
         let (classified, description, device) = classified();
         let rows = classified.rows("test");
-        let setting = Setting { split: "test", seed: 1, threshold: None };
+        let setting = Setting { split: "test", seed: 1, threshold: None, majority: None };
         let metrics = classified.subgroup_metrics(&description, &rows, setting, "device", &device);
         assert_eq!(value(find(&metrics, "accuracy", Some("device=A"))), 1.0);
         assert_eq!(value(find(&metrics, "accuracy", Some("device=B"))), 0.5);

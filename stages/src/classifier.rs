@@ -13,12 +13,26 @@ use crate::model::{DEVICE, HeadDescription, Model, tensor_error};
 /// The texts of each class, by its name.
 pub(crate) type Prompts = BTreeMap<String, Vec<String>>;
 
+/// What is wrong with the texts of classes and of their absence.
+pub(crate) fn check_prompts(prompts: &Prompts, absent: &Prompts) -> Vec<ParameterProblem> {
+    let mut problems = check_texts("prompts", prompts);
+    problems.extend(check_texts("absent", absent));
+    if prompts.is_empty() && !absent.is_empty() {
+        problems.push(ParameterProblem {
+            path: "absent".to_owned(),
+            message: "it is set against `prompts`, of which there are none".to_owned(),
+            help: None,
+        });
+    }
+    problems
+}
+
 /// A class without texts is a mistake.
-pub(crate) fn check_prompts(prompts: &Prompts) -> Vec<ParameterProblem> {
+fn check_texts(name: &str, prompts: &Prompts) -> Vec<ParameterProblem> {
     let empty = prompts.iter().filter(|(_, texts)| texts.is_empty());
     empty
         .map(|(class, _)| ParameterProblem {
-            path: format!("prompts.{class}"),
+            path: format!("{name}.{class}"),
             message: "a class needs at least one text".to_owned(),
             help: None,
         })
@@ -54,8 +68,20 @@ impl<'a> Classifier<'a> {
 
     /// The same, each class set against texts that say that it is not there: its logit is the difference, so
     /// that its probability is the softmax over both (CT-CLIP's zero-shot detection).
+    ///
+    /// # Errors
+    /// If independent labels are zero-shot without such texts: a cosine alone is no probability, as it has nothing
+    /// to be greater than. If there are such texts for classes that exclude each other.
     pub(crate) fn against(mut self, absent: &Prompts) -> Result<Self, StageError> {
         if absent.is_empty() {
+            if self.is_zero_shot() && self.description.is_multi_label() {
+                let class = self.description.classes.first().map_or("label", String::as_str);
+                return Err(StageError::failed(format!(
+                    "the labels are independent of each other, so `prompts` alone give no probabilities: write \
+                     beside them `absent`, the texts that say of each label that it is not there, as `absent = {{ \
+                     \"{class}\" = [\"{class} is not present.\"], ... }}`"
+                )));
+            }
             return Ok(self);
         }
         if !self.description.is_multi_label() {
@@ -85,15 +111,7 @@ impl<'a> Classifier<'a> {
     /// Class logits `[batch, classes]` of embeddings.
     pub(crate) fn logits(&self, embeddings: &Tensor) -> Result<Tensor, StageError> {
         match &self.prototypes {
-            Some(prototypes) => {
-                let present = zero_shot(self.model, embeddings, prototypes)?;
-                match &self.absent {
-                    Some(absent) => {
-                        (present - zero_shot(self.model, embeddings, absent)?).map_err(tensor_error)
-                    }
-                    None => Ok(present),
-                }
-            }
+            Some(prototypes) => zero_shot_against(self.model, embeddings, prototypes, self.absent.as_ref()),
             None => self.model.head()?.logits(embeddings).map_err(tensor_error),
         }
     }
@@ -167,4 +185,18 @@ pub(crate) fn zero_shot(
     prototypes: &Tensor,
 ) -> Result<Tensor, StageError> {
     model.dual_encoder()?.logits(embeddings, prototypes).map_err(tensor_error)
+}
+
+/// As [`zero_shot`], less the logits by the vectors of the classes' absence, if there are any.
+pub(crate) fn zero_shot_against(
+    model: &Model,
+    embeddings: &Tensor,
+    prototypes: &Tensor,
+    absent: Option<&Tensor>,
+) -> Result<Tensor, StageError> {
+    let present = zero_shot(model, embeddings, prototypes)?;
+    match absent {
+        Some(absent) => (present - zero_shot(model, embeddings, absent)?).map_err(tensor_error),
+        None => Ok(present),
+    }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::finite::check_finite;
 use crate::images::{embed_pixels, read_pixels, slices_seen};
 use crate::ipc::{tensor_column, write_table};
 use crate::model::{DEVICE, Model, tensor_error};
@@ -205,12 +206,17 @@ impl StageKind for Embed {
 /// The name of the schema, for digests.
 const SCHEMA: &str = "embeddings";
 
+/// # Errors
+/// If an embedding is not finite.
 fn columns(
     ids: &[String],
     splits: &[String],
     width: usize,
     values: Vec<f32>,
 ) -> Result<Vec<(Field, ArrayRef)>, StageError> {
+    for (id, embedding) in ids.iter().zip(values.chunks_exact(width)) {
+        check_finite("values of the embedding", id, embedding)?;
+    }
     let text = |name: &str, values: &[String]| -> (Field, ArrayRef) {
         (Field::new(name, DataType::Utf8, true), Arc::new(StringArray::from_iter_values(values)))
     };

@@ -12,6 +12,7 @@ use crate::artifact;
 use crate::classification::{Classified, SPECIFICITY, Setting};
 use crate::classifier::{Classifier, Prompts, check_prompts};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::finite::check_finite;
 use crate::images::{column_of, read_pixels};
 use crate::labels::Labels;
 use crate::metrics::write_metrics;
@@ -29,7 +30,7 @@ pub struct Params {
     /// Zero-shot: the texts of each class, by its name. Their embeddings are normalised, averaged and
     /// normalised again. Without this the checkpoint's head is used.
     pub prompts: Prompts,
-    /// Zero-shot of independent labels: the texts that say that a class is not there. A class has then the
+    /// Zero-shot of independent labels, which need it: the texts that say that a class is not there. A class has the
     /// probability of its texts against these (CT-CLIP: `"Atelectasis is not present."`).
     pub absent: Prompts,
     /// The nearest images of the training split decide, instead of a head: what embeddings are worth without
@@ -72,7 +73,7 @@ impl Default for Params {
     }
 }
 
-/// The split whose images vote.
+/// The split whose images vote, and whose commonest class is the floor.
 const TRAIN: &str = "train";
 /// The split that thresholds are chosen on.
 const VAL: &str = "val";
@@ -87,7 +88,7 @@ impl StageKind for EvaluateClassify {
         KindDescription {
             name: "evaluate.classify",
             summary: "predictions and figures of a classifier, with its head or zero-shot by prompts",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -117,18 +118,7 @@ impl StageKind for EvaluateClassify {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        let mut problems = check_prompts(&params.prompts);
-        problems.extend(check_prompts(&params.absent).into_iter().map(|problem| ParameterProblem {
-            path: problem.path.replacen("prompts", "absent", 1),
-            ..problem
-        }));
-        if params.prompts.is_empty() && !params.absent.is_empty() {
-            problems.push(ParameterProblem {
-                path: "absent".to_owned(),
-                message: "it is set against `prompts`, of which there are none".to_owned(),
-                help: None,
-            });
-        }
+        let mut problems = check_prompts(&params.prompts, &params.absent);
         if params.neighbours.is_some() && !params.prompts.is_empty() {
             problems.push(ParameterProblem {
                 path: "neighbours".to_owned(),
@@ -218,6 +208,9 @@ fn logits(params: &Params, context: &StageContext<'_>) -> Result<Logits, StageEr
             neighbours.classify(&model, &voters, images.as_ref(), description, params.batch, context)?
         }
     };
+    for (id, logits) in images.ids().iter().zip(&logits) {
+        check_finite("logits", id, logits)?;
+    }
     let protocol = classifier.as_ref().map_or("nearest neighbours", Classifier::protocol);
     let subgroups = match &params.subgroup {
         Some(column) => column_of(images.ids(), context.input("images")?, column)?,
@@ -241,14 +234,16 @@ fn is_binary(description: &HeadDescription) -> bool {
 /// Writes predictions and figures of images that the model has seen.
 fn conclude(params: &Params, logits: Logits, context: &mut StageContext<'_>) -> Result<(), StageError> {
     let Logits { ids, splits, groups, subgroups, logits, description, protocol } = logits;
-    let targets = Labels::read(context.input("labels")?)?.of(&ids)?;
+    let labels = Labels::read(context.input("labels")?)?;
+    let targets = labels.of(&ids)?;
+    let majority = labels.majority(TRAIN);
     let classified = Classified { ids, splits, groups, targets, logits };
     let threshold = is_binary(&description).then(|| threshold(&classified, &description)).flatten();
     let wanted = |split: &String| params.splits.is_empty() || params.splits.contains(split);
     let mut metrics = Vec::new();
     for split in classified.distinct_splits().iter().filter(|split| wanted(split)) {
         let rows = classified.rows(split);
-        let setting = Setting { split, seed: params.seed, threshold };
+        let setting = Setting { split, seed: params.seed, threshold, majority };
         metrics.extend(classified.metrics(&description, &rows, setting));
         if let Some(column) = &params.subgroup {
             metrics.extend(classified.subgroup_metrics(&description, &rows, setting, column, &subgroups));
@@ -259,7 +254,11 @@ fn conclude(params: &Params, logits: Logits, context: &mut StageContext<'_>) -> 
         metric.modality = Some("image".to_owned());
     }
     let provenance = context.provenance().to_owned();
-    let table = classified.table(&description);
+    let mut table = classified.table(&description);
+    if let Some(column) = params.subgroup.as_deref().filter(|column| table.column(column).is_none()) {
+        // So that later figures may be given by subgroup too.
+        table = table.with(column, Column::Utf8(subgroups));
+    }
     let rows = table.rows_of_splits(&params.splits.iter().map(String::as_str).collect::<Vec<_>>());
     write(
         context.output("predictions")?,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::finite::check_finite;
 use crate::images::batches;
 use crate::lookup::images_asked_about;
 use crate::metrics::write_metrics;
@@ -70,7 +71,7 @@ impl StageKind for EvaluateVqa {
         KindDescription {
             name: "evaluate.vqa",
             summary: "answers of a model to questions about images, and accuracies by type of question",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -166,6 +167,11 @@ fn ask(params: &Params, context: &StageContext<'_>) -> Result<Table, StageError>
             context.check_cancelled()?;
             context.progress(logits.len() as u64, rows.len() as u64, "questions", &[]);
             let (own, types) = answerer.logits(&sights, &readings, &examples, part)?;
+            for (place, (row, logits)) in part.iter().zip(&own).enumerate() {
+                let closed = types.as_ref().map(|types| types[place]);
+                let taken = answerer.description.branch(closed);
+                check_finite("logits of question", &examples.asked[*row].id, &logits[taken])?;
+            }
             logits.extend(own.into_iter().map(Some));
             routed.extend(types.into_iter().flatten().map(Some));
         }
@@ -219,10 +225,17 @@ fn conclude(params: &Params, table: &Table, context: &mut StageContext<'_>) -> R
     let rows = (0..examples.asked.len()).collect();
     let all = Answered { examples: &examples, description: &description, rows, logits, routed };
     let provenance = context.provenance().to_owned();
+    let mut predictions = all.table(protocol);
+    if let Some((column, values)) = subgroup
+        && predictions.column(column).is_none()
+    {
+        // So that later figures may be given by subgroup too.
+        predictions = predictions.with(column, Column::Utf8(values));
+    }
     write(
         context.output("predictions")?,
         &TableSchema::predictions(),
-        &all.table(protocol),
+        &predictions,
         WriteOptions::text(&provenance),
     )?;
     write_metrics(context.output("metrics")?, &metrics, &provenance)

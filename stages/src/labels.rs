@@ -46,6 +46,20 @@ impl Labels {
         Ok(Self { rows, description })
     }
 
+    /// The commonest class of a split, the first of equals; `None` without rows of it, or where labels are
+    /// independent.
+    pub(crate) fn majority(&self, split: &str) -> Option<i64> {
+        if self.description.is_multi_label() {
+            return None;
+        }
+        let of_split = || self.rows.iter().filter(|(_, of, _)| of == split);
+        let count = |class: i64| of_split().filter(|(.., label)| label[0] == class).count();
+        let classes = 0..self.description.classes.len() as i64;
+        let commonest =
+            classes.reduce(|best, class| if count(class) > count(best) { class } else { best })?;
+        (count(commonest) > 0).then_some(commonest)
+    }
+
     /// The labels of images in their order; an image without one is an error.
     pub(crate) fn of(&self, ids: &[String]) -> Result<Vec<Vec<i64>>, StageError> {
         let by_id: std::collections::BTreeMap<&str, &Vec<i64>> =

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::classifier::to_rows;
+use crate::finite::check_finite;
 use crate::images::{Pixels, embed_pixels};
 use crate::model::{DEVICE, HeadDescription, Model, tensor_error};
 
@@ -60,6 +61,10 @@ impl Neighbours {
         let unit = |pixels: &dyn Pixels| -> Result<Tensor, StageError> {
             let rows: Vec<usize> = (0..pixels.ids().len()).collect();
             let values = embed_pixels(pixels, model, &rows, batch, context)?;
+            // The logits below are finite whatever these are.
+            for (id, embedding) in pixels.ids().iter().zip(values.chunks_exact(width)) {
+                check_finite("values of the embedding", id, embedding)?;
+            }
             if rows.is_empty() {
                 return Tensor::from_vec(values, (0, width), &DEVICE).map_err(tensor_error);
             }

@@ -6,6 +6,7 @@ use pipe_engine::cache::Digest;
 use pipe_engine::{Artifact, StageError};
 use rayon::prelude::*;
 
+use crate::finite::check_finite;
 use crate::ipc::{read_file, tensors, texts};
 use crate::statistics::{Groups, Rank};
 
@@ -197,7 +198,7 @@ impl Vectors {
             }
             for (row, (id, row_split)) in ids.into_iter().zip(splits).enumerate() {
                 if row_split.as_deref() == Some(split) {
-                    vectors.push(id.unwrap_or_default(), &values[row * width..(row + 1) * width]);
+                    vectors.push(id.unwrap_or_default(), &values[row * width..(row + 1) * width])?;
                 }
             }
         }
@@ -210,10 +211,15 @@ impl Vectors {
     }
 
     /// Adds a vector, divided by its length.
-    pub(crate) fn push(&mut self, id: String, vector: &[f32]) {
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub(crate) fn push(&mut self, id: String, vector: &[f32]) -> Result<(), StageError> {
+        check_finite("values of the embedding", &id, vector)?;
         let norm = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
         self.values.extend(vector.iter().map(|value| value / norm));
         self.ids.push(id);
+        Ok(())
     }
 
     fn truncate(&mut self, rows: usize) {
@@ -246,5 +252,19 @@ impl Vectors {
             .chunks_exact(self.width)
             .map(|vector| vector.iter().zip(query).map(|(a, b)| a * b).sum())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_without_numbers_are_refused() {
+        let mut vectors = Vectors::empty(2);
+        vectors.push("a".to_owned(), &[3.0, 4.0]).unwrap();
+        let error = vectors.push("b".to_owned(), &[1.0, f32::NAN]).unwrap_err().to_string();
+        assert!(error.contains("`b`") && error.contains("NaN"), "{error}");
+        assert_eq!((vectors.ids.len(), vectors.values()), (1, &[0.6, 0.8][..]));
     }
 }

@@ -44,7 +44,7 @@ impl StageKind for EvaluateRetrieve {
         KindDescription {
             name: "evaluate.retrieve",
             summary: "recall@k of captions by images and of images by captions",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

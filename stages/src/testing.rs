@@ -140,6 +140,26 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<ArtifactFile>) {
     }
 }
 
+/// An artifact whose safetensors file `name` holds nothing but NaN, as long as the folder lives.
+pub(crate) fn poisoned(artifact: &Artifact, name: &str) -> (TempDir, Artifact) {
+    let folder = TempDir::new().unwrap();
+    for file in &artifact.files {
+        let target = folder.path().join(&file.path);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        let mut bytes = std::fs::read(&file.location).unwrap();
+        if file.path == name {
+            let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            bytes[header..]
+                .chunks_exact_mut(4)
+                .for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+        }
+        std::fs::write(target, bytes).unwrap();
+    }
+    let artifact = tree(folder.path(), &artifact.artifact_type);
+    assert!(artifact.files.iter().any(|file| file.path == name), "{:?}", artifact.files);
+    (folder, artifact)
+}
+
 /// One file from outside, as the engine gives it to a stage.
 pub(crate) fn source(file: &Path) -> Artifact {
     let bytes = std::fs::read(file).unwrap();

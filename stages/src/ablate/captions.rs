@@ -17,13 +17,16 @@ pub(super) struct Captions {
 }
 
 /// Rows of values as unit vectors.
-pub(super) fn vectors(ids: &[String], values: &[f32]) -> Vectors {
+///
+/// # Errors
+/// If a value is not finite.
+pub(super) fn vectors(ids: &[String], values: &[f32]) -> Result<Vectors, StageError> {
     let width = values.len() / ids.len().max(1);
     let mut vectors = Vectors::empty(width);
     for (id, vector) in ids.iter().zip(values.chunks_exact(width.max(1))) {
-        vectors.push(id.clone(), vector);
+        vectors.push(id.clone(), vector)?;
     }
-    vectors
+    Ok(vectors)
 }
 
 impl Captions {
@@ -72,7 +75,7 @@ impl Captions {
         let (ids, texts): (Vec<&String>, Vec<&str>) = self.of(split, params).into_iter().unzip();
         let ids: Vec<String> = ids.into_iter().cloned().collect();
         let text_values = model.embed_texts(&texts, params.batch, context)?;
-        Ok((vectors(&images.ids, &values), vectors(&ids, &text_values)))
+        Ok((vectors(&images.ids, &values)?, vectors(&ids, &text_values)?))
     }
 
     /// Embeddings of captions stand in the order of the captions table, or they are those of others.

@@ -7,11 +7,12 @@ use pipe_models::random::Key;
 use super::condition::{Condition, Refused};
 use super::figures::{Answer, Draw, Figure, Measured, Table as Figures, compare, method};
 use super::pixels::{STATISTICS, black_image, edited, keep_border, shuffle_patches, statistics};
-use super::prompts::{nonsense, uninformative};
+use super::prompts::{Texts, nonsense, uninformative};
 use super::strata::Strata;
 use super::{Init, Params, Results, TRAIN, VAL};
 use crate::classification::{TASK, probabilities, with_predictions};
-use crate::classifier::{Classifier, PromptIds, encode_prompts, prototypes, to_rows, zero_shot};
+use crate::classifier::{Classifier, Prompts, encode_prompts, prototypes, to_rows, zero_shot_against};
+use crate::finite::check_finite;
 use crate::images::{ImageSet, Pixels, batches};
 use crate::labels::Labels;
 use crate::linear_probe::{Labelled, LinearProbe};
@@ -47,7 +48,7 @@ struct Study<'a, 'c> {
     params: &'a Params,
     context: &'a StageContext<'c>,
     classifier: Classifier<'a>,
-    prompts: Option<PromptIds>,
+    prompts: Option<Texts>,
     images: ImageSet,
     targets: Vec<Vec<i64>>,
     train: Vec<usize>,
@@ -93,11 +94,13 @@ pub(super) fn ablate(params: &Params, context: &StageContext<'_>) -> Result<Resu
 impl<'a, 'c> Study<'a, 'c> {
     fn new(params: &'a Params, context: &'a StageContext<'c>, model: &'a Model) -> Result<Self, StageError> {
         let labels = Labels::read(context.input("labels")?)?;
-        let classifier = Classifier::new(model, &labels, &params.prompts)?;
-        let prompts = match params.prompts.is_empty() {
-            true => None,
-            false => Some(encode_prompts(model, &classifier.description.classes, &params.prompts)?),
+        let classifier = Classifier::new(model, &labels, &params.prompts)?.against(&params.absent)?;
+        let encode = |prompts: &Prompts| match prompts.is_empty() {
+            true => Ok(None),
+            false => encode_prompts(model, &classifier.description.classes, prompts).map(Some),
         };
+        let absent = encode(&params.absent)?;
+        let prompts = encode(&params.prompts)?.map(|present| Texts { present, absent });
         let splits = [TRAIN, VAL, params.split.as_str()];
         let images = ImageSet::read(context.input("images")?, &splits, model.preprocessor()?, context)?;
         let targets = labels.of(&images.ids)?;
@@ -113,6 +116,9 @@ impl<'a, 'c> Study<'a, 'c> {
         let values = images.embed(model, &test, params.batch, context)?;
         let embeddings = matrix(values, test.len())?;
         let full = to_rows(&classifier.logits(&embeddings)?)?;
+        for (row, logits) in test.iter().zip(&full) {
+            check_finite("logits", &images.ids[*row], logits)?;
+        }
         let mean = mean_image(&images, &train);
         Ok(Self {
             params,
@@ -356,7 +362,7 @@ impl<'a, 'c> Study<'a, 'c> {
         self.edited(|_, image| keep_border(image, side, width, inside))
     }
 
-    fn nonsense_prompts(&self, prompts: &PromptIds) -> Result<Outcome, StageError> {
+    fn nonsense_prompts(&self, prompts: &Texts) -> Result<Outcome, StageError> {
         let model = self.classifier.model;
         let (tokenizer, pad) = (model.tokenizer()?, model.text_tower()?.pad_id());
         let mut draws = Vec::new();
@@ -365,20 +371,24 @@ impl<'a, 'c> Study<'a, 'c> {
             let Some(prompts) = nonsense(prompts, tokenizer, pad, key) else {
                 return Ok(Err("the vocabulary has no words beside those of the prompts".to_owned()));
             };
-            let prototypes = prototypes(model, &prompts)?;
-            let logits = zero_shot(model, &self.embeddings, &prototypes)?;
-            draws.push(to_rows(&logits)?);
+            draws.push(self.zero_shot(&prompts)?);
         }
         Ok(Ok(draws))
     }
 
     /// One text for all classes: one logit, as often as there are classes.
-    fn uninformative_prompts(&self, prompts: &PromptIds) -> Result<Logits, StageError> {
-        let model = self.classifier.model;
-        let prototype = prototypes(model, &uninformative(prompts))?;
-        let logits = zero_shot(model, &self.embeddings, &prototype)?;
+    fn uninformative_prompts(&self, prompts: &Texts) -> Result<Logits, StageError> {
         let classes = self.classifier.description.classes.len();
-        Ok(to_rows(&logits)?.into_iter().map(|logit| vec![logit[0]; classes]).collect())
+        let logits = self.zero_shot(&uninformative(prompts))?;
+        Ok(logits.into_iter().map(|logit| vec![logit[0]; classes]).collect())
+    }
+
+    /// The logits of the tested images by other texts.
+    fn zero_shot(&self, texts: &Texts) -> Result<Logits, StageError> {
+        let model = self.classifier.model;
+        let present = prototypes(model, &texts.present)?;
+        let absent = texts.absent.as_ref().map(|absent| prototypes(model, absent)).transpose()?;
+        to_rows(&zero_shot_against(model, &self.embeddings, &present, absent.as_ref())?)
     }
 
     /// What of a sample a condition leaves to see.
@@ -462,6 +472,8 @@ impl<'a, 'c> Study<'a, 'c> {
             prefix: "",
             groups: &groups,
             samples: self.test.len(),
+            parts: &[],
+            margin: self.params.margin,
             seed: self.params.seed,
         };
         let mut metrics = compare(table, &measured);

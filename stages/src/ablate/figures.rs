@@ -4,7 +4,8 @@
 use super::condition::{Condition, Refused, Role};
 use crate::metrics::Metric;
 use crate::statistics::{
-    Change, Changes, Groups, Scale, bootstrap_all, holm, mcnemar, perceptual_score, relative_share, synergy,
+    Change, Changes, Estimate, Groups, Resampled, Scale, bootstrap_all, equivalence, holm, mcnemar, mean,
+    perceptual_score, relative_share, synergy,
 };
 
 /// A figure of one draw, given how often each sample counts.
@@ -79,6 +80,10 @@ pub(super) struct Table<'a> {
     pub(super) prefix: &'a str,
     pub(super) groups: &'a Groups,
     pub(super) samples: usize,
+    /// Samples that are tested by themselves too, by the name of what they have in common.
+    pub(super) parts: &'a [(&'static str, Vec<usize>)],
+    /// A loss that is less than this is none.
+    pub(super) margin: f64,
     pub(super) seed: i64,
 }
 
@@ -158,7 +163,7 @@ pub(super) fn compare(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Metr
             })
         })
         .collect();
-    let estimates = bootstrap_all(table.groups, table.seed as u64, |weights| {
+    let resampled = Resampled::new(table.groups, table.seed as u64, |weights| {
         let values: Vec<Vec<Option<f64>>> = conditions
             .iter()
             .map(|measured| (0..table.names.len()).map(|figure| measured.mean(figure, weights)).collect())
@@ -166,7 +171,17 @@ pub(super) fn compare(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Metr
         rows.iter().map(|row| evaluate(*row, conditions, &values)).collect()
     });
     let mut metrics: Vec<Metric> = Vec::new();
-    for (row, estimate) in rows.iter().zip(estimates) {
+    let mut tested: Vec<Tested> = Vec::new();
+    for (place, (row, estimate)) in rows.iter().zip(resampled.estimates()).enumerate() {
+        if row.formula == Formula::Gap {
+            let replicates = resampled.replicates(place).filter(|_| estimate.is_some());
+            tested.push(Tested {
+                condition: row.condition,
+                name: format!("{}_equivalence", table.names[row.figure]),
+                p: replicates.and_then(|replicates| equivalence(&replicates, table.margin)),
+                samples: table.samples,
+            });
+        }
         let name = row.formula.name(&table.names[row.figure]);
         let mut metric = Metric::new(table.task, table.split, &name, estimate, table.samples);
         if metric.estimate.is_none() {
@@ -183,7 +198,17 @@ pub(super) fn compare(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Metr
             metrics.push(labelled(metric, table, measured));
         }
     }
-    metrics.extend(tests(table, conditions));
+    tested.splice(0..0, mcnemar_tests(table, conditions));
+    if tested.iter().any(|test| test.name.ends_with("_equivalence")) {
+        let name = format!("{}equivalence_margin", table.prefix);
+        let margin = Some(Estimate::exact(table.margin));
+        metrics.push(labelled(
+            Metric::new(table.task, table.split, &name, margin, table.samples),
+            table,
+            &conditions[0],
+        ));
+    }
+    metrics.extend(corrected(table, conditions, &tested));
     metrics
 }
 
@@ -231,7 +256,7 @@ fn spread(table: Table<'_>, measured: &Measured<'_>) -> Vec<Metric> {
             let squares = values.iter().map(|value| (value - mean) * (value - mean)).sum::<f64>();
             (squares / (values.len() - 1) as f64).sqrt()
         });
-        let estimate = deviation.map(crate::statistics::Estimate::exact);
+        let estimate = deviation.map(Estimate::exact);
         let metric = Metric::new(table.task, table.split, &format!("{name}_draw_std"), estimate, draws.len());
         labelled(metric, table, measured)
     };
@@ -244,57 +269,89 @@ fn changes(table: Table<'_>, full: &Measured<'_>, measured: &Measured<'_>) -> Ve
         return Vec::new();
     }
     let Some(before) = full.draws().first().map(|draw| &draw.answers) else { return Vec::new() };
-    let changes = measured.draws().iter().flat_map(|draw| {
-        before.iter().zip(&draw.answers).map(|(before, after)| {
-            Change::of(before.prediction == after.prediction, before.right, after.right)
-        })
-    });
-    let Some(shares) = Changes::new(changes) else { return Vec::new() };
+    let of_draw = |draw: &Draw<'_>| -> Vec<Change> {
+        let answers = before.iter().zip(&draw.answers);
+        answers
+            .map(|(before, after)| {
+                Change::of(before.prediction == after.prediction, before.right, after.right)
+            })
+            .collect()
+    };
+    let changes = Changes::new(&measured.draws().iter().map(of_draw).collect::<Vec<_>>());
+    if changes.changed.len() != table.samples {
+        return Vec::new();
+    }
     let named = [
-        ("changed_share", shares.changed),
-        ("right_to_wrong_share", shares.right_to_wrong),
-        ("wrong_to_right_share", shares.wrong_to_right),
-        ("wrong_to_other_share", shares.wrong_to_other),
+        ("changed_share", &changes.changed),
+        ("right_to_wrong_share", &changes.right_to_wrong),
+        ("wrong_to_right_share", &changes.wrong_to_right),
+        ("wrong_to_other_share", &changes.wrong_to_other),
     ];
-    let row = |(name, share): (&str, f64)| {
+    let estimates = bootstrap_all(table.groups, table.seed as u64, |weights| {
+        named.iter().map(|(_, shares)| mean(shares, weights)).collect()
+    });
+    let row = |((name, _), estimate): (&(&str, _), Option<Estimate>)| {
         let name = format!("{}{name}", table.prefix);
-        let estimate = Some(crate::statistics::Estimate::exact(share));
         labelled(Metric::new(table.task, table.split, &name, estimate, before.len()), table, measured)
     };
-    named.into_iter().map(row).collect()
+    named.iter().zip(estimates).map(row).collect()
 }
 
-/// McNemar's test of each condition with one draw against the full model, and Holm's correction over
-/// the table.
-fn tests(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Metric> {
+/// A test of a condition against the full model.
+struct Tested {
+    condition: usize,
+    /// Without the ending `_p`.
+    name: String,
+    p: Option<f64>,
+    samples: usize,
+}
+
+/// McNemar's test of each condition with one draw against the full model, over all samples and over each part.
+fn mcnemar_tests(table: Table<'_>, conditions: &[Measured<'_>]) -> Vec<Tested> {
     let Some(full) = conditions[0].draws().first() else { return Vec::new() };
-    let tested: Vec<(&Measured<'_>, f64)> = conditions[1..]
-        .iter()
-        .filter_map(|measured| {
-            let [draw] = measured.draws() else { return None };
+    let all: Vec<usize> = (0..full.answers.len()).collect();
+    let parts = table.parts.iter().map(|(name, samples)| (format!("mcnemar_{name}"), samples));
+    let mut tested = Vec::new();
+    for (name, samples) in std::iter::once(("mcnemar".to_owned(), &all)).chain(parts) {
+        for (condition, measured) in conditions.iter().enumerate().skip(1) {
+            let [draw] = measured.draws() else { continue };
             if draw.answers.is_empty() || draw.answers.len() != full.answers.len() {
-                return None;
+                continue;
             }
             let only = |first: &[Answer], second: &[Answer]| {
-                first.iter().zip(second).filter(|(first, second)| first.right && !second.right).count() as u64
+                samples.iter().filter(|sample| first[**sample].right && !second[**sample].right).count()
+                    as u64
             };
             let test = mcnemar(only(&full.answers, &draw.answers), only(&draw.answers, &full.answers));
-            Some((measured, test.exact))
-        })
-        .collect();
-    let adjusted = holm(&tested.iter().map(|(_, p)| Some(*p)).collect::<Vec<_>>());
-    let row = |name: &str, p: Option<f64>, measured: &Measured<'_>| {
-        let name = format!("{}{name}", table.prefix);
-        let estimate = p.map(crate::statistics::Estimate::exact);
-        labelled(Metric::new(table.task, table.split, &name, estimate, full.answers.len()), table, measured)
-    };
+            let name = format!("{}{name}", table.prefix);
+            tested.push(Tested { condition, name, p: Some(test.exact), samples: samples.len() });
+        }
+    }
     tested
-        .iter()
-        .zip(adjusted)
-        .flat_map(|((measured, p), adjusted)| {
-            [row("mcnemar_p", Some(*p), measured), row("mcnemar_p_holm", adjusted, measured)]
-        })
-        .collect()
+}
+
+/// Each test with Holm's correction over the conditions of the table; each kind of test is corrected by itself.
+fn corrected(table: Table<'_>, conditions: &[Measured<'_>], tested: &[Tested]) -> Vec<Metric> {
+    let mut names: Vec<&str> = Vec::new();
+    for test in tested {
+        if !names.contains(&test.name.as_str()) {
+            names.push(&test.name);
+        }
+    }
+    let mut metrics = Vec::new();
+    for name in names {
+        let own: Vec<&Tested> = tested.iter().filter(|test| test.name == name).collect();
+        let adjusted = holm(&own.iter().map(|test| test.p).collect::<Vec<_>>());
+        for (test, adjusted) in own.iter().zip(adjusted) {
+            for (ending, p) in [("p", test.p), ("p_holm", adjusted)] {
+                let name = format!("{name}_{ending}");
+                let estimate = p.map(Estimate::exact);
+                let metric = Metric::new(table.task, table.split, &name, estimate, test.samples);
+                metrics.push(labelled(metric, table, &conditions[test.condition]));
+            }
+        }
+    }
+    metrics
 }
 
 #[cfg(test)]
@@ -324,6 +381,8 @@ mod tests {
             prefix: "",
             groups: &groups,
             samples: 8,
+            parts: &[("even", vec![0, 2, 4, 6])],
+            margin: 0.3,
             seed: 1,
         };
         compare(table, conditions)
@@ -364,6 +423,40 @@ mod tests {
         assert_eq!(value("image_only", "mcnemar_p_holm"), Some(0.5));
         let full = metrics.iter().find(|metric| metric.method.as_deref() == Some("full")).unwrap();
         assert!(full.estimate.unwrap().low.unwrap() < 0.75);
+    }
+
+    #[test]
+    fn parts_are_tested_by_themselves_and_shares_have_intervals() {
+        let metrics = table(&[
+            measured(None, "both", &["11111100"]),
+            measured(Some(Condition::Majority), "none", &["11000000"]),
+            measured(Some(Condition::ImageOnly), "image", &["11110000"]),
+            measured(Some(Condition::ShuffledImage), "none", &["11000001", "11100000"]),
+        ]);
+        // Of samples 0, 2, 4 and 6 the majority loses two, the image alone one.
+        assert_eq!(value(&metrics, "majority", "mcnemar_even_p"), Some(0.5));
+        assert_eq!(value(&metrics, "image_only", "mcnemar_even_p"), Some(1.0));
+        assert_eq!(value(&metrics, "majority", "mcnemar_even_p_holm"), Some(1.0));
+        for name in ["changed_share", "right_to_wrong_share"] {
+            let row = metrics.iter().find(|row| row.metric == name).unwrap().estimate.unwrap();
+            assert!(row.low.unwrap() < row.value && row.value < row.high.unwrap(), "{name} {row:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_equal_but_for_the_margin_is_said_to_be() {
+        let metrics = table(&[
+            measured(None, "both", &["11111100"]),
+            measured(Some(Condition::ImageMean), "none", &["11111100"]),
+            measured(Some(Condition::ImageOnly), "image", &["11110000"]),
+        ]);
+        let p = |method| value(&metrics, method, "accuracy_equivalence_p").unwrap();
+        assert!(p("image_mean") < 0.001, "{}", p("image_mean"));
+        // A quarter is lost, which is just below the margin of 0.3: many resamples lose more.
+        assert!(p("image_only") > 0.2, "{}", p("image_only"));
+        let corrected = value(&metrics, "image_mean", "accuracy_equivalence_p_holm").unwrap();
+        assert!((corrected - 2.0 * p("image_mean")).abs() < 1e-12);
+        assert_eq!(value(&metrics, "full", "equivalence_margin"), Some(0.3));
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Params {
     pub split: String,
     /// Zero-shot: the texts of each class, by its name. Without this the checkpoint's head is used.
     pub prompts: Prompts,
+    /// Zero-shot of independent labels, which need it: the texts that say that a class is not there.
+    pub absent: Prompts,
     /// A column of the images table: permutations also stay within its values. In retrieval `modality`
     /// by default, if there is such a column.
     pub stratum: Option<String>,
@@ -91,6 +93,10 @@ pub struct Params {
     pub device: String,
     /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
     pub precision: Precision,
+    /// A loss against the full model that is less than this, in points of the figure as a share, counts as none: two
+    /// one-sided tests say whether it is. To be fixed before the figures are known.
+    #[schemars(range(min = 0.0001, max = 1.0))]
+    pub margin: f64,
     /// Decides permutations, random weights and the bootstrap.
     pub seed: i64,
 }
@@ -109,6 +115,7 @@ impl Default for Params {
             init: Init::Clip,
             split: "test".to_owned(),
             prompts: Prompts::new(),
+            absent: Prompts::new(),
             stratum: None,
             permutations: 10,
             c: None,
@@ -120,6 +127,7 @@ impl Default for Params {
             batch: 64,
             device: auto(),
             precision: Precision::F32,
+            margin: 0.02,
             seed: 0,
         }
     }
@@ -139,7 +147,7 @@ impl StageKind for Ablate {
         KindDescription {
             name: "ablate",
             summary: "what a task's figures are without one of the modalities: floors, monomodal models, permutations",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -206,11 +214,14 @@ impl StageKind for Ablate {
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        check_prompts(&params.prompts).into_iter().chain(compute::check(&params.device)).collect()
+        check_prompts(&params.prompts, &params.absent)
+            .into_iter()
+            .chain(compute::check(&params.device))
+            .collect()
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["additive"]
+        &["absent", "additive"]
     }
 
     fn outside_key(&self) -> &'static [&'static str] {

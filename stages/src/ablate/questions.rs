@@ -10,12 +10,13 @@ use super::condition::{Condition, Refused};
 use super::figures::{Answer, Draw, FULL, Figure, Measured, Table as Figures, compare, method};
 use super::strata::Strata;
 use super::{Params, Results, TRAIN};
+use crate::finite::check_finite;
 use crate::images::batches;
 use crate::metrics::Metric;
 use crate::png;
-use crate::statistics::{Estimate, Groups, MostFrequent, additive_projection, mean};
+use crate::statistics::{Estimate, Groups, MostFrequent, additive_projection, bootstrap_all, mean};
 use crate::table::{Column, Table};
-use crate::vqa::{Answerer, Asked, Examples, Readings, Sights, given, preprocessing};
+use crate::vqa::{Answerer, Asked, Examples, MATCHING, Readings, Sights, given, preprocessing};
 
 /// The conditions of questions.
 const FAMILY: [Condition; 11] = [
@@ -227,8 +228,12 @@ impl<'a, 'c> Study<'a, 'c> {
             return Ok(Err(format!("the input `{port}` was left out")));
         };
         let model = Answerer::load(artifact, self.params.compute())?;
-        if model.description.matching != self.model.description.matching {
-            return Ok(Err("its answers are compared in another way than the full model's".to_owned()));
+        // Or the gap would be that of another list of answers, another vocabulary or another head.
+        if let Some(difference) = self.model.description.difference(&model.description) {
+            return Err(StageError::failed(format!(
+                "the input `{port}` is no counterpart of the input `model`: {difference}; train it with the same \
+                 parameters but `modality`"
+            )));
         }
         let (sights, readings) = model.prepare(&self.test, false, self.context)?;
         let (images, rows) = (self.own_images(), self.rows());
@@ -285,9 +290,19 @@ impl<'a, 'c> Study<'a, 'c> {
             prefix: "",
             groups: &groups,
             samples: self.test.asked.len(),
+            parts: &self.parts(),
+            margin: self.params.margin,
             seed: self.params.seed,
         };
         self.labelled(compare(table, &measured))
+    }
+
+    /// Open and closed questions.
+    fn parts(&self) -> [(&'static str, Vec<usize>); 2] {
+        let of = |closed: bool| {
+            self.rows().into_iter().filter(|row| self.test.asked[*row].closed == closed).collect::<Vec<_>>()
+        };
+        [("open", of(false)), ("closed", of(true))]
     }
 
     /// The figures that every condition is compared by, in the order of their names.
@@ -313,50 +328,49 @@ impl<'a, 'c> Study<'a, 'c> {
 
     /// How far the answers of the full and of the question-only model are from the training answers of each type
     /// of question: the Kullback-Leibler divergence of their distributions, in nats. A model that follows priors
-    /// has none. An answer that training does not give counts as half a training answer.
+    /// has none. An answer that training does not give counts as half a training answer; a question of several types
+    /// counts in each.
     fn prior_distances(&self, asked: &[Asking]) -> Result<Vec<Metric>, StageError> {
         if self.train.asked.is_empty() {
             return Ok(Vec::new());
         }
-        let form = |one: &Asked| self.model.description.matching.form(&one.answer);
-        let counted = |pairs: Vec<(Option<String>, String)>| {
-            let mut counts: BTreeMap<Option<String>, BTreeMap<String, f64>> = BTreeMap::new();
-            for (kind, answer) in pairs {
-                *counts.entry(kind).or_default().entry(answer).or_default() += 1.0;
-            }
-            counts
+        // Where no question has a type, all are of one.
+        let types = |one: &Asked| match one.question_types.is_empty() {
+            true => vec![None],
+            false => one.question_types.iter().cloned().map(Some).collect::<Vec<_>>(),
         };
-        let train =
-            counted(self.train.asked.iter().map(|one| (one.question_type.clone(), form(one))).collect());
+        let mut train: BTreeMap<Option<String>, BTreeMap<String, f64>> = BTreeMap::new();
+        for one in &self.train.asked {
+            let answer = self.model.description.matching.form(&one.answer);
+            for kind in types(one) {
+                *train.entry(kind).or_default().entry(answer.clone()).or_default() += 1.0;
+            }
+        }
+        let mut of_type: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+        for (row, one) in self.test.asked.iter().enumerate() {
+            for kind in types(one) {
+                of_type.entry(kind).or_default().push(row);
+            }
+        }
+        let empty = BTreeMap::new();
+        let groups = self.groups();
         let mut metrics = Vec::new();
         let wanted = |asking: &&Asking| matches!(asking.condition, None | Some(Condition::QuestionOnly));
         for asking in asked.iter().filter(wanted) {
             let Some(answers) = asking.draws.as_ref().ok().and_then(|draws| draws.first()) else { continue };
-            let kinds = self.test.asked.iter().map(|one| one.question_type.clone());
-            for (kind, given) in counted(kinds.zip(answers.iter().cloned()).collect()) {
-                let empty = BTreeMap::new();
-                let prior = train.get(&kind).unwrap_or(&empty);
-                let unseen = given.keys().filter(|answer| !prior.contains_key(*answer)).count() as f64;
-                let all = prior.values().sum::<f64>() + 0.5 * unseen;
-                let total: f64 = given.values().sum();
-                let distance: f64 = given
-                    .iter()
-                    .map(|(answer, count)| {
-                        let (own, before) = (count / total, prior.get(answer).copied().unwrap_or(0.5) / all);
-                        own * libm::log(own / before)
-                    })
-                    .sum();
-                let estimate = Some(Estimate::exact(distance));
-                let mut metric = Metric::new(
-                    crate::vqa::TASK,
-                    &self.params.split,
-                    "prior_distance",
-                    estimate,
-                    total as usize,
-                );
+            let estimates = bootstrap_all(&groups, self.params.seed as u64, |weights| {
+                let distance = |(kind, rows): (&Option<String>, &Vec<usize>)| {
+                    let given = rows.iter().map(|row| (answers[*row].as_str(), weights[*row]));
+                    prior_distance(given, train.get(kind).unwrap_or(&empty))
+                };
+                of_type.iter().map(distance).collect()
+            });
+            for ((kind, rows), estimate) in of_type.iter().zip(estimates) {
+                let split = &self.params.split;
+                let mut metric = Metric::new(crate::vqa::TASK, split, "prior_distance", estimate, rows.len());
                 metric.method = Some(method(asking.condition, None));
                 metric.modality = Some(asking.modality.to_owned());
-                metric.subgroup = kind.map(|kind| format!("question_type={kind}"));
+                metric.subgroup = kind.as_ref().map(|kind| format!("question_type={kind}"));
                 metric.seed = Some(self.params.seed);
                 metrics.push(metric);
             }
@@ -399,23 +413,31 @@ impl<'a, 'c> Study<'a, 'c> {
             .iter()
             .map(|row| description.label(&self.test.asked[*row].answer, self.test.asked[*row].closed))
             .collect();
-        let accuracy = |cube: &[Vec<Vec<f64>>]| {
-            let right = (0..count)
-                .filter(|place| labels[*place] == Some(crate::statistics::argmax(&cube[*place][*place])));
-            right.count() as f64 / count as f64
+        let right = |cube: &[Vec<Vec<f64>>]| -> Vec<f64> {
+            let is_right =
+                |place: usize| labels[place] == Some(crate::statistics::argmax(&cube[place][place]));
+            (0..count).map(|place| f64::from(u8::from(is_right(place)))).collect()
         };
-        let metric = |name: &str, condition: &str, value: f64| {
-            let estimate = Some(Estimate::exact(value));
+        let (full, additive) = (right(&cube), right(&additive));
+        // The projection is that of these questions; what is drawn again is which of them are scored.
+        let image = |row: &usize| Some(self.test.images[self.test.asked[*row].image].id.clone());
+        let groups = Groups::new(&rows.iter().map(image).collect::<Vec<_>>());
+        let estimates = bootstrap_all(&groups, self.params.seed as u64, |weights| {
+            let (full, additive) = (mean(&full, weights), mean(&additive, weights));
+            vec![full, additive, full.zip(additive).map(|(full, additive)| full - additive)]
+        });
+        let metric = |(name, condition): (&str, &str), estimate: Option<Estimate>| {
             let mut metric = Metric::new(crate::vqa::TASK, &self.params.split, name, estimate, count);
             metric.method = Some(condition.to_owned());
             metric.modality = Some("both".to_owned());
             metric.seed = Some(self.params.seed);
             metric
         };
-        Ok(self.labelled(vec![
-            metric("emap_accuracy", FULL, accuracy(&cube)),
-            metric("emap_accuracy", "additive", accuracy(&additive)),
-        ]))
+        let names =
+            [("emap_accuracy", FULL), ("emap_accuracy", "additive"), ("emap_accuracy_gap", "additive")];
+        Ok(self.labelled(
+            names.into_iter().zip(estimates).map(|(name, estimate)| metric(name, estimate)).collect(),
+        ))
     }
 
     fn predictions(&self, asked: &[Asking]) -> Result<Table, StageError> {
@@ -454,12 +476,32 @@ impl<'a, 'c> Study<'a, 'c> {
                     .with("question_type", text(&|one| one.question_type.clone()))
                     .with("predicted_answer", Column::texts(answers))
                     .with("condition", Column::texts(vec![method(asking.condition, None); answers.len()]))
-                    .with("draw", Column::Int64(vec![number; answers.len()]));
+                    .with("draw", Column::Int64(vec![number; answers.len()]))
+                    .with_metadata("task", crate::vqa::TASK)
+                    .with_metadata(MATCHING, description.matching.name());
                 all = if all.rows() == 0 { table } else { all.append(table)? };
             }
         }
         Ok(all)
     }
+}
+
+/// The Kullback-Leibler divergence of weighted answers from the counts of training answers, in nats.
+fn prior_distance<'a>(
+    given: impl Iterator<Item = (&'a str, f64)>,
+    prior: &BTreeMap<String, f64>,
+) -> Option<f64> {
+    let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
+    for (answer, weight) in given.filter(|(_, weight)| *weight > 0.0) {
+        *counts.entry(answer).or_default() += weight;
+    }
+    let unseen = counts.keys().filter(|answer| !prior.contains_key(**answer)).count() as f64;
+    let (all, total) = (prior.values().sum::<f64>() + 0.5 * unseen, counts.values().sum::<f64>());
+    let part = |(answer, count): (&&str, &f64)| {
+        let (own, before) = (count / total, prior.get(*answer).copied().unwrap_or(0.5) / all);
+        own * libm::log(own / before)
+    };
+    (total > 0.0).then(|| counts.iter().map(part).sum())
 }
 
 /// The logits of questions at `rows` about the images at `images`.
@@ -477,7 +519,12 @@ fn ask(
     for part in batches(&places, batch) {
         context.check_cancelled()?;
         let pick = |list: &[usize]| part.iter().map(|place| list[*place]).collect::<Vec<_>>();
-        logits.extend(model.logits_of(sights, readings, &pick(images), &pick(rows))?.0);
+        let (own, closed) = model.logits_of(sights, readings, &pick(images), &pick(rows))?;
+        for (place, logits) in own.iter().enumerate() {
+            let taken = model.description.branch(closed.as_ref().map(|closed| closed[place]));
+            check_finite("logits of a question", &format!("row {}", rows[part[place]]), &logits[taken])?;
+        }
+        logits.extend(own);
     }
     Ok(logits)
 }

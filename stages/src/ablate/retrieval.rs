@@ -280,7 +280,7 @@ impl<'a, 'c> Study<'a, 'c> {
             return Ok(Err("the captions table has no `keywords` for every image of the pool".to_owned()));
         };
         let values = model.embed_texts(&of_pool, self.params.batch, self.context)?;
-        Ok(Ok(vectors(&self.pool.images.ids, &values)))
+        Ok(Ok(vectors(&self.pool.images.ids, &values)?))
     }
 
     /// What of a sample a condition leaves to see.
@@ -326,6 +326,8 @@ impl<'a, 'c> Study<'a, 'c> {
             prefix: &prefix,
             groups: &groups,
             samples: queries.len(),
+            parts: &[],
+            margin: params.margin,
             seed: params.seed,
         };
         let mut metrics = compare(table, &measured);
@@ -444,7 +446,8 @@ impl<'a, 'c> Study<'a, 'c> {
                     )
                     .with("condition", Column::Utf8(vec![Some(method(*condition, None)); count]))
                     .with("draw", Column::Int64(vec![(draws.len() > 1).then_some(draw as i64); count]))
-                    .with("rank", Column::Int64(found.iter().map(rank).collect()));
+                    .with("rank", Column::Int64(found.iter().map(rank).collect()))
+                    .with_metadata("task", TASK);
                 all = if all.rows() == 0 { table } else { all.append(table)? };
             }
         }

@@ -258,6 +258,17 @@ fn questions_are_asked_again_with_less_to_see() {
     assert!((gap - (accuracy("full") - accuracy("question_only"))).abs() < 1e-12);
     // An additive model is at most as good as one that may do anything, where nothing was fitted to the test.
     assert!(figure("emap_accuracy", "additive") <= 1.0 && figure("emap_accuracy", "full") <= 1.0);
+    let interaction = figure("emap_accuracy", "full") - figure("emap_accuracy", "additive");
+    assert!((figure("emap_accuracy_gap", "additive") - interaction).abs() < 1e-12);
+    let (lows, highs) = (metrics.float64("ci_low").unwrap(), metrics.float64("ci_high").unwrap());
+    for metric in ["emap_accuracy", "emap_accuracy_gap", "prior_distance", "changed_share"] {
+        // The gap may be nothing in every resample.
+        let has_interval = |row: usize| {
+            let interval = lows[row].zip(highs[row]);
+            interval.is_some_and(|(low, high)| low < high || metric == "emap_accuracy_gap")
+        };
+        assert!((0..metrics.rows()).any(|row| names[row] == metric && has_interval(row)), "{metric}");
+    }
     let predictions = read(&made["predictions"]).unwrap();
     let (conditions, draws) = (predictions.strings("condition").unwrap(), predictions.int64("draw").unwrap());
     let of = |condition: &str| (0..predictions.rows()).filter(|row| conditions[*row] == condition).count();
@@ -277,4 +288,119 @@ fn questions_are_asked_again_with_less_to_see() {
             assert_eq!(values[row], Some(0.0), "{}", methods[row]);
         }
     }
+}
+
+#[test]
+fn a_counterpart_has_the_same_answers_words_and_head() {
+    let params = json!({
+        "domain": "medical", "seed": 4, "size": 28, "train": 30, "val": 0, "test": 12, "questions": 3, "weights": "chest"
+    });
+    let data = run(&IngestPhantom, &params, &[]).unwrap();
+    let train = |more: serde_json::Value| {
+        let mut params = json!({
+            "hidden": 16, "word_width": 8, "autoencoder": "none", "epochs": 1, "lr": 0.02, "modality": "question"
+        });
+        for (name, value) in more.as_object().unwrap() {
+            params[name] = value.clone();
+        }
+        let inputs = [("images", &data["images"]), ("questions", &data["questions"])];
+        run(&crate::finetune::FinetuneVqa, &params, &inputs).unwrap()
+    };
+    let both = train(json!({ "modality": "both" }));
+    let ablate = |other: &Made| {
+        let inputs = [
+            ("images", &data["images"]),
+            ("questions", &data["questions"]),
+            ("model", &both["model"]),
+            ("question_only", &other["model"]),
+        ];
+        let params = json!({ "conditions": ["question_only"], "additive": 0 });
+        run(&Ablate, &params, &inputs).map(|made| read(&made["metrics"]).unwrap())
+    };
+    let metrics = ablate(&train(json!({}))).unwrap();
+    // Open and closed questions are tested by themselves.
+    for name in ["mcnemar_p", "mcnemar_open_p", "mcnemar_closed_p_holm", "accuracy_open_equivalence_p"] {
+        assert!(figure(&metrics, "question_only", name).is_ok(), "{name}");
+    }
+    for (more, reason) in [
+        (json!({ "min_occurrence": 3 }), "their lists have"),
+        (json!({ "unknown_is_last": true }), "vocabularies"),
+        (json!({ "hidden": 24 }), "heads"),
+        (json!({ "matching": "exact" }), "compared as `normalised` and `exact`"),
+    ] {
+        let error = ablate(&train(more)).err().unwrap().to_string();
+        assert!(error.contains(reason) && error.contains("`question_only`"), "{error}");
+    }
+}
+
+#[test]
+fn independent_labels_are_asked_with_their_opposite() {
+    let study = study();
+    let labels = read(&study.phantoms["labels"]).unwrap();
+    let bits =
+        (0..labels.rows()).map(|row| Some(vec![i64::from(row % 2 == 0), i64::from(row % 3 == 0)])).collect();
+    let labels = labels
+        .replacing("label", crate::table::Column::ListInt64(bits))
+        .with_metadata("task", "multi-label, binary-class")
+        .with_metadata("label_names", json!(["effusion", "nodule"]).to_string());
+    let folder = tempfile::tempdir().unwrap();
+    let mut output = pipe_engine::OutputWriter::new(folder.path().to_owned());
+    let options = crate::table::WriteOptions::text("{}");
+    crate::table::write(&mut output, &crate::table::TableSchema::labels(), &labels, options).unwrap();
+    let labels = crate::testing::tree(folder.path(), &study.phantoms["labels"].artifact_type);
+    let texts = |ending: &str| json!({ "effusion": [format!("an effusion is{ending} seen")], "nodule": [format!("a nodule is{ending} seen")] });
+    let inputs = [("images", &study.phantoms["images"]), ("labels", &labels), ("checkpoint", study.model())];
+    // A cosine alone is no probability.
+    let evaluate = crate::evaluate_classify::EvaluateClassify;
+    let alone = json!({ "prompts": texts("") });
+    for error in [run(&Ablate, &alone, &inputs).err(), run(&evaluate, &alone, &inputs).err()] {
+        let error = error.unwrap().to_string();
+        assert!(error.contains("`absent`") && error.contains("effusion is not present."), "{error}");
+    }
+    let both = json!({ "prompts": texts(""), "absent": texts(" not") });
+    let scores = |table: &Table| {
+        let rows: Vec<usize> = match table.column("condition") {
+            Some(_) => {
+                let conditions = table.strings("condition").unwrap();
+                (0..table.rows()).filter(|row| conditions[*row] == "full").collect()
+            }
+            None => (0..table.rows()).collect(),
+        };
+        table.select(&rows).list_float32("scores").unwrap().to_vec()
+    };
+    let evaluated = run(&evaluate, &both, &inputs).unwrap();
+    let mut params = both.clone();
+    params["permutations"] = json!(2);
+    params["conditions"] = json!(["nonsense_prompts", "uninformative_prompts", "text_prior"]);
+    let (metrics, predictions) = study.ablate(params, &[("labels", &labels), ("checkpoint", study.model())]);
+    assert_eq!(scores(&predictions), scores(&read(&evaluated["predictions"]).unwrap()));
+    assert_eq!(figure(&metrics, "text_prior", "auroc"), Ok(0.5));
+    assert!(figure(&metrics, "nonsense_prompts", "auroc").is_ok());
+    // One text for all labels is one score for all of them.
+    let conditions = predictions.strings("condition").unwrap();
+    let scores = predictions.list_float32("scores").unwrap();
+    for row in (0..predictions.rows()).filter(|row| conditions[*row] == "uninformative_prompts") {
+        let scores = scores[row].as_ref().unwrap();
+        assert!((scores[0] - scores[1]).abs() < 1e-6, "{scores:?}");
+    }
+}
+
+#[test]
+fn a_model_without_numbers_is_neither_embedded_nor_scored() {
+    let study = study();
+    let (images, labels) = (&study.phantoms["images"], &study.phantoms["labels"]);
+    let name = study.model().files.iter().find(|file| file.path.ends_with(".safetensors")).unwrap();
+    let (_folder, broken) = crate::testing::poisoned(study.model(), &name.path);
+    let refused =
+        |kind: &dyn pipe_engine::AnyKind, params: serde_json::Value, inputs: &[(&str, &Artifact)]| {
+            let error = run(kind, &params, inputs).err().unwrap().to_string();
+            assert!(error.contains("NaN") && error.contains("no finite number"), "{error}");
+        };
+    refused(&Embed, json!({ "modality": "image" }), &[("images", images), ("checkpoint", &broken)]);
+    let inputs = [("images", images), ("labels", labels), ("checkpoint", &broken)];
+    let prompts = json!({ "normal": ["normal"], "abnormal": ["an effusion"] });
+    let evaluate = crate::evaluate_classify::EvaluateClassify;
+    refused(&evaluate, json!({ "prompts": prompts }), &inputs);
+    refused(&evaluate, json!({ "neighbours": {} }), &inputs);
+    refused(&Ablate, json!({ "prompts": prompts }), &inputs);
 }

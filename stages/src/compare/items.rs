@@ -1,12 +1,15 @@
 //! What several models answered, brought to the same items in the same order; or why that cannot be.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_engine::{Artifact, StageError};
 
+use super::Params;
 use crate::artifact::RANKS;
 use crate::statistics::{ClassifierScores, Task};
 use crate::table::{Column, Table, read};
+use crate::{classification, retrieval, vqa};
 
 /// The name of an item: its split and id, for ranks the direction, and its number among equal ones.
 pub(super) type Item = (String, String, String, usize);
@@ -16,9 +19,15 @@ pub(super) type Item = (String, String, String, usize);
 pub(super) struct Answers {
     /// What the model is called: its input, its axes, and the condition of an ablation.
     pub(super) label: String,
+    /// What it was asked to do, as metrics have it.
+    pub(super) task: &'static str,
     pub(super) items: Vec<Item>,
     /// What may differ between two tables without being an answer: by item (protocol, what is right).
     terms: Vec<(String, String)>,
+    /// How answers that are texts were compared.
+    pub(super) matching: Option<String>,
+    /// Columns whose values are compared by themselves too, with the value of each item.
+    pub(super) subgroups: Vec<(String, Vec<Option<String>>)>,
     /// What is resampled as one.
     pub(super) groups: Vec<Option<String>>,
     pub(super) kind: Kind,
@@ -47,16 +56,16 @@ const GROUPS: [&str; 3] = ["patient", "article", "image"];
 pub(super) fn read_answers(
     name: &str,
     artifact: &Artifact,
-    split: Option<&str>,
+    params: &Params,
 ) -> Result<Vec<Answers>, StageError> {
     let table = read(artifact)?;
-    let rows = match split {
+    let rows = match params.split.as_deref() {
         Some(split) if table.column("split").is_some() => table.rows_of_splits(&[split]),
         _ => (0..table.rows()).collect(),
     };
     let table = table.select(&rows);
     let Some(Column::Utf8(conditions)) = table.column("condition") else {
-        return Ok(vec![answers(name, &table, &artifact.artifact_type)?]);
+        return Ok(vec![answers(name, &table, &artifact.artifact_type, params)?]);
     };
     let draws = match table.column("draw") {
         Some(Column::Int64(draws)) => draws.clone(),
@@ -73,12 +82,21 @@ pub(super) fn read_answers(
         .into_iter()
         .map(|(condition, rows)| {
             let label = if name.is_empty() { condition.to_owned() } else { format!("{name}/{condition}") };
-            answers(&label, &table.select(&rows), &artifact.artifact_type)
+            answers(&label, &table.select(&rows), &artifact.artifact_type, params)
         })
         .collect()
 }
 
-fn answers(label: &str, table: &Table, artifact_type: &str) -> Result<Answers, StageError> {
+/// What a table of predictions was asked to do, as its metadata say.
+fn task(table: &Table) -> &'static str {
+    match table.metadata.get("task").map(String::as_str) {
+        Some(vqa::TASK) => vqa::TASK,
+        Some(retrieval::TASK) => retrieval::TASK,
+        _ => classification::TASK,
+    }
+}
+
+fn answers(label: &str, table: &Table, artifact_type: &str, params: &Params) -> Result<Answers, StageError> {
     let texts = |name: &str| match table.column(name) {
         Some(_) => table.as_text(name),
         None => Ok(vec![None; table.rows()]),
@@ -98,6 +116,16 @@ fn answers(label: &str, table: &Table, artifact_type: &str) -> Result<Answers, S
     let rows: Vec<usize> = order.iter().map(|(_, row)| *row).collect();
     let items = order.into_iter().map(|(item, _)| item).collect();
     let table = table.select(&rows);
+    let task = if artifact_type == RANKS.0 { retrieval::TASK } else { task(&table) };
+    // Open and closed questions are two tasks.
+    let own = (task == vqa::TASK && table.column("answer_type").is_some()).then_some("answer_type");
+    let mut columns: Vec<&str> = own.into_iter().chain(params.subgroup.as_deref()).collect();
+    columns.dedup();
+    let subgroups = columns
+        .into_iter()
+        .map(|column| Ok((column.to_owned(), table.as_text(column)?)))
+        .collect::<Result<Vec<_>, StageError>>()
+        .map_err(|error| StageError::because(format!("grouping the answers of `{label}`"), error))?;
     if artifact_type == RANKS.0 {
         let ranks =
             table.int64("rank")?.iter().map(|rank| rank.unwrap_or_default().max(0) as usize).collect();
@@ -105,6 +133,9 @@ fn answers(label: &str, table: &Table, artifact_type: &str) -> Result<Answers, S
         let terms = pools.into_iter().zip(sizes);
         return Ok(Answers {
             label: label.to_owned(),
+            task,
+            matching: None,
+            subgroups,
             items,
             terms: terms.map(|(pool, size)| (pool.unwrap_or_default(), size.unwrap_or_default())).collect(),
             groups: table.utf8("id")?.to_vec(),
@@ -116,9 +147,17 @@ fn answers(label: &str, table: &Table, artifact_type: &str) -> Result<Answers, S
         Some(_) => plain(table.as_text("protocol")?),
         None => vec![String::new(); table.rows()],
     };
-    let terms = protocols.into_iter().zip(targets.iter().map(|target| format!("{target:?}"))).collect();
+    // The number of an answer is its place in the list of one model; every list has its own order.
+    let right_answers: Vec<String> = match task {
+        vqa::TASK => plain(table.as_text("answer")?),
+        _ => targets.iter().map(|target| format!("{target:?}")).collect(),
+    };
+    let terms = protocols.into_iter().zip(right_answers).collect();
     let right: Vec<bool> = table.bools("correct")?.iter().map(|right| right.unwrap_or_default()).collect();
-    let scores = scores(&table, targets)?;
+    let scores = match task {
+        classification::TASK => scores(&table, targets)?,
+        _ => None,
+    };
     let mut groups = vec![None; table.rows()];
     for name in GROUPS {
         if let Some(Column::Utf8(values)) = table.column(name)
@@ -128,7 +167,9 @@ fn answers(label: &str, table: &Table, artifact_type: &str) -> Result<Answers, S
             break;
         }
     }
-    Ok(Answers { label: label.to_owned(), items, terms, groups, kind: Kind::Predictions { right, scores } })
+    let matching = table.metadata.get(vqa::MATCHING).cloned();
+    let (label, kind) = (label.to_owned(), Kind::Predictions { right, scores });
+    Ok(Answers { label, task, items, terms, matching, subgroups, groups, kind })
 }
 
 /// The scores as those of a classifier; nothing where they are not one per class.
@@ -156,19 +197,113 @@ fn scores(table: &Table, targets: &[Option<Vec<i32>>]) -> Result<Option<Classifi
     Ok(whole.then(|| ClassifierScores::new(task, scores, targets)))
 }
 
+/// Two models' answers to the same items, in the same order.
+pub(super) struct Together<'a> {
+    pub(super) first: Cow<'a, Answers>,
+    pub(super) second: Cow<'a, Answers>,
+    /// The protocol of both; of two that are taken as equal both.
+    pub(super) protocol: Option<String>,
+    /// What was left out, in words.
+    pub(super) left_out: Option<String>,
+}
+
 impl Answers {
+    /// Both models' answers, to the items that both have where their protocols differ and are among those that are
+    /// taken as `equal`.
+    ///
+    /// # Errors
+    /// If they answer other items, or under other terms: with what differs, and an example.
+    pub(super) fn together<'a>(
+        &'a self,
+        other: &'a Self,
+        equal: &[String],
+    ) -> Result<Together<'a>, StageError> {
+        let (own, others) = (self.protocols(), other.protocols());
+        let is_taken = |protocol: &&str| equal.iter().any(|name| name == protocol);
+        let name = |protocols: &BTreeSet<&str>| protocols.iter().copied().collect::<Vec<_>>().join("+");
+        if own == others || !own.union(&others).all(is_taken) {
+            self.check(other, equal)?;
+            let protocol = Some(name(&own)).filter(|name| !name.is_empty());
+            let (first, second) = (Cow::Borrowed(self), Cow::Borrowed(other));
+            return Ok(Together { first, second, protocol, left_out: None });
+        }
+        let both = common(&[self, other])?;
+        let [first, second] = [self, other].map(|one| one.only(&both));
+        first.check(&second, equal)?;
+        let missing = [self, other].map(|one| one.items.len() - both.len());
+        let left_out = (missing != [0, 0]).then(|| {
+            let [a, b] = missing;
+            format!("{a} items of the first and {b} of the second, which the other lacks, are left out")
+        });
+        let protocol = Some(format!("{} = {}", name(&own), name(&others)));
+        let (first, second) = (Cow::Owned(first), Cow::Owned(second));
+        Ok(Together { first, second, protocol, left_out })
+    }
+
+    /// The names of the protocols of predictions.
+    fn protocols(&self) -> BTreeSet<&str> {
+        match self.kind {
+            Kind::Ranks { .. } => BTreeSet::new(),
+            Kind::Predictions { .. } => self.terms.iter().map(|(protocol, _)| protocol.as_str()).collect(),
+        }
+    }
+
+    /// The answers to some of the items.
+    pub(super) fn only(&self, items: &BTreeSet<&Item>) -> Self {
+        let places = (0..self.items.len()).filter(|place| items.contains(&self.items[*place]));
+        self.select(&places.collect::<Vec<_>>())
+    }
+
+    /// The answers at some places.
+    pub(super) fn select(&self, places: &[usize]) -> Self {
+        fn pick<T: Clone>(values: &[T], places: &[usize]) -> Vec<T> {
+            places.iter().map(|place| values[*place].clone()).collect()
+        }
+        let subgroups = self.subgroups.iter();
+        Self {
+            label: self.label.clone(),
+            task: self.task,
+            items: pick(&self.items, places),
+            terms: pick(&self.terms, places),
+            matching: self.matching.clone(),
+            subgroups: subgroups.map(|(column, values)| (column.clone(), pick(values, places))).collect(),
+            groups: pick(&self.groups, places),
+            kind: match &self.kind {
+                Kind::Ranks { ranks } => Kind::Ranks { ranks: pick(ranks, places) },
+                Kind::Predictions { right, scores } => Kind::Predictions {
+                    right: pick(right, places),
+                    scores: scores
+                        .as_ref()
+                        .filter(|_| !places.is_empty())
+                        .map(|scores| scores.select(places)),
+                },
+            },
+        }
+    }
+
     /// Whether both answer the same items under the same terms.
     ///
     /// # Errors
     /// With what differs, and an example.
-    pub(super) fn check(&self, other: &Self) -> Result<(), StageError> {
+    fn check(&self, other: &Self, equal: &[String]) -> Result<(), StageError> {
         let refuse = |reason: String| {
             let message = format!("`{}` and `{}` cannot be compared: {reason}", self.label, other.label);
             Err(StageError::failed(message))
         };
         let name = |item: &Item| [&item.0, &item.1, &item.2].map(String::as_str).join(" ").trim().to_owned();
+        if self.task != other.task {
+            return refuse(format!("the task of one is `{}`, that of the other `{}`", self.task, other.task));
+        }
+        if self.matching != other.matching {
+            let name = |of: &Self| of.matching.clone().unwrap_or_else(|| "unknown".to_owned());
+            return refuse(format!(
+                "their answers were matched in other ways, `{}` and `{}`",
+                name(self),
+                name(other)
+            ));
+        }
         let missing = |a: &Self, b: &Self| {
-            let other: std::collections::BTreeSet<&Item> = b.items.iter().collect();
+            let other: BTreeSet<&Item> = b.items.iter().collect();
             let missing: Vec<&Item> = a.items.iter().filter(|item| !other.contains(item)).collect();
             missing.first().map(|first| (missing.len(), name(first)))
         };
@@ -183,15 +318,43 @@ impl Answers {
         let ranked = matches!(self.kind, Kind::Ranks { .. });
         for (place, (own, others)) in self.terms.iter().zip(&other.terms).enumerate() {
             let item = name(&self.items[place]);
-            if own.0 != others.0 {
-                let what = if ranked { "pool" } else { "protocol" };
-                return refuse(format!("the {what} of `{item}` is `{}` and `{}`", own.0, others.0));
+            let are_taken_as_one = !ranked && [&own.0, &others.0].iter().all(|name| equal.contains(name));
+            if own.0 != others.0 && !are_taken_as_one {
+                let (what, help) = match ranked {
+                    true => ("pool", ""),
+                    false => ("protocol", "; `equal_protocols` names protocols that are taken as equal"),
+                };
+                return refuse(format!("the {what} of `{item}` is `{}` and `{}`{help}", own.0, others.0));
             }
             if own.1 != others.1 {
                 let what = if ranked { "pool size" } else { "target" };
                 return refuse(format!("the {what} of `{item}` is {} and {}", own.1, others.1));
             }
         }
+        for ((column, own), (_, others)) in self.subgroups.iter().zip(&other.subgroups) {
+            if let Some(place) = (0..own.len()).find(|place| own[*place] != others[*place]) {
+                let item = name(&self.items[place]);
+                return refuse(format!(
+                    "the `{column}` of `{item}` is {:?} and {:?}",
+                    own[place], others[place]
+                ));
+            }
+        }
         Ok(())
     }
+}
+
+/// The items that all models have.
+///
+/// # Errors
+/// If there are none.
+pub(super) fn common<'a>(models: &[&'a Answers]) -> Result<BTreeSet<&'a Item>, StageError> {
+    let mut sets = models.iter().map(|model| model.items.iter().collect::<BTreeSet<&Item>>());
+    let first = sets.next().unwrap_or_default();
+    let all = sets.fold(first, |all, own| all.intersection(&own).copied().collect());
+    if all.is_empty() {
+        let labels: Vec<&str> = models.iter().map(|model| model.label.as_str()).collect();
+        return Err(StageError::failed(format!("{labels:?} have no item in common")));
+    }
+    Ok(all)
 }

@@ -14,7 +14,7 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::items::{Answers, read_answers};
+use self::items::{Answers, common, read_answers};
 use self::pairs::{Pair, compare_pairs, over_datasets};
 use crate::artifact;
 use crate::metrics::{Metric, write_metrics};
@@ -35,13 +35,33 @@ pub struct Params {
     /// Retrieval: the k of recall@k.
     #[schemars(inner(range(min = 1)))]
     pub k: Vec<i64>,
+    /// A column of the predictions: models are also compared within each of its values. Of questions, open and closed
+    /// ones always are.
+    pub subgroup: Option<String>,
+    /// Protocols that are taken as equal, two or more: models that were asked under any of them are compared over the
+    /// items that both have. Without this, figures of different protocols are refused, as they are not comparable;
+    /// what the protocol itself does to the same questions is the one thing that only such a comparison shows.
+    pub equal_protocols: Vec<String>,
+    /// A difference that is less than this, in points of the figure as a share, counts as none: two one-sided tests
+    /// say whether it is. To be fixed before the figures are known.
+    #[schemars(range(min = 0.0001, max = 1.0))]
+    pub margin: f64,
     /// Decides the bootstrap.
     pub seed: i64,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { split: None, datasets: "dataset".to_owned(), reference: None, k: vec![1, 5, 10], seed: 0 }
+        Self {
+            split: None,
+            datasets: "dataset".to_owned(),
+            reference: None,
+            k: vec![1, 5, 10],
+            subgroup: None,
+            equal_protocols: Vec::new(),
+            margin: 0.02,
+            seed: 0,
+        }
     }
 }
 
@@ -55,7 +75,7 @@ impl StageKind for Compare {
         KindDescription {
             name: "compare",
             summary: "paired tests of two or more models over the same items",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -82,7 +102,12 @@ impl StageKind for Compare {
             message: "an axis has a name".to_owned(),
             help: Some("leave it out if no axis is one of data; the default is `dataset`".to_owned()),
         });
-        empty.into_iter().collect()
+        let alone = (params.equal_protocols.len() == 1).then(|| ParameterProblem {
+            path: "equal_protocols".to_owned(),
+            message: "a protocol is equal to another one".to_owned(),
+            help: Some("name two or more, or none".to_owned()),
+        });
+        empty.into_iter().chain(alone).collect()
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -97,7 +122,7 @@ impl StageKind for Compare {
                 if !is_only || words.is_empty() {
                     words.insert(0, name);
                 }
-                let answers = read_answers(&words.join("/"), &input.artifact, params.split.as_deref())?;
+                let answers = read_answers(&words.join("/"), &input.artifact, params)?;
                 by_dataset.entry(dataset).or_default().extend(answers);
             }
         }
@@ -106,10 +131,7 @@ impl StageKind for Compare {
         for (dataset, models) in by_dataset {
             context.check_cancelled()?;
             let pairs = pairs(params, &models, &dataset)?;
-            for Pair { first, second } in &pairs {
-                models[*first].check(&models[*second])?;
-            }
-            let mut rows = compare_pairs(params, &models, &pairs);
+            let mut rows = compare_pairs(params, &models, &pairs)?;
             for row in &mut rows {
                 row.dataset = (!dataset.is_empty()).then(|| dataset.clone());
             }
@@ -117,6 +139,14 @@ impl StageKind for Compare {
             all.push((dataset, models));
         }
         if all.len() > 1 {
+            if !params.equal_protocols.is_empty() {
+                // Here too only the same items are compared.
+                for (_, models) in &mut all {
+                    let items = common(&models.iter().collect::<Vec<_>>())?;
+                    let same: Vec<Answers> = models.iter().map(|model| model.only(&items)).collect();
+                    *models = same;
+                }
+            }
             metrics.extend(over_datasets(params, &all)?);
         }
         let provenance = context.provenance().to_owned();

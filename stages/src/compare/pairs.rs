@@ -3,17 +3,15 @@
 use pipe_engine::StageError;
 
 use super::Params;
-use super::items::{Answers, Kind};
-use crate::classification;
+use super::items::{Answers, Kind, Together};
 use crate::metrics::Metric;
-use crate::retrieval;
 use crate::statistics::{
-    ClassifierScores, Estimate, Groups, Method, Task, Zeros, bootstrap_all, delong, holm, mcnemar, mean,
-    midranks, recall, wilcoxon,
+    ClassifierScores, Estimate, Groups, Method, Resampled, Task, Zeros, delong, equivalence, holm, mcnemar,
+    mean, midranks, recall, wilcoxon,
 };
 
 /// Two models by their places; differences are the first minus the second.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Pair {
     pub(super) first: usize,
     pub(super) second: usize,
@@ -28,9 +26,20 @@ impl Pair {
 /// Beyond this many pairs of values the signed-rank test is the normal approximation.
 const EXACT_PAIRS: usize = 50;
 
+/// What a row compares.
+#[derive(Clone, PartialEq, Debug)]
+struct Compared {
+    pair: Pair,
+    /// The subgroup that is compared by itself, as `answer_type=OPEN`.
+    subgroup: Option<String>,
+    protocol: Option<String>,
+    /// What was left out, in words.
+    left_out: Option<String>,
+}
+
 /// A test whose probability is corrected for the number of pairs.
 struct Test {
-    pair: Pair,
+    of: Compared,
     /// Without the ending `_p`.
     name: String,
     p: Option<f64>,
@@ -38,64 +47,111 @@ struct Test {
 }
 
 /// Differences and tests of all pairs over one data set; each kind of test is corrected by itself.
-pub(super) fn compare_pairs(params: &Params, models: &[Answers], pairs: &[Pair]) -> Vec<Metric> {
+///
+/// # Errors
+/// If two models answer other items, or under other terms.
+pub(super) fn compare_pairs(
+    params: &Params,
+    models: &[Answers],
+    pairs: &[Pair],
+) -> Result<Vec<Metric>, StageError> {
     let mut metrics = Vec::new();
     let mut tests: Vec<Test> = Vec::new();
-    let split = split(models);
-    let task = task(models);
-    let row = |pair: Pair, name: &str, estimate: Option<Estimate>, n: usize| {
+    let (split, task) = (split(models), task(models));
+    let row = |of: &Compared, name: &str, estimate: Option<Estimate>, n: usize| {
         let mut metric = Metric::new(task, &split, name, estimate, n);
-        metric.method = Some(pair.label(models));
+        metric.method = Some(of.pair.label(models));
         metric.seed = Some(params.seed);
+        metric.subgroup.clone_from(&of.subgroup);
+        metric.protocol.clone_from(&of.protocol);
+        metric.matching.clone_from(&models[of.pair.first].matching);
+        metric.reason.clone_from(&of.left_out);
         metric
     };
     for pair in pairs {
-        let (first, second) = (&models[pair.first], &models[pair.second]);
-        let (rows, own) = match (&first.kind, &second.kind) {
-            (Kind::Predictions { right: a, scores: of_a }, Kind::Predictions { right: b, scores: of_b }) => {
-                let groups = Groups::new(&first.groups);
-                predictions(params, &groups, [a, b], [of_a.as_ref(), of_b.as_ref()])
-            }
-            (Kind::Ranks { ranks: a }, Kind::Ranks { ranks: b }) => ranks(params, first, a, b),
-            _ => (
-                vec![Difference::undefined("difference", "one has predictions, the other ranks")],
-                Vec::new(),
-            ),
-        };
-        metrics.extend(rows.into_iter().map(|difference| {
-            let mut metric = row(*pair, &difference.name, difference.estimate, difference.n);
-            metric.reason = difference.reason.filter(|_| metric.estimate.is_none());
-            metric
-        }));
-        tests.extend(own.into_iter().map(|(name, p, n)| Test { pair: *pair, name, p, n }));
+        let Together { first, second, protocol, left_out } =
+            models[pair.first].together(&models[pair.second], &params.equal_protocols)?;
+        let all = Compared { pair: *pair, subgroup: None, protocol, left_out };
+        let margin = Some(Estimate::exact(params.margin));
+        metrics.push(row(&all, "equivalence_margin", margin, first.items.len()));
+        let mut parts = vec![(all.clone(), (0..first.items.len()).collect::<Vec<_>>())];
+        for (column, values) in &first.subgroups {
+            let mut names: Vec<&String> = values.iter().flatten().collect();
+            names.sort();
+            names.dedup();
+            parts.extend(names.into_iter().map(|name| {
+                let of = Compared { subgroup: Some(format!("{column}={name}")), ..all.clone() };
+                (of, (0..values.len()).filter(|place| values[*place].as_ref() == Some(name)).collect())
+            }));
+        }
+        for (of, places) in parts {
+            let (rows, own) = match &of.subgroup {
+                None => differences(params, &first, &second),
+                Some(_) => differences(params, &first.select(&places), &second.select(&places)),
+            };
+            metrics.extend(rows.into_iter().map(|difference| {
+                let mut metric = row(&of, &difference.name, difference.estimate, difference.n);
+                if metric.estimate.is_none() {
+                    metric.reason = difference.reason;
+                }
+                metric
+            }));
+            tests.extend(own.into_iter().map(|(name, p, n)| Test { of: of.clone(), name, p, n }));
+        }
     }
     metrics.extend(corrected(&tests, &row));
-    metrics
+    Ok(metrics)
 }
 
-/// Each test with Holm's correction over the pairs.
-fn corrected(tests: &[Test], row: &dyn Fn(Pair, &str, Option<Estimate>, usize) -> Metric) -> Vec<Metric> {
-    let mut names: Vec<&str> = Vec::new();
+/// Differences and tests of two models over the same items.
+fn differences(params: &Params, first: &Answers, second: &Answers) -> Tested {
+    match (&first.kind, &second.kind) {
+        (Kind::Predictions { right: a, scores: of_a }, Kind::Predictions { right: b, scores: of_b }) => {
+            let groups = Groups::new(&first.groups);
+            predictions(params, &groups, [a, b], [of_a.as_ref(), of_b.as_ref()])
+        }
+        (Kind::Ranks { ranks: a }, Kind::Ranks { ranks: b }) => ranks(params, first, a, b),
+        _ => (vec![Difference::undefined("difference", "one has predictions, the other ranks")], Vec::new()),
+    }
+}
+
+/// Each test with Holm's correction over the pairs, subgroup by subgroup.
+fn corrected(
+    tests: &[Test],
+    row: &dyn Fn(&Compared, &str, Option<Estimate>, usize) -> Metric,
+) -> Vec<Metric> {
+    let mut families: Vec<(&str, &Option<String>)> = Vec::new();
     for test in tests {
-        if !names.contains(&test.name.as_str()) {
-            names.push(&test.name);
+        let family = (test.name.as_str(), &test.of.subgroup);
+        if !families.contains(&family) {
+            families.push(family);
         }
     }
     let mut metrics = Vec::new();
-    for name in names {
-        let own: Vec<&Test> = tests.iter().filter(|test| test.name == name).collect();
+    for (name, subgroup) in families {
+        let own: Vec<&Test> =
+            tests.iter().filter(|test| test.name == name && test.of.subgroup == *subgroup).collect();
         let adjusted = holm(&own.iter().map(|test| test.p).collect::<Vec<_>>());
         for (test, adjusted) in own.iter().zip(adjusted) {
             for (ending, p) in [("p", test.p), ("p_holm", adjusted)] {
-                let mut metric = row(test.pair, &format!("{name}_{ending}"), p.map(Estimate::exact), test.n);
+                let mut metric = row(&test.of, &format!("{name}_{ending}"), p.map(Estimate::exact), test.n);
                 if p.is_none() {
-                    metric.reason = Some("not testable: there is no variance".to_owned());
+                    let reason = match name.ends_with("_equivalence") {
+                        true => "not testable: the difference has no interval",
+                        false => "not testable: there is no variance",
+                    };
+                    metric.reason = Some(reason.to_owned());
                 }
                 metrics.push(metric);
             }
         }
     }
     metrics
+}
+
+/// The test that the difference at `place` is less than the margin.
+fn equality(params: &Params, resampled: &Resampled, place: usize) -> Option<f64> {
+    equivalence(&resampled.replicates(place)?, params.margin)
 }
 
 /// A row to be.
@@ -129,7 +185,7 @@ fn predictions(
     let [a, b] =
         right.map(|right| right.iter().map(|right| f64::from(u8::from(*right))).collect::<Vec<f64>>());
     let both: Option<[&ClassifierScores; 2]> = scores[0].zip(scores[1]).map(|(a, b)| [a, b]);
-    let estimates = bootstrap_all(groups, params.seed as u64, |weights| {
+    let resampled = Resampled::new(groups, params.seed as u64, |weights| {
         let difference = |a: Option<f64>, b: Option<f64>| Some(a? - b?);
         let auroc = both.and_then(|[a, b]| difference(a.auroc(weights), b.auroc(weights)));
         // Of several labels an answer is right label by label.
@@ -141,6 +197,7 @@ fn predictions(
         };
         vec![accuracy, auroc]
     });
+    let estimates = resampled.estimates();
     let only = |first: &[bool], second: &[bool]| {
         first.iter().zip(second).filter(|(first, second)| **first && !**second).count() as u64
     };
@@ -159,7 +216,13 @@ fn predictions(
         ..Difference::new("odds_ratio", odds.map(Estimate::exact), n)
     });
     rows.push(Difference::new("cohens_h", h.map(Estimate::exact), n));
-    let mut tests = vec![("mcnemar".to_owned(), Some(test.exact), n)];
+    let mut tests = vec![
+        ("mcnemar".to_owned(), Some(test.exact), n),
+        ("accuracy_equivalence".to_owned(), equality(params, &resampled, 0), n),
+    ];
+    if both.is_some() {
+        tests.push(("auroc_equivalence".to_owned(), equality(params, &resampled, 1), n));
+    }
     if let Some([a, b]) = both.filter(|[a, _]| a.task() == Task::Binary)
         && let Some(column) = a.scored().next()
     {
@@ -184,13 +247,15 @@ fn ranks(params: &Params, items: &Answers, a: &[usize], b: &[usize]) -> Tested {
         let [a, b] = [a, b].map(|ranks| places.iter().map(|place| ranks[*place]).collect::<Vec<usize>>());
         let groups =
             Groups::new(&places.iter().map(|place| items.groups[*place].clone()).collect::<Vec<_>>());
-        let estimates = bootstrap_all(&groups, params.seed as u64, |weights| {
+        let resampled = Resampled::new(&groups, params.seed as u64, |weights| {
             let difference =
                 |k: &i64| Some(recall(&a, *k as usize, weights)? - recall(&b, *k as usize, weights)?);
             params.k.iter().map(difference).collect()
         });
-        for (k, estimate) in params.k.iter().zip(estimates) {
+        for (place, (k, estimate)) in params.k.iter().zip(resampled.estimates()).enumerate() {
             rows.push(Difference::new(format!("{direction}_recall@{k}_difference"), estimate, places.len()));
+            let p = equality(params, &resampled, place);
+            tests.push((format!("{direction}_recall@{k}_equivalence"), p, places.len()));
         }
         let [a, b] = [a, b].map(|ranks| ranks.into_iter().map(|rank| rank as f64).collect::<Vec<f64>>());
         let test = wilcoxon(&a, &b, Zeros::Dropped, Method::Normal { continuity: false });
@@ -265,9 +330,9 @@ pub(super) fn over_datasets(
         metric.method = Some((*label).to_owned());
         metrics.push(metric);
     }
-    let row = |pair: Pair, name: &str, estimate: Option<Estimate>, n: usize| {
+    let row = |of: &Compared, name: &str, estimate: Option<Estimate>, n: usize| {
         let mut metric = Metric::new(task, &split, name, estimate, n);
-        metric.method = Some(pair.label(models));
+        metric.method = Some(of.pair.label(models));
         metric
     };
     let mut tests = Vec::new();
@@ -281,18 +346,17 @@ pub(super) fn over_datasets(
             _ => test(Method::Normal { continuity: false }),
         };
         let effect = used.rank_biserial.map(Estimate::exact);
-        metrics.push(row(pair, &format!("{name}_rank_biserial"), effect, a.len()));
-        tests.push(Test { pair, name: format!("{name}_wilcoxon"), p: used.p, n: a.len() });
+        let of = Compared { pair, subgroup: None, protocol: None, left_out: None };
+        metrics.push(row(&of, &format!("{name}_rank_biserial"), effect, a.len()));
+        tests.push(Test { of, name: format!("{name}_wilcoxon"), p: used.p, n: a.len() });
     }
     metrics.extend(corrected(&tests, &row));
     Ok(metrics)
 }
 
+/// The task of the models, which is the same of all that are compared.
 fn task(models: &[Answers]) -> &'static str {
-    match models.first().map(|model| &model.kind) {
-        Some(Kind::Ranks { .. }) => retrieval::TASK,
-        _ => classification::TASK,
-    }
+    models.first().map_or(crate::classification::TASK, |model| model.task)
 }
 
 /// The split of the items, those of several splits joined.

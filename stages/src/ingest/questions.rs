@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::checks::Checks;
 use super::splits::SPLITS;
 use crate::table::{Column, Table};
+use crate::vqa::TRAINING_TWIN;
 
 /// A question with its answer as published.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +24,8 @@ pub(crate) struct Question {
     pub(crate) triple: Option<Vec<String>>,
     pub(crate) link_id: Option<String>,
     pub(crate) organ: Option<String>,
+    /// Of a test question, whether its templated wording is among the records that MEVF trained on.
+    pub(crate) training_twin: Option<bool>,
 }
 
 /// An answer as it is compared: trimmed, lower case.
@@ -53,7 +56,7 @@ fn types(written: &str) -> Vec<String> {
 pub(crate) fn table(questions: &[Question]) -> Table {
     let text =
         |value: &dyn Fn(&Question) -> Option<String>| Column::Utf8(questions.iter().map(value).collect());
-    Table::new()
+    let table = Table::new()
         .with("qid", Column::Int64(questions.iter().map(|one| Some(one.qid)).collect()))
         .with("image_id", text(&|one| Some(one.image.clone())))
         .with("split", text(&|one| Some(one.split.to_owned())))
@@ -73,7 +76,15 @@ pub(crate) fn table(questions: &[Question]) -> Table {
         .with("triple", Column::ListUtf8(questions.iter().map(|one| one.triple.clone()).collect()))
         .with("link_id", text(&|one| one.link_id.clone()))
         .with("organ", text(&|one| one.organ.clone()))
-        .with_metadata("task", "vqa")
+        .with_metadata("task", "vqa");
+    // Only one data set has twins.
+    match questions.iter().any(|one| one.training_twin.is_some()) {
+        true => {
+            let twins = questions.iter().map(|one| one.training_twin).collect();
+            table.with(TRAINING_TWIN, Column::Bool(twins))
+        }
+        false => table,
+    }
 }
 
 /// Counts questions by type, and finds what splits share: images, questions about one image, these with

@@ -122,7 +122,7 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -297,7 +297,10 @@ fn from_public<'a>(
     for (number, record) in &records {
         let split = if is_test(record) { "test" } else { "train" };
         let one = match question(record, split) {
-            Ok(one) if seen.insert(one.qid) => one,
+            Ok(mut one) if seen.insert(one.qid) => {
+                one.training_twin = (split == "test").then(|| frame(record).is_some());
+                one
+            }
             Ok(one) => {
                 rejects.add(file, Some(*number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 continue;
@@ -320,6 +323,7 @@ fn from_public<'a>(
                 split: "train",
                 question: wording,
                 phrase_type: Some("frame".to_owned()),
+                training_twin: None,
                 ..one.clone()
             });
         let templated = templated.filter(|templated| {
@@ -339,12 +343,6 @@ fn from_mevf<'a>(
     params: &Params,
     rejects: &mut Rejects,
 ) -> Result<Read<'a>, StageError> {
-    if params.protocol == Protocol::Clean {
-        let reason = format!(
-            "the wordings of test questions can only be told by `{PUBLIC}`: read that, or take another protocol"
-        );
-        return Err(train.error(reason));
-    }
     let mut read = Read::new(train, "MEVF");
     let mut seen = BTreeSet::new();
     for (file, split) in [(train, "train"), (test, "test")] {
@@ -353,19 +351,66 @@ fn from_mevf<'a>(
                 Ok(one) if !seen.insert(one.qid) => {
                     rejects.add(file, Some(number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
-                Ok(one) => {
-                    let templated = one.phrase_type.as_deref() == Some("frame");
-                    if params.protocol == Protocol::Mevf || !templated {
-                        read.questions.push(one);
-                    }
-                }
+                Ok(one) => read.questions.push(one),
                 Err(reason) => {
                     rejects.add(file, Some(number), record.text("qid").as_deref(), reason);
                 }
             }
         }
     }
+    match frames_of_tests(&read.questions) {
+        Some(frames) => {
+            for one in read.questions.iter_mut().filter(|one| one.split == "test") {
+                one.training_twin = Some(frames.contains_key(&one.qid));
+            }
+            let wording = |(qid, (image, wording))| (qid, image, wording);
+            read.tested = frames.into_iter().map(wording).collect();
+        }
+        None if params.protocol == Protocol::Clean => {
+            let reason = format!(
+                "its templated wordings are not numbered behind their questions, as they are in the files of the \
+                 MEVF code: which of them are those of test questions can then only be told by `{PUBLIC}`; read \
+                 that, or take another protocol"
+            );
+            return Err(train.error(reason));
+        }
+        None => {}
+    }
+    // What a wording must not be to be clean: the question or the templated wording of a test record.
+    let mut tested: BTreeSet<(String, String)> =
+        read.tested.iter().map(|(_, image, wording)| (image.clone(), wording.clone())).collect();
+    let of_test = read.questions.iter().filter(|one| one.split == "test");
+    tested.extend(of_test.map(|one| (one.image.clone(), exact(&one.question))));
+    read.questions.retain(|one| match params.protocol {
+        _ if !is_frame(one) => true,
+        Protocol::Mevf => true,
+        Protocol::Clean => !tested.contains(&(one.image.clone(), exact(&one.question))),
+        Protocol::Published | Protocol::HuggingFace => false,
+    });
     Ok(read)
+}
+
+/// Whether a question is the templated wording of another.
+fn is_frame(one: &Question) -> bool {
+    one.phrase_type.as_deref() == Some("frame")
+}
+
+/// Image and templated wording of test questions, by the number of the question. The files of the MEVF code number
+/// the published records in their order, and behind each its templated wording, if it has one; that is believed
+/// where image and answer are those of the question before, of every single wording, or else nothing is told.
+fn frames_of_tests(questions: &[Question]) -> Option<BTreeMap<i64, (String, String)>> {
+    let by_number: BTreeMap<i64, &Question> = questions.iter().map(|one| (one.qid, one)).collect();
+    let mut frames = BTreeMap::new();
+    for frame in questions.iter().filter(|one| is_frame(one)) {
+        let own = by_number.get(&(frame.qid - 1))?;
+        if is_frame(own) || own.image != frame.image || exact(&own.answer) != exact(&frame.answer) {
+            return None;
+        }
+        if own.split == "test" {
+            frames.insert(own.qid, (frame.image.clone(), exact(&frame.question)));
+        }
+    }
+    Some(frames)
 }
 
 /// Parquet files of rows of an image, a question and an answer. An image is named by its digest, and rows

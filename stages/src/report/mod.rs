@@ -12,6 +12,7 @@ mod charts;
 mod collect;
 mod columns;
 mod data;
+mod facts;
 mod figures;
 mod gallery;
 mod learning;
@@ -92,6 +93,7 @@ const ACCEPTS: &[ArtifactType] = &[
     artifact::EXPECTED,
     artifact::CHECKPOINT,
     artifact::RANKS,
+    artifact::CHECKS,
 ];
 
 impl StageKind for Report {
@@ -216,6 +218,7 @@ fn sections(
         section("bias", "Bias: what one modality alone reaches, and for whom", bias_section(&bias)),
         section("transparency", "Transparency: what the explanations point at", transparency),
         section("expected", "Planted truths", provenance::expected(collected)),
+        section("facts", "Data sets: what there is, and what splits share", facts::facts(collected)?),
         section("data", "Data behind this page", vec![data_links(files)]),
         section("provenance", "Provenance", vec![provenance::inputs(collected)]),
         section("limits", "Limits", vec![limits()]),

@@ -63,6 +63,13 @@ impl ClassifierScores {
         this
     }
 
+    /// The samples at `rows`, at least one, in that order.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let scores = rows.iter().map(|row| self.scores[*row].clone()).collect();
+        Self::new(self.task, scores, rows.iter().map(|row| self.targets[*row].clone()).collect())
+    }
+
     /// Number of samples.
     pub fn len(&self) -> usize {
         self.scores.len()

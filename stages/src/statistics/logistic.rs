@@ -13,9 +13,8 @@ const ITERATIONS: u64 = 1000;
 /// On the norm of the gradient. The penalty alone makes the cost convex with modulus 1, so weights are
 /// within this distance of the optimum.
 const TOLERANCE: f64 = 1e-7;
-/// The same while C is being chosen: scikit-learn's defaults.
+/// The same while C is being chosen: scikit-learn's default, with the iterations of the CLIP paper (appendix A.3).
 const SWEEP_TOLERANCE: f64 = 1e-4;
-const SWEEP_ITERATIONS: u64 = 100;
 
 /// Features `[rows, width]` with a class each.
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +174,11 @@ impl Logistic {
     }
 }
 
+/// The model that a strength is judged by while C is being chosen.
+fn candidate(train: Samples<'_>, c: f64) -> Result<Logistic, StageError> {
+    minimise(train, c, SWEEP_TOLERANCE, ITERATIONS)
+}
+
 /// The C of best validation accuracy: seven decades apart, then halving the step in log space around
 /// the peak until there are eight steps a decade (CLIP paper, appendix A.3).
 ///
@@ -182,8 +186,7 @@ impl Logistic {
 /// As [`fit`].
 pub fn sweep(train: Samples<'_>, validation: Samples<'_>) -> Result<f64, StageError> {
     let score = |exponent: f64| -> Result<f64, StageError> {
-        let c = libm::pow(10.0, exponent);
-        Ok(minimise(train, c, SWEEP_TOLERANCE, SWEEP_ITERATIONS)?.accuracy(validation))
+        Ok(candidate(train, libm::pow(10.0, exponent))?.accuracy(validation))
     };
     let (mut best, mut best_score) = (0.0, f64::NEG_INFINITY);
     for exponent in [-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0] {
@@ -225,6 +228,34 @@ mod tests {
             let numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5;
             assert!((numeric - gradient[index]).abs() < 1e-8, "{index}");
         }
+    }
+
+    /// Features of very different scales, weakly penalised, take several hundred steps.
+    #[test]
+    fn a_strength_is_judged_by_a_model_that_has_converged() {
+        let width = 24;
+        let mut state = 1u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let scale = |column: usize| libm::powf(10.0, 0.5 - 2.0 * column as f32 / width as f32);
+        let features: Vec<f32> = (0..200 * width).map(|place| uniform() * scale(place % width)).collect();
+        let labels: Vec<usize> = (0..200).map(|_| usize::from(uniform() > 0.0)).collect();
+        let samples = Samples { features: &features, width, labels: &labels, classes: 2 };
+        let slope = |model: &Logistic| {
+            let parameters: Vec<f64> = (0..2)
+                .flat_map(|class| {
+                    let weight = &model.weight[class * width..(class + 1) * width];
+                    weight.iter().copied().chain([model.bias[class]]).collect::<Vec<_>>()
+                })
+                .collect();
+            let gradient = Problem { samples, c: 100.0 }.gradient(&parameters).unwrap();
+            gradient.iter().map(|value| value * value).sum::<f64>().sqrt()
+        };
+        let cut = slope(&minimise(samples, 100.0, SWEEP_TOLERANCE, 100).unwrap());
+        let converged = slope(&candidate(samples, 100.0).unwrap());
+        assert!(cut > 1.0 && converged < 1e-3, "{cut} after 100 steps, {converged}");
     }
 
     #[test]

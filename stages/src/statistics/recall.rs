@@ -15,14 +15,16 @@ pub struct Rank {
 
 impl Rank {
     /// The rank of candidate `own`; only candidates that `counts` are its rivals. A constant model
-    /// does not win: equal scores count by their place.
+    /// does not win: equal scores count by their place; nor does a broken one: a right candidate without a
+    /// number for a score stands behind all others.
     pub fn of<T: PartialOrd + Copy>(scores: &[T], own: usize, counts: impl Fn(usize) -> bool) -> Self {
         let (mut greater, mut equal, mut before) = (0, 0, 0);
+        let is_nan = is_nan(&scores[own]);
         for (index, score) in scores.iter().enumerate() {
             if index == own || !counts(index) {
                 continue;
             }
-            if *score > scores[own] {
+            if is_nan || *score > scores[own] {
                 greater += 1;
             } else if *score == scores[own] {
                 equal += 1;
@@ -39,9 +41,15 @@ impl Rank {
         own: &[usize],
         counts: impl Fn(usize) -> bool,
     ) -> Option<Self> {
-        let best = own.iter().copied().reduce(|a, b| if scores[b] > scores[a] { b } else { a })?;
+        let better = |a: usize, b: usize| if scores[b] > scores[a] || is_nan(&scores[a]) { b } else { a };
+        let best = own.iter().copied().reduce(better)?;
         Some(Self::of(scores, best, |other| counts(other) && !own.contains(&other)))
     }
+}
+
+/// Whether a score is no number: it cannot be compared even with itself.
+fn is_nan<T: PartialOrd>(score: &T) -> bool {
+    score.partial_cmp(score).is_none()
 }
 
 /// The share of queries whose rank is below `k`.
@@ -77,6 +85,16 @@ mod tests {
     fn a_constant_model_does_not_win() {
         let rank = Rank::of(&[0.5; 10], 7, |_| true);
         assert_eq!((rank.rank, rank.greater, rank.greater + rank.equal), (7, 0, 9));
+    }
+
+    #[test]
+    fn a_model_without_numbers_does_not_win() {
+        let rank = Rank::of(&[f32::NAN; 10], 0, |_| true);
+        assert_eq!((rank.rank, rank.greater, rank.equal), (9, 9, 0));
+        assert_eq!(Rank::of(&[0.1, f32::NAN, 0.3], 1, |_| true).rank, 2);
+        // A rival without a score is none; of several right candidates one without a score is not the best.
+        assert_eq!(Rank::of(&[0.1, f32::NAN, 0.3], 2, |_| true).rank, 0);
+        assert_eq!(Rank::of_best(&[f32::NAN, 0.8, 0.7], &[0, 1], |_| true).unwrap().rank, 0);
     }
 
     #[test]

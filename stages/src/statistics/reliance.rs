@@ -58,39 +58,35 @@ impl Change {
     }
 }
 
-/// Shares of samples by what became of their prediction: large shares with equal accuracy are possible.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+/// What became of each sample's prediction, as the share of draws in which it did: large means with equal accuracy
+/// are possible.
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Changes {
     /// Another prediction than before.
-    pub changed: f64,
-    /// Of these, the ones that were right.
-    pub right_to_wrong: f64,
-    /// The ones that became right.
-    pub wrong_to_right: f64,
-    /// The others.
-    pub wrong_to_other: f64,
+    pub changed: Vec<f64>,
+    /// It was right.
+    pub right_to_wrong: Vec<f64>,
+    /// It became right.
+    pub wrong_to_right: Vec<f64>,
+    /// It is wrong in another way.
+    pub wrong_to_other: Vec<f64>,
 }
 
 impl Changes {
-    /// Counts changes; undefined without samples.
-    pub fn new(changes: impl IntoIterator<Item = Change>) -> Option<Self> {
-        let (mut shares, mut count) = (Self::default(), 0.0);
-        for change in changes {
-            count += 1.0;
-            match change {
-                Change::None => continue,
-                Change::RightToWrong => shares.right_to_wrong += 1.0,
-                Change::WrongToRight => shares.wrong_to_right += 1.0,
-                Change::WrongToOther => shares.wrong_to_other += 1.0,
-            }
-            shares.changed += 1.0;
+    /// Counts the changes of every sample, draw by draw; of all samples in each draw.
+    pub fn new(draws: &[Vec<Change>]) -> Self {
+        let share = |wanted: &dyn Fn(Change) -> bool| -> Vec<f64> {
+            let of = |sample: usize| draws.iter().filter(|draw| wanted(draw[sample])).count();
+            (0..draws.first().map_or(0, Vec::len))
+                .map(|sample| of(sample) as f64 / draws.len() as f64)
+                .collect()
+        };
+        Self {
+            changed: share(&|change| change != Change::None),
+            right_to_wrong: share(&|change| change == Change::RightToWrong),
+            wrong_to_right: share(&|change| change == Change::WrongToRight),
+            wrong_to_other: share(&|change| change == Change::WrongToOther),
         }
-        (count > 0.0).then(|| Self {
-            changed: shares.changed / count,
-            right_to_wrong: shares.right_to_wrong / count,
-            wrong_to_right: shares.wrong_to_right / count,
-            wrong_to_other: shares.wrong_to_other / count,
-        })
     }
 }
 
@@ -110,11 +106,14 @@ mod tests {
 
     #[test]
     fn changes_are_told_apart() {
-        let changes = [(true, true, true), (false, true, false), (false, false, true), (false, false, false)];
-        let shares =
-            Changes::new(changes.map(|(same, before, after)| Change::of(same, before, after))).unwrap();
-        assert_eq!((shares.changed, shares.right_to_wrong), (0.75, 0.25));
-        assert_eq!((shares.wrong_to_right, shares.wrong_to_other), (0.25, 0.25));
-        assert_eq!(Changes::new([]), None);
+        let first = [(true, true, true), (false, true, false), (false, false, true), (false, false, false)];
+        let first = first.map(|(same, before, after)| Change::of(same, before, after)).to_vec();
+        let second = vec![Change::None, Change::RightToWrong, Change::None, Change::None];
+        let shares = Changes::new(&[first, second]);
+        assert_eq!(shares.changed, [0.0, 1.0, 0.5, 0.5]);
+        assert_eq!(shares.right_to_wrong, [0.0, 1.0, 0.0, 0.0]);
+        assert_eq!(shares.wrong_to_right, [0.0, 0.0, 0.5, 0.0]);
+        assert_eq!(shares.wrong_to_other, [0.0, 0.0, 0.0, 0.5]);
+        assert_eq!(Changes::new(&[]), Changes::default());
     }
 }

@@ -88,25 +88,48 @@ pub fn bootstrap_all(
     seed: u64,
     figures: impl Fn(&[f64]) -> Vec<Option<f64>> + Sync,
 ) -> Vec<Option<Estimate>> {
-    let values = figures(&vec![1.0; groups.of.len()]);
-    let key = Key::derive("pipe bootstrap/1", seed, &[]);
-    let replicates: Vec<Vec<Option<f64>>> =
-        (0..REPLICATES).into_par_iter().map(|replicate| figures(&groups.weights(key, replicate))).collect();
-    let estimate = |(place, value): (usize, Option<f64>)| {
-        let value = value?;
+    Resampled::new(groups, seed, figures).estimates()
+}
+
+/// Figures of all samples and of every replicate of a bootstrap.
+#[derive(Clone, Debug)]
+pub struct Resampled {
+    values: Vec<Option<f64>>,
+    replicates: Vec<Vec<Option<f64>>>,
+}
+
+impl Resampled {
+    /// Computes figures as [`bootstrap_all`] does.
+    pub fn new(groups: &Groups, seed: u64, figures: impl Fn(&[f64]) -> Vec<Option<f64>> + Sync) -> Self {
+        let values = figures(&vec![1.0; groups.of.len()]);
+        let key = Key::derive("pipe bootstrap/1", seed, &[]);
+        let replicate = |replicate| figures(&groups.weights(key, replicate));
+        Self { values, replicates: (0..REPLICATES).into_par_iter().map(replicate).collect() }
+    }
+
+    /// The figure at `place` in every replicate that defines it, sorted; nothing if more than one in ten does not.
+    pub fn replicates(&self, place: usize) -> Option<Vec<f64>> {
         let mut defined: Vec<f64> =
-            replicates.iter().filter_map(|replicate| *replicate.get(place)?).collect();
-        if defined.len() * 10 < REPLICATES as usize * 9 {
-            return Some(Estimate::exact(value));
-        }
+            self.replicates.iter().filter_map(|replicate| *replicate.get(place)?).collect();
         defined.sort_by(f64::total_cmp);
-        Some(Estimate {
-            value,
-            low: Some(percentile(&defined, 0.025)),
-            high: Some(percentile(&defined, 0.975)),
-        })
-    };
-    values.into_iter().enumerate().map(estimate).collect()
+        (defined.len() * 10 >= REPLICATES as usize * 9).then_some(defined)
+    }
+
+    /// The figures with their intervals.
+    pub fn estimates(&self) -> Vec<Option<Estimate>> {
+        let estimate = |(place, value): (usize, &Option<f64>)| {
+            let value = (*value)?;
+            Some(match self.replicates(place) {
+                None => Estimate::exact(value),
+                Some(sorted) => Estimate {
+                    value,
+                    low: Some(percentile(&sorted, 0.025)),
+                    high: Some(percentile(&sorted, 0.975)),
+                },
+            })
+        };
+        self.values.iter().enumerate().map(estimate).collect()
+    }
 }
 
 /// The percentile of sorted values, of which there is at least one, linearly between neighbours.

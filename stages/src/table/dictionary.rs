@@ -30,6 +30,12 @@ const ENTRIES: &[Entry] = &[
             ("predicted_answer", "text", "the answer of the model, as text"),
             ("candidates", "list of text", "the likeliest answers, in the order of `scores`"),
             ("phrase_type", "category", "how the question was phrased, as published"),
+            (
+                "training_twin",
+                "bool",
+                "whether MEVF trained on a templated wording of the question (VQA-RAD)",
+            ),
+            ("(subgroup)", "text", "the column that `subgroup` named, under its own name"),
             ("condition", "category", "what the model was given instead (ablations)"),
             ("draw", "int64", "the number of the random draw of a condition"),
             ("rank", "int64", "the rank of the match, from 0 (ablated retrieval)"),
@@ -72,7 +78,11 @@ const ENTRIES: &[Entry] = &[
     Entry {
         schema: TableSchema::questions(),
         what: "Questions about images, with answers as published.",
-        more: &[],
+        more: &[(
+            "training_twin",
+            "bool",
+            "of a test question, whether MEVF trained on a templated wording of it (VQA-RAD)",
+        )],
     },
     Entry { schema: TableSchema::masks(), what: "Masks of regions in images.", more: &[] },
     Entry {

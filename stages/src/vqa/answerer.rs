@@ -88,6 +88,18 @@ impl Architecture {
         }
     }
 
+    /// All but what it sees of images, of which only the width of the vectors is kept.
+    fn head(&self) -> Self {
+        let mut head = self.clone();
+        let image = match &mut head {
+            Self::Mevf(config) => &mut config.image,
+            Self::Qcr(config) => &mut config.image,
+            Self::CrossModal(config) => &mut config.image,
+        };
+        *image = ImageConfig::constant(image.width());
+        head
+    }
+
     /// Whether questions are read as hidden states of a text tower.
     pub(crate) fn reads_states(&self) -> bool {
         let states = |reader: &Reader| matches!(reader, Reader::States { .. });
@@ -226,6 +238,42 @@ impl Description {
             Some(count) => (count, &self.answers[count..]),
         };
         list.iter().position(|one| *one == form).map(|place| first + place)
+    }
+
+    /// In what a model of one modality is no counterpart of this one: they may differ in what they see of images,
+    /// and in weights. Nothing if it is one.
+    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
+        if self.matching != other.matching {
+            let names = [self, other].map(|one| one.matching.name());
+            return Some(format!("answers are compared as `{}` and `{}`", names[0], names[1]));
+        }
+        if self.answers != other.answers || self.closed != other.closed {
+            let place = self.answers.iter().zip(&other.answers).position(|(a, b)| a != b);
+            let first = place.map_or(String::new(), |place| {
+                format!(", which first differ in `{}` and `{}`", self.answers[place], other.answers[place])
+            });
+            let counts = [self, other].map(|one| one.answers.len());
+            return Some(format!("their lists have {} and {} answers{first}", counts[0], counts[1]));
+        }
+        if self.words != other.words || self.own_unknown != other.own_unknown {
+            let counts = [self, other].map(|one| one.words.len());
+            return Some(format!("their vocabularies of {} and {} words differ", counts[0], counts[1]));
+        }
+        if self.architecture.head() != other.architecture.head() || self.types != other.types {
+            let names = [self, other].map(|one| one.architecture.name());
+            return Some(format!("their heads, of `{}` and `{}`, are built differently", names[0], names[1]));
+        }
+        None
+    }
+
+    /// The labels among which a question that took a branch is answered; all, without branches. Those of the other
+    /// branch have no logit.
+    pub(crate) fn branch(&self, closed: Option<bool>) -> std::ops::Range<usize> {
+        match (self.closed, closed) {
+            (Some(count), Some(true)) => 0..count,
+            (Some(count), Some(false)) => count..self.answers.len(),
+            _ => 0..self.answers.len(),
+        }
     }
 
     /// The labels of questions.

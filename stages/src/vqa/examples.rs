@@ -8,7 +8,7 @@ use pipe_models::preprocess::{Picture, grey_square};
 use rayon::prelude::*;
 
 use super::{is_closed, normalise};
-use crate::table::{Table, read, read_columns};
+use crate::table::{Column, Table, read, read_columns};
 
 /// A question.
 #[derive(Clone, Debug)]
@@ -20,7 +20,13 @@ pub(crate) struct Asked {
     pub(crate) answer: String,
     /// Whether it is annotated as closed; without an annotation, whether its answer is yes or no.
     pub(crate) closed: bool,
+    /// Its type as published: of VQA-RAD perhaps several in one text.
     pub(crate) question_type: Option<String>,
+    /// All its types, each by itself, typing errors mended.
+    pub(crate) question_types: Vec<String>,
+    /// Of a test question, whether the templated wording of the same question is among the records that MEVF
+    /// trained on; nothing where the data set does not tell.
+    pub(crate) training_twin: Option<bool>,
     pub(crate) phrase_type: Option<String>,
     /// The place of its image.
     pub(crate) image: usize,
@@ -42,6 +48,9 @@ pub(crate) struct AskedImage {
     bytes: Vec<u8>,
     path: String,
 }
+
+/// The column of tables that [`Asked::training_twin`] stands in.
+pub(crate) const TRAINING_TWIN: &str = "training_twin";
 
 /// Questions in table order, and their images, each once.
 #[derive(Clone, Debug)]
@@ -80,6 +89,14 @@ impl Examples {
             (table.strings("split")?, table.strings("question")?, table.strings("answer")?);
         let (ids, answer_type) = (table.int64("qid")?, optional("answer_type")?);
         let (question_type, content_type) = (optional("question_type")?, optional("content_type")?);
+        let question_types = match table.column("question_types") {
+            Some(Column::ListUtf8(lists)) => lists.clone(),
+            _ => vec![None; table.rows()],
+        };
+        let training_twin = match table.column(TRAINING_TWIN) {
+            Some(_) => table.bools(TRAINING_TWIN)?.to_vec(),
+            None => vec![None; table.rows()],
+        };
         let phrase_type = optional("phrase_type")?;
         let asked = (0..table.rows()).map(|row| {
             let image = places.get(about[row]).copied().ok_or_else(|| {
@@ -90,13 +107,19 @@ impl Examples {
                 Some(written) => is_closed(written),
                 None => matches!(normalise(answer[row]).as_str(), "yes" | "no"),
             };
+            let published = question_type[row].clone().or_else(|| content_type[row].clone());
             Ok(Asked {
                 id: ids[row].map_or_else(String::new, |id| id.to_string()),
                 split: split[row].to_owned(),
                 question: question[row].to_owned(),
                 answer: answer[row].to_owned(),
                 closed,
-                question_type: question_type[row].clone().or_else(|| content_type[row].clone()),
+                question_types: match &question_types[row] {
+                    Some(types) if !types.is_empty() => types.clone(),
+                    _ => published.iter().cloned().collect(),
+                },
+                question_type: published,
+                training_twin: training_twin[row],
                 phrase_type: phrase_type[row].clone(),
                 image,
             })

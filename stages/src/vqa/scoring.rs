@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::examples::TRAINING_TWIN;
 use super::{Description, Examples};
 use crate::metrics::Metric;
 use crate::statistics::{Estimate, Groups, bootstrap_all, mean};
@@ -98,7 +99,15 @@ impl Answered<'_> {
                         .collect(),
                 ),
             )
-            .with("phrase_type", text(&|one| one.phrase_type.clone()));
+            .with("phrase_type", text(&|one| one.phrase_type.clone()))
+            .with_metadata("task", TASK)
+            .with_metadata(MATCHING, self.description.matching.name());
+        let table = match asked.iter().any(|one| one.training_twin.is_some()) {
+            true => {
+                table.with(TRAINING_TWIN, Column::Bool(asked.iter().map(|one| one.training_twin).collect()))
+            }
+            false => table,
+        };
         match &self.routed {
             None => table,
             Some(routed) => {
@@ -140,11 +149,20 @@ impl Answered<'_> {
                 subsets.push(subset(name, &|place| routed[place] == closed));
             }
         }
+        // A question of several types counts in each of them.
         let types: BTreeSet<&String> =
-            places.iter().filter_map(|place| asked[*place].question_type.as_ref()).collect();
+            places.iter().flat_map(|place| &asked[*place].question_types).collect();
         for one in types {
             let name = format!("question_type={one}");
-            subsets.push(subset(name, &|place| asked[place].question_type.as_ref() == Some(one)));
+            subsets.push(subset(name, &|place| asked[place].question_types.contains(one)));
+        }
+        for has_twin in [true, false] {
+            let is_so = |place: usize| asked[place].training_twin == Some(has_twin);
+            subsets.push(subset(format!("{TRAINING_TWIN}={has_twin}"), &is_so));
+            for closed in [true, false] {
+                let name = format!("{TRAINING_TWIN}={has_twin},answer_type={}", type_name(closed));
+                subsets.push(subset(name, &|place| is_so(place) && asked[place].closed == closed));
+            }
         }
         subsets.retain(|subset| !subset.places.is_empty());
         let correct: Vec<f64> =
@@ -190,6 +208,9 @@ impl Answered<'_> {
         metrics
     }
 }
+
+/// What the metadata of a table of predictions calls how answers were compared.
+pub(crate) const MATCHING: &str = "matching";
 
 /// The task of the figures.
 pub(crate) const TASK: &str = "vqa";

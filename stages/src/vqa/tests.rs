@@ -7,8 +7,8 @@ use crate::checkpoint::Checkpoint;
 use crate::evaluate_vqa::EvaluateVqa;
 use crate::finetune::FinetuneVqa;
 use crate::phantom::IngestPhantom;
-use crate::table::{Table, read};
-use crate::testing::{Made, run, source};
+use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
+use crate::testing::{Made, poisoned, run, source, tree};
 use crate::tokenizer::TrainTokenizer;
 
 /// Phantom questions, and a small CLIP with random weights.
@@ -202,4 +202,70 @@ fn the_answers_do_not_depend_on_the_test_questions() {
         initial: Study::new().initial,
     };
     assert_eq!(answers(&study.train(&params)), answers(&other.train(&params)));
+}
+
+#[test]
+fn questions_of_several_types_count_in_each_and_twins_are_scored_by_themselves() {
+    let study = Study::new();
+    let trained = study.train(&small("mevf", &json!({ "epochs": 2 })));
+    // Every other question is of two types, and of the tested ones some have a twin.
+    let table = read(&study.data["questions"]).unwrap();
+    let splits = table.strings("split").unwrap();
+    let both = |row: usize| row.is_multiple_of(2);
+    let written = |row: usize| Some(if both(row) { "POS, PRSE" } else { "POS" }.to_owned());
+    let mended = |row: usize| {
+        let types: &[&str] = if both(row) { &["POS", "PRES"] } else { &["POS"] };
+        Some(types.iter().map(|one| (*one).to_owned()).collect())
+    };
+    let twin = |row: usize| (splits[row] == "test").then_some(row.is_multiple_of(3));
+    let rows = || 0..table.rows();
+    let changed = table
+        .clone()
+        .replacing("question_type", Column::Utf8(rows().map(written).collect()))
+        .replacing("question_types", Column::ListUtf8(rows().map(mended).collect()))
+        .with("training_twin", Column::Bool(rows().map(twin).collect()));
+    let folder = tempfile::tempdir().unwrap();
+    let mut output = pipe_engine::OutputWriter::new(folder.path().to_owned());
+    write(&mut output, &TableSchema::questions(), &changed, WriteOptions::text("{}")).unwrap();
+    let questions = tree(folder.path(), study.data["questions"].artifact_type.as_str());
+    let inputs = [("images", &study.data["images"]), ("questions", &questions), ("model", &trained["model"])];
+    let asked = run(&EvaluateVqa, &json!({ "subgroup": "organ" }), &inputs).unwrap();
+    let (metrics, predictions) = (read(&asked["metrics"]).unwrap(), read(&asked["predictions"]).unwrap());
+    let subgroups = metrics.utf8("subgroup").unwrap();
+    let types: std::collections::BTreeSet<&str> =
+        subgroups.iter().flatten().filter_map(|name| name.strip_prefix("question_type=")).collect();
+    assert_eq!(types.into_iter().collect::<Vec<_>>(), ["POS", "PRES"]);
+    assert_eq!(figure(&metrics, "accuracy", Some("question_type=POS")), figure(&metrics, "accuracy", None));
+    let (correct, twins) =
+        (predictions.bools("correct").unwrap(), predictions.bools("training_twin").unwrap());
+    let closed = predictions.strings("answer_type").unwrap();
+    for has_twin in [true, false] {
+        let share = |wanted: &dyn Fn(usize) -> bool| {
+            let own = (0..predictions.rows()).filter(|row| twins[*row] == Some(has_twin) && wanted(*row));
+            let own: Vec<usize> = own.collect();
+            own.iter().filter(|row| correct[**row] == Some(true)).count() as f64 / own.len() as f64
+        };
+        let name = format!("training_twin={has_twin}");
+        assert!((figure(&metrics, "accuracy", Some(&name)) - share(&|_| true)).abs() < 1e-12);
+        let name = format!("{name},answer_type=OPEN");
+        assert!(
+            (figure(&metrics, "accuracy", Some(&name)) - share(&|row| closed[row] == "OPEN")).abs() < 1e-12
+        );
+    }
+    // The column that figures were also wanted for is there for later ones.
+    assert!(predictions.column("organ").is_some());
+    assert_eq!(predictions.metadata["task"], "vqa");
+}
+
+#[test]
+fn a_model_without_numbers_is_not_scored() {
+    let study = Study::new();
+    for method in ["mevf", "qcr"] {
+        let trained = study.train(&small(method, &json!({ "epochs": 1, "type_epochs": 1 })));
+        let (_folder, broken) = poisoned(&trained["model"], "model.safetensors");
+        let inputs =
+            [("images", &study.data["images"]), ("questions", &study.data["questions"]), ("model", &broken)];
+        let error = run(&EvaluateVqa, &json!({}), &inputs).err().unwrap().to_string();
+        assert!(error.contains("NaN") && error.contains("logits of question"), "{method}: {error}");
+    }
 }

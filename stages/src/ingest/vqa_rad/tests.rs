@@ -40,8 +40,26 @@ fn the_whole_data_set_has_the_published_counts() {
     assert_eq!((images["train"], images["test"]), (314, 203));
     assert_eq!(checks(&made, "image asked about")["test train"], 203);
     assert_eq!(checks(&made, "image without a question").values().copied().collect::<Vec<_>>(), [1]);
+    // Which wordings are those of test questions follows from the numbers of the records.
+    assert_eq!(checks(&made, "templated wording of a test question")["test train"], 284);
+    let table = read(&made["questions"]).unwrap();
+    let twins = table.bools("training_twin").unwrap();
+    let splits = strings(&table, "split");
+    let count =
+        |value| (0..table.rows()).filter(|row| splits[*row] == "test" && twins[*row] == value).count();
+    assert_eq!((count(Some(true)), count(Some(false)), count(None)), (284, 167, 0));
+    assert!((0..table.rows()).all(|row| splits[row] == "test" || twins[row].is_none()));
     // Fourteen test questions stand in the training file to the letter.
     assert_eq!(checks(&made, "same image and question")["test train"], 14);
+
+    let made = ingest(folder, json!({ "protocol": "clean-2773" })).unwrap();
+    assert_eq!(checks(&made, "questions"), BTreeMap::from([("train".into(), 2773), ("test".into(), 451)]));
+    // One stands among the published training questions themselves.
+    assert_eq!(checks(&made, "same image and question")["test train"], 1);
+    assert_eq!(checks(&made, "templated wording of a test question")["test train"], 0);
+    // Which questions have a twin is a fact of the data, not of the protocol.
+    let twins = read(&made["questions"]).unwrap().bools("training_twin").unwrap().to_vec();
+    assert_eq!(twins.iter().filter(|twin| **twin == Some(true)).count(), 284);
 
     let made = ingest(folder, json!({ "protocol": "published-1797" })).unwrap();
     assert_eq!(checks(&made, "questions"), BTreeMap::from([("train".into(), 1797), ("test".into(), 451)]));
@@ -86,6 +104,24 @@ fn the_public_file_gives_all_three_protocols() {
     if (train, test) != (1797, 451) {
         let error = ingest(&folder, json!({})).err().unwrap().to_string();
         assert!(error.contains(&format!("gives {train} training and {test} test records")), "{error}");
+    }
+
+    // Both layouts tell the same twins and the same clean records.
+    for protocol in ["mevf-3064", "clean-2773"] {
+        let images = tempfile::tempdir().unwrap();
+        crate::ingest::testing::copy(&folder.join("mevf"), images.path());
+        crate::ingest::testing::copy(&folder.join("VQA_RAD Image Folder"), images.path());
+        let params = json!({ "protocol": protocol, "allow_partial": true });
+        let twins = |made: &Made| -> Vec<(String, Option<bool>)> {
+            let table = read(&made["questions"]).unwrap();
+            let rows = strings(&table, "question").into_iter().map(str::to_owned);
+            let mut rows: Vec<_> = rows.zip(table.bools("training_twin").unwrap().to_vec()).collect();
+            rows.sort();
+            rows
+        };
+        let (public, mevf) =
+            (ingest(&folder, params.clone()).unwrap(), ingest(images.path(), params).unwrap());
+        assert_eq!(twins(&public), twins(&mevf), "{protocol}");
     }
 
     // The order and the texts of the training file of the MEVF code, wordings included.
@@ -247,4 +283,48 @@ fn what_is_wrong_is_refused_with_its_record() {
     std::fs::remove_file(folder.path().join(super::PUBLIC)).unwrap();
     let error = ingest(folder.path(), json!({})).err().unwrap().to_string();
     assert!(error.contains("it has neither"), "{error}");
+}
+
+/// The files of the MEVF code with other numbers do not tell whose wording a templated one is.
+#[test]
+fn wordings_that_are_not_numbered_behind_their_questions_are_told_by_nobody() {
+    let folder = TempDir::new().unwrap();
+    let record = |qid: i64, phrase: &str, answer: &str| {
+        json!({
+            "qid": qid, "image_name": "synpic1.jpg", "question": format!("is it {qid}?"), "answer": answer,
+            "answer_type": "CLOSED", "question_type": "PRES", "phrase_type": phrase,
+        })
+    };
+    let write = |train: &[Value], test: &[Value]| {
+        std::fs::write(folder.path().join("trainset.json"), json!(train).to_string()).unwrap();
+        std::fs::write(folder.path().join("testset.json"), json!(test).to_string()).unwrap();
+    };
+    image::RgbImage::from_pixel(9, 7, image::Rgb([10, 20, 30]))
+        .save(folder.path().join("synpic1.jpg"))
+        .unwrap();
+    let read = |protocol: &str| {
+        ingest(folder.path(), json!({ "protocol": protocol, "allow_partial": true })).map(|made| {
+            let table = read(&made["questions"]).unwrap();
+            let twins = table
+                .column("training_twin")
+                .is_some()
+                .then(|| table.bools("training_twin").unwrap()[..].to_vec());
+            (table.int64("qid").unwrap().to_vec(), twins)
+        })
+    };
+    write(
+        &[record(1, "freeform", "yes"), record(2, "frame", "yes"), record(4, "frame", "no")],
+        &[record(3, "freeform", "no"), record(5, "freeform", "no")],
+    );
+    let (qids, twins) = read("clean-2773").unwrap();
+    assert_eq!(qids, [Some(1), Some(2), Some(3), Some(5)]);
+    assert_eq!(twins.unwrap(), [None, None, Some(true), Some(false)]);
+    // The same with a wording whose answer is not that of the question before.
+    write(
+        &[record(1, "freeform", "yes"), record(2, "frame", "yes"), record(4, "frame", "yes")],
+        &[record(3, "freeform", "no")],
+    );
+    let error = read("clean-2773").err().unwrap().to_string();
+    assert!(error.contains("numbered") && error.contains(super::PUBLIC), "{error}");
+    assert_eq!(read("mevf-3064").unwrap(), (vec![Some(1), Some(2), Some(4), Some(3)], None));
 }
