@@ -22,6 +22,7 @@ pub mod embed;
 pub mod evaluate_classify;
 pub mod evaluate_vqa;
 pub mod finetune;
+mod framing;
 mod images;
 pub mod ingest;
 mod ipc;
