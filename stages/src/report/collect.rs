@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 use arrow_array::RecordBatch;
-use image::DynamicImage;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::{Artifact, StageContext, StageError};
@@ -14,7 +13,7 @@ use super::figures::{Figure, figures};
 use super::gallery::{Samples, View};
 use super::scores::mean_scores;
 use crate::artifact;
-use crate::volumes::slice_of_volume;
+use crate::volumes::grey_volume;
 
 /// One artifact with the input it came by.
 #[derive(Clone, Debug)]
@@ -187,17 +186,15 @@ impl Samples for Collected {
         self.pictures(artifact::IMAGES, axes, &["image"], ids)
     }
 
-    fn slice(
+    fn volume(
         &self,
         axes: &BTreeMap<String, String>,
         id: &str,
-        view: View,
-    ) -> Result<Option<DynamicImage>, StageError> {
+        View { shape, by_slices }: View,
+    ) -> Result<Option<Vec<u8>>, StageError> {
         for given in self.of_type(artifact::VOLUMES).filter(|given| given.fits(axes)) {
-            if let Some(picture) =
-                slice_of_volume(&given.artifact, id, view.shape, view.index, view.by_slices)?
-            {
-                return Ok(Some(picture.into()));
+            if let Some(grey) = grey_volume(&given.artifact, id, shape, by_slices)? {
+                return Ok(Some(grey));
             }
         }
         Ok(None)
