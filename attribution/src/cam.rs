@@ -610,6 +610,10 @@ mod tests {
             for (weights, forward) in
                 [(CamWeights::Gradient, 1), (CamWeights::Score, 6), (CamWeights::Ablation(Ablated::Zero), 6)]
             {
+                // Slices here lie on a flat input, which no activation of theirs can mask.
+                if matches!((&weights, layout), (CamWeights::Score, SliceMap | SliceTokens)) {
+                    continue;
+                }
                 let mut cam = cam(layout, weights);
                 cam.channels = Some(cam.channels_of(&Evaluator::new(&score, 2), &inputs).unwrap());
                 assert_eq!(cam.channels, Some(5));

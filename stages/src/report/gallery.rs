@@ -166,13 +166,13 @@ fn seen(
     let mut seen = Seen::default();
     let mut known: Vec<(View, &BTreeMap<String, String>, Option<Rc<Vec<u8>>>)> = Vec::new();
     for one in shown {
-        let slice =
-            one.of(&sample.id).iter().flat_map(|explanation| &explanation.maps).find_map(|map| map.slice);
-        let Some(slice) = slice else {
+        let map = one.of(&sample.id).iter().flat_map(|explanation| &explanation.maps).next();
+        let Some(map) = map else {
             seen.volumes.push(None);
             continue;
         };
-        let view = View { shape: slice.of, by_slices: one.metadata.contains_key("volumes") };
+        let of = map.slice.map_or([1, map.height, map.width], |slice| slice.of);
+        let view = View { shape: of, by_slices: one.metadata.contains_key("volumes") };
         let place = known.iter().position(|(other, axes, _)| (*other, *axes) == (view, one.maps.axes));
         let volume = match place {
             Some(place) => known[place].2.clone(),
@@ -184,11 +184,12 @@ fn seen(
         };
         // The central slices, as the first of the models saw them.
         if let Some(volume) = volume.as_ref().filter(|_| seen.originals.is_empty()) {
-            let central =
-                Plane::ALL.map(|plane| Slice { plane, index: plane.count(slice.of) / 2, of: slice.of });
-            let central =
-                central.into_iter().filter_map(|slice| Some((grey_slice(volume, slice)?, Some(slice))));
-            seen.originals.extend(central);
+            let planes = if map.slice.is_some() { &Plane::ALL[..] } else { &Plane::ALL[..1] };
+            for plane in planes {
+                let slice = Slice { plane: *plane, index: plane.count(of) / 2, of };
+                let picture = grey_slice(volume, slice);
+                seen.originals.extend(picture.map(|picture| (picture, map.slice.map(|_| slice))));
+            }
         }
         seen.volumes.push(volume);
     }
@@ -361,10 +362,12 @@ struct Under<'a> {
 impl Under<'_> {
     /// The picture under a map, and where the map lies on it. Nothing where that is not known.
     fn of(&self, map: &Map, framing: Option<Framing>) -> Option<(RgbImage, Framing)> {
-        if let Some(slice) = map.slice {
-            return Some((grey_slice(self.volume?, slice)?, Framing::Whole));
+        if let Some(volume) = self.volume {
+            // Of a model that sees one slice it is the only one.
+            let only = Slice { plane: Plane::Axial, index: 0, of: [1, map.height, map.width] };
+            return Some((grey_slice(volume, map.slice.unwrap_or(only))?, Framing::Whole));
         }
-        let picture = self.flat?;
+        let picture = self.flat.filter(|_| map.slice.is_none())?;
         // A map of the image's own proportions can only be of the whole.
         let (width, height) = picture.dimensions();
         let skew = (u64::from(width) * map.height as u64).abs_diff(u64::from(height) * map.width as u64);
