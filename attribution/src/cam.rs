@@ -77,6 +77,9 @@ pub struct Cam {
     pub prefix: usize,
     /// How channels are weighted.
     pub weights: CamWeights,
+    /// Channels of the layer, where they are known before it was seen: nothing but [`Method::cost`] of the
+    /// weights that take a pass per channel follows from them.
+    pub channels: Option<usize>,
 }
 
 /// A map with what it is made of.
@@ -104,7 +107,22 @@ impl Cam {
             None => vec![rows, columns],
             Some(_) => vec![geometry.steps(), rows, columns],
         };
-        Self { hook, grid, prefix: geometry.prefix_tokens, weights }
+        Self { hook, grid, prefix: geometry.prefix_tokens, weights, channels: None }
+    }
+
+    /// The number of channels of the layer, seen in one pass over `inputs`.
+    ///
+    /// # Errors
+    /// If the model has no such activation.
+    pub fn channels_of(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> Result<usize> {
+        let hook = Watch { name: &self.hook.name, wants_gradient: false, seen: RefCell::new(None) };
+        evaluator.probed(inputs, inputs.values(), &hook)?;
+        let (value, _) = hook.seen.take().ok_or_else(|| self.unseen())?;
+        Ok(self.laid_out(&value.detach())?.dims3()?.1)
+    }
+
+    fn unseen(&self) -> AttributionError {
+        AttributionError::Settings(format!("the model has no activation `{}`", self.hook.name))
     }
 
     fn cells(&self) -> usize {
@@ -208,12 +226,7 @@ impl Cam {
         for part in evaluator.parts(inputs)? {
             let hook = Watch { name: &self.hook.name, wants_gradient, seen: RefCell::new(None) };
             let scores = evaluator.probed(&part, part.values(), &hook)?;
-            let Some((value, variable)) = hook.seen.take() else {
-                return Err(AttributionError::Settings(format!(
-                    "the model has no activation `{}`",
-                    self.hook.name
-                )));
-            };
+            let (value, variable) = hook.seen.take().ok_or_else(|| self.unseen())?;
             let activations = self.laid_out(&value.detach())?;
             let (_, channels, cells) = activations.dims3()?;
             if cells != self.cells() {
@@ -379,10 +392,14 @@ impl Method for Cam {
         })
     }
 
-    /// Without the passes per channel of Score-CAM and Ablation-CAM: how many channels a layer has is
-    /// known when it was seen.
+    /// Score-CAM and Ablation-CAM take a pass per channel more; where [`Cam::channels`] is not known they count
+    /// as none.
     fn cost(&self, _row_shape: &[usize]) -> Result<Passes> {
-        Ok(Passes { forward: 1, backward: u64::from(self.weights.need_gradient()) })
+        let more = match self.weights {
+            CamWeights::Score | CamWeights::Ablation(_) => self.channels.unwrap_or(0) as u64,
+            _ => 0,
+        };
+        Ok(Passes { forward: 1 + more, backward: u64::from(self.weights.need_gradient()) })
     }
 }
 
@@ -542,7 +559,7 @@ mod tests {
         let hook = CamHook { name: "layer".to_owned(), layout };
         let prefix = usize::from(matches!(layout, ActivationLayout::Tokens | ActivationLayout::SliceTokens));
         let sliced = matches!(layout, ActivationLayout::SliceTokens | ActivationLayout::SliceMap);
-        Cam { hook, grid: if sliced { vec![3, 1, 4] } else { vec![3, 4] }, prefix, weights }
+        Cam { hook, grid: if sliced { vec![3, 1, 4] } else { vec![3, 4] }, prefix, weights, channels: None }
     }
 
     /// Behind a global mean all of these are one: CAM is the number of cells times Grad-CAM, and zeroing a
@@ -580,6 +597,33 @@ mod tests {
             // Behind a mean the mean of a channel is as good as the channel.
             let kept = cam(layout, CamWeights::Ablation(Ablated::Mean)).parts(&evaluator, &inputs).unwrap();
             assert!(kept.weights.iter().all(|weight| weight.abs() < 1e-3));
+        }
+    }
+
+    /// The specification's column: one forward pass, and one per channel where channels are tried one by one.
+    #[test]
+    fn the_cost_is_what_is_passed() {
+        use ActivationLayout::{Map, SliceMap, SliceTokens, Tokens};
+        let inputs = Inputs::new(&normal(2, &[2, 5, 3, 4])).unwrap();
+        for layout in [Map, Tokens, SliceMap, SliceTokens] {
+            let score = Pooled { classifier: normal(1, &[1, 5]), layout };
+            for (weights, forward) in
+                [(CamWeights::Gradient, 1), (CamWeights::Score, 6), (CamWeights::Ablation(Ablated::Zero), 6)]
+            {
+                // Slices here lie on a flat input, which no activation of theirs can mask.
+                if matches!((&weights, layout), (CamWeights::Score, SliceMap | SliceTokens)) {
+                    continue;
+                }
+                let mut cam = cam(layout, weights);
+                cam.channels = Some(cam.channels_of(&Evaluator::new(&score, 2), &inputs).unwrap());
+                assert_eq!(cam.channels, Some(5));
+                let cost = cam.cost(inputs.row_shape()).unwrap();
+                assert_eq!(cost.forward, forward);
+                let evaluator = Evaluator::new(&score, 2);
+                cam.attribute(&evaluator, &inputs).unwrap();
+                assert_eq!(evaluator.passes().forward, 2 * forward, "{layout:?}");
+                assert_eq!(evaluator.passes().backward, 2 * cost.backward);
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use pipe_models::random::Key;
 
+use crate::baseline::Baseline;
 use crate::evaluator::{Evaluator, Passes};
 use crate::method::{Attribution, Inputs, Method};
 use crate::{AttributionError, Result};
@@ -43,8 +44,7 @@ pub enum RiseScale {
 }
 
 /// The score averaged over random masks of the input, in which a place counts as much as a mask shows of
-/// it. What is hidden is zero, the mean colour of normalised inputs. The map is not centred: only the
-/// ranking of its values means something. One forward pass per mask, and one for s(x); no gradient. The
+/// it. What is hidden is the baseline. The map is not centred: only the ranking of its values means something. One forward pass per mask, and one for s(x); no gradient. The
 /// paper explains a probability: give a score that is one.
 #[derive(Clone, Debug)]
 pub struct Rise {
@@ -56,13 +56,15 @@ pub struct Rise {
     pub masks: RiseMasks,
     /// The scale of the map.
     pub scale: RiseScale,
+    /// What hidden places become; zero in the paper, the mean colour of normalised inputs.
+    pub baseline: Baseline,
 }
 
 impl Rise {
-    /// As in the paper: 7 cells a side, half of them kept.
+    /// As in the paper: 7 cells a side, half of them kept, the others zero.
     pub fn new(count: usize, key: Key) -> Self {
         let masks = RiseMasks::Drawn { count, key };
-        Self { grid: 7, keep: 0.5, masks, scale: RiseScale::Expected }
+        Self { grid: 7, keep: 0.5, masks, scale: RiseScale::Expected, baseline: Baseline::Zero }
     }
 
     fn count(&self) -> usize {
@@ -151,6 +153,7 @@ impl Rise {
         let places = &inputs.row_shape()[1..];
         let plane: usize = places.iter().product();
         let (rows, length, values) = (inputs.rows(), inputs.row_length(), inputs.host()?);
+        let baselines = self.baseline.of(inputs)?;
         // Pairs of mask and row, so that a mask is drawn once for all rows of a batch.
         let pairs: Vec<usize> = (0..rows * self.count()).collect();
         for batch in pairs.chunks(evaluator.batch()) {
@@ -162,7 +165,10 @@ impl Rise {
             for pair in batch {
                 let (mask, row) = (&masks[pair / rows - first], pair % rows);
                 let x = &values[row * length..(row + 1) * length];
-                masked.extend(x.iter().enumerate().map(|(index, x)| x * mask[index % plane]));
+                masked.extend(x.iter().zip(baselines.row(row)).enumerate().map(|(index, (x, hidden))| {
+                    let seen = mask[index % plane];
+                    x * seen + hidden * (1.0 - seen)
+                }));
                 samples.push(inputs.samples()[row]);
             }
             let scores = evaluator.scores(&inputs.rows_like(masked, samples)?)?;
@@ -263,6 +269,31 @@ mod tests {
                 assert_close(&of(batch), &of(64), 1e-5);
             }
         }
+    }
+
+    /// A linear score of half-hidden inputs is that of the input's and the baseline's shares.
+    #[test]
+    fn what_is_hidden_becomes_the_baseline() {
+        let score = Linear::new(1, &[2, 6, 8]);
+        let inputs = Inputs::new(&normal(2, &[1, 2, 6, 8])).unwrap();
+        let evaluator = Evaluator::new(&score, 7);
+        let of = |baseline| Rise { grid: 3, baseline, ..Rise::new(12, Key(3)) };
+        let [zero, two] = [Baseline::Zero, Baseline::Constant(2.0)].map(of);
+        let [hidden, seen] = [&two, &zero].map(|rise| rise.masked_scores(&evaluator, &inputs).unwrap());
+        for (index, (hidden, seen)) in hidden.iter().zip(seen).enumerate() {
+            let mask = zero.mask(index, &[6, 8]).unwrap();
+            let missing: f32 = score
+                .weight
+                .iter()
+                .enumerate()
+                .map(|(feature, weight)| weight * 2.0 * (1.0 - mask[feature % 48]))
+                .sum();
+            assert!((hidden - seen - missing).abs() < 1e-3, "{index}: {hidden} {seen} {missing}");
+        }
+        // The image itself as the baseline hides nothing: the map knows nothing.
+        let own = of(Baseline::Tensor(inputs.values().clone()));
+        let scores = own.masked_scores(&evaluator, &inputs).unwrap();
+        assert!(scores.iter().all(|score| (score - scores[0]).abs() < 1e-4));
     }
 
     #[test]

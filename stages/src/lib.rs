@@ -23,6 +23,7 @@ pub mod evaluate_classify;
 pub mod evaluate_vqa;
 pub mod finetune;
 mod finite;
+mod framing;
 mod images;
 pub mod ingest;
 mod ipc;

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
-use image::GrayImage;
 use pipe_engine::{Artifact, StageContext, StageError};
 use pipe_models::Preprocessor;
 use pipe_models::preprocess::volume::{CtPreprocessor, CtScan, byte_volume};
@@ -340,33 +339,30 @@ fn prepared(stored: &Stored<'_>, size: [usize; 3]) -> Result<Vec<f32>, String> {
     CtPreprocessor { size, ..CtPreprocessor::ct_clip() }.volume(&scan).map_err(|error| error.to_string())
 }
 
-/// A grey picture of what a model saw of the volume `id` at slice `index` of maps of `shape` (slices, height and
-/// width): of the whole volume as it takes it, or slice by slice as flat images. `None` if there is no such volume.
+/// What a model saw of the volume `id` as grey values in C order, in the geometry of maps of `shape` (slices, height
+/// and width): of the whole volume as it takes it, or slice by slice as flat images. `None` if there is no such
+/// volume.
 ///
 /// # Errors
 /// If the table is damaged.
-pub(crate) fn slice_of_volume(
+pub(crate) fn grey_volume(
     artifact: &Artifact,
     id: &str,
     shape: [usize; 3],
-    index: usize,
     by_slices: bool,
-) -> Result<Option<GrayImage>, StageError> {
+) -> Result<Option<Vec<u8>>, StageError> {
     let set = VolumeSet::read(artifact, &[], shape)?;
     let Some(volume) = set.ids.iter().position(|own| own == id) else { return Ok(None) };
-    let [slices, height, width] = shape;
-    let plane = height * width;
+    let [slices, _, width] = shape;
     let grey: Vec<u8> = if by_slices {
         let preprocessor = Preprocessor { slices: Slices::Mean(slices), ..Preprocessor::clip(width) };
         let squares = set.squares(volume, &preprocessor)?;
-        squares.as_chunks::<3>().0.iter().skip(index * plane).take(plane).map(|pixel| pixel[0]).collect()
+        squares.as_chunks::<3>().0.iter().map(|pixel| pixel[0]).collect()
     } else {
-        let values = set.values(volume)?;
         // -1 is air.
-        let grey = |value: &f32| ((value + 1.0) * 127.5).round() as u8;
-        values.iter().skip(index * plane).take(plane).map(grey).collect()
+        set.values(volume)?.iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect()
     };
-    Ok(GrayImage::from_raw(width as u32, height as u32, grey))
+    Ok((grey.len() == shape.iter().product::<usize>()).then_some(grey))
 }
 
 impl Pixels for VolumeSet {

@@ -1,6 +1,7 @@
 //! Maps of a file explained again, by the method that made them: for metrics that change the image or the
 //! model.
 
+use std::cell::OnceCell;
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
@@ -135,6 +136,7 @@ impl<'a, 'c> Again<'a, 'c> {
             images: self.images,
             baselines: &self.baselines,
             context: self.context,
+            channels: OnceCell::new(),
         };
         let method = match explanation.method(changed.places)? {
             Ok(method) => method,
@@ -171,6 +173,9 @@ impl<'a, 'c> Again<'a, 'c> {
         if !self.params.method.has_baseline() || self.params.method.reduction() == Reduction::GreatestAbsolute
         {
             return Ok(Err("the method compares the image with nothing".to_owned()));
+        }
+        if self.params.method.explains_probability() {
+            return Ok(Err("the sum of such a map is no difference of scores".to_owned()));
         }
         let baselines = self.baselines.of(&self.params, places)?;
         let inputs = self.inputs(images)?;

@@ -1,5 +1,6 @@
 //! From chosen rows to maps, chunk by chunk.
 
+use std::cell::OnceCell;
 use std::ops::ControlFlow;
 
 use pipe_attribution::{
@@ -37,7 +38,7 @@ pub(super) struct Counts {
 pub(crate) const GREAT_GAP: f32 = 0.05;
 
 /// Where excitation backpropagation ends: the last but one layer of a residual network.
-const EXCITED: &str = "vision.layer3";
+pub(super) const EXCITED: &str = "vision.layer3";
 
 /// Everything that a map is made from.
 pub(super) struct Explanation<'a, 'c> {
@@ -46,6 +47,8 @@ pub(super) struct Explanation<'a, 'c> {
     pub(super) images: &'a dyn Pixels,
     pub(super) baselines: &'a Baselines,
     pub(super) context: &'a StageContext<'c>,
+    /// Channels of the layer of class activation maps, once they were counted.
+    pub(super) channels: OnceCell<usize>,
 }
 
 /// A method, or why there is none for the model.
@@ -75,7 +78,7 @@ impl Explanation<'_, '_> {
                     }
                     Err(_) => counts.not_applicable += 1,
                 }
-                file.add(&self.images.ids()[row.image], row.class, outcome)?;
+                file.add(&self.images.ids()[row.image], row.class, row.correct, outcome)?;
             }
         }
         Ok(counts)
@@ -218,11 +221,15 @@ impl Explanation<'_, '_> {
             Method::GradCam => Box::new(cam(CamWeights::Gradient)),
             Method::GradCamPlusPlus => Box::new(cam(CamWeights::GradientPlusPlus)),
             Method::LayerCam => Box::new(cam(CamWeights::Layer)),
-            Method::ScoreCam => Box::new(cam(CamWeights::Score)),
-            Method::AblationCam => Box::new(cam(CamWeights::Ablation(Ablated::Zero))),
+            Method::ScoreCam => Box::new(self.counted(cam(CamWeights::Score), images)?),
+            Method::AblationCam => Box::new(self.counted(cam(CamWeights::Ablation(Ablated::Zero)), images)?),
             Method::Rise => {
                 let key = Key::derive("pipe rise/1", params.seed as u64, &[]);
-                Box::new(Rise { grid: params.cells as usize, ..Rise::new(params.masks as usize, key) })
+                Box::new(Rise {
+                    grid: params.cells as usize,
+                    baseline: baseline()?,
+                    ..Rise::new(params.masks as usize, key)
+                })
             }
             Method::GradientShap => Box::new(GradientShap {
                 pool: vec![baseline()?],
@@ -259,6 +266,23 @@ impl Explanation<'_, '_> {
             }
         };
         Ok(Ok(method))
+    }
+
+    /// A class activation map that takes a pass per channel, with their number: what it will cost. One pass the
+    /// first time.
+    fn counted(&self, cam: Cam, images: &[usize]) -> Result<Cam, StageError> {
+        let channels = match self.channels.get() {
+            Some(channels) => *channels,
+            None => {
+                let inputs = Inputs::new(&self.images.batch(&images[..1])?).map_err(attribution_error)?;
+                let target = [ClassTarget { class: 0, against: None }];
+                let score = ClassScore::new(self.model, &target)?;
+                let channels =
+                    cam.channels_of(&Evaluator::new(&score, 1), &inputs).map_err(attribution_error)?;
+                *self.channels.get_or_init(|| channels)
+            }
+        };
+        Ok(Cam { channels: Some(channels), ..cam })
     }
 
     fn noise(&self, images: &[usize]) -> Noise {

@@ -8,6 +8,7 @@ mod selection;
 #[cfg(test)]
 mod tests;
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use pipe_engine::cache::Digest;
@@ -15,6 +16,7 @@ use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
+use pipe_models::ImageTower;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,8 @@ pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::{read_pixels, slices_seen};
+use crate::framing::Framing;
+use crate::images::{is_volumes, read_pixels, slices_seen};
 use crate::labels::Labels;
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
@@ -212,7 +215,38 @@ impl Method {
                 | Self::ShapleyValues
                 | Self::KernelShap
                 | Self::MeaningfulPerturbation
+                | Self::Rise
         )
+    }
+
+    /// Whether its values are like a gradient: what a change of a pixel costs, per unit of the change. Others say
+    /// what the pixel itself costs.
+    pub(crate) fn is_local(self) -> bool {
+        matches!(self, Self::Gradient | Self::SmoothGrad | Self::GuidedBackpropagation | Self::Deconvolution)
+    }
+
+    /// Where in a model its values are, in words.
+    fn layer(self, tower: &dyn ImageTower) -> String {
+        match self {
+            Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
+                tower.cam_hook().name
+            }
+            Self::ExcitationBackpropagation | Self::ContrastiveExcitationBackpropagation => {
+                explanation::EXCITED.to_owned()
+            }
+            Self::AttentionRollout | Self::AttentionRelevance => {
+                let hooks = tower.attention_hooks();
+                match (hooks.first(), hooks.last()) {
+                    (Some(first), Some(last)) if first.name != last.name => {
+                        format!("{} to {}", first.name, last.name)
+                    }
+                    (Some(only), _) => only.name.clone(),
+                    _ => "no attention".to_owned(),
+                }
+            }
+            Self::FullGradient => "input and every bias".to_owned(),
+            _ => "input".to_owned(),
+        }
     }
 }
 
@@ -291,7 +325,7 @@ pub struct Params {
     pub target: String,
     /// A class whose logit is subtracted: what is explained is then the margin between the two.
     pub against: Option<String>,
-    /// What the image is compared with, by Input x Gradient, Integrated Gradients, DeepLIFT, occlusion, the
+    /// What the image is compared with, by Input x Gradient, Integrated Gradients, DeepLIFT, occlusion, RISE, the
     /// Shapley family and meaningful perturbation.
     pub baseline: Baseline,
     /// Baseline `constant`: the value, in the normalised space.
@@ -423,7 +457,7 @@ impl StageKind for Attribute {
         KindDescription {
             name: "attribute",
             summary: "saliency maps of a classifier: which pixels or voxels made it say what it says",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -569,9 +603,12 @@ impl StageKind for Attribute {
             false => Baselines::read(params, &model, images, context)?,
         };
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
-        let mut metadata = metadata(params, &model, context.provenance());
+        let mut metadata = metadata(params, &model, context.provenance())?;
         if let Some(seen) = seen {
             metadata.insert("volumes".to_owned(), seen);
+        }
+        if !is_volumes(context.input("images")?) {
+            metadata.extend(Framing::of(model.preprocessor()?).entries());
         }
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
@@ -581,7 +618,14 @@ impl StageKind for Attribute {
         let classes = &model.head()?.description.classes;
         let output = context.output("saliency")?;
         let mut file = SaliencyFile::new(output, &images.map_shape(), target_kind, classes, metadata)?;
-        let explanation = Explanation { params, model: &model, images, baselines: &baselines, context };
+        let explanation = Explanation {
+            params,
+            model: &model,
+            images,
+            baselines: &baselines,
+            context,
+            channels: OnceCell::new(),
+        };
         let counts = explanation.write(&selection.rows, &mut file)?;
         file.finish(context.output("saliency")?)?;
         summarise(params, &selection, &counts, context);
@@ -590,11 +634,11 @@ impl StageKind for Attribute {
 }
 
 /// What the file says of its maps beside the provenance.
-fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String, String> {
+fn metadata(params: &Params, model: &Model, provenance: &str) -> Result<HashMap<String, String>, StageError> {
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model.describe()),
-        ("layer".to_owned(), "input".to_owned()),
+        ("layer".to_owned(), params.method.layer(model.image_tower()?)),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
         ("channels".to_owned(), params.method.reduction().name().to_owned()),
         ("target".to_owned(), params.target.clone()),
@@ -607,7 +651,7 @@ fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String,
     if let Some(against) = &params.against {
         metadata.insert("against".to_owned(), against.clone());
     }
-    metadata
+    Ok(metadata)
 }
 
 /// Says what was done and what is remarkable about it.

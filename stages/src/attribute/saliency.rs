@@ -119,6 +119,7 @@ struct Row {
     id: String,
     about: Option<About>,
     class: Option<usize>,
+    correct: Option<bool>,
     outcome: Result<SaliencyMap, String>,
 }
 
@@ -143,14 +144,15 @@ impl<'a> SaliencyFile<'a> {
         Self { about: true, ..self }
     }
 
-    /// Adds a row: a map, or the reason why there is none.
+    /// Adds a row: a map, or the reason why there is none; `correct`: whether the model is right about the sample.
     pub(crate) fn add(
         &mut self,
         id: &str,
         class: Option<usize>,
+        correct: Option<bool>,
         outcome: Result<SaliencyMap, String>,
     ) -> Result<(), StageError> {
-        self.push(Row { id: id.to_owned(), about: None, class, outcome })
+        self.push(Row { id: id.to_owned(), about: None, class, correct, outcome })
     }
 
     /// As [`Self::add`], of a question.
@@ -159,9 +161,10 @@ impl<'a> SaliencyFile<'a> {
         id: &str,
         about: About,
         class: Option<usize>,
+        correct: Option<bool>,
         outcome: Result<SaliencyMap, String>,
     ) -> Result<(), StageError> {
-        self.push(Row { id: id.to_owned(), about: Some(about), class, outcome })
+        self.push(Row { id: id.to_owned(), about: Some(about), class, correct, outcome })
     }
 
     fn push(&mut self, row: Row) -> Result<(), StageError> {
@@ -219,6 +222,11 @@ impl<'a> SaliencyFile<'a> {
             text("target_kind", &|_| Some(self.target_kind.to_owned())),
             text("target", &|row| row.class.map(|class| self.classes[class].clone())),
             column("target_index", DataType::Int32, index.collect::<Int32Array>()),
+            column(
+                "correct",
+                DataType::Boolean,
+                rows.iter().map(|row| row.correct).collect::<BooleanArray>(),
+            ),
             number("score", &|map| map.score),
             number("score_baseline", &|map| map.baseline_score),
             number("completeness_gap", &|map| map.completeness_gap),

@@ -20,6 +20,9 @@ pub(super) struct Explained {
     pub(super) class: Option<usize>,
     /// What is explained of it, or why nothing can be.
     pub(super) target: Result<ClassTarget, String>,
+    /// Whether the model classifies the image right, where the labels tell: of independent labels, whether it
+    /// is right about the one that is explained.
+    pub(super) correct: Option<bool>,
 }
 
 /// The chosen rows.
@@ -67,7 +70,8 @@ pub(super) fn select(
     let candidates: Vec<usize> = (0..images.ids().len())
         .filter(|image| classes.is_empty() || truth(*image).iter().any(|class| classes.contains(class)))
         .collect();
-    let needs_prediction = params.only_correct || matches!(choice, Choice::Predicted);
+    // Where labels are known, every row says whether the model is right.
+    let needs_prediction = truths.is_some() || matches!(choice, Choice::Predicted);
     let limit = params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
     let mut selection = Selection::default();
     for chunk in batches(&candidates, images.at_a_time(params.batch)) {
@@ -87,18 +91,26 @@ pub(super) fn select(
                 continue;
             }
             selection.images += 1;
-            let explained = match (&choice, prediction) {
+            let explained = match (&choice, &prediction) {
                 (Choice::Class(class), _) => vec![*class],
-                (Choice::Predicted, Some(prediction)) => prediction.explained(),
+                (Choice::Predicted, Some(prediction)) => prediction.clone().explained(),
                 (Choice::True | Choice::Predicted, _) => truth(*image).to_vec(),
             };
-            selection.rows.extend(rows(*image, &explained, against, description));
+            let correct = |class: Option<usize>| {
+                let predicted = &prediction.as_ref().filter(|_| truths.is_some())?.classes;
+                Some(match class.filter(|_| description.is_multi_label()) {
+                    Some(class) => predicted.contains(&class) == truth(*image).contains(&class),
+                    None => predicted == truth(*image),
+                })
+            };
+            let own = rows(*image, &explained, against, description).into_iter();
+            selection.rows.extend(own.map(|row| Explained { correct: correct(row.class), ..row }));
         }
     }
     Ok(selection)
 }
 
-/// The rows of one image.
+/// The rows of one image; whether the model is right about them is said elsewhere.
 fn rows(
     image: usize,
     classes: &[usize],
@@ -107,7 +119,7 @@ fn rows(
 ) -> Vec<Explained> {
     if classes.is_empty() {
         let reason = "no label of this image is set, so there is no true class".to_owned();
-        return vec![Explained { image, class: None, target: Err(reason) }];
+        return vec![Explained { image, class: None, target: Err(reason), correct: None }];
     }
     let row = |class: &usize| {
         let target = match against {
@@ -117,12 +129,12 @@ fn rows(
             )),
             _ => Ok(ClassTarget { class: *class, against }),
         };
-        Explained { image, class: Some(*class), target }
+        Explained { image, class: Some(*class), target, correct: None }
     };
     classes.iter().map(row).collect()
 }
 
-/// The true classes of each image, where they are needed.
+/// The true classes of each image, where they are needed or known anyhow.
 fn truths(
     params: &Params,
     choice: &Choice,
@@ -135,7 +147,19 @@ fn truths(
         (!params.classes.is_empty(), "classes"),
         (params.only_correct, "only_correct"),
     ];
-    let Some((_, why)) = needed.iter().find(|(needed, _)| *needed) else { return Ok(None) };
+    let classes = |label: Vec<i64>| -> Vec<usize> {
+        if description.is_multi_label() {
+            (0..label.len()).filter(|class| label[*class] == 1).collect()
+        } else {
+            label.into_iter().map(|class| class as usize).collect()
+        }
+    };
+    let Some((_, why)) = needed.iter().find(|(needed, _)| *needed) else {
+        // Labels of other classes, or of other images, are no reason to stop where nothing asks for them.
+        let fits = |labels: &&Labels| labels.description.classes == description.classes;
+        let known = labels.filter(fits).and_then(|labels| labels.of(images.ids()).ok());
+        return Ok(known.map(|labels| labels.into_iter().map(classes).collect()));
+    };
     let labels = labels.ok_or_else(|| StageError::failed(format!("`{why}` needs the input `labels`")))?;
     if labels.description.classes != description.classes {
         let reason = format!(
@@ -144,13 +168,6 @@ fn truths(
         );
         return Err(StageError::input("head.json", reason));
     }
-    let classes = |label: Vec<i64>| -> Vec<usize> {
-        if description.is_multi_label() {
-            (0..label.len()).filter(|class| label[*class] == 1).collect()
-        } else {
-            label.into_iter().map(|class| class as usize).collect()
-        }
-    };
     Ok(Some(labels.of(images.ids())?.into_iter().map(classes).collect()))
 }
 

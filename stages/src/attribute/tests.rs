@@ -205,6 +205,7 @@ fn columns_and_metadata_are_those_of_the_data_dictionary() {
         "target_kind",
         "target",
         "target_index",
+        "correct",
         "score",
         "score_baseline",
         "completeness_gap",
@@ -225,6 +226,10 @@ fn columns_and_metadata_are_those_of_the_data_dictionary() {
     assert_eq!(metadata["method"], "integrated_gradients");
     assert_eq!(metadata["baseline"], "mean");
     assert_eq!(metadata["layer"], "input");
+    assert_eq!(
+        ["fit", "fit_shorter", "fit_side"].map(|key| metadata[key].as_str()),
+        ["shortest", "28", "28"]
+    );
     assert!(metadata["model"].contains("patches of 7 x 7") && metadata.contains_key("pipe"));
     let stored: Params = serde_json::from_str(&metadata["params"]).unwrap();
     assert_eq!(stored, params(Method::IntegratedGradients, Baseline::Mean));
@@ -487,6 +492,74 @@ fn filters_choose_images_in_the_order_of_the_table() {
     assert!(named.text("target").iter().all(|target| target.as_ref() == Some(&truths[0])));
 }
 
+/// Every row says whether the model is right, whatever is explained; without labels nobody knows.
+#[test]
+fn rows_say_whether_the_model_is_right() {
+    let study = Study::new();
+    let base = params(Method::InputXGradient, Baseline::Zero);
+    let correct = |maps: &Maps| -> Vec<(String, Option<bool>)> {
+        let ids = maps.text("id").into_iter().flatten();
+        ids.zip(maps.0.column_by_name("correct").unwrap().as_boolean().iter()).collect()
+    };
+    let all = correct(&study.maps(&base));
+    let right: Vec<String> =
+        all.iter().filter(|(_, correct)| *correct == Some(true)).map(|(id, _)| id.clone()).collect();
+    let only = study.maps(&Params { only_correct: true, ..base.clone() });
+    assert_eq!(only.text("id").into_iter().flatten().collect::<Vec<_>>(), right);
+    assert!(!right.is_empty() && all.iter().filter(|(_, correct)| *correct == Some(false)).count() > 0);
+    assert_eq!(correct(&study.maps(&Params { target: "true".to_owned(), ..base.clone() })), all);
+    let random = Params { random_weights: true, ..base.clone() };
+    assert_eq!(correct(&study.maps(&random)), all, "it is the model as it is that is right");
+    let inputs = ["images", "checkpoint"].map(|name| (name, &study.artifacts[name]));
+    let artifact =
+        study.run(&Attribute, &base, &inputs, &Host::default()).unwrap().remove("saliency").unwrap();
+    let unknown = Maps(read_file(&artifact.single_file().unwrap().location).unwrap());
+    assert!(correct(&unknown).iter().all(|(_, correct)| correct.is_none()));
+}
+
+#[test]
+fn the_layer_is_the_one_whose_values_are_explained() {
+    let study = Study::new();
+    let layer = |method| {
+        let small = Params { limit: Some(1), ..params(method, Baseline::Zero) };
+        study.maps(&small).0.schema().metadata()["layer"].clone()
+    };
+    let model = Model::load(&study.artifacts["checkpoint"], Compute::exact()).unwrap();
+    let tower = model.image_tower().unwrap();
+    assert_eq!(layer(Method::GradCam), tower.cam_hook().name);
+    assert_eq!(layer(Method::LayerCam), tower.cam_hook().name);
+    let hooks = tower.attention_hooks();
+    let ends = format!("{} to {}", hooks[0].name, hooks[1].name);
+    assert_eq!(layer(Method::AttentionRollout), ends);
+    assert_eq!(layer(Method::Gradient), "input");
+}
+
+/// One channel at a time: what a map costs is known before the first, so progress ends where it should.
+#[test]
+fn progress_of_passes_per_channel_stays_below_its_total() {
+    let study = Study::new();
+    for method in [Method::ScoreCam, Method::AblationCam] {
+        let host = Host::default();
+        study.attribute(&Params { limit: Some(3), ..params(method, Baseline::Zero) }, &host).unwrap();
+        let reports = host.reports.lock().unwrap();
+        assert!(reports.iter().all(|(done, total)| done <= total), "{method:?}: {reports:?}");
+        assert!(reports.is_sorted() && reports.last() == Some(&(3, 3)), "{method:?}: {reports:?}");
+    }
+}
+
+#[test]
+fn what_rise_hides_becomes_the_baseline() {
+    let study = Study::new();
+    let of = |baseline| {
+        let small = Params { masks: 20, cells: 4, limit: Some(2), ..params(Method::Rise, baseline) };
+        study.maps(&small)
+    };
+    let (zero, black) = (of(Baseline::Zero), of(Baseline::Black));
+    assert_eq!(zero.0.schema().metadata()["baseline"], "zero");
+    assert_eq!(black.0.schema().metadata()["baseline"], "black");
+    assert_ne!(zero.rows(), black.rows());
+}
+
 #[test]
 fn a_margin_is_the_difference_of_two_logits() {
     let study = Study::new();
@@ -611,7 +684,7 @@ fn filters_that_nothing_passes_give_a_file_without_rows() {
     let params = Params { splits: vec!["val".to_owned()], ..params(Method::Gradient, Baseline::Zero) };
     let artifact = study.attribute(&params, &host).unwrap();
     let batch = read_file(&artifact.files[0].location).unwrap();
-    assert_eq!((batch.num_rows(), batch.num_columns()), (0, 13));
+    assert_eq!((batch.num_rows(), batch.num_columns()), (0, 14));
     assert!(host.lines.lock().unwrap().iter().any(|line| line.starts_with("warning: no image")));
 }
 

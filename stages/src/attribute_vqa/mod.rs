@@ -25,6 +25,7 @@ use crate::artifact;
 use crate::attribute::{Quadrature, SaliencyFile};
 use crate::attribute_text::{Absent, Row, WordFile};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::framing::Framing;
 use crate::lookup::images_asked_about;
 use crate::table::{Column, Table, TableSchema, WriteOptions, row_digests, write};
 use crate::vqa::{Answerer, Examples, Readings, asked};
@@ -207,7 +208,7 @@ impl StageKind for AttributeVqa {
         KindDescription {
             name: "attribute.vqa",
             summary: "what in the image and which words of the question made a model answer as it does",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -319,8 +320,8 @@ impl StageKind for AttributeVqa {
             let about = explanation.about(explained.question);
             let answer = explained.target.map(|target| description.answers[target].clone());
             shares.add(params, &examples, &explained, answer.as_deref());
-            let Explained { target, map, words: own, .. } = explained;
-            maps.add_question(&asked.id, about, target, map)?;
+            let Explained { target, correct, map, words: own, .. } = explained;
+            maps.add_question(&asked.id, about, target, Some(correct), map)?;
             words.add(Row {
                 id: asked.id.clone(),
                 target: answer,
@@ -456,12 +457,12 @@ fn metadata(params: &Params, answerer: &Answerer, provenance: &str) -> HashMap<S
         ("baseline".to_owned(), params.baseline.name().to_owned()),
         ("absent".to_owned(), params.absent.name().to_owned()),
         ("channels".to_owned(), "sum".to_owned()),
-        // The whole image is seen, whatever its proportions.
-        ("fit".to_owned(), "stretch".to_owned()),
         ("target".to_owned(), params.target.name().to_owned()),
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
+    // The whole image is seen, whatever its proportions.
+    metadata.extend(Framing::Whole.entries());
     if params.random_weights {
         metadata.insert("random_weights".to_owned(), params.seed.to_string());
     }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use self::similarity::{Measure, common_grid, share};
 use crate::artifact;
 use crate::attribute::saliency::{About, SaliencyFile, SaliencyMap};
+use crate::framing::Framing;
 use crate::metrics::{Metric, write_metrics};
 use crate::score::maps::{Maps, Subject};
 use crate::statistics::{Estimate, Groups, bootstrap, mean};
@@ -44,7 +45,7 @@ impl StageKind for CompareSaliency {
         KindDescription {
             name: "compare.saliency",
             summary: "how alike two sets of saliency maps are, and where they differ",
-            implementation: 1,
+            implementation: 2,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -103,7 +104,9 @@ impl StageKind for CompareSaliency {
             &table,
             WriteOptions::text(&provenance),
         )?;
-        differences(&compared, grid, &names, &provenance, params, context)
+        // Maps that lie elsewhere on their images have no common place there.
+        let framing = first.framing.filter(|_| first.framing == second.framing);
+        differences(&compared, grid, &names, framing, &provenance, params, context)
     }
 }
 
@@ -283,6 +286,7 @@ fn differences(
     compared: &[Compared<'_>],
     grid: [usize; 2],
     names: &Names,
+    framing: Option<Framing>,
     provenance: &str,
     params: &Params,
     context: &mut StageContext<'_>,
@@ -291,7 +295,7 @@ fn differences(
         compared.iter().filter_map(|one| one.subjects[0].target.as_deref()).collect();
     let targets: Vec<String> = targets.into_iter().map(str::to_owned).collect();
     let [first, second] = names.sides.clone();
-    let metadata = HashMap::from([
+    let mut metadata = HashMap::from([
         ("method".to_owned(), "difference".to_owned()),
         ("of".to_owned(), names.method.clone()),
         ("first".to_owned(), first),
@@ -300,6 +304,7 @@ fn differences(
         ("absolute".to_owned(), params.absolute.to_string()),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
+    metadata.extend(framing.into_iter().flat_map(Framing::entries));
     let mut file =
         SaliencyFile::new(context.output("differences")?, &grid, "difference", &targets, metadata)?;
     if compared.iter().any(|one| one.subjects[0].question.is_some()) {
@@ -312,9 +317,15 @@ fn differences(
         let map = one.difference.clone().map(SaliencyMap::of_values);
         match subject.question.clone() {
             Some(question) => {
-                file.add_question(&subject.id, About { image: subject.image.clone(), question }, class, map)?;
+                file.add_question(
+                    &subject.id,
+                    About { image: subject.image.clone(), question },
+                    class,
+                    None,
+                    map,
+                )?;
             }
-            None => file.add(&subject.id, class, map)?,
+            None => file.add(&subject.id, class, None, map)?,
         }
     }
     file.finish(context.output("differences")?)

@@ -3,8 +3,9 @@
 
 use maud::{Markup, html};
 
-use super::figures::{Better, Group, better};
+use super::figures::{Better, Group};
 use super::words::{metric_name, number};
+use crate::statistics::Confusion;
 
 const WIDTH: f64 = 768.0;
 const LABEL: f64 = 320.0;
@@ -24,7 +25,7 @@ pub(super) fn bars(group: &Group, metric: &str) -> Markup {
     let ends = values.iter().flat_map(|(_, figure)| [figure.value, figure.low, figure.high]).flatten();
     let (lowest, highest) = ends.fold((0.0f64, 0.0f64), |(low, high), end| (low.min(end), high.max(end)));
     // Shares are drawn on the whole of their scale.
-    let top = if highest <= 1.0 && better(metric) != Better::Neither { 1.0 } else { highest };
+    let top = if highest <= 1.0 && group.better(metric) != Better::Neither { 1.0 } else { highest };
     let span = (top - lowest).max(f64::MIN_POSITIVE);
     let plot = WIDTH - LABEL - VALUE;
     let x = |value: f64| LABEL + (value - lowest) / span * plot;
@@ -82,24 +83,55 @@ pub(super) struct Curve {
 const DASHES: [&str; 4] = ["none", "7 3", "2 3", "9 3 2 3"];
 const COLOURS: usize = 6;
 
-/// Curves over a common x axis, each named beside its last point.
-pub(super) fn curves(title: &str, x_name: &str, curves: &[Curve]) -> Markup {
+/// What a chart's axes span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    /// What the points span, wide.
+    Free,
+    /// The same, and each curve's last value stands beside its name.
+    FreeToTheEnd,
+    /// 0 to 1 on both, square.
+    Unit,
+}
+
+/// What a chart of curves is called and spans.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Axes {
+    pub(super) title: String,
+    /// The name of the x axis.
+    pub(super) x: &'static str,
+    pub(super) scale: Scale,
+}
+
+/// Curves over a common x axis, each named with its last value.
+pub(super) fn curves(title: &str, x: &'static str, curves: &[Curve]) -> Markup {
+    chart(&Axes { title: title.to_owned(), x, scale: Scale::FreeToTheEnd }, curves)
+}
+
+/// Curves over a common x axis, named in a legend.
+pub(super) fn chart(axes: &Axes, curves: &[Curve]) -> Markup {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let range = |pick: fn(&(f64, f64)) -> f64| {
         points()
             .map(pick)
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
     };
-    let ((left, right), (bottom, top)) = (range(|point| point.0), range(|point| point.1));
+    let is_unit = axes.scale == Scale::Unit;
+    let ((left, right), (bottom, top)) = match is_unit {
+        true => ((0.0, 1.0), (0.0, 1.0)),
+        false => (range(|point| point.0), range(|point| point.1)),
+    };
     if !(left.is_finite() && bottom.is_finite()) {
         return html! {};
     }
-    let (plot_width, plot_height, margin) = (WIDTH - 60.0, 200.0, 50.0);
+    let (width, plot_height) = if is_unit { (SQUARE, SQUARE - 60.0) } else { (WIDTH, 200.0) };
+    let (plot_width, margin, title) = (width - 60.0, 50.0, &axes.title);
+    let height = plot_height + 50.0;
     let x = |value: f64| margin + (value - left) / (right - left).max(f64::MIN_POSITIVE) * plot_width;
     let y = |value: f64| 8.0 + (top - value) / (top - bottom).max(f64::MIN_POSITIVE) * plot_height;
     html! {
-        figure .chart {
-            svg viewBox=(format!("0 0 {WIDTH} 250")) role="img" aria-label=(title) {
+        figure .chart .square[is_unit] {
+            svg viewBox=(format!("0 0 {width} {height}")) role="img" aria-label=(title) {
                 title { (title) }
                 @for share in [0.0, 0.5, 1.0] {
                     @let value = bottom + (top - bottom) * share;
@@ -108,11 +140,10 @@ pub(super) fn curves(title: &str, x_name: &str, curves: &[Curve]) -> Markup {
                 }
                 @for share in [0.0, 0.5, 1.0] {
                     @let value = left + (right - left) * share;
-                    text .tick x=(at(x(value))) y="226" text-anchor=(if share == 1.0 { "end" } else { "middle" }) {
-                        (tick_text(value))
-                    }
+                    text .tick x=(at(x(value))) y=(at(plot_height + 26.0))
+                        text-anchor=(if share == 1.0 { "end" } else { "middle" }) { (tick_text(value)) }
                 }
-                text .tick x=(at(margin + plot_width / 2.0)) y="244" text-anchor="middle" { (x_name) }
+                text .tick x=(at(margin + plot_width / 2.0)) y=(at(plot_height + 44.0)) text-anchor="middle" { (axes.x) }
                 @for (index, curve) in curves.iter().enumerate() {
                     @let path: Vec<String> =
                         curve.points.iter().map(|point| format!("{},{}", at(x(point.0)), at(y(point.1)))).collect();
@@ -129,10 +160,60 @@ pub(super) fn curves(title: &str, x_name: &str, curves: &[Curve]) -> Markup {
                                 stroke-dasharray=(DASHES[index / COLOURS % DASHES.len()]) {}
                         }
                         " " (curve.label)
-                        @if let Some((_, last)) = curve.points.last() { ": " (number(*last)) " at the end" }
+                        @if axes.scale == Scale::FreeToTheEnd && let Some((_, last)) = curve.points.last() {
+                            ": " (number(*last)) " at the end"
+                        }
                     }
                 }
             }
+        }
+    }
+}
+
+/// The side of a square chart.
+const SQUARE: f64 = 380.0;
+
+/// Characters of a class's name in a matrix.
+const CLASS_LENGTH: usize = 16;
+
+/// Counts of true classes (rows) and predicted ones (columns): the darker, the greater the share of the row.
+pub(super) fn matrix(label: &str, names: &[String], confusion: &Confusion) -> Markup {
+    let classes = names.len();
+    let (left, top) = (110.0, 26.0);
+    let cell = (SQUARE - left) / classes.max(1) as f64;
+    let total = |truth: usize| (0..classes).map(|class| confusion.count(truth, class)).sum::<f64>();
+    let title = format!("{label}: confusion");
+    let height = top + cell * classes as f64 + 4.0;
+    // Numbers that would not fit are left to the titles of the cells.
+    let has_numbers = cell >= 22.0;
+    html! {
+        figure .chart .square {
+            svg viewBox=(format!("0 0 {SQUARE} {}", at(height))) role="img" aria-label=(title) {
+                title { (title) }
+                @for truth in 0..classes {
+                    @let y = top + cell * truth as f64;
+                    text .tick x=(at(left - 6.0)) y=(at(y + cell / 2.0 + 4.0)) text-anchor="end" {
+                        (shorten(&names[truth], CLASS_LENGTH))
+                    }
+                    text .tick x=(at(left + cell * (truth as f64 + 0.5))) y="18" text-anchor="middle" {
+                        (shorten(&names[truth], ((cell / 7.0) as usize).max(1)))
+                    }
+                    @for class in 0..classes {
+                        @let count = confusion.count(truth, class);
+                        @let share = if total(truth) > 0.0 { count / total(truth) } else { 0.0 };
+                        @let x = left + cell * class as f64;
+                        rect .cell x=(at(x)) y=(at(y)) width=(at(cell)) height=(at(cell))
+                            fill-opacity=(format!("{share:.2}")) {
+                            title { (names[truth]) " taken for " (names[class]) ": " (count) }
+                        }
+                        @if has_numbers {
+                            text .count .dark[share > 0.5] x=(at(x + cell / 2.0)) y=(at(y + cell / 2.0 + 4.0))
+                                text-anchor="middle" { (count) }
+                        }
+                    }
+                }
+            }
+            figcaption { (title) }
         }
     }
 }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 use arrow_array::RecordBatch;
-use image::DynamicImage;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::{Artifact, StageContext, StageError};
@@ -12,9 +11,9 @@ use pipe_engine::{Artifact, StageContext, StageError};
 use super::columns::{bytes, integer_lists, numbers, texts};
 use super::figures::{Figure, figures};
 use super::gallery::{Samples, View};
-use super::scores::mean_scores;
+use super::scores::{self, Cascade};
 use crate::artifact;
-use crate::volumes::slice_of_volume;
+use crate::volumes::grey_volume;
 
 /// One artifact with the input it came by.
 #[derive(Clone, Debug)]
@@ -45,6 +44,8 @@ pub(super) struct Collected {
     pub(super) given: Vec<Given>,
     pub(super) metrics: Vec<Figure>,
     pub(super) scores: Vec<Figure>,
+    /// What randomising layer after layer did to maps, by input.
+    pub(super) cascades: Vec<(String, Cascade)>,
     /// Metrics tables, for the consolidated file.
     pub(super) metric_tables: Vec<GivenTable>,
     /// Attribution scores, for the consolidated file.
@@ -92,7 +93,10 @@ impl Collected {
                     self.metrics.extend(figures(&given.input, &given.axes, &batch));
                     &mut self.metric_tables
                 } else if is(artifact::ATTRIBUTION_SCORES) {
-                    self.scores.extend(mean_scores(&given.input, &given.axes, &metadata, &batch));
+                    let scores = scores::read(&given.input, &given.axes, &metadata, &batch);
+                    self.scores.extend(scores.figures);
+                    let input = &given.input;
+                    self.cascades.extend(scores.cascades.into_iter().map(|one| (input.clone(), one)));
                     &mut self.score_tables
                 } else if is(artifact::TRAINING_LOG) {
                     &mut self.logs
@@ -187,17 +191,15 @@ impl Samples for Collected {
         self.pictures(artifact::IMAGES, axes, &["image"], ids)
     }
 
-    fn slice(
+    fn volume(
         &self,
         axes: &BTreeMap<String, String>,
         id: &str,
-        view: View,
-    ) -> Result<Option<DynamicImage>, StageError> {
+        View { shape, by_slices }: View,
+    ) -> Result<Option<Vec<u8>>, StageError> {
         for given in self.of_type(artifact::VOLUMES).filter(|given| given.fits(axes)) {
-            if let Some(picture) =
-                slice_of_volume(&given.artifact, id, view.shape, view.index, view.by_slices)?
-            {
-                return Ok(Some(picture.into()));
+            if let Some(grey) = grey_volume(&given.artifact, id, shape, by_slices)? {
+                return Ok(Some(grey));
             }
         }
         Ok(None)
@@ -235,7 +237,7 @@ fn read_whole(artifact: &Artifact) -> Result<(BTreeMap<String, String>, Option<R
 }
 
 /// Reads the named columns (all, if none is named) of all Parquet parts, a batch at a time.
-fn for_each_batch(
+pub(super) fn for_each_batch(
     artifact: &Artifact,
     columns: &[&str],
     mut visit: impl FnMut(&BTreeMap<String, String>, &RecordBatch),

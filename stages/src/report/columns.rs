@@ -52,6 +52,17 @@ pub(super) fn integer_lists(batch: &RecordBatch, name: &str) -> Vec<Option<Vec<i
     (0..rows).map(read).collect()
 }
 
+/// The column of lists of numbers; nothing where one of them is null or not finite.
+pub(super) fn number_lists(batch: &RecordBatch, name: &str) -> Vec<Option<Vec<f64>>> {
+    let rows = batch.num_rows();
+    let Some(column) = batch.column_by_name(name) else { return vec![None; rows] };
+    let read = |row: usize| -> Option<Vec<f64>> {
+        let list = column.as_list_opt::<i32>().filter(|list| list.is_valid(row))?.value(row);
+        (0..list.len()).map(|index| number(&list, index).filter(|value| value.is_finite())).collect()
+    };
+    (0..rows).map(read).collect()
+}
+
 fn text(column: &ArrayRef, row: usize) -> Option<String> {
     if column.is_null(row) {
         return None;

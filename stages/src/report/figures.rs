@@ -29,6 +29,8 @@ pub(super) struct Figure {
     pub(super) split: Option<String>,
     /// With `@k` where it has one.
     pub(super) metric: String,
+    /// Which way it is better, where the table says so.
+    pub(super) better: Option<Better>,
     /// For figures of one class only.
     pub(super) class: Option<String>,
     pub(super) value: Option<f64>,
@@ -45,6 +47,11 @@ impl Figure {
     /// Whether it is a figure of some of the samples, or of how far such differ.
     fn is_of_subgroup(&self) -> bool {
         self.keys.contains_key(SUBGROUP)
+    }
+
+    /// Which way it is better: as its table says, else as its name does.
+    pub(super) fn better(&self) -> Better {
+        self.better.unwrap_or_else(|| better(&self.metric))
     }
 
     /// Whether it is a control: a map or a model that knows nothing, against which others are read.
@@ -99,6 +106,7 @@ pub(super) fn figures(input: &str, axes: &BTreeMap<String, String>, batch: &Reco
                 dataset,
                 split: split[row].clone(),
                 metric,
+                better: None,
                 class: class[row].clone(),
                 value: value[row],
                 low: low[row],
@@ -120,8 +128,20 @@ pub(super) enum Better {
     Neither,
 }
 
-/// Which way a metric is better, by its name.
-pub(super) fn better(metric: &str) -> Better {
+impl Better {
+    /// As tables say it.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "higher" => Some(Self::Higher),
+            "lower" => Some(Self::Lower),
+            "none" => Some(Self::Neither),
+            _ => None,
+        }
+    }
+}
+
+/// Which way a metric is better, by its name, where its table does not say so.
+fn better(metric: &str) -> Better {
     let has = |parts: &[&str]| parts.iter().any(|part| metric.contains(part));
     if has(&[
         "share",
@@ -191,7 +211,7 @@ pub(super) fn headline<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) ->
         })
     });
     known.cloned().or_else(|| {
-        let ranked = |figure: &&Figure| better(&figure.metric) != Better::Neither;
+        let ranked = |figure: &&Figure| figure.better() != Better::Neither;
         figures.filter(has_value).find(ranked).map(|figure| figure.metric.clone())
     })
 }
@@ -245,10 +265,16 @@ impl Group {
             .collect()
     }
 
+    /// Which way a metric is better.
+    pub(super) fn better(&self, metric: &str) -> Better {
+        let known = self.rows.iter().find_map(|row| row.figures.get(metric));
+        known.map_or_else(|| better(metric), Figure::better)
+    }
+
     /// The rows with the best value of a metric; none where it does not rank or there is only one row.
     pub(super) fn best(&self, metric: &str) -> Vec<usize> {
         let values = self.values(metric);
-        let sign = match better(metric) {
+        let sign = match self.better(metric) {
             Better::Higher => 1.0,
             Better::Lower => -1.0,
             Better::Neither => return Vec::new(),
@@ -285,6 +311,15 @@ impl Group {
             (full, (0..self.rows.len()).filter(same).collect())
         })
         .collect()
+    }
+
+    /// The value of a key in a row, whether it differs among the rows or not.
+    pub(super) fn key_of<'a>(&'a self, row: &'a GroupRow, key: &str) -> Option<&'a str> {
+        let place = self.key_names.iter().position(|name| name == key);
+        match place {
+            Some(place) => row.keys[place].as_deref(),
+            None => self.constant.get(key).map(String::as_str),
+        }
     }
 
     /// Constant keys as words for a caption.

@@ -3,15 +3,17 @@
 //! Samples are chosen by a rule that is printed, never by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
-use image::{DynamicImage, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage};
 use maud::{Markup, html};
 use pipe_engine::{Artifact, StageError};
 
 use super::picture::{Drawn, colour_bar, decode, original, outlined};
 use super::pictures::Pictures;
-use super::saliency::{self, Explanation, Metadata, Slice};
+use super::saliency::{self, Explanation, Explanations, Map, Metadata, Plane, Slice};
 use super::words::{number, title};
+use crate::framing::Framing;
 
 /// One artifact of maps and the keys that tell it apart.
 pub(super) struct Maps<'a> {
@@ -31,16 +33,16 @@ pub(super) trait Samples {
         axes: &BTreeMap<String, String>,
         ids: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Vec<u8>>, StageError>;
-    /// What a model saw of a volume.
+    /// What a model saw of a volume, as grey values in C order.
     ///
     /// # Errors
     /// If a table cannot be read.
-    fn slice(
+    fn volume(
         &self,
         axes: &BTreeMap<String, String>,
         id: &str,
         view: View,
-    ) -> Result<Option<DynamicImage>, StageError>;
+    ) -> Result<Option<Vec<u8>>, StageError>;
     /// The encoded mask of each wanted sample that has one.
     ///
     /// # Errors
@@ -52,12 +54,11 @@ pub(super) trait Samples {
     fn has_mask(&self, id: &str) -> bool;
 }
 
-/// Which slice of a volume a map was made of.
+/// How a model saw a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct View {
     /// Slices, height and width of the maps.
     pub(super) shape: [usize; 3],
-    pub(super) index: usize,
     /// Whether the model saw slices one by one, each as a flat image.
     pub(super) by_slices: bool,
 }
@@ -66,9 +67,18 @@ pub(super) struct View {
 struct Shown<'a> {
     maps: &'a Maps<'a>,
     metadata: Metadata,
-    explanations: BTreeMap<String, Explanation>,
+    explanations: Explanations,
+    /// Where its maps lie on their images, if the file says so.
+    framing: Option<Framing>,
     name: String,
     signed: bool,
+}
+
+impl Shown<'_> {
+    /// The explanations of a sample, one per target.
+    fn of(&self, id: &str) -> &[Explanation] {
+        self.explanations.get(id).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// The gallery of one input.
@@ -100,9 +110,11 @@ pub(super) fn gallery(
         let (metadata, explanations) = saliency::read(one.artifact, |id, _| ids.contains(id))?;
         let signed = explanations
             .values()
-            .filter_map(|explanation| explanation.map.as_ref())
+            .flatten()
+            .flat_map(|explanation| &explanation.maps)
             .any(|map| map.values.iter().any(|&value| value < 0.0));
-        shown.push(Shown { maps: one, metadata, explanations, name: String::new(), signed });
+        let framing = Framing::read(|key| metadata.get(key));
+        shown.push(Shown { maps: one, metadata, explanations, framing, name: String::new(), signed });
     }
     name_all(&mut shown);
     let mut images: BTreeMap<String, DynamicImage> = BTreeMap::new();
@@ -133,15 +145,15 @@ pub(super) fn gallery(
 }
 
 /// What is shown of a sample beside its maps.
+#[derive(Default)]
 struct Seen {
-    original: Option<RgbImage>,
-    /// Which slice that is, if the sample is a volume.
-    slice: Option<Slice>,
-    /// What lies under each set's map.
-    under: Vec<Option<RgbImage>>,
+    /// The image, or the central slices of a volume.
+    originals: Vec<(RgbImage, Option<Slice>)>,
+    /// What lies under each set's maps: the grey volume as that set's model saw it.
+    volumes: Vec<Option<Rc<Vec<u8>>>>,
 }
 
-/// The image of a sample, or the slices of its volume that maps were made of.
+/// The image of a sample, or its volume as each set's model saw it.
 fn seen(
     sample: &Sample,
     shown: &[Shown<'_>],
@@ -149,34 +161,47 @@ fn seen(
     samples: &dyn Samples,
 ) -> Result<Seen, StageError> {
     if let Some(image) = image {
-        let original = original(image);
-        return Ok(Seen {
-            under: vec![Some(original.clone()); shown.len()],
-            original: Some(original),
-            slice: None,
-        });
+        return Ok(Seen { originals: vec![(original(image), None)], volumes: vec![None; shown.len()] });
     }
-    let of_slice = |one: &Shown<'_>, index: Option<usize>| -> Result<Option<RgbImage>, StageError> {
-        let map = one.explanations.get(&sample.id).and_then(|explanation| explanation.map.as_ref());
-        let Some(map) = map else { return Ok(None) };
-        let Slice { index: own, count } = map.slice.unwrap_or(Slice { index: 0, count: 1 });
-        let view = View {
-            shape: [count, map.height, map.width],
-            index: index.unwrap_or(own),
-            by_slices: one.metadata.contains_key("volumes"),
+    let mut seen = Seen::default();
+    let mut known: Vec<(View, &BTreeMap<String, String>, Option<Rc<Vec<u8>>>)> = Vec::new();
+    for one in shown {
+        let map = one.of(&sample.id).iter().flat_map(|explanation| &explanation.maps).next();
+        let Some(map) = map else {
+            seen.volumes.push(None);
+            continue;
         };
-        Ok(samples.slice(one.maps.axes, &sample.image, view)?.as_ref().map(original))
-    };
-    let under = shown.iter().map(|one| of_slice(one, None)).collect::<Result<Vec<_>, _>>()?;
-    // The central slice, as the first of the models saw it.
-    let with_map = shown.iter().find_map(|one| Some((one, one.explanations.get(&sample.id)?.map.as_ref()?)));
-    let slice = with_map.and_then(|(_, map)| map.slice);
-    let slice = slice.map(|Slice { count, .. }| Slice { index: count / 2, count });
-    let original = match with_map {
-        Some((one, _)) => of_slice(one, slice.map(|slice| slice.index))?,
-        None => None,
-    };
-    Ok(Seen { original, slice, under })
+        let of = map.slice.map_or([1, map.height, map.width], |slice| slice.of);
+        let view = View { shape: of, by_slices: one.metadata.contains_key("volumes") };
+        let place = known.iter().position(|(other, axes, _)| (*other, *axes) == (view, one.maps.axes));
+        let volume = match place {
+            Some(place) => known[place].2.clone(),
+            None => {
+                let volume = samples.volume(one.maps.axes, &sample.image, view)?.map(Rc::new);
+                known.push((view, one.maps.axes, volume.clone()));
+                volume
+            }
+        };
+        // The central slices, as the first of the models saw them.
+        if let Some(volume) = volume.as_ref().filter(|_| seen.originals.is_empty()) {
+            let planes = if map.slice.is_some() { &Plane::ALL[..] } else { &Plane::ALL[..1] };
+            for plane in planes {
+                let slice = Slice { plane: *plane, index: plane.count(of) / 2, of };
+                let picture = grey_slice(volume, slice);
+                seen.originals.extend(picture.map(|picture| (picture, map.slice.map(|_| slice))));
+            }
+        }
+        seen.volumes.push(volume);
+    }
+    Ok(seen)
+}
+
+/// A slice of a grey volume as a picture.
+fn grey_slice(volume: &[u8], slice: Slice) -> Option<RgbImage> {
+    let [height, width] = slice.plane.size(slice.of);
+    let values = slice.plane.cut(volume, slice.of, slice.index);
+    let picture = GrayImage::from_raw(width as u32, height as u32, values)?;
+    Some(original(&picture.into()))
 }
 
 /// What is explained: an image, or a question about one.
@@ -233,7 +258,15 @@ fn name_all(shown: &mut [Shown<'_>]) {
             differing.entry(values).or_insert(name);
         }
     }
-    let differing: BTreeSet<&String> = differing.into_values().collect();
+    let mut differing: BTreeSet<&String> = differing.into_values().collect();
+    // The layer follows from the method nearly always: it is told where it alone tells maps apart.
+    let told = |names: &BTreeSet<&String>| -> BTreeSet<Vec<Option<&String>>> {
+        all.iter().map(|keys| names.iter().map(|name| keys.get(*name)).collect()).collect()
+    };
+    let without: BTreeSet<&String> = differing.iter().copied().filter(|name| *name != "layer").collect();
+    if told(&without).len() == told(&differing).len() {
+        differing = without;
+    }
     for (one, keys) in shown.iter_mut().zip(&all) {
         let parts: Vec<&str> =
             differing.iter().filter_map(|name| keys.get(*name)).map(String::as_str).collect();
@@ -255,7 +288,7 @@ fn legend(shown: &[Shown<'_>], pictures: &mut Pictures) -> Markup {
     html! {
         "Within a row all maps are drawn on one scale, after division by the value printed below each map: the \
          one under which 98 % of its absolute mass lies. Overlays are half map, half grey original, enlarged \
-         without smoothing. "
+         without smoothing; what a model did not see of an image is the grey original alone. "
         @if let Some([first, second]) = shown.first().and_then(sides) {
             (bar(true, &format!("more in {second}"), &format!("more in {first}")))
         } @else if shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
@@ -279,23 +312,24 @@ fn case(
     pictures: &mut Pictures,
 ) -> Markup {
     let question =
-        shown.iter().find_map(|one| one.explanations.get(id)?.question.as_deref().map(str::to_owned));
-    let picture = seen.original.as_ref();
+        shown.iter().flat_map(|one| one.of(id)).find_map(|explanation| explanation.question.clone());
+    let flat = seen.originals.first().filter(|(_, slice)| slice.is_none());
     let outline =
-        picture.zip(mask.and_then(decode)).map(|(picture, mask)| outlined(picture, &mask.to_luma8()));
+        flat.zip(mask.and_then(decode)).map(|((picture, _), mask)| outlined(picture, &mask.to_luma8()));
     html! {
         section .case {
             h4 { (id) @if let Some(label) = label { " \u{2013} " (label) } }
             @if let Some(question) = question { p { (question) } }
             div .strip {
-                figure {
-                    @match picture {
-                        Some(picture) => {
-                            img src=(pictures.source(picture)) alt=(format!("original of {id}")) width="112";
-                        },
-                        None => { p .reason { "no image was given" } },
+                @for (picture, slice) in &seen.originals {
+                    figure {
+                        @let name = slice.map_or_else(String::new, |slice| format!(", {}", in_words(slice)));
+                        img src=(pictures.source(picture)) alt=(format!("original of {id}{name}")) width="112";
+                        figcaption { "original" (name) }
                     }
-                    figcaption { "original" @if let Some(slice) = seen.slice { ", " (in_words(slice)) } }
+                }
+                @if seen.originals.is_empty() {
+                    figure { p .reason { "no image was given" } figcaption { "original" } }
                 }
                 @if let Some(outline) = &outline {
                     figure {
@@ -303,57 +337,102 @@ fn case(
                         figcaption { "mask outlined" }
                     }
                 }
-                @for (one, under) in shown.iter().zip(&seen.under) {
-                    (explained(id, one, under.as_ref(), pictures))
+                @for (one, volume) in shown.iter().zip(&seen.volumes) {
+                    @if one.of(id).is_empty() {
+                        figure .pair {
+                            p .reason { "not explained" }
+                            figcaption { b { (one.name) } }
+                        }
+                    }
+                    @for explanation in one.of(id) {
+                        (explained(id, one, explanation, &Under { flat: flat.map(|(picture, _)| picture), volume: volume.as_deref() }, pictures))
+                    }
                 }
             }
         }
     }
 }
 
-fn explained(id: &str, one: &Shown<'_>, picture: Option<&RgbImage>, pictures: &mut Pictures) -> Markup {
-    let explanation = one.explanations.get(id);
-    let map = explanation.and_then(|explanation| explanation.map.as_ref());
+/// What lies under maps: an image, or a volume.
+struct Under<'a> {
+    flat: Option<&'a RgbImage>,
+    volume: Option<&'a Vec<u8>>,
+}
+
+impl Under<'_> {
+    /// The picture under a map, and where the map lies on it. Nothing where that is not known.
+    fn of(&self, map: &Map, framing: Option<Framing>) -> Option<(RgbImage, Framing)> {
+        if let Some(volume) = self.volume {
+            // Of a model that sees one slice it is the only one.
+            let only = Slice { plane: Plane::Axial, index: 0, of: [1, map.height, map.width] };
+            return Some((grey_slice(volume, map.slice.unwrap_or(only))?, Framing::Whole));
+        }
+        let picture = self.flat.filter(|_| map.slice.is_none())?;
+        // A map of the image's own proportions can only be of the whole.
+        let (width, height) = picture.dimensions();
+        let skew = (u64::from(width) * map.height as u64).abs_diff(u64::from(height) * map.width as u64);
+        let is_alike = skew < map.width.max(map.height) as u64;
+        let framing = framing.or_else(|| is_alike.then_some(Framing::Whole))?;
+        Some((picture.clone(), framing))
+    }
+}
+
+/// The maps of one target with their overlays.
+fn explained(
+    id: &str,
+    one: &Shown<'_>,
+    explanation: &Explanation,
+    under: &Under<'_>,
+    pictures: &mut Pictures,
+) -> Markup {
+    let name = match &explanation.target {
+        Some(target) if one.of(id).len() > 1 => format!("{} of {target}", one.name),
+        _ => one.name.clone(),
+    };
     html! {
-        figure .pair {
-            @match (map, explanation) {
-                (Some(map), Some(explanation)) => {
-                    @let drawn = Drawn::new(map, one.signed);
-                    @let (row, column) = peak(map);
-                    img src=(pictures.source(&drawn.picture())) width="112"
-                        alt=(format!("map of {} for {id}, greatest at row {row}, column {column}", one.name));
-                    @if let Some(picture) = picture {
-                        img src=(pictures.source(&drawn.overlay(picture))) width="112"
-                            alt=(format!("overlay of {} on {id}", one.name));
+        @if explanation.maps.is_empty() {
+            figure .pair {
+                p .reason { (explanation.status) }
+                figcaption {
+                    b { (one.name) }
+                    @if let Some(target) = &explanation.target { br; "target " (target) }
+                }
+            }
+        }
+        @for map in &explanation.maps {
+            @let drawn = Drawn::new(map, one.signed);
+            @let (row, column) = peak(map);
+            @let plane = map.slice.map_or_else(String::new, |slice| format!(", {}", in_words(slice)));
+            @let picture = under.of(map, one.framing);
+            figure .pair {
+                img src=(pictures.source(&drawn.picture())) width="112"
+                    alt=(format!("map of {name} for {id}{plane}, greatest at row {row}, column {column}"));
+                @if let Some((picture, framing)) = &picture {
+                    img src=(pictures.source(&drawn.overlay(picture, *framing))) width="112"
+                        alt=(format!("overlay of {name} on {id}{plane}"));
+                }
+                figcaption {
+                    b { (one.name) } br;
+                    @if let Some(slice) = map.slice { "most salient " (in_words(slice)) br; }
+                    @if explanation.status == "all_zero" { "zero everywhere" } @else { "scale " (number(f64::from(drawn.divisor))) }
+                    @if let Some(target) = &explanation.target { ", target " (target) }
+                    @if let Some(score) = explanation.score { ", score " (number(score)) }
+                    @if let Some(gap) = explanation.completeness_gap { ", completeness gap " (number(gap)) }
+                    @if picture.is_none() && under.flat.is_some() {
+                        br; "no overlay: the file does not say where on the image the map lies"
                     }
-                    figcaption {
-                        b { (one.name) } br;
-                        @if let Some(slice) = map.slice { "most salient " (in_words(slice)) br; }
-                        @if explanation.status == "all_zero" { "zero everywhere" } @else { "scale " (number(f64::from(drawn.divisor))) }
-                        @if let Some(target) = &explanation.target { ", target " (target) }
-                        @if let Some(score) = explanation.score { ", score " (number(score)) }
-                        @if let Some(gap) = explanation.completeness_gap { ", completeness gap " (number(gap)) }
-                    }
-                },
-                (_, Some(explanation)) => {
-                    p .reason { (explanation.status) }
-                    figcaption { b { (one.name) } }
-                },
-                (_, None) => {
-                    p .reason { "not explained" }
-                    figcaption { b { (one.name) } }
-                },
+                }
             }
         }
     }
 }
 
-fn in_words(Slice { index, count }: Slice) -> String {
-    format!("slice {} of {count}", index + 1)
+fn in_words(slice: Slice) -> String {
+    format!("{} slice {} of {}", slice.plane.name(), slice.index + 1, slice.plane.count(slice.of))
 }
 
 /// Row and column of the greatest value; the first of equal ones.
-fn peak(map: &saliency::Map) -> (usize, usize) {
+fn peak(map: &Map) -> (usize, usize) {
     let mut best = 0;
     for (index, value) in map.values.iter().enumerate() {
         if *value > map.values[best] {

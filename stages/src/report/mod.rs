@@ -19,6 +19,7 @@ mod learning;
 mod page;
 mod picture;
 mod pictures;
+mod predicted;
 mod provenance;
 mod saliency;
 mod scores;
@@ -27,7 +28,7 @@ mod tables;
 mod tests;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 use pipe_engine::{
@@ -37,15 +38,17 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::charts::bars;
+use self::charts::{Axes, Curve, Scale, bars, chart};
 use self::collect::{Collected, GivenTable};
 use self::data::{Piece, consolidate, parquet};
 use self::figures::{Group, group, headline};
 use self::gallery::{Maps, gallery};
 use self::page::{Section, page};
 use self::pictures::Pictures;
+use self::predicted::Charts;
+use self::scores::Cascade;
 use self::tables::{across_datasets, answers, table};
-use self::words::title;
+use self::words::{metric_name, title};
 use crate::artifact;
 
 /// Parameters of `report`.
@@ -103,7 +106,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -138,8 +141,9 @@ impl StageKind for Report {
         let mut collected = Collected::read(context)?;
         ceilings::set_ceilings(&mut collected);
         let mut pictures = Pictures::new(params.embed_limit_bytes.max(0) as u64);
-        let files = data_files(&collected, context.provenance())?;
-        let sections = sections(params, &collected, &files, &mut pictures, context)?;
+        let charts = Charts::read(&collected)?;
+        let files = data_files(&collected, &charts, context.provenance())?;
+        let sections = sections(params, &collected, &charts, &files, &mut pictures, context)?;
         let html = page(&params.title, &params.description, &sections);
         context.check_cancelled()?;
         let output = context.output("page")?;
@@ -163,7 +167,7 @@ struct DataFile {
     bytes: Vec<u8>,
 }
 
-fn data_files(collected: &Collected, provenance: &str) -> Result<Vec<DataFile>, StageError> {
+fn data_files(collected: &Collected, charts: &Charts, provenance: &str) -> Result<Vec<DataFile>, StageError> {
     let mut files = Vec::new();
     for (path, what, tables) in [
         ("data/metrics.parquet", "all figures with their intervals", &collected.metric_tables),
@@ -181,6 +185,12 @@ fn data_files(collected: &Collected, provenance: &str) -> Result<Vec<DataFile>, 
             files.push(DataFile { path: path.to_owned(), what, rows: batch.num_rows(), bytes });
         }
     }
+    if let Some(points) = charts.table()? {
+        let (path, what) =
+            ("data/curves.parquet".to_owned(), "points of the curves of predictions and ranks");
+        let bytes = parquet(&points, provenance)?;
+        files.push(DataFile { path, what, rows: points.num_rows(), bytes });
+    }
     Ok(files)
 }
 
@@ -192,6 +202,7 @@ fn piece<'a>(collected: &'a Collected, table: &'a GivenTable) -> Piece<'a> {
 fn sections(
     params: &ReportParams,
     collected: &Collected,
+    charts: &Charts,
     files: &[DataFile],
     pictures: &mut Pictures,
     context: &StageContext<'_>,
@@ -204,6 +215,7 @@ fn sections(
     if !transparency.is_empty() {
         transparency.insert(0, html! { p .note { (SCORES_NOTE) } });
     }
+    transparency.extend(cascades(collected));
     if params.max_gallery > 0 {
         transparency.extend(galleries(params, collected, pictures, context)?);
         for given in collected.of_type(artifact::WORD_SALIENCY) {
@@ -212,8 +224,8 @@ fn sections(
     }
     let section = |id, title, content| Section { id, title, content };
     Ok(vec![
-        section("answer", "Answer", vec![answers(&performance, &bias, &scores)]),
-        section("performance", "Performance", performance_section(&performance, &classes)),
+        section("answer", "Answer", vec![answers(&performance, &bias, &scores, &collected.metrics)]),
+        section("performance", "Performance", performance_section(&performance, &classes, charts)),
         section("learning", "Learning", learning::learning(collected)),
         section("bias", "Bias: what one modality alone reaches, and for whom", bias_section(&bias)),
         section("transparency", "Transparency: what the explanations point at", transparency),
@@ -225,11 +237,12 @@ fn sections(
     ])
 }
 
-const SCORES_NOTE: &str = "Means over the explained samples with 95 % intervals. Read the pointing game and \
+const SCORES_NOTE: &str = "Means over the explained samples with 95 % intervals, of ratios with heavy tails medians; \
+    where it is known, apart for the samples that the model classifies right. Read the pointing game and \
     the relevance mass beside their controls: a random map, a centre map and the same method on a model with random \
     weights. Only the distance from these says something about the model.";
 
-fn performance_section(groups: &[Group], classes: &[Group]) -> Vec<Markup> {
+fn performance_section(groups: &[Group], classes: &[Group], charts: &Charts) -> Vec<Markup> {
     let mut parts = Vec::new();
     let mut by_input: BTreeMap<(&str, Option<&str>), Vec<&Group>> = BTreeMap::new();
     for group in groups {
@@ -251,6 +264,7 @@ fn performance_section(groups: &[Group], classes: &[Group]) -> Vec<Markup> {
             parts.push(table(group, true));
         }
     }
+    parts.extend(charts.markup());
     for group in classes {
         parts.push(html! {
             details {
@@ -260,6 +274,40 @@ fn performance_section(groups: &[Group], classes: &[Group]) -> Vec<Markup> {
         });
     }
     parts
+}
+
+/// What drawing layer after layer anew does to the maps, a chart per input and metric.
+fn cascades(collected: &Collected) -> Vec<Markup> {
+    let mut charts: BTreeMap<(&str, &str, &str), Vec<&Cascade>> = BTreeMap::new();
+    for (input, cascade) in &collected.cascades {
+        charts.entry((input, &cascade.metric, &cascade.order)).or_default().push(cascade);
+    }
+    let chart_of = |((input, metric, order), own): ((&str, &str, &str), Vec<&Cascade>)| {
+        let (which, x) = match order {
+            "bottom_up" => ("from the input on", "layers drawn anew"),
+            "top_down" => ("from the output back", "layers drawn anew"),
+            "independent" => ("one at a time, counted from the input", "the layer drawn anew"),
+            _ => ("step by step", "steps"),
+        };
+        let title = format!(
+            "{}: {}, the likeness of maps to those of the model as it is while layers are drawn anew, {which}",
+            title(input),
+            metric_name(metric)
+        );
+        let names: BTreeSet<&String> = own.iter().flat_map(|one| one.keys.keys()).collect();
+        let differs =
+            |name: &&String| own.iter().map(|one| one.keys.get(*name)).collect::<BTreeSet<_>>().len() > 1;
+        let differing: Vec<&String> = names.into_iter().filter(differs).collect();
+        let curve = |one: &&Cascade| {
+            let values: Vec<&str> =
+                differing.iter().filter_map(|name| one.keys.get(*name)).map(String::as_str).collect();
+            let own_name = || one.keys.get("method").cloned().unwrap_or_else(|| metric_name(metric));
+            one.curve(if values.is_empty() { own_name() } else { values.join(" \u{b7} ") })
+        };
+        let curves: Vec<Curve> = own.iter().map(curve).collect();
+        chart(&Axes { title, x, scale: Scale::FreeToTheEnd }, &curves)
+    };
+    charts.into_iter().map(chart_of).collect()
 }
 
 fn bias_section(groups: &[Group]) -> Vec<Markup> {

@@ -84,6 +84,9 @@ td .reason{white-space:normal}
 .chart{margin:1rem 0}.chart>svg{width:100%;height:auto;max-width:48rem;display:block}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--soft);font-size:11px}
 .grid{stroke:var(--line)}.bar{fill:var(--bar)}.bar.best{fill:var(--best)}.value.best{font-weight:700}
+.charts{display:flex;flex-wrap:wrap;gap:0 1.5rem;align-items:flex-start}.charts .chart{flex:1 1 20rem}
+.charts .chart:not(.square){flex-basis:100%}.square{max-width:26rem}
+.cell{fill:var(--best);stroke:var(--line)}svg .count.dark{fill:var(--paper)}
 .interval{stroke:var(--ink);stroke-width:1.5;fill:none}
 .curve{fill:none;stroke-width:2}.c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}
 .c3{stroke:var(--c3)}.c4{stroke:var(--c4)}.c5{stroke:var(--c5)}

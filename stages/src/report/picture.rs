@@ -11,6 +11,7 @@ use image::{DynamicImage, GrayImage, ImageFormat, ImageReader, Limits, Rgb, RgbI
 use pipe_attribution::{OUTLIERS, drawing_scale};
 
 use super::saliency::Map;
+use crate::framing::Framing;
 
 /// The longest side of a picture on the page.
 const LONGEST_SIDE: u32 = 256;
@@ -62,14 +63,17 @@ impl Drawn {
         })
     }
 
-    /// Half map, half grey original; the map is enlarged to the image without smoothing.
-    pub(super) fn overlay(&self, original: &RgbImage) -> RgbImage {
+    /// Half map, half grey original where the model looked, the grey original alone elsewhere; the map is enlarged
+    /// without smoothing.
+    pub(super) fn overlay(&self, original: &RgbImage, framing: Framing) -> RgbImage {
         let (width, height) = original.dimensions();
+        let part = framing.part(width, height);
         RgbImage::from_fn(width, height, |x, y| {
-            let column = x as usize * self.scaled.width / width as usize;
-            let row = y as usize * self.scaled.height / height as usize;
             let Rgb([red, green, blue]) = *original.get_pixel(x, y);
             let grey = (u16::from(red) * 77 + u16::from(green) * 150 + u16::from(blue) * 29) >> 8;
+            let Some([column, row]) = part.cell([x, y], self.scaled.width, self.scaled.height) else {
+                return Rgb([grey as u8; 3]);
+            };
             let Rgb(colour) = self.colour(column, row);
             Rgb(colour.map(|channel| ((u16::from(channel) + grey) / 2) as u8))
         })
@@ -161,6 +165,28 @@ mod tests {
         assert!(red > blue);
         let Rgb([red, _, blue]) = colour(-1.0, true);
         assert!(blue > red);
+    }
+
+    /// On an image twice as wide as high the map of the middle square leaves both ends alone.
+    #[test]
+    fn an_overlay_lies_where_the_model_looked() {
+        let original = RgbImage::from_pixel(24, 12, Rgb([100; 3]));
+        let map = Map { slice: None, height: 2, width: 2, values: vec![1.0, 0.0, 0.0, -1.0] };
+        let drawn = Drawn::new(&map, true);
+        let grey = Rgb([100; 3]);
+        let centre = drawn.overlay(&original, Framing::Centre { shorter: 8, side: 8 });
+        for (x, y, touched) in [(5, 6, false), (6, 0, true), (17, 11, true), (18, 6, false)] {
+            assert_eq!(*centre.get_pixel(x, y) != grey, touched, "{x} {y}");
+        }
+        let Rgb([red, _, blue]) = *centre.get_pixel(6, 0);
+        assert!(red > blue);
+        let Rgb([red, _, blue]) = *centre.get_pixel(17, 11);
+        assert!(blue > red);
+        // A model that cuts a smaller square out of the middle leaves all borders alone.
+        let inner = drawn.overlay(&original, Framing::Centre { shorter: 8, side: 4 });
+        assert!(*inner.get_pixel(12, 2) == grey && *inner.get_pixel(9, 3) != grey);
+        let whole = drawn.overlay(&original, Framing::Whole);
+        assert!(*whole.get_pixel(0, 0) != grey && *whole.get_pixel(23, 11) != grey);
     }
 
     #[test]

@@ -16,15 +16,70 @@ use super::columns::{numbers, texts};
 /// Maps with more values than this on one side are no pictures.
 const LONGEST_SIDE: usize = 4096;
 
+/// The direction of a slice through a volume of slices, rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plane {
+    /// One of the slices: rows and columns.
+    Axial,
+    /// One row of all slices: slices and columns.
+    Coronal,
+    /// One column of all slices: slices and rows.
+    Sagittal,
+}
+
+impl Plane {
+    /// The three of them.
+    pub(super) const ALL: [Self; 3] = [Self::Axial, Self::Coronal, Self::Sagittal];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Axial => "axial",
+            Self::Coronal => "coronal",
+            Self::Sagittal => "sagittal",
+        }
+    }
+
+    /// How many slices of this direction a volume of `[slices, rows, columns]` has.
+    pub(super) fn count(self, [slices, rows, columns]: [usize; 3]) -> usize {
+        match self {
+            Self::Axial => slices,
+            Self::Coronal => rows,
+            Self::Sagittal => columns,
+        }
+    }
+
+    /// Height and width of such a slice.
+    pub(super) fn size(self, [slices, rows, columns]: [usize; 3]) -> [usize; 2] {
+        match self {
+            Self::Axial => [rows, columns],
+            Self::Coronal => [slices, columns],
+            Self::Sagittal => [slices, rows],
+        }
+    }
+
+    /// Slice `index` of a volume, row-major.
+    pub(super) fn cut<T: Copy>(self, values: &[T], shape: [usize; 3], index: usize) -> Vec<T> {
+        let [_, rows, columns] = shape;
+        let [height, width] = self.size(shape);
+        let place = |y: usize, x: usize| match self {
+            Self::Axial => (index * rows + y) * columns + x,
+            Self::Coronal => (y * rows + index) * columns + x,
+            Self::Sagittal => (y * rows + x) * columns + index,
+        };
+        (0..height).flat_map(|y| (0..width).map(move |x| values[place(y, x)])).collect()
+    }
+}
+
 /// A slice of a map of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slice {
+    pub(super) plane: Plane,
     pub(super) index: usize,
-    /// Slices of the whole map.
-    pub(super) count: usize,
+    /// Shape of the whole map: slices, rows, columns.
+    pub(super) of: [usize; 3],
 }
 
-/// One map, row-major; of a volume its most salient slice.
+/// One map, row-major; of a volume a slice.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Map {
     /// Which slice it is, if it is one.
@@ -46,9 +101,12 @@ pub(super) struct Explanation {
     pub(super) score: Option<f64>,
     pub(super) completeness_gap: Option<f64>,
     pub(super) status: String,
-    /// Nothing where the method gave no map.
-    pub(super) map: Option<Map>,
+    /// Nothing where the method gave no map; of a volume the most salient slice of each direction.
+    pub(super) maps: Vec<Map>,
 }
+
+/// What is stored of each sample: an explanation per target, in the order of the file.
+pub(super) type Explanations = BTreeMap<String, Vec<Explanation>>;
 
 /// The metadata of the file's schema: method, model, layer, baseline and parameters.
 pub(super) type Metadata = BTreeMap<String, String>;
@@ -60,9 +118,9 @@ pub(super) type Metadata = BTreeMap<String, String>;
 pub(super) fn read(
     artifact: &Artifact,
     mut wanted: impl FnMut(&str, &str) -> bool,
-) -> Result<(Metadata, BTreeMap<String, Explanation>), StageError> {
+) -> Result<(Metadata, Explanations), StageError> {
     let mut metadata = Metadata::new();
-    let mut explanations = BTreeMap::new();
+    let mut explanations = Explanations::new();
     for file in artifact.files_ending(".arrow") {
         let fail = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
         let opened = File::open(&file.location).map_err(|error| fail(&error))?;
@@ -82,7 +140,7 @@ fn read_batch(
     batch: &RecordBatch,
     shape: Option<[usize; 3]>,
     wanted: &mut impl FnMut(&str, &str) -> bool,
-    explanations: &mut BTreeMap<String, Explanation>,
+    explanations: &mut Explanations,
 ) {
     let [ids, images, questions] = ["id", "image_id", "question"].map(|name| texts(batch, name));
     let targets = texts(batch, "target");
@@ -98,50 +156,60 @@ fn read_batch(
         }
         let status = statuses[row].clone().unwrap_or_else(|| "ok".to_owned());
         let is_valid = valid[row] != Some(0.0) && !status.starts_with("not_applicable");
-        let map = shape.filter(|_| is_valid).and_then(|shape| map_of(batch, row, shape));
-        explanations.insert(
-            id,
-            Explanation {
-                image,
-                question: questions[row].clone(),
-                target: targets[row].clone(),
-                score: scores[row],
-                completeness_gap: gaps[row],
-                status,
-                map,
-            },
-        );
+        let maps = shape.filter(|_| is_valid).and_then(|shape| maps_of(batch, row, shape));
+        explanations.entry(id).or_default().push(Explanation {
+            image,
+            question: questions[row].clone(),
+            target: targets[row].clone(),
+            score: scores[row],
+            completeness_gap: gaps[row],
+            status,
+            maps: maps.unwrap_or_default(),
+        });
     }
 }
 
-fn map_of(batch: &RecordBatch, row: usize, [slices, height, width]: [usize; 3]) -> Option<Map> {
+fn maps_of(batch: &RecordBatch, row: usize, shape: [usize; 3]) -> Option<Vec<Map>> {
     let column = batch.column_by_name("saliency")?.as_fixed_size_list_opt()?;
-    if column.is_null(row) || column.value_length() as usize != slices * height * width {
+    if column.is_null(row) || column.value_length() as usize != shape.iter().product::<usize>() {
         return None;
     }
     let values = column.value(row);
     let values = values.as_primitive_opt::<Float32Type>()?;
     let finite = |value: Option<f32>| value.filter(|value| value.is_finite()).unwrap_or(0.0);
     let values: Vec<f32> = values.iter().map(finite).collect();
+    let [slices, height, width] = shape;
     if slices == 1 {
-        return Some(Map { slice: None, height, width, values });
+        return Some(vec![Map { slice: None, height, width, values }]);
     }
-    let plane = height * width;
-    let index = most_salient(&values, plane);
-    let values = values[index * plane..(index + 1) * plane].to_vec();
-    Some(Map { slice: Some(Slice { index, count: slices }), height, width, values })
+    let map = |plane: Plane| {
+        let index = most_salient(plane, &values, shape);
+        let [height, width] = plane.size(shape);
+        let values = plane.cut(&values, shape, index);
+        Map { slice: Some(Slice { plane, index, of: shape }), height, width, values }
+    };
+    Some(Plane::ALL.map(map).to_vec())
 }
 
 /// The slice of the greatest sum of absolute values; the first of equal ones.
-fn most_salient(values: &[f32], plane: usize) -> usize {
-    let mut best = (0, 0.0);
-    for (index, slice) in values.chunks_exact(plane).enumerate() {
-        let sum: f64 = slice.iter().map(|value| f64::from(value.abs())).sum();
-        if sum > best.1 {
-            best = (index, sum);
+fn most_salient(plane: Plane, values: &[f32], shape: [usize; 3]) -> usize {
+    let [_, rows, columns] = shape;
+    let mut sums = vec![0.0f64; plane.count(shape)];
+    for (place, value) in values.iter().enumerate() {
+        let index = match plane {
+            Plane::Axial => place / (rows * columns),
+            Plane::Coronal => place / columns % rows,
+            Plane::Sagittal => place % columns,
+        };
+        sums[index] += f64::from(value.abs());
+    }
+    let mut best = 0;
+    for (index, sum) in sums.iter().enumerate() {
+        if *sum > sums[best] {
+            best = index;
         }
     }
-    best.0
+    best
 }
 
 /// Slices, height and width from the tensor's metadata; of flat images there is one slice.
@@ -156,5 +224,25 @@ fn shape_of(schema: &Schema) -> Option<[usize; 3]> {
         [height, width] => Some([1, *height, *width]),
         [slices, height, width] => Some([*slices, *height, *width]),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_run_along_each_axis() {
+        // Two slices of three rows of four columns, numbered.
+        let (shape, volume) = ([2, 3, 4], (0..24).collect::<Vec<i32>>());
+        assert_eq!(Plane::Axial.cut(&volume, shape, 1), (12..24).collect::<Vec<i32>>());
+        assert_eq!(Plane::Coronal.cut(&volume, shape, 2), [8, 9, 10, 11, 20, 21, 22, 23]);
+        assert_eq!(Plane::Sagittal.cut(&volume, shape, 3), [3, 7, 11, 15, 19, 23]);
+        let mut map = vec![0.0f32; 24];
+        (map[17], map[1]) = (-5.0, 1.0);
+        let of = |plane: Plane| most_salient(plane, &map, shape);
+        // Voxel 17 is slice 1, row 1, column 1.
+        assert_eq!(Plane::ALL.map(of), [1, 1, 1]);
+        assert_eq!(Plane::ALL.map(|plane| plane.count(shape)), [2, 3, 4]);
     }
 }

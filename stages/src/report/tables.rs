@@ -2,13 +2,14 @@
 
 use maud::{Markup, html};
 
-use super::figures::{Better, Figure, Group, better, headline, names_control};
+use super::figures::{Better, Figure, Group, GroupRow, headline, names_control};
+use super::scores::{RIGHT, SAMPLES};
 use super::words::{metric_name, number, title};
 
 /// The sentences above everything: per table the best row, its interval, and how clear the lead is; then
 /// what one modality alone reaches, and what the explanations point at.
-pub(super) fn answers(performance: &[Group], bias: &[Group], scores: &[Group]) -> Markup {
-    let mut answers: Vec<Markup> = performance.iter().filter_map(answer).collect();
+pub(super) fn answers(performance: &[Group], bias: &[Group], scores: &[Group], all: &[Figure]) -> Markup {
+    let mut answers: Vec<Markup> = performance.iter().filter_map(|group| answer(group, all)).collect();
     answers.extend(bias.iter().filter_map(bias_answer));
     answers.extend(scores.iter().filter_map(transparency_answer));
     html! {
@@ -20,10 +21,13 @@ pub(super) fn answers(performance: &[Group], bias: &[Group], scores: &[Group]) -
     }
 }
 
-fn answer(group: &Group) -> Option<Markup> {
+/// The best row and the runner-up. What `compare` found of the two on the same samples decides how clear the lead
+/// is; without it there are their intervals alone.
+fn answer(group: &Group, all: &[Figure]) -> Option<Markup> {
     let metric = headline(group.rows.iter().flat_map(|row| row.figures.values()))?;
     let mut values = group.values(&metric);
-    let descending = better(&metric) != Better::Lower;
+    let direction = group.better(&metric);
+    let descending = direction != Better::Lower;
     values.sort_by(|left, right| {
         let (left, right) = (left.1.value.unwrap_or(0.0), right.1.value.unwrap_or(0.0));
         if descending { right.total_cmp(&left) } else { left.total_cmp(&right) }
@@ -38,16 +42,81 @@ fn answer(group: &Group) -> Option<Markup> {
         @if let Some(n) = figure.n { " (n = " (n) ")" }
         @if let Some((row, runner_up)) = second {
             ", before " (group.rows[*row].label()) " with " (cell_text(runner_up))
-            @match (figure.low, figure.high, runner_up.low, runner_up.high) {
-                (Some(low), Some(high), Some(other_low), Some(other_high)) => {
-                    @if low > other_high || high < other_low { "; the intervals do not overlap" }
-                    @else { "; the intervals overlap" }
-                },
-                _ => {},
+            @if let Some(paired) = paired(group, &metric, [first, *row], all) {
+                "; on the same samples the difference is " (difference_text(paired)) ", "
+                @match lead(paired, direction) {
+                    Some(true) => "whose interval leaves out 0: the lead is clear",
+                    Some(false) => "whose interval holds 0: the two are not told apart",
+                    None => "without an interval",
+                }
+            } @else {
+                @match (figure.low, figure.high, runner_up.low, runner_up.high) {
+                    (Some(low), Some(high), Some(other_low), Some(other_high)) => {
+                        @if low > other_high || high < other_low { "; the intervals do not overlap" }
+                        @else { "; the intervals overlap" }
+                    },
+                    _ => {},
+                }
             }
         }
         "."
     })
+}
+
+/// A difference with its interval, the best minus the runner-up.
+type Paired = (f64, Option<[f64; 2]>);
+
+/// What `compare` found of two rows in this metric.
+fn paired(group: &Group, metric: &str, rows: [usize; 2], all: &[Figure]) -> Option<Paired> {
+    let [first, second] = rows.map(|row| &group.rows[row]);
+    let own = first.figures.get(metric)?;
+    // Directions of retrieval are methods there, and part of the metric's name here.
+    let method = group.key_of(first, "method");
+    let names =
+        [Some(format!("{metric}_difference")), method.map(|method| format!("{method}_{metric}_difference"))];
+    let agree = |a: &Option<String>, b: &Option<String>| a.is_none() || b.is_none() || a == b;
+    all.iter().find_map(|figure| {
+        let is_same = names.iter().flatten().any(|name| *name == figure.metric)
+            && agree(&figure.task, &group.task)
+            && agree(&figure.split, &group.split)
+            && (figure.dataset.is_none() || figure.dataset == group.dataset)
+            && figure.n == own.n;
+        let value = figure.value.filter(|_| is_same)?;
+        let (minuend, subtrahend) = figure.keys.get("method")?.split_once(" - ")?;
+        let means = |label: &str, row: &GroupRow, other: &GroupRow| means(group, label, row, other);
+        let interval = figure.low.zip(figure.high);
+        if means(minuend, first, second) && means(subtrahend, second, first) {
+            return Some((value, interval.map(|(low, high)| [low, high])));
+        }
+        let is_reversed = means(minuend, second, first) && means(subtrahend, first, second);
+        is_reversed.then(|| (-value, interval.map(|(low, high)| [-high, -low])))
+    })
+}
+
+/// Whether what `compare` calls a model, its axis values joined, is this row: all in which it differs from the other
+/// is in the name, and nothing is in the name that is not the row's, but the name of an input before the values.
+fn means(group: &Group, label: &str, row: &GroupRow, other: &GroupRow) -> bool {
+    let words: Vec<&str> = label.split('/').collect();
+    let own: Vec<&str> =
+        row.keys.iter().flatten().chain(group.constant.values()).map(String::as_str).collect();
+    let mut differing =
+        row.keys.iter().zip(&other.keys).filter(|(own, other)| own != other).map(|(own, _)| own);
+    let unknown: Vec<usize> = (0..words.len()).filter(|place| !own.contains(&words[*place])).collect();
+    let has_all = differing.all(|value| value.as_deref().is_some_and(|value| words.contains(&value)));
+    has_all && (unknown.is_empty() || (unknown == [0] && words.len() > 1))
+}
+
+/// Whether the interval leaves out 0 on the side of the best; nothing without one.
+fn lead((_, interval): Paired, direction: Better) -> Option<bool> {
+    let [low, high] = interval?;
+    Some(if direction == Better::Lower { high < 0.0 } else { low > 0.0 })
+}
+
+fn difference_text((value, interval): Paired) -> String {
+    match interval {
+        Some([low, high]) => format!("{} [{}, {}]", number(value), number(low), number(high)),
+        None => number(value),
+    }
 }
 
 /// What one modality alone reaches, in one sentence per table.
@@ -103,9 +172,14 @@ fn ablation_answer(group: &Group, metric: &str, ablations: &[(usize, Vec<usize>)
 fn transparency_answer(group: &Group) -> Option<Markup> {
     let known = ["pointing_game", "relevance_mass", "mass"];
     let metric = known.iter().find_map(|name| group.metrics.iter().find(|metric| metric.contains(name)))?;
+    // Headlines are of samples that the model is right about, where these are known.
+    let is_right = |(row, _): &(usize, &Figure)| group.key_of(&group.rows[*row], SAMPLES) == Some(RIGHT);
+    let mut values = group.values(metric);
+    if values.iter().any(is_right) {
+        values.retain(is_right);
+    }
     let greatest = |control: bool| {
-        let rows =
-            group.values(metric).into_iter().filter(|(row, _)| group.rows[*row].is_control() == control);
+        let rows = values.iter().copied().filter(|(row, _)| group.rows[*row].is_control() == control);
         // Backwards, because of equal ones `max_by` takes the last.
         rows.rev().max_by(|left, right| left.1.value.unwrap_or(0.0).total_cmp(&right.1.value.unwrap_or(0.0)))
     };
@@ -155,7 +229,7 @@ pub(super) fn table(group: &Group, ranked: bool) -> Markup {
                         @for metric in &group.metrics {
                             th scope="col" .number {
                                 (metric_name(metric))
-                                @match better(metric) {
+                                @match group.better(metric) {
                                     Better::Higher => {},
                                     Better::Lower => { " " span .arrow title="lower is better" { "\u{2193}" } },
                                     Better::Neither => {},

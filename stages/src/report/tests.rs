@@ -1,3 +1,5 @@
+mod shown;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;

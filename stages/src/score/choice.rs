@@ -1,6 +1,6 @@
 //! Which metrics and which images are scored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_attribution::metrics::Shape;
 use pipe_engine::{StageContext, StageError};
@@ -9,6 +9,7 @@ use pipe_models::random::Key;
 use super::Params;
 use super::maps::{Maps, Subject, subjects};
 use super::metric::{Metric, Needs};
+use crate::framing::Framing;
 use crate::table::read_columns;
 
 /// Channels of every image here.
@@ -66,6 +67,10 @@ pub(super) struct Scanned {
     pub(super) axes: Vec<String>,
     /// Whether they explain answers to questions: models of these see images stretched to the square.
     pub(super) of_answers: bool,
+    /// Where maps lie on their images, if a file says so.
+    pub(super) framing: Option<Framing>,
+    /// Whether the model is right about what is explained, by subject, where a file says so.
+    pub(super) correct: BTreeMap<Subject, bool>,
 }
 
 /// The subjects of all maps, and what the maps have in common.
@@ -73,6 +78,8 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
     let mut shape: Option<[usize; 2]> = None;
     let mut known = BTreeSet::new();
     let mut inputs = Vec::new();
+    let mut framing: Option<Framing> = None;
+    let mut correct = BTreeMap::new();
     for input in context.inputs("saliency") {
         context.check_cancelled()?;
         let mut maps = Maps::read(input)?;
@@ -91,6 +98,21 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
                 maps.method
             );
             return Err(StageError::input("saliency", reason));
+        }
+        match (framing, maps.framing) {
+            (Some(first), Some(other)) if first != other => {
+                let reason = format!(
+                    "maps of {} lie elsewhere on their images than those before: {other:?}, not {first:?}",
+                    maps.method
+                );
+                return Err(StageError::input("saliency", reason));
+            }
+            (first, other) => framing = first.or(other),
+        }
+        for ((subject, _), is_right) in maps.rows.iter().zip(&maps.correct) {
+            if let Some(is_right) = is_right {
+                correct.entry(subject.clone()).or_insert(*is_right);
+            }
         }
         inputs.push(maps);
     }
@@ -122,7 +144,8 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
     let shape = Shape { channels: CHANNELS, height: side, width: side };
-    Ok(Scanned { subjects: kept, shape, axes: varying_axes(&inputs), of_answers })
+    let axes = varying_axes(&inputs);
+    Ok(Scanned { subjects: kept, shape, axes, of_answers, framing, correct })
 }
 
 /// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and

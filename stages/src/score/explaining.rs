@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::metrics::{
-    Baseline, Drawn, Draws, Engine, LayerOrder, Part, Perturbation, Preparation, Randomisation, Robustness,
-    Sample, Scale, Shape, Similarity, Value, completeness, completeness_quantus, flat_ssim, input_invariance,
-    other_class, random_logit, range, translated, translations,
+    Baseline, Drawn, Draws, Engine, LayerSimilarities, Part, Perturbation, Preparation, Randomisation,
+    Robustness, Sample, Scale, Shape, Similarity, Value, completeness, completeness_quantus, flat_ssim,
+    input_invariance, other_class, random_logit, range, translated, translations,
 };
 use pipe_attribution::{AttributionError, Evaluator, Passes};
 use pipe_engine::{StageContext, StageError};
@@ -23,16 +23,30 @@ use crate::model::{DEVICE, Model, tensor_error};
 use crate::target::ClassTarget;
 
 /// Bins of the histogram of efficient parameter randomisation.
-const BINS: usize = 100;
+pub(super) const BINS: usize = 100;
 /// Translations of continuity in Quantus.
-const QUANTUS_TRANSLATIONS: usize = 28;
+pub(super) const QUANTUS_TRANSLATIONS: usize = 28;
 /// Smooth parameter randomisation: the deviation of the noise as a share of the image's range.
-const SMOOTH_NOISE: f64 = 0.1;
+pub(super) const SMOOTH_NOISE: f64 = 0.1;
 /// What input invariance adds to every value.
 const SHIFT: f32 = -1.0;
 /// A map that is explained again may differ from the stored one by this share of its norm: rounding, in other
 /// batches.
 const SAME: f64 = 0.01;
+
+/// The noise of a metric of robustness: of the image's range, but in Quantus.
+pub(super) fn noise_of(metric: Metric, params: &Params) -> Perturbation {
+    let noise = params.noise;
+    match (metric, params.mode == Mode::Quantus) {
+        (Metric::LocalLipschitzEstimate, true) => Perturbation::Normal { deviation: 0.1 },
+        (Metric::LocalLipschitzEstimate, false) => Perturbation::Normal { deviation: noise },
+        (Metric::MaxSensitivity | Metric::AvgSensitivity, true) => {
+            Perturbation::Uniform { low: -0.2, high: 0.2 }
+        }
+        (_, true) => Perturbation::Uniform { low: 0.02, high: 0.2 },
+        (_, false) => Perturbation::Uniform { low: -noise, high: noise },
+    }
+}
 
 /// A value, or why there is none.
 type Outcome = Result<f64, String>;
@@ -72,10 +86,16 @@ impl Explaining<'_, '_> {
         metrics: &[Metric],
         maps: &[Asked<'_>],
         classes: &[usize],
-    ) -> Result<Vec<Vec<Outcome>>, StageError> {
+    ) -> Result<Vec<ByMap>, StageError> {
         // What Quantus normalises together has to be together.
         let size = if self.params.mode == Mode::Quantus { maps.len().max(1) } else { CHUNK };
-        let mut values = vec![Vec::with_capacity(maps.len()); metrics.len()];
+        let mut values: Vec<ByMap> = metrics
+            .iter()
+            .map(|metric| {
+                let steps = if metric.is_of_layers() { self.layers.len() } else { 0 };
+                ByMap { values: Vec::with_capacity(maps.len()), steps: vec![Vec::new(); steps] }
+            })
+            .collect();
         for (chunk, classes) in maps.chunks(size).zip(classes.chunks(size)) {
             self.context.check_cancelled()?;
             let places: Vec<usize> = chunk.iter().map(|asked| asked.image).collect();
@@ -94,17 +114,31 @@ impl Explaining<'_, '_> {
                 targets: &targets,
                 failure: RefCell::default(),
                 sensitivity: RefCell::default(),
+                layers: RefCell::default(),
             };
             let unlike = chunk.is_another()?;
             for (metric, values) in metrics.iter().zip(&mut values) {
-                values.extend(match &unlike {
+                let outcomes = match &unlike {
                     Some(reason) => vec![Err(reason.clone()); samples.len()],
                     None => chunk.values(*metric)?,
-                });
+                };
+                // Without layers there are reasons only.
+                let layers = chunk.layers.take();
+                for (step, own) in values.steps.iter_mut().enumerate() {
+                    own.extend_from_slice(layers.get(step).unwrap_or(&outcomes));
+                }
+                values.values.extend(outcomes);
             }
         }
         Ok(values)
     }
+}
+
+/// What a metric gave for each map.
+pub(super) struct ByMap {
+    pub(super) values: Vec<Outcome>,
+    /// `[step][map]`: metrics of parameter randomisation have a value for each further layer.
+    pub(super) steps: Vec<Vec<Outcome>>,
 }
 
 /// The samples that are explained together; they are numbered within the chunk.
@@ -118,6 +152,8 @@ struct Chunk<'a, 'e, 'c> {
     failure: RefCell<Option<StageError>>,
     /// Max- and avg-sensitivity are read off the same draws.
     sensitivity: RefCell<Option<Drawn>>,
+    /// `[step][sample]`, of the metric of parameter randomisation that was computed last.
+    layers: RefCell<Vec<Vec<Outcome>>>,
 }
 
 impl Chunk<'_, '_, '_> {
@@ -267,16 +303,7 @@ impl Chunk<'_, '_, '_> {
     }
 
     fn robustness(&self, metric: Metric) -> pipe_attribution::Result<Vec<Value>> {
-        let (mode, noise) = (self.mode(), self.params().noise);
-        let noise = match (metric, self.is_quantus()) {
-            (Metric::LocalLipschitzEstimate, true) => Perturbation::Normal { deviation: 0.1 },
-            (Metric::LocalLipschitzEstimate, false) => Perturbation::Normal { deviation: noise },
-            (Metric::MaxSensitivity | Metric::AvgSensitivity, true) => {
-                Perturbation::Uniform { low: -0.2, high: 0.2 }
-            }
-            (_, true) => Perturbation::Uniform { low: 0.02, high: 0.2 },
-            (_, false) => Perturbation::Uniform { low: -noise, high: noise },
-        };
+        let (mode, noise) = (self.mode(), noise_of(metric, self.params()));
         let scale = if self.is_quantus() { Scale::Together } else { Scale::PerMap };
         let preparation = match metric {
             Metric::LocalLipschitzEstimate => Preparation { scale, part: Part::Signed },
@@ -344,10 +371,6 @@ impl Chunk<'_, '_, '_> {
 
     fn randomisation(&self, metric: Metric) -> pipe_attribution::Result<Vec<Value>> {
         let quantus = self.is_quantus();
-        let default = match metric {
-            Metric::ParameterRandomisation if quantus => LayerOrder::TopDown,
-            _ => LayerOrder::BottomUp,
-        };
         let preparation = match metric {
             // The histogram's bins follow the map.
             Metric::EfficientParameterRandomisation => Preparation { scale: Scale::None, part: Part::Signed },
@@ -361,7 +384,7 @@ impl Chunk<'_, '_, '_> {
         let randomisation = Randomisation {
             samples: self.samples,
             layers: self.setting.layers.len(),
-            order: self.params().layer_order.map_or(default, Into::into),
+            order: self.params().order_of(metric).into(),
             preparation,
             explain: &explain,
         };
@@ -377,10 +400,18 @@ impl Chunk<'_, '_, '_> {
                     Perturbation::Normal { deviation: SMOOTH_NOISE }.add(image, key, range(image))
                 };
                 let draws = self.params().draws.max(1) as usize;
-                Ok(randomisation.smooth_similarities(draws, &noisy, &spearman, mode)?.average(mode))
+                Ok(self.averaged(randomisation.smooth_similarities(draws, &noisy, &spearman, mode)?))
             }
-            _ => Ok(randomisation.similarities(&spearman)?.average(mode)),
+            _ => Ok(self.averaged(randomisation.similarities(&spearman)?)),
         }
+    }
+
+    /// The mean over layers; each of them is remembered.
+    fn averaged(&self, similarities: LayerSimilarities) -> Vec<Value> {
+        let outcome = |value: &Value| value.clone().map_err(|reason| reason.to_string());
+        let layers = similarities.layers.iter().map(|layer| layer.iter().map(outcome).collect());
+        *self.layers.borrow_mut() = layers.collect();
+        similarities.average(self.mode())
     }
 
     fn random_logit(&self) -> pipe_attribution::Result<Vec<Value>> {

@@ -28,19 +28,22 @@ use crate::target::ClassScore;
 pub(super) const CHUNK: usize = 64;
 
 /// ROAD: percentages of removed pixels.
-const PERCENTAGES: [f64; 9] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0];
+pub(super) const PERCENTAGES: [f64; 9] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0];
 /// ROAD: the deviation of what is added to filled-in pixels, in the normalised space.
-const ROAD_NOISE: f64 = 0.01;
+pub(super) const ROAD_NOISE: f64 = 0.01;
 /// Monotonicity correlation and non-sensitivity of Quantus: what is nearly 0.
-const EPSILON: f64 = 1e-5;
+pub(super) const EPSILON: f64 = 1e-5;
 /// Non-sensitivity: a patch does not matter below this share of the magnitudes, and of the score.
-const NON_SENSITIVE: [f64; 2] = [0.001, 0.001];
+pub(super) const NON_SENSITIVE: [f64; 2] = [0.001, 0.001];
 /// Region perturbation of Quantus removes at most this many patches.
-const QUANTUS_REGIONS: usize = 100;
+pub(super) const QUANTUS_REGIONS: usize = 100;
 /// The size of a subset of features in Quantus.
-const QUANTUS_SUBSET: usize = 224;
+pub(super) const QUANTUS_SUBSET: usize = 224;
 /// Sensitivity-n: shares of the patches that a subset has.
-const SHARES: [f64; 3] = [0.125, 0.25, 0.5];
+pub(super) const SHARES: [f64; 3] = [0.125, 0.25, 0.5];
+
+/// Faithfulness correlation: the share of the patches that a subset has.
+pub(super) const SHARE: f64 = 0.25;
 
 /// One map that is scored.
 #[derive(Clone, Copy)]
@@ -102,6 +105,15 @@ pub(super) fn score_space(metric: Metric, params: &Params) -> ScoreSpace {
     }
 }
 
+fn pixels_per_step(params: &Params, shape: Shape) -> usize {
+    shape.pixels().div_ceil(params.steps.max(1) as usize).max(1)
+}
+
+/// Steps that a curve really has: whole pixels change at each.
+pub(super) fn steps(params: &Params, shape: Shape) -> usize {
+    shape.pixels().div_ceil(pixels_per_step(params, shape))
+}
+
 /// Whether pixels become what the parameter `baseline` says.
 pub(super) fn uses_baseline(metric: Metric) -> bool {
     use Metric::*;
@@ -121,14 +133,13 @@ enum Kind {
 impl Faithfulness<'_, '_> {
     /// Pixels that change at a step: a curve has at most `steps` of them.
     fn pixels_per_step(&self) -> usize {
-        self.shape.pixels().div_ceil(self.params.steps.max(1) as usize).max(1)
+        pixels_per_step(self.params, self.shape)
     }
 
     /// Images that the model is asked about for one map.
     pub(super) fn images_of(metric: Metric, params: &Params, shape: Shape) -> u64 {
         use Metric::*;
-        let per_step = shape.pixels().div_ceil(params.steps.max(1) as usize).max(1);
-        let steps = shape.pixels().div_ceil(per_step) as u64;
+        let steps = steps(params, shape) as u64;
         let patches = patches(shape, params.patch_side(shape)).len() as u64;
         match metric {
             Deletion | Insertion | PixelFlipping | PixelFlippingLeastFirst => steps + 1,
@@ -147,12 +158,13 @@ impl Faithfulness<'_, '_> {
     }
 
     /// The values of each metric for each map. `greatest` is the greatest magnitude of all maps of the call,
-    /// by which Quantus divides.
+    /// by which Quantus divides, and `prediction` how the maps predict what a change costs.
     pub(super) fn values(
         &self,
         metrics: &[Metric],
         maps: &[Asked<'_>],
         greatest: f64,
+        prediction: Prediction,
     ) -> Result<Vec<Vec<Value>>, StageError> {
         let mut values = vec![Vec::with_capacity(maps.len()); metrics.len()];
         for chunk in maps.chunks(CHUNK) {
@@ -165,7 +177,11 @@ impl Faithfulness<'_, '_> {
                 .map(|(asked, image)| Sample { index: asked.subject, image, map: asked.map })
                 .collect();
             let ends = match metrics.iter().any(|metric| uses_baseline(*metric)) {
-                true => rows.iter().map(|row| self.removed.image(*row)).collect::<Result<_, _>>()?,
+                true => rows
+                    .iter()
+                    .zip(&samples)
+                    .map(|(row, sample)| self.removed.image(*row, &self.images.ids[*row], sample.image))
+                    .collect::<Result<_, _>>()?,
                 false => Vec::new(),
             };
             let part = Part {
@@ -174,6 +190,7 @@ impl Faithfulness<'_, '_> {
                 ends: &ends,
                 rows: &rows,
                 greatest,
+                prediction,
                 memo: RefCell::default(),
             };
             for (metric, values) in metrics.iter().zip(&mut values) {
@@ -193,6 +210,8 @@ struct Part<'a, 'f, 'c> {
     rows: &'a [usize],
     /// The greatest magnitude of all maps.
     greatest: f64,
+    /// How a map predicts what a change costs.
+    prediction: Prediction,
     memo: Memo,
 }
 
@@ -348,7 +367,7 @@ impl Part<'_, '_, '_> {
             }
             Metric::RoadGap => gap(swapped(self.both(Kind::Imputed, space, mean)?)),
             Metric::FaithfulnessCorrelation => {
-                let subsets = self.subsets(0.25);
+                let subsets = self.subsets(SHARE);
                 self.ask(space, |engine| faithfulness_correlation(engine, samples, &subsets, ends))?
             }
             Metric::SensitivityN => self.mean_over_sizes(space)?,
@@ -365,7 +384,7 @@ impl Part<'_, '_, '_> {
             Metric::Infidelity => {
                 let patches = self.patches();
                 let drops = self.ask(space, |engine| {
-                    infidelity_of_patches(engine, samples, &patches, ends, Prediction::Global)
+                    infidelity_of_patches(engine, samples, &patches, ends, self.prediction)
                 })?;
                 defined(drops.iter().map(|drops| drops.infidelity(true)))
             }
@@ -408,6 +427,10 @@ impl Part<'_, '_, '_> {
             super::Baseline::Zero => Baseline::Constant(0.0),
             super::Baseline::Black => Baseline::Black,
             super::Baseline::Mean => Baseline::Mean,
+            other => {
+                let message = format!("Quantus has no `{}` for whole batches", other.name());
+                return Err(StageError::failed(message));
+            }
         };
         let per_step = setting.pixels_per_step() * shape.channels;
         let mean = |curve: &[f64]| curve.iter().sum::<f64>() / curve.len().max(1) as f64;

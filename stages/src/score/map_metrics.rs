@@ -10,12 +10,17 @@ use pipe_attribution::metrics::{
 use super::metric::Metric;
 
 /// The share of pixels of the top-k intersection.
-const TOP_SHARE: f64 = 0.05;
+pub(super) const TOP_SHARE: f64 = 0.05;
 /// A magnitude above this share of the greatest one counts.
 const EFFECTIVE: f64 = 0.05;
 
 /// Sufficiency: maps are neighbours within this share of the greatest distance.
-const THRESHOLD: f64 = 0.6;
+pub(super) const THRESHOLD: f64 = 0.6;
+
+/// Effective complexity: what counts, in a mode. Quantus's threshold counts practically everything.
+pub(super) fn epsilon(mode: Mode) -> f64 {
+    if mode == Mode::Quantus { 1e-5 } else { EFFECTIVE }
+}
 
 /// What the metrics of a set of maps have in common.
 #[derive(Clone, Copy, Debug)]
@@ -84,9 +89,7 @@ impl Settings {
                     }
                     _ => by_largest_magnitude(map),
                 };
-                // Quantus's threshold counts practically everything.
-                let epsilon = if self.mode == Mode::Quantus { 1e-5 } else { EFFECTIVE };
-                Ok(effective_complexity(&normalised, epsilon))
+                Ok(effective_complexity(&normalised, epsilon(self.mode)))
             }
         }
     }

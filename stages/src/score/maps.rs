@@ -7,6 +7,7 @@ use arrow_array::types::Int32Type;
 use arrow_array::{Array, RecordBatch};
 use pipe_engine::{InputArtifact, StageError};
 
+use crate::framing::Framing;
 use crate::ipc::{read_file, tensors, texts};
 
 /// What is explained: an image and a class of it, or a question about an image and an answer.
@@ -34,6 +35,10 @@ pub(crate) struct Maps {
     pub(crate) shape: [usize; 2],
     /// Each subject with its map, row by row, or why there is none.
     pub(crate) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
+    /// Of each row whether the model is right about the sample, if the file says so.
+    pub(crate) correct: Vec<Option<bool>>,
+    /// Where the maps lie on their images, if the file says so.
+    pub(crate) framing: Option<Framing>,
     /// Whether they explain answers to questions.
     pub(crate) of_answers: bool,
     /// The digest of the checkpoint that was explained, if the file says so.
@@ -60,6 +65,7 @@ impl Maps {
                 None => part,
                 Some(mut all) if all.shape == part.shape && all.method == part.method => {
                     all.rows.extend(part.rows);
+                    all.correct.extend(part.correct);
                     all
                 }
                 Some(all) => {
@@ -97,6 +103,12 @@ impl Maps {
         let classes = batch.column_by_name("target_index").and_then(|column| {
             column.as_primitive_opt::<Int32Type>().map(|column| column.iter().collect::<Vec<_>>())
         });
+        let correct = batch.column_by_name("correct").and_then(|column| column.as_boolean_opt());
+        let correct = (0..ids.len()).map(|row| {
+            let correct = correct.filter(|correct| correct.is_valid(row))?;
+            Some(correct.value(row))
+        });
+        let correct = correct.collect();
         let column = batch.column_by_name("saliency").ok_or("it has no column `saliency`")?;
         let length = shape[0] * shape[1];
         let mut rows = Vec::with_capacity(ids.len());
@@ -127,12 +139,14 @@ impl Maps {
         let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
         let baseline = metadata.get("baseline").filter(|name| *name != "none").cloned();
         let params = metadata.get("params").cloned();
-        Ok(Self { method, baseline, axes: axes(input), shape, rows, of_answers, checkpoint, params })
+        let framing = Framing::read(|key| metadata.get(key));
+        let axes = axes(input);
+        Ok(Self { method, baseline, axes, shape, rows, correct, framing, of_answers, checkpoint, params })
     }
 }
 
 /// Columns of the table of scores, whose names an axis cannot have.
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 16] = [
     "id",
     "method",
     "metric",
@@ -146,6 +160,9 @@ const COLUMNS: [&str; 13] = [
     "score",
     "better",
     "parameters",
+    "correct",
+    "group_id",
+    "step",
 ];
 
 /// The axes of the study, by the names of their columns. The method has a column of its own.

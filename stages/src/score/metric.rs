@@ -214,6 +214,11 @@ impl Metric {
         self.needs() == Needs::Method && self != Self::Completeness
     }
 
+    /// Whether its value is a mean over layers, each of which is told too.
+    pub(super) fn is_of_layers(self) -> bool {
+        matches!(self, Self::ParameterRandomisation | Self::SmoothParameterRandomisation)
+    }
+
     /// Whether Quantus has it.
     pub(super) fn is_in_quantus(self) -> bool {
         self.modes() == Modes::Both

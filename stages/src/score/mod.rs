@@ -69,6 +69,12 @@ pub enum Baseline {
     Black,
     /// The mean of the training split, pixel by pixel, among images of the same modality and region.
     Mean,
+    /// The image itself, blurred as insertion blurs it.
+    Blur,
+    /// Uniform noise between the least and the greatest value of the image, drawn for each value by itself.
+    Uniform,
+    /// In each channel the mean of the `patch` that a pixel lies in.
+    Neighbourhood,
 }
 
 impl Baseline {
@@ -77,7 +83,15 @@ impl Baseline {
             Self::Zero => "zero",
             Self::Black => "black",
             Self::Mean => "mean",
+            Self::Blur => "blur",
+            Self::Uniform => "uniform",
+            Self::Neighbourhood => "neighbourhood",
         }
+    }
+
+    /// Whether Quantus has it in a form that its batched metrics accept.
+    fn is_in_quantus(self) -> bool {
+        matches!(self, Self::Zero | Self::Black | Self::Mean)
     }
 }
 
@@ -135,6 +149,9 @@ impl From<LayerOrder> for pipe_attribution::metrics::LayerOrder {
         }
     }
 }
+
+/// The original's tolerance of the pointing game, for maps of 224 pixels.
+const TOLERANCE_AT_224: f64 = 15.0;
 
 /// The preset's number of images whose maps are explained again.
 const EXPLAINED_BY_PRESET: i64 = 100;
@@ -237,6 +254,19 @@ impl Params {
         limit.map(|limit| limit.max(1) as usize)
     }
 
+    /// The tolerance of the pointing game in pixels of maps of this shape.
+    fn tolerance_of(&self, shape: pipe_attribution::metrics::Shape) -> f64 {
+        self.tolerance.unwrap_or(TOLERANCE_AT_224 * shape.height as f64 / 224.0)
+    }
+
+    /// The order of layers of a metric of parameter randomisation.
+    fn order_of(&self, metric: Metric) -> LayerOrder {
+        self.layer_order.unwrap_or(match metric {
+            Metric::ParameterRandomisation if self.mode == Mode::Quantus => LayerOrder::TopDown,
+            _ => LayerOrder::BottomUp,
+        })
+    }
+
     /// The side of a patch of images of this shape.
     fn patch_side(&self, shape: pipe_attribution::metrics::Shape) -> usize {
         let by_size = || (shape.height as f64 * 16.0 / 224.0).round().max(1.0) as usize;
@@ -282,7 +312,7 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -334,7 +364,13 @@ impl StageKind for Score {
             };
             Some(ParameterProblem { path: format!("metrics[{index}]"), message, help: None })
         });
-        wrong.chain(compute::check(&params.device)).collect()
+        let baseline =
+            (params.mode == Mode::Quantus && !params.baseline.is_in_quantus()).then(|| ParameterProblem {
+                path: "baseline".to_owned(),
+                message: format!("Quantus has no `{}` for whole batches", params.baseline.name()),
+                help: Some("`zero`, `black` or `mean`; or leave out `mode`".to_owned()),
+            });
+        wrong.chain(baseline).chain(compute::check(&params.device)).collect()
     }
 
     /// Not with a limit, which counts images of all maps, nor with metrics that compare images, nor as Quantus

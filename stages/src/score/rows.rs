@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use pipe_attribution::metrics::{Mask, Shape};
+use pipe_attribution::metrics::{Mask, Perturbation, Prediction, Shape, patches};
+use serde_json::json;
 
-use super::faithfulness::{score_space, uses_baseline};
+use super::explaining::{BINS, QUANTUS_TRANSLATIONS, SMOOTH_NOISE, noise_of};
+use super::faithfulness::{
+    EPSILON, NON_SENSITIVE, PERCENTAGES, QUANTUS_REGIONS, QUANTUS_SUBSET, ROAD_NOISE, SHARE, SHARES,
+    score_space, steps, uses_baseline,
+};
+use super::map_metrics::{THRESHOLD, TOP_SHARE, epsilon};
 use super::maps::Subject;
 use super::metric::{Metric, Needs};
 use super::{Mode, Params};
@@ -14,7 +20,23 @@ use crate::table::{Column, Table};
 pub(super) struct Row {
     pub(super) subject: usize,
     pub(super) metric: Metric,
+    /// Of a metric that is a mean over layers: how many of them were drawn anew, or which of them in turn.
+    pub(super) step: Option<usize>,
     pub(super) value: Result<f64, String>,
+}
+
+impl Row {
+    /// What stands in the column `metric`: a step is no figure of the metric itself.
+    fn name(&self) -> String {
+        match self.step {
+            Some(_) => step_name(self.metric),
+            None => self.metric.name().to_owned(),
+        }
+    }
+}
+
+fn step_name(metric: Metric) -> String {
+    format!("{}_step", metric.name())
 }
 
 /// The rows of one method.
@@ -22,6 +44,10 @@ pub(super) struct Scored {
     pub(super) method: String,
     pub(super) map_baseline: Option<String>,
     pub(super) axes: BTreeMap<String, String>,
+    /// How its maps predict what a change costs.
+    pub(super) prediction: Prediction,
+    /// Of each subject whether the model is right about it, if the maps say so.
+    pub(super) is_right: Vec<Option<bool>>,
     pub(super) rows: Vec<Row>,
 }
 
@@ -30,6 +56,8 @@ pub(super) struct Rows<'a> {
     pub(super) params: &'a Params,
     pub(super) metrics: &'a [Metric],
     pub(super) subjects: &'a [Subject],
+    /// What the image of each subject belongs to, such as a patient.
+    pub(super) groups: Vec<Option<String>>,
     pub(super) masks: Option<&'a BTreeMap<String, Mask>>,
     pub(super) shape: Shape,
     /// Axes that tell maps of one method apart.
@@ -60,11 +88,15 @@ impl Rows<'_> {
         (metric.needs() == Needs::Model).then(|| score_space(metric, self.params).name())
     }
 
-    /// The parameters that a metric's values depend on, as JSON.
-    fn parameters(&self, metric: Metric) -> String {
+    /// The parameters that a metric's values depend on, as JSON: those that are in effect, whether they were given
+    /// or are the stage's.
+    fn parameters(&self, metric: Metric, prediction: Prediction) -> String {
         use Metric::*;
-        let params = self.params;
-        let patch = params.patch_side(self.shape);
+        let (params, shape) = (self.params, self.shape);
+        let is_quantus = params.mode == Mode::Quantus;
+        let patch = params.patch_side(shape);
+        let patches = || patches(shape, patch).len();
+        let steps = steps(params, shape);
         let json = match metric {
             Deletion
             | Insertion
@@ -72,41 +104,72 @@ impl Rows<'_> {
             | PixelFlippingLeastFirst
             | PixelFlippingGap
             | FaithfulnessEstimate
-            | Monotonicity => serde_json::json!({ "steps": params.steps }),
-            MonotonicityCorrelation if params.mode == Mode::Quantus => {
-                serde_json::json!({ "steps": params.steps, "draws": params.draws, "seed": params.seed })
+            | Monotonicity => json!({ "steps": steps }),
+            MonotonicityCorrelation if is_quantus => {
+                json!({ "steps": steps, "draws": params.draws, "epsilon": EPSILON, "seed": params.seed })
             }
-            MonotonicityCorrelation => serde_json::json!({ "steps": params.steps }),
+            MonotonicityCorrelation => json!({ "steps": steps, "epsilon": EPSILON }),
+            RegionPerturbation | RegionPerturbationLeastFirst if is_quantus => {
+                json!({ "patch": patch, "regions": patches().min(QUANTUS_REGIONS) })
+            }
             RegionPerturbation
             | RegionPerturbationLeastFirst
             | RegionPerturbationGap
             | Selectivity
             | Irof
-            | Infidelity
-            | NonSensitivity
-            | Consistency => serde_json::json!({ "patch": patch }),
-            FaithfulnessCorrelation | SensitivityN => {
-                serde_json::json!({ "patch": patch, "subsets": params.subsets, "seed": params.seed })
+            | Consistency => json!({ "patch": patch }),
+            Infidelity if is_quantus => json!({ "patch": patch, "prediction": "local", "scaled": false }),
+            Infidelity => {
+                let prediction = match prediction {
+                    Prediction::Local => "local",
+                    Prediction::Global => "global",
+                };
+                json!({ "patch": patch, "prediction": prediction, "scaled": true })
             }
-            Road | RoadLeastFirst | RoadGap => serde_json::json!({ "seed": params.seed }),
+            NonSensitivity if is_quantus => json!({ "epsilon": EPSILON }),
+            NonSensitivity => json!({ "patch": patch, "epsilon": NON_SENSITIVE }),
+            FaithfulnessCorrelation if is_quantus => {
+                json!({ "subsets": params.subsets, "features": QUANTUS_SUBSET, "seed": params.seed })
+            }
+            FaithfulnessCorrelation => json!({
+                "patch": patch, "subsets": params.subsets, "share": SHARE, "seed": params.seed,
+            }),
+            SensitivityN => json!({
+                "patch": patch, "subsets": params.subsets, "share": SHARES, "seed": params.seed,
+            }),
+            Road | RoadLeastFirst | RoadGap => {
+                json!({ "percentages": PERCENTAGES, "noise": ROAD_NOISE, "seed": params.seed })
+            }
             MaxSensitivity
             | AvgSensitivity
             | LocalLipschitzEstimate
             | RelativeInputStability
             | RelativeOutputStability
             | RelativeRepresentationStability => {
-                serde_json::json!({ "draws": params.draws, "noise": params.noise, "seed": params.seed })
+                let noise = match noise_of(metric, params) {
+                    Perturbation::Normal { deviation } => json!({ "normal": deviation }),
+                    Perturbation::Uniform { low, high } => json!({ "uniform": [low, high] }),
+                };
+                json!({
+                    "draws": params.draws, "noise": noise, "of_range": !is_quantus, "seed": params.seed,
+                })
             }
-            Continuity => serde_json::json!({ "draws": params.draws }),
-            RandomLogit | EfficientParameterRandomisation => serde_json::json!({ "seed": params.seed }),
+            Continuity if is_quantus => json!({ "draws": QUANTUS_TRANSLATIONS }),
+            Continuity => json!({ "draws": params.draws }),
+            RandomLogit => json!({ "seed": params.seed }),
+            EfficientParameterRandomisation => json!({ "bins": BINS, "seed": params.seed }),
             ParameterRandomisation => {
-                serde_json::json!({ "layer_order": params.layer_order, "seed": params.seed })
+                json!({ "layer_order": params.order_of(metric), "seed": params.seed })
             }
-            SmoothParameterRandomisation => serde_json::json!({
-                "layer_order": params.layer_order, "draws": params.draws, "seed": params.seed,
+            SmoothParameterRandomisation => json!({
+                "layer_order": params.order_of(metric), "draws": params.draws, "noise": SMOOTH_NOISE,
+                "seed": params.seed,
             }),
-            PointingGameTolerant => serde_json::json!({ "tolerance": params.tolerance }),
-            _ => serde_json::json!({}),
+            PointingGameTolerant => json!({ "tolerance": params.tolerance_of(shape) }),
+            TopKIntersection => json!({ "share": TOP_SHARE }),
+            EffectiveComplexity => json!({ "epsilon": epsilon(params.mode.into()) }),
+            Sufficiency => json!({ "threshold": THRESHOLD }),
+            _ => json!({}),
         };
         json.to_string()
     }
@@ -129,7 +192,7 @@ impl Rows<'_> {
         let mut table = Table::new()
             .with("id", text(&|_, row| Some(self.subjects[row.subject].id.clone())))
             .with("method", text(&|scored, _| Some(scored.method.clone())))
-            .with("metric", text(&|_, row| Some(row.metric.name().to_owned())))
+            .with("metric", text(&|_, row| Some(row.name())))
             .with("baseline", text(&|_, row| self.baseline(row.metric)))
             .with("value", number(&finite))
             .with("mask_share", number(&|row| self.mask(row.subject).map(Mask::share)))
@@ -139,20 +202,25 @@ impl Rows<'_> {
             .with("map_baseline", text(&|scored, _| scored.map_baseline.clone()))
             .with("score", text(&|_, row| self.score(row.metric).map(str::to_owned)))
             .with("better", text(&|_, row| Some(row.metric.better().name().to_owned())))
-            .with("parameters", text(&|_, row| Some(self.parameters(row.metric))));
+            .with("parameters", text(&|scored, row| Some(self.parameters(row.metric, scored.prediction))))
+            .with("correct", Column::Bool(rows().map(|(scored, row)| scored.is_right[row.subject]).collect()))
+            .with("group_id", text(&|_, row| self.groups[row.subject].clone()))
+            .with("step", Column::Int64(rows().map(|(_, row)| row.step.map(|step| step as i64)).collect()));
         for axis in self.axes {
             table = table.with(axis, text(&|scored, _| scored.axes.get(axis).cloned()));
         }
         let facts = |metric: &Metric| {
             let (better, score) = (metric.better().name(), self.score(*metric));
-            let facts = serde_json::json!({ "direction": better, "score": score });
-            (metric.name().to_owned(), facts)
+            let facts = json!({ "direction": better, "score": score });
+            let names = std::iter::once(metric.name().to_owned())
+                .chain(metric.is_of_layers().then(|| step_name(*metric)));
+            names.map(move |name| (name, facts.clone())).collect::<Vec<_>>()
         };
         let axes: Vec<&str> =
             std::iter::once("map_baseline").chain(self.axes.iter().map(String::as_str)).collect();
-        let facts: serde_json::Map<String, serde_json::Value> = self.metrics.iter().map(facts).collect();
+        let facts: serde_json::Map<String, serde_json::Value> = self.metrics.iter().flat_map(facts).collect();
         table
             .with_metadata("metrics", serde_json::Value::Object(facts).to_string())
-            .with_metadata("axes", serde_json::json!(axes).to_string())
+            .with_metadata("axes", json!(axes).to_string())
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use pipe_attribution::metrics::{Mask, Shape};
+use pipe_attribution::metrics::{Mask, Prediction, Shape};
 use pipe_engine::{StageContext, StageError};
 use pipe_models::Preprocessor;
 use pipe_models::preprocess::Fit;
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::choice::{CHANNELS, Scanned, chosen, first_images, random_images, scan};
 use super::controls::Control;
-use super::explaining::Explaining;
+use super::explaining::{ByMap, Explaining};
 use super::faithfulness::{Asked, Faithfulness, uses_baseline};
 use super::layers::RandomLayers;
 use super::map_metrics::Settings;
@@ -21,15 +21,12 @@ use super::metric::{Metric, Needs};
 use super::references::References;
 use super::rows::{Row, Rows, Scored};
 use super::{Baseline, Mode, Params};
-use crate::attribute::Again;
+use crate::attribute::{Again, Method};
 use crate::images::ImageSet;
 use crate::mean_image::MeanImages;
 use crate::model::{Model, tensor_error};
 use crate::table::Table;
 use crate::target::{ClassScore, ClassTarget};
-
-/// The original's tolerance of the pointing game, for maps of 224 pixels.
-const TOLERANCE_AT_224: f64 = 15.0;
 
 /// Everything that is read before the first map is scored.
 pub(super) struct Scoring<'a, 'c> {
@@ -40,6 +37,8 @@ pub(super) struct Scoring<'a, 'c> {
     /// The digest of the checkpoint.
     checkpoint: Option<String>,
     subjects: Vec<Subject>,
+    /// Of each subject whether the model is right about it, if a file says so.
+    is_right: Vec<Option<bool>>,
     /// The images that the model is asked about; all if there is no limit.
     asked: Option<BTreeSet<String>>,
     /// The images whose maps are explained again; all if there is no limit.
@@ -77,7 +76,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         };
         let has_masks = context.optional_input("masks").is_some();
         let metrics = chosen(params, has_masks, model.is_some())?;
-        let Scanned { subjects, shape, axes, of_answers } = scan(params, context)?;
+        let Scanned { subjects, shape, axes, of_answers, framing, correct } = scan(params, context)?;
         if of_answers && model.is_some() {
             let reason =
                 "the maps explain answers to questions, which no classifier gives: leave `checkpoint` out";
@@ -93,9 +92,18 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 return Err(StageError::input("saliency", reason));
             }
             Some(model) => model.preprocessor()?.clone(),
-            None if of_answers => Preprocessor { fit: Fit::Stretch, ..Preprocessor::clip(shape.height) },
-            None => Preprocessor::clip(shape.height),
+            // The maps say where on the images they lie; those that do not are taken as CLIP's, whose models of
+            // questions see the whole.
+            None => {
+                let fit = match framing {
+                    Some(framing) => framing.fit(),
+                    None if of_answers => Fit::Stretch,
+                    None => Fit::Shortest(shape.height),
+                };
+                Preprocessor { fit, ..Preprocessor::clip(shape.height) }
+            }
         };
+        let is_right = subjects.iter().map(|subject| correct.get(subject).copied()).collect();
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.image.as_str()).collect();
         let asked = first_images(&subjects, params.model_limit);
         let explained = random_images(&subjects, params.explained(), params.seed as u64);
@@ -117,6 +125,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let removed = match params.baseline {
             Baseline::Zero => References::Plain { channels: [0.0; CHANNELS], pixels },
             Baseline::Black => References::Plain { channels: preprocessor.black(), pixels },
+            Baseline::Blur => References::Blur(shape),
+            Baseline::Uniform => References::Uniform { seed: params.seed as u64 },
+            Baseline::Neighbourhood => References::Neighbourhood { shape, patch: params.patch_side(shape) },
             Baseline::Mean if images.len() == 0 => References::Plain { channels: [0.0; CHANNELS], pixels },
             Baseline::Mean => References::Mean(match &means {
                 Some(means) => means.clone(),
@@ -133,6 +144,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             subjects,
             asked,
             explained,
+            is_right,
             images,
             masks,
             removed,
@@ -187,6 +199,14 @@ impl<'a, 'c> Scoring<'a, 'c> {
         for input in inputs {
             self.context.check_cancelled()?;
             let maps = Maps::read(input)?;
+            let right_of: BTreeMap<&Subject, bool> = maps
+                .rows
+                .iter()
+                .zip(&maps.correct)
+                .filter_map(|((subject, _), is_right)| Some((subject, (*is_right)?)))
+                .collect();
+            let is_right = self.subjects.iter().map(|subject| right_of.get(subject).copied()).collect();
+            let prediction = prediction_of(&maps.method);
             let mut by_subject: BTreeMap<Subject, MapOf> = maps.rows.into_iter().collect();
             let own: Vec<(usize, MapOf)> = self
                 .subjects
@@ -230,8 +250,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 explaining: explaining.as_ref().map_err(String::clone),
                 predicted: predicted.as_deref(),
             };
-            let rows = self.score(&own, &asking)?;
-            all.push(Scored { method: maps.method, map_baseline: maps.baseline, axes: maps.axes, rows });
+            let rows = self.score(&own, &asking, prediction)?;
+            all.push(Scored {
+                method: maps.method,
+                map_baseline: maps.baseline,
+                axes: maps.axes,
+                prediction,
+                is_right,
+                rows,
+            });
         }
         for control in controls {
             let own = self.control_maps(control)?;
@@ -240,11 +267,13 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 explaining: Err("a control explains nothing, and so nothing again".to_owned()),
                 predicted: predicted.as_deref(),
             };
-            let rows = self.score(&own, &asking)?;
+            let rows = self.score(&own, &asking, Prediction::Global)?;
             all.push(Scored {
                 method: control.name().to_owned(),
                 map_baseline: None,
                 axes: BTreeMap::new(),
+                prediction: Prediction::Global,
+                is_right: self.is_right.clone(),
                 rows,
             });
         }
@@ -252,6 +281,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             params: self.params,
             metrics: &self.metrics,
             subjects: &self.subjects,
+            groups: self.places().into_iter().map(|place| self.images.groups[place].clone()).collect(),
             masks: self.masks.as_ref(),
             shape: self.shape,
             axes: &self.axes,
@@ -336,7 +366,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
     }
 
     /// All metrics of the maps of one method.
-    fn score(&self, maps: &[(usize, MapOf)], asking: &Asking<'_, '_>) -> Result<Vec<Row>, StageError> {
+    fn score(
+        &self,
+        maps: &[(usize, MapOf)],
+        asking: &Asking<'_, '_>,
+        prediction: Prediction,
+    ) -> Result<Vec<Row>, StageError> {
         let settings = self.settings(maps);
         let of = |needs: Needs| -> Vec<Metric> {
             self.metrics.iter().copied().filter(|metric| metric.needs() == needs).collect()
@@ -347,8 +382,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
             maps,
             asking.faithfulness.as_ref().copied(),
             &settings,
+            prediction,
         )?);
-        values.extend(self.explained_again(&of(Needs::Method), maps, asking.explaining.as_ref().copied())?);
+        let mut steps: BTreeMap<Metric, Vec<Vec<Result<f64, String>>>> = BTreeMap::new();
+        for (metric, by_map) in
+            self.explained_again(&of(Needs::Method), maps, asking.explaining.as_ref().copied())?
+        {
+            values.insert(metric, by_map.values);
+            steps.insert(metric, by_map.steps);
+        }
         for metric in &self.metrics {
             let of_metric = match metric.needs() {
                 Needs::Model | Needs::Method => continue,
@@ -363,18 +405,25 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let mut rows = Vec::new();
         for metric in &self.metrics {
             let values = values.remove(metric).unwrap_or_default();
-            let row = |((subject, _), value): (&(usize, MapOf), _)| Row {
-                subject: *subject,
-                metric: *metric,
-                value,
+            let row = |step: Option<usize>| {
+                move |((subject, _), value): (&(usize, MapOf), _)| Row {
+                    subject: *subject,
+                    metric: *metric,
+                    step,
+                    value,
+                }
             };
-            rows.extend(maps.iter().zip(values).map(row));
+            rows.extend(maps.iter().zip(values).map(row(None)));
+            // Why there is no value is said once, above.
+            for (place, values) in steps.remove(metric).unwrap_or_default().into_iter().enumerate() {
+                let own = maps.iter().zip(values).filter(|(_, value)| value.is_ok());
+                rows.extend(own.map(row(Some(place + 1))));
+            }
         }
         Ok(rows)
     }
 
     fn settings(&self, maps: &[(usize, MapOf)]) -> Settings {
-        let tolerance = TOLERANCE_AT_224 * self.shape.height as f64 / 224.0;
         let valid = || maps.iter().filter_map(|(_, map)| map.as_ref().ok());
         let together = (self.params.mode == Mode::Quantus).then(|| {
             let greatest = valid().flatten().fold(0.0f64, |greatest, value| greatest.max(value.abs()));
@@ -383,7 +432,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         Settings {
             mode: self.params.mode.into(),
             width: self.shape.width,
-            tolerance: self.params.tolerance.unwrap_or(tolerance),
+            tolerance: self.params.tolerance_of(self.shape),
             together,
         }
     }
@@ -413,6 +462,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         maps: &[(usize, MapOf)],
         faithfulness: Result<&Faithfulness<'_, '_>, &String>,
         settings: &Settings,
+        prediction: Prediction,
     ) -> Result<Vec<(Metric, Vec<Result<f64, String>>)>, StageError> {
         let places = self.places();
         let greatest = settings.together.map_or(1.0, |(greatest, _)| greatest);
@@ -436,7 +486,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 if removes { self.removed.check(places[subject]) } else { Ok(()) }
             });
             let values = match faithfulness {
-                Ok(faithfulness) => faithfulness.values(&metrics, &asked, greatest)?,
+                Ok(faithfulness) => faithfulness.values(&metrics, &asked, greatest, prediction)?,
                 Err(_) => vec![Vec::new(); metrics.len()],
             };
             for (metric, values) in metrics.into_iter().zip(values) {
@@ -453,7 +503,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         metrics: &[Metric],
         maps: &[(usize, MapOf)],
         explaining: Result<&Explaining<'_, '_>, &String>,
-    ) -> Result<Vec<(Metric, Vec<Result<f64, String>>)>, StageError> {
+    ) -> Result<Vec<(Metric, ByMap)>, StageError> {
         let places = self.places();
         let mut all = Vec::new();
         for is_costly in [false, true] {
@@ -486,9 +536,13 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 asked.iter().map(|asked| self.subjects[asked.subject].class.unwrap_or(0)).collect();
             let values = match explaining {
                 Ok(explaining) => explaining.values(&metrics, &asked, &classes)?,
-                Err(_) => vec![Vec::new(); metrics.len()],
+                Err(_) => metrics.iter().map(|_| ByMap { values: Vec::new(), steps: Vec::new() }).collect(),
             };
-            all.extend(metrics.into_iter().zip(values.into_iter().map(|values| filled(&outcomes, values))));
+            let of_all = |by_map: ByMap| ByMap {
+                values: filled(&outcomes, by_map.values),
+                steps: by_map.steps.into_iter().map(|values| filled(&outcomes, values)).collect(),
+            };
+            all.extend(metrics.into_iter().zip(values.into_iter().map(of_all)));
         }
         Ok(all)
     }
@@ -526,6 +580,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
         };
         let outcomes = maps.iter().map(outcome).collect();
         (outcomes, asked)
+    }
+}
+
+/// How the maps of a method predict what a change of the image costs.
+fn prediction_of(method: &str) -> Prediction {
+    let method: Option<Method> = serde_json::from_value(method.into()).ok();
+    match method.is_some_and(Method::is_local) {
+        true => Prediction::Local,
+        false => Prediction::Global,
     }
 }
 

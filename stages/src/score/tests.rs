@@ -20,7 +20,7 @@ use pipe_models::{ClipConfig, ClipModel, Preprocessor, Trainable};
 use tempfile::TempDir;
 
 use super::metric::Needs;
-use super::{Baseline, Metric, Mode, Params, Preset, Score, ScoreSpace};
+use super::{Baseline, LayerOrder, Metric, Mode, Params, Preset, Score, ScoreSpace};
 use crate::attribute::{self, Attribute};
 use crate::compute::Compute;
 use crate::ipc::{tensor_column, write_file};
@@ -199,11 +199,23 @@ impl Study {
     }
 
     fn with_maps_of(
+        self,
+        method: &str,
+        axes: &[(&str, &str)],
+        metadata: &[(&str, &str)],
+        maps: &[(&str, &[f32])],
+    ) -> Self {
+        self.with_columns(method, axes, metadata, maps, Vec::new())
+    }
+
+    /// The same with more columns.
+    fn with_columns(
         mut self,
         method: &str,
         axes: &[(&str, &str)],
         metadata: &[(&str, &str)],
         maps: &[(&str, &[f32])],
+        more: Vec<(Field, ArrayRef)>,
     ) -> Self {
         let known = self.inputs.get("saliency").map_or(0, Vec::len);
         let folder = self.folder(&format!("saliency-{known}"));
@@ -214,13 +226,14 @@ impl Study {
         // A map that is called so is not applicable.
         let status = |id: &str| if id == "b" && method == "partial" { "not_applicable: why" } else { "ok" };
         let classes: ArrayRef = Arc::new(Int32Array::from(vec![1; maps.len()]));
-        let columns = vec![
+        let mut columns = vec![
             text("id", maps.iter().map(|(id, _)| *id).collect()),
             text("target", vec!["nodule"; maps.len()]),
             (Field::new("target_index", DataType::Int32, true), classes),
             text("status", maps.iter().map(|(id, _)| status(id)).collect()),
             tensor_column("saliency", &[SIDE, SIDE], &["y", "x"], values).unwrap(),
         ];
+        columns.extend(more);
         let mut all: HashMap<String, String> =
             metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         all.insert("method".to_owned(), method.to_owned());
@@ -467,6 +480,94 @@ fn deletion_and_insertion_follow_the_probability() {
     assert!((scores.value("b", "noise", "deletion") - expected).abs() < 1e-5);
 }
 
+/// Blurred images, noise and neighbourhoods take the place of pixels as `References` makes them.
+#[test]
+fn pixels_become_what_the_baseline_says() {
+    let map = noise(3);
+    let study = Study::new().with_checkpoint().with_maps("noise", &maps_of(&map));
+    let model = Model::load(&study.inputs["checkpoint"][0].artifact, Compute::exact()).unwrap();
+    let host = Host::default();
+    let scratch = study.folder.path().to_owned();
+    let context = StageContext::new(study.inputs.clone(), BTreeMap::new(), &host, 1, scratch, String::new());
+    let images = &study.inputs["images"][0].artifact;
+    let set = crate::images::ImageSet::read(images, &[], model.preprocessor().unwrap(), &context).unwrap();
+    let image: Vec<f32> = set.batch(&[set.places()["b"]]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let shape = pipe_attribution::metrics::Shape { channels: 3, height: SIDE, width: SIDE };
+    let params = Params { metrics: vec![Metric::Deletion], steps: 16, patch: Some(4), ..Params::default() };
+    use super::references::References;
+    for (baseline, references) in [
+        (Baseline::Blur, References::Blur(shape)),
+        (Baseline::Uniform, References::Uniform { seed: 0 }),
+        (Baseline::Neighbourhood, References::Neighbourhood { shape, patch: 4 }),
+    ] {
+        let scores = study.run(&Params { baseline, ..params.clone() });
+        assert_eq!(scores.distinct("baseline"), [baseline.name()]);
+        let removed = references.image(0, "b", &image).unwrap();
+        let expected = naive(&study, "b", &map, true, &removed, 4);
+        assert!((scores.value("b", "noise", "deletion") - expected).abs() < 1e-5, "{baseline:?}");
+        let quantus = Params { baseline, mode: Mode::Quantus, ..Params::default() };
+        let problems = StageKind::check(&Score, &quantus);
+        assert_eq!(problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(), ["baseline"]);
+    }
+}
+
+/// A photograph twice as wide as high: the mask of its right end is seen by a model that squeezes the whole, and
+/// lies outside of what one sees that cuts out the middle.
+#[test]
+fn masks_lie_where_the_maps_do() {
+    let mut study = Study::new();
+    study.inputs.remove("masks");
+    std::fs::remove_dir_all(study.folder.path().join("masks")).unwrap();
+    let (width, height) = (2 * SIDE as u32, SIDE as u32);
+    let mask = GrayImage::from_fn(width, height, |x, _| Luma([u8::from(x >= width - 4) * 255]));
+    let table = Table::new()
+        .with("image_id", Column::texts(["a"]))
+        .with("split", Column::texts(["test"]))
+        .with("region", Column::texts(["end"]))
+        .with("mask", Column::Image(vec![Some((png(&mask.into()), "mask.png".to_owned()))]))
+        .with("pixels", Column::Int64(vec![Some(32)]));
+    study.table("masks", &TableSchema::masks(), &table);
+    let right: Vec<f32> = (0..PIXELS).map(|pixel| f32::from(u8::from(pixel % SIDE >= SIDE - 2))).collect();
+    let whole = [("fit", "stretch")];
+    let centre = [("fit", "shortest"), ("fit_shorter", "8"), ("fit_side", "8")];
+    let params = Params { metrics: vec![Metric::PointingGame, Metric::RelevanceMass], ..Params::default() };
+    let scores = |metadata: &[(&str, &str)]| {
+        let study = Study { folder: TempDir::new().unwrap(), inputs: study.inputs.clone() };
+        study.with_maps_of("right", &[], metadata, &maps_of(&right)).run(&params)
+    };
+    let squeezed = scores(&whole);
+    assert_eq!(squeezed.value("a", "right", "pointing_game"), 1.0);
+    assert_eq!(squeezed.value("a", "right", "relevance_mass"), 1.0);
+    assert!(scores(&centre).row("a", "right", "pointing_game").0.is_none_or(|hit| hit == 0.0));
+    let both = Study { folder: TempDir::new().unwrap(), inputs: study.inputs.clone() }
+        .with_maps_of("one", &[], &whole, &maps_of(&right))
+        .with_maps_of("two", &[], &centre, &maps_of(&right));
+    assert!(both.error(&params).contains("lie elsewhere on their images"));
+}
+
+#[test]
+fn rows_say_whether_the_model_is_right() {
+    let map = perfect();
+    let correct: ArrayRef = Arc::new(arrow_array::BooleanArray::from(vec![Some(true), Some(false), None]));
+    let column = (Field::new("correct", DataType::Boolean, true), correct);
+    let study = Study::new()
+        .with_columns("told", &[], &[], &maps_of(&map), vec![column])
+        .with_maps("untold", &maps_of(&map));
+    let scores = study.run(&Params { metrics: vec![Metric::PointingGame], ..Params::default() });
+    let column = scores.table.bools("correct").unwrap().to_vec();
+    let (ids, methods) = (scores.table.strings("id").unwrap(), scores.table.strings("method").unwrap());
+    for (row, correct) in column.into_iter().enumerate() {
+        // A control is of the same images as the maps.
+        let expected = match (methods[row], ids[row]) {
+            ("untold", _) => None,
+            (_, "a") => Some(true),
+            (_, "b") => Some(false),
+            _ => None,
+        };
+        assert_eq!(correct, expected, "{} {}", methods[row], ids[row]);
+    }
+}
+
 #[test]
 fn maps_of_another_model_are_not_asked_about() {
     let other = r#"{"inputs": {"checkpoint": ["0123"]}}"#;
@@ -498,7 +599,17 @@ fn axes_and_references_tell_maps_apart() {
     let scores = study.run(&params);
     let columns: Vec<&str> = scores.table.columns().iter().map(|(name, _)| name.as_str()).collect();
     // `model` is the same for all maps: it stands in the folder's name.
-    let last = ["target", "map_baseline", "score", "better", "parameters", "axis_baseline"];
+    let last = [
+        "target",
+        "map_baseline",
+        "score",
+        "better",
+        "parameters",
+        "correct",
+        "group_id",
+        "step",
+        "axis_baseline",
+    ];
     assert_eq!(columns[8..], last);
     assert_eq!(scores.table.metadata["axes"], r#"["map_baseline","axis_baseline"]"#);
     let column = |name| scores.table.utf8(name).unwrap().iter().map(Option::as_deref).collect::<Vec<_>>();
@@ -507,7 +618,7 @@ fn axes_and_references_tell_maps_apart() {
     let again = study.with_maps_of("ig", &axes("grey"), &[("baseline", "zero")], &maps_of(&map));
     assert!(again.error(&params).contains("no axis tells them apart"));
     let alone = Study::new().with_maps_of("ig", &axes("grey"), &[], &maps_of(&map)).run(&params);
-    assert_eq!(alone.table.columns().len(), 13);
+    assert_eq!(alone.table.columns().len(), 16);
 }
 
 #[test]

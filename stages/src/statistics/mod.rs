@@ -11,6 +11,7 @@ mod confusion;
 mod correlation;
 #[cfg(test)]
 mod coverage;
+mod curves;
 mod delong;
 mod distribution;
 mod equivalence;
@@ -32,6 +33,7 @@ pub use calibration::{BINS, Calibration, CalibrationBin};
 pub use classifier::{ClassifierScores, Task, argmax, softmax};
 pub use confusion::{Confusion, Disagreement};
 pub use correlation::{Correlation, kendall_tau_b, spearman};
+pub use curves::{mean_curve, precision_recall, roc};
 pub use delong::{DeLong, delong};
 pub use distribution::two_sided_normal;
 pub use equivalence::equivalence;

@@ -72,6 +72,20 @@ impl Ranking {
     }
 }
 
+/// Negatives and positives among the scores that are at least as high as each distinct one, from the highest.
+pub(super) fn descending_thresholds(scores: &[f64], positive: &[bool]) -> Vec<(usize, usize)> {
+    let ranking = Ranking::new(scores);
+    let (mut negatives, mut positives) = (0, 0);
+    let mut counts = Vec::new();
+    for (place, index) in ranking.order.iter().enumerate().rev() {
+        *(if positive[*index] { &mut positives } else { &mut negatives }) += 1;
+        if !ranking.tied[place] {
+            counts.push((negatives, positives));
+        }
+    }
+    counts
+}
+
 /// Ranks from 1; equal values share the mean of theirs.
 pub fn midranks(values: &[f64]) -> Vec<f64> {
     let ranking = Ranking::new(values);

@@ -54,6 +54,16 @@ impl Groups {
         Self { of, count }
     }
 
+    /// Their number.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Every sample its own group.
     pub fn singles(count: usize) -> Self {
         Self { of: (0..count).collect(), count }

@@ -51,6 +51,17 @@ const ENTRIES: &[Entry] = &[
             ("score", "category", "the score of the model that the metric follows"),
             ("better", "category", "which way the metric is better: `higher`, `lower`, or `none`"),
             ("parameters", "json", "the parameters that the value depends on"),
+            ("correct", "bool", "whether the model is right about the sample; null: not known"),
+            (
+                "group_id",
+                "text",
+                "what the image belongs to, such as a patient: intervals are drawn over these",
+            ),
+            (
+                "step",
+                "int64",
+                "of metrics `..._step`: the layers that were drawn anew, or which one; null: no such metric",
+            ),
         ],
     },
     Entry {
@@ -128,6 +139,11 @@ const ARROW: &[(&str, &str, More)] = &[
             ("target_kind", "text", "what was explained: a class, or the similarity to a text"),
             ("target", "text", "the class that was explained"),
             ("target_index", "int32", "its number, from 0"),
+            (
+                "correct",
+                "bool",
+                "whether the model classifies the image right, of independent labels this one; null: not known",
+            ),
             ("score", "float32", "the score that was explained, of the image"),
             ("score_baseline", "float32", "the same of the reference image; null: the method has none"),
             ("completeness_gap", "float32", "how far the sum of the map is from the difference of the two"),

@@ -74,7 +74,7 @@ fn compare(golden: &Golden, key: &str, cam: &Cam, score: &dyn Score, x: &Tensor)
 
 fn of_map(layer: &str, golden: &Golden, raw: &str, weights: CamWeights) -> Cam {
     let hook = CamHook { name: layer.to_owned(), layout: ActivationLayout::Map };
-    Cam { hook, grid: golden.input(raw).dims()[1..].to_vec(), prefix: 0, weights }
+    Cam { hook, grid: golden.input(raw).dims()[1..].to_vec(), prefix: 0, weights, channels: None }
 }
 
 #[test]
@@ -197,7 +197,7 @@ pub(super) fn volume(golden: &Golden, score: &dyn Score, x: &Tensor) {
     let stored = golden.input("gradcam_raw");
     let hook = CamHook { name: "relu2".to_owned(), layout: ActivationLayout::Map };
     let grid = stored.dims()[stored.rank() - 3..].to_vec();
-    let cam = Cam { hook, grid, prefix: 0, weights: CamWeights::Gradient };
+    let cam = Cam { hook, grid, prefix: 0, weights: CamWeights::Gradient, channels: None };
     let ours = parts(&cam, score, x);
     let raw = maps(&cam, &ours, x).reshape(stored.shape()).unwrap();
     golden.compare("gradcam_raw", &raw, GRADIENT);

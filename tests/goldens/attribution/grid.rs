@@ -95,7 +95,8 @@ impl Case {
         let summed = |method: &dyn Method| of(method).sum_keepdim(1).unwrap();
         let cam = |weights: CamWeights| {
             let hook = CamHook { name: GRID_LAYER.to_owned(), layout: ActivationLayout::Map };
-            let method = Cam { hook, grid: inputs.row_shape()[1..].to_vec(), prefix: 0, weights };
+            let method =
+                Cam { hook, grid: inputs.row_shape()[1..].to_vec(), prefix: 0, weights, channels: None };
             of(&method).relu().unwrap()
         };
         match name {

@@ -1,7 +1,7 @@
 //! RISE with the masks of the goldens.
 
 use candle_core::{DType, Tensor};
-use pipe_attribution::{Evaluator, Inputs, Rise, RiseMask, RiseMasks, RiseScale, Score};
+use pipe_attribution::{Baseline, Evaluator, Inputs, Rise, RiseMask, RiseMasks, RiseScale, Score};
 
 use super::gradients::cnn;
 use super::networks::{Probability, size};
@@ -30,6 +30,7 @@ fn rise() {
         keep: settings["p1"].as_f64().unwrap(),
         masks: RiseMasks::Given(masks.clone()),
         scale,
+        baseline: Baseline::Zero,
     };
     let places = &x.dims()[2..];
     let drawn: Vec<f32> =

@@ -75,11 +75,100 @@ fn rows_say_how_they_were_made() {
     assert_eq!(facts(&scores, "pixel_flipping", "baseline").unwrap(), "zero");
     assert_eq!(facts(&scores, "road_gap", "score").unwrap(), "probability");
     assert_eq!(facts(&scores, "road_gap", "baseline").unwrap(), "neighbours");
-    assert_eq!(facts(&scores, "road_gap", "parameters").unwrap(), r#"{"seed":7}"#);
+    assert_eq!(
+        facts(&scores, "road_gap", "parameters").unwrap(),
+        r#"{"noise":0.01,"percentages":[10.0,20.0,30.0,40.0,50.0,60.0,70.0,80.0,90.0],"seed":7}"#
+    );
     assert_eq!(facts(&scores, "sparseness", "better").unwrap(), "none");
     assert_eq!(facts(&scores, "sparseness", "score"), None);
     let scores = study.run(&Params { score: Some(ScoreSpace::Probability), ..params });
     assert_eq!(facts(&scores, "pixel_flipping", "score").unwrap(), "probability");
+}
+
+/// Defaults are said like what was given.
+#[test]
+fn rows_say_the_parameters_in_effect() {
+    let study = Study::new()
+        .with_checkpoint()
+        .with_explained(serde_json::json!({ "method": "gradient" }))
+        .with_explained(serde_json::json!({ "method": "input_x_gradient" }));
+    let metrics = vec![
+        Metric::PointingGameTolerant,
+        Metric::Infidelity,
+        Metric::ParameterRandomisation,
+        Metric::MaxSensitivity,
+        Metric::Deletion,
+    ];
+    let params = Params { metrics, steps: 60, draws: 2, ..Params::default() };
+    let of = |params: &Params, method: &str, metric: &str| -> serde_json::Value {
+        let scores = study.run(params);
+        let (names, methods) =
+            (scores.table.strings("metric").unwrap(), scores.table.strings("method").unwrap());
+        let row = (0..names.len()).find(|row| names[*row] == metric && methods[*row] == method).unwrap();
+        serde_json::from_str(scores.table.utf8("parameters").unwrap()[row].as_ref().unwrap()).unwrap()
+    };
+    let reference = |method: &str, metric: &str| of(&params, method, metric);
+    assert_eq!(reference("gradient", "pointing_game_tolerant")["tolerance"], 15.0 * 8.0 / 224.0);
+    assert_eq!(reference("gradient", "parameter_randomisation")["layer_order"], "bottom_up");
+    // Of 64 pixels two change at each of 32 steps.
+    assert_eq!(reference("gradient", "deletion")["steps"], 32);
+    assert_eq!(
+        reference("gradient", "max_sensitivity")["noise"],
+        serde_json::json!({ "uniform": [-0.1, 0.1] })
+    );
+    // A gradient says what a change costs per unit, its product with the input what the pixel does.
+    assert_eq!(reference("gradient", "infidelity")["prediction"], "local");
+    assert_eq!(reference("input_x_gradient", "infidelity")["prediction"], "global");
+    assert_eq!(reference("random", "infidelity")["prediction"], "global");
+    let metrics = vec![Metric::ParameterRandomisation, Metric::MaxSensitivity];
+    let quantus = Params { metrics, mode: Mode::Quantus, draws: 2, ..Params::default() };
+    assert_eq!(of(&quantus, "gradient", "parameter_randomisation")["layer_order"], "top_down");
+    assert_eq!(
+        of(&quantus, "gradient", "max_sensitivity")["noise"],
+        serde_json::json!({ "uniform": [-0.2, 0.2] })
+    );
+}
+
+/// The same values are a better prediction of costs as what they are: a gradient times the change.
+#[test]
+fn infidelity_takes_a_gradient_as_a_gradient() {
+    let map: Vec<f32> = noise(3).iter().map(|value| value.abs()).collect();
+    let study = Study::new()
+        .with_checkpoint()
+        .with_maps("gradient", &maps_of(&map))
+        .with_maps("occlusion", &maps_of(&map));
+    let params = Params { metrics: vec![Metric::Infidelity], patch: Some(4), ..Params::default() };
+    let scores = study.run(&params);
+    let [local, global] = ["gradient", "occlusion"].map(|method| scores.value("a", method, "infidelity"));
+    assert!((local - global).abs() > 1e-9, "{local} {global}");
+}
+
+/// The mean over layers has its parts beside it.
+#[test]
+fn every_layer_of_parameter_randomisation_has_its_row() {
+    let study = Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "gradient" }));
+    for order in [LayerOrder::BottomUp, LayerOrder::TopDown, LayerOrder::Independent] {
+        let metrics = vec![Metric::ParameterRandomisation, Metric::SmoothParameterRandomisation];
+        let params = Params { metrics, draws: 2, layer_order: Some(order), ..Params::default() };
+        let scores = study.run(&params);
+        let steps = scores.table.int64("step").unwrap();
+        let (ids, names) = (scores.table.strings("id").unwrap(), scores.table.strings("metric").unwrap());
+        let values = scores.table.float64("value").unwrap();
+        for metric in ["parameter_randomisation", "smooth_parameter_randomisation"] {
+            let own: Vec<(i64, f64)> = (0..ids.len())
+                .filter(|row| ids[*row] == "b" && names[*row] == format!("{metric}_step"))
+                .map(|row| (steps[row].unwrap(), values[row].unwrap()))
+                .collect();
+            // Embeddings, one block, and the last norm with the head.
+            assert_eq!(own.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 2, 3]);
+            let mean = own.iter().map(|(_, value)| value).sum::<f64>() / 3.0;
+            assert!((scores.value("b", "gradient", metric) - mean).abs() < 1e-12);
+        }
+        let plain = (0..ids.len()).filter(|row| !names[*row].ends_with("_step"));
+        assert!(plain.into_iter().all(|row| steps[row].is_none()));
+        let facts: serde_json::Value = serde_json::from_str(&scores.table.metadata["metrics"]).unwrap();
+        assert_eq!(facts["parameter_randomisation_step"]["direction"], "lower");
+    }
 }
 
 #[test]

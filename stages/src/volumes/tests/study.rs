@@ -276,16 +276,21 @@ fn a_classifier_of_volumes_is_explained() {
     }
     let error = explained(&chests, &probe, json!({ "baseline": "mean", "target": target })).err().unwrap();
     assert!(error.to_string().contains("flat images"), "{error}");
-    // The page shows one slice of each map and of its volume.
+    // The page shows slices of each map and of its volume, in three directions.
     let maps = explained(&chests, &probe, json!({ "method": "input_x_gradient" })).unwrap();
     let inputs =
         [("maps", &maps["saliency"]), ("volumes", &chests["volumes"]), ("labels", &chests["labels"])];
     let page = run(&Report, &json!({}), &inputs).unwrap();
     let html = html(&page);
     assert!(
-        html.contains("original, slice 4 of 6") && html.contains("most salient slice "),
+        html.contains("original, axial slice 4 of 6") && html.contains("most salient axial slice "),
         "slices are named"
     );
+    for plane in ["coronal", "sagittal"] {
+        let named = |what: &str| html.contains(&format!("{what} {plane} slice "));
+        assert!(named("original,") && named("most salient"), "{plane}");
+    }
+
     assert!(html.contains("overlay of") && !html.contains("no image was given"));
 }
 
