@@ -531,11 +531,3 @@ fn nonsense_parameters_are_refused() {
     assert_eq!(check(ReportParams::default()), 0);
     assert_eq!(check(ReportParams { max_gallery: -1, embed_limit_bytes: -1, ..ReportParams::default() }), 2);
 }
-
-/// Writes the page of [`whole_study`] where `PIPE_SHOW_REPORT` says.
-#[test]
-#[ignore = "writes a page to be looked at"]
-fn the_page_can_be_looked_at() {
-    let path = std::env::var_os("PIPE_SHOW_REPORT").expect("PIPE_SHOW_REPORT names a file");
-    std::fs::write(path, whole_study().page()).unwrap();
-}
