@@ -143,10 +143,18 @@ pub enum Numerics {
 }
 
 /// What a kind promises of its results when it runs twice under one key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Determinism {
     /// Equal content.
     Bitwise,
+    /// Equal numbers but for rounding, in each column and tensor: apart by at most `absolute`, or by at most `relative` of
+    /// the greater one. Everything that is no floating-point number is equal.
+    Tolerance {
+        /// In the unit of the values.
+        absolute: f64,
+        /// As a share.
+        relative: f64,
+    },
     /// Nothing: what reads it may differ from run to run too, and `--reproduce` leaves it out.
     None,
 }

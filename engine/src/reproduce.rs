@@ -24,7 +24,9 @@ pub struct ValueDifference {
     pub of: u64,
     /// The greatest absolute difference of numbers; none of other values, and where on one side there is no number.
     pub greatest: Option<f64>,
-    /// The same in units in the last place.
+    /// The greatest difference as a share of the greater of both numbers; none where `greatest` is.
+    pub relative: Option<f64>,
+    /// The greatest difference in units in the last place.
     pub ulps: Option<u64>,
 }
 
@@ -53,8 +55,8 @@ pub(crate) struct FileDifference {
     pub(crate) bytes: Option<u64>,
     /// The length of the longer one.
     pub(crate) of: u64,
-    /// Columns or tensors that differ, where the file has any that are known.
-    pub(crate) values: Vec<ValueDifference>,
+    /// Columns or tensors that differ; none of a file whose values are not known.
+    pub(crate) values: Option<Vec<ValueDifference>>,
 }
 
 impl FileDifference {
@@ -67,8 +69,8 @@ impl FileDifference {
             (Some(stored), Some(again), bytes) => {
                 let bytes = bytes.map_or("unknown".to_owned(), |bytes| bytes.to_string());
                 let (stored, again) = (stored.to_short(), again.to_short());
-                let values: String =
-                    self.values.iter().map(|value| format!("\n    {}", value.words())).collect();
+                let values = self.values.iter().flatten();
+                let values: String = values.map(|value| format!("\n    {}", value.words())).collect();
                 format!("{port}/{path}: {bytes} of {of} bytes differ, blobs {stored} and {again}{values}")
             }
         }
@@ -78,8 +80,28 @@ impl FileDifference {
     pub(crate) fn json(&self) -> Json {
         json!({
             "port": self.port, "path": self.path, "stored": self.stored, "again": self.again,
-            "bytes": self.bytes, "of": self.of, "values": self.values,
+            "bytes": self.bytes, "of": self.of, "values": self.values.as_deref().unwrap_or_default(),
         })
+    }
+
+    /// Whether its numbers are as near to the stored ones as the kind promises.
+    fn is_within(&self, absolute: f64, relative: f64) -> bool {
+        let is_near = |value: &ValueDifference| {
+            value.greatest.is_some_and(|greatest| greatest <= absolute)
+                || value.relative.is_some_and(|share| share <= relative)
+        };
+        self.values.as_ref().is_some_and(|values| values.iter().all(is_near))
+    }
+}
+
+/// Whether a kind that promises `determinism` may give results that differ so.
+pub(crate) fn is_promised(determinism: Determinism, differences: &[FileDifference]) -> bool {
+    match determinism {
+        Determinism::Bitwise => differences.is_empty(),
+        Determinism::Tolerance { absolute, relative } => {
+            differences.iter().all(|file| file.is_within(absolute, relative))
+        }
+        Determinism::None => true,
     }
 }
 
@@ -99,7 +121,7 @@ pub(crate) fn choose(
         let place = u64::from_le_bytes(first) as f64 / u64::MAX as f64;
         plan.status[id.0] == Status::Hit
             && asked.is_none_or(|asked| asked.contains(id))
-            && node.kind.determinism() == Determinism::Bitwise
+            && node.kind.determinism() != Determinism::None
             && (rate >= 1.0 || place < rate)
     };
     plan.order.iter().copied().filter(is_chosen).collect()
@@ -127,7 +149,7 @@ pub(crate) fn compare(
         let both = old.zip(new).map(|((old, _), (new, _))| (store.blob_path(old), store.blob_path(new)));
         let values = both.zip(comparison).and_then(|((old, new), compare)| compare(&name.1, &old, &new));
         differences.push(FileDifference {
-            values: values.unwrap_or_default(),
+            values,
             port: name.0.clone(),
             path: name.1.clone(),
             stored: old.map(|(blob, _)| *blob),
@@ -150,5 +172,40 @@ fn differing_bytes(store: &Store, old: &Digest, new: &Digest) -> Option<u64> {
             (Some(Ok(a)), Some(Ok(b))) if a == b => {}
             _ => count += 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(values: Option<Vec<ValueDifference>>) -> FileDifference {
+        let blob = |text: &str| Some(Digest::of(text.as_bytes()));
+        FileDifference {
+            port: "out".into(),
+            path: "table.parquet".into(),
+            stored: blob("stored"),
+            again: blob("again"),
+            bytes: Some(4),
+            of: 100,
+            values,
+        }
+    }
+
+    fn column(greatest: Option<f64>, relative: Option<f64>) -> ValueDifference {
+        ValueDifference { name: "score".into(), differing: 1, of: 9, greatest, relative, ulps: None }
+    }
+
+    #[test]
+    fn a_kind_may_promise_numbers_that_are_equal_but_for_rounding() {
+        let promise = Determinism::Tolerance { absolute: 1e-6, relative: 1e-4 };
+        let holds = |files: &[FileDifference]| is_promised(promise, files);
+        assert!(holds(&[]) && holds(&[file(Some(vec![]))]));
+        assert!(holds(&[file(Some(vec![column(Some(1e-7), Some(0.5)), column(Some(2.0), Some(1e-5))]))]));
+        assert!(!holds(&[file(Some(vec![column(Some(1e-5), Some(1e-3))]))]), "neither bound holds");
+        assert!(!holds(&[file(Some(vec![column(None, None)]))]), "no number on one side, or a text");
+        assert!(!holds(&[file(None)]), "a file whose values are not known");
+        assert!(!is_promised(Determinism::Bitwise, &[file(Some(vec![]))]));
+        assert!(is_promised(Determinism::None, &[file(None)]));
     }
 }

@@ -95,7 +95,7 @@ fn tensors(name: &str, path: &Path) -> Option<Columns> {
 fn of_columns(old: &Columns, new: &Columns) -> Vec<ValueDifference> {
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let differences = names.into_iter().map(|name| {
-        let (differing, of, greatest, ulps) = match (old.get(name), new.get(name)) {
+        let (differing, of, apart) = match (old.get(name), new.get(name)) {
             (
                 Some(Values::Floats { values: old, single }),
                 Some(Values::Floats { values: new, single: also }),
@@ -104,40 +104,59 @@ fn of_columns(old: &Columns, new: &Columns) -> Vec<ValueDifference> {
                 if old.len() == new.len() && old.data_type() == new.data_type() =>
             {
                 let differs = |row: &usize| *old.slice(*row, 1) != *new.slice(*row, 1);
-                ((0..old.len()).filter(differs).count() as u64, old.len() as u64, None, None)
+                ((0..old.len()).filter(differs).count() as u64, old.len() as u64, None)
             }
             // Of another length or type: all values are others.
             (old, new) => {
                 let length = |values: Option<&Values>| values.map_or(0, Values::len);
                 let most = length(old).max(length(new)) as u64;
-                (most, most, None, None)
+                (most, most, None)
             }
         };
-        ValueDifference { name: name.clone(), differing, of, greatest, ulps }
+        ValueDifference {
+            name: name.clone(),
+            differing,
+            of,
+            greatest: apart.map(|apart| apart.absolute),
+            relative: apart.map(|apart| apart.relative),
+            ulps: apart.map(|apart| apart.ulps),
+        }
     });
     differences.filter(|one| one.differing > 0).collect()
 }
 
-/// The count of values that differ and of all, and the greatest distance as a number and in units in the last place;
-/// none where on one side only a value is missing or is no number.
-fn of_floats(old: &[Option<f64>], new: &[Option<f64>], single: bool) -> (u64, u64, Option<f64>, Option<u64>) {
-    let (mut differing, mut greatest, mut ulps) = (0, Some(0.0f64), Some(0u64));
+/// The greatest distance of two numbers: as a number, as a share of the greater one, in units in the last place.
+#[derive(Clone, Copy, Default, Debug)]
+struct Distance {
+    absolute: f64,
+    relative: f64,
+    ulps: u64,
+}
+
+/// The count of values that differ and of all, and their greatest distance; none where on one side only a value is
+/// missing or is no number.
+fn of_floats(old: &[Option<f64>], new: &[Option<f64>], single: bool) -> (u64, u64, Option<Distance>) {
+    let (mut differing, mut apart) = (0, Some(Distance::default()));
     for pair in old.iter().zip(new) {
         match pair {
             (None, None) => {}
             (Some(a), Some(b)) if a == b || (a.is_nan() && b.is_nan()) => {}
             (Some(a), Some(b)) if a.is_finite() && b.is_finite() => {
                 differing += 1;
-                greatest = greatest.map(|most| most.max((a - b).abs()));
-                ulps = ulps.map(|most| most.max(place(*a, single).abs_diff(place(*b, single))));
+                let absolute = (a - b).abs();
+                apart = apart.map(|most| Distance {
+                    absolute: most.absolute.max(absolute),
+                    relative: most.relative.max(absolute / a.abs().max(b.abs())),
+                    ulps: most.ulps.max(place(*a, single).abs_diff(place(*b, single))),
+                });
             }
             _ => {
                 differing += 1;
-                (greatest, ulps) = (None, None);
+                apart = None;
             }
         }
     }
-    (differing, old.len() as u64, greatest, ulps)
+    (differing, old.len() as u64, apart)
 }
 
 /// The place of a number among all floats of its type: neighbours differ by one.
@@ -177,6 +196,7 @@ mod tests {
             ("floats", 1, 4, Some(3))
         );
         assert_eq!(floats.greatest, Some(f64::from(up) - 1.0));
+        assert_eq!(floats.relative, Some((f64::from(up) - 1.0) / f64::from(up)));
         assert_eq!((numbers.differing, numbers.of, numbers.greatest), (1, 4, None));
         assert_eq!((texts.differing, texts.of), (2, 4));
         // Across zero, and where nothing can be said of the distance.

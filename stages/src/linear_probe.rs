@@ -1,9 +1,10 @@
 //! A linear classifier on features: regularised logistic regression, its strength chosen on held-out rows.
 
 use pipe_engine::StageError;
+use pipe_models::train::logistic::{LogisticError, Samples, fit, sweep};
 
 use crate::model::HeadDescription;
-use crate::statistics::logistic::{Samples, fit, sweep};
+
 
 /// Features `[rows, width]` with a label each: one class, or a bit per class.
 #[derive(Clone, Copy)]
@@ -66,14 +67,14 @@ impl LinearProbe {
             let has_val = !val_labels.is_empty();
             let c = match c {
                 Some(c) => c,
-                None if has_val => sweep(samples, held_out)?,
+                None if has_val => sweep(samples, held_out).map_err(failed)?,
                 None => {
                     let (kept, held) = fifth(train.features, width, &train_labels);
                     let kept = Samples { features: &kept.0, width, labels: &kept.1, classes };
-                    sweep(kept, Samples { features: &held.0, width, labels: &held.1, classes })?
+                    sweep(kept, Samples { features: &held.0, width, labels: &held.1, classes }).map_err(failed)?
                 }
             };
-            let fitted = fit(samples, c)?;
+            let fitted = fit(samples, c).map_err(failed)?;
             probe.fits.push(Fit {
                 c,
                 train_accuracy: fitted.accuracy(samples),
@@ -103,6 +104,10 @@ impl LinearProbe {
             .map(|x| self.weight.chunks_exact(width).zip(&self.bias).map(|class| logit(x, class)).collect())
             .collect()
     }
+}
+
+fn failed(error: LogisticError) -> StageError {
+    StageError::failed(error.to_string())
 }
 
 type Rows = (Vec<f32>, Vec<usize>);

@@ -5,10 +5,11 @@ mod floors;
 use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor, Var};
+use pipe_models::train::logistic;
 use pipe_models::train::loss::{self, Hinge};
 use pipe_stages::statistics::{
     ClassifierScores, Confusion, Disagreement, Disparity, GroupRates, Method, Rank, Scale, Task, Zeros,
-    additive_projection, delong, holm, kendall_tau_b, logistic, mcnemar, mean_rank, median_rank,
+    additive_projection, delong, holm, kendall_tau_b, mcnemar, mean_rank, median_rank,
     perceptual_score, recall, relative_share, shapley, softmax, spearman, text_share,
     threshold_at_specificity, wilcoxon,
 };

@@ -44,8 +44,11 @@ pub(crate) fn plan_text(
         }
         let node = &study.pipeline.nodes[id.0];
         let promise = match node.kind.determinism() {
-            Determinism::Bitwise => "",
-            Determinism::None => "  (not deterministic)",
+            Determinism::Bitwise => String::new(),
+            Determinism::Tolerance { absolute, relative } => {
+                format!("  (deterministic within {absolute:e} or a share of {relative:e})")
+            }
+            Determinism::None => "  (not deterministic)".to_owned(),
         };
         let parts = plan.shards[id.0].map(|shards| format!("  ({})", shards.words())).unwrap_or_default();
         let before = plan.seconds(*id, &study.pipeline, history);

@@ -19,9 +19,7 @@ pub fn schema(registry: &Registry) -> Json {
             table.remove("title");
             table.remove("required");
             if let Some(properties) = table.get_mut("properties").and_then(Json::as_object_mut) {
-                for property in properties.values_mut() {
-                    *property = or_template(property.take());
-                }
+                templates_within(properties);
             }
         }
         let mut inputs = serde_json::Map::new();
@@ -119,6 +117,33 @@ pub fn schema(registry: &Registry) -> Json {
 
 fn template() -> Json {
     json!({ "type": "string", "pattern": "\\$\\{" })
+}
+
+/// Lets a template stand for each of some properties, and for every value inside them.
+fn templates_within(properties: &mut serde_json::Map<String, Json>) {
+    for property in properties.values_mut() {
+        *property = or_template(with_templates_inside(property.take()));
+    }
+}
+
+/// The same schema, with templates allowed for its fields and items, at any depth. Alternatives are left for
+/// their surroundings to widen.
+fn with_templates_inside(schema: Json) -> Json {
+    let Json::Object(mut table) = schema else { return schema };
+    if let Some(fields) = table.get_mut("properties").and_then(Json::as_object_mut) {
+        templates_within(fields);
+    }
+    for keyword in ["items", "additionalProperties"] {
+        if let Some(of) = table.get_mut(keyword).filter(|of| of.is_object()) {
+            *of = or_template(with_templates_inside(of.take()));
+        }
+    }
+    for keyword in ["anyOf", "oneOf", "allOf"] {
+        for alternative in table.get_mut(keyword).and_then(Json::as_array_mut).into_iter().flatten() {
+            *alternative = with_templates_inside(alternative.take());
+        }
+    }
+    Json::Object(table)
 }
 
 /// The same schema, or a template. Keywords count only for values of their type, so that most schemas

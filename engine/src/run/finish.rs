@@ -111,15 +111,17 @@ impl Scheduler<'_> {
             _ if differences.is_empty() => return,
             _ => {}
         }
+        let node = &self.pipeline.nodes[id.0];
+        let is_promised = reproduce::is_promised(node.kind.determinism(), &differences);
         self.events.emit(
             "reproduced",
             json!({
-                "node": self.pipeline.nodes[id.0].name, "key": committed.record.key.to_hex(),
-                "equal": differences.is_empty(),
+                "node": node.name, "key": committed.record.key.to_hex(),
+                "equal": differences.is_empty(), "promised": is_promised,
                 "differences": differences.iter().map(FileDifference::json).collect::<Vec<_>>(),
             }),
         );
-        if !differences.is_empty() {
+        if !is_promised {
             work.outcome.differing.insert(id, differences);
         }
     }

@@ -11,7 +11,7 @@ const LANES: usize = 16;
 
 /// Runs `body` compiled for the widest instructions of this machine.
 #[inline(always)]
-pub(super) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     struct Op<F>(F);
     impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Op<F> {
         type Output = R;

@@ -47,6 +47,7 @@ pub use attention::{Scores, attention};
 pub use batch_norm::{RunningStatistics, batch_norm, batch_norm_of_batch};
 pub use codes::{nearest_codes, straight_through};
 pub use convolution::{Window, conv2d};
+pub(crate) use elementwise::vectorised;
 pub use depthwise::{Padding3, depthwise_conv3d};
 pub use gated::geglu;
 pub use layer_norm::layer_norm;

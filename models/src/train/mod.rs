@@ -1,10 +1,11 @@
-//! Optimiser, parameter groups, learning-rate schedule, low-rank adaptation, dropout and losses.
+//! Optimiser, parameter groups, learning-rate schedule, low-rank adaptation, dropout, losses, and linear probes.
 
 mod adamax;
 mod adamw;
 mod dropout;
 mod groups;
 mod lora;
+pub mod logistic;
 pub mod loss;
 mod schedule;
 mod slots;

@@ -18,7 +18,6 @@ mod equivalence;
 mod floors;
 mod holm;
 mod hubness;
-pub mod logistic;
 mod mcnemar;
 mod ranking;
 mod recall;

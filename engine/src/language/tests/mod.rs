@@ -121,6 +121,16 @@ struct NoParams {}
 #[serde(deny_unknown_fields)]
 struct StrictParams {
     needed: i64,
+    #[serde(default)]
+    pace: Option<Pace>,
+}
+
+/// How thoroughly, and how often.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Pace {
+    mode: Mode,
+    times: Vec<i64>,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
