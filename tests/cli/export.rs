@@ -95,6 +95,20 @@ fn an_export_holds_the_results_and_tells_how_they_came_about() {
     assert!(later.ends_with("# Nothing.\n"));
 }
 
+/// Two stages of the same content are one action: each has its results, and the record stands once.
+#[test]
+fn nodes_that_are_made_of_the_same_share_a_record() {
+    let study = Study::finished();
+    let again = "[stage.again]\nkind = \"tokenizer\"\ninputs = { text = \"pairs.captions\" }\nparams = { vocab_size = 512 }\n";
+    study.write(&format!("{SMALL}\n{again}"));
+    study.run(&[]).expect(0);
+    study.export(&["last", "crate"]).expect(0);
+    let entities = study.entities("crate");
+    assert!(entities.contains_key("#node/again") && entities.contains_key("#node/vocabulary"));
+    let records = study.files("crate").into_keys().filter(|name| name.starts_with("records/")).count();
+    assert_eq!(records, SMALL_NODES);
+}
+
 #[test]
 fn an_archive_holds_what_a_folder_would() {
     let study = Study::finished();

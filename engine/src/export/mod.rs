@@ -4,7 +4,7 @@
 mod description;
 mod target;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use pipe_cache::{ActionKey, Digest, Record, RunFolder, Store, StoreError};
@@ -141,6 +141,8 @@ pub(crate) fn export(
     let resolved = serde_json::to_string_pretty(&resolved).expect("keys in clear are strings and numbers");
     kept.push(target.write("study/resolved.json", resolved.as_bytes())?);
     let mut outputs = BTreeMap::new();
+    // Nodes that are made of the same things share a record.
+    let mut recorded = BTreeSet::new();
     for execution in &executions {
         let Some(record) = &execution.record else {
             let reason =
@@ -148,8 +150,10 @@ pub(crate) fn export(
             summary.missing.push((execution.name.clone(), reason));
             continue;
         };
-        let path = format!("records/{}.json", execution.key);
-        kept.push(target.copy(&path, &store.record_path(&execution.key), None)?);
+        if recorded.insert(execution.key) {
+            let path = format!("records/{}.json", execution.key);
+            kept.push(target.copy(&path, &store.record_path(&execution.key), None)?);
+        }
         if !wanted(&execution.name) {
             continue;
         }
