@@ -105,7 +105,7 @@ fn nodes_that_are_made_of_the_same_share_a_record() {
     study.export(&["last", "crate"]).expect(0);
     let entities = study.entities("crate");
     assert!(entities.contains_key("#node/again") && entities.contains_key("#node/vocabulary"));
-    let records = study.files("crate").into_keys().filter(|name| name.starts_with("records/")).count();
+    let records = study.files("crate").iter().filter(|(name, _)| name.starts_with("records/")).count();
     assert_eq!(records, SMALL_NODES);
 }
 
