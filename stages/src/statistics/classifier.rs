@@ -58,7 +58,10 @@ impl ClassifierScores {
         };
         let rightness = predictions.iter().zip(&targets).map(share).collect();
         let mut this = Self { task, columns, scores, targets, rankings: Vec::new(), predictions, rightness };
-        let ranking = |column| Ranking::new(&this.scores.iter().map(|row| row[column]).collect::<Vec<_>>());
+        let ranking = |column| {
+            let (scores, positive) = this.column(column);
+            Ranking::new(&scores, &positive)
+        };
         this.rankings = this.scored().map(ranking).collect();
         this
     }
@@ -119,7 +122,7 @@ impl ClassifierScores {
     /// The area under the ROC curve of one column against the rest.
     pub fn class_auroc(&self, column: usize, weights: &[f64]) -> Option<f64> {
         let place = self.scored().position(|scored| scored == column)?;
-        self.rankings[place].auroc(|row| self.is_positive(row, column), weights)
+        self.rankings[place].auroc(weights)
     }
 
     /// The plain mean of [`Self::class_auroc`] over the scored columns; undefined if one of them is.
@@ -130,7 +133,7 @@ impl ClassifierScores {
     /// Average precision of one column against the rest.
     pub fn class_average_precision(&self, column: usize, weights: &[f64]) -> Option<f64> {
         let place = self.scored().position(|scored| scored == column)?;
-        self.rankings[place].average_precision(|row| self.is_positive(row, column), weights)
+        self.rankings[place].average_precision(weights)
     }
 
     /// The plain mean of [`Self::class_average_precision`] over the scored columns; undefined if one of

@@ -36,14 +36,14 @@ fn coverage(groups: impl Fn(&[Option<String>]) -> Groups) -> [f64; 2] {
     let mut held = [0.0; 2];
     for set in 0..SETS {
         let (scores, positive, patients) = simulated(set);
-        let ranking = Ranking::new(&scores);
+        let ranking = Ranking::new(&scores, &positive);
         let correct: Vec<f64> = scores
             .iter()
             .zip(&positive)
             .map(|(score, is)| f64::from(u8::from((*score > 0.5) == *is)))
             .collect();
         let figures =
-            |weights: &[f64]| vec![ranking.auroc(|row| positive[row], weights), mean(&correct, weights)];
+            |weights: &[f64]| vec![ranking.auroc(weights), mean(&correct, weights)];
         let estimates = bootstrap_all(&groups(&patients), set, figures);
         for ((held, truth), estimate) in held.iter_mut().zip([AUROC, ACCURACY]).zip(estimates) {
             let estimate = estimate.unwrap();

@@ -66,7 +66,7 @@ mod tests {
         }
         let area: f64 =
             points.windows(2).map(|pair| (pair[1].0 - pair[0].0) * (pair[0].1 + pair[1].1) / 2.0).sum();
-        let auroc = Ranking::new(&SCORES).auroc(|row| POSITIVE[row], &[1.0; 5]).unwrap();
+        let auroc = Ranking::new(&SCORES, &POSITIVE).auroc(&[1.0; 5]).unwrap();
         assert!((area - auroc).abs() < 1e-12);
         assert_eq!(roc(&SCORES, &[true; 5]), None);
     }
@@ -82,7 +82,7 @@ mod tests {
             area += (recall - before) * precision;
             before = *recall;
         }
-        let average = Ranking::new(&SCORES).average_precision(|row| POSITIVE[row], &[1.0; 5]).unwrap();
+        let average = Ranking::new(&SCORES, &POSITIVE).average_precision(&[1.0; 5]).unwrap();
         assert!((area - average).abs() < 1e-12);
         assert_eq!(precision_recall(&SCORES, &[false; 5]), None);
     }

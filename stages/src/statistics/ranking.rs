@@ -1,45 +1,61 @@
 //! Scores in order: the area under the ROC curve, average precision, thresholds.
 
-/// Scores in ascending order with their places, computed once for many resamples.
+/// Scores in ascending order with their places.
 #[derive(Clone, Debug)]
-pub struct Ranking {
-    order: Vec<usize>,
-    /// Whether the score at a place of `order` equals the one before it.
+struct Order {
+    places: Vec<usize>,
+    /// Whether the score at a place of `places` equals the one before it.
     tied: Vec<bool>,
 }
 
-impl Ranking {
-    /// Sorts the scores.
-    pub fn new(scores: &[f64]) -> Self {
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
-        let tied = order
+impl Order {
+    fn new(scores: &[f64]) -> Self {
+        let mut places: Vec<usize> = (0..scores.len()).collect();
+        places.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
+        let tied = places
             .iter()
             .enumerate()
-            .map(|(place, index)| place > 0 && scores[order[place - 1]] == scores[*index])
+            .map(|(at, index)| at > 0 && scores[places[at - 1]] == scores[*index])
             .collect();
-        Self { order, tied }
+        Self { places, tied }
+    }
+}
+
+/// Scores in ascending order with what is positive among them, computed once for many resamples.
+#[derive(Clone, Debug)]
+pub struct Ranking {
+    order: Order,
+    /// 1 where the score at a place of the order is that of a positive, else 0: a product takes less than a
+    /// branch that goes either way.
+    positive: Vec<f64>,
+}
+
+impl Ranking {
+    /// Sorts the scores; `positive` says of each whether it is one of a positive.
+    pub fn new(scores: &[f64], positive: &[bool]) -> Self {
+        let order = Order::new(scores);
+        let positive = order.places.iter().map(|index| f64::from(u8::from(positive[*index]))).collect();
+        Self { order, positive }
     }
 
     /// The area under the ROC curve (Mann-Whitney, ties one half); undefined without both classes.
-    pub fn auroc(&self, positive: impl Fn(usize) -> bool, weights: &[f64]) -> Option<f64> {
+    pub fn auroc(&self, weights: &[f64]) -> Option<f64> {
         let (mut positives, mut negatives, mut area) = (0.0, 0.0, 0.0);
         // Negatives below the current group of ties, and the group's own counts.
         let (mut below, mut group_positives, mut group_negatives) = (0.0, 0.0, 0.0);
-        for (place, index) in self.order.iter().enumerate() {
-            if !self.tied[place] {
+        let places = self.order.places.iter().zip(&self.order.tied).zip(&self.positive);
+        for ((index, tied), positive) in places {
+            if !tied {
                 area += group_positives * (below + 0.5 * group_negatives);
                 below += group_negatives;
                 (group_positives, group_negatives) = (0.0, 0.0);
             }
-            let weight = weights[*index];
-            if positive(*index) {
-                positives += weight;
-                group_positives += weight;
-            } else {
-                negatives += weight;
-                group_negatives += weight;
-            }
+            let of_positives = weights[*index] * positive;
+            let of_negatives = weights[*index] - of_positives;
+            positives += of_positives;
+            group_positives += of_positives;
+            negatives += of_negatives;
+            group_negatives += of_negatives;
         }
         area += group_positives * (below + 0.5 * group_negatives);
         (positives > 0.0 && negatives > 0.0).then(|| area / (positives * negatives))
@@ -47,20 +63,19 @@ impl Ranking {
 
     /// Average precision: over the distinct scores from the highest, the gain in recall times the
     /// precision there (no interpolation; equal scores enter together). Undefined without positives.
-    pub fn average_precision(&self, positive: impl Fn(usize) -> bool, weights: &[f64]) -> Option<f64> {
-        let total: f64 =
-            (0..weights.len()).filter(|index| positive(*index)).map(|index| weights[index]).sum();
+    pub fn average_precision(&self, weights: &[f64]) -> Option<f64> {
+        let places = self.order.places.iter().zip(&self.positive);
+        let total: f64 = places.map(|(index, positive)| weights[*index] * positive).sum();
         if total <= 0.0 {
             return None;
         }
         let (mut right, mut all, mut sum, mut group_right) = (0.0, 0.0, 0.0, 0.0);
-        for (place, index) in self.order.iter().enumerate().rev() {
+        let places = self.order.places.iter().zip(&self.order.tied).zip(&self.positive);
+        for ((index, tied), positive) in places.rev() {
             let weight = weights[*index];
             all += weight;
-            if positive(*index) {
-                group_right += weight;
-            }
-            if !self.tied[place] {
+            group_right += weight * positive;
+            if !tied {
                 right += group_right;
                 if group_right > 0.0 {
                     sum += group_right / total * (right / all);
@@ -74,12 +89,12 @@ impl Ranking {
 
 /// Negatives and positives among the scores that are at least as high as each distinct one, from the highest.
 pub(super) fn descending_thresholds(scores: &[f64], positive: &[bool]) -> Vec<(usize, usize)> {
-    let ranking = Ranking::new(scores);
+    let order = Order::new(scores);
     let (mut negatives, mut positives) = (0, 0);
     let mut counts = Vec::new();
-    for (place, index) in ranking.order.iter().enumerate().rev() {
+    for (place, index) in order.places.iter().enumerate().rev() {
         *(if positive[*index] { &mut positives } else { &mut negatives }) += 1;
-        if !ranking.tied[place] {
+        if !order.tied[place] {
             counts.push((negatives, positives));
         }
     }
@@ -88,16 +103,16 @@ pub(super) fn descending_thresholds(scores: &[f64], positive: &[bool]) -> Vec<(u
 
 /// Ranks from 1; equal values share the mean of theirs.
 pub fn midranks(values: &[f64]) -> Vec<f64> {
-    let ranking = Ranking::new(values);
+    let order = Order::new(values);
     let mut ranks = vec![0.0; values.len()];
     let mut start = 0;
     while start < values.len() {
         let mut end = start + 1;
-        while end < values.len() && ranking.tied[end] {
+        while end < values.len() && order.tied[end] {
             end += 1;
         }
         let rank = (start + end + 1) as f64 / 2.0;
-        for index in &ranking.order[start..end] {
+        for index in &order.places[start..end] {
             ranks[*index] = rank;
         }
         start = end;
@@ -128,7 +143,7 @@ mod tests {
     use super::*;
 
     fn auroc(scores: &[f64], positive: &[bool]) -> Option<f64> {
-        Ranking::new(scores).auroc(|index| positive[index], &vec![1.0; scores.len()])
+        Ranking::new(scores, positive).auroc(&vec![1.0; scores.len()])
     }
 
     #[test]
@@ -143,13 +158,10 @@ mod tests {
         let scores = [0.3, 0.7, 0.7, 0.2, 0.9];
         let positive = [false, true, false, true, true];
         let (twice, doubled) = ([1.0, 1.0, 2.0, 1.0, 1.0], [0.3, 0.7, 0.7, 0.2, 0.9, 0.7]);
-        let (ranking, longer) = (Ranking::new(&scores), Ranking::new(&doubled));
-        let of_longer = |index: usize| index < 5 && positive[index];
-        assert_eq!(ranking.auroc(|index| positive[index], &twice), longer.auroc(of_longer, &[1.0; 6]));
-        assert_eq!(
-            ranking.average_precision(|index| positive[index], &twice),
-            longer.average_precision(of_longer, &[1.0; 6])
-        );
+        let again = [false, true, false, true, true, false];
+        let (ranking, longer) = (Ranking::new(&scores, &positive), Ranking::new(&doubled, &again));
+        assert_eq!(ranking.auroc(&twice), longer.auroc(&[1.0; 6]));
+        assert_eq!(ranking.average_precision(&twice), longer.average_precision(&[1.0; 6]));
     }
 
     #[test]
