@@ -6,6 +6,8 @@
 #   benches/run.sh engine --help       sizes and places
 #   benches/run.sh models              full-size architectures beside PyTorch (open_clip, timm, transformers)
 #   benches/run.sh models --help       which ones, and how often
+#   benches/run.sh attribution         methods of attribution beside Captum, on full-size architectures
+#   benches/run.sh attribution --help  which ones, and how often
 #   benches/run.sh metrics             metrics of explanations beside Quantus, at equal threads
 #   benches/run.sh metrics --help      which ones, and how often
 #   benches/run.sh ingest              pairs of image and caption beside pyarrow, pandas and `datasets`, and the memory
@@ -31,6 +33,12 @@ models)
     exec python3 "$here/models/bench.py" --program "$target/release/examples/full_size" \
         --environment "$target/bench-models" "$@"
     ;;
+attribution)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-attribution --example explain
+    exec python3 "$here/attribution/bench.py" --program "$target/release/examples/explain" \
+        --environment "$target/bench-attribution" "$@"
+    ;;
 metrics)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-attribution --example metrics
@@ -43,7 +51,7 @@ ingest)
     exec python3 "$here/ingest/bench.py" --pipe "$target/release/pipe" --environment "$target/bench-ingest" "$@"
     ;;
 *)
-    sed -n '2,17s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
