@@ -164,6 +164,7 @@ fn better(metric: &str) -> Better {
         "mcnemar",
         "delong",
         "wilcoxon",
+        "equivalence",
         "odds_ratio",
         "cohens",
         "biserial",

@@ -340,6 +340,23 @@ fn the_best_of_each_column_is_bold_and_marked_and_lower_may_be_better() {
 }
 
 #[test]
+fn a_test_and_a_margin_are_no_figures_to_win_with() {
+    let study = Study::new();
+    for (model, p) in [("a - b", 0.64), ("a - c", 0.001)] {
+        let rows = [
+            ("accuracy_equivalence_p", p, None),
+            ("accuracy_equivalence_p_holm", p, None),
+            ("equivalence_margin", 0.02, None),
+            ("auroc_difference", 0.1, None),
+        ];
+        study.metrics("comparison", &[("pair", model)], &rows);
+    }
+    let page = study.page();
+    assert!(page.contains("0.640") && page.contains("equivalence"), "{page}");
+    assert!(!page.contains("best is") && !page.contains("</b> \u{2605}"), "{page}");
+}
+
+#[test]
 fn what_a_modality_alone_reaches_stands_under_bias() {
     let page = whole_study().page();
     let bias = &page[page.find("id=\"bias\"").unwrap()..page.find("id=\"transparency\"").unwrap()];
