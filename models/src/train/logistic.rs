@@ -245,7 +245,11 @@ impl Logistic {
         let logits = self.logits(samples.features, samples.width);
         let right = logits.iter().zip(samples.labels).filter(|(logits, label)| {
             let values: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
-            values.iter().enumerate().fold(0, |best, (class, value)| if *value > values[best] { class } else { best }) == **label
+            values
+                .iter()
+                .enumerate()
+                .fold(0, |best, (class, value)| if *value > values[best] { class } else { best })
+                == **label
         });
         right.count() as f64 / samples.labels.len().max(1) as f64
     }
@@ -374,7 +378,10 @@ mod tests {
         };
         let cold = sweep.converged(2.0, &start).unwrap();
         let warm = sweep.converged(2.0, &sweep.converged(1.0, &start).unwrap()).unwrap();
-        assert!(cut > bound && slope(&cold) <= bound && slope(&warm) <= bound, "{cut} after 100 steps, {bound}");
+        assert!(
+            cut > bound && slope(&cold) <= bound && slope(&warm) <= bound,
+            "{cut} after 100 steps, {bound}"
+        );
         let accuracy = |parameters: &[f64]| design.model(parameters).accuracy(samples);
         assert_eq!(accuracy(&cold), accuracy(&warm));
     }
