@@ -11,14 +11,17 @@ pub(super) const TOGETHER: usize = 4;
 /// The products of a vector with several; all have the same length, a multiple of [`LANES`].
 #[inline(always)]
 pub(super) fn dots<const N: usize>(x: &[f64], others: [&[f64]; N]) -> [f64; N] {
-    let others = others.map(|other| other.as_chunks::<LANES>().0);
+    let x = x.as_chunks::<LANES>().0;
+    let others = others.map(|other| &other.as_chunks::<LANES>().0[..x.len()]);
     let mut sums = [[0.0f64; LANES]; N];
-    for (place, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
-        for (sums, other) in sums.iter_mut().zip(others) {
-            let other = &other[place];
+    for (place, x) in x.iter().enumerate() {
+        for (sums, other) in sums.iter_mut().zip(&others) {
+            // Values of their own stay in registers.
+            let (other, mut lanes) = (other[place], *sums);
             for lane in 0..LANES {
-                sums[lane] = x[lane].mul_add(other[lane], sums[lane]);
+                lanes[lane] = x[lane].mul_add(other[lane], lanes[lane]);
             }
+            *sums = lanes;
         }
     }
     sums.map(|lanes| lanes.iter().sum())
