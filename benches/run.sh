@@ -12,6 +12,8 @@
 #   benches/run.sh metrics --help      which ones, and how often
 #   benches/run.sh ingest              pairs of image and caption beside pyarrow, pandas and `datasets`, and the memory
 #   benches/run.sh ingest --help       how many pairs, and where
+#   benches/run.sh statistics          linear probes and intervals beside scikit-learn, at equal threads
+#   benches/run.sh statistics --help   which ones, and how often
 #
 # `benches/gpu.sh` measures the same architectures on an NVIDIA GPU.
 #
@@ -49,6 +51,12 @@ ingest)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --bin pipe
     exec python3 "$here/ingest/bench.py" --pipe "$target/release/pipe" --environment "$target/bench-ingest" "$@"
+    ;;
+statistics)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-stages --example statistics
+    exec python3 "$here/statistics/bench.py" --program "$target/release/examples/statistics" \
+        --environment "$target/bench-statistics" "$@"
     ;;
 *)
     sed -n '2,19s/^# \{0,1\}//p' "$0" >&2

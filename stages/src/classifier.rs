@@ -6,7 +6,8 @@ use candle_core::Tensor;
 use pipe_engine::{ParameterProblem, StageContext, StageError};
 use pipe_models::normalise;
 
-use crate::images::{Pixels, batches};
+use crate::features::Features;
+use crate::images::batches;
 use crate::labels::Labels;
 use crate::model::{DEVICE, HeadDescription, Model, tensor_error};
 
@@ -119,16 +120,19 @@ impl<'a> Classifier<'a> {
     /// Class logits of all images of a set.
     pub(crate) fn classify(
         &self,
-        images: &dyn Pixels,
+        images: &Features,
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Vec<Vec<f32>>, StageError> {
         let all: Vec<usize> = (0..images.ids().len()).collect();
+        let width = self.model.image_tower()?.embedding_width();
+        let values = images.embed(self.model, &all, batch, context)?;
+        images.log(all.len(), context);
         let mut logits = Vec::with_capacity(all.len());
         for rows in batches(&all, images.at_a_time(batch)) {
-            context.check_cancelled()?;
-            logits.extend(to_rows(&self.logits(&self.embed(&images.batch(rows)?)?)?)?);
-            context.progress(logits.len() as u64, all.len() as u64, "images", &[]);
+            let own = &values[rows[0] * width..(rows[0] + rows.len()) * width];
+            let embeddings = Tensor::from_slice(own, (rows.len(), width), &DEVICE).map_err(tensor_error)?;
+            logits.extend(to_rows(&self.logits(&embeddings)?)?);
         }
         Ok(logits)
     }

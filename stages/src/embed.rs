@@ -16,11 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::features;
 use crate::finite::check_finite;
 use crate::images::{embed_pixels, read_pixels, slices_seen};
 use crate::ipc::{tensor_column, write_table};
 use crate::model::{DEVICE, Model, tensor_error};
-use crate::texts::TextSet;
+use crate::texts::{TextSet, Wording};
+use crate::truth;
 
 /// What is embedded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +44,12 @@ pub struct Params {
     pub modality: Modality,
     /// The splits that are embedded; all if empty.
     pub splits: Vec<String>,
+    /// So many words from the beginning of each caption: what a caption says in a few words.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub words: Option<i64>,
+    /// Another column of the captions than `caption`, of texts or of lists of words such as `keywords`; a row without one
+    /// is left out.
+    pub column: Option<String>,
     /// Whether vectors are divided by their length.
     pub normalise: bool,
     /// Rows per forward pass.
@@ -66,6 +74,8 @@ impl Default for Params {
         Self {
             modality: Modality::Both,
             splits: Vec::new(),
+            words: None,
+            column: None,
             normalise: false,
             batch: 64,
             device: auto(),
@@ -84,7 +94,7 @@ impl StageKind for Embed {
         KindDescription {
             name: "embed",
             summary: "the embeddings of images and captions, as Arrow files",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -120,11 +130,12 @@ impl StageKind for Embed {
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["modality"]
+        &["modality", "words", "column"]
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
-        compute::check(&params.device).into_iter().collect()
+        let column = params.column.iter().filter_map(|column| truth::refused("column", column));
+        compute::check(&params.device).into_iter().chain(column).collect()
     }
 
     fn outside_key(&self) -> &'static [&'static str] {
@@ -187,6 +198,7 @@ impl StageKind for Embed {
             let values = finish(embed_pixels(images.as_ref(), &model, &all, params.batch, context)?, width)?;
             let columns = columns(images.ids(), images.splits(), width, values)?;
             let mut metadata = metadata("image", &provenance);
+            metadata.extend(features::marks(artifact, images.ids(), &model)?);
             if let Some(slices) = seen {
                 metadata.insert("volumes".to_owned(), slices);
             }
@@ -194,7 +206,9 @@ impl StageKind for Embed {
         }
         if with_texts && let Some(artifact) = context.optional_input("captions") {
             let width = model.text_tower()?.embedding_width();
-            let texts = TextSet::read(artifact, &splits, &model)?;
+            let wording =
+                Wording { column: params.column.as_deref(), words: params.words.map(|words| words as usize) };
+            let texts = TextSet::worded(artifact, &splits, &model, wording)?;
             let values = finish(model.embed_ids(&texts.ids, params.batch, context)?, width)?;
             let columns = columns(&texts.image_ids, &texts.splits, width, values)?;
             write_table(context.output("texts")?, SCHEMA, columns, metadata("text", &provenance))?;

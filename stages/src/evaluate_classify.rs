@@ -2,8 +2,8 @@
 
 use pipe_engine::cache::Digest;
 use pipe_engine::{
-    Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
-    StageContext, StageError, StageKind,
+    Artifact, ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort,
+    ParameterProblem, StageContext, StageError, StageKind,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,9 +12,11 @@ use crate::artifact;
 use crate::classification::{Classified, SPECIFICITY, Setting};
 use crate::classifier::{Classifier, Prompts, check_prompts};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
+use crate::features::{EMBEDDINGS, Features};
 use crate::finite::check_finite;
-use crate::images::{column_of, read_pixels};
+use crate::images::column_of;
 use crate::labels::Labels;
+use crate::medmnist_scores::{check_run, write_scores};
 use crate::metrics::write_metrics;
 use crate::model::{HeadDescription, Model};
 use crate::neighbours::{Neighbours, Voters};
@@ -38,6 +40,9 @@ pub struct Params {
     pub neighbours: Option<Neighbours>,
     /// A column of the images table; every figure is also given for each of its values.
     pub subgroup: Option<String>,
+    /// Sets of MedMNIST: the scores of each split are also written as the package's own evaluator reads them, as the output
+    /// `medmnist`. This is what it calls the run, such as `1`.
+    pub medmnist_run: Option<String>,
     /// Images per forward pass.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
@@ -65,6 +70,7 @@ impl Default for Params {
             absent: Prompts::new(),
             neighbours: None,
             subgroup: None,
+            medmnist_run: None,
             batch: 64,
             device: auto(),
             precision: Precision::F32,
@@ -77,6 +83,9 @@ impl Default for Params {
 const TRAIN: &str = "train";
 /// The split that thresholds are chosen on.
 const VAL: &str = "val";
+
+/// The output with files of scores.
+const SCORES: &str = "medmnist";
 
 /// Evaluates a classifier.
 pub struct EvaluateClassify;
@@ -105,16 +114,24 @@ impl StageKind for EvaluateClassify {
                     &[artifact::CHECKPOINT],
                     "the model, with a head unless there are prompts",
                 ),
+                InputPort::optional(
+                    EMBEDDINGS,
+                    &[artifact::EMBEDDINGS],
+                    "the images as `embed` has embedded them by the same model, so that it does not see them again",
+                ),
             ],
             free_inputs: None,
         }
     }
 
-    fn outputs(&self, _params: &Params) -> Vec<OutputPort> {
-        vec![
+    fn outputs(&self, params: &Params) -> Vec<OutputPort> {
+        let scores =
+            || OutputPort::new(SCORES, ArtifactType::TREE, "files of scores, for MedMNIST's own evaluator");
+        let always = [
             OutputPort::new("predictions", artifact::PREDICTIONS, "one row per image"),
             OutputPort::new("metrics", artifact::METRICS, "one row per figure, with intervals"),
-        ]
+        ];
+        always.into_iter().chain(params.medmnist_run.iter().map(|_| scores())).collect()
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
@@ -127,16 +144,18 @@ impl StageKind for EvaluateClassify {
             });
         }
         problems.extend(compute::check(&params.device));
+        problems.extend(params.medmnist_run.iter().filter_map(|run| check_run("medmnist_run", run)));
         problems
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["absent", "neighbours"]
+        &["absent", "neighbours", "medmnist_run"]
     }
 
-    /// Not by neighbours, which are images of the whole table.
-    fn is_row_wise(&self, params: &Params, _has: &dyn Fn(&str) -> bool) -> bool {
-        params.neighbours.is_none()
+    /// Not by neighbours, which are images of the whole table; nor from embeddings, which leave little to be done; nor
+    /// with files of scores, which parts have none of.
+    fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
+        params.neighbours.is_none() && params.medmnist_run.is_none() && !has(EMBEDDINGS)
     }
 
     fn outside_key(&self) -> &'static [&'static str] {
@@ -198,14 +217,14 @@ fn logits(params: &Params, context: &StageContext<'_>) -> Result<Logits, StageEr
         // For the threshold; its rows are no results.
         splits.push(VAL);
     }
-    let images = read_pixels(context.input("images")?, &splits, &model, context)?;
+    let images = Features::read(context, &splits, &model)?;
     let logits = match (&classifier, &params.neighbours) {
-        (Some(classifier), _) => classifier.classify(images.as_ref(), params.batch, context)?,
+        (Some(classifier), _) => classifier.classify(&images, params.batch, context)?,
         (None, neighbours) => {
-            let train = read_pixels(context.input("images")?, &[TRAIN], &model, context)?;
-            let voters = Voters { images: train.as_ref(), targets: &labels.of(train.ids())? };
+            let train = Features::read(context, &[TRAIN], &model)?;
+            let voters = Voters { images: &train, targets: &labels.of(train.ids())? };
             let neighbours = neighbours.clone().unwrap_or_default();
-            neighbours.classify(&model, &voters, images.as_ref(), description, params.batch, context)?
+            neighbours.classify(&model, &voters, &images, description, params.batch, context)?
         }
     };
     for (id, logits) in images.ids().iter().zip(&logits) {
@@ -252,6 +271,11 @@ fn conclude(params: &Params, logits: Logits, context: &mut StageContext<'_>) -> 
     for metric in &mut metrics {
         metric.protocol = Some(protocol.clone());
         metric.modality = Some("image".to_owned());
+    }
+    if let Some(run) = &params.medmnist_run {
+        let splits: Vec<String> = classified.distinct_splits().into_iter().filter(wanted).collect();
+        let labels = context.input("labels")?.clone();
+        write_scores(context.output(SCORES)?, &labels, &classified, &description, &splits, run)?;
     }
     let provenance = context.provenance().to_owned();
     let mut table = classified.table(&description);

@@ -5,7 +5,6 @@ use pipe_models::train::logistic::{LogisticError, Samples, fit, sweep};
 
 use crate::model::HeadDescription;
 
-
 /// Features `[rows, width]` with a label each: one class, or a bit per class.
 #[derive(Clone, Copy)]
 pub(crate) struct Labelled<'a> {
@@ -71,7 +70,8 @@ impl LinearProbe {
                 None => {
                     let (kept, held) = fifth(train.features, width, &train_labels);
                     let kept = Samples { features: &kept.0, width, labels: &kept.1, classes };
-                    sweep(kept, Samples { features: &held.0, width, labels: &held.1, classes }).map_err(failed)?
+                    sweep(kept, Samples { features: &held.0, width, labels: &held.1, classes })
+                        .map_err(failed)?
                 }
             };
             let fitted = fit(samples, c).map_err(failed)?;

@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::classifier::to_rows;
+use crate::features::Features;
 use crate::finite::check_finite;
-use crate::images::{Pixels, embed_pixels};
 use crate::model::{DEVICE, HeadDescription, Model, tensor_error};
 
 /// How neighbours vote.
@@ -33,7 +33,7 @@ impl Default for Neighbours {
 
 /// Images and the labels that vote.
 pub(crate) struct Voters<'a> {
-    pub(crate) images: &'a dyn Pixels,
+    pub(crate) images: &'a Features,
     pub(crate) targets: &'a [Vec<i64>],
 }
 
@@ -49,7 +49,7 @@ impl Neighbours {
         &self,
         model: &Model,
         voters: &Voters<'_>,
-        images: &dyn Pixels,
+        images: &Features,
         description: &HeadDescription,
         batch: i64,
         context: &StageContext<'_>,
@@ -58,11 +58,12 @@ impl Neighbours {
             return Err(StageError::failed("there are no images of split `train` whose labels could vote"));
         }
         let width = model.image_tower()?.embedding_width();
-        let unit = |pixels: &dyn Pixels| -> Result<Tensor, StageError> {
-            let rows: Vec<usize> = (0..pixels.ids().len()).collect();
-            let values = embed_pixels(pixels, model, &rows, batch, context)?;
+        let unit = |features: &Features| -> Result<Tensor, StageError> {
+            let rows: Vec<usize> = (0..features.ids().len()).collect();
+            let values = features.embed(model, &rows, batch, context)?;
+            features.log(rows.len(), context);
             // The logits below are finite whatever these are.
-            for (id, embedding) in pixels.ids().iter().zip(values.chunks_exact(width)) {
+            for (id, embedding) in features.ids().iter().zip(values.chunks_exact(width)) {
                 check_finite("values of the embedding", id, embedding)?;
             }
             if rows.is_empty() {

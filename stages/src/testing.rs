@@ -11,15 +11,18 @@ use pipe_engine::{
 };
 use tempfile::TempDir;
 
-/// A host that remembers warnings.
+/// A host that remembers warnings and what was logged.
 #[derive(Default)]
 pub(crate) struct Listener {
     warnings: Mutex<Vec<String>>,
+    lines: Mutex<Vec<String>>,
 }
 
 impl StageHost for Listener {
     fn progress(&self, _: u64, _: u64, _: &str, _: &[(&str, f64)]) {}
-    fn log(&self, _: &str) {}
+    fn log(&self, line: &str) {
+        self.lines.lock().unwrap().push(line.to_owned());
+    }
     fn warn(&self, message: &str) {
         self.warnings.lock().unwrap().push(message.to_owned());
     }
@@ -28,10 +31,11 @@ impl StageHost for Listener {
     }
 }
 
-/// What a stage made: artifacts by port, and its warnings. The files live as long as this.
+/// What a stage made: artifacts by port, its warnings and what it logged. The files live as long as this.
 pub(crate) struct Made {
     pub(crate) artifacts: BTreeMap<String, Artifact>,
     pub(crate) warnings: Vec<String>,
+    pub(crate) lines: Vec<String>,
     _folder: TempDir,
 }
 
@@ -69,6 +73,7 @@ pub(crate) fn run_with(
     let host = Listener::default();
     let mut made = run_hosted(&host, Checkpoints::none(), threads, kind, params, inputs)?;
     made.warnings = host.warnings.into_inner().unwrap();
+    made.lines = host.lines.into_inner().unwrap();
     Ok(made)
 }
 
@@ -104,7 +109,7 @@ pub(crate) fn run_hosted(
         }
         (port.name.clone(), artifact)
     });
-    Ok(Made { artifacts: artifacts.collect(), warnings: Vec::new(), _folder: folder })
+    Ok(Made { artifacts: artifacts.collect(), warnings: Vec::new(), lines: Vec::new(), _folder: folder })
 }
 
 /// Runs a kind on two threads.

@@ -9,9 +9,8 @@ use pipe_models::train::logistic;
 use pipe_models::train::loss::{self, Hinge};
 use pipe_stages::statistics::{
     ClassifierScores, Confusion, Disagreement, Disparity, GroupRates, Method, Rank, Scale, Task, Zeros,
-    additive_projection, delong, holm, kendall_tau_b, mcnemar, mean_rank, median_rank,
-    perceptual_score, recall, relative_share, shapley, softmax, spearman, text_share,
-    threshold_at_specificity, wilcoxon,
+    additive_projection, delong, holm, kendall_tau_b, mcnemar, mean_rank, median_rank, perceptual_score,
+    recall, relative_share, shapley, softmax, spearman, text_share, threshold_at_specificity, wilcoxon,
 };
 use serde_json::Value as Json;
 

@@ -2,11 +2,13 @@
 
 mod adamax;
 mod adamw;
+mod cholesky;
 mod dropout;
 mod groups;
-mod lora;
 pub mod logistic;
+mod lora;
 pub mod loss;
+mod quasi_newton;
 mod schedule;
 mod slots;
 

@@ -5,6 +5,7 @@ use pipe_engine::{StageContext, StageError};
 use pipe_models::random::Key;
 
 use super::condition::{Condition, Refused};
+use super::embedded::{embed, known};
 use super::figures::{Answer, Draw, Figure, Measured, Table as Figures, compare, method};
 use super::pixels::{STATISTICS, black_image, edited, keep_border, shuffle_patches, statistics};
 use super::prompts::{Texts, nonsense, uninformative};
@@ -12,6 +13,7 @@ use super::strata::Strata;
 use super::{Init, Params, Results, TRAIN, VAL};
 use crate::classification::{TASK, probabilities, with_predictions};
 use crate::classifier::{Classifier, Prompts, encode_prompts, prototypes, to_rows, zero_shot_against};
+use crate::features::Embedded;
 use crate::finite::check_finite;
 use crate::images::{ImageSet, Pixels, batches};
 use crate::labels::Labels;
@@ -59,6 +61,8 @@ struct Study<'a, 'c> {
     embeddings: Tensor,
     full: Logits,
     mean: Option<Vec<f32>>,
+    /// Of the images as they are, by this model or the one that it was trained from.
+    known: Option<Embedded>,
 }
 
 /// The scores of one condition, in table order.
@@ -113,7 +117,8 @@ impl<'a, 'c> Study<'a, 'c> {
         }
         let learn = |split: &str| if split == params.split { Vec::new() } else { images.rows(split) };
         let (train, val) = (learn(TRAIN), learn(VAL));
-        let values = images.embed(model, &test, params.batch, context)?;
+        let known = known(context, &images, &splits, model, params)?;
+        let values = embed(known.as_ref(), model, &images, &test, params, context)?;
         let embeddings = matrix(values, test.len())?;
         let full = to_rows(&classifier.logits(&embeddings)?)?;
         for (row, logits) in test.iter().zip(&full) {
@@ -133,6 +138,7 @@ impl<'a, 'c> Study<'a, 'c> {
             embeddings,
             full,
             mean,
+            known,
         })
     }
 
@@ -294,7 +300,7 @@ impl<'a, 'c> Study<'a, 'c> {
             if is_full && rows == self.test {
                 return self.embeddings.flatten_all().and_then(|flat| flat.to_vec1()).map_err(tensor_error);
             }
-            images.embed(model, rows, self.params.batch, self.context)
+            embed(self.known.as_ref(), model, images, rows, self.params, self.context)
         })?;
         Ok(Ok(probe.logits(&test, width)))
     }

@@ -7,6 +7,7 @@
 mod captions;
 mod classification;
 mod condition;
+mod embedded;
 mod figures;
 mod image_strata;
 mod modality;
@@ -182,7 +183,8 @@ impl StageKind for Ablate {
                 InputPort::optional(
                     "image_embeddings",
                     &[artifact::EMBEDDINGS],
-                    "retrieval: embeddings of the images; computed from the checkpoint by default",
+                    "embeddings of the images as they are, by the checkpoint (of classification, by it or by `base`); \
+                     computed by default",
                 ),
                 InputPort::optional("text_embeddings", &[artifact::EMBEDDINGS], "those of the captions"),
                 InputPort::optional("questions", &[artifact::QUESTIONS], "questions about the images"),
@@ -240,7 +242,7 @@ impl StageKind for Ablate {
         let given = |ports: &[&str]| ports.iter().any(|port| context.optional_input(port).is_some());
         let families = [
             given(&["labels"]),
-            given(&["captions", "image_embeddings", "text_embeddings"]),
+            given(&["captions", "text_embeddings"]) || (given(&["image_embeddings"]) && !given(&["labels"])),
             given(&["questions", "model"]),
         ];
         let results = match families {

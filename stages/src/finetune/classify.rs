@@ -17,16 +17,17 @@ use serde::{Deserialize, Serialize};
 
 use super::augment::{Augment, Augmenter};
 use super::class_loss::{ClassWeights, Losses, pieces};
+use super::probe::linear_probe;
 use super::subset::Scarcity;
 use super::training::{Best, Position, Training};
 use super::{Optimiser, TrainingLog, epoch_order};
 use crate::artifact;
 use crate::classification::probabilities;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::{Pixels, batches, embed_pixels, read_pixels};
+use crate::features::{EMBEDDINGS, Features};
+use crate::images::batches;
 use crate::labels::Labels;
-use crate::linear_probe::{Labelled, LinearProbe};
-use crate::model::{DEVICE, Head, HeadInput, Model, checkpoint_error, tensor_error, zero_head};
+use crate::model::{Model, checkpoint_error, tensor_error, zero_head};
 use crate::statistics::{ClassifierScores, Task};
 
 /// What learns.
@@ -172,6 +173,11 @@ impl StageKind for FinetuneClassify {
                 ),
                 InputPort::required("labels", &[artifact::LABELS], "their classes"),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model to start from"),
+                InputPort::optional(
+                    EMBEDDINGS,
+                    &[artifact::EMBEDDINGS],
+                    "linear probe: the images as `embed` has embedded them by the checkpoint, so that it does not see them again",
+                ),
             ],
             free_inputs: None,
         }
@@ -215,7 +221,7 @@ impl StageKind for FinetuneClassify {
         };
         let mut model = Model::trainable(context.input("checkpoint")?, trainable, params.compute())?;
         let labels = Labels::read(context.input("labels")?)?;
-        let images = read_pixels(context.input("images")?, &[TRAIN, VAL], &model, context)?;
+        let images = Features::read(context, &[TRAIN, VAL], &model)?;
         let targets = labels.of(images.ids())?;
         let scarcity = Scarcity::of(params.shots, params.share);
         let train_rows = images.rows(TRAIN);
@@ -247,52 +253,21 @@ impl StageKind for FinetuneClassify {
     }
 }
 
-struct Data {
-    images: Box<dyn Pixels>,
-    labels: Labels,
+/// Embeddings are computed in batches of this many images.
+pub(super) const EMBED_BATCH: i64 = 64;
+
+pub(super) struct Data {
+    pub(super) images: Features,
+    pub(super) labels: Labels,
     targets: Vec<Vec<i64>>,
-    train: Vec<usize>,
-    val: Vec<usize>,
+    pub(super) train: Vec<usize>,
+    pub(super) val: Vec<usize>,
 }
 
 impl Data {
-    fn targets_of(&self, rows: &[usize]) -> Vec<&Vec<i64>> {
+    pub(super) fn targets_of(&self, rows: &[usize]) -> Vec<&Vec<i64>> {
         rows.iter().map(|row| &self.targets[*row]).collect()
     }
-}
-
-/// Embeddings are computed in batches of this many images.
-const EMBED_BATCH: i64 = 64;
-
-fn linear_probe(
-    params: &Params,
-    model: &Model,
-    data: &Data,
-    log: &mut TrainingLog,
-    context: &StageContext<'_>,
-) -> Result<Head, StageError> {
-    let width = model.image_tower()?.embedding_width();
-    let embed = |rows: &[usize]| embed_pixels(data.images.as_ref(), model, rows, EMBED_BATCH, context);
-    let (train, val) = (embed(&data.train)?, embed(&data.val)?);
-    let description = data.labels.description.clone();
-    let (train_targets, val_targets) = (data.targets_of(&data.train), data.targets_of(&data.val));
-    let train = Labelled { features: &train, width, targets: &train_targets };
-    let val = Labelled { features: &val, width, targets: &val_targets };
-    let probe = LinearProbe::train(train, val, &description, params.c)?;
-    for fit in &probe.fits {
-        log.add(1, 1, "train", "accuracy", fit.train_accuracy);
-        log.add(1, 1, "train", "c", fit.c);
-        if let Some(accuracy) = fit.val_accuracy {
-            log.add(1, 1, "val", "accuracy", accuracy);
-        }
-    }
-    let classes = description.classes.len();
-    Ok(Head {
-        input: HeadInput::Embedding,
-        weight: Tensor::from_vec(probe.weight, (classes, width), &DEVICE).map_err(tensor_error)?,
-        bias: Tensor::from_vec(probe.bias, classes, &DEVICE).map_err(tensor_error)?,
-        description,
-    })
 }
 
 /// What of the image tower learns.
@@ -360,6 +335,7 @@ fn train(
     data: &Data,
     context: &StageContext<'_>,
 ) -> Result<TrainingLog, StageError> {
+    let images = data.images.pixels()?;
     let width = model.image_tower()?.embedding_width();
     let (head, head_variables) = zero_head(data.labels.description.clone(), width)?;
     model.head = Some(head);
@@ -398,12 +374,12 @@ fn train(
         for rows in batches(&order, params.batch).skip(training.position.batch) {
             training.safe_point(context)?;
             // A volume of full size is a piece of its own.
-            let at_a_time = data.images.at_a_time(params.batch).max(1) as usize;
+            let at_a_time = images.at_a_time(params.batch).max(1) as usize;
             let least = rows.len().div_ceil(at_a_time);
             let (mut value, mut sum) = (0.0, None);
             for piece in pieces(rows.len(), least.max(params.pieces as usize)) {
                 tower.update(model, Gradients::Wanted)?;
-                let pixels = data.images.changed_batch(&rows[piece.clone()], Some(&augmenter))?;
+                let pixels = images.changed_batch(&rows[piece.clone()], Some(&augmenter))?;
                 let logits = model.logits(&pixels, None)?;
                 let loss = losses.of(&logits, piece, &data.targets_of(rows)).map_err(tensor_error)?;
                 let own = loss.backward().map_err(tensor_error)?;
@@ -483,9 +459,10 @@ fn epochs_without_gain(log: &TrainingLog) -> i64 {
 
 /// AUROC, if it is defined, and accuracy of `rows`, as the MedMNIST evaluator has them.
 fn figures(model: &Model, data: &Data, rows: &[usize]) -> Result<(Option<f64>, f64), StageError> {
+    let images = data.images.pixels()?;
     let mut logits = Vec::with_capacity(rows.len());
-    for rows in batches(rows, data.images.at_a_time(EMBED_BATCH)) {
-        let batch = model.logits(&data.images.batch(rows)?, None)?.detach();
+    for rows in batches(rows, images.at_a_time(EMBED_BATCH)) {
+        let batch = model.logits(&images.batch(rows)?, None)?.detach();
         logits.extend(batch.to_vec2::<f32>().map_err(tensor_error)?);
     }
     let description = &data.labels.description;

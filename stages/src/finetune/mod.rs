@@ -7,6 +7,7 @@ mod contrastive;
 mod events;
 mod log;
 mod pairs;
+mod probe;
 mod subset;
 #[cfg(test)]
 mod tests;
