@@ -1,8 +1,9 @@
-//! The stage kind `attribute`: which pixels made the classifier say what it says.
+//! The stage kind `attribute`: which pixels made the classifier say what it says, or find a text fit for the image.
 
 mod again;
 mod baseline;
 mod explanation;
+mod pairs;
 pub(crate) mod saliency;
 mod selection;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub(crate) use self::again::{Again, Changed};
 use self::baseline::Baselines;
 use self::explanation::{Counts, Explanation};
 pub(crate) use self::explanation::{GREAT_GAP, attribution_error, window};
+use self::pairs::{OTHERS, Pairs, class_parameters};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
 use crate::artifact;
@@ -323,7 +325,12 @@ pub struct Params {
     /// The class whose logit is explained: `predicted`, `true`, or a class by its name. Multi-label
     /// heads: each predicted label (the likeliest if there is none), or each true one.
     pub target: String,
-    /// A class whose logit is subtracted: what is explained is then the margin between the two.
+    /// A text: what is explained is each image's similarity with it, `exp(scale) * cosine`, and the checkpoint needs no
+    /// head. With the input `captions` it is the similarity with the image's own captions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// A class whose logit is subtracted: what is explained is then the margin between the two. Of similarities: a
+    /// text whose similarity is subtracted, or `others`, the mean over the captions of all other images.
     pub against: Option<String>,
     /// What the image is compared with, by Input x Gradient, Integrated Gradients, DeepLIFT, occlusion, RISE, the
     /// Shapley family and meaningful perturbation.
@@ -410,6 +417,7 @@ impl Default for Params {
         Self {
             method: Method::IntegratedGradients,
             target: "predicted".to_owned(),
+            text: None,
             against: None,
             baseline: Baseline::Zero,
             constant: 0.0,
@@ -447,7 +455,7 @@ impl Params {
     }
 }
 
-/// Explains a classifier.
+/// Explains a classifier, or the similarity of images and texts.
 pub struct Attribute;
 
 impl StageKind for Attribute {
@@ -456,7 +464,8 @@ impl StageKind for Attribute {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "attribute",
-            summary: "saliency maps of a classifier: which pixels or voxels made it say what it says",
+            summary: "saliency maps of a classifier, or of the similarity with captions: which pixels or voxels made the \
+                      model say what it says",
             implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
@@ -468,7 +477,17 @@ impl StageKind for Attribute {
                     "the images or volumes",
                 )
                 .class(InputClass::Map),
-                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a head"),
+                InputPort::required(
+                    "checkpoint",
+                    &[artifact::CHECKPOINT],
+                    "the model, with a head; for captions or a text, with both towers",
+                ),
+                InputPort::optional(
+                    "captions",
+                    &[artifact::CAPTIONS],
+                    "their captions, whose similarity with the image is explained instead of a class",
+                )
+                .class(InputClass::Lookup),
                 InputPort::optional(
                     "labels",
                     &[artifact::LABELS],
@@ -532,22 +551,27 @@ impl StageKind for Attribute {
                 "give several times as many as there are blocks",
             );
         }
-        if params.against.as_ref() == Some(&params.target) {
+        let target = params.text.as_ref().unwrap_or(&params.target);
+        if params.against.as_ref() == Some(target) {
             wrong(
                 "against",
-                format!("`{}` minus itself is 0 everywhere", params.target),
-                "name another class, or leave it out",
+                format!("`{target}` minus itself is 0 everywhere"),
+                "name another one, or leave it out",
             );
+        }
+        if params.text.is_some() {
+            problems.extend(class_parameters(params));
         }
         problems
     }
 
     /// Not with a limit, which counts images of the whole table, nor where the mean of the explained table
-    /// itself is the baseline.
+    /// itself is the baseline, or that over other captions is subtracted.
     fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
         let needs_all =
             params.baseline == Baseline::Mean && params.method.has_baseline() && !has("reference");
-        params.limit.is_none() && !needs_all
+        let needs_others = has("captions") && params.against.as_deref() == Some(OTHERS);
+        params.limit.is_none() && !needs_all && !needs_others
     }
 
     fn lookup(
@@ -564,6 +588,7 @@ impl StageKind for Attribute {
                 let classes = format!("{:?}", Labels::read(input)?.description);
                 LookedUp::read(input, "image_id", &classes)?
             }
+            "captions" => LookedUp::read(input, "image_id", "")?,
             _ => LookedUp::read(input, "twin_of", "")?,
         };
         Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
@@ -592,18 +617,29 @@ impl StageKind for Attribute {
         let seen = slices_seen(artifact, &model);
         let images = read_pixels(artifact, &splits, &model, context)?;
         let images = images.as_ref();
-        let labels = match context.optional_input("labels") {
-            Some(artifact) => Some(Labels::read(artifact)?),
-            None => None,
+        let pairs = Pairs::read(params, images, context)?;
+        let selection = match &pairs {
+            Some(pairs) => pairs.select(params, images.ids().len()),
+            None => {
+                let labels = context.optional_input("labels").map(Labels::read).transpose()?;
+                select(params, &model, images, labels.as_ref(), context)?
+            }
         };
-        let selection = select(params, &model, images, labels.as_ref(), context)?;
         let baselines = match selection.rows.is_empty() {
             // What nothing is compared with need not be read.
             true => Baselines::plain(images),
             false => Baselines::read(params, &model, images, context)?,
         };
-        let model = if params.random_weights { model.randomised(params.seed)? } else { model };
-        let mut metadata = metadata(params, &model, context.provenance())?;
+        let mut model = if params.random_weights { model.randomised(params.seed)? } else { model };
+        if let Some(pairs) = &pairs {
+            model.head = Some(pairs.head(&model, images.ids().len(), params.batch, context)?);
+        }
+        let target = match (&pairs, &params.text) {
+            (Some(_), Some(text)) => text,
+            (Some(_), None) => "caption",
+            (None, _) => params.target.as_str(),
+        };
+        let mut metadata = metadata(params, target, &model, context.provenance())?;
         if let Some(seen) = seen {
             metadata.insert("volumes".to_owned(), seen);
         }
@@ -612,12 +648,16 @@ impl StageKind for Attribute {
         }
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
+            _ if pairs.is_some() => "similarity",
             method if method.explains_probability() => "probability",
             _ => "logit",
         };
         let classes = &model.head()?.description.classes;
         let output = context.output("saliency")?;
         let mut file = SaliencyFile::new(output, &images.map_shape(), target_kind, classes, metadata)?;
+        if pairs.is_some() {
+            file = file.of_pairs();
+        }
         let explanation = Explanation {
             params,
             model: &model,
@@ -634,14 +674,19 @@ impl StageKind for Attribute {
 }
 
 /// What the file says of its maps beside the provenance.
-fn metadata(params: &Params, model: &Model, provenance: &str) -> Result<HashMap<String, String>, StageError> {
+fn metadata(
+    params: &Params,
+    target: &str,
+    model: &Model,
+    provenance: &str,
+) -> Result<HashMap<String, String>, StageError> {
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model.describe()),
         ("layer".to_owned(), params.method.layer(model.image_tower()?)),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
         ("channels".to_owned(), params.method.reduction().name().to_owned()),
-        ("target".to_owned(), params.target.clone()),
+        ("target".to_owned(), target.to_owned()),
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);

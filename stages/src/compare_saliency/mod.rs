@@ -309,24 +309,16 @@ fn differences(
         SaliencyFile::new(context.output("differences")?, &grid, "difference", &targets, metadata)?;
     if compared.iter().any(|one| one.subjects[0].question.is_some()) {
         file = file.of_questions();
+    } else if compared.iter().any(|one| one.subjects[0].image != one.subjects[0].id) {
+        file = file.of_pairs();
     }
     for one in compared {
         let target = one.subjects[0].target.as_ref().filter(|_| one.has_one_target());
         let class = target.and_then(|target| targets.binary_search(target).ok());
         let subject = one.subjects[0];
         let map = one.difference.clone().map(SaliencyMap::of_values);
-        match subject.question.clone() {
-            Some(question) => {
-                file.add_question(
-                    &subject.id,
-                    About { image: subject.image.clone(), question },
-                    class,
-                    None,
-                    map,
-                )?;
-            }
-            None => file.add(&subject.id, class, None, map)?,
-        }
+        let about = About { image: subject.image.clone(), question: subject.question.clone() };
+        file.add(&subject.id, about, class, None, map)?;
     }
     file.finish(context.output("differences")?)
 }

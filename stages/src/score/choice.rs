@@ -119,7 +119,7 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
     let side = shape.ok_or_else(|| StageError::input("saliency", "there are no maps"))?[0];
     let of_answers = inputs.iter().any(|maps| maps.of_answers);
     if of_answers && inputs.iter().any(|maps| !maps.of_answers) {
-        let reason = "some maps explain answers to questions and some classes of images: score them apart";
+        let reason = "some maps explain answers or similarities with texts and some classes of images: score them apart";
         return Err(StageError::input("saliency", reason));
     }
     let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();

@@ -39,7 +39,7 @@ pub(crate) struct Maps {
     pub(crate) correct: Vec<Option<bool>>,
     /// Where the maps lie on their images, if the file says so.
     pub(crate) framing: Option<Framing>,
-    /// Whether they explain answers to questions.
+    /// Whether they explain answers to questions, or the likeness of images and texts: no classes.
     pub(crate) of_answers: bool,
     /// The digest of the checkpoint that was explained, if the file says so.
     pub(crate) checkpoint: Option<String>,

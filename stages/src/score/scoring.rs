@@ -78,8 +78,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let metrics = chosen(params, has_masks, model.is_some())?;
         let Scanned { subjects, shape, axes, of_answers, framing, correct } = scan(params, context)?;
         if of_answers && model.is_some() {
-            let reason =
-                "the maps explain answers to questions, which no classifier gives: leave `checkpoint` out";
+            let reason = "the maps explain answers to questions or similarities with texts, which no classifier gives: leave \
+                 `checkpoint` out";
             return Err(StageError::input("saliency", reason));
         }
         let preprocessor = match &model {
