@@ -56,17 +56,42 @@ pub(crate) fn read_pixels(
     model: &Model,
     context: &StageContext<'_>,
 ) -> Result<Box<dyn Pixels>, StageError> {
+    read_chosen(artifact, VolumeRows::OfSplits(splits), model, context)
+}
+
+/// As [`read_pixels`], the images or volumes of these ids, whatever their split.
+pub(crate) fn read_pixels_of(
+    artifact: &Artifact,
+    ids: &BTreeSet<&str>,
+    model: &Model,
+    context: &StageContext<'_>,
+) -> Result<Box<dyn Pixels>, StageError> {
+    read_chosen(artifact, VolumeRows::Only(ids), model, context)
+}
+
+fn read_chosen(
+    artifact: &Artifact,
+    rows: VolumeRows<'_>,
+    model: &Model,
+    context: &StageContext<'_>,
+) -> Result<Box<dyn Pixels>, StageError> {
+    let flat = || -> Result<Box<dyn Pixels>, StageError> {
+        Ok(Box::new(match rows {
+            VolumeRows::OfSplits(splits) => ImageSet::read(artifact, splits, model.preprocessor()?, context)?,
+            VolumeRows::Only(ids) => ImageSet::read_only(artifact, ids, model.preprocessor()?, context)?,
+        }))
+    };
     if !is_volumes(artifact) {
-        return Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?));
+        return flat();
     }
     let geometry = model.image_tower()?.geometry();
     match geometry.depth {
         Some(depth) if !model.is_slice_wise() => {
             let [height, width] = geometry.image;
-            Ok(Box::new(VolumeSet::read(artifact, splits, [depth.slices, height, width])?))
+            Ok(Box::new(VolumeSet::choose(artifact, rows, [depth.slices, height, width])?))
         }
-        Some(_) => Ok(Box::new(SliceSet::read(artifact, splits, model.preprocessor_of_slices()?)?)),
-        None => Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?)),
+        Some(_) => Ok(Box::new(SliceSet::choose(artifact, rows, model.preprocessor_of_slices()?)?)),
+        None => flat(),
     }
 }
 

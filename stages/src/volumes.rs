@@ -40,7 +40,12 @@ impl VolumeSet {
         Self::choose(artifact, VolumeRows::OfSplits(splits), size)
     }
 
-    fn choose(artifact: &Artifact, wanted: VolumeRows<'_>, size: [usize; 3]) -> Result<Self, StageError> {
+    /// As [`Self::read`], of chosen rows.
+    pub(crate) fn choose(
+        artifact: &Artifact,
+        wanted: VolumeRows<'_>,
+        size: [usize; 3],
+    ) -> Result<Self, StageError> {
         let mut set = Self {
             ids: Vec::new(),
             splits: Vec::new(),
@@ -147,13 +152,13 @@ pub(crate) struct SliceSet {
 }
 
 impl SliceSet {
-    /// The volumes whose split is one of `splits` (all if empty).
-    pub(crate) fn read(
+    /// The chosen volumes.
+    pub(crate) fn choose(
         artifact: &Artifact,
-        splits: &[&str],
+        rows: VolumeRows<'_>,
         preprocessor: &Preprocessor,
     ) -> Result<Self, StageError> {
-        let volumes = VolumeSet::read(artifact, splits, [0; 3])?;
+        let volumes = VolumeSet::choose(artifact, rows, [0; 3])?;
         Ok(Self { volumes, preprocessor: preprocessor.clone() })
     }
 }
