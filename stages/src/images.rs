@@ -1,6 +1,6 @@
 //! A table of images, decoded and brought to a model's size once; and what images and volumes have in common.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
@@ -34,6 +34,10 @@ pub(crate) trait Pixels: Sync {
     fn map_shape(&self) -> Vec<usize>;
     /// What the absence of everything is per channel: black, air.
     fn black(&self) -> Vec<f32>;
+    /// Where each id stands.
+    fn places(&self) -> BTreeMap<&str, usize> {
+        self.ids().iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
+    }
     /// The rows of a split.
     fn rows(&self, split: &str) -> Vec<usize> {
         let splits = self.splits();
@@ -136,7 +140,7 @@ pub(crate) fn column_of(
     name: &str,
 ) -> Result<Vec<Option<String>>, StageError> {
     let table = read_columns(artifact, &["image_id", name])?;
-    let by_id: std::collections::BTreeMap<&str, Option<String>> =
+    let by_id: BTreeMap<&str, Option<String>> =
         table.strings("image_id")?.into_iter().zip(table.as_text(name)?).collect();
     Ok(ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
 }
@@ -236,11 +240,6 @@ impl ImageSet {
     /// A column of the table that the images were read from, as text, in their order.
     pub(crate) fn column(&self, artifact: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
         column_of(&self.ids, artifact, name)
-    }
-
-    /// Where each id stands.
-    pub(crate) fn places(&self) -> std::collections::BTreeMap<&str, usize> {
-        self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
     }
 
     /// The eight-bit values of a row's square, `side * side * 3`.

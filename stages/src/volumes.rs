@@ -1,6 +1,7 @@
 //! A table of volumes, each brought to a model's size when it is wanted: one of full size fills 220 MB. A model
 //! of flat images sees slices of them.
 
+mod masks;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use pipe_models::Preprocessor;
 use pipe_models::preprocess::volume::{CtPreprocessor, CtScan, byte_volume};
 use pipe_models::preprocess::{Picture, Samples, Slices};
 
+pub(crate) use self::masks::MaskSet;
 use crate::images::{Change, Pixels};
 use crate::model::{DEVICE, tensor_error};
 use crate::table::{Column, Table, read_columns};

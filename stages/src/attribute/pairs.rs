@@ -80,12 +80,16 @@ impl Pairs {
             }
             (Some(artifact), None) => {
                 let table = read_columns(artifact, &["caption_id", "image_id", "caption"])?;
-                let places: BTreeMap<&str, usize> =
-                    images.ids().iter().enumerate().map(|(place, id)| (id.as_str(), place)).collect();
+                let places = images.places();
+                // Captions of images that are not explained matter only as others.
+                let most = match params.against.as_deref() {
+                    Some(OTHERS) => usize::MAX,
+                    _ => limit(params),
+                };
                 let ids = table.int64("caption_id")?.iter();
                 let rows = ids.zip(table.strings("image_id")?).zip(table.strings("caption")?);
                 let caption = |((id, image), caption): ((&Option<i64>, &str), &str)| {
-                    let image = *places.get(image)?;
+                    let image = places.get(image).copied().filter(|image| *image < most)?;
                     let id = id.map(|id| id.to_string()).unwrap_or_default();
                     Some(Caption { id, image, text: texts.place(caption) })
                 };
@@ -133,11 +137,11 @@ impl Pairs {
             .and_then(|embeddings| normalise(&embeddings))
             .map_err(tensor_error)?;
         let mut classes = self.texts.clone();
-        let rows = match self.others(images) {
-            Some(others) => {
+        let rows = match self.others() {
+            Some(captions) => {
                 classes.extend((0..images).map(|_| "captions of other images".to_owned()));
                 let units: Vec<Vec<f32>> = unit.to_vec2().map_err(tensor_error)?;
-                let means = mean_rows(&units, &others, width);
+                let means = means_of_others(captions, &units, images, width);
                 Tensor::from_vec(means, (images, width), &DEVICE)
                     .and_then(|means| Tensor::cat(&[&unit, &means], 0))
                     .map_err(tensor_error)?
@@ -154,22 +158,21 @@ impl Pairs {
         Ok(Head { input: HeadInput::Unit, description, weight, bias })
     }
 
-    /// For each image how often each text is a caption of others; nothing where no others are subtracted.
-    fn others(&self, images: usize) -> Option<Vec<Vec<usize>>> {
-        let captions = self.captions.as_ref().filter(|_| self.against == Some(Against::Others))?;
-        let mut all = vec![0; self.texts.len()];
-        captions.iter().for_each(|caption| all[caption.text] += 1);
-        let mut others = vec![all; images];
-        captions.iter().for_each(|caption| others[caption.image][caption.text] -= 1);
-        Some(others)
+    /// The captions, where the mean over those of other images is subtracted.
+    fn others(&self) -> Option<&[Caption]> {
+        self.captions.as_deref().filter(|_| self.against == Some(Against::Others))
     }
 
     /// A row per caption of each image, or per image, in the order of the images; at most `limit` images.
     pub(super) fn select(&self, params: &Params, images: usize) -> Selection {
-        let limit = params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize);
-        let others = self.others(images);
-        let has_others =
-            |image: usize| others.as_ref().is_none_or(|others| others[image].iter().any(|count| *count > 0));
+        let mut by_image: BTreeMap<usize, Vec<&Caption>> = BTreeMap::new();
+        for caption in self.captions.iter().flatten() {
+            by_image.entry(caption.image).or_default().push(caption);
+        }
+        let has_others = |image: usize| {
+            let own = by_image.get(&image).map_or(0, Vec::len);
+            self.others().is_none_or(|captions| captions.len() > own)
+        };
         let row = |image: usize, caption: Option<String>, text: usize| {
             let against = self.against.map(|against| match against {
                 Against::Text(text) => text,
@@ -187,12 +190,8 @@ impl Pairs {
             };
             Explained { image, caption, class: Some(text), target, correct: None }
         };
-        let mut by_image: BTreeMap<usize, Vec<&Caption>> = BTreeMap::new();
-        for caption in self.captions.iter().flatten() {
-            by_image.entry(caption.image).or_default().push(caption);
-        }
         let mut selection = Selection::default();
-        for image in (0..images).take(limit) {
+        for image in (0..images).take(limit(params)) {
             selection.images += 1;
             match (&self.captions, by_image.get(&image)) {
                 (None, _) => selection.rows.push(row(image, None, 0)),
@@ -232,6 +231,11 @@ impl Texts {
     }
 }
 
+/// The greatest number of images.
+fn limit(params: &Params) -> usize {
+    params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize)
+}
+
 /// Why a method is not defined for similarities, if so.
 fn undefined(method: Method) -> Option<&'static str> {
     match method {
@@ -243,16 +247,22 @@ fn undefined(method: Method) -> Option<&'static str> {
     }
 }
 
-/// For each set of counts the mean of `rows`, each counted so often; 0 without any.
-fn mean_rows(rows: &[Vec<f32>], counts: &[Vec<usize>], width: usize) -> Vec<f32> {
-    let mut means = Vec::with_capacity(counts.len() * width);
-    for counts in counts {
-        let total = counts.iter().sum::<usize>().max(1) as f64;
-        let mut mean = vec![0.0f64; width];
-        for (row, count) in rows.iter().zip(counts).filter(|(_, count)| **count > 0) {
-            mean.iter_mut().zip(row).for_each(|(mean, value)| *mean += f64::from(*value) * *count as f64);
+/// For each image the mean of the rows of `units` of all captions but its own; 0 where there are no others.
+fn means_of_others(captions: &[Caption], units: &[Vec<f32>], images: usize, width: usize) -> Vec<f32> {
+    let mut all = vec![0.0f64; width];
+    let mut own = vec![(0usize, vec![0.0f64; width]); images];
+    for caption in captions {
+        let (count, sum) = &mut own[caption.image];
+        *count += 1;
+        for (place, value) in units[caption.text].iter().enumerate() {
+            all[place] += f64::from(*value);
+            sum[place] += f64::from(*value);
         }
-        means.extend(mean.into_iter().map(|sum| (sum / total) as f32));
     }
-    means
+    let mean = |(count, sum): &(usize, Vec<f64>)| -> Vec<f32> {
+        let others = captions.len() - count;
+        let value = |(all, own): (&f64, &f64)| ((all - own) / others.max(1) as f64) as f32;
+        all.iter().zip(sum).map(value).collect()
+    };
+    own.iter().flat_map(mean).collect()
 }

@@ -86,8 +86,7 @@ impl Explanation<'_, '_> {
     /// Writes a row per caption, in their order.
     pub(super) fn write(&self, file: &mut WordFile) -> Result<Counts, StageError> {
         let mut counts = Counts::default();
-        let ids = self.images.ids().iter().enumerate();
-        let places: BTreeMap<&str, usize> = ids.map(|(place, id)| (id.as_str(), place)).collect();
+        let places = self.images.places();
         let absent = absent_id(self.model, self.params.absent)?;
         let all: Vec<usize> = (0..self.captions.ids.len()).collect();
         for chunk in all.chunks(self.images.at_a_time(self.params.batch).max(1) as usize) {

@@ -38,8 +38,7 @@ impl Pairs {
         splits: &[&str],
     ) -> Result<Self, StageError> {
         let texts = TextSet::read(context.input("captions")?, splits, model)?;
-        let places: BTreeMap<&str, usize> =
-            images.ids().iter().enumerate().map(|(place, id)| (id.as_str(), place)).collect();
+        let places = images.places();
         let mut classes: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
         let mut rows = Vec::with_capacity(texts.len());
         for (id, ids) in texts.image_ids.iter().zip(texts.ids) {
