@@ -17,7 +17,7 @@ use pipe_models::ops::Window;
 use pipe_models::random::Key;
 use pipe_models::{Layer, MaybeProbe};
 
-const SHAPE: Shape = Shape { channels: 1, height: 28, width: 28 };
+const SHAPE: Shape = Shape::flat(1, 28, 28);
 const CLASSES: usize = 10;
 const BATCH: usize = 512;
 /// Of pixel flipping.

@@ -43,7 +43,9 @@ pub use ct_clip::CtClip;
 pub use device::{DeviceName, Precision};
 pub use initial::random_parameter;
 pub use layer::Layer;
-pub use model::{DualEncoder, FoundationModel, ImageTower, PatchGeometry, TextTower, normalise};
+pub use model::{
+    DualEncoder, FoundationModel, ImageTower, PatchGeometry, TextTower, WordPredictor, normalise,
+};
 pub use pmc_clip::PmcClip;
 pub use preprocess::Preprocessor;
 pub use probe::{Activation, MaybeProbe, Probe};

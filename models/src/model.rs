@@ -254,6 +254,21 @@ pub trait DualEncoder: Send + Sync {
     }
 }
 
+/// A transformer over both towers that predicts words behind masks.
+pub trait WordPredictor: Send + Sync {
+    /// The logarithms of the probabilities of words, `[batch, tokens, vocabulary]`, from the text tower's hidden states
+    /// `[batch, tokens, hidden width]` and image embeddings `[batch, embedding width]`, not normalised.
+    ///
+    /// # Errors
+    /// If the widths differ, or the probe fails.
+    fn word_log_probabilities(
+        &self,
+        hidden: &Tensor,
+        images: &Tensor,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor>;
+}
+
 /// A model of any architecture, as a stage holds it.
 pub trait FoundationModel: Send + Sync {
     /// What the weights do not say; [`ModelConfig::build`] makes the model again of it and
@@ -273,6 +288,11 @@ pub trait FoundationModel: Send + Sync {
     /// The text tower, if the model has one.
     fn as_text_tower(&self) -> Option<&dyn TextTower> {
         self.as_dual_encoder().map(DualEncoder::text_tower)
+    }
+
+    /// What predicts words behind masks, if the model has it.
+    fn as_word_predictor(&self) -> Option<&dyn WordPredictor> {
+        None
     }
 
     /// Whether the image tower is one of flat images that sees the slices of a volume one by one.

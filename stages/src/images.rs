@@ -1,6 +1,6 @@
 //! A table of images, decoded and brought to a model's size once; and what images and volumes have in common.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, StageContext, StageError};
@@ -34,6 +34,10 @@ pub(crate) trait Pixels: Sync {
     fn map_shape(&self) -> Vec<usize>;
     /// What the absence of everything is per channel: black, air.
     fn black(&self) -> Vec<f32>;
+    /// Where each id stands.
+    fn places(&self) -> BTreeMap<&str, usize> {
+        self.ids().iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
+    }
     /// The rows of a split.
     fn rows(&self, split: &str) -> Vec<usize> {
         let splits = self.splits();
@@ -56,17 +60,42 @@ pub(crate) fn read_pixels(
     model: &Model,
     context: &StageContext<'_>,
 ) -> Result<Box<dyn Pixels>, StageError> {
+    read_chosen(artifact, VolumeRows::OfSplits(splits), model, context)
+}
+
+/// As [`read_pixels`], the images or volumes of these ids, whatever their split.
+pub(crate) fn read_pixels_of(
+    artifact: &Artifact,
+    ids: &BTreeSet<&str>,
+    model: &Model,
+    context: &StageContext<'_>,
+) -> Result<Box<dyn Pixels>, StageError> {
+    read_chosen(artifact, VolumeRows::Only(ids), model, context)
+}
+
+fn read_chosen(
+    artifact: &Artifact,
+    rows: VolumeRows<'_>,
+    model: &Model,
+    context: &StageContext<'_>,
+) -> Result<Box<dyn Pixels>, StageError> {
+    let flat = || -> Result<Box<dyn Pixels>, StageError> {
+        Ok(Box::new(match rows {
+            VolumeRows::OfSplits(splits) => ImageSet::read(artifact, splits, model.preprocessor()?, context)?,
+            VolumeRows::Only(ids) => ImageSet::read_only(artifact, ids, model.preprocessor()?, context)?,
+        }))
+    };
     if !is_volumes(artifact) {
-        return Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?));
+        return flat();
     }
     let geometry = model.image_tower()?.geometry();
     match geometry.depth {
         Some(depth) if !model.is_slice_wise() => {
             let [height, width] = geometry.image;
-            Ok(Box::new(VolumeSet::read(artifact, splits, [depth.slices, height, width])?))
+            Ok(Box::new(VolumeSet::choose(artifact, rows, [depth.slices, height, width])?))
         }
-        Some(_) => Ok(Box::new(SliceSet::read(artifact, splits, model.preprocessor_of_slices()?)?)),
-        None => Ok(Box::new(ImageSet::read(artifact, splits, model.preprocessor()?, context)?)),
+        Some(_) => Ok(Box::new(SliceSet::choose(artifact, rows, model.preprocessor_of_slices()?)?)),
+        None => flat(),
     }
 }
 
@@ -111,7 +140,7 @@ pub(crate) fn column_of(
     name: &str,
 ) -> Result<Vec<Option<String>>, StageError> {
     let table = read_columns(artifact, &["image_id", name])?;
-    let by_id: std::collections::BTreeMap<&str, Option<String>> =
+    let by_id: BTreeMap<&str, Option<String>> =
         table.strings("image_id")?.into_iter().zip(table.as_text(name)?).collect();
     Ok(ids.iter().map(|id| by_id.get(id.as_str()).cloned().flatten()).collect())
 }
@@ -211,11 +240,6 @@ impl ImageSet {
     /// A column of the table that the images were read from, as text, in their order.
     pub(crate) fn column(&self, artifact: &Artifact, name: &str) -> Result<Vec<Option<String>>, StageError> {
         column_of(&self.ids, artifact, name)
-    }
-
-    /// Where each id stands.
-    pub(crate) fn places(&self) -> std::collections::BTreeMap<&str, usize> {
-        self.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect()
     }
 
     /// The eight-bit values of a row's square, `side * side * 3`.

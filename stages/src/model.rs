@@ -70,6 +70,8 @@ pub(crate) enum HeadInput {
     /// The embedding as it is.
     #[default]
     Embedding,
+    /// The embedding of unit length.
+    Unit,
     /// The positive part of the embedding of unit length: CT-LiPro's.
     PositiveUnit,
 }
@@ -103,6 +105,7 @@ impl Head {
     pub(crate) fn seen(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
         match self.input {
             HeadInput::Embedding => Ok(embeddings.clone()),
+            HeadInput::Unit => normalise(embeddings),
             HeadInput::PositiveUnit => normalise(embeddings)?.relu(),
         }
     }

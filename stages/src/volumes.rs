@@ -1,6 +1,7 @@
 //! A table of volumes, each brought to a model's size when it is wanted: one of full size fills 220 MB. A model
 //! of flat images sees slices of them.
 
+mod masks;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use pipe_models::Preprocessor;
 use pipe_models::preprocess::volume::{CtPreprocessor, CtScan, byte_volume};
 use pipe_models::preprocess::{Picture, Samples, Slices};
 
+pub(crate) use self::masks::MaskSet;
 use crate::images::{Change, Pixels};
 use crate::model::{DEVICE, tensor_error};
 use crate::table::{Column, Table, read_columns};
@@ -40,7 +42,12 @@ impl VolumeSet {
         Self::choose(artifact, VolumeRows::OfSplits(splits), size)
     }
 
-    fn choose(artifact: &Artifact, wanted: VolumeRows<'_>, size: [usize; 3]) -> Result<Self, StageError> {
+    /// As [`Self::read`], of chosen rows.
+    pub(crate) fn choose(
+        artifact: &Artifact,
+        wanted: VolumeRows<'_>,
+        size: [usize; 3],
+    ) -> Result<Self, StageError> {
         let mut set = Self {
             ids: Vec::new(),
             splits: Vec::new(),
@@ -147,13 +154,13 @@ pub(crate) struct SliceSet {
 }
 
 impl SliceSet {
-    /// The volumes whose split is one of `splits` (all if empty).
-    pub(crate) fn read(
+    /// The chosen volumes.
+    pub(crate) fn choose(
         artifact: &Artifact,
-        splits: &[&str],
+        rows: VolumeRows<'_>,
         preprocessor: &Preprocessor,
     ) -> Result<Self, StageError> {
-        let volumes = VolumeSet::read(artifact, splits, [0; 3])?;
+        let volumes = VolumeSet::choose(artifact, rows, [0; 3])?;
         Ok(Self { volumes, preprocessor: preprocessor.clone() })
     }
 }

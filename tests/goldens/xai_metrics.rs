@@ -41,7 +41,7 @@ impl Case {
         let open = |name: &str| Golden::open(folder, &format!("{prefix}{name}.safetensors"));
         let (data, model, draws) = (open("data"), open("model"), open("draws"));
         let side = |axis: usize| config["input_shape"][axis].as_u64().expect("a size") as usize;
-        let shape = Shape { channels: side(0), height: side(1), width: side(2) };
+        let shape = Shape::flat(side(0), side(1), side(2));
         let network = Network::new(&config["layers"], &model);
         let targets = values(&data.input("y")).into_iter().map(|class| class as usize).collect();
         let images = rows(&data.input("x")).into_iter().map(|row| single(&row)).collect();

@@ -87,30 +87,34 @@ pub fn blur_weights() -> [f64; BLUR_SIDE] {
     weights
 }
 
-/// Where insertion starts: each channel of the image blurred (11 x 11, zeros beyond the border).
+/// Where insertion starts: each channel of the image blurred (11 x 11, zeros beyond the border), of a volume along its
+/// slices too.
 pub fn blurred(image: &[f32], shape: Shape) -> Vec<f32> {
     let weights = blur_weights();
-    let (height, width) = (shape.height as i64, shape.width as i64);
-    let half = BLUR_SIDE as i64 / 2;
+    let [slices, height, width] = shape.axes();
     let mut result = Vec::with_capacity(image.len());
-    for plane in image.chunks_exact(shape.pixels().max(1)) {
-        let value = |row: i64, column: i64| f64::from(plane[(row * width + column) as usize]);
-        let mut rows = vec![0.0f64; plane.len()];
-        for (index, sum) in rows.iter_mut().enumerate() {
-            let (row, column) = (index as i64 / width, index as i64 % width);
-            for x in (column - half).max(0)..=(column + half).min(width - 1) {
-                *sum += weights[(x - column + half) as usize] * value(row, x);
-            }
+    for channel in image.chunks_exact(shape.pixels().max(1)) {
+        let channel: Vec<f64> = channel.iter().map(|value| f64::from(*value)).collect();
+        let rows = blurred_along(&channel, 1, width, &weights);
+        let mut plane = blurred_along(&rows, width, height, &weights);
+        if shape.depth.is_some() {
+            plane = blurred_along(&plane, height * width, slices, &weights);
         }
-        for index in 0..plane.len() {
-            let (row, column) = (index as i64 / width, index as i64 % width);
-            let sum: f64 = ((row - half).max(0)..=(row + half).min(height - 1))
-                .map(|y| weights[(y - row + half) as usize] * rows[(y * width + column) as usize])
-                .sum();
-            result.push(sum as f32);
-        }
+        result.extend(plane.into_iter().map(|value| value as f32));
     }
     result
+}
+
+/// Values blurred along an axis of this length, whose neighbours stand `stride` apart.
+fn blurred_along(values: &[f64], stride: usize, length: usize, weights: &[f64]) -> Vec<f64> {
+    let half = weights.len() / 2;
+    let value = |index: usize| {
+        let place = index / stride % length;
+        let first = index - place * stride;
+        let near = place.saturating_sub(half)..=(place + half).min(length - 1);
+        near.fold(0.0, |sum, other| sum + weights[other + half - place] * values[first + other * stride])
+    };
+    (0..values.len()).map(value).collect()
 }
 
 #[cfg(test)]
@@ -122,6 +126,18 @@ mod tests {
         let image = [1.0, -2.0, 4.0];
         let values = [Baseline::Constant(0.5), Baseline::Black, Baseline::White, Baseline::Mean];
         assert_eq!(values.map(|baseline| baseline.value(&image)), [0.5, -2.0, 4.0, 1.0]);
+    }
+
+    #[test]
+    fn volumes_are_blurred_along_their_slices_too() {
+        let mut image = vec![0.0f32; 13 * 13 * 13];
+        image[6 * 169 + 6 * 13 + 6] = 1.0;
+        let blurred = blurred(&image, Shape::volume(1, [13, 13, 13]));
+        let weights = blur_weights();
+        let at = |z: usize, y: usize, x: usize| f64::from(blurred[z * 169 + y * 13 + x]);
+        assert!((at(6, 6, 6) - weights[5].powi(3)).abs() < 1e-9);
+        assert!((at(2, 6, 8) - weights[9] * weights[5] * weights[3]).abs() < 1e-9);
+        assert_eq!(at(0, 6, 6), 0.0);
     }
 
     #[test]
@@ -137,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_blur_keeps_a_constant_away_from_the_border() {
-        let shape = Shape { channels: 2, height: 23, width: 13 };
+        let shape = Shape::flat(2, 23, 13);
         let weights = blur_weights();
         assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         assert!(weights.iter().all(|weight| (weight - 1.0 / 11.0).abs() < 0.03), "{weights:?}");

@@ -6,7 +6,7 @@ use super::*;
 use crate::testing::Smooth;
 use crate::{Evaluator, Result};
 
-const SHAPE: Shape = Shape { channels: 2, height: 4, width: 4 };
+const SHAPE: Shape = Shape::flat(2, 4, 4);
 
 /// A metric: values of the samples, whose ends are given too.
 type Metric = fn(&Engine<'_>, &[Sample<'_>], &[Vec<f32>]) -> Result<Vec<f64>>;

@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_linear_model_loses_what_the_map_says() {
-        let shape = Shape { channels: 2, height: 1, width: 2 };
+        let shape = Shape::flat(2, 1, 2);
         let score = Linear(vec![1.0, 2.0, 4.0, 8.0]);
         let evaluator = Evaluator::new(&score, 3);
         let engine = Engine::new(&evaluator, shape);

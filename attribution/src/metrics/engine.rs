@@ -13,11 +13,13 @@ use rayon::prelude::*;
 use super::Groups;
 use crate::{Evaluator, Inputs, Result};
 
-/// The shape of one image.
+/// The shape of one image or volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
     /// Channels.
     pub channels: usize,
+    /// Slices of a volume; nothing for a flat image.
+    pub depth: Option<usize>,
     /// Rows.
     pub height: usize,
     /// Columns.
@@ -25,9 +27,30 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Pixels of one channel.
+    /// That of a flat image.
+    pub const fn flat(channels: usize, height: usize, width: usize) -> Self {
+        Self { channels, depth: None, height, width }
+    }
+
+    /// That of a volume.
+    pub const fn volume(channels: usize, [slices, height, width]: [usize; 3]) -> Self {
+        Self { channels, depth: Some(slices), height, width }
+    }
+
+    /// Slices, rows and columns; a flat image is one slice.
+    pub fn axes(self) -> [usize; 3] {
+        [self.depth.unwrap_or(1), self.height, self.width]
+    }
+
+    /// Pixels, or voxels, of one channel.
     pub fn pixels(self) -> usize {
-        self.height * self.width
+        self.axes().iter().product()
+    }
+
+    /// The shape of a batch of so many, as a model takes it.
+    pub fn batch(self, count: usize) -> Vec<usize> {
+        let depth = self.depth.into_iter();
+        [count, self.channels].into_iter().chain(depth).chain([self.height, self.width]).collect()
     }
 
     /// Values of all channels.
@@ -54,7 +77,8 @@ pub enum Start {
     LeftOut,
 }
 
-/// A way from one image to another. All values are channel-major: `[channels, height, width]`.
+/// A way from one image to another. All values are channel-major: `[channels, height, width]`, of volumes
+/// `[channels, slices, height, width]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Path<'a> {
     /// The index of the sample within the set that is explained, for its target.
@@ -119,14 +143,13 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// If the score fails or the evaluator's observer asks to stop; likewise below.
     pub fn scores(&self, samples: &[usize], fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Vec<f64>> {
-        let Shape { channels, height, width } = self.shape;
         let length = self.shape.features();
         let mut scores = Vec::with_capacity(samples.len());
         let make = |rows: Range<usize>| {
             let mut values = vec![0.0f32; rows.len() * length];
             let images = values.par_chunks_exact_mut(length).enumerate();
             images.for_each(|(row, image)| fill(rows.start + row, image));
-            let images = Tensor::from_vec(values, (rows.len(), channels, height, width), &self.device)?;
+            let images = Tensor::from_vec(values, self.shape.batch(rows.len()), &self.device)?;
             Inputs::of_samples(&images, samples[rows].to_vec())
         };
         self.evaluator.score_each(samples.len(), make, |_, score| scores.push(f64::from(score)))?;
@@ -171,9 +194,9 @@ impl<'a> Engine<'a> {
 pub struct Sample<'a> {
     /// Its index within the set that is explained, for its target.
     pub index: usize,
-    /// `[channels, height, width]`, as the model takes it.
+    /// `[channels, height, width]`, of volumes `[channels, slices, height, width]`, as the model takes it.
     pub image: &'a [f32],
-    /// `[height, width]`: channels summed.
+    /// The same without channels, which are summed.
     pub map: &'a [f64],
 }
 
@@ -228,8 +251,26 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn volumes_are_given_with_their_slices() {
+        struct Slices;
+        impl Score for Slices {
+            fn score(&self, input: &Tensor, _: &[usize], _: MaybeProbe<'_>) -> candle_core::Result<Tensor> {
+                // The last slice of the last channel.
+                let (_, channels, slices, _, _) = input.dims5()?;
+                input.narrow(1, channels - 1, 1)?.narrow(2, slices - 1, 1)?.flatten_from(1)?.sum(1)
+            }
+        }
+        let shape = Shape::volume(2, [3, 1, 2]);
+        assert_eq!((shape.pixels(), shape.features(), shape.batch(4)), (6, 12, vec![4, 2, 3, 1, 2]));
+        let evaluator = Evaluator::new(&Slices, 2);
+        let image: Vec<f32> = (0..12).map(|value| value as f32).collect();
+        let engine = Engine::new(&evaluator, shape);
+        assert_eq!(engine.plain(&[(0, &image), (0, &image), (0, &image)]).unwrap(), [21.0; 3]);
+    }
+
+    #[test]
     fn steps_of_samples_share_batches() {
-        let shape = Shape { channels: 1, height: 1, width: 3 };
+        let shape = Shape::flat(1, 1, 3);
         let score = Linear(vec![1.0, 10.0, 100.0]);
         let groups = Groups::blocks(vec![2, 0, 1], 2);
         let one = Groups::new([[1]]);

@@ -82,12 +82,12 @@ pub use randomisation::{
     input_invariance, other_class, random_logit,
 };
 pub use region_perturbation::{
-    area_over_curve, patch_order, patches, region_perturbation, region_perturbation_quantus,
+    area_over_curve, patch_depth, patch_order, patches, region_perturbation, region_perturbation_quantus,
 };
 pub use road::{imputed, pixels_of, road};
 pub use robustness::{Drawn, Robustness, consistency, first_signs, translated, translations};
 pub use similarity::{Similarity, average_ranks, cosine, kendall, pearson, spearman};
-pub use ssim::{flat_ssim, ssim};
+pub use ssim::{flat_ssim, ssim, volume_ssim};
 pub use sufficiency::{Distance, sufficiency};
 
 /// Which definition of a metric is meant, where two exist.

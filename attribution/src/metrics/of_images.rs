@@ -24,9 +24,8 @@ pub fn explained(
     if images.is_empty() {
         return Ok(Vec::new());
     }
-    let Shape { channels, height, width } = shape;
     let values: Vec<f32> = images.iter().flat_map(|(_, image)| image.iter().copied()).collect();
-    let values = Tensor::from_vec(values, (images.len(), channels, height, width), &Device::Cpu)?;
+    let values = Tensor::from_vec(values, shape.batch(images.len()), &Device::Cpu)?;
     let inputs = Inputs::of_samples(&values, images.iter().map(|(sample, _)| *sample).collect())?;
     let attribution = method.attribute(evaluator, &inputs)?.values;
     let planes = attribution.dims().get(1).copied().unwrap_or(1);
@@ -164,7 +163,7 @@ mod tests {
     use crate::testing::{Smooth, host, normal};
     use crate::{Gradient, InputXGradient};
 
-    const SHAPE: Shape = Shape { channels: 2, height: 2, width: 2 };
+    const SHAPE: Shape = Shape::flat(2, 2, 2);
 
     #[test]
     fn maps_are_sums_over_channels() {

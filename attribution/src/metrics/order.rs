@@ -74,6 +74,27 @@ impl Groups {
         }))
     }
 
+    /// The groups of a grid of boxes of these sides in a volume of `lengths` (slices, rows, columns), slice by slice; boxes
+    /// behind are smaller where a side does not divide, after `offset` voxels of padding before the first.
+    pub fn boxes(lengths: [usize; 3], sides: [usize; 3], offset: [usize; 3]) -> Self {
+        let sides = sides.map(|side| side.max(1));
+        let counts: [usize; 3] =
+            std::array::from_fn(|axis| (lengths[axis] + offset[axis]).div_ceil(sides[axis]));
+        let span = move |index: usize, axis: usize| {
+            let end = |index: usize| (index * sides[axis]).saturating_sub(offset[axis]).min(lengths[axis]);
+            end(index)..end(index + 1)
+        };
+        let [_, height, width] = lengths;
+        Self::new((0..counts.iter().product()).map(|index| {
+            let [slice, row, column] =
+                [index / (counts[1] * counts[2]), index / counts[2] % counts[1], index % counts[2]];
+            span(slice, 0).flat_map(move |z| {
+                span(row, 1)
+                    .flat_map(move |y| span(column, 2).map(move |x| ((z * height + y) * width + x) as u32))
+            })
+        }))
+    }
+
     /// The groups of equal labels, in ascending order of the label.
     pub fn segments(labels: &[u32]) -> Self {
         let mut distinct = labels.to_vec();

@@ -9,7 +9,7 @@ use super::*;
 use crate::{Evaluator, Score};
 
 const SIDE: usize = 24;
-const SHAPE: Shape = Shape { channels: 1, height: SIDE, width: SIDE };
+const SHAPE: Shape = Shape::flat(1, SIDE, SIDE);
 const SAMPLES: usize = 12;
 
 /// The probability that what `weights[sample]` looks at is bright.

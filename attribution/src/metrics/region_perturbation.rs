@@ -6,12 +6,27 @@ use super::engine::{Change, Engine, Sample, Start, paths};
 use super::{Baseline, Groups, Order, Shape};
 use crate::Result;
 
-/// The patches of an image, row by row. Where the side does not divide the image, the grid stands
-/// around its middle and the outer patches are smaller, as if the image were padded.
+/// The patches of an image, row by row; of a volume boxes, as many slices deep as `side` is of the height. Where
+/// the side does not divide the image, the grid stands around its middle and the outer patches are smaller, as if the image
+/// were padded.
 pub fn patches(shape: Shape, side: usize) -> Groups {
     let side = side.max(1);
-    let before = |length: usize| (length.next_multiple_of(side) - length) / 2;
-    Groups::patches([shape.height, shape.width], side, [before(shape.height), before(shape.width)])
+    let before = |length: usize, side: usize| (length.next_multiple_of(side) - length) / 2;
+    let offset = [before(shape.height, side), before(shape.width, side)];
+    match shape.depth {
+        None => Groups::patches([shape.height, shape.width], side, offset),
+        Some(slices) => {
+            let deep = patch_depth(shape, side);
+            Groups::boxes(shape.axes(), [deep, side, side], [before(slices, deep), offset[0], offset[1]])
+        }
+    }
+}
+
+/// Slices of a patch of this side: as great a share of the slices as the side is of the height. 1 of a flat image.
+pub fn patch_depth(shape: Shape, side: usize) -> usize {
+    let share = side as f64 / shape.height.max(1) as f64;
+    let slices = shape.depth.unwrap_or(1);
+    ((slices as f64 * share).round() as usize).clamp(1, slices.max(1))
 }
 
 /// The patches of a map in the order of their sums.

@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn a_plane_is_filled_in_exactly() {
         // A linear ramp is its own neighbours' mean away from the border.
-        let shape = Shape { channels: 2, height: 6, width: 7 };
+        let shape = Shape::flat(2, 6, 7);
         let ramp: Vec<f32> = (0..84).map(|index| (index % 42 / 7 * 3 + index % 7) as f32 + 1.0).collect();
         let removed = [8, 9, 16, 17, 24, 30];
         let mut holes = ramp.clone();
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn everything_removed_is_nothing() {
-        let shape = Shape { channels: 1, height: 2, width: 2 };
+        let shape = Shape::flat(1, 2, 2);
         assert_eq!(imputed(&[1.0; 4], shape, &[0, 1, 2, 3], &[]), [0.0; 4]);
     }
 }

@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn every_draw_is_explained_once_whatever_the_batch() {
-        let shape = Shape { channels: 2, height: 2, width: 2 };
+        let shape = Shape::flat(2, 2, 2);
         let score = Smooth::new(1, &[2, 2, 2]);
         let images: Vec<Vec<f32>> =
             (0..3).map(|row| (1..=8).map(|draw| Key(row).normal(draw) as f32).collect()).collect();
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn shifts_leave_the_image_on_the_other_side() {
-        let shape = Shape { channels: 1, height: 2, width: 3 };
+        let shape = Shape::flat(1, 2, 3);
         let image = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         assert_eq!(translated(&image, shape, 1, 0.0), [0.0, 1.0, 2.0, 0.0, 4.0, 5.0]);
         assert_eq!(translated(&image, shape, -2, 9.0), [3.0, 9.0, 9.0, 6.0, 9.0, 9.0]);

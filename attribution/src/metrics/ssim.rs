@@ -39,32 +39,45 @@ impl Sums {
     }
 }
 
-/// The mean over all windows of `window` rows and columns that fit.
-fn mean(a: &[f64], b: &[f64], width: usize, window: [usize; 2]) -> Value {
-    let height = a.len().min(b.len()) / width.max(1);
-    let [rows, columns] = window;
+/// The mean over all windows of `window` slices, rows and columns that fit into slices of `height` rows and `width`
+/// columns.
+fn mean(a: &[f64], b: &[f64], [height, width]: [usize; 2], window: [usize; 3]) -> Value {
+    let slices = a.len().min(b.len()) / (height * width).max(1);
+    let [deep, rows, columns] = window;
     let both = || a.iter().chain(b).copied();
     let range = both().fold(f64::NEG_INFINITY, f64::max) - both().fold(f64::INFINITY, f64::min);
-    if height < rows || width < columns || range.is_nan() || range <= 0.0 {
+    if slices < deep || height < rows || width < columns || range.is_nan() || range <= 0.0 {
         return Err(Undefined::Constant);
     }
     let sums = |index: usize| {
         let (a, b) = (a[index], b[index]);
         Sums { a, b, aa: a * a, bb: b * b, ab: a * b }
     };
-    let (mut total, n) = (0.0, (rows * columns) as f64);
-    // Windows of the same rows share the sums over their columns.
-    for top in 0..=height - rows {
-        let column =
-            |x: usize| (top..top + rows).fold(Sums::default(), |all, y| all.add(sums(y * width + x)));
-        let column: Vec<Sums> = (0..width).map(column).collect();
-        for left in 0..=width - columns {
-            let window = column[left..left + columns].iter();
-            let window = window.fold(Sums::default(), |all, sums| all.add(*sums));
-            total += window.similarity(n, range);
+    let (mut total, n) = (0.0, (deep * rows * columns) as f64);
+    // Windows of the same slices and rows share the sums over their columns.
+    for front in 0..=slices - deep {
+        for top in 0..=height - rows {
+            let lines = || (front..front + deep).flat_map(|z| (top..top + rows).map(move |y| z * height + y));
+            let column =
+                |x: usize| lines().fold(Sums::default(), |all, line| all.add(sums(line * width + x)));
+            let column: Vec<Sums> = (0..width).map(column).collect();
+            for left in 0..=width - columns {
+                let window = column[left..left + columns].iter();
+                let window = window.fold(Sums::default(), |all, sums| all.add(*sums));
+                total += window.similarity(n, range);
+            }
         }
     }
-    Ok(total / ((height - rows + 1) * (width - columns + 1)) as f64)
+    Ok(total / ((slices - deep + 1) * (height - rows + 1) * (width - columns + 1)) as f64)
+}
+
+/// That of two maps of volumes of slices, rows and columns, in windows of seven along each axis; where there are fewer
+/// slices, of all of them.
+///
+/// # Errors
+/// If a map has fewer than seven rows or columns, or both have one value everywhere.
+pub fn volume_ssim(a: &[f64], b: &[f64], [slices, height, width]: [usize; 3]) -> Value {
+    mean(a, b, [height, width], [WINDOW.min(slices.max(1)), WINDOW, WINDOW])
 }
 
 /// The structural similarity of two maps of this width.
@@ -72,7 +85,8 @@ fn mean(a: &[f64], b: &[f64], width: usize, window: [usize; 2]) -> Value {
 /// # Errors
 /// If a map has fewer than seven rows or columns, or both have one value everywhere.
 pub fn ssim(a: &[f64], b: &[f64], width: usize) -> Value {
-    mean(a, b, width, [WINDOW, WINDOW])
+    let height = a.len().min(b.len()) / width.max(1);
+    mean(a, b, [height, width], [1, WINDOW, WINDOW])
 }
 
 /// That of two maps as sequences, row by row, as Quantus computes it: it is not that of images.
@@ -80,7 +94,7 @@ pub fn ssim(a: &[f64], b: &[f64], width: usize) -> Value {
 /// # Errors
 /// If the maps are shorter than a window, or both have one value everywhere.
 pub fn flat_ssim(a: &[f64], b: &[f64]) -> Value {
-    mean(a, b, a.len().min(b.len()), [1, WINDOW])
+    mean(a, b, [1, a.len().min(b.len())], [1, 1, WINDOW])
 }
 
 #[cfg(test)]
@@ -109,5 +123,13 @@ mod tests {
             all.add(Sums { a, b, aa: a * a, bb: b * b, ab: a * b })
         });
         assert!((ssim(&a, &b, 7).unwrap() - sums.similarity(49.0, 4.0)).abs() < 1e-12);
+        // Of two such slices the windows span both.
+        let (two_a, two_b) = ([a.clone(), b.clone()].concat(), [b, a].concat());
+        let both = (0..98).fold(Sums::default(), |all, index| {
+            let (a, b) = (two_a[index], two_b[index]);
+            all.add(Sums { a, b, aa: a * a, bb: b * b, ab: a * b })
+        });
+        let volume = volume_ssim(&two_a, &two_b, [2, 7, 7]).unwrap();
+        assert!((volume - both.similarity(98.0, 4.0)).abs() < 1e-12);
     }
 }

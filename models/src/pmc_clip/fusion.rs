@@ -7,7 +7,7 @@ use crate::bert::BertConfig;
 use crate::checkpoint::CheckpointError;
 use crate::device::{enter, leave};
 use crate::layers::{Block, BlockLayout, BlockShape, Projection};
-use crate::model::normalise;
+use crate::model::{WordPredictor, normalise};
 use crate::ops::composed::log_softmax;
 use crate::probe::observe;
 use crate::weights::Weights;
@@ -75,15 +75,45 @@ impl Fusion {
     }
 }
 
+impl WordPredictor for Fusion {
+    fn word_log_probabilities(
+        &self,
+        hidden: &Tensor,
+        images: &Tensor,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
+        self.word_log_probabilities(&self.forward(hidden, images, probe)?)
+    }
+}
+
 /// The mean negative log-probability of the labels that are not 0, over `[batch, tokens, vocabulary]`.
 ///
 /// # Errors
 /// If no label counts, or one is outside the vocabulary.
 pub fn masked_word_loss(log_probabilities: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    asked(log_probabilities, labels)?.mean_all()?.neg()
+}
+
+/// As [`masked_word_loss`], the sum divided by `total`: with the number of labels that count in a whole batch, its parts
+/// add up to the mean.
+///
+/// # Errors
+/// As [`masked_word_loss`].
+pub fn masked_word_share(log_probabilities: &Tensor, labels: &Tensor, total: usize) -> Result<Tensor> {
+    asked(log_probabilities, labels)?.sum_all()?.affine(-1.0 / total as f64, 0.0)
+}
+
+/// Whether a token is asked for: the label of all others is 0.
+pub fn is_asked(label: u32) -> bool {
+    label != IGNORED_LABEL
+}
+
+/// The log-probability of each label that counts, `[labels, 1]`.
+fn asked(log_probabilities: &Tensor, labels: &Tensor) -> Result<Tensor> {
     let vocabulary = log_probabilities.dim(2)?;
     let labels = labels.to_dtype(DType::U32)?.flatten_all()?.to_vec1::<u32>()?;
     let places: Vec<u32> =
-        (0..labels.len() as u32).filter(|place| labels[*place as usize] != IGNORED_LABEL).collect();
+        (0..labels.len() as u32).filter(|place| is_asked(labels[*place as usize])).collect();
     if places.is_empty() {
         bail!("no label of the batch counts");
     }
@@ -93,5 +123,5 @@ pub fn masked_word_loss(log_probabilities: &Tensor, labels: &Tensor) -> Result<T
         .reshape(((), vocabulary))?
         .index_select(&Tensor::from_vec(places, asked.len(), device)?, 0)?;
     let asked = Tensor::from_vec(asked, (rows.dim(0)?, 1), device)?;
-    rows.gather(&asked, 1)?.mean_all()?.neg()
+    rows.gather(&asked, 1)
 }

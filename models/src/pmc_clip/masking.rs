@@ -17,8 +17,8 @@ const SHARE: f64 = 0.15;
 const MASKED: f64 = 0.8;
 const REPLACED: f64 = 0.9;
 
-/// Hides words of a caption, a pure function of `key`. `pieces` counts the pieces of a word; `vocabulary`
-/// is what replaced words are drawn from.
+/// Hides words of a caption, a pure function of `key`. `pieces` counts the pieces of a word; `vocabulary`,
+/// words of one piece, is what replaced words are drawn from.
 pub fn mask_words(
     caption: &str,
     vocabulary: &[&str],
@@ -28,9 +28,9 @@ pub fn mask_words(
     let mut text: Vec<String> = Vec::new();
     let mut labels: Vec<String> = Vec::new();
     for (place, word) in caption.split_whitespace().enumerate() {
-        let counter = 2 * place as u64 + 1;
-        let draw = key.uniform(counter) / SHARE;
-        let repeated = |mark: &str| vec![mark; pieces(word).max(1)].join(" ");
+        let draw = key.uniform(place as u64 + 1) / SHARE;
+        let count = pieces(word).max(1);
+        let repeated = |mark: &str| vec![mark; count].join(" ");
         if draw >= 1.0 {
             text.push(word.to_owned());
             labels.push(repeated("[PAD]"));
@@ -40,7 +40,11 @@ pub fn mask_words(
         text.push(if draw < MASKED {
             repeated("[MASK]")
         } else if draw < REPLACED && !vocabulary.is_empty() {
-            vocabulary[key.below(counter + 1, vocabulary.len() as u64) as usize].to_owned()
+            // As many words as the replaced one has pieces: what follows keeps its place.
+            let drawn = key.sub(place as u64);
+            let word =
+                |piece: usize| vocabulary[drawn.below(piece as u64 + 1, vocabulary.len() as u64) as usize];
+            (0..count).map(word).collect::<Vec<_>>().join(" ")
         } else {
             word.to_owned()
         });
@@ -60,7 +64,7 @@ mod tests {
         let asked = count(&labels, "pneumonia");
         assert!((asked / 20_000.0 - 0.15).abs() < 0.01, "{asked}");
         assert!((count(&text, "[MASK]") / 3.0 / asked - 0.8).abs() < 0.03);
-        assert!((count(&text, "effusion") / asked - 0.1).abs() < 0.03);
+        assert!((count(&text, "effusion") / 3.0 / asked - 0.1).abs() < 0.03);
         assert_eq!(count(&labels, "[PAD]"), 3.0 * (20_000.0 - asked));
     }
 

@@ -6,6 +6,6 @@ mod masking;
 mod model;
 
 pub use config::{FusionConfig, PmcClipConfig};
-pub use fusion::masked_word_loss;
+pub use fusion::{is_asked, masked_word_loss, masked_word_share};
 pub use masking::{MaskedCaption, mask_words};
 pub use model::{LossWeights, PmcClip, PmcLosses};

@@ -9,7 +9,7 @@ use super::fusion::{Fusion, masked_word_loss};
 use crate::bert::{Bert, BertPooling, BertProjection, BertTower, Padding};
 use crate::checkpoint::CheckpointError;
 use crate::layers::Projection;
-use crate::model::{DualEncoder, FoundationModel, ImageTower, TextTower};
+use crate::model::{DualEncoder, FoundationModel, ImageTower, TextTower, WordPredictor};
 use crate::resnet::ModifiedResNet;
 use crate::train::loss::info_nce;
 use crate::weights::{Parameters, Side, Trainable, Weights};
@@ -193,6 +193,10 @@ impl FoundationModel for PmcClip {
 
     fn as_dual_encoder(&self) -> Option<&dyn DualEncoder> {
         Some(self)
+    }
+
+    fn as_word_predictor(&self) -> Option<&dyn WordPredictor> {
+        self.fusion.as_ref().map(|fusion| fusion as &dyn WordPredictor)
     }
 
     fn parameters(&self) -> &Parameters {

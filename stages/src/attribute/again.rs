@@ -146,7 +146,8 @@ impl<'a, 'c> Again<'a, 'c> {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let evaluator = Evaluator::new(score, self.params.batch.max(1) as usize).observed(&observer);
+        let evaluator = Evaluator::new(score, self.images.at_a_time(self.params.batch).max(1) as usize)
+            .observed(&observer);
         let attribution = match method.attribute(&evaluator, &self.inputs(changed.images)?) {
             Err(AttributionError::NotApplicable(reason)) => return Ok(Err(reason)),
             Err(AttributionError::Stopped) => return Err(StageError::Cancelled),

@@ -16,7 +16,7 @@ use pipe_models::model::{ActivationLayout, AttentionScope, CamHook};
 use pipe_models::random::Key;
 
 use super::baseline::Baselines;
-use super::saliency::{SaliencyFile, SaliencyMap, maps};
+use super::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use super::selection::Explained;
 use super::{Method, Params};
 use crate::images::Pixels;
@@ -78,7 +78,9 @@ impl Explanation<'_, '_> {
                     }
                     Err(_) => counts.not_applicable += 1,
                 }
-                file.add(&self.images.ids()[row.image], row.class, row.correct, outcome)?;
+                let image = &self.images.ids()[row.image];
+                let about = About { image: image.clone(), question: None };
+                file.add(row.caption.as_ref().unwrap_or(image), about, row.class, row.correct, outcome)?;
             }
         }
         Ok(counts)

@@ -1,8 +1,10 @@
-//! The stage kind `attribute`: which pixels made the classifier say what it says.
+//! The stage kind `attribute`: which pixels made the classifier say what it says, or find a text fit for the image.
 
 mod again;
 mod baseline;
 mod explanation;
+mod method;
+mod pairs;
 pub(crate) mod saliency;
 mod selection;
 #[cfg(test)]
@@ -16,7 +18,6 @@ use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
-use pipe_models::ImageTower;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ pub(crate) use self::again::{Again, Changed};
 use self::baseline::Baselines;
 use self::explanation::{Counts, Explanation};
 pub(crate) use self::explanation::{GREAT_GAP, attribution_error, window};
+pub use self::method::Method;
+pub(crate) use self::method::Reduction;
+use self::pairs::{OTHERS, Pairs, class_parameters};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
 use crate::artifact;
@@ -33,222 +37,6 @@ use crate::images::{is_volumes, read_pixels, slices_seen};
 use crate::labels::Labels;
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
-
-/// The method.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// The gradient alone; the map is the greatest absolute value over channels.
-    Gradient,
-    /// Input (minus the baseline) times gradient.
-    InputXGradient,
-    /// Input minus baseline times the mean gradient between them.
-    IntegratedGradients,
-    /// The fall of the score when a window is replaced by the baseline.
-    Occlusion,
-    /// The gradient averaged over noisy copies of the image.
-    #[serde(rename = "smoothgrad")]
-    SmoothGrad,
-    /// The mean of its squares.
-    #[serde(rename = "smoothgrad_squared")]
-    SmoothGradSquared,
-    /// Its variance.
-    #[serde(rename = "vargrad")]
-    VarGrad,
-    /// The gradient of which only positive parts pass each ReLU that let something pass; for networks
-    /// with ReLUs.
-    GuidedBackpropagation,
-    /// The same through every ReLU.
-    Deconvolution,
-    /// Differences from the baseline, carried back by the rescale rule; for networks of layers, pointwise
-    /// nonlinearities and max pooling.
-    DeepLift,
-    /// The probability of winning, handed down from the last layer with a grid; for residual networks.
-    ExcitationBackpropagation,
-    /// The same minus that of the negated classifier.
-    ContrastiveExcitationBackpropagation,
-    /// Absolute values of input times gradient and of each bias times its gradient; for residual networks.
-    FullGradient,
-    /// Activations of the last layer with a grid, weighted by their mean gradients.
-    GradCam,
-    /// The same, weighted by powers of positive gradients.
-    GradCamPlusPlus,
-    /// The same, weighted at each place by the positive gradient there.
-    LayerCam,
-    /// The same, weighted by the score of the image masked by them.
-    ScoreCam,
-    /// The same, weighted by the fall of the score without them.
-    AblationCam,
-    /// The probability averaged over random masks of the image.
-    Rise,
-    /// Image minus baseline times gradient, averaged over noisy copies and random places between them.
-    #[serde(rename = "gradient_shap")]
-    GradientShap,
-    /// The Shapley value of each block of the image, from all subsets of at most 16 blocks.
-    ShapleyValues,
-    /// Shapley values of blocks from some subsets, by a weighted regression.
-    #[serde(rename = "kernel_shap")]
-    KernelShap,
-    /// The smallest region without which the probability is gone, found by gradient descent.
-    MeaningfulPerturbation,
-    /// The product of attention maps; the same for every class.
-    AttentionRollout,
-    /// The product of attention maps times their gradients (Chefer et al. 2021).
-    AttentionRelevance,
-}
-
-/// How the values of an attribution become one map.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Reduction {
-    /// Over channels the greatest absolute value.
-    GreatestAbsolute,
-    /// The sum over channels: signed maps stay complete.
-    Sum,
-    /// One of equals: windows and masks span all channels.
-    One,
-    /// A grid, enlarged; what is negative speaks against the class and is cut off.
-    PositiveGrid,
-    /// A grid, enlarged.
-    Grid,
-}
-
-impl Reduction {
-    /// Its name in metadata.
-    fn name(self) -> &'static str {
-        match self {
-            Self::GreatestAbsolute => "greatest absolute value",
-            Self::Sum => "sum",
-            Self::One => "one of equals",
-            Self::PositiveGrid => "positive part of a grid, enlarged linearly",
-            Self::Grid => "grid, enlarged linearly",
-        }
-    }
-}
-
-impl Method {
-    /// Its name in parameters and metadata.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gradient => "gradient",
-            Self::InputXGradient => "input_x_gradient",
-            Self::IntegratedGradients => "integrated_gradients",
-            Self::Occlusion => "occlusion",
-            Self::SmoothGrad => "smoothgrad",
-            Self::SmoothGradSquared => "smoothgrad_squared",
-            Self::VarGrad => "vargrad",
-            Self::GuidedBackpropagation => "guided_backpropagation",
-            Self::Deconvolution => "deconvolution",
-            Self::DeepLift => "deep_lift",
-            Self::ExcitationBackpropagation => "excitation_backpropagation",
-            Self::ContrastiveExcitationBackpropagation => "contrastive_excitation_backpropagation",
-            Self::FullGradient => "full_gradient",
-            Self::GradCam => "grad_cam",
-            Self::GradCamPlusPlus => "grad_cam_plus_plus",
-            Self::LayerCam => "layer_cam",
-            Self::ScoreCam => "score_cam",
-            Self::AblationCam => "ablation_cam",
-            Self::Rise => "rise",
-            Self::GradientShap => "gradient_shap",
-            Self::ShapleyValues => "shapley_values",
-            Self::KernelShap => "kernel_shap",
-            Self::MeaningfulPerturbation => "meaningful_perturbation",
-            Self::AttentionRollout => "attention_rollout",
-            Self::AttentionRelevance => "attention_relevance",
-        }
-    }
-
-    /// How its values become one map.
-    fn reduction(self) -> Reduction {
-        match self {
-            Self::Gradient | Self::SmoothGrad | Self::GuidedBackpropagation | Self::Deconvolution => {
-                Reduction::GreatestAbsolute
-            }
-            Self::InputXGradient
-            | Self::IntegratedGradients
-            | Self::DeepLift
-            | Self::GradientShap
-            | Self::SmoothGradSquared
-            | Self::VarGrad => Reduction::Sum,
-            Self::Occlusion
-            | Self::Rise
-            | Self::FullGradient
-            | Self::ShapleyValues
-            | Self::KernelShap
-            | Self::MeaningfulPerturbation => Reduction::One,
-            Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
-                Reduction::PositiveGrid
-            }
-            Self::AttentionRollout
-            | Self::AttentionRelevance
-            | Self::ExcitationBackpropagation
-            | Self::ContrastiveExcitationBackpropagation => Reduction::Grid,
-        }
-    }
-
-    /// Whether it explains a probability: what it does is an average over images that are not the one, or
-    /// a price that is weighed against the score.
-    fn explains_probability(self) -> bool {
-        matches!(self, Self::Rise | Self::MeaningfulPerturbation)
-    }
-
-    /// Whether it is defined here for flat images alone: its rules walk their layers, or its mask lies on them.
-    fn is_of_flat_images(self) -> bool {
-        matches!(
-            self,
-            Self::DeepLift
-                | Self::FullGradient
-                | Self::ExcitationBackpropagation
-                | Self::ContrastiveExcitationBackpropagation
-                | Self::MeaningfulPerturbation
-        )
-    }
-
-    /// Whether it compares the image with a baseline.
-    fn has_baseline(self) -> bool {
-        matches!(
-            self,
-            Self::InputXGradient
-                | Self::IntegratedGradients
-                | Self::Occlusion
-                | Self::DeepLift
-                | Self::GradientShap
-                | Self::ShapleyValues
-                | Self::KernelShap
-                | Self::MeaningfulPerturbation
-                | Self::Rise
-        )
-    }
-
-    /// Whether its values are like a gradient: what a change of a pixel costs, per unit of the change. Others say
-    /// what the pixel itself costs.
-    pub(crate) fn is_local(self) -> bool {
-        matches!(self, Self::Gradient | Self::SmoothGrad | Self::GuidedBackpropagation | Self::Deconvolution)
-    }
-
-    /// Where in a model its values are, in words.
-    fn layer(self, tower: &dyn ImageTower) -> String {
-        match self {
-            Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
-                tower.cam_hook().name
-            }
-            Self::ExcitationBackpropagation | Self::ContrastiveExcitationBackpropagation => {
-                explanation::EXCITED.to_owned()
-            }
-            Self::AttentionRollout | Self::AttentionRelevance => {
-                let hooks = tower.attention_hooks();
-                match (hooks.first(), hooks.last()) {
-                    (Some(first), Some(last)) if first.name != last.name => {
-                        format!("{} to {}", first.name, last.name)
-                    }
-                    (Some(only), _) => only.name.clone(),
-                    _ => "no attention".to_owned(),
-                }
-            }
-            Self::FullGradient => "input and every bias".to_owned(),
-            _ => "input".to_owned(),
-        }
-    }
-}
 
 /// The rule that places the steps of Integrated Gradients; names are Captum's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -323,7 +111,12 @@ pub struct Params {
     /// The class whose logit is explained: `predicted`, `true`, or a class by its name. Multi-label
     /// heads: each predicted label (the likeliest if there is none), or each true one.
     pub target: String,
-    /// A class whose logit is subtracted: what is explained is then the margin between the two.
+    /// A text: what is explained is each image's similarity with it, `exp(scale) * cosine`, and the checkpoint needs no
+    /// head. With the input `captions` it is the similarity with the image's own captions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// A class whose logit is subtracted: what is explained is then the margin between the two. Of similarities: a
+    /// text whose similarity is subtracted, or `others`, the mean over the captions of all other images.
     pub against: Option<String>,
     /// What the image is compared with, by Input x Gradient, Integrated Gradients, DeepLIFT, occlusion, RISE, the
     /// Shapley family and meaningful perturbation.
@@ -410,6 +203,7 @@ impl Default for Params {
         Self {
             method: Method::IntegratedGradients,
             target: "predicted".to_owned(),
+            text: None,
             against: None,
             baseline: Baseline::Zero,
             constant: 0.0,
@@ -447,7 +241,7 @@ impl Params {
     }
 }
 
-/// Explains a classifier.
+/// Explains a classifier, or the similarity of images and texts.
 pub struct Attribute;
 
 impl StageKind for Attribute {
@@ -456,7 +250,8 @@ impl StageKind for Attribute {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "attribute",
-            summary: "saliency maps of a classifier: which pixels or voxels made it say what it says",
+            summary: "saliency maps of a classifier, or of the similarity with captions: which pixels or voxels made the \
+                      model say what it says",
             implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
@@ -468,7 +263,17 @@ impl StageKind for Attribute {
                     "the images or volumes",
                 )
                 .class(InputClass::Map),
-                InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a head"),
+                InputPort::required(
+                    "checkpoint",
+                    &[artifact::CHECKPOINT],
+                    "the model, with a head; for captions or a text, with both towers",
+                ),
+                InputPort::optional(
+                    "captions",
+                    &[artifact::CAPTIONS],
+                    "their captions, whose similarity with the image is explained instead of a class",
+                )
+                .class(InputClass::Lookup),
                 InputPort::optional(
                     "labels",
                     &[artifact::LABELS],
@@ -532,22 +337,27 @@ impl StageKind for Attribute {
                 "give several times as many as there are blocks",
             );
         }
-        if params.against.as_ref() == Some(&params.target) {
+        let target = params.text.as_ref().unwrap_or(&params.target);
+        if params.against.as_ref() == Some(target) {
             wrong(
                 "against",
-                format!("`{}` minus itself is 0 everywhere", params.target),
-                "name another class, or leave it out",
+                format!("`{target}` minus itself is 0 everywhere"),
+                "name another one, or leave it out",
             );
+        }
+        if params.text.is_some() {
+            problems.extend(class_parameters(params));
         }
         problems
     }
 
     /// Not with a limit, which counts images of the whole table, nor where the mean of the explained table
-    /// itself is the baseline.
+    /// itself is the baseline, or that over other captions is subtracted.
     fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
         let needs_all =
             params.baseline == Baseline::Mean && params.method.has_baseline() && !has("reference");
-        params.limit.is_none() && !needs_all
+        let needs_others = has("captions") && params.against.as_deref() == Some(OTHERS);
+        params.limit.is_none() && !needs_all && !needs_others
     }
 
     fn lookup(
@@ -564,6 +374,7 @@ impl StageKind for Attribute {
                 let classes = format!("{:?}", Labels::read(input)?.description);
                 LookedUp::read(input, "image_id", &classes)?
             }
+            "captions" => LookedUp::read(input, "image_id", "")?,
             _ => LookedUp::read(input, "twin_of", "")?,
         };
         Ok(Some(ids.iter().map(|ids| found.digest(ids)).collect()))
@@ -592,18 +403,29 @@ impl StageKind for Attribute {
         let seen = slices_seen(artifact, &model);
         let images = read_pixels(artifact, &splits, &model, context)?;
         let images = images.as_ref();
-        let labels = match context.optional_input("labels") {
-            Some(artifact) => Some(Labels::read(artifact)?),
-            None => None,
+        let pairs = Pairs::read(params, images, context)?;
+        let selection = match &pairs {
+            Some(pairs) => pairs.select(params, images.ids().len()),
+            None => {
+                let labels = context.optional_input("labels").map(Labels::read).transpose()?;
+                select(params, &model, images, labels.as_ref(), context)?
+            }
         };
-        let selection = select(params, &model, images, labels.as_ref(), context)?;
         let baselines = match selection.rows.is_empty() {
             // What nothing is compared with need not be read.
             true => Baselines::plain(images),
             false => Baselines::read(params, &model, images, context)?,
         };
-        let model = if params.random_weights { model.randomised(params.seed)? } else { model };
-        let mut metadata = metadata(params, &model, context.provenance())?;
+        let mut model = if params.random_weights { model.randomised(params.seed)? } else { model };
+        if let Some(pairs) = &pairs {
+            model.head = Some(pairs.head(&model, images.ids().len(), params.batch, context)?);
+        }
+        let target = match (&pairs, &params.text) {
+            (Some(_), Some(text)) => text,
+            (Some(_), None) => "caption",
+            (None, _) => params.target.as_str(),
+        };
+        let mut metadata = metadata(params, target, &model, context.provenance())?;
         if let Some(seen) = seen {
             metadata.insert("volumes".to_owned(), seen);
         }
@@ -612,12 +434,16 @@ impl StageKind for Attribute {
         }
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
+            _ if pairs.is_some() => "similarity",
             method if method.explains_probability() => "probability",
             _ => "logit",
         };
         let classes = &model.head()?.description.classes;
         let output = context.output("saliency")?;
         let mut file = SaliencyFile::new(output, &images.map_shape(), target_kind, classes, metadata)?;
+        if pairs.is_some() {
+            file = file.of_pairs();
+        }
         let explanation = Explanation {
             params,
             model: &model,
@@ -634,14 +460,19 @@ impl StageKind for Attribute {
 }
 
 /// What the file says of its maps beside the provenance.
-fn metadata(params: &Params, model: &Model, provenance: &str) -> Result<HashMap<String, String>, StageError> {
+fn metadata(
+    params: &Params,
+    target: &str,
+    model: &Model,
+    provenance: &str,
+) -> Result<HashMap<String, String>, StageError> {
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model.describe()),
         ("layer".to_owned(), params.method.layer(model.image_tower()?)),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
         ("channels".to_owned(), params.method.reduction().name().to_owned()),
-        ("target".to_owned(), params.target.clone()),
+        ("target".to_owned(), target.to_owned()),
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);

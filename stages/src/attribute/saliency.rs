@@ -103,21 +103,32 @@ pub(crate) struct SaliencyFile<'a> {
     classes: &'a [String],
     rows: Vec<Row>,
     is_begun: bool,
-    /// Whether rows are questions about images.
-    about: bool,
+    subjects: Subjects,
 }
 
-/// The question that a map explains the answer of.
+/// What a row of a table of maps explains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Subjects {
+    /// An image.
+    Images,
+    /// A question about an image.
+    Questions,
+    /// An image with a text.
+    Pairs,
+}
+
+/// What a map explains beside its image.
 #[derive(Clone, Debug)]
 pub(crate) struct About {
-    /// The id of its image: several questions may be about one.
+    /// The id of its image: several questions or texts may be about one.
     pub(crate) image: String,
-    pub(crate) question: String,
+    /// The question whose answer is explained, if it is one.
+    pub(crate) question: Option<String>,
 }
 
 struct Row {
     id: String,
-    about: Option<About>,
+    about: About,
     class: Option<usize>,
     correct: Option<bool>,
     outcome: Result<SaliencyMap, String>,
@@ -135,28 +146,32 @@ impl<'a> SaliencyFile<'a> {
     ) -> Result<Self, StageError> {
         let writer = BatchWriter::new(output, metadata)?;
         let shape = shape.to_vec();
-        Ok(Self { writer, shape, target_kind, classes, rows: Vec::new(), is_begun: false, about: false })
+        Ok(Self {
+            writer,
+            shape,
+            target_kind,
+            classes,
+            rows: Vec::new(),
+            is_begun: false,
+            subjects: Subjects::Images,
+        })
     }
 
     /// A table of questions about images: with [`About`] in two more columns.
     #[must_use]
     pub(crate) fn of_questions(self) -> Self {
-        Self { about: true, ..self }
+        Self { subjects: Subjects::Questions, ..self }
+    }
+
+    /// A table of images with texts, whose targets are the texts: they have no index, and the image of [`About`] a
+    /// column.
+    #[must_use]
+    pub(crate) fn of_pairs(self) -> Self {
+        Self { subjects: Subjects::Pairs, ..self }
     }
 
     /// Adds a row: a map, or the reason why there is none; `correct`: whether the model is right about the sample.
     pub(crate) fn add(
-        &mut self,
-        id: &str,
-        class: Option<usize>,
-        correct: Option<bool>,
-        outcome: Result<SaliencyMap, String>,
-    ) -> Result<(), StageError> {
-        self.push(Row { id: id.to_owned(), about: None, class, correct, outcome })
-    }
-
-    /// As [`Self::add`], of a question.
-    pub(crate) fn add_question(
         &mut self,
         id: &str,
         about: About,
@@ -164,11 +179,7 @@ impl<'a> SaliencyFile<'a> {
         correct: Option<bool>,
         outcome: Result<SaliencyMap, String>,
     ) -> Result<(), StageError> {
-        self.push(Row { id: id.to_owned(), about: Some(about), class, correct, outcome })
-    }
-
-    fn push(&mut self, row: Row) -> Result<(), StageError> {
-        self.rows.push(row);
+        self.rows.push(Row { id: id.to_owned(), about, class, correct, outcome });
         let next = (self.rows.len() + 1) * self.length();
         if self.rows.len() == BATCH_ROWS || next > BATCH_VALUES { self.flush() } else { Ok(()) }
     }
@@ -216,7 +227,8 @@ impl<'a> SaliencyFile<'a> {
                 Err(_) => values.extend(std::iter::repeat_n(0.0, length)),
             }
         }
-        let index = rows.iter().map(|row| row.class.map(|class| class as i32));
+        let is_numbered = self.subjects != Subjects::Pairs;
+        let index = rows.iter().map(|row| row.class.filter(|_| is_numbered).map(|class| class as i32));
         let mut columns = vec![
             text("id", &|row| Some(row.id.clone())),
             text("target_kind", &|_| Some(self.target_kind.to_owned())),
@@ -237,10 +249,11 @@ impl<'a> SaliencyFile<'a> {
             number("sum", &|map| Some(map.values.iter().map(|value| f64::from(*value)).sum::<f64>() as f32)),
             nullable_tensor_column("saliency", &self.shape, axes, values, Some(&valid))?,
         ];
-        if self.about {
-            let about = |row: &Row, of: fn(&About) -> &String| row.about.as_ref().map(of).cloned();
-            columns.push(text("image_id", &|row| about(row, |about| &about.image)));
-            columns.push(text("question", &|row| about(row, |about| &about.question)));
+        if self.subjects != Subjects::Images {
+            columns.push(text("image_id", &|row| Some(row.about.image.clone())));
+        }
+        if self.subjects == Subjects::Questions {
+            columns.push(text("question", &|row| row.about.question.clone()));
         }
         Ok(columns)
     }

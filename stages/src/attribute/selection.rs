@@ -11,11 +11,13 @@ use crate::model::{HeadDescription, Model, tensor_error};
 use crate::statistics::argmax;
 use crate::target::{ClassTarget, class_index};
 
-/// A row of the result: an image and the class that is explained.
+/// A row of the result: an image, and the class of it that is explained, or the text.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Explained {
     /// Its place in the image set.
     pub(super) image: usize,
+    /// The id of the caption, if it is one that is explained.
+    pub(super) caption: Option<String>,
     /// The class, if there is one.
     pub(super) class: Option<usize>,
     /// What is explained of it, or why nothing can be.
@@ -119,7 +121,7 @@ fn rows(
 ) -> Vec<Explained> {
     if classes.is_empty() {
         let reason = "no label of this image is set, so there is no true class".to_owned();
-        return vec![Explained { image, class: None, target: Err(reason), correct: None }];
+        return vec![Explained { image, caption: None, class: None, target: Err(reason), correct: None }];
     }
     let row = |class: &usize| {
         let target = match against {
@@ -129,7 +131,7 @@ fn rows(
             )),
             _ => Ok(ClassTarget { class: *class, against }),
         };
-        Explained { image, class: Some(*class), target, correct: None }
+        Explained { image, caption: None, class: Some(*class), target, correct: None }
     };
     classes.iter().map(row).collect()
 }

@@ -1,5 +1,7 @@
 //! The stage on phantoms and a tiny CLIP with random weights.
 
+mod pairs;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -16,7 +16,7 @@ use pipe_models::random::Key;
 use super::file::{Row, WordFile, WordValues};
 use super::{Absent, Params, WordMethod};
 use crate::attribute::attribution_error;
-use crate::images::ImageSet;
+use crate::images::Pixels;
 use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
 use crate::table::read_columns;
 
@@ -75,7 +75,7 @@ pub(super) struct Explanation<'a, 'c> {
     pub(super) params: &'a Params,
     pub(super) model: &'a Model,
     pub(super) captions: &'a Captions,
-    pub(super) images: &'a ImageSet,
+    pub(super) images: &'a dyn Pixels,
     pub(super) context: &'a StageContext<'c>,
 }
 
@@ -89,7 +89,7 @@ impl Explanation<'_, '_> {
         let places = self.images.places();
         let absent = absent_id(self.model, self.params.absent)?;
         let all: Vec<usize> = (0..self.captions.ids.len()).collect();
-        for chunk in all.chunks(self.params.batch.max(1) as usize) {
+        for chunk in all.chunks(self.images.at_a_time(self.params.batch).max(1) as usize) {
             self.context.check_cancelled()?;
             let outcomes = self.outcomes(chunk, &places, absent, &mut counts)?;
             for (caption, outcome) in chunk.iter().zip(outcomes) {

@@ -21,7 +21,7 @@ pub(crate) use self::file::{Row, WordFile, WordValues};
 use crate::artifact;
 use crate::attribute::Quadrature;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::ImageSet;
+use crate::images::read_pixels_of;
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
 
@@ -154,7 +154,12 @@ impl StageKind for AttributeText {
             cpu: DefaultCpu::All,
             inputs: vec![
                 InputPort::required("captions", &[artifact::CAPTIONS], "the captions").class(InputClass::Map),
-                InputPort::required("images", &[artifact::IMAGES], "their images").class(InputClass::Lookup),
+                InputPort::required(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "their images or volumes",
+                )
+                .class(InputClass::Lookup),
                 InputPort::required("checkpoint", &[artifact::CHECKPOINT], "the model, with a tokeniser"),
             ],
             free_inputs: None,
@@ -210,16 +215,11 @@ impl StageKind for AttributeText {
         let model = Model::load(context.input("checkpoint")?, params.compute())?;
         let model = if params.random_weights { model.randomised(params.seed)? } else { model };
         let captions = Captions::read(params, &model, context)?;
-        let images = ImageSet::read_only(
-            context.input("images")?,
-            &captions.image_ids(),
-            model.preprocessor()?,
-            context,
-        )?;
+        let images = read_pixels_of(context.input("images")?, &captions.image_ids(), &model, context)?;
         let metadata = metadata(params, &model, context.provenance());
         let mut file = WordFile::new(context.output("words")?, "similarity", metadata)?;
         let explanation =
-            Explanation { params, model: &model, captions: &captions, images: &images, context };
+            Explanation { params, model: &model, captions: &captions, images: images.as_ref(), context };
         let counts = explanation.write(&mut file)?;
         file.finish(context.output("words")?)?;
         summarise(params, &counts, context);

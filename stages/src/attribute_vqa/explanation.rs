@@ -248,7 +248,7 @@ impl Explanation<'_, '_> {
     /// What a question is about.
     pub(super) fn about(&self, question: usize) -> About {
         let asked = &self.examples.asked[question];
-        About { image: self.examples.images[asked.image].id.clone(), question: asked.question.clone() }
+        About { image: self.examples.images[asked.image].id.clone(), question: Some(asked.question.clone()) }
     }
 }
 

@@ -321,7 +321,7 @@ impl StageKind for AttributeVqa {
             let answer = explained.target.map(|target| description.answers[target].clone());
             shares.add(params, &examples, &explained, answer.as_deref());
             let Explained { target, correct, map, words: own, .. } = explained;
-            maps.add_question(&asked.id, about, target, Some(correct), map)?;
+            maps.add(&asked.id, about, target, Some(correct), map)?;
             words.add(Row {
                 id: asked.id.clone(),
                 target: answer,

@@ -59,7 +59,11 @@ impl StageKind for CompareSaliency {
                     axes: PortAxes::Always,
                     ..InputPort::required("second", &[artifact::SALIENCY], "maps of the same images")
                 },
-                InputPort::optional("images", &[artifact::IMAGES], "the images, for their groups"),
+                InputPort::optional(
+                    "images",
+                    &[artifact::IMAGES, artifact::VOLUMES],
+                    "the images or volumes, for their groups",
+                ),
             ],
             free_inputs: None,
         }
@@ -80,6 +84,11 @@ impl StageKind for CompareSaliency {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let (first, second) = (maps(context, "first")?, maps(context, "second")?);
         let pairs = pairs(&first, &second)?;
+        if first.of_volumes != second.of_volumes {
+            let reason =
+                "its maps are of volumes and those of `first` of flat images, or the other way round";
+            return Err(StageError::input("second", reason));
+        }
         let grid = common_grid(first.shape, second.shape);
         context.check_cancelled()?;
         let compared: Vec<Compared<'_>> = pairs
@@ -106,7 +115,11 @@ impl StageKind for CompareSaliency {
         )?;
         // Maps that lie elsewhere on their images have no common place there.
         let framing = first.framing.filter(|_| first.framing == second.framing);
-        differences(&compared, grid, &names, framing, &provenance, params, context)
+        let slices = first.slices.clone().filter(|_| first.slices == second.slices);
+        let seen = framing.into_iter().flat_map(Framing::entries);
+        let seen = seen.chain(slices.map(|slices| ("volumes".to_owned(), slices))).collect();
+        let shape = if first.of_volumes { &grid[..] } else { &grid[1..] };
+        differences(&compared, shape, &names, seen, &provenance, params, context)
     }
 }
 
@@ -190,9 +203,9 @@ struct Compared<'a> {
 
 impl<'a> Compared<'a> {
     /// `shapes` are those of the two maps and the one that they are compared at.
-    fn new(pair: [MapOfSubject<'a>; 2], shapes: [[usize; 2]; 3], params: &Params) -> Self {
+    fn new(pair: [MapOfSubject<'a>; 2], shapes: [[usize; 3]; 3], params: &Params) -> Self {
         let [first, second, grid] = shapes;
-        let prepared = |(_, map): MapOfSubject<'a>, from: [usize; 2]| {
+        let prepared = |(_, map): MapOfSubject<'a>, from: [usize; 3]| {
             let map = map.as_ref().map_err(Clone::clone)?;
             let map: Vec<f64> =
                 map.iter().map(|value| if params.absolute { value.abs() } else { *value }).collect();
@@ -202,7 +215,7 @@ impl<'a> Compared<'a> {
             .map_err(|reason| format!("first: {reason}"))
             .and_then(|a| Ok((a, prepared(pair[1], second).map_err(|reason| format!("second: {reason}"))?)));
         let value = |measure: Measure| match &both {
-            Ok((a, b)) => measure.of(a, b, grid[1]),
+            Ok((a, b)) => measure.of(a, b, grid),
             Err(reason) => Err(reason.clone()),
         };
         let values = Measure::ALL.map(value).to_vec();
@@ -284,9 +297,9 @@ fn similarities(compared: &[Compared<'_>]) -> Table {
 
 fn differences(
     compared: &[Compared<'_>],
-    grid: [usize; 2],
+    shape: &[usize],
     names: &Names,
-    framing: Option<Framing>,
+    seen: Vec<(String, String)>,
     provenance: &str,
     params: &Params,
     context: &mut StageContext<'_>,
@@ -304,29 +317,21 @@ fn differences(
         ("absolute".to_owned(), params.absolute.to_string()),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
-    metadata.extend(framing.into_iter().flat_map(Framing::entries));
+    metadata.extend(seen);
     let mut file =
-        SaliencyFile::new(context.output("differences")?, &grid, "difference", &targets, metadata)?;
+        SaliencyFile::new(context.output("differences")?, shape, "difference", &targets, metadata)?;
     if compared.iter().any(|one| one.subjects[0].question.is_some()) {
         file = file.of_questions();
+    } else if compared.iter().any(|one| one.subjects[0].image != one.subjects[0].id) {
+        file = file.of_pairs();
     }
     for one in compared {
         let target = one.subjects[0].target.as_ref().filter(|_| one.has_one_target());
         let class = target.and_then(|target| targets.binary_search(target).ok());
         let subject = one.subjects[0];
         let map = one.difference.clone().map(SaliencyMap::of_values);
-        match subject.question.clone() {
-            Some(question) => {
-                file.add_question(
-                    &subject.id,
-                    About { image: subject.image.clone(), question },
-                    class,
-                    None,
-                    map,
-                )?;
-            }
-            None => file.add(&subject.id, class, None, map)?,
-        }
+        let about = About { image: subject.image.clone(), question: subject.question.clone() };
+        file.add(&subject.id, about, class, None, map)?;
     }
     file.finish(context.output("differences")?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use pipe_attribution::metrics::{descending, spearman, ssim};
+use pipe_attribution::metrics::{descending, spearman, volume_ssim};
 use pipe_attribution::{Interpolation, resize};
 
 /// How two maps are compared.
@@ -12,7 +12,7 @@ pub(super) enum Measure {
     Spearman,
     /// The greatest tenth of either map: those in both over those in either.
     TopTenth,
-    /// Structural similarity of both maps as images.
+    /// Structural similarity of both maps as images, or as volumes.
     Ssim,
 }
 
@@ -28,15 +28,15 @@ impl Measure {
         }
     }
 
-    /// Of two maps of the same grid, `width` columns.
+    /// Of two maps of the same grid of slices, rows and columns.
     ///
     /// # Errors
     /// If it is undefined for these.
-    pub(super) fn of(self, first: &[f64], second: &[f64], width: usize) -> Result<f64, String> {
+    pub(super) fn of(self, first: &[f64], second: &[f64], grid: [usize; 3]) -> Result<f64, String> {
         let value = match self {
             Self::Spearman => spearman(first, second),
             Self::TopTenth => return Ok(top_tenth(first, second)),
-            Self::Ssim => ssim(first, second, width),
+            Self::Ssim => volume_ssim(first, second, grid),
         };
         value.map_err(|reason| reason.to_string())
     }
@@ -52,15 +52,15 @@ fn top_tenth(first: &[f64], second: &[f64]) -> f64 {
 }
 
 /// The smaller of two grids, side by side.
-pub(super) fn common_grid(first: [usize; 2], second: [usize; 2]) -> [usize; 2] {
-    [first[0].min(second[0]), first[1].min(second[1])]
+pub(super) fn common_grid(first: [usize; 3], second: [usize; 3]) -> [usize; 3] {
+    std::array::from_fn(|axis| first[axis].min(second[axis]))
 }
 
 /// A map of grid `from` on grid `to`, divided by the sum of its absolute values.
 ///
 /// # Errors
 /// If that is 0.
-pub(super) fn share(map: &[f64], from: [usize; 2], to: [usize; 2]) -> Result<Vec<f64>, String> {
+pub(super) fn share(map: &[f64], from: [usize; 3], to: [usize; 3]) -> Result<Vec<f64>, String> {
     let map = match from == to {
         true => map.to_vec(),
         false => {
@@ -86,14 +86,14 @@ mod tests {
 
     #[test]
     fn a_map_is_like_itself_and_unlike_its_inverse() {
-        let first = share(&ramp(), [10, 10], [10, 10]).unwrap();
+        let first = share(&ramp(), [1, 10, 10], [1, 10, 10]).unwrap();
         let inverse: Vec<f64> = first.iter().rev().copied().collect();
         for measure in Measure::ALL {
-            assert!((measure.of(&first, &first, 10).unwrap() - 1.0).abs() < 1e-12, "{measure:?}");
+            assert!((measure.of(&first, &first, [1, 10, 10]).unwrap() - 1.0).abs() < 1e-12, "{measure:?}");
         }
-        assert!((Measure::Spearman.of(&first, &inverse, 10).unwrap() + 1.0).abs() < 1e-12);
-        assert_eq!(Measure::TopTenth.of(&first, &inverse, 10), Ok(0.0));
-        assert!(Measure::Ssim.of(&first, &inverse, 10).unwrap() < 0.5);
+        assert!((Measure::Spearman.of(&first, &inverse, [1, 10, 10]).unwrap() + 1.0).abs() < 1e-12);
+        assert_eq!(Measure::TopTenth.of(&first, &inverse, [1, 10, 10]), Ok(0.0));
+        assert!(Measure::Ssim.of(&first, &inverse, [1, 10, 10]).unwrap() < 0.5);
     }
 
     #[test]
@@ -107,15 +107,18 @@ mod tests {
     #[test]
     fn the_scale_of_a_map_does_not_matter() {
         let scaled: Vec<f64> = ramp().iter().map(|value| 7.0 * value).collect();
-        assert_eq!(share(&ramp(), [10, 10], [10, 10]).unwrap(), share(&scaled, [10, 10], [10, 10]).unwrap());
-        let finer = share(&[0.5; 400], [20, 20], [10, 10]).unwrap();
+        assert_eq!(
+            share(&ramp(), [1, 10, 10], [1, 10, 10]).unwrap(),
+            share(&scaled, [1, 10, 10], [1, 10, 10]).unwrap()
+        );
+        let finer = share(&[0.5; 400], [1, 20, 20], [1, 10, 10]).unwrap();
         assert!(finer.len() == 100 && finer.iter().all(|value| (value - 0.01).abs() < 1e-9));
-        assert!(share(&[0.0; 4], [2, 2], [2, 2]).unwrap_err().contains("zero"));
+        assert!(share(&[0.0; 4], [1, 2, 2], [1, 2, 2]).unwrap_err().contains("zero"));
     }
 
     #[test]
     fn constant_maps_have_no_correlation() {
-        let even = share(&[1.0; 100], [10, 10], [10, 10]).unwrap();
-        assert!(Measure::Spearman.of(&even, &ramp(), 10).is_err());
+        let even = share(&[1.0; 100], [1, 10, 10], [1, 10, 10]).unwrap();
+        assert!(Measure::Spearman.of(&even, &ramp(), [1, 10, 10]).is_err());
     }
 }

@@ -6,6 +6,7 @@ mod classify;
 mod contrastive;
 mod events;
 mod log;
+mod masked_words;
 mod pairs;
 mod probe;
 mod subset;

@@ -1,18 +1,22 @@
-//! Image-caption pairs, and the gradient of a contrastive loss over a batch of them, whole or in pieces.
+//! Image-caption pairs, and the gradient of a contrastive loss over a batch of them, whole or in pieces; perhaps with
+//! the loss of masked words.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Tensor, Var};
 use pipe_engine::{StageContext, StageError};
 use pipe_models::ops::linear;
+use pipe_models::pmc_clip::masked_word_share;
 use pipe_models::train::add_gradients;
 use pipe_models::train::loss::{self, Hinge};
 use pipe_models::{DualEncoder, normalise};
 
 use super::class_loss::pieces;
 use super::contrastive::{Objective, Params};
-use crate::images::ImageSet;
+use super::masked_words::Hidden;
+use crate::images::Pixels;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::texts::TextSet;
 
@@ -29,10 +33,10 @@ impl Pairs {
     /// If a caption's image is not there.
     pub(super) fn read(
         model: &Model,
-        images: &ImageSet,
+        images: &dyn Pixels,
         context: &StageContext<'_>,
         splits: &[&str],
-    ) -> std::result::Result<Self, StageError> {
+    ) -> Result<Self, StageError> {
         let texts = TextSet::read(context.input("captions")?, splits, model)?;
         let places = images.places();
         let mut classes: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
@@ -48,34 +52,62 @@ impl Pairs {
         Ok(Self { rows })
     }
 
-    /// The loss of the batch `rows`, and its gradient.
+    /// The loss of the batch `rows`, and its gradient. Pixels are read piece by piece. `hidden` are the captions of the
+    /// batch with words masked, if these are to be predicted too: then both losses are of captions with masks, as in the
+    /// original.
     pub(super) fn gradients(
         &self,
         params: &Params,
         model: &Model,
-        images: &ImageSet,
+        images: &dyn Pixels,
         rows: &[usize],
-    ) -> std::result::Result<(f64, GradStore), StageError> {
-        let image_rows: Vec<usize> = rows.iter().map(|row| self.rows[*row].0).collect();
-        let ids: Vec<u32> = rows.iter().flat_map(|row| self.rows[*row].1.iter().copied()).collect();
-        let pixels = images.batch(&image_rows)?;
+        hidden: Option<&[Hidden]>,
+    ) -> Result<(f64, GradStore), StageError> {
         let towers = model.dual_encoder()?;
         let excluded = self.no_negatives(rows);
-        let compute = || {
-            let ids = Tensor::from_vec(ids, (rows.len(), towers.text_tower().context_length()), &DEVICE)?;
-            let embed = |from: usize, count: usize| {
-                let pixels = pixels.narrow(0, from, count)?;
-                let ids = ids.narrow(0, from, count)?.contiguous()?;
+        let asked: usize = hidden.into_iter().flatten().map(Hidden::asked).sum();
+        let embed = |piece: Range<usize>, with_words: bool| {
+            let own = &rows[piece.clone()];
+            let pixels = images.batch(&own.iter().map(|row| self.rows[*row].0).collect::<Vec<_>>())?;
+            let compute = || {
                 let image = towers.image_tower().embed_images(&pixels, None)?;
-                Ok((image, towers.text_tower().embed_texts(&ids, None)?))
+                let Some(hidden) = hidden else {
+                    let ids = matrix(own.iter().map(|row| self.rows[*row].1.as_slice()))?;
+                    return Ok(Embedded {
+                        image,
+                        text: towers.text_tower().embed_texts(&ids, None)?,
+                        words: None,
+                    });
+                };
+                let hidden = &hidden[piece];
+                let ids = matrix(hidden.iter().map(|caption| caption.ids.as_slice()))?;
+                let tower = towers.text_tower();
+                let states = tower.hidden_states(&tower.token_embeddings(&ids)?, &ids, None)?;
+                let text = tower.embed_hidden_states(&states, &ids, None)?;
+                let words = match model.network.as_word_predictor() {
+                    Some(predictor) if with_words => {
+                        let labels = matrix(hidden.iter().map(|caption| caption.labels.as_slice()))?;
+                        let words = predictor.word_log_probabilities(&states, &image, None)?;
+                        Some((masked_word_share(&words, &labels, asked)? * params.mlm)?)
+                    }
+                    _ => None,
+                };
+                Ok(Embedded { image, text, words })
             };
-            let loss = |image: &Tensor, text: &Tensor| loss(params, towers, image, text, &excluded);
-            if params.pieces == 1 {
-                let (image, text) = embed(0, rows.len())?;
-                let loss = loss(&image, &text)?;
-                return Ok((f64::from(loss.to_scalar::<f32>()?), loss.backward()?));
-            }
-            in_pieces(params.pieces as usize, rows.len(), model.network.variables(), embed, loss)
+            compute().map_err(tensor_error)
+        };
+        let loss = |image: &Tensor, text: &Tensor| {
+            let loss = loss(params, towers, image, text, &excluded)?;
+            if hidden.is_some() { loss * (1.0 - params.mlm) } else { Ok(loss) }
+        };
+        if params.pieces > 1 {
+            return in_pieces(params.pieces as usize, rows.len(), model.network.variables(), embed, loss);
+        }
+        let Embedded { image, text, words } = embed(0..rows.len(), true)?;
+        let compute = || {
+            let loss = loss(&image, &text)?;
+            let loss = words.map_or(Ok(loss.clone()), |words| loss + words)?;
+            Ok((f64::from(loss.to_scalar::<f32>()?), loss.backward()?))
         };
         compute().map_err(tensor_error)
     }
@@ -103,7 +135,7 @@ fn loss(
     image: &Tensor,
     text: &Tensor,
     excluded: &[(usize, usize)],
-) -> Result<Tensor> {
+) -> candle_core::Result<Tensor> {
     let kind = match params.objective {
         Objective::InfoNce => return loss::info_nce(&towers.logits(image, text)?, excluded),
         Objective::MaxHinge => Hinge::Max,
@@ -114,36 +146,79 @@ fn loss(
     loss::hinge(&cosines, params.margin, kind, excluded)
 }
 
+/// What the towers make of a piece of a batch.
+struct Embedded {
+    /// `[piece, width]`.
+    image: Tensor,
+    text: Tensor,
+    /// What the piece adds to the loss of masked words, weighed.
+    words: Option<Tensor>,
+}
+
+/// Rows of ids of one length.
+fn matrix<'a>(rows: impl ExactSizeIterator<Item = &'a [u32]>) -> candle_core::Result<Tensor> {
+    let count = rows.len();
+    let values: Vec<u32> = rows.flatten().copied().collect();
+    let width = values.len() / count.max(1);
+    Tensor::from_vec(values, (count, width), &DEVICE)
+}
+
 /// Gradient caching (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup"):
 /// all embeddings first, nothing kept but their values; the loss and its gradient with respect to them; then
-/// each piece once more, its embeddings' gradients given.
+/// each piece once more, its embeddings' gradients given. Losses of single rows join in the second pass.
 fn in_pieces(
     count: usize,
     rows: usize,
     variables: &BTreeMap<String, Var>,
-    embed: impl Fn(usize, usize) -> Result<(Tensor, Tensor)>,
-    loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
-) -> Result<(f64, GradStore)> {
+    embed: impl Fn(Range<usize>, bool) -> Result<Embedded, StageError>,
+    loss: impl Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
+) -> Result<(f64, GradStore), StageError> {
     let (mut images, mut texts) = (Vec::new(), Vec::new());
     for piece in pieces(rows, count) {
-        let (image, text) = embed(piece.start, piece.len())?;
+        let Embedded { image, text, .. } = embed(piece, false)?;
         images.push(image.detach());
         texts.push(text.detach());
     }
-    let image = Var::from_tensor(&Tensor::cat(&images, 0)?)?;
-    let text = Var::from_tensor(&Tensor::cat(&texts, 0)?)?;
-    let loss = loss(&image, &text)?;
-    // What it holds of the parameters is of those outside the towers: the logit scale.
-    let mut sum = loss.backward()?;
-    if let (Some(of_images), Some(of_texts)) = (sum.remove(&image), sum.remove(&text)) {
-        for piece in pieces(rows, count) {
-            let (image, text) = embed(piece.start, piece.len())?;
-            let of = |gradient: &Tensor| gradient.narrow(0, piece.start, piece.len());
-            let given = ((image * of(&of_images)?)?.sum_all()? + (text * of(&of_texts)?)?.sum_all()?)?;
-            sum = add_gradients(variables, sum, &given.backward()?)?;
+    let whole = |parts: &[Tensor]| Tensor::cat(parts, 0).and_then(|all| Var::from_tensor(&all));
+    let image = whole(&images).map_err(tensor_error)?;
+    let text = whole(&texts).map_err(tensor_error)?;
+    let value = |loss: &Tensor| loss.to_scalar::<f32>().map(f64::from);
+    let all = || {
+        let loss = loss(&image, &text)?;
+        Ok((value(&loss)?, loss.backward()?))
+    };
+    // What the gradient holds of the parameters is of those outside the towers: the logit scale.
+    let (mut sum, mut gradients) = all().map_err(tensor_error)?;
+    let (of_images, of_texts) = (gradients.remove(&image), gradients.remove(&text));
+    for piece in pieces(rows, count) {
+        let embedded = embed(piece.clone(), true)?;
+        let own = || {
+            let given = |embeddings: &Tensor, gradient: &Option<Tensor>| match gradient {
+                Some(gradient) => {
+                    let gradient = gradient.narrow(0, piece.start, piece.len())?;
+                    (embeddings * gradient)?.sum_all().map(Some)
+                }
+                None => Ok(None),
+            };
+            let parts = [
+                given(&embedded.image, &of_images)?,
+                given(&embedded.text, &of_texts)?,
+                embedded.words.clone(),
+            ];
+            let words = embedded.words.as_ref().map_or(Ok(0.0), value)?;
+            let parts: Vec<Tensor> = parts.into_iter().flatten().collect();
+            match parts.is_empty() {
+                true => Ok((words, None)),
+                false => Ok((words, Some(Tensor::stack(&parts, 0)?.sum_all()?.backward()?))),
+            }
+        };
+        let (words, own) = own().map_err(tensor_error)?;
+        sum += words;
+        if let Some(own) = own {
+            gradients = add_gradients(variables, gradients, &own).map_err(tensor_error)?;
         }
     }
-    Ok((f64::from(loss.to_scalar::<f32>()?), sum))
+    Ok((sum, gradients))
 }
 
 #[cfg(test)]
@@ -166,9 +241,13 @@ mod tests {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), Var::from_tensor(&value).unwrap()))
                 .collect();
-        let embed = |from: usize, count: usize| {
-            let image = linear(&pixels.narrow(0, from, count)?, &variables["image"], None)?.tanh()?;
-            Ok((image, linear(&ids.narrow(0, from, count)?, &variables["text"], None)?.tanh()?))
+        let embed = |piece: Range<usize>, _: bool| {
+            let of = |values: &Tensor, name: &str| {
+                linear(&values.narrow(0, piece.start, piece.len()).unwrap(), &variables[name], None)
+                    .and_then(|embeddings| embeddings.tanh())
+            };
+            let (image, text) = (of(&pixels, "image").unwrap(), of(&ids, "text").unwrap());
+            Ok(Embedded { image, text, words: None })
         };
         let excluded = [(1, 2), (2, 1)];
         let scaled = |image: &Tensor, text: &Tensor| {
@@ -178,9 +257,9 @@ mod tests {
         let hinge = |image: &Tensor, text: &Tensor| {
             loss::hinge(&linear(&normalise(image)?, &normalise(text)?, None)?, 0.2, Hinge::Max, &excluded)
         };
-        let losses: [&dyn Fn(&Tensor, &Tensor) -> Result<Tensor>; 2] = [&scaled, &hinge];
+        let losses: [&dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>; 2] = [&scaled, &hinge];
         for loss in losses {
-            let (image, text) = embed(0, 7).unwrap();
+            let Embedded { image, text, .. } = embed(0..7, true).unwrap();
             let whole = loss(&image, &text).unwrap();
             let gradients = whole.backward().unwrap();
             for count in [1, 2, 3, 7, 50] {

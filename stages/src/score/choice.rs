@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pipe_attribution::metrics::Shape;
 use pipe_engine::{StageContext, StageError};
 use pipe_models::random::Key;
 
@@ -12,7 +11,7 @@ use super::metric::{Metric, Needs};
 use crate::framing::Framing;
 use crate::table::read_columns;
 
-/// Channels of every image here.
+/// Channels of flat images.
 pub(super) const CHANNELS: usize = 3;
 
 /// The metrics to compute, in their order.
@@ -62,7 +61,10 @@ pub(super) fn random_images(
 pub(super) struct Scanned {
     /// What they explain.
     pub(super) subjects: Vec<Subject>,
-    pub(super) shape: Shape,
+    /// Slices, height and width; flat images are one slice.
+    pub(super) sides: [usize; 3],
+    /// What a model of flat images saw of volumes slice by slice, if a file says so.
+    pub(super) slices: Option<String>,
     /// The axes that tell maps of a method apart.
     pub(super) axes: Vec<String>,
     /// Whether they explain answers to questions: models of these see images stretched to the square.
@@ -75,7 +77,8 @@ pub(super) struct Scanned {
 
 /// The subjects of all maps, and what the maps have in common.
 pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanned, StageError> {
-    let mut shape: Option<[usize; 2]> = None;
+    let mut sides: Option<[usize; 3]> = None;
+    let mut slices = None;
     let mut known = BTreeSet::new();
     let mut inputs = Vec::new();
     let mut framing: Option<Framing> = None;
@@ -84,14 +87,21 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
         context.check_cancelled()?;
         let mut maps = Maps::read(input)?;
         maps.rows.iter_mut().for_each(|(_, map)| *map = Ok(Vec::new()));
-        let [height, width] = *shape.get_or_insert(maps.shape);
-        if maps.shape != [height, width] || height != width {
+        let first @ [depth, height, width] = *sides.get_or_insert(maps.shape);
+        if maps.shape != first || (depth == 1 && height != width) {
+            let in_words = |[depth, height, width]: [usize; 3]| match depth {
+                1 => format!("{height} x {width}"),
+                depth => format!("{depth} x {height} x {width}"),
+            };
             let reason = format!(
-                "maps of {} are {:?}; squares of one size are expected ({height} x {width} came first)",
-                maps.method, maps.shape
+                "maps of {} are {}; squares, or volumes, of one size are expected ({} came first)",
+                maps.method,
+                in_words(maps.shape),
+                in_words(first)
             );
             return Err(StageError::input("saliency", reason));
         }
+        slices = slices.or(maps.slices.clone());
         if !known.insert((maps.method.clone(), maps.baseline.clone(), maps.axes.clone())) {
             let reason = format!(
                 "two inputs hold maps of {} and no axis tells them apart; name them `stage[axis=*].saliency`",
@@ -116,10 +126,10 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
         }
         inputs.push(maps);
     }
-    let side = shape.ok_or_else(|| StageError::input("saliency", "there are no maps"))?[0];
+    let sides = sides.ok_or_else(|| StageError::input("saliency", "there are no maps"))?;
     let of_answers = inputs.iter().any(|maps| maps.of_answers);
     if of_answers && inputs.iter().any(|maps| !maps.of_answers) {
-        let reason = "some maps explain answers to questions and some classes of images: score them apart";
+        let reason = "some maps explain answers or similarities with texts and some classes of images: score them apart";
         return Err(StageError::input("saliency", reason));
     }
     let splits: Vec<&str> = params.splits.iter().map(String::as_str).collect();
@@ -143,9 +153,8 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
     if kept.is_empty() && !context.is_part() {
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
-    let shape = Shape { channels: CHANNELS, height: side, width: side };
     let axes = varying_axes(&inputs);
-    Ok(Scanned { subjects: kept, shape, axes, of_answers, framing, correct })
+    Ok(Scanned { subjects: kept, sides, slices, axes, of_answers, framing, correct })
 }
 
 /// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and

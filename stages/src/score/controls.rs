@@ -46,28 +46,36 @@ fn random(id: &str, seed: u64, pixels: usize) -> Vec<f64> {
     (1..=pixels as u64).map(|draw| key.uniform(draw)).collect()
 }
 
-/// A Gaussian whose deviation is a quarter of the shorter side.
+/// A Gaussian whose deviation is a quarter of the shorter side, along the slices of a volume of their number.
 fn center(shape: Shape) -> Vec<f64> {
     let deviation = shape.height.min(shape.width) as f64 / 4.0;
+    let across = 2.0 * deviation * deviation;
+    let deep = shape.depth.map(|slices| 2.0 * (slices as f64 / 4.0) * (slices as f64 / 4.0));
     let middle = |length: usize| (length as f64 - 1.0) / 2.0;
+    let slice = shape.height * shape.width;
     (0..shape.pixels())
         .map(|index| {
-            let down = (index / shape.width) as f64 - middle(shape.height);
+            let down = (index % slice / shape.width) as f64 - middle(shape.height);
             let right = (index % shape.width) as f64 - middle(shape.width);
-            libm::exp(-(down * down + right * right) / (2.0 * deviation * deviation))
+            let within = -(down * down + right * right) / across;
+            let forward = (index / slice) as f64 - middle(shape.depth.unwrap_or(1));
+            libm::exp(deep.map_or(within, |deep| within - forward * forward / deep))
         })
         .collect()
 }
 
-/// Sobel's operator on the mean of the channels; border pixels are repeated outwards.
+/// Sobel's operator on the mean of the channels, of volumes that of three axes; border pixels are repeated outwards.
 fn edge(image: &[f32], shape: Shape) -> Vec<f64> {
-    let (height, width) = (shape.height as i64, shape.width as i64);
     let grey: Vec<f64> = (0..shape.pixels())
         .map(|pixel| {
             let channels = image[pixel..].iter().step_by(shape.pixels());
             channels.map(|value| f64::from(*value)).sum::<f64>() / shape.channels as f64
         })
         .collect();
+    if let Some(slices) = shape.depth {
+        return volume_edge(&grey, [slices, shape.height, shape.width]);
+    }
+    let (height, width) = (shape.height as i64, shape.width as i64);
     let at = |row: i64, column: i64| {
         grey[(row.clamp(0, height - 1) * width + column.clamp(0, width - 1)) as usize]
     };
@@ -88,6 +96,30 @@ fn edge(image: &[f32], shape: Shape) -> Vec<f64> {
         .collect()
 }
 
+/// Differences along each axis, smoothed by 1, 2, 1 along the others.
+fn volume_edge(grey: &[f64], lengths: [usize; 3]) -> Vec<f64> {
+    let strides = [lengths[1] * lengths[2], lengths[2], 1];
+    // `weights` of the voxel before, the voxel itself and the one behind it.
+    let along = |values: &[f64], axis: usize, weights: [f64; 3]| -> Vec<f64> {
+        let value = |index: usize| {
+            let place = index / strides[axis] % lengths[axis];
+            let before = if place == 0 { index } else { index - strides[axis] };
+            let behind = if place + 1 == lengths[axis] { index } else { index + strides[axis] };
+            weights[0] * values[before] + weights[1] * values[index] + weights[2] * values[behind]
+        };
+        (0..values.len()).map(value).collect()
+    };
+    let difference = |axis: usize| {
+        let smooth = |values: Vec<f64>, other: usize| along(&values, other, [1.0, 2.0, 1.0]);
+        let own = along(grey, axis, [-1.0, 0.0, 1.0]);
+        (0..3).filter(|other| *other != axis).fold(own, smooth)
+    };
+    let [z, y, x] = [0, 1, 2].map(difference);
+    (0..grey.len())
+        .map(|index| (z[index] * z[index] + y[index] * y[index] + x[index] * x[index]).sqrt())
+        .collect()
+}
+
 fn abs_difference(image: &[f32], reference: &[f32], shape: Shape) -> Vec<f64> {
     (0..shape.pixels())
         .map(|pixel| {
@@ -101,7 +133,7 @@ fn abs_difference(image: &[f32], reference: &[f32], shape: Shape) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { channels: 2, height: 3, width: 4 };
+    const SHAPE: Shape = Shape::flat(2, 3, 4);
 
     #[test]
     fn a_random_map_is_of_its_sample_and_seed() {
@@ -113,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_bump_is_symmetric_and_greatest_in_the_middle() {
-        let map = center(Shape { channels: 1, height: 3, width: 3 });
+        let map = center(Shape::flat(1, 3, 3));
         assert_eq!((map[0], map[1]), (map[8], map[7]));
         assert!(map[4] == 1.0 && map[4] > map[1] && map[1] > map[0]);
     }
@@ -126,6 +158,18 @@ mod tests {
         let map = edge(&step, SHAPE);
         assert_eq!(map[4..8], [0.0, 2.0, 2.0, 0.0]);
         assert!(edge(&[0.7; 24], SHAPE).iter().all(|value| value.abs() < 1e-6));
+    }
+
+    #[test]
+    fn volumes_have_a_middle_and_edges_along_three_axes() {
+        let shape = Shape::volume(1, [3, 3, 3]);
+        let map = center(shape);
+        assert_eq!((map[13], map[0], map[4]), (1.0, map[26], map[22]));
+        assert!(map[4] < map[13] && map[0] < map[4]);
+        // Slices 0, 0, 1: a step of 1 under weights of 4 x 4.
+        let step: Vec<f32> = (0..27).map(|index| if index < 18 { 0.0 } else { 1.0 }).collect();
+        let edges = edge(&step, shape);
+        assert_eq!((edges[0], edges[9], edges[18]), (0.0, 16.0, 16.0));
     }
 
     #[test]

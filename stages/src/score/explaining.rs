@@ -18,7 +18,7 @@ use super::layers::RandomLayers;
 use super::metric::Metric;
 use super::{Mode, Params};
 use crate::attribute::{Again, Changed};
-use crate::images::ImageSet;
+use crate::images::Pixels;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::target::ClassTarget;
 
@@ -58,7 +58,7 @@ pub(super) struct Explaining<'a, 'c> {
     pub(super) again: &'a Again<'a, 'c>,
     pub(super) model: &'a Model,
     pub(super) layers: &'a RandomLayers<'a>,
-    pub(super) images: &'a ImageSet,
+    pub(super) images: &'a dyn Pixels,
     pub(super) shape: Shape,
     pub(super) params: &'a Params,
     pub(super) context: &'a StageContext<'c>,
@@ -88,7 +88,10 @@ impl Explaining<'_, '_> {
         classes: &[usize],
     ) -> Result<Vec<ByMap>, StageError> {
         // What Quantus normalises together has to be together.
-        let size = if self.params.mode == Mode::Quantus { maps.len().max(1) } else { CHUNK };
+        let size = match self.params.mode {
+            Mode::Quantus => maps.len().max(1),
+            Mode::Reference => self.images.at_a_time(CHUNK as i64) as usize,
+        };
         let mut values: Vec<ByMap> = metrics
             .iter()
             .map(|metric| {
@@ -161,6 +164,11 @@ impl Chunk<'_, '_, '_> {
         self.setting.params
     }
 
+    /// Images of a pass through the model.
+    fn batch(&self) -> usize {
+        self.setting.images.at_a_time(self.params().batch).max(1) as usize
+    }
+
     fn is_quantus(&self) -> bool {
         self.params().mode == Mode::Quantus
     }
@@ -203,18 +211,17 @@ impl Chunk<'_, '_, '_> {
         self.explain(&model, self.targets, None, images)
     }
 
-    /// Rows of a function of pixels `[batch, 3, side, side]`, flat.
+    /// Rows of a function of pixels as the model takes them, flat.
     fn rows_of(
         &self,
         images: &Images<'_>,
         of: impl Fn(&Tensor) -> Result<Tensor, StageError>,
     ) -> Result<Vec<Vec<f64>>, StageError> {
-        let Shape { channels, height, width } = self.setting.shape;
         let mut rows = Vec::with_capacity(images.len());
-        for part in images.chunks(self.params().batch.max(1) as usize) {
+        for part in images.chunks(self.batch()) {
             self.setting.context.check_cancelled()?;
             let values: Vec<f32> = part.iter().flat_map(|(_, image)| image.iter().copied()).collect();
-            let pixels = Tensor::from_vec(values, (part.len(), channels, height, width), &DEVICE);
+            let pixels = Tensor::from_vec(values, self.setting.shape.batch(part.len()), &DEVICE);
             let rows_of_part = of(&pixels.map_err(tensor_error)?)?.flatten_from(1);
             let values: Vec<Vec<f32>> = rows_of_part.and_then(|rows| rows.to_vec2()).map_err(tensor_error)?;
             rows.extend(values.into_iter().map(|row| row.into_iter().map(f64::from).collect::<Vec<_>>()));
@@ -265,7 +272,7 @@ impl Chunk<'_, '_, '_> {
 
     /// A key of a sample's image: neither of its place nor of those beside it.
     fn key(&self, domain: &str, place: usize) -> Key {
-        let id = self.setting.images.ids[self.places[place]].as_str();
+        let id = self.setting.images.ids()[self.places[place]].as_str();
         Key::derive(domain, self.params().seed as u64, &[id.into()])
     }
 
@@ -466,7 +473,7 @@ impl Chunk<'_, '_, '_> {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let evaluator = Evaluator::new(&score, self.params().batch.max(1) as usize).observed(&observer);
+        let evaluator = Evaluator::new(&score, self.batch()).observed(&observer);
         let engine = Engine::new(&evaluator, self.setting.shape);
         let values = if self.is_quantus() {
             let raw: Vec<Vec<f64>> = self.samples.iter().map(|sample| sample.map.to_vec()).collect();

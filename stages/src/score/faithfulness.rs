@@ -20,7 +20,7 @@ use pipe_models::random::Key;
 use super::metric::Metric;
 use super::references::References;
 use super::{Params, ScoreSpace};
-use crate::images::ImageSet;
+use crate::images::Pixels;
 use crate::model::tensor_error;
 use crate::target::ClassScore;
 
@@ -60,7 +60,7 @@ pub(super) struct Faithfulness<'a, 'c> {
     /// The logit of each subject's class, and its probability.
     pub(super) logit: &'a ClassScore<'a>,
     pub(super) probability: &'a ClassScore<'a>,
-    pub(super) images: &'a ImageSet,
+    pub(super) images: &'a dyn Pixels,
     /// What removed pixels become.
     pub(super) removed: &'a References,
     pub(super) shape: Shape,
@@ -72,7 +72,7 @@ pub(super) struct Faithfulness<'a, 'c> {
 }
 
 /// The images of a set of rows, flat.
-pub(super) fn pixels(images: &ImageSet, rows: &[usize]) -> Result<Vec<f32>, StageError> {
+pub(super) fn pixels(images: &dyn Pixels, rows: &[usize]) -> Result<Vec<f32>, StageError> {
     images.batch(rows)?.flatten_all().and_then(|pixels| pixels.to_vec1()).map_err(tensor_error)
 }
 
@@ -167,7 +167,7 @@ impl Faithfulness<'_, '_> {
         prediction: Prediction,
     ) -> Result<Vec<Vec<Value>>, StageError> {
         let mut values = vec![Vec::with_capacity(maps.len()); metrics.len()];
-        for chunk in maps.chunks(CHUNK) {
+        for chunk in maps.chunks(self.images.at_a_time(CHUNK as i64) as usize) {
             self.context.check_cancelled()?;
             let rows: Vec<usize> = chunk.iter().map(|asked| asked.image).collect();
             let pixels = pixels(self.images, &rows)?;
@@ -180,7 +180,7 @@ impl Faithfulness<'_, '_> {
                 true => rows
                     .iter()
                     .zip(&samples)
-                    .map(|(row, sample)| self.removed.image(*row, &self.images.ids[*row], sample.image))
+                    .map(|(row, sample)| self.removed.image(*row, &self.images.ids()[*row], sample.image))
                     .collect::<Result<_, _>>()?,
                 false => Vec::new(),
             };
@@ -240,7 +240,7 @@ impl Part<'_, '_, '_> {
                 false => ControlFlow::Continue(()),
             }
         };
-        let batch = setting.params.batch.max(1) as usize;
+        let batch = setting.images.at_a_time(setting.params.batch).max(1) as usize;
         let evaluator = Evaluator::new(score, batch).observed(&observer);
         let result = call(&Engine::new(&evaluator, setting.shape));
         setting.done.set(before + evaluator.passes().forward);
@@ -300,7 +300,7 @@ impl Part<'_, '_, '_> {
 
     /// A key of a sample's image: neither of its place nor of those beside it.
     fn key(&self, domain: &str, sample: usize) -> Key {
-        let id = self.setting.images.ids[self.rows[sample]].as_str();
+        let id = self.setting.images.ids()[self.rows[sample]].as_str();
         Key::derive(domain, self.setting.params.seed as u64, &[id.into()])
     }
 

@@ -28,7 +28,7 @@ pub(super) struct Settings {
     pub(super) mode: Mode,
     /// Pixels of a row of a map.
     pub(super) width: usize,
-    /// Pixels around the mask that the tolerant pointing game accepts.
+    /// Pixels, or voxels, around the mask that the tolerant pointing game accepts.
     pub(super) tolerance: f64,
     /// Quantus mode: the greatest magnitude of all maps of the call, by which each is divided, and the
     /// number of maps.

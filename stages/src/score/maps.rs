@@ -31,15 +31,19 @@ pub(crate) struct Maps {
     pub(crate) baseline: Option<String>,
     /// Axes of the study, which may tell these maps from others of the method.
     pub(crate) axes: BTreeMap<String, String>,
-    /// Height and width.
-    pub(crate) shape: [usize; 2],
+    /// Slices, height and width; flat images are one slice.
+    pub(crate) shape: [usize; 3],
+    /// Whether they are maps of volumes.
+    pub(crate) of_volumes: bool,
+    /// What a model of flat images saw of volumes slice by slice, if the file says so.
+    pub(crate) slices: Option<String>,
     /// Each subject with its map, row by row, or why there is none.
     pub(crate) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
     /// Of each row whether the model is right about the sample, if the file says so.
     pub(crate) correct: Vec<Option<bool>>,
     /// Where the maps lie on their images, if the file says so.
     pub(crate) framing: Option<Framing>,
-    /// Whether they explain answers to questions.
+    /// Whether they explain answers to questions, or the likeness of images and texts: no classes.
     pub(crate) of_answers: bool,
     /// The digest of the checkpoint that was explained, if the file says so.
     pub(crate) checkpoint: Option<String>,
@@ -87,13 +91,14 @@ impl Maps {
         let method = method.ok_or("its metadata has no `method`")?;
         let (values, shape) = tensors(batch, "saliency").ok_or("it has no column `saliency` of tensors")?;
         let shape = match shape.as_slice() {
-            [height, width] | [1, height, width]
-                if (1..=LONGEST_SIDE).contains(height) && (1..=LONGEST_SIDE).contains(width) =>
-            {
-                [*height, *width]
-            }
-            other => return Err(format!("its maps have the shape {other:?}; height and width are expected")),
+            sides if sides.iter().any(|side| !(1..=LONGEST_SIDE).contains(side)) => None,
+            [height, width] => Some([1, *height, *width]),
+            [slices, height, width] => Some([*slices, *height, *width]),
+            _ => None,
         };
+        let shape =
+            shape.ok_or("its maps are neither of height and width nor of slices, height and width")?;
+        let of_volumes = shape[0] > 1;
         let ids = texts(batch, "id").ok_or("it has no text column `id`")?;
         let images = texts(batch, "image_id");
         let questions = texts(batch, "question");
@@ -110,7 +115,7 @@ impl Maps {
         });
         let correct = correct.collect();
         let column = batch.column_by_name("saliency").ok_or("it has no column `saliency`")?;
-        let length = shape[0] * shape[1];
+        let length = shape.iter().product::<usize>();
         let mut rows = Vec::with_capacity(ids.len());
         for (row, id) in ids.into_iter().enumerate() {
             let id = id.ok_or_else(|| format!("row {row} has no id"))?;
@@ -141,7 +146,21 @@ impl Maps {
         let params = metadata.get("params").cloned();
         let framing = Framing::read(|key| metadata.get(key));
         let axes = axes(input);
-        Ok(Self { method, baseline, axes, shape, rows, correct, framing, of_answers, checkpoint, params })
+        let slices = metadata.get("volumes").cloned();
+        Ok(Self {
+            method,
+            baseline,
+            axes,
+            shape,
+            of_volumes,
+            slices,
+            rows,
+            correct,
+            framing,
+            of_answers,
+            checkpoint,
+            params,
+        })
     }
 }
 

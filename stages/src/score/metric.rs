@@ -219,6 +219,18 @@ impl Metric {
         matches!(self, Self::ParameterRandomisation | Self::SmoothParameterRandomisation)
     }
 
+    /// Why it is not defined for volumes, if so.
+    pub(super) fn undefined_of_volumes(self) -> Option<&'static str> {
+        match self {
+            Self::Focus => Some("mosaics are flat"),
+            Self::Compactness => Some("it is the spread of areas, and the map is one of a volume"),
+            Self::Road | Self::RoadLeastFirst | Self::RoadGap => {
+                Some("its imputation from neighbours is defined for flat images")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether Quantus has it.
     pub(super) fn is_in_quantus(self) -> bool {
         self.modes() == Modes::Both

@@ -12,6 +12,7 @@ mod metric;
 mod references;
 mod rows;
 mod scoring;
+mod seen;
 #[cfg(test)]
 mod tests;
 
@@ -322,11 +323,15 @@ impl StageKind for Score {
                 InputPort::required(
                     "images",
                     &[artifact::IMAGES, artifact::VOLUMES],
-                    "the images that were explained, or the volumes that a model of flat images sees one slice of",
+                    "the images or volumes that were explained",
                 )
                 .class(InputClass::Lookup),
-                InputPort::optional("masks", &[artifact::MASKS], "where the lesions are: for localisation")
-                    .class(InputClass::Lookup),
+                InputPort::optional(
+                    "masks",
+                    &[artifact::MASKS, artifact::VOLUME_MASKS],
+                    "where the lesions are: for localisation",
+                )
+                .class(InputClass::Lookup),
                 InputPort::optional(
                     "checkpoint",
                     &[artifact::CHECKPOINT],

@@ -12,7 +12,7 @@ pub(super) enum References {
     /// black.
     Plain {
         /// Values of the channels.
-        channels: [f32; 3],
+        channels: Vec<f32>,
         /// Pixels of a channel.
         pixels: usize,
     },
@@ -87,7 +87,7 @@ fn neighbourhood(image: &[f32], shape: Shape, patch: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { channels: 2, height: 2, width: 4 };
+    const SHAPE: Shape = Shape::flat(2, 2, 4);
 
     #[test]
     fn a_neighbourhood_is_a_patch_of_a_channel() {
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_blur_keeps_what_is_the_same_everywhere_but_at_the_border() {
-        let shape = Shape { channels: 1, height: 13, width: 13 };
+        let shape = Shape::flat(1, 13, 13);
         let blurred = References::Blur(shape).image(0, "a", &[2.0; 169]).unwrap();
         assert!((blurred[6 * 13 + 6] - 2.0).abs() < 1e-5 && blurred[0] < 1.0);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pipe_attribution::metrics::{Mask, Perturbation, Prediction, Shape, patches};
+use pipe_attribution::metrics::{Mask, Perturbation, Prediction, Shape, patch_depth, patches};
 use serde_json::json;
 
 use super::explaining::{BINS, QUANTUS_TRANSLATIONS, SMOOTH_NOISE, noise_of};
@@ -94,8 +94,12 @@ impl Rows<'_> {
         use Metric::*;
         let (params, shape) = (self.params, self.shape);
         let is_quantus = params.mode == Mode::Quantus;
-        let patch = params.patch_side(shape);
-        let patches = || patches(shape, patch).len();
+        let side = params.patch_side(shape);
+        let patches = || patches(shape, side).len();
+        let patch = match shape.depth {
+            Some(_) => json!([patch_depth(shape, side), side, side]),
+            None => json!(side),
+        };
         let steps = steps(params, shape);
         let json = match metric {
             Deletion

@@ -5,24 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_attribution::metrics::{Mask, Prediction, Shape};
 use pipe_engine::{StageContext, StageError};
-use pipe_models::Preprocessor;
-use pipe_models::preprocess::Fit;
 use rayon::prelude::*;
 
-use super::choice::{CHANNELS, Scanned, chosen, first_images, random_images, scan};
+use super::choice::{Scanned, chosen, first_images, random_images, scan};
 use super::controls::Control;
 use super::explaining::{ByMap, Explaining};
 use super::faithfulness::{Asked, Faithfulness, uses_baseline};
 use super::layers::RandomLayers;
 use super::map_metrics::Settings;
 use super::maps::{Maps, Subject};
-use super::masks;
 use super::metric::{Metric, Needs};
 use super::references::References;
 use super::rows::{Row, Rows, Scored};
-use super::{Baseline, Mode, Params};
+use super::seen::{Seen, Shown};
+use super::{Mode, Params};
 use crate::attribute::{Again, Method};
-use crate::images::ImageSet;
+use crate::images::Pixels;
 use crate::mean_image::MeanImages;
 use crate::model::{Model, tensor_error};
 use crate::table::Table;
@@ -43,7 +41,7 @@ pub(super) struct Scoring<'a, 'c> {
     asked: Option<BTreeSet<String>>,
     /// The images whose maps are explained again; all if there is no limit.
     explained: Option<BTreeSet<String>>,
-    images: ImageSet,
+    images: Box<dyn Pixels>,
     masks: Option<BTreeMap<String, Mask>>,
     removed: References,
     /// Mean training images, for the control that compares with them.
@@ -76,64 +74,20 @@ impl<'a, 'c> Scoring<'a, 'c> {
         };
         let has_masks = context.optional_input("masks").is_some();
         let metrics = chosen(params, has_masks, model.is_some())?;
-        let Scanned { subjects, shape, axes, of_answers, framing, correct } = scan(params, context)?;
+        let Scanned { subjects, sides, slices, axes, of_answers, framing, correct } = scan(params, context)?;
         if of_answers && model.is_some() {
-            let reason =
-                "the maps explain answers to questions, which no classifier gives: leave `checkpoint` out";
+            let reason = "the maps explain answers to questions or similarities with texts, which no classifier gives: leave \
+                 `checkpoint` out";
             return Err(StageError::input("saliency", reason));
         }
-        let preprocessor = match &model {
-            Some(model) if model.preprocessor()?.side != shape.height => {
-                let reason = format!(
-                    "its maps are {0} x {0}, the images of the checkpoint's model {1} x {1}",
-                    shape.height,
-                    model.preprocessor()?.side
-                );
-                return Err(StageError::input("saliency", reason));
-            }
-            Some(model) => model.preprocessor()?.clone(),
-            // The maps say where on the images they lie; those that do not are taken as CLIP's, whose models of
-            // questions see the whole.
-            None => {
-                let fit = match framing {
-                    Some(framing) => framing.fit(),
-                    None if of_answers => Fit::Stretch,
-                    None => Fit::Shortest(shape.height),
-                };
-                Preprocessor { fit, ..Preprocessor::clip(shape.height) }
-            }
-        };
         let is_right = subjects.iter().map(|subject| correct.get(subject).copied()).collect();
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.image.as_str()).collect();
         let asked = first_images(&subjects, params.model_limit);
         let explained = random_images(&subjects, params.explained(), params.seed as u64);
-        let own = context.input("images")?;
-        let images = ImageSet::read_only(own, &wanted, &preprocessor, context)?;
-        let masks = match context.optional_input("masks") {
-            Some(artifact) => {
-                Some(masks::read(artifact, &params.regions, &preprocessor, &|id| wanted.contains(id))?)
-            }
-            None => None,
-        };
-        let read_means = |artifact| MeanImages::read(artifact, own, &images.ids, &preprocessor, context);
-        // Without images nothing is compared with a mean.
-        let means = match context.optional_input("reference").filter(|_| images.len() > 0) {
-            Some(artifact) => Some(read_means(artifact)?),
-            None => None,
-        };
-        let pixels = shape.pixels();
-        let removed = match params.baseline {
-            Baseline::Zero => References::Plain { channels: [0.0; CHANNELS], pixels },
-            Baseline::Black => References::Plain { channels: preprocessor.black(), pixels },
-            Baseline::Blur => References::Blur(shape),
-            Baseline::Uniform => References::Uniform { seed: params.seed as u64 },
-            Baseline::Neighbourhood => References::Neighbourhood { shape, patch: params.patch_side(shape) },
-            Baseline::Mean if images.len() == 0 => References::Plain { channels: [0.0; CHANNELS], pixels },
-            Baseline::Mean => References::Mean(match &means {
-                Some(means) => means.clone(),
-                None => read_means(own)?,
-            }),
-        };
+        let shown =
+            Shown { params, sides, slices, of_answers, framing, model: model.as_ref(), wanted, context };
+        let Seen { images, masks, removed, means, shape } =
+            if sides[0] > 1 { shown.volumes()? } else { shown.flat()? };
         let checkpoint = context.optional_input("checkpoint").map(|artifact| artifact.digest.to_hex());
         Ok(Self {
             params,
@@ -183,7 +137,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let faithfulness = scores.as_ref().map(|(logit, probability)| Faithfulness {
             logit,
             probability,
-            images: &self.images,
+            images: self.images.as_ref(),
             removed: &self.removed,
             shape: self.shape,
             params: self.params,
@@ -221,9 +175,13 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 _ => None,
             };
             let again = match (&self.model, &other) {
-                (Some(model), None) if layers.is_some() => {
-                    Again::new(maps.params.as_deref(), self.params.batch, model, &self.images, self.context)?
-                }
+                (Some(model), None) if layers.is_some() => Again::new(
+                    maps.params.as_deref(),
+                    self.params.batch,
+                    model,
+                    self.images.as_ref(),
+                    self.context,
+                )?,
                 (_, Some(reason)) => Err(reason.clone()),
                 _ => Err("there is no checkpoint".to_owned()),
             };
@@ -232,7 +190,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                     again,
                     model,
                     layers,
-                    images: &self.images,
+                    images: self.images.as_ref(),
                     shape: self.shape,
                     params: self.params,
                     context: self.context,
@@ -281,7 +239,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             params: self.params,
             metrics: &self.metrics,
             subjects: &self.subjects,
-            groups: self.places().into_iter().map(|place| self.images.groups[place].clone()).collect(),
+            groups: self.places().into_iter().map(|place| self.images.groups()[place].clone()).collect(),
             masks: self.masks.as_ref(),
             shape: self.shape,
             axes: &self.axes,
@@ -310,7 +268,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
     fn predictions(&self, model: &Model) -> Result<Vec<usize>, StageError> {
         let places = self.places();
         let mut predicted = Vec::with_capacity(places.len());
-        for rows in places.chunks(self.params.batch.max(1) as usize) {
+        for rows in places.chunks(self.images.at_a_time(self.params.batch).max(1) as usize) {
             self.context.check_cancelled()?;
             let logits = model.logits(&self.images.batch(rows)?, None)?;
             let classes: Vec<u32> = logits
@@ -373,10 +331,18 @@ impl<'a, 'c> Scoring<'a, 'c> {
         prediction: Prediction,
     ) -> Result<Vec<Row>, StageError> {
         let settings = self.settings(maps);
+        let undefined =
+            |metric: &Metric| self.shape.depth.and_then(|_| metric.undefined_of_volumes()).map(str::to_owned);
         let of = |needs: Needs| -> Vec<Metric> {
-            self.metrics.iter().copied().filter(|metric| metric.needs() == needs).collect()
+            let wanted = |metric: &Metric| metric.needs() == needs && undefined(metric).is_none();
+            self.metrics.iter().copied().filter(wanted).collect()
         };
         let mut values: BTreeMap<Metric, Vec<Result<f64, String>>> = BTreeMap::new();
+        for metric in &self.metrics {
+            if let Some(reason) = undefined(metric) {
+                values.insert(*metric, vec![Err(reason); maps.len()]);
+            }
+        }
         values.extend(self.faithful(
             &of(Needs::Model),
             maps,
@@ -393,6 +359,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
         }
         for metric in &self.metrics {
             let of_metric = match metric.needs() {
+                _ if undefined(metric).is_some() => continue,
                 Needs::Model | Needs::Method => continue,
                 Needs::Predictions => self.among_others(*metric, maps, asking.predicted, &settings),
                 Needs::Nothing | Needs::Mask => maps

@@ -23,6 +23,7 @@ use super::metric::Needs;
 use super::{Baseline, LayerOrder, Metric, Mode, Params, Preset, Score, ScoreSpace};
 use crate::attribute::{self, Attribute};
 use crate::compute::Compute;
+use crate::images::Pixels as _;
 use crate::ipc::{tensor_column, write_file};
 use crate::model::{DEVICE, Head, HeadDescription, Model};
 use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
@@ -416,7 +417,7 @@ fn naive(study: &Study, id: &str, map: &[f32], deletion: bool, removed: &[f32], 
     let images = &study.inputs["images"][0].artifact;
     let set = crate::images::ImageSet::read(images, &[], model.preprocessor().unwrap(), &context).unwrap();
     let image: Vec<f32> = set.batch(&[set.places()[id]]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let shape = pipe_attribution::metrics::Shape { channels: 3, height: SIDE, width: SIDE };
+    let shape = pipe_attribution::metrics::Shape::flat(3, SIDE, SIDE);
     let blurred = pipe_attribution::metrics::blurred(&image, shape);
     let (mut current, end) = if deletion { (image, removed.to_vec()) } else { (blurred, image) };
     let mut order: Vec<usize> = (0..PIXELS).collect();
@@ -492,7 +493,7 @@ fn pixels_become_what_the_baseline_says() {
     let images = &study.inputs["images"][0].artifact;
     let set = crate::images::ImageSet::read(images, &[], model.preprocessor().unwrap(), &context).unwrap();
     let image: Vec<f32> = set.batch(&[set.places()["b"]]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let shape = pipe_attribution::metrics::Shape { channels: 3, height: SIDE, width: SIDE };
+    let shape = pipe_attribution::metrics::Shape::flat(3, SIDE, SIDE);
     let params = Params { metrics: vec![Metric::Deletion], steps: 16, patch: Some(4), ..Params::default() };
     use super::references::References;
     for (baseline, references) in [

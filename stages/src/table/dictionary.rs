@@ -135,9 +135,9 @@ const ARROW: &[(&str, &str, More)] = &[
         "saliency",
         "Saliency maps, one row per image and target; method, model, layer and baseline are in the metadata of the file.",
         &[
-            ("id", "text", "the image"),
+            ("id", "text", "the image; the question or caption, with its image in `image_id`"),
             ("target_kind", "text", "what was explained: a class, or the similarity to a text"),
-            ("target", "text", "the class that was explained"),
+            ("target", "text", "the class or text that was explained"),
             ("target_index", "int32", "its number, from 0"),
             (
                 "correct",

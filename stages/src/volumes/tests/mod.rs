@@ -1,5 +1,6 @@
 //! Invented scans in CT-RATE's layout through a small CT-CLIP, and models with one tower.
 
+mod scored;
 mod study;
 
 use candle_core::Tensor;

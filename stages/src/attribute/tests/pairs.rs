@@ -1,0 +1,260 @@
+//! Similarities with captions and texts, on phantoms and a tiny CLIP with random weights.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Tensor, Var};
+use pipe_attribution::Score;
+use pipe_engine::StageKind;
+use pipe_models::normalise;
+use serde_json::{Value as Json, json};
+
+use super::{Attribute, Compute, DEVICE, Head, HeadDescription, HeadInput, Maps, Model, Params, read_file};
+use crate::attribute_text::AttributeText;
+use crate::checkpoint::Checkpoint;
+use crate::phantom::IngestPhantom;
+use crate::report::Report;
+use crate::score::Score as ScoreMaps;
+use crate::table::read;
+use crate::target::{ClassScore, ClassTarget};
+use crate::testing::{Made, run};
+use crate::tokenizer::TrainTokenizer;
+
+struct Study {
+    phantoms: Made,
+    checkpoint: Made,
+}
+
+impl Study {
+    fn new() -> Self {
+        let phantoms = run(&IngestPhantom, &json!({ "size": 28, "train": 8, "test": 5 }), &[]).unwrap();
+        let text = [("text", &phantoms["captions"])];
+        let tokenizer = run(&TrainTokenizer, &json!({ "vocab_size": 300 }), &text).unwrap();
+        let tower = json!({ "width": 16, "layers": 2, "heads": 2 });
+        let params = json!({
+            "init": "random", "image_size": 28, "patch": 7, "vision": tower, "text": tower, "context": 128,
+            "projection": 16,
+        });
+        let checkpoint = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+        Self { phantoms, checkpoint }
+    }
+
+    fn made(&self, params: &Json, captions: Option<&Made>) -> Result<Made, pipe_engine::StageError> {
+        let mut inputs =
+            vec![("images", &self.phantoms["images"]), ("checkpoint", &self.checkpoint["checkpoint"])];
+        inputs.extend(captions.map(|made| ("captions", &made["captions"])));
+        run(&Attribute, params, &inputs)
+    }
+
+    fn maps(&self, params: &Json) -> Maps {
+        let captions = params.get("text").is_none().then_some(&self.phantoms);
+        maps(&self.made(params, captions).unwrap())
+    }
+
+    fn captions(&self) -> BTreeMap<String, (String, String)> {
+        let table = read(&self.phantoms["captions"]).unwrap();
+        let ids = table.int64("caption_id").unwrap().iter().map(|id| id.unwrap().to_string());
+        let images = table.strings("image_id").unwrap().into_iter().map(str::to_owned);
+        let texts = table.strings("caption").unwrap().into_iter().map(str::to_owned);
+        ids.zip(images.zip(texts)).collect()
+    }
+}
+
+fn maps(made: &Made) -> Maps {
+    Maps(read_file(&made["saliency"].files[0].location).unwrap())
+}
+
+/// The greatest difference as a share of the greatest magnitude.
+fn distance(ours: &[Vec<f64>], expected: &[Vec<f64>]) -> f64 {
+    assert_eq!(ours.len(), expected.len());
+    let size = expected.iter().flatten().fold(0.0f64, |most, value| most.max(value.abs()));
+    assert!(size > 0.0);
+    let pairs = ours.iter().flatten().zip(expected.iter().flatten());
+    pairs.fold(0.0f64, |most, (a, b)| most.max((a - b).abs())) / size
+}
+
+fn rows(maps: &Maps) -> Vec<Vec<f64>> {
+    maps.rows().into_iter().map(|row| row.iter().map(|value| f64::from(*value)).collect()).collect()
+}
+
+#[test]
+fn maps_and_words_of_a_pair_explain_one_score() {
+    let study = Study::new();
+    let maps = study.maps(&json!({ "steps": 40 }));
+    let captions = study.captions();
+    let (ids, images, targets) = (maps.text("id"), maps.text("image_id"), maps.text("target"));
+    assert_eq!(maps.0.num_rows(), 5);
+    assert_eq!(maps.0.schema().metadata()["target"], "caption");
+    for (row, id) in ids.iter().enumerate() {
+        let (image, text) = &captions[id.as_ref().unwrap()];
+        assert_eq!((images[row].as_ref(), targets[row].as_ref()), (Some(image), Some(text)));
+        assert_eq!(maps.text("target_kind")[row].as_deref(), Some("similarity"));
+        let way = maps.numbers("score")[row].unwrap() - maps.numbers("score_baseline")[row].unwrap();
+        let sum = maps.numbers("sum")[row].unwrap();
+        assert!((sum - way).abs() < 5e-3 * way.abs().max(1.0), "{sum} {way}");
+    }
+    let inputs = [
+        ("captions", &study.phantoms["captions"]),
+        ("images", &study.phantoms["images"]),
+        ("checkpoint", &study.checkpoint["checkpoint"]),
+    ];
+    let words = run(&AttributeText, &json!({ "method": "input_x_gradient" }), &inputs).unwrap();
+    let words = Maps(read_file(&words["words"].files[0].location).unwrap());
+    assert_eq!(words.text("id"), ids);
+    for (of_words, of_map) in words.numbers("score").iter().zip(maps.numbers("score")) {
+        assert!((of_words.unwrap() - of_map.unwrap()).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn maps_are_linear_in_what_is_subtracted() {
+    let study = Study::new();
+    let captions = study.captions();
+    for method in ["input_x_gradient", "integrated_gradients", "occlusion"] {
+        let own = study.maps(&json!({ "method": method, "steps": 8 }));
+        let of = |text: &str| rows(&study.maps(&json!({ "method": method, "steps": 8, "text": text })));
+        let ids: Vec<String> = own.text("id").into_iter().flatten().collect();
+        let by_text: Vec<Vec<Vec<f64>>> = ids.iter().map(|id| of(&captions[id].1)).collect();
+        let others = study.maps(&json!({ "method": method, "steps": 8, "against": "others" }));
+        let margin = study.maps(&json!({ "method": method, "steps": 8, "against": captions[&ids[0]].1 }));
+        assert!(others.text("target_kind").iter().all(|kind| kind.as_deref() == Some("margin")));
+        // One caption per image, in their order: text `t` of image `i`.
+        let value = |text: usize, image: usize, place: usize| by_text[text][image][place];
+        let expected = |of_image: &dyn Fn(usize, usize) -> f64| -> Vec<Vec<f64>> {
+            (0..5).map(|image| (0..28 * 28).map(|place| of_image(image, place)).collect()).collect()
+        };
+        let close = |ours: &Maps, expected: Vec<Vec<f64>>| {
+            let distance = distance(&rows(ours), &expected);
+            assert!(distance < 1e-3, "{method}: {distance}");
+        };
+        close(&own, expected(&|image, place| value(image, image, place)));
+        close(
+            &others,
+            expected(&|image, place| {
+                let of_others = (0..5).filter(|text| *text != image).map(|text| value(text, image, place));
+                value(image, image, place) - of_others.sum::<f64>() / 4.0
+            }),
+        );
+        let statuses = margin.text("status");
+        assert!(statuses[0].as_ref().unwrap().starts_with("not_applicable: "), "{statuses:?}");
+        let mut against_first = expected(&|image, place| value(image, image, place) - value(0, image, place));
+        against_first[0] = vec![0.0; 28 * 28];
+        close(&margin, against_first);
+    }
+}
+
+#[test]
+fn batches_change_nothing() {
+    let study = Study::new();
+    for method in ["integrated_gradients", "grad_cam", "attention_relevance", "score_cam", "kernel_shap"] {
+        let of = |batch: i64| rows(&study.maps(&json!({ "method": method, "steps": 8, "batch": batch })));
+        let distance = distance(&of(2), &of(5));
+        assert!(distance < 1e-3, "{method}: {distance}");
+    }
+}
+
+#[test]
+fn what_is_not_defined_says_why() {
+    let study = Study::new();
+    for method in
+        ["rise", "meaningful_perturbation", "deep_lift", "full_gradient", "excitation_backpropagation"]
+    {
+        let statuses = study.maps(&json!({ "method": method })).text("status");
+        let applies = |status: &Option<String>| !status.as_ref().unwrap().starts_with("not_applicable: ");
+        assert!(!statuses.iter().any(applies), "{method}: {statuses:?}");
+    }
+    let fewer = run(&IngestPhantom, &json!({ "size": 28, "train": 4, "test": 2 }), &[]).unwrap();
+    let made = study.made(&json!({ "method": "gradient", "splits": [] }), Some(&fewer)).unwrap();
+    let (statuses, images) = (maps(&made).text("status"), maps(&made).text("image_id"));
+    let missing = statuses.iter().filter(|status| status.as_ref().unwrap().contains("has no caption"));
+    assert!(missing.count() > 0 && images.iter().all(Option::is_some));
+    let refused = |params: Json, captions: Option<&Made>| {
+        study.made(&params, captions).err().map(|error| error.to_string()).unwrap()
+    };
+    assert!(refused(json!({ "target": "true" }), Some(&study.phantoms)).contains("target"));
+    assert!(refused(json!({ "text": "a dot" }), Some(&study.phantoms)).contains("leave out one"));
+    assert!(refused(json!({ "text": "a dot", "against": "others" }), None).contains("captions"));
+    let params = |json: Json| -> Params { serde_json::from_value(json).unwrap() };
+    let problems = Attribute.check(&params(json!({ "text": "a", "only_correct": true, "against": "a" })));
+    assert_eq!(
+        problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(),
+        ["against", "only_correct"]
+    );
+    let others = params(json!({ "against": "others" }));
+    assert!(!Attribute.is_row_wise(&others, &|port| port == "captions"));
+    assert!(Attribute.is_row_wise(&params(json!({})), &|port| port == "captions"));
+}
+
+#[test]
+fn controls_are_of_other_towers_and_maps_go_on() {
+    let study = Study::new();
+    let made = study.made(&json!({ "method": "occlusion", "limit": 2 }), Some(&study.phantoms)).unwrap();
+    let own = maps(&made);
+    let random = study.maps(&json!({ "method": "occlusion", "limit": 2, "random_weights": true, "seed": 3 }));
+    assert_eq!((own.0.num_rows(), own.text("id")), (2, random.text("id")));
+    assert_ne!(rows(&own), rows(&random));
+    let images = ("images", &study.phantoms["images"]);
+    let page = run(&Report, &json!({}), &[images, ("saliency", &made["saliency"])]).unwrap();
+    let page = std::fs::read_to_string(&page["page"].file("index.html").unwrap().location).unwrap();
+    let text = own.text("target")[0].clone().unwrap();
+    assert!(page.contains(&text) && page.contains("overlay of occlusion"));
+    let saliency = ("saliency", &made["saliency"]);
+    let scores = run(&ScoreMaps, &json!({}), &[saliency, images]).unwrap();
+    assert!(read(&scores["scores"]).unwrap().rows() > 0);
+    let checkpoint = ("checkpoint", &study.checkpoint["checkpoint"]);
+    let error = run(&ScoreMaps, &json!({}), &[saliency, images, checkpoint]).err().unwrap().to_string();
+    assert!(error.contains("similarities"), "{error}");
+}
+
+#[test]
+fn the_head_of_texts_is_the_model_s_similarity_with_its_gradient() {
+    let study = Study::new();
+    let model = Model::load(&study.checkpoint["checkpoint"], Compute::exact()).unwrap();
+    let towers = model.dual_encoder().unwrap();
+    let values: Vec<f32> = (0..3 * 16).map(|place| ((place * 7 % 11) as f32 - 5.0) / 5.0).collect();
+    let texts = Tensor::from_vec(values, (3, 16), &DEVICE).unwrap();
+    let scale = towers.logit_scale().exp().unwrap();
+    let head = Head {
+        input: HeadInput::Unit,
+        weight: normalise(&texts).unwrap().broadcast_mul(&scale).unwrap(),
+        bias: Tensor::zeros(3, candle_core::DType::F32, &DEVICE).unwrap(),
+        description: HeadDescription {
+            classes: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            task: "multi-class".to_owned(),
+        },
+    };
+    let pixels: Vec<f32> = (0..3 * 28 * 28).map(|place| ((place * 31 % 101) as f32 - 50.0) / 50.0).collect();
+    let pixels = Tensor::from_vec(pixels, (1, 3, 28, 28), &DEVICE).unwrap();
+    let expected = towers
+        .logits(&towers.image_tower().embed_images(&pixels, None).unwrap(), &texts)
+        .unwrap()
+        .to_vec2::<f32>()
+        .unwrap();
+    let model = model.with_head(head);
+    let targets = [ClassTarget { class: 2, against: None }];
+    let score = ClassScore::new(&model, &targets).unwrap();
+    let of = |pixels: &Tensor| score.score(pixels, &[0], None).unwrap().to_vec1::<f32>().unwrap()[0];
+    assert!((of(&pixels) - expected[0][2]).abs() < 1e-5 * expected[0][2].abs().max(1.0));
+    let variable = Var::from_tensor(&pixels).unwrap();
+    let gradients = score.score(&variable, &[0], None).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradient = gradients.get(&variable).unwrap().clone();
+    // Along the gradient and along another direction.
+    let other: Vec<f32> = (0..3 * 28 * 28).map(|place| ((place * 17 % 23) as f32 - 11.0) / 11.0).collect();
+    for direction in [gradient.clone(), Tensor::from_vec(other, (1, 3, 28, 28), &DEVICE).unwrap()] {
+        let norm = direction.sqr().unwrap().sum_all().unwrap().sqrt().unwrap();
+        let direction = direction.broadcast_div(&norm).unwrap();
+        let step = 0.05;
+        let at = |by: f64| f64::from(of(&(&pixels + (&direction * by).unwrap()).unwrap()));
+        let difference = (at(step) - at(-step)) / (2.0 * step);
+        let slope = (&gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let most = gradient.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+        assert!((difference - f64::from(slope)).abs() < 0.01 * f64::from(most), "{difference} {slope}");
+    }
+}
+
+#[test]
+fn a_given_text_is_the_target_of_every_image() {
+    let maps = Study::new().maps(&json!({ "method": "gradient", "text": "a round nodule" }));
+    assert!(maps.text("target").iter().all(|target| target.as_deref() == Some("a round nodule")));
+    assert_eq!((maps.0.num_rows(), maps.text("id")), (5, maps.text("image_id")));
+    assert_eq!(maps.0.schema().metadata()["target"], "a round nodule");
+}
