@@ -106,8 +106,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("bootstrap") => {
             let (scores, positive) = scored();
             time(rounds()?, || {
-                let ranking = Ranking::new(&scores);
-                let area = |weights: &[f64]| ranking.auroc(|row| positive[row], weights);
+                let ranking = Ranking::new(&scores, &positive);
+                let area = |weights: &[f64]| ranking.auroc(weights);
                 let estimate = bootstrap(&Groups::singles(scores.len()), 0, area);
                 let estimate = estimate.ok_or_else(|| std::io::Error::other("no area"))?;
                 let end = |end: Option<f64>| end.map_or("-".to_owned(), |value| format!("{value:.4}"));
