@@ -71,6 +71,15 @@ pub struct TableSummary {
     pub problem: Option<String>,
 }
 
+/// Runs that differ in their seed alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Runs {
+    /// Their number.
+    pub count: usize,
+    /// The standard deviation of their values.
+    pub deviation: f64,
+}
+
 /// A figure with its interval.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
@@ -80,6 +89,8 @@ pub struct Figure {
     pub low: Option<f64>,
     /// The upper bound of its interval.
     pub high: Option<f64>,
+    /// Where the value is the mean of several runs, what these are; such a figure has no interval.
+    pub runs: Option<Runs>,
 }
 
 /// Which figures a table for a paper shows.

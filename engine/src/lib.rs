@@ -39,7 +39,8 @@ mod why;
 mod workers;
 
 pub use answers::{
-    Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, StudyResult, StudyTables, TableSummary,
+    Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, Runs, StudyResult, StudyTables,
+    TableSummary,
 };
 pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;

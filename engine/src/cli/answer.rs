@@ -206,6 +206,7 @@ fn latex(answer: &Answer, digits: usize) -> String {
                 // After the end of a row this would be its argument.
                 '[' | ']' => escaped.extend(['{', character, '}']),
                 '\u{2013}' => escaped.push_str("--"),
+                '\u{b1}' => escaped.push_str("\\textpm{}"),
                 other => escaped.push(other),
             }
         }
@@ -300,6 +301,8 @@ mod tests {
         assert!(paper.contains(
             "\\textbackslash{}end\\{tabular\\}\\%\\&\\_\\$\\#\\textasciicircum{}\\textasciitilde{}"
         ));
+        let spread = text(&one("x", vec![Cell::Text("1 \u{b1} 2".to_owned())]), AnswerFormat::Latex, 3);
+        assert!(spread.contains("1 \\textpm{} 2"), "{spread}");
         for formula in ["=1+1", "+1", "-1", "@x", "\t=1", "=cmd|' /C calc'!A0"] {
             let line = text(&one("x", vec![Cell::Text(formula.to_owned())]), AnswerFormat::Csv, 3);
             assert!(line.trim_start_matches("x\n").trim_start_matches('"').starts_with('\''), "{line}");

@@ -4,7 +4,7 @@ use super::answer::{format, write};
 use super::arguments::{AnswerFormat, Arguments, ReportArguments};
 use super::query::{failure, results};
 use super::{CliError, exit};
-use crate::answers::{Answer, Cell, Figure, Grid, GridRequest};
+use crate::answers::{Answer, Cell, Figure, Grid, GridRequest, Runs};
 use crate::kind::Registry;
 
 pub(crate) fn report(
@@ -66,9 +66,14 @@ fn for_people(grid: &Grid, digits: usize) -> Answer {
         let Some((figure, value)) = figure.as_ref().and_then(|figure| Some((figure, figure.value?))) else {
             return Cell::Null;
         };
-        match figure.low.zip(figure.high) {
-            Some((low, high)) => Cell::Text(format!("{value:.digits$} [{low:.digits$}, {high:.digits$}]")),
-            None => Cell::Real(value),
+        match (figure.low.zip(figure.high), figure.runs) {
+            (_, Some(Runs { count, deviation })) => {
+                Cell::Text(format!("{value:.digits$} \u{b1} {deviation:.digits$} ({count} seeds)"))
+            }
+            (Some((low, high)), None) => {
+                Cell::Text(format!("{value:.digits$} [{low:.digits$}, {high:.digits$}]"))
+            }
+            (None, None) => Cell::Real(value),
         }
     };
     let row = |(labels, figures): &(Vec<String>, Vec<Option<Figure>>)| {
@@ -80,13 +85,27 @@ fn for_people(grid: &Grid, digits: usize) -> Answer {
     }
 }
 
-/// Three columns for each of the grid: the value and the bounds of its interval.
+/// Three columns for each of the grid: the value and the bounds of its interval; two more where there are means over
+/// seeds.
 fn for_machines(grid: &Grid) -> Answer {
-    let bounds = |name: &String| [name.clone(), format!("{name} ci_low"), format!("{name} ci_high")];
+    let has_runs = grid
+        .rows
+        .iter()
+        .flat_map(|(_, figures)| figures.iter().flatten())
+        .any(|figure| figure.runs.is_some());
+    let names: &[&str] =
+        if has_runs { &["", " ci_low", " ci_high", " std", " seeds"] } else { &["", " ci_low", " ci_high"] };
+    let bounds = |name: &String| names.iter().map(|more| format!("{name}{more}")).collect::<Vec<_>>();
     let cells = |figure: &Option<Figure>| {
         let number = |value: Option<f64>| value.map_or(Cell::Null, Cell::Real);
         let of = |value: fn(&Figure) -> Option<f64>| number(figure.as_ref().and_then(value));
-        [of(|figure| figure.value), of(|figure| figure.low), of(|figure| figure.high)]
+        let runs = figure.as_ref().and_then(|figure| figure.runs);
+        let mut cells = vec![of(|figure| figure.value), of(|figure| figure.low), of(|figure| figure.high)];
+        if has_runs {
+            cells.push(number(runs.map(|runs| runs.deviation)));
+            cells.push(runs.map_or(Cell::Null, |runs| Cell::Integer(runs.count as i64)));
+        }
+        cells
     };
     let row = |(labels, figures): &(Vec<String>, Vec<Option<Figure>>)| {
         labels.iter().cloned().map(Cell::Text).chain(figures.iter().flat_map(cells)).collect()
@@ -119,7 +138,7 @@ mod tests {
 
     #[test]
     fn intervals_stand_beside_values_or_apart() {
-        let figure = |value, low, high| Some(Figure { value, low, high });
+        let figure = |value, low, high| Some(Figure { value, low, high, runs: None });
         let grid = Grid {
             headers: vec!["model".into()],
             columns: vec!["a".into(), "b".into()],
@@ -137,5 +156,23 @@ mod tests {
         let machines = for_machines(&grid);
         assert_eq!(machines.columns, ["model", "a", "a ci_low", "a ci_high", "b", "b ci_low", "b ci_high"]);
         assert_eq!(machines.rows[0][1..4], [Cell::Real(0.5), Cell::Real(0.25), Cell::Real(0.75)]);
+    }
+
+    #[test]
+    fn means_over_seeds_stand_beside_their_deviation() {
+        let runs = Some(Runs { count: 3, deviation: 0.25 });
+        let mean = Some(Figure { value: Some(0.5), low: None, high: None, runs });
+        let one = Some(Figure { value: Some(1.0), low: Some(0.5), high: Some(1.5), runs: None });
+        let grid = Grid {
+            headers: vec!["model".into()],
+            columns: vec!["a".into()],
+            rows: vec![(vec!["x".into()], vec![mean]), (vec!["y".into()], vec![one])],
+        };
+        let people = for_people(&grid, 2);
+        assert_eq!(people.rows[0][1], Cell::Text("0.50 \u{b1} 0.25 (3 seeds)".into()));
+        let machines = for_machines(&grid);
+        assert_eq!(machines.columns, ["model", "a", "a ci_low", "a ci_high", "a std", "a seeds"]);
+        assert_eq!(machines.rows[0][4..], [Cell::Real(0.25), Cell::Integer(3)]);
+        assert_eq!(machines.rows[1][4..], [Cell::Null, Cell::Null]);
     }
 }

@@ -45,6 +45,11 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Whether it is an axis.
+    pub(super) fn is_axis(&self, name: &str) -> bool {
+        self.axes.iter().any(|axis| axis.eq_ignore_ascii_case(name))
+    }
+
     /// Columns none of which is an axis.
     pub(super) fn plain(declared: &[(String, &'static str)]) -> Self {
         Self { axes: BTreeSet::new(), declared: declared.to_vec() }
@@ -98,6 +103,7 @@ impl Database {
         let select = |(table, values): &(&str, Vec<UnionColumn>)| {
             let values = values.iter().map(|value| match value {
                 UnionColumn::Own(column) => quoted(column),
+                UnionColumn::AsText(column) => format!("cast({} as text)", quoted(column)),
                 UnionColumn::Text(text) => format!("'{}'", text.replace('\'', "''")),
                 UnionColumn::Missing => "null".to_owned(),
             });
@@ -217,6 +223,8 @@ impl Database {
 pub(super) enum UnionColumn {
     /// A column of the table.
     Own(String),
+    /// A column of the table that is an axis of another one.
+    AsText(String),
     /// The same text in all rows.
     Text(String),
     /// Nothing.

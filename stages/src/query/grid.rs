@@ -1,13 +1,14 @@
 //! Figures laid out for a paper: what `pipe report --table` shows.
 //!
-//! Nothing is averaged: a cell in which several figures would stand is a mistake, and the message says what
-//! tells them apart.
+//! Nothing is averaged but what differs in nothing but an axis `seed`, which is shown as mean and standard deviation: a
+//! cell in which other figures would stand together is a mistake, and the message says what tells them apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pipe_engine::{Figure, Grid, GridRequest, QueryError, StudyResult};
+use pipe_engine::{Figure, Grid, GridRequest, QueryError, Runs, StudyResult};
 
 use super::results::Tables;
+use crate::statistics::Spread;
 use crate::table::Column;
 
 /// The table of all figures.
@@ -16,6 +17,8 @@ const METRICS: &str = "metrics";
 const VALUES: [&str; 5] = ["value", "ci_low", "ci_high", "n", "reason"];
 /// What figures of everything have no value of: parts of it are shown if one asks for them.
 const PARTS: [&str; 2] = ["class", "subgroup"];
+/// The axis of runs that differ in chance alone.
+const SEED: &str = "seed";
 /// So many values of a column are named in a message.
 const NAMED: usize = 6;
 
@@ -98,17 +101,24 @@ pub(super) fn grid(results: &[StudyResult], request: &GridRequest) -> Result<Gri
     }
     // Figures that lack what the table is laid out by belong to another question.
     rows.retain(|row| down.iter().chain(&across).all(|place| row.keys[*place].is_some()));
-    lay_out(&rows, &keys, &down, &across, metric, request)
+    // Without such an axis the column is the seed of intervals.
+    let seed = keys.iter().position(|key| *key == SEED);
+    let seed = seed.filter(|_| results.iter().any(|result| result.axes.contains_key(SEED)));
+    lay_out(&rows, &Layout { keys: &keys, down: &down, across: &across, metric, seed }, request)
 }
 
-fn lay_out(
-    rows: &[&Row],
-    keys: &[&str],
-    down: &[usize],
-    across: &[usize],
+/// Which columns make what of a table.
+struct Layout<'a> {
+    keys: &'a [&'a str],
+    down: &'a [usize],
+    across: &'a [usize],
     metric: usize,
-    request: &GridRequest,
-) -> Result<Grid, QueryError> {
+    /// The axis that is averaged over.
+    seed: Option<usize>,
+}
+
+fn lay_out(rows: &[&Row], layout: &Layout<'_>, request: &GridRequest) -> Result<Grid, QueryError> {
+    let Layout { keys, down, across, metric, seed } = *layout;
     if rows.is_empty() {
         let message = "no figure has a value in each of these columns; figures of classes and of subgroups are shown if `--where class=...` or the layout names them";
         return Err(QueryError::question(message));
@@ -129,8 +139,16 @@ fn lay_out(
         }
         cells.entry((label, column, row.keys[metric].clone().unwrap_or_default())).or_default().push(row);
     }
-    if let Some(((label, column, _), crowd)) = cells.iter().find(|(_, rows)| rows.len() > 1) {
-        return Err(crowded(&[label.as_slice(), column.as_slice()].concat(), crowd, keys));
+    let mut shown: BTreeMap<&(Vec<String>, Vec<String>, String), Figure> = BTreeMap::new();
+    for (place, rows) in &cells {
+        let figure = match rows.as_slice() {
+            [one] => Some(one.figure.clone()),
+            several => seed.and_then(|seed| over_seeds(several, seed)),
+        };
+        let (label, column, _) = place;
+        let figure = figure
+            .ok_or_else(|| crowded(&[label.as_slice(), column.as_slice()].concat(), rows, keys, seed))?;
+        shown.insert(place, figure);
     }
     let pairs =
         column_labels.iter().flat_map(|label| request.metrics.iter().map(move |metric| (label, metric)));
@@ -142,8 +160,7 @@ fn lay_out(
     };
     let figures = |label: &Vec<String>| {
         let cell = |(column, metric): &(&Vec<String>, &String)| {
-            let found = cells.get(&(label.clone(), (*column).clone(), (*metric).clone()));
-            found.and_then(|rows| rows.first()).map(|row| row.figure.clone())
+            shown.get(&(label.clone(), (*column).clone(), (*metric).clone())).cloned()
         };
         pairs.iter().map(cell).collect::<Vec<Option<Figure>>>()
     };
@@ -154,11 +171,27 @@ fn lay_out(
     })
 }
 
-/// Several figures in one cell: what they differ in, and how to choose.
-fn crowded(cell: &[String], rows: &[&Row], keys: &[&str]) -> QueryError {
+/// Figures that differ in nothing but the seed, as one; it is undefined where one of them is.
+fn over_seeds(rows: &[&Row], seed: usize) -> Option<Figure> {
+    let others = |row: &Row| -> Vec<Option<String>> {
+        row.keys.iter().enumerate().filter(|(place, _)| *place != seed).map(|(_, key)| key.clone()).collect()
+    };
+    let seeds: BTreeSet<&str> = rows.iter().filter_map(|row| row.keys[seed].as_deref()).collect();
+    let is_one = rows.windows(2).all(|pair| others(pair[0]) == others(pair[1]));
+    if !is_one || seeds.len() < rows.len() {
+        return None;
+    }
+    let values: Option<Vec<f64>> = rows.iter().map(|row| row.figure.value).collect();
+    let spread = values.and_then(|values| Spread::of(&values));
+    let runs = spread.map(|spread| Runs { count: spread.runs, deviation: spread.deviation });
+    Some(Figure { value: spread.map(|spread| spread.mean), low: None, high: None, runs })
+}
+
+/// Several figures in one cell: what they differ in beside the seed that is averaged over, and how to choose.
+fn crowded(cell: &[String], rows: &[&Row], keys: &[&str], seed: Option<usize>) -> QueryError {
     let mut differ = Vec::new();
     let mut choice = None;
-    for (place, key) in keys.iter().enumerate() {
+    for (place, key) in keys.iter().enumerate().filter(|(place, _)| Some(*place) != seed) {
         let mut known: Vec<String> = values(rows.iter().copied(), place).into_iter().collect();
         if rows.iter().any(|row| row.keys[place].is_none()) {
             known.push(String::new());
@@ -216,7 +249,7 @@ fn read(tables: &Tables, keys: &[&str]) -> Result<Vec<Row>, QueryError> {
     let (value, low, high) = (number("value")?, number("ci_low")?, number("ci_high")?);
     let row = |row: usize| Row {
         keys: columns.iter().map(|column| column[row].clone()).collect(),
-        figure: Figure { value: value[row], low: low[row], high: high[row] },
+        figure: Figure { value: value[row], low: low[row], high: high[row], runs: None },
     };
     Ok((0..table.rows()).map(row).collect())
 }

@@ -352,11 +352,14 @@ fn union(name: &str, artifact_type: &str, sources: &[Source]) -> Union {
         .collect();
     let mut all: Vec<(String, &'static str)> = vec![(STAGE.to_owned(), "text")];
     let mut problem = None;
+    // What is an axis of one table, as `seed` may be, is text in all of them.
+    let is_axis = |column: &str| members.iter().any(|(.., columns)| columns.is_axis(column));
     for (_, source, columns) in &members {
         for (column, kind) in &columns.declared {
+            let kind: &'static str = if is_axis(column) { "text" } else { kind };
             match all.iter().find(|(known, _)| known.eq_ignore_ascii_case(column)) {
                 None => all.push((column.clone(), kind)),
-                Some((known, before)) if before != kind && !known.eq_ignore_ascii_case(STAGE) => {
+                Some((known, before)) if *before != kind && !known.eq_ignore_ascii_case(STAGE) => {
                     let text = format!(
                         "column `{column}` is {kind} in `{}`, and {before} in another table; ask these one by one",
                         source.name
@@ -379,7 +382,10 @@ fn union(name: &str, artifact_type: &str, sources: &[Source]) -> Union {
                 return UnionColumn::Text(source.stage.clone());
             }
             let own = columns.declared.iter().find(|(column, _)| column.eq_ignore_ascii_case(name));
-            own.map_or(UnionColumn::Missing, |(column, _)| UnionColumn::Own(column.clone()))
+            own.map_or(UnionColumn::Missing, |(column, kind)| match *kind != "text" && is_axis(column) {
+                true => UnionColumn::AsText(column.clone()),
+                false => UnionColumn::Own(column.clone()),
+            })
         };
         all.iter().map(value).collect::<Vec<UnionColumn>>()
     };

@@ -365,16 +365,59 @@ fn figures_are_laid_out_with_their_intervals() {
     assert_eq!(table.columns, ["early", "late"]);
     assert_eq!(table.rows[0].0, ["clip"]);
     // Of the test set and of all classes, as nothing else was asked for.
-    let half = Figure { value: Some(0.5), low: Some(0.375), high: Some(0.625) };
+    let half = Figure { value: Some(0.5), low: Some(0.375), high: Some(0.625), runs: None };
     assert_eq!(table.rows[0].1, [Some(half.clone()), Some(half)]);
     let table = grid(&["model", "stage"], &[], &["auroc", "accuracy"], &[("split", "test")]).unwrap();
     assert_eq!(table.columns, ["auroc", "accuracy"]);
     assert_eq!(table.rows.len(), 4);
-    assert_eq!(table.rows[0].1[1], Some(Figure { value: None, low: None, high: None }));
+    assert_eq!(table.rows[0].1[1], Some(Figure { value: None, low: None, high: None, runs: None }));
     let table = grid(&["model"], &["split"], &["auroc"], &[("stage", "late")]).unwrap();
     assert_eq!(table.columns, ["test", "val"]);
     let table = grid(&["model"], &["class"], &["auroc"], &[("stage", "late"), ("split", "test")]).unwrap();
     assert_eq!(table.columns, ["nodule"]);
+}
+
+#[test]
+fn runs_that_differ_in_their_seed_alone_are_averaged() {
+    let (mut results, _folders) = figures();
+    results.retain(|result| result.stage == "early");
+    let values = [0.5, 0.75];
+    assert_eq!(results.len(), values.len());
+    let lay_out = |results: &[StudyResult], metrics: &[&str]| {
+        let metrics = metrics.iter().map(|metric| (*metric).to_owned()).collect();
+        (TABLES.grid)(results, &GridRequest { rows: vec!["stage".into()], metrics, ..GridRequest::default() })
+    };
+    for (seed, result) in results.iter_mut().enumerate() {
+        result.axes = BTreeMap::from([("seed".to_owned(), seed.to_string())]);
+    }
+    let table = lay_out(&results, &["auroc", "accuracy"]).unwrap();
+    let [Some(auroc), Some(accuracy)] = table.rows[0].1.as_slice() else { panic!("{table:?}") };
+    assert_eq!((auroc.value, auroc.low, auroc.high), (Some(0.625), None, None));
+    let runs = auroc.runs.unwrap();
+    assert!(runs.count == 2 && (runs.deviation - 0.03125f64.sqrt()).abs() < 1e-12, "{runs:?}");
+    assert_eq!((accuracy.value, accuracy.runs), (None, None), "one of them is undefined");
+    // Of one seed it is the figure itself, with its interval.
+    let request = GridRequest {
+        rows: vec!["stage".into()],
+        metrics: vec!["auroc".into()],
+        filters: vec![("seed".into(), "0".into())],
+        ..GridRequest::default()
+    };
+    let one = (TABLES.grid)(&results, &request).unwrap().rows[0].1[0].clone().unwrap();
+    assert_eq!((one.value, one.low, one.runs), (Some(0.5), Some(0.375), None));
+    // A stage without such an axis has seeds of intervals in the column of the same name.
+    let (other, _folder) = self::figures();
+    let plain = StudyResult { stage: "plain".to_owned(), ..other[0].clone() };
+    let beside = lay_out(&[results.clone(), vec![plain]].concat(), &["auroc"]).unwrap();
+    assert_eq!(beside.rows[0].1[0].as_ref().unwrap(), auroc);
+    assert_eq!(beside.rows[1].1[0].as_ref().unwrap().value, Some(0.5));
+    // Whatever else differs is no chance.
+    for (place, result) in results.iter_mut().enumerate() {
+        result.axes.insert("epochs".to_owned(), place.to_string());
+    }
+    let error = lay_out(&results, &["auroc"]).unwrap_err();
+    let QueryError::Question { message, .. } = &error else { panic!("{error:?}") };
+    assert!(message.contains("they differ in `epochs` (`0`, `1`)"), "{message}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod predicted;
 mod provenance;
 mod saliency;
 mod scores;
+mod seeds;
 mod tables;
 #[cfg(test)]
 mod tests;

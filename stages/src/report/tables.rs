@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::figures::{Better, Figure, Group, GroupRow, headline, names_control};
 use super::scores::{RIGHT, SAMPLES};
+use super::seeds::over_seeds;
 use super::words::{metric_name, number, title};
 
 /// The sentences above everything: per table the best row, its interval, and how clear the lead is; then
@@ -259,6 +260,7 @@ pub(super) fn table(group: &Group, ranked: bool) -> Markup {
                     }
                 }
             }
+            (over_seeds(group, &heading(group)))
         }
     }
 }

@@ -24,6 +24,7 @@ mod recall;
 mod reliance;
 mod resampling;
 mod shapley;
+mod spread;
 mod subgroups;
 mod wilcoxon;
 
@@ -45,5 +46,6 @@ pub use recall::{Rank, mean_rank, median_rank, random_hit, recall};
 pub use reliance::{Change, Changes, Scale, perceptual_score, relative_share, synergy};
 pub use resampling::{Estimate, Groups, REPLICATES, Resampled, bootstrap, bootstrap_all, mean, percentile};
 pub use shapley::{shapley, text_share};
+pub use spread::Spread;
 pub use subgroups::{Disparity, GroupRates};
 pub use wilcoxon::{Method, Wilcoxon, Zeros, wilcoxon};

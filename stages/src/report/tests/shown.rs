@@ -319,3 +319,29 @@ fn ranks_have_a_curve_of_recall() {
     let expected = [(1.0, 0.25), (2.0, 0.25), (3.0, 0.75), (4.0, 0.75), (5.0, 1.0)];
     assert_eq!(points(&files, "recall", "image to text"), expected);
 }
+
+#[test]
+fn seeds_are_averaged_beside_their_rows() {
+    let study = Study::new();
+    let runs = [("general", "0", 0.5), ("general", "1", 0.75), ("medical", "0", 0.875)];
+    for (model, seed, auroc) in runs {
+        let rows = [("auroc", auroc, None), ("f1", if seed == "0" { f64::NAN } else { 0.5 }, None)];
+        study.metrics("classification", &[("model", model), ("seed", seed)], &rows);
+    }
+    let page = study.page();
+    let (_, table) = page.split_once("standard deviation over seeds").unwrap();
+    let table = table.split_once("</table>").unwrap().0;
+    assert!(table.contains("0.625 \u{b1} 0.177"), "{table}");
+    // Of `f1` one run is undefined, and of `medical` there is one.
+    assert!(
+        table.contains("general") && !table.contains("medical") && !table.contains("0.5 \u{b1}"),
+        "{table}"
+    );
+    // The rows of each seed stay, with their intervals.
+    assert!(page.contains("0.750 [0.730, 0.770]"), "{page}");
+    // Without several seeds there is nothing to average.
+    let one = Study::new();
+    one.metrics("classification", &[("model", "general"), ("seed", "0")], &[("auroc", 0.5, None)]);
+    one.metrics("classification", &[("model", "medical"), ("seed", "0")], &[("auroc", 0.75, None)]);
+    assert!(!one.page().contains("over seeds"));
+}
