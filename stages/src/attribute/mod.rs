@@ -27,7 +27,7 @@ use self::explanation::{Counts, Explanation};
 pub(crate) use self::explanation::{GREAT_GAP, attribution_error, window};
 pub use self::method::Method;
 pub(crate) use self::method::Reduction;
-use self::pairs::{OTHERS, Pairs, class_parameters};
+use self::pairs::{Pairs, class_parameters};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
 use crate::artifact;
@@ -352,12 +352,12 @@ impl StageKind for Attribute {
     }
 
     /// Not with a limit, which counts images of the whole table, nor where the mean of the explained table
-    /// itself is the baseline, or that over other captions is subtracted.
+    /// itself is the baseline, or the captions of other images have a part in what is explained.
     fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
         let needs_all =
             params.baseline == Baseline::Mean && params.method.has_baseline() && !has("reference");
-        let needs_others = has("captions") && params.against.as_deref() == Some(OTHERS);
-        params.limit.is_none() && !needs_all && !needs_others
+        let needs_captions = has("captions") && pairs::needs_all(params);
+        params.limit.is_none() && !needs_all && !needs_captions
     }
 
     fn lookup(
@@ -434,8 +434,8 @@ impl StageKind for Attribute {
         }
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
-            _ if pairs.is_some() => "similarity",
             method if method.explains_probability() => "probability",
+            _ if pairs.is_some() => "similarity",
             _ => "logit",
         };
         let classes = &model.head()?.description.classes;

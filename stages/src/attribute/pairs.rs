@@ -2,7 +2,7 @@
 //!
 //! The similarity `exp(logit scale) * cosine` is the logit of a head whose classes are the texts: its weights are their
 //! embeddings of unit length times the scale, and it sees embeddings of unit length. So the text tower runs once
-//! per text, and all that explains classes explains similarities.
+//! per text, all that explains classes explains similarities, and a probability is that of retrieval.
 
 use std::collections::BTreeMap;
 
@@ -44,6 +44,11 @@ enum Against {
     Others,
 }
 
+/// Whether the captions of all images decide what is explained of one.
+pub(super) fn needs_all(params: &Params) -> bool {
+    params.against.as_deref() == Some(OTHERS) || params.method.explains_probability()
+}
+
 /// What `params` say of classes, which similarities have none of.
 pub(super) fn class_parameters(params: &Params) -> Vec<ParameterProblem> {
     let default = Params::default();
@@ -82,10 +87,7 @@ impl Pairs {
                 let table = read_columns(artifact, &["caption_id", "image_id", "caption"])?;
                 let places = images.places();
                 // Captions of images that are not explained matter only as others.
-                let most = match params.against.as_deref() {
-                    Some(OTHERS) => usize::MAX,
-                    _ => limit(params),
-                };
+                let most = if needs_all(params) { usize::MAX } else { limit(params) };
                 let ids = table.int64("caption_id")?.iter();
                 let rows = ids.zip(table.strings("image_id")?).zip(table.strings("caption")?);
                 let caption = |((id, image), caption): ((&Option<i64>, &str), &str)| {
@@ -163,6 +165,20 @@ impl Pairs {
         self.captions.as_deref().filter(|_| self.against == Some(Against::Others))
     }
 
+    /// Why a method is not defined, if so.
+    fn undefined(&self, method: Method) -> Option<&'static str> {
+        let has_choice =
+            self.captions.is_some() && self.texts.len() > 1 && self.against != Some(Against::Others);
+        match method {
+            _ if method.explains_probability() && !has_choice => Some(
+                "the method explains a probability: that of a caption among those of all images, of which there \
+                 are none here, or whose mean is subtracted",
+            ),
+            Method::DeepLift => Some("DeepLIFT has no rule for an embedding that is brought to unit length"),
+            _ => None,
+        }
+    }
+
     /// A row per caption of each image, or per image, in the order of the images; at most `limit` images.
     pub(super) fn select(&self, params: &Params, images: usize) -> Selection {
         let mut by_image: BTreeMap<usize, Vec<&Caption>> = BTreeMap::new();
@@ -178,7 +194,7 @@ impl Pairs {
                 Against::Text(text) => text,
                 Against::Others => self.texts.len() + image,
             });
-            let target = match undefined(params.method) {
+            let target = match self.undefined(params.method) {
                 Some(reason) => Err(reason.to_owned()),
                 None if against == Some(text) => {
                     Err("the text is the one that it would be measured against".to_owned())
@@ -234,17 +250,6 @@ impl Texts {
 /// The greatest number of images.
 fn limit(params: &Params) -> usize {
     params.limit.map_or(usize::MAX, |limit| limit.max(1) as usize)
-}
-
-/// Why a method is not defined for similarities, if so.
-fn undefined(method: Method) -> Option<&'static str> {
-    match method {
-        _ if method.explains_probability() => {
-            Some("the method explains a probability, and the similarity with a text is none")
-        }
-        Method::DeepLift => Some("DeepLIFT has no rule for an embedding that is brought to unit length"),
-        _ => None,
-    }
 }
 
 /// For each image the mean of the rows of `units` of all captions but its own; 0 where there are no others.

@@ -30,7 +30,7 @@ use self::scoring::Scoring;
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::lookup::{LookedUp, explained_ids};
-use crate::table::{TableSchema, WriteOptions, write};
+use crate::table::{TableSchema, WriteOptions, metadata, write};
 
 /// Which definition is meant, where the published implementation and the paper differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -392,9 +392,14 @@ impl StageKind for Score {
         &self,
         _params: &Params,
         (_, parts): (&str, &[Artifact]),
-        (_, input): (&str, &Artifact),
+        (port, input): (&str, &Artifact),
     ) -> Result<Option<Vec<Digest>>, StageError> {
-        let found = LookedUp::read(input, "image_id", "")?;
+        // What the numbers in masks of volumes stand for.
+        let regions = match port {
+            "masks" => metadata(input)?.get("regions").cloned().unwrap_or_default(),
+            _ => String::new(),
+        };
+        let found = LookedUp::read(input, "image_id", &regions)?;
         parts.iter().map(|part| Ok(found.digest(&explained_ids(part)?))).collect::<Result<_, _>>().map(Some)
     }
 

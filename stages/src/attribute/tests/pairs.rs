@@ -155,9 +155,7 @@ fn batches_change_nothing() {
 #[test]
 fn what_is_not_defined_says_why() {
     let study = Study::new();
-    for method in
-        ["rise", "meaningful_perturbation", "deep_lift", "full_gradient", "excitation_backpropagation"]
-    {
+    for method in ["deep_lift", "full_gradient", "excitation_backpropagation"] {
         let statuses = study.maps(&json!({ "method": method })).text("status");
         let applies = |status: &Option<String>| !status.as_ref().unwrap().starts_with("not_applicable: ");
         assert!(!statuses.iter().any(applies), "{method}: {statuses:?}");
@@ -182,6 +180,41 @@ fn what_is_not_defined_says_why() {
     let others = params(json!({ "against": "others" }));
     assert!(!Attribute.is_row_wise(&others, &|port| port == "captions"));
     assert!(Attribute.is_row_wise(&params(json!({})), &|port| port == "captions"));
+}
+
+#[test]
+fn a_probability_is_that_of_a_caption_among_all() {
+    let study = Study::new();
+    let captions = study.captions();
+    let similarities = study.maps(&json!({ "method": "gradient" }));
+    let ids: Vec<String> = similarities.text("id").into_iter().flatten().collect();
+    // Row by row of the images: their similarity with each caption.
+    let of_texts: Vec<Vec<f64>> = ids
+        .iter()
+        .map(|id| {
+            let maps = study.maps(&json!({ "method": "gradient", "text": captions[id].1 }));
+            maps.numbers("score").into_iter().map(|score| f64::from(score.unwrap())).collect()
+        })
+        .collect();
+    let texts: std::collections::BTreeSet<&String> = ids.iter().map(|id| &captions[id].1).collect();
+    assert_eq!(texts.len(), 5, "each text counts once");
+    let maps = study.maps(&json!({ "method": "rise", "masks": 8, "cells": 2, "limit": 3 }));
+    assert!(maps.text("target_kind").iter().all(|kind| kind.as_deref() == Some("probability")));
+    assert_eq!(maps.0.num_rows(), 3);
+    for (image, score) in maps.numbers("score").into_iter().enumerate() {
+        let all: f64 = of_texts.iter().map(|scores| scores[image].exp()).sum();
+        let expected = of_texts[image][image].exp() / all;
+        assert!((f64::from(score.unwrap()) - expected).abs() < 1e-4, "{score:?} {expected}");
+    }
+    for more in [json!({ "text": "a nodule" }), json!({ "against": "others" })] {
+        let mut params = json!({ "method": "rise", "masks": 8 });
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let statuses = study.maps(&params).text("status");
+        assert!(statuses.iter().all(|status| status.as_ref().unwrap().starts_with("not_applicable: ")));
+    }
+    let params: Params = serde_json::from_value(json!({ "method": "rise" })).unwrap();
+    assert!(!Attribute.is_row_wise(&params, &|port| port == "captions"));
+    assert!(Attribute.is_row_wise(&params, &|_| false));
 }
 
 #[test]
