@@ -38,7 +38,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     // SAFETY: nothing has started a thread yet.
     unsafe { pipe_models::process::prepare() };
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let text = |place: usize, default: &str| arguments.get(place).cloned().unwrap_or_else(|| default.to_owned());
+    let text =
+        |place: usize, default: &str| arguments.get(place).cloned().unwrap_or_else(|| default.to_owned());
     let number = |place: usize, default: usize| {
         arguments.get(place).and_then(|text| text.parse().ok()).unwrap_or(default)
     };

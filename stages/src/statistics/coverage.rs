@@ -42,8 +42,7 @@ fn coverage(groups: impl Fn(&[Option<String>]) -> Groups) -> [f64; 2] {
             .zip(&positive)
             .map(|(score, is)| f64::from(u8::from((*score > 0.5) == *is)))
             .collect();
-        let figures =
-            |weights: &[f64]| vec![ranking.auroc(weights), mean(&correct, weights)];
+        let figures = |weights: &[f64]| vec![ranking.auroc(weights), mean(&correct, weights)];
         let estimates = bootstrap_all(&groups(&patients), set, figures);
         for ((held, truth), estimate) in held.iter_mut().zip([AUROC, ACCURACY]).zip(estimates) {
             let estimate = estimate.unwrap();
