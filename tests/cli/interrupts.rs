@@ -6,7 +6,7 @@ use crate::study::{SMALL, Study, is};
 
 /// [`SMALL`] with a training that takes a second or two.
 fn slow() -> String {
-    SMALL.replace("epochs = 2", "epochs = 150")
+    SMALL.replace("epochs = 2", "epochs = 400")
 }
 
 /// Training has begun.
@@ -129,7 +129,7 @@ fn killed_at_any_moment_the_store_stays_sound() {
 
 #[test]
 fn a_time_limit_ends_a_stage() {
-    let study = Study::new(&slow().replace("epochs = 150", "epochs = 5000"));
+    let study = Study::new(&slow().replace("epochs = 400", "epochs = 5000"));
     study.edit("lr = 1e-3 }", "lr = 1e-3 }\nresources = { time = \"1s\" }");
     let answer = study.run(&["trained"]).expect(1);
     let failed: Vec<_> =
