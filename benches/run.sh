@@ -15,6 +15,8 @@
 #   benches/run.sh statistics          linear probes and intervals beside scikit-learn, at equal threads
 #   benches/run.sh statistics --help   which ones, and how often
 #
+# Ratios are medians of pairs that were measured in turn, with their range; those of models, attribution, metrics and
+# statistics are also kept in `bench.json` below the target folder, as a list of {work, ratio, low, high, target}.
 # `benches/gpu.sh` measures the same architectures on an NVIDIA GPU.
 #
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
@@ -33,19 +35,19 @@ models)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-models --example full_size
     exec python3 "$here/models/bench.py" --program "$target/release/examples/full_size" \
-        --environment "$target/bench-models" "$@"
+        --environment "$target/bench-models" --json "$target/bench.json" "$@"
     ;;
 attribution)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-attribution --example explain
     exec python3 "$here/attribution/bench.py" --program "$target/release/examples/explain" \
-        --environment "$target/bench-attribution" "$@"
+        --environment "$target/bench-attribution" --json "$target/bench.json" "$@"
     ;;
 metrics)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-attribution --example metrics
     exec python3 "$here/metrics/bench.py" --program "$target/release/examples/metrics" \
-        --environment "$target/bench-metrics" "$@"
+        --environment "$target/bench-metrics" --json "$target/bench.json" "$@"
     ;;
 ingest)
     shift
@@ -56,10 +58,10 @@ statistics)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-stages --example statistics
     exec python3 "$here/statistics/bench.py" --program "$target/release/examples/statistics" \
-        --environment "$target/bench-statistics" "$@"
+        --environment "$target/bench-statistics" --json "$target/bench.json" "$@"
     ;;
 *)
-    sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

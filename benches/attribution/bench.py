@@ -5,20 +5,22 @@
 Full-size towers with random weights, one value of the embedding, batches of equal size and equal threads, frozen
 weights on both sides. Input x Gradient explains 16 images; Integrated Gradients 2 in 16 steps (Gauss-Legendre);
 occlusion 1 by windows of 32 pixels, 32 apart; RISE 1 by 64 masks. Captum has no RISE: beside it stands the loop of its
-authors' code in PyTorch. Every measurement is a process of its own, and the sides take turns; the time is the least of
-the rounds after the first. `of raw` is the rate of passes as a share of the bare tower's in batches of that size. On a
-busy machine only ratios within one run say something.
+authors' code in PyTorch. Every measurement is a process of its own, and the sides take turns; its time is the least of
+the rounds after the first; the ratio is the median of the pairs, with their range. `of raw` is the rate of passes as a
+share of the bare tower's in batches of that size. On a busy machine only ratios within one run say something.
 """
 
 import argparse
 import os
-import platform
 import re
 import subprocess
 import sys
-import venv
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import peers
 
 PEERS = ["torch", "open_clip_torch", "timm", "captum"]
+TARGETS = {"input_x_gradient": 1.4, "integrated_gradients": 1.4, "occlusion": 1.4, "rise": 1.4}
 # Samples, and the bare pass that the rate is held against.
 METHODS = {
     "input_x_gradient": (16, "gradient"), "integrated_gradients": (2, "gradient"), "occlusion": (1, "forward"),
@@ -100,14 +102,12 @@ def measure(command, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", help="the compiled example `explain`")
-    parser.add_argument("--environment", help="where the peers are installed")
-    parser.add_argument("--python", help="an interpreter that has the peers already")
-    parser.add_argument("--no-peers", action="store_true", help="this program alone")
+    peers.add_options(parser, "explain")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="all by default")
     parser.add_argument("--architectures", nargs="*", default=ARCHITECTURES, choices=ARCHITECTURES, help="all by default")
     parser.add_argument("--batch", type=int, default=8, help="images in a pass (8)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of a measurement (3)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of a measurement (2)")
+    parser.add_argument("--pairs", type=int, default=3, help="measurements of each side (3)")
     parser.add_argument("--threads", type=int, default=0, help="of both sides; 0: all cores")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)
@@ -116,29 +116,30 @@ def main():
     if arguments.peer:
         run_peer(arguments.peer, arguments.architectures[0], arguments.samples, batch, rounds, threads)
         return
-    python = arguments.python
-    if not python and not arguments.no_peers:
-        python = os.path.join(arguments.environment, "bin", "python")
-        if not os.path.exists(python):
-            venv.create(arguments.environment, with_pip=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    python = peers.interpreter(arguments, PEERS)
+    peers.print_machine()
     print("| method | architecture | images | seconds | Captum's | ratio | of raw | peak GiB | Captum's |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     tail = [str(batch), str(rounds)]
     for architecture in arguments.architectures:
         for method in arguments.methods:
             samples, bare = METHODS[method]
-            ours, rate, memory = measure([arguments.program, method, architecture, str(samples), *tail], threads)
-            _, raw, _ = measure([arguments.program, bare, architecture, str(2 * batch), *tail], threads)
-            cells = [method, architecture, str(samples), f"{ours:.2f}"]
-            if python and not arguments.no_peers:
-                command = [python, os.path.abspath(__file__), "--peer", method, "--architectures", architecture]
-                command += ["--samples", str(samples), "--batch", str(batch), "--rounds", str(rounds)]
-                peer, _, peer_memory = measure([*command, "--threads", str(threads)], threads)
-                cells += [f"{peer:.2f}", f"{peer / ours:.2f}", f"{rate / raw:.0%}", f"{memory:.2f}", f"{peer_memory:.2f}"]
-            else:
-                cells += ["-", "-", f"{rate / raw:.0%}", f"{memory:.2f}", "-"]
+            ours, theirs, raw = [], [], []
+            command = [python, os.path.abspath(__file__), "--peer", method, "--architectures", architecture]
+            command += ["--samples", str(samples), "--batch", str(batch), "--rounds", str(rounds), "--threads", str(threads)]
+            for _ in range(arguments.pairs):
+                ours.append(measure([arguments.program, method, architecture, str(samples), *tail], threads))
+                raw.append(measure([arguments.program, bare, architecture, str(2 * batch), *tail], threads))
+                if python:
+                    theirs.append(measure(command, threads))
+            share = max(rate for _, rate, _ in ours) / max(rate for _, rate, _ in raw)
+            least, memory = min(seconds for seconds, _, _ in ours), max(peak for _, _, peak in ours)
+            cells = [method, architecture, str(samples), f"{least:.2f}", "-", "-", f"{share:.0%}", f"{memory:.2f}", "-"]
+            if python:
+                ratio = peers.Ratio([seconds for seconds, _, _ in ours], [seconds for seconds, _, _ in theirs])
+                peers.record(arguments.json, f"attribution {method} {architecture}", ratio, TARGETS[method])
+                cells[4:6] = [f"{min(seconds for seconds, _, _ in theirs):.2f}", str(ratio)]
+                cells[8] = f"{max(peak for _, _, peak in theirs):.2f}"
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

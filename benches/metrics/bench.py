@@ -12,13 +12,15 @@ machine only ratios within one run say something.
 
 import argparse
 import os
-import platform
 import re
 import subprocess
 import sys
-import venv
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import peers
 
 PEERS = ["torch", "quantus==0.6.0"]
+TARGETS = {32: 2.5, 1: 15}
 METRICS = ["pixel_flipping", "faithfulness_correlation", "max_sensitivity", "parameter_randomisation"]
 
 
@@ -79,40 +81,39 @@ def seconds(command, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", help="the compiled example `metrics`")
-    parser.add_argument("--environment", help="where the peer is installed")
-    parser.add_argument("--python", help="an interpreter that has the peer already")
-    parser.add_argument("--no-peers", action="store_true", help="this program alone")
+    peers.add_options(parser, "metrics")
     parser.add_argument("--metrics", nargs="*", default=METRICS, choices=METRICS, help="all by default")
     parser.add_argument("--samples", nargs="*", type=int, default=[32, 1], help="samples in a call (32 and 1)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of a measurement (3)")
+    parser.add_argument("--pairs", type=int, default=3, help="measurements of each side (3)")
     parser.add_argument("--threads", type=int, default=1, help="of both sides (1); 0: all cores")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
         run_peer(arguments.peer, arguments.samples[0], arguments.rounds, arguments.threads)
         return
-    python = arguments.python
-    if not python and not arguments.no_peers:
-        python = os.path.join(arguments.environment, "bin", "python")
-        if not os.path.exists(python):
-            venv.create(arguments.environment, with_pip=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    python = peers.interpreter(arguments, PEERS)
+    peers.print_machine()
     print("| metric | samples | seconds | Quantus's | ratio | of raw |")
     print("| --- | --- | --- | --- | --- | --- |")
     tail = [str(arguments.rounds)]
     for name in arguments.metrics:
         for samples in arguments.samples:
-            ours, rate = seconds([arguments.program, name, str(samples), *tail], arguments.threads)
-            _, raw = seconds([arguments.program, "raw", "32", *tail], arguments.threads)
-            peer = None
-            if python and not arguments.no_peers:
-                command = [python, os.path.abspath(__file__), "--peer", name, "--samples", str(samples)]
-                peer, _ = seconds([*command, "--rounds", *tail, "--threads", str(arguments.threads)], arguments.threads)
+            ours, theirs, raw = [], [], []
+            command = [python, os.path.abspath(__file__), "--peer", name, "--samples", str(samples)]
+            command += ["--rounds", *tail, "--threads", str(arguments.threads)]
+            for _ in range(arguments.pairs):
+                ours.append(seconds([arguments.program, name, str(samples), *tail], arguments.threads))
+                raw.append(seconds([arguments.program, "raw", "32", *tail], arguments.threads))
+                if python:
+                    theirs.append(seconds(command, arguments.threads))
+            share = max(rate for _, rate in ours) / max(rate for _, rate in raw)
             forward_only = name in ("pixel_flipping", "faithfulness_correlation")
-            cells = [name, str(samples), f"{ours:.4f}", f"{peer:.4f}" if peer else "-"]
-            cells += [f"{peer / ours:.1f}" if peer else "-", f"{rate / raw:.0%}" if forward_only else "-"]
+            cells = [name, str(samples), f"{min(ours)[0]:.4f}", "-", "-", f"{share:.0%}" if forward_only else "-"]
+            if python:
+                ratio = peers.Ratio([time for time, _ in ours], [time for time, _ in theirs])
+                peers.record(arguments.json, f"metric {name} samples {samples}", ratio, TARGETS.get(samples))
+                cells[3:5] = [f"{min(theirs)[0]:.4f}", str(ratio)]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -16,11 +16,12 @@ instead of the memory of the process stands what share of the card's peak the ra
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
-import venv
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import peers
 
 PEERS = ["torch", "open_clip_torch", "transformers", "timm"]
 MODES = ["forward", "input", "step"]
@@ -33,6 +34,11 @@ WORK = {
 PASSES = {"forward": 1, "input": 2, "step": 3}
 # Trillions of operations per second that makers state, dense: f32 without tensor cores, and half types.
 PEAKS = {"H100": (67, 989), "H200": (67, 989), "A100": (19.5, 312), "L40S": (91.6, 362), "RTX 4090": (82.6, 165)}
+# What is aimed at on a CPU.
+TARGETS = {
+    ("vit-b-16", "forward", "f32"): 1.45, ("vit-b-16", "forward", "bf16"): 1.3, ("vit-b-16", "step", "f32"): 1.35,
+    ("pubmed-bert", "forward", "f32"): 1.3, ("clip-rn50", "forward", "f32"): 1.0,
+}
 # Batch sizes; a CT volume has 55 million voxels.
 BATCHES = {
     "clip-vit-b-32": 32, "clip-vit-b-16": 16, "clip-vit-l-14": 8, "clip-rn50": 16, "biomed-clip": 16,
@@ -136,21 +142,9 @@ def share(card, name, mode, precision, rate):
     return f"{rate * WORK[name] * PASSES[mode] / 1000 / peak[precision != 'f32']:.0%}"
 
 
-def peers(folder):
-    """An environment with the peers; made once."""
-    python = os.path.join(folder, "bin", "python")
-    if not os.path.exists(python):
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    return python
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", help="the compiled example `full_size`")
-    parser.add_argument("--environment", help="where the peers are installed")
-    parser.add_argument("--python", help="an interpreter that has the peers already")
-    parser.add_argument("--no-peers", action="store_true", help="this program alone")
+    peers.add_options(parser, "full_size")
     parser.add_argument("--models", nargs="*", default=list(BATCHES), choices=list(BATCHES), help="all by default")
     parser.add_argument("--modes", nargs="*", default=MODES, choices=MODES, help="all by default")
     parser.add_argument("--batch", type=int, help="instead of each architecture's own")
@@ -165,10 +159,8 @@ def main():
         mode, device, precision = arguments.modes[0], arguments.device, arguments.precision
         run_peer(arguments.peer, arguments.batch, mode, arguments.passes, arguments.threads, device, precision)
         return
-    python = None
-    if not arguments.no_peers:
-        python = arguments.python or peers(arguments.environment)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    python = peers.interpreter(arguments, PEERS)
+    peers.print_machine()
     last = ["peak GiB", "PyTorch's"] if arguments.device == "cpu" else ["of the card's peak", "PyTorch's"]
     print(f"| architecture | pass | batch | per second | PyTorch's | ratio | {last[0]} | {last[1]} |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -188,7 +180,10 @@ def main():
             best = {side: min(min(seconds[1:]) for seconds, _ in found) for side, found in sides.items() if found}
             cells = [name, mode, str(batch), f"{batch / best['ours']:.2f}"]
             if "peer" in best:
-                cells += [f"{batch / best['peer']:.2f}", f"{best['peer'] / best['ours']:.2f}"]
+                ratio = peers.Ratio(*([min(seconds[1:]) for seconds, _ in sides[side]] for side in ("ours", "peer")))
+                work = f"{name} {mode} {precision} batch {batch} {arguments.device}"
+                peers.record(arguments.json, work, ratio, TARGETS.get((name, mode, precision)))
+                cells += [f"{batch / best['peer']:.2f}", str(ratio)]
             else:
                 cells += ["-", "-"]
             if arguments.device == "cpu":

@@ -11,16 +11,19 @@ one run say something.
 
 import argparse
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-import venv
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import peers
 
 PEERS = ["scikit-learn>=1.7,<2", "numpy>=2,<3"]
 # What is measured, and the data type of the peer's features.
 WORK = {"probe f64": ("sweep", "float64"), "probe f32": ("sweep", "float32"), "bootstrap": ("bootstrap", "float64")}
+
+TARGETS = {"sweep": 5, "bootstrap": 20}
 
 
 def sweep(fit):
@@ -86,37 +89,35 @@ def measure(command, threads):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", help="the compiled example `statistics`")
-    parser.add_argument("--environment", help="where the peer is installed")
-    parser.add_argument("--python", help="an interpreter that has the peer already")
-    parser.add_argument("--no-peers", action="store_true", help="this program alone")
+    peers.add_options(parser, "statistics")
     parser.add_argument("--work", nargs="*", default=list(WORK), choices=list(WORK), help="all by default")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of a measurement (3)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of a measurement (2)")
+    parser.add_argument("--pairs", type=int, default=3, help="measurements of each side (3)")
     parser.add_argument("--threads", type=int, default=1, help="of both sides (1); 0: all cores")
     parser.add_argument("--peer", nargs=3, metavar=("WORK", "FOLDER", "TYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
         run_peer(*arguments.peer, arguments.rounds)
         return
-    python = arguments.python
-    if not python and not arguments.no_peers:
-        python = os.path.join(arguments.environment, "bin", "python")
-        if not os.path.exists(python):
-            venv.create(arguments.environment, with_pip=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    python = peers.interpreter(arguments, PEERS)
+    peers.print_machine()
     print("| work | seconds | scikit-learn's | ratio | result | scikit-learn's |")
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([arguments.program, "draw", folder], check=True)
         for name in arguments.work:
             work, kind = WORK[name]
-            ours, result = measure([arguments.program, work, str(arguments.rounds)], arguments.threads)
-            cells = [name, f"{ours:.3f}", "-", "-", result, "-"]
-            if not arguments.no_peers:
-                command = [python, os.path.abspath(__file__), "--peer", work, folder, kind]
-                theirs, other = measure([*command, "--rounds", str(arguments.rounds)], arguments.threads)
-                cells = [name, f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.1f}", result, other]
+            ours, theirs = [], []
+            command = [python, os.path.abspath(__file__), "--peer", work, folder, kind, "--rounds", str(arguments.rounds)]
+            for _ in range(arguments.pairs):
+                ours.append(measure([arguments.program, work, str(arguments.rounds)], arguments.threads))
+                if python:
+                    theirs.append(measure(command, arguments.threads))
+            cells = [name, f"{min(ours)[0]:.3f}", "-", "-", ours[0][1], "-"]
+            if python:
+                ratio = peers.Ratio([seconds for seconds, _ in ours], [seconds for seconds, _ in theirs])
+                peers.record(arguments.json, f"statistics {name}", ratio, TARGETS[work])
+                cells[2:] = [f"{min(theirs)[0]:.3f}", str(ratio), ours[0][1], theirs[0][1]]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
