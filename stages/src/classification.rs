@@ -3,7 +3,7 @@
 use crate::metrics::Metric;
 use crate::model::HeadDescription;
 use crate::statistics::{
-    ClassifierScores, Disparity, Estimate, GroupRates, Groups, Task, bootstrap_all, softmax,
+    ClassifierScores, Disparity, Estimate, GroupRates, Groups, Task, bootstrap_all, delong_interval, softmax,
 };
 use crate::table::{Column, Table};
 
@@ -168,8 +168,28 @@ impl Classified {
                 row.reason = Some(reason.to_owned());
             }
             metrics.push(row);
+            metrics.push(self.delong(&scores, rows, metric("auroc_delong", None)));
         }
         metrics
+    }
+
+    /// The area under the ROC curve with DeLong's interval instead of a bootstrap's, put into `row`.
+    fn delong(&self, scores: &ClassifierScores, rows: &[usize], mut row: Metric) -> Metric {
+        let is_independent = self.groups(rows).len() == rows.len();
+        let column = scores.scored().last();
+        let interval = column.filter(|_| is_independent).and_then(|column| {
+            let (scores, positive) = scores.column(column);
+            delong_interval(&scores, &positive)
+        });
+        if interval.is_none() {
+            let reason = match is_independent {
+                true => "the variance is 0, or a class has fewer than two samples",
+                false => "samples of one group are not independent",
+            };
+            row.reason = Some(reason.to_owned());
+        }
+        row.estimate = interval;
+        row
     }
 
     /// The figures of each subgroup, and how far they differ. `subgroup` names the group of each sample
@@ -338,6 +358,24 @@ mod tests {
         let metrics = classified.metrics(&description, &rows, setting(None));
         let row = find(&metrics, "sensitivity_at_90_specificity", None);
         assert!(row.estimate.is_none() && row.reason.as_deref().unwrap().contains("validation"));
+    }
+
+    #[test]
+    fn an_area_has_delongs_interval_where_samples_are_independent() {
+        let (mut classified, description, _) = classified();
+        let rows = classified.rows("test");
+        let setting = Setting { split: "test", seed: 1, threshold: None, majority: None };
+        classified.groups = (0..80).map(|row| Some(row.to_string())).collect();
+        let metrics = classified.metrics(&description, &rows, setting);
+        let (bootstrap, delong) = (find(&metrics, "auroc", None), find(&metrics, "auroc_delong", None));
+        assert_eq!(value(bootstrap), value(delong));
+        let ends =
+            |metric: &Metric| metric.estimate.map(|one| (one.low.unwrap(), one.high.unwrap())).unwrap();
+        assert!((ends(bootstrap).0 - ends(delong).0).abs() < 0.05, "{bootstrap:?} {delong:?}");
+        classified.groups[1].clone_from(&classified.groups[0].clone());
+        let metrics = classified.metrics(&description, &rows, setting);
+        let row = find(&metrics, "auroc_delong", None);
+        assert!(row.estimate.is_none() && row.reason.as_deref().unwrap().contains("independent"));
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl StageKind for EvaluateClassify {
         KindDescription {
             name: "evaluate.classify",
             summary: "predictions and figures of a classifier, with its head or zero-shot by prompts",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

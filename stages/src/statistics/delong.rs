@@ -3,6 +3,12 @@
 
 use super::distribution::two_sided_normal;
 use super::ranking::midranks;
+use super::resampling::Estimate;
+
+/// The 97.5 percentile of the standard normal distribution.
+const NORMAL: f64 = 1.959_963_984_540_054;
+/// Rounding leaves a trace of variance where there is none.
+const NO_VARIANCE: f64 = 1e-15;
 
 /// Two areas over the same samples, and their difference.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -47,9 +53,21 @@ pub fn delong(scores: [&[f64]; 2], positive: &[bool]) -> Option<DeLong> {
         })
     });
     let variance = covariance[0][0] + covariance[1][1] - 2.0 * covariance[0][1];
-    // Rounding leaves a trace of variance where there is none.
-    let z = (variance > 1e-15).then(|| (auroc[0] - auroc[1]) / variance.sqrt());
+    let z = (variance > NO_VARIANCE).then(|| (auroc[0] - auroc[1]) / variance.sqrt());
     Some(DeLong { auroc, covariance, z, p: z.map(two_sided_normal) })
+}
+
+/// An area with its 95 % interval on the scale of logits, where it stays between 0 and 1. Samples have to be
+/// independent. `None` where the variance is 0, at perfect separation, or undefined.
+pub fn delong_interval(scores: &[f64], positive: &[bool]) -> Option<Estimate> {
+    let DeLong { auroc: [area, _], covariance, .. } = delong([scores, scores], positive)?;
+    let variance = covariance[0][0];
+    if variance <= NO_VARIANCE || area <= 0.0 || area >= 1.0 {
+        return None;
+    }
+    let (logit, reach) = (libm::log(area / (1.0 - area)), NORMAL * variance.sqrt() / (area * (1.0 - area)));
+    let area_at = |logit: f64| Some(1.0 / (1.0 + libm::exp(-logit)));
+    Some(Estimate { value: area, low: area_at(logit - reach), high: area_at(logit + reach) })
 }
 
 fn sample_covariance(a: &[f64], b: &[f64]) -> f64 {
@@ -69,5 +87,18 @@ mod tests {
         assert_eq!(result.auroc, [0.75, 0.75]);
         assert_eq!((result.z, result.p), (None, None));
         assert!(delong([&scores, &scores], &[true, false, false, false]).is_none());
+    }
+
+    /// By hand: components 1/2 and 1 of either class, so a variance of 1/8 and a standard error on the scale of logits
+    /// of 1.8856.
+    #[test]
+    fn an_interval_stays_between_0_and_1() {
+        let scores = [0.1, 0.4, 0.35, 0.8];
+        let area = delong_interval(&scores, &[false, false, true, true]).unwrap();
+        let (low, high) = (area.low.unwrap(), area.high.unwrap());
+        assert_eq!(area.value, 0.75);
+        assert!((low - 0.069_32).abs() < 1e-5 && (high - 0.991_79).abs() < 1e-5, "{low} {high}");
+        assert!(delong_interval(&scores, &[false, true, false, true]).is_some());
+        assert!(delong_interval(&[0.1, 0.2, 0.8, 0.9], &[false, false, true, true]).is_none());
     }
 }

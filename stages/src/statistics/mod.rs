@@ -34,7 +34,7 @@ pub use classifier::{ClassifierScores, Task, argmax, softmax};
 pub use confusion::{Confusion, Disagreement};
 pub use correlation::{Correlation, kendall_tau_b, spearman};
 pub use curves::{mean_curve, precision_recall, roc};
-pub use delong::{DeLong, delong};
+pub use delong::{DeLong, delong, delong_interval};
 pub use distribution::two_sided_normal;
 pub use equivalence::equivalence;
 pub use floors::{MostFrequent, Overlap};
