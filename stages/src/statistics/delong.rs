@@ -98,7 +98,7 @@ mod tests {
         let (low, high) = (area.low.unwrap(), area.high.unwrap());
         assert_eq!(area.value, 0.75);
         assert!((low - 0.069_32).abs() < 1e-5 && (high - 0.991_79).abs() < 1e-5, "{low} {high}");
-        assert!(delong_interval(&scores, &[false, true, false, true]).is_some());
+        assert!(delong_interval(&scores, &[true, false, false, true]).is_some());
         assert!(delong_interval(&[0.1, 0.2, 0.8, 0.9], &[false, false, true, true]).is_none());
     }
 }
