@@ -1,6 +1,8 @@
 //! The stage on phantoms and a tiny CLIP with random weights.
 
 mod pairs;
+mod selection;
+mod study;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -27,174 +29,7 @@ use crate::ipc::{read_file, tensors, texts};
 use crate::model::{DEVICE, Head, HeadDescription, HeadInput, Model};
 use crate::phantom::IngestPhantom;
 use crate::report::Report;
-
-const SIDE: usize = 28;
-
-/// Remembers what was said, and asks to stop after a number of progress reports.
-#[derive(Default)]
-struct Host {
-    lines: Mutex<Vec<String>>,
-    reports: Mutex<Vec<(u64, u64)>>,
-    stop_after: Option<usize>,
-}
-
-impl StageHost for Host {
-    fn progress(&self, done: u64, total: u64, _: &str, _: &[(&str, f64)]) {
-        self.reports.lock().unwrap().push((done, total));
-    }
-    fn log(&self, line: &str) {
-        self.lines.lock().unwrap().push(line.to_owned());
-    }
-    fn warn(&self, message: &str) {
-        self.lines.lock().unwrap().push(format!("warning: {message}"));
-    }
-    fn cancelled(&self) -> bool {
-        self.stop_after.is_some_and(|most| self.reports.lock().unwrap().len() >= most)
-    }
-}
-
-/// Chest phantoms and a classifier of them.
-struct Study {
-    folder: TempDir,
-    artifacts: BTreeMap<String, Artifact>,
-    runs: Cell<usize>,
-}
-
-impl Study {
-    fn new() -> Self {
-        let study = Self { folder: TempDir::new().unwrap(), artifacts: BTreeMap::new(), runs: Cell::new(0) };
-        let params = serde_json::json!({
-            "domain": "medical", "weights": "chest", "task": "finding-chest", "size": SIDE, "seed": 4,
-            "train": 12, "val": 0, "test": 14, "twins": ["device", "lesion"],
-        });
-        let params = serde_json::from_value(params).unwrap();
-        let artifacts = study.run(&IngestPhantom, &params, &[], &Host::default()).unwrap();
-        Self { artifacts, ..study }.with_checkpoint()
-    }
-
-    fn with_checkpoint(mut self) -> Self {
-        let config = ClipConfig::from_json(
-            r#"{"projection_dim": 8,
-                "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-                    "num_attention_heads": 2, "image_size": 28, "patch_size": 7},
-                "text_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-                    "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 6}}"#,
-        )
-        .unwrap();
-        let clip = ClipModel::random(&config, 2, &DEVICE, Trainable::Frozen).unwrap();
-        self.store("checkpoint", Box::new(clip), SIDE, 8);
-        self
-    }
-
-    /// Another architecture with random weights as the classifier.
-    fn with_network(mut self, config: &ModelConfig, side: usize, width: usize) -> Self {
-        let network = config.random(3, &DEVICE, Trainable::Frozen).unwrap();
-        self.store("checkpoint", network, side, width);
-        self
-    }
-
-    /// Stores a model with a random head behind embeddings of `width`.
-    fn store(&mut self, name: &str, network: Box<dyn FoundationModel>, side: usize, width: usize) {
-        let labels = crate::table::metadata(&self.artifacts["labels"]).unwrap();
-        let classes: Vec<String> = serde_json::from_str(&labels["label_names"]).unwrap();
-        let values =
-            |key: u64, count: usize| (1..=count).map(|draw| Key(key).normal(draw as u64) as f32).collect();
-        let weight: Vec<f32> = values(5, classes.len() * width);
-        let bias: Vec<f32> = values(6, classes.len());
-        let head = Head {
-            input: HeadInput::Embedding,
-            weight: Tensor::from_vec(weight, (classes.len(), width), &DEVICE).unwrap(),
-            bias: Tensor::from_vec(bias, classes.len(), &DEVICE).unwrap(),
-            description: HeadDescription { classes, task: labels["task"].clone() },
-        };
-        let model = Model::new(network, Some(Preprocessor::clip(side)), None).with_head(head);
-        let folder = self.folder.path().join(format!("model-{side}"));
-        std::fs::create_dir(&folder).unwrap();
-        model.save(&mut OutputWriter::new(folder.clone())).unwrap();
-        self.artifacts.insert(name.to_owned(), artifact("checkpoint", &folder));
-    }
-
-    /// Runs a kind on some artifacts of the study; gives its outputs.
-    fn run<K: StageKind>(
-        &self,
-        kind: &K,
-        params: &K::Params,
-        inputs: &[(&str, &Artifact)],
-        host: &Host,
-    ) -> Result<BTreeMap<String, Artifact>, StageError> {
-        let run = self.runs.replace(self.runs.get() + 1);
-        let folder = |port: &str| self.folder.path().join(format!("{run}-{port}"));
-        let ports = kind.outputs(params);
-        let mut outputs = BTreeMap::new();
-        for port in &ports {
-            std::fs::create_dir_all(folder(&port.name)).unwrap();
-            outputs.insert(port.name.clone(), OutputWriter::new(folder(&port.name)));
-        }
-        let inputs = inputs.iter().map(|(name, artifact)| {
-            let input =
-                InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact: (*artifact).clone() };
-            ((*name).to_owned(), vec![input])
-        });
-        let scratch = self.folder.path().to_owned();
-        let mut context = StageContext::new(inputs.collect(), outputs, host, 1, scratch, "{}".to_owned());
-        StageKind::run(kind, params, &mut context)?;
-        Ok(ports
-            .into_iter()
-            .map(|port| (port.name.clone(), artifact(port.artifact.0, &folder(&port.name))))
-            .collect())
-    }
-
-    fn attribute(&self, params: &Params, host: &Host) -> Result<Artifact, StageError> {
-        let inputs: Vec<(&str, &Artifact)> = ["images", "labels", "checkpoint", "twins"]
-            .iter()
-            .map(|name| (*name, &self.artifacts[*name]))
-            .collect();
-        Ok(self.run(&Attribute, params, &inputs, host)?.remove("saliency").unwrap())
-    }
-
-    fn maps(&self, params: &Params) -> Maps {
-        let artifact = self.attribute(params, &Host::default()).unwrap();
-        Maps(read_file(&artifact.single_file().unwrap().location).unwrap())
-    }
-}
-
-fn artifact(kind: &str, folder: &std::path::Path) -> Artifact {
-    let mut files: Vec<ArtifactFile> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| {
-            let entry = entry.unwrap();
-            ArtifactFile {
-                path: entry.file_name().to_str().unwrap().to_owned(),
-                bytes: entry.metadata().unwrap().len(),
-                location: entry.path(),
-            }
-        })
-        .collect();
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    Artifact { artifact_type: kind.to_owned(), digest: Digest::of(b""), files, origin: None }
-}
-
-/// A saliency file in memory.
-struct Maps(RecordBatch);
-
-impl Maps {
-    fn text(&self, name: &str) -> Vec<Option<String>> {
-        texts(&self.0, name).unwrap()
-    }
-
-    fn numbers(&self, name: &str) -> Vec<Option<f32>> {
-        self.0.column_by_name(name).unwrap().as_primitive::<Float32Type>().iter().collect()
-    }
-
-    fn rows(&self) -> Vec<&[f32]> {
-        let (values, shape) = tensors(&self.0, "saliency").unwrap();
-        values.chunks_exact(shape.iter().product()).collect()
-    }
-}
-
-fn params(method: Method, baseline: Baseline) -> Params {
-    Params { method, baseline, steps: 20, batch: 5, ..Params::default() }
-}
+use study::*;
 
 #[test]
 fn columns_and_metadata_are_those_of_the_data_dictionary() {
@@ -464,36 +299,6 @@ fn images_without_a_twin_are_not_applicable() {
     }
 }
 
-#[test]
-fn filters_choose_images_in_the_order_of_the_table() {
-    let study = Study::new();
-    let base = params(Method::InputXGradient, Baseline::Zero);
-    let all = study.maps(&base);
-    let labels = crate::labels::Labels::read(&study.artifacts["labels"]).unwrap();
-    let name = |label: &[i64]| labels.description.classes[label[0] as usize].clone();
-    let ids: Vec<String> = all.text("id").into_iter().flatten().collect();
-    let truths: Vec<String> = labels.of(&ids).unwrap().iter().map(|label| name(label)).collect();
-    let predicted: Vec<String> = all.text("target").into_iter().flatten().collect();
-    let chosen =
-        |params: &Params| -> Vec<String> { study.maps(params).text("id").into_iter().flatten().collect() };
-    let where_ = |keep: &dyn Fn(usize) -> bool| -> Vec<String> {
-        (0..ids.len()).filter(|row| keep(*row)).map(|row| ids[row].clone()).collect()
-    };
-    assert_eq!(chosen(&Params { limit: Some(3), ..base.clone() }), ids[..3]);
-    let classes = vec![truths[2].clone(), truths[0].clone()];
-    assert_eq!(
-        chosen(&Params { classes: classes.clone(), ..base.clone() }),
-        where_(&|row| classes.contains(&truths[row]))
-    );
-    let right = where_(&|row| truths[row] == predicted[row]);
-    assert!(!right.is_empty() && right.len() < ids.len(), "some are right, some are wrong");
-    assert_eq!(chosen(&Params { only_correct: true, ..base.clone() }), right);
-    let own = study.maps(&Params { target: "true".to_owned(), ..base.clone() });
-    assert_eq!(own.text("target").into_iter().flatten().collect::<Vec<_>>(), truths);
-    let named = study.maps(&Params { target: truths[0].clone(), ..base });
-    assert!(named.text("target").iter().all(|target| target.as_ref() == Some(&truths[0])));
-}
-
 /// Every row says whether the model is right, whatever is explained; without labels nobody knows.
 #[test]
 fn rows_say_whether_the_model_is_right() {
@@ -677,17 +482,6 @@ fn what_is_missing_or_unknown_is_named() {
         1
     );
     assert_eq!(problems(&Params { window: Some(4), stride: Some(5), ..base }).len(), 1);
-}
-
-#[test]
-fn filters_that_nothing_passes_give_a_file_without_rows() {
-    let study = Study::new();
-    let host = Host::default();
-    let params = Params { splits: vec!["val".to_owned()], ..params(Method::Gradient, Baseline::Zero) };
-    let artifact = study.attribute(&params, &host).unwrap();
-    let batch = read_file(&artifact.files[0].location).unwrap();
-    assert_eq!((batch.num_rows(), batch.num_columns()), (0, 14));
-    assert!(host.lines.lock().unwrap().iter().any(|line| line.starts_with("warning: no image")));
 }
 
 #[test]
