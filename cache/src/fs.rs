@@ -6,8 +6,10 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 
@@ -123,10 +125,21 @@ impl Disk {
         file.set_len(bytes.len() as u64).map_err(refuse)
     }
 
+    /// As [`Disk::write_passing`], with mode 0444 from the start.
+    pub(crate) fn write_read_only(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
+        step!(self, Write, path);
+        self.create_with_mode(path, bytes, 0o444).map(|_| ())
+    }
+
     fn create(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
+        self.create_with_mode(path, bytes, 0o666)
+    }
+
+    fn create_with_mode(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<File, FsError> {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
+            .mode(mode)
             .open(path)
             .map_err(|error| FsError::new("creating", path, error))?;
         file.write_all(bytes).map_err(|error| FsError::new("writing", path, error))?;
@@ -198,19 +211,34 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives `from` the name `to` unless that exists; whether it did not exist. Where the file system
-    /// cannot rename so, `from` keeps its name beside the new one.
+    /// Gives `from` the name `to` unless that exists; whether it did not exist.
     pub(crate) fn link_new(&self, from: &Path, to: &Path) -> Result<bool, FsError> {
         step!(self, Link, to);
         use rustix::io::Errno;
         let placed = match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(from, to),
+            // What cannot be renamed so has two names for a moment.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                fs::hard_link(from, to).map(|()| _ = fs::remove_file(from))
+            }
             other => other.map_err(io::Error::from),
         };
         match placed {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(FsError::new("linking", to, error)),
+        }
+    }
+
+    /// As [`Disk::link_new`], into a folder that may have to be made first.
+    pub(crate) fn link_new_below(&self, from: &Path, to: &Path) -> Result<bool, FsError> {
+        match self.link_new(from, to) {
+            Err(error) if error.source.kind() == ErrorKind::NotFound => {
+                if let Some(folder) = to.parent() {
+                    self.make_subfolder(folder)?;
+                }
+                self.link_new(from, to)
+            }
+            linked => linked,
         }
     }
 
@@ -283,20 +311,23 @@ pub(crate) fn read_with_metadata(path: &Path, limit: u64) -> Result<Option<(Vec<
     };
     let metadata = file.metadata().map_err(|error| FsError::new("reading the state of", path, error))?;
     let refuse = |error| FsError::new("reading", path, error);
-    let mut bytes = vec![0; metadata.len().min(limit) as usize + 1];
+    let bytes = read_open(&file, metadata.len(), limit).map_err(refuse)?;
+    Ok(Some((bytes, metadata)))
+}
+
+/// The bytes of a file that says to be so long; an error of the kind `InvalidData` if they are more than `limit`.
+pub(crate) fn read_open(mut file: &File, length: u64, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length.min(limit) as usize + 1];
     // Room for one byte more: a file that is as long as it says is read by one call.
-    let length = (&file).read(&mut bytes).map_err(refuse)?;
-    bytes.truncate(length);
-    if length == 0 || length as u64 != metadata.len() {
-        file.take(limit.saturating_add(1).saturating_sub(length as u64))
-            .read_to_end(&mut bytes)
-            .map_err(refuse)?;
+    let read = file.read(&mut bytes)?;
+    bytes.truncate(read);
+    if read == 0 || read as u64 != length {
+        file.take(limit.saturating_add(1).saturating_sub(read as u64)).read_to_end(&mut bytes)?;
     }
     if bytes.len() as u64 > limit {
-        let error = io::Error::new(ErrorKind::InvalidData, format!("longer than {limit} bytes"));
-        return Err(FsError::new("reading", path, error));
+        return Err(io::Error::new(ErrorKind::InvalidData, format!("longer than {limit} bytes")));
     }
-    Ok(Some((bytes, metadata)))
+    Ok(bytes)
 }
 
 /// The names in a folder, sorted; empty if the folder does not exist. Names that are not UTF-8 are
@@ -378,5 +409,8 @@ pub(crate) fn is_plain_relative(path: &str) -> bool {
 
 /// A name that no other call, thread, process or host has made.
 pub(crate) fn nonce() -> String {
-    uuid::Uuid::now_v7().simple().to_string()
+    static PROCESS: OnceLock<String> = OnceLock::new();
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let process = PROCESS.get_or_init(|| uuid::Uuid::now_v7().simple().to_string());
+    format!("{process}{:x}", CALLS.fetch_add(1, Ordering::Relaxed))
 }

@@ -197,6 +197,88 @@ mod tests {
                 247,
                 "f88b7cda913f9e8e7e5e792296237f84c7b6323de9a1c3090038e36f0900deec",
             ),
+            (
+                key(
+                    "ingest.images",
+                    (1, 1),
+                    Value::Table(table(&[("text", Value::string("Größe \u{1f9e0}"))])),
+                    vec![],
+                    "none",
+                ),
+                115,
+                "19a2765701781ca534b74f189a7413f04db1e2e2e32d9a7b5dc0b71f20645269",
+            ),
+            (
+                key(
+                    "compare",
+                    (2, 1),
+                    Value::Table(table(&[
+                        ("limit", Value::None),
+                        ("seeds", Value::List(vec![Value::Integer(i64::MIN), Value::Integer(i64::MAX)])),
+                        ("nested", Value::List(vec![Value::List(vec![]), Value::Table(BTreeMap::new())])),
+                    ])),
+                    vec![
+                        input("b", &[(&axes(1), h("b")), (&axes(0), h("a"))]),
+                        input("a", &[(none, h("a"))]),
+                    ],
+                    "none",
+                ),
+                472,
+                "5c3aa00b5198f091ea2457a5b2568d6d9bf5f84a14f603f30fb8b514c57ac8a9",
+            ),
+            (
+                key(
+                    "score",
+                    (1, 1),
+                    Value::Table(table(&[("one", Value::Integer(1))])),
+                    vec![],
+                    "cpu:x86_64:avx2;f32",
+                ),
+                109,
+                "bac3a6de226b87a59ecb056b19fb40ba7856cea6d5b03c9361417c40007914ed",
+            ),
+            (
+                key(
+                    "score",
+                    (1, 1),
+                    Value::Table(table(&[("one", Value::Float(1.0))])),
+                    vec![],
+                    "cpu:x86_64:avx2;f32",
+                ),
+                109,
+                "344549fe871067822e4593f37b948e78c99d70d376bf9e98aacf54a4fe76c7d4",
+            ),
+            (
+                key(
+                    "command",
+                    (1, 1),
+                    Value::Table(table(&[
+                        ("bytes", Value::Bytes(vec![0, 255])),
+                        ("digest", Value::Digest(h("x"))),
+                    ])),
+                    vec![input("empty", &[])],
+                    "none",
+                ),
+                180,
+                "6d0ec76476f52ec050a2cc2a2e5bc255cc4a4a8a166ea15fe1600742494434b1",
+            ),
+            (
+                ActionKey {
+                    shard: Some(h("part")),
+                    ..key(
+                        "attribute",
+                        (4, 3),
+                        Value::Table(table(&[
+                            ("least", Value::Float(5e-324)),
+                            ("most", Value::Float(f64::MAX)),
+                        ])),
+                        vec![input("images", &[]), input("model", &[(&axes(2), h("m"))])],
+                        "cuda:sm_80;bf16",
+                    )
+                },
+                330,
+                "c38d1aaeaab9fc0858871f7e4331ba615ecbdd912e7b82c507e40808a0d74f67",
+            ),
         ];
         for (key, bytes, digest) in cases {
             assert_eq!((key.encode().len(), key.digest().to_hex().as_str()), (bytes, digest), "{}", key.kind);

@@ -104,8 +104,6 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     // Each round either wins, meets a living owner, or removes a dead one.
     loop {
         if disk.link_new(&staged, &path)? {
-            // Where it could not be renamed it has two names now.
-            disk.remove_file(&staged)?;
             session.heartbeat().watch(path.clone());
             return Ok(LeaseAttempt::Acquired(Lease { session, key: *key, path, info }));
         }

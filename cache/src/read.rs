@@ -14,7 +14,7 @@ use crate::Digest;
 use crate::fs::{FsError, nonce, read_bounded, read_with_metadata};
 use crate::owner::boot_id;
 use crate::record::{OutputRecord, Record};
-use crate::staging::hash_file;
+use crate::staging::{SHORT, hash_file};
 use crate::store::{Store, StoreError};
 
 /// Blobs from this length on are hashed once per boot; shorter ones at each reading.
@@ -96,6 +96,11 @@ impl Store {
             return Ok(Some(record));
         }
         self.stored(key)
+    }
+
+    /// The record of a key whose commit this process has made and which waits for the next flush.
+    pub fn pending(&self, key: &Digest) -> Option<Record> {
+        self.shared.batch.record(key)
     }
 
     /// As [`Store::lookup`], of what other processes see too.
@@ -188,6 +193,12 @@ impl Store {
             }
         }
         Ok(if damages.is_empty() { Reading::Files(files) } else { Reading::Damaged(damages) })
+    }
+
+    /// The bytes of a blob that is short and sound; none for what is longer, missing or damaged.
+    pub fn short_blob(&self, blob: &Digest) -> Option<Vec<u8>> {
+        let bytes = read_bounded(&self.blob_path(blob), SHORT).ok().flatten()?;
+        (Digest::of(&bytes) == *blob).then_some(bytes)
     }
 
     /// Checks one blob; a damaged one is moved to quarantine. None if it is sound.

@@ -1,6 +1,8 @@
 //! The folder of one run: plan, events and logs. Each run writes only into its own, so no two
 //! processes append to one file.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -40,6 +42,28 @@ impl RunFolder {
     /// `events.jsonl`.
     pub fn events(&self) -> PathBuf {
         self.path.join("events.jsonl")
+    }
+
+    /// `shards`: the keys of the parts that row-wise nodes of the run were cut into, a line each. What such a node has
+    /// made so far is named by nothing else until it is done.
+    pub fn shards(&self) -> PathBuf {
+        self.path.join("shards")
+    }
+
+    /// Adds keys to `shards`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn add_shards(&self, keys: impl IntoIterator<Item = Digest>) -> std::io::Result<()> {
+        let lines: String = keys.into_iter().map(|key| format!("{key}\n")).collect();
+        File::options().create(true).append(true).open(self.shards())?.write_all(lines.as_bytes())
+    }
+
+    /// The keys in `shards`; a line that is torn is left out.
+    pub fn read_shards(&self) -> Vec<Digest> {
+        let text = std::fs::read(self.shards()).unwrap_or_default();
+        let lines = text.split(|byte| *byte == b'\n');
+        lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok()).collect()
     }
 
     /// `logs/<node>.<attempt>.log`, with everything in the node's name escaped that is unusual in a

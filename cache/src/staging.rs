@@ -14,7 +14,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::fs::{FsError, is_plain_relative};
+use crate::fs::{FsError, is_plain_relative, read_open};
 use crate::read::Verify;
 use crate::record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 use crate::store::{Store, StoreError};
@@ -209,11 +209,8 @@ impl Staging {
     /// Writes the record into the staging folder; returns the folders to flush once it is linked.
     fn write_record(&self, record: &Record) -> Result<[PathBuf; 2], StoreError> {
         let disk = &self.store.shared.disk;
-        let folders = make_parent(&self.store, &self.store.record_path(&record.key))?;
-        let path = self.record_path();
-        disk.write_passing(&path, record.to_text().as_bytes())?;
-        disk.make_read_only(&path)?;
-        Ok(folders)
+        disk.write_read_only(&self.record_path(), record.to_text().as_bytes())?;
+        Ok(folders_of(&self.store.record_path(&record.key)))
     }
 
     /// Links the record into `ac/`: the commit. Gives the staging folder back.
@@ -221,7 +218,7 @@ impl Staging {
         let disk = &self.store.shared.disk;
         let staged = self.record_path();
         let target = self.store.record_path(&record.key);
-        let committed = if disk.link_new(&staged, &target)? {
+        let committed = if disk.link_new_below(&staged, &target)? {
             Committed { record, outcome: CommitOutcome::Created }
         } else {
             // All of its files are there again.
@@ -259,6 +256,9 @@ impl Staging {
         let root = self.port_folder(&output.port)?;
         let mut found = Vec::new();
         list_files(&root, &output.port, &mut found)?;
+        if found.is_empty() {
+            return Err(refuse(&output.port, "the stage wrote nothing to it".to_owned()));
+        }
         let mut files = Vec::with_capacity(found.len());
         for (relative, path, metadata) in found {
             // A second name would let the file change behind the store's back.
@@ -302,11 +302,11 @@ impl Staging {
     pub(crate) fn store_blob(&self, staged: &Path, file: &FileRecord) -> Result<[PathBuf; 2], StoreError> {
         let disk = &self.store.shared.disk;
         let target = self.store.blob_path(&file.blob);
-        let touched = make_parent(&self.store, &target)?;
+        let touched = folders_of(&target);
         disk.make_read_only(staged)?;
         // The second round follows after a damaged blob was moved to quarantine.
         for _ in 0..2 {
-            if disk.link_new(staged, &target)? {
+            if disk.link_new_below(staged, &target)? {
                 return Ok(touched);
             }
             if self.store.verify_blob(&file.blob, file.bytes, Verify::Always)?.is_none() {
@@ -329,23 +329,28 @@ impl Drop for Staging {
     }
 }
 
-/// Makes the two-letter folder of a blob or record; returns it and its parent, the folders to flush.
-/// The parent too, always: another process may have made the folder and not have flushed it yet.
-fn make_parent(store: &Store, target: &Path) -> Result<[PathBuf; 2], StoreError> {
+/// The two-letter folder of a blob or record, and its parent: the folders to flush. The parent too, always:
+/// another process may have made the folder and not have flushed it yet.
+fn folders_of(target: &Path) -> [PathBuf; 2] {
     let folder = target.parent().expect("blobs and records lie in folders").to_owned();
-    store.shared.disk.make_subfolder(&folder)?;
     let parent = folder.parent().expect("these folders lie in the store").to_owned();
-    Ok([folder, parent])
+    [folder, parent]
 }
+
+/// Files up to this length, in bytes, are read at once.
+pub(crate) const SHORT: u64 = 64 << 10;
 
 /// Length and BLAKE3 of a file; large ones by memory map and on several threads.
 pub(crate) fn hash_file(path: &Path) -> Result<(u64, Digest), FsError> {
-    let length = File::open(path)
-        .and_then(|file| file.metadata())
-        .map_err(|error| FsError::new("opening", path, error))?
-        .len();
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    let (length, file) = opened.map_err(|error| FsError::new("opening", path, error))?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update_mmap_rayon(path).map_err(|error| FsError::new("hashing", path, error))?;
+    let read = if length <= SHORT {
+        read_open(&file, length, SHORT).map(|bytes| _ = hasher.update(&bytes))
+    } else {
+        hasher.update_mmap_rayon(path).map(drop)
+    };
+    read.map_err(|error| FsError::new("hashing", path, error))?;
     let hashed = hasher.count();
     if hashed != length {
         let error = std::io::Error::other(format!("it changed from {length} to {hashed} bytes"));

@@ -1,7 +1,6 @@
 //! One execution of an action: staging, the stage itself in a pool of its own, commit.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +16,7 @@ use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
-use crate::host::Host;
+use crate::host::{AttemptLog, Host};
 use crate::isolate;
 use crate::kind::OutputPort;
 use crate::pipeline::Node;
@@ -215,7 +214,7 @@ impl Attempt {
             events: Arc::clone(&self.events),
             cancelled: Arc::clone(&self.cancelled),
             deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
-            log: Mutex::new(File::options().create(true).append(true).open(&self.log).ok()),
+            log: AttemptLog::new(self.log.clone()),
             last_progress: Mutex::new(None),
             programs: Mutex::default(),
         };
@@ -246,12 +245,6 @@ impl Attempt {
         let mut staged = Vec::new();
         for port in &self.outputs {
             let writer = &outputs[&port.name];
-            let empty =
-                std::fs::read_dir(writer.folder()).map_or(true, |mut entries| entries.next().is_none());
-            if empty {
-                let message = format!("the stage wrote nothing to its output `{}`", port.name);
-                return Err(StageError::failed(message).into());
-            }
             staged.push(StagedOutput {
                 port: port.name.clone(),
                 artifact_type: port.artifact.0.to_owned(),
@@ -283,10 +276,15 @@ impl Attempt {
         };
         // What took no time may be lost with the power for some moments; what did may not.
         let committed = if started.elapsed() < SHORT {
-            staging.commit_soon(&self.key, &staged, shared, meta)?
+            staging.commit_soon(&self.key, &staged, shared, meta)
         } else {
-            staging.commit_node(&self.key, &staged, shared, meta)?
+            staging.commit_node(&self.key, &staged, shared, meta)
         };
+        let committed = committed.map_err(|error| match error {
+            // What the stage left is its own mistake, not the disk's.
+            error @ StoreError::Output { .. } => StageError::failed(error.to_string()).into(),
+            error => AttemptError::from(error),
+        })?;
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.node.name);
         }

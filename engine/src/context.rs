@@ -106,7 +106,7 @@ impl OutputWriter {
             return Err(StageError::failed(format!("output path `{relative}` leaves the output folder")));
         }
         let path = self.folder.join(relative);
-        if let Some(parent) = path.parent() {
+        if let Some(parent) = path.parent().filter(|parent| *parent != self.folder) {
             std::fs::create_dir_all(parent)
                 .map_err(|error| StageError::environment(format!("making `{}`", parent.display()), error))?;
         }

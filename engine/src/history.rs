@@ -87,7 +87,7 @@ pub(crate) struct History {
     /// The newest plan of the same profiles, and the run that holds its nodes.
     newest: Option<(String, StoredPlan)>,
     past: OnceLock<BTreeMap<String, Past>>,
-    /// Seconds and number of the newest results, by kind and device.
+    /// Sums of the weighted seconds and of the weights of results, by kind and device.
     kinds: OnceLock<BTreeMap<(String, String), (f64, f64)>>,
 }
 
@@ -190,21 +190,26 @@ impl History {
         classes.into_iter().filter(|class| class != action::EXACT).collect()
     }
 
-    /// Seconds that nodes of this one's kind took on its device in the newest run, on average: for a node that never
-    /// ran.
+    /// Seconds that nodes of this one's kind take on its device: the mean of the results of the newest plan, each
+    /// weighing a tenth less than the next younger one. For a node that never ran.
     pub(crate) fn seconds_of_kind(&self, node: &Node, numerics: &str) -> Option<f64> {
         let kinds = self.kinds.get_or_init(|| {
             let mut kinds: BTreeMap<(String, String), (f64, f64)> = BTreeMap::new();
             let Some((store, (_, newest))) = self.store.as_ref().zip(self.newest.as_ref()) else {
                 return kinds;
             };
-            for record in
-                newest.nodes.values().take(SAMPLED).filter_map(|key| store.record(key).ok().flatten())
-            {
+            let mut records: Vec<Record> = newest
+                .nodes
+                .values()
+                .take(SAMPLED)
+                .filter_map(|key| store.record(key).ok().flatten())
+                .collect();
+            records.sort_by(|left, right| left.meta.created.cmp(&right.meta.created));
+            for record in records {
                 let Some(key) = record.components() else { continue };
                 let device = action::device(&key.numerics).to_owned();
                 let (sum, count) = kinds.entry((key.kind.clone(), device)).or_default();
-                (*sum, *count) = (*sum + record.meta.duration_seconds, *count + 1.0);
+                (*sum, *count) = (0.9 * *sum + record.meta.duration_seconds, 0.9 * *count + 1.0);
             }
             kinds
         });

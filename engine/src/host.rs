@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +15,29 @@ use crate::events::EventLog;
 /// Progress of one action is written at most this often.
 pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 
+/// The log of an attempt: a file from its first line on.
+pub(crate) struct AttemptLog {
+    path: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+impl AttemptLog {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, file: Mutex::default() }
+    }
+
+    /// Adds a line. What cannot be written is left out: the stage goes on.
+    fn write(&self, line: &str) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = File::options().create(true).append(true).open(&self.path).ok();
+        }
+        if let Some(file) = file.as_mut() {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+}
+
 /// The engine's side of a running stage.
 pub(crate) struct Host {
     pub(crate) node: String,
@@ -23,7 +47,7 @@ pub(crate) struct Host {
     pub(crate) events: Arc<EventLog>,
     pub(crate) cancelled: Arc<AtomicBool>,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) log: Mutex<Option<File>>,
+    pub(crate) log: AttemptLog,
     pub(crate) last_progress: Mutex<Option<Instant>>,
     /// What programs of the stage took: processor time, and the most memory of one of them in bytes.
     pub(crate) programs: Mutex<(Duration, u64)>,
@@ -55,9 +79,7 @@ impl StageHost for Host {
     }
 
     fn log(&self, line: &str) {
-        if let Some(file) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            let _ = writeln!(file, "{line}");
-        }
+        self.log.write(line);
     }
 
     fn warn(&self, message: &str) {

@@ -14,6 +14,8 @@ pub(crate) struct Action {
     pub(crate) key: String,
     /// When it came into this state, RFC 3339.
     pub(crate) since: String,
+    /// When its last attempt began, RFC 3339; empty if none did.
+    pub(crate) began: String,
     /// Done, total and unit.
     pub(crate) progress: Option<(u64, u64, String)>,
 }
@@ -78,8 +80,9 @@ impl Journal {
             "action_finished" => text("status"),
             _ => return,
         };
-        let action = Action { state, key: text("key"), since: text("ts"), progress: None };
-        self.actions.insert(text("node"), action);
+        let action = self.actions.entry(text("node")).or_default();
+        let began = if state == "running" { text("ts") } else { std::mem::take(&mut action.began) };
+        *action = Action { state, key: text("key"), since: text("ts"), began, progress: None };
     }
 
     fn is_alive(&self, run: &RunFolder) -> bool {

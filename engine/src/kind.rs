@@ -229,6 +229,12 @@ pub trait StageKind: Send + Sync + 'static {
         &[]
     }
 
+    /// What results depend on beside parameters and inputs, as a digest by a name that no parameter has: it
+    /// enters the key with the parameters. Nothing by default.
+    fn surroundings(&self, _params: &Self::Params) -> BTreeMap<String, Digest> {
+        BTreeMap::new()
+    }
+
     /// The numerics class of results with these parameters, where they choose it (the device, the data
     /// type); by default that of the program. It counts for kinds of [`Numerics::Tensor`] only.
     fn numerics(&self, _params: &Self::Params) -> Option<String> {
@@ -378,8 +384,11 @@ impl<K: StageKind> AnyKind for K {
         };
         let canonical = match &json {
             serde_json::Value::Object(entries) => {
-                let entries = entries.iter().filter(in_key);
-                Value::Table(entries.map(|(name, value)| (name.clone(), canonical(value))).collect())
+                let entries =
+                    entries.iter().filter(in_key).map(|(name, value)| (name.clone(), canonical(value)));
+                let around = StageKind::surroundings(self, &typed);
+                let around = around.into_iter().map(|(name, digest)| (name, Value::String(digest.to_hex())));
+                Value::Table(entries.chain(around).collect())
             }
             other => canonical(other),
         };

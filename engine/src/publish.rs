@@ -1,5 +1,6 @@
 //! `results/`: the view of the store that people read. Idempotent; never touches what they changed.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -197,19 +198,24 @@ pub(crate) fn publish<'a>(
             summary.evicted += 1;
             continue;
         }
-        if let Some(damage) = store.verify_blob(blob, *bytes, Verify::Once)? {
-            summary.damaged.insert(*node, damage.reason);
-            // What stands there came from an earlier result and is removed only when this one is.
-            new.files.extend(known.map(|known| (relative.clone(), known.clone())));
-            continue;
-        }
-        let stored = store.blob_path(blob);
-        place(&path, &staging, |temporary| {
-            if how.hard_links && std::fs::hard_link(&stored, temporary).is_ok() {
-                return Ok(());
+        let short = if how.hard_links { None } else { store.short_blob(blob) };
+        if let Some(content) = short {
+            place(&path, &staging, |temporary| std::fs::write(temporary, &content))?;
+        } else {
+            if let Some(damage) = store.verify_blob(blob, *bytes, Verify::Once)? {
+                summary.damaged.insert(*node, damage.reason);
+                // What stands there came from an earlier result and is removed only when this one is.
+                new.files.extend(known.map(|known| (relative.clone(), known.clone())));
+                continue;
             }
-            reflink_or_copy(&stored, temporary).map(drop).map_err(|failure| failure.source)
-        })?;
+            let stored = store.blob_path(blob);
+            place(&path, &staging, |temporary| {
+                if how.hard_links && std::fs::hard_link(&stored, temporary).is_ok() {
+                    return Ok(());
+                }
+                reflink_or_copy(&stored, temporary).map(drop).map_err(|failure| failure.source)
+            })?;
+        }
         summary.written += 1;
         if let Some((bytes, modified)) = stamp(&path) {
             new.files.insert(relative.clone(), Published { blob: *blob, bytes, modified });
@@ -250,6 +256,8 @@ struct Staging<'a> {
     folder: PathBuf,
     own: PathBuf,
     owner: &'a Owner,
+    /// How many files were begun in it; before the first it is made.
+    begun: Cell<u64>,
 }
 
 const OWNER: &str = "owner.json";
@@ -278,13 +286,14 @@ impl<'a> Staging<'a> {
             }
         }
         let own = folder.join(owner.folder_name());
-        Self { folder, own, owner }
+        Self { folder, own, owner, begun: Cell::new(0) }
     }
 
     /// A path that nothing has used, its folder made.
     fn path(&self) -> Result<PathBuf, PublishError> {
-        let path = self.own.join(uuid::Uuid::now_v7().to_string());
-        if self.own.is_dir() {
+        let begun = self.begun.replace(self.begun.get() + 1);
+        let path = self.own.join(begun.to_string());
+        if begun > 0 {
             return Ok(path);
         }
         let owner = serde_json::to_vec(self.owner).expect("an owner is strings and integers");

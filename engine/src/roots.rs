@@ -44,6 +44,12 @@ pub(crate) fn uses(store: &Store, keep: usize) -> Result<Uses, StoreError> {
             let plans = kept.entry((plan.pipeline, plan.profiles)).or_default();
             if plans.contains(&planned) || plans.len() < keep {
                 uses.blobs.extend(&plan.blobs);
+                // The parts of nodes that were not finished; no record names them.
+                let shards = run.read_shards();
+                if !shards.is_empty() {
+                    uses.roots
+                        .push(Root { name: format!("parts of run {} of {name}", run.id()), keys: shards });
+                }
             }
             if plans.len() < keep && plans.insert(planned.clone()) {
                 uses.roots.push(Root { name: format!("run {} of {name}", run.id()), keys: planned.clone() });
@@ -52,6 +58,7 @@ pub(crate) fn uses(store: &Store, keep: usize) -> Result<Uses, StoreError> {
         // Its plan is of its beginning: what it made since is in its events.
         if let Some(journal) = Journal::read(run).filter(|journal| journal.alive) {
             planned.extend(journal.actions.values().filter_map(|action| action.key.parse::<Digest>().ok()));
+            planned.extend(run.read_shards());
             uses.roots.push(Root { name: format!("run {}, which goes on", run.id()), keys: planned });
         }
     }

@@ -1,9 +1,32 @@
 //! What runs after an edit: what depends on it, and nothing else; and that `plan` and `why` know before.
 
-use crate::study::{SMALL, SMALL_NODES, Study, text};
+use crate::study::{Answer, SMALL, SMALL_NODES, Study, text};
 
 /// What depends on the training.
 const TRAINING: [&str; 3] = ["embedded[model=trained]", "retrieved[model=trained]", "trained"];
+
+/// The value of a variable that a program is given is a part of what it reads.
+#[test]
+fn another_value_of_a_passed_variable_is_another_result() {
+    let study = Study::new(
+        "[pipeline]\nname = \"doses\"\nformat = 1\n\n[stage.said]\nkind = \"command\"\nparams = { argv = [\"sh\", \"-c\", \"echo $DOSE > said.txt\"], outputs = [\"said.txt\"], env = [\"DOSE\"], untracked_env = [\"TOKEN\"] }\n",
+    );
+    let run = |dose: &str, token: &str| {
+        let mut command = study.command(&["run", "study.toml", "--json"]);
+        let answer = Answer::of(&command.env("DOSE", dose).env("TOKEN", token).output().expect("it starts"));
+        let said =
+            std::fs::read_to_string(study.path("results/doses/said/out/said.txt")).expect("it is published");
+        (answer.expect(0).started().len(), said)
+    };
+    assert_eq!(run("3", "a"), (1, "3\n".to_owned()));
+    assert_eq!(run("4", "a"), (1, "4\n".to_owned()));
+    assert_eq!(run("4", "b"), (0, "4\n".to_owned()));
+    assert_eq!(run("3", "b"), (0, "3\n".to_owned()));
+    let why = Answer::of(
+        &study.command(&["why", "study.toml", "said"]).env("DOSE", "5").output().expect("it starts"),
+    );
+    assert!(why.expect(0).stdout.contains("`value of DOSE`"));
+}
 
 #[test]
 fn a_second_run_executes_nothing() {

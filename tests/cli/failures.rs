@@ -339,6 +339,8 @@ fn a_full_disk_is_exit_3_and_the_store_stays_sound() {
     let answer = study.pipe(&[&["run", "study.toml"], &arguments[..]].concat()).expect(3);
     assert!(answer.stderr.contains("No space left on device"), "{}", answer.stderr);
     assert!(answer.stderr.contains("free some space"), "{}", answer.stderr);
+    assert!(answer.stderr.contains(" of it is free"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("`pipe gc --apply` would free "), "{}", answer.stderr);
     let left: Vec<_> = study.files("disk/store/tmp").into_iter().map(|(name, _)| name).collect();
     assert!(left.is_empty(), "staging was removed: {left:?}");
     // With room, the same command does the rest, and every blob is what its name says.

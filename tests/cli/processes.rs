@@ -118,3 +118,15 @@ fn results_do_not_depend_on_the_number_of_threads() {
         assert_eq!(digests(jobs), one, "{jobs} jobs");
     }
 }
+
+/// The order in which actions run changes no bit either: what is written first runs first, all else being equal.
+#[test]
+fn results_do_not_depend_on_the_order_of_actions() {
+    let mut stages: Vec<&str> = SMALL.split("\n[stage.").collect();
+    let started = |stages: &[&str]| Study::new(&stages.join("\n[stage.")).run(&["--jobs", "1"]).expect(0);
+    let written = started(&stages);
+    stages[1..].reverse();
+    let reversed = started(&stages);
+    assert_ne!(reversed.started(), written.started());
+    assert_eq!(reversed.digests(), written.digests());
+}

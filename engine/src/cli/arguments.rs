@@ -9,6 +9,12 @@ use super::{CliError, print};
 use crate::exit;
 use crate::language::quantity;
 
+/// How many distinct plans keep their results, unless `gc` is told otherwise.
+pub(crate) const KEPT_RUNS: usize = 10;
+
+/// What is younger is no garbage, unless `gc` is told otherwise.
+pub(crate) const GRACE: &str = "24h";
+
 /// A build system for studies that compare foundation models.
 ///
 /// A study is one TOML file. `pipe run study.toml` makes every result of it up to date and runs nothing
@@ -107,7 +113,7 @@ pub(crate) enum Command {
     )]
     Plan(PlanArguments),
     /// Says why a node would run: the causes, root first
-    Why(TargetArguments),
+    Why(WhyArguments),
     /// Shows what runs now, how the last run ended, and what is up to date
     Status(FileArguments),
     /// Shows a node: its parameters, inputs, outputs and where each value was set
@@ -217,6 +223,15 @@ pub(crate) struct TargetArguments {
     /// A stage, a node, or a glob over nodes
     #[arg(value_name = "NODE", required = true)]
     pub(crate) targets: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WhyArguments {
+    #[command(flatten)]
+    pub(crate) target: TargetArguments,
+    /// Take results that another kind of device computed where there are none of this one's, as `run` would
+    #[arg(long, value_name = "CLASSES", value_parser = ["any"])]
+    pub(crate) accept_numerics: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -517,10 +532,10 @@ pub(crate) struct GcArguments {
     #[arg(long, requires = "apply")]
     pub(crate) now: bool,
     /// Remove nothing that is younger
-    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    #[arg(long, value_name = "DURATION", default_value = GRACE)]
     pub(crate) grace: String,
     /// How many distinct plans of each pipeline and profile keep their results
-    #[arg(long, value_name = "NUMBER", default_value_t = 10)]
+    #[arg(long, value_name = "NUMBER", default_value_t = KEPT_RUNS)]
     pub(crate) keep_runs: usize,
     /// Remove only until the store takes no more, the least recently used first
     #[arg(long, value_name = "SIZE")]

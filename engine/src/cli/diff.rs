@@ -18,6 +18,8 @@ use crate::kind::{Figures, Registry};
 /// How a node differs.
 struct NodeDifference {
     node: String,
+    /// Its key before and after.
+    keys: (Option<Digest>, Option<Digest>),
     /// `added`, `removed`, or `changed`.
     change: &'static str,
     /// Of the components of its key.
@@ -95,6 +97,7 @@ fn compare(
     }
     Ok(NodeDifference {
         node: name.to_owned(),
+        keys: (before.copied(), after.copied()),
         change,
         parts: both
             .and_then(|(old, new)| Some(differences(old.components()?, new.components()?)))
@@ -177,7 +180,7 @@ impl NodeDifference {
             .flatten()
             .map(|(port, before, after)| json!({ "port": port, "old": before, "new": after }));
         json!({
-            "node": self.node, "change": self.change,
+            "node": self.node, "change": self.change, "old_key": self.keys.0, "new_key": self.keys.1,
             "parts": self.parts.iter().map(Difference::json).collect::<Vec<_>>(),
             "outputs": outputs.collect::<Vec<_>>(), "results_known": self.outputs.is_some(),
             "figures": self.figures.iter().map(FigureDifference::json).collect::<Vec<_>>(),

@@ -7,7 +7,7 @@ use super::log::run_and_plan;
 use super::study::open_store;
 use super::{CliError, print, print_json, size};
 use crate::exit;
-use crate::export::{self, ExportError, stage_of};
+use crate::export::{self, ExportError};
 use crate::language::{means, suggestion};
 
 /// More nodes without a result are not listed by name.
@@ -18,16 +18,15 @@ pub(crate) fn export(arguments: &Arguments, export: &ExportArguments) -> Result<
         .ok_or_else(|| CliError::new(exit::USAGE, "error: there is no store, so there are no runs"))?;
     let (run, plan) = run_and_plan(&store, &export.run)?;
     for target in &export.targets {
-        if !plan.nodes.keys().any(|name| means(target, stage_of(name), name)) {
+        if !plan.nodes.keys().any(|name| means(target, name)) {
             let mut error =
                 CliError::new(exit::USAGE, format!("error: `{target}` names no node of run {}", run.id()));
             error.hint = suggestion(target, plan.nodes.keys().map(String::as_str));
             return Err(error);
         }
     }
-    let wanted = |name: &str| {
-        export.targets.is_empty() || export.targets.iter().any(|target| means(target, stage_of(name), name))
-    };
+    let wanted =
+        |name: &str| export.targets.is_empty() || export.targets.iter().any(|target| means(target, name));
     let summary = export::export(&store, &run, &plan, &export.to, wanted).map_err(failure)?;
     if arguments.global.json {
         let missing: Vec<_> =

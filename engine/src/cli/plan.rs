@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::arguments::{Arguments, PlanArguments, TargetArguments};
+use super::arguments::{Arguments, PlanArguments, WhyArguments};
 use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::exit;
@@ -86,16 +86,13 @@ pub(crate) fn counts(plan: &Plan) -> String {
     format!("{hit} up to date, {run} to run, {maybe} depend on what runs\n")
 }
 
-pub(crate) fn why(
-    arguments: &Arguments,
-    target: &TargetArguments,
-    registry: &Registry,
-) -> Result<u8, CliError> {
-    let study = Study::load(arguments, &target.pipeline, registry)?;
+pub(crate) fn why(arguments: &Arguments, why: &WhyArguments, registry: &Registry) -> Result<u8, CliError> {
+    let study = Study::load(arguments, &why.target.pipeline, registry)?;
     let store = study.open_existing()?;
-    let (plan, _, history) = study.plan(store.as_ref(), &Wanted::default(), registry.numerics())?;
+    let wanted = Wanted { accept_numerics: why.accept_numerics.is_some(), ..Wanted::default() };
+    let (plan, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
     let mut nodes = Vec::new();
-    for target in &target.targets {
+    for target in &why.target.targets {
         nodes.extend(study.select(target)?);
     }
     let pipeline = &study.pipeline;
@@ -110,7 +107,8 @@ fn answer(pipeline: &Pipeline, plan: &Plan, history: &History, id: NodeId) -> St
     let name = &pipeline.nodes[id.0].name;
     let (word, reasons) = plan.words(id);
     if word == "hit" {
-        return format!("{name} is up to date\n");
+        let foreign = plan.foreign_class(id).map(|class| format!(" with a result of numerics class {class}"));
+        return format!("{name} is up to date{}\n", foreign.unwrap_or_default());
     }
     let verb = if word == "run" { "runs" } else { "may run" };
     let parts = plan.shards[id.0].map(|shards| format!(", {},", shards.words())).unwrap_or_default();
@@ -121,7 +119,8 @@ fn answer(pipeline: &Pipeline, plan: &Plan, history: &History, id: NodeId) -> St
             text.push_str(&format!("    {line}\n"));
         }
     }
-    if reasons.iter().any(|reason| matches!(reason, DirtyReason::Upstream { .. })) {
+    let is_stored = history.last_record(name, None).is_some();
+    if is_stored && reasons.iter().any(|reason| matches!(reason, DirtyReason::Upstream { .. })) {
         text.push_str("  (it runs only if their results differ from the stored ones)\n");
     }
     text
@@ -140,6 +139,7 @@ fn answer_json(pipeline: &Pipeline, plan: &Plan, history: &History, id: NodeId) 
         .collect();
     json!({
         "node": pipeline.nodes[id.0].name, "status": word, "root_causes": causes,
+        "other_class": plan.foreign_class(id),
         "shards": plan.shards[id.0].map(|shards| json!({ "total": shards.total, "run": shards.run })),
         "reasons": reasons.iter().map(|reason| reason.json(pipeline)).collect::<Vec<_>>(),
     })

@@ -96,6 +96,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         outcome: &outcome,
         published: published.as_ref(),
         hits,
+        foreign: plan.foreign.len(),
         wall: started.elapsed(),
         store: &session.store,
     };
@@ -290,6 +291,7 @@ impl Session<'_> {
         };
         let mut outcome = scheduler.execute(plan, &durations);
         outcome.damaged += lost.len();
+        outcome.expected = bytes;
         outcome
     }
 
@@ -315,6 +317,7 @@ impl Session<'_> {
         let pipeline = &self.study.pipeline;
         let (path, seconds) = critical_path(pipeline, &plan.order, &outcome.seconds);
         let looked = self.store.looked();
+        let hit = plan.counts().0.saturating_sub(outcome.executed.len());
         let path: Vec<&str> = path.iter().map(|id| pipeline.nodes[id.0].name.as_str()).collect();
         self.events.emit(
             "run_finished",
@@ -322,6 +325,7 @@ impl Session<'_> {
                 "status": outcome.status(), "executed": outcome.executed.len(), "shards": outcome.shards, "failed": outcome.failed.len(),
                 "blocked": outcome.blocked.len(), "repaired": outcome.damaged, "wall": wall.as_secs_f64(),
                 "critical_path": { "nodes": path, "seconds": seconds },
+                "counts": { "executed": outcome.executed.len(), "hit": hit, "failed": outcome.failed.len(), "blocked": outcome.blocked.len() },
                 "looked": { "keys": plan.computed, "records": looked.records, "bytes": looked.bytes },
             }),
         );

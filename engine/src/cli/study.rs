@@ -310,7 +310,8 @@ pub(crate) fn check(
     file: &FileArguments,
     registry: &Registry,
 ) -> Result<u8, CliError> {
-    let loaded = language::load(&file.pipeline, &load_options(arguments), registry);
+    let mut loaded = language::load(&file.pipeline, &load_options(arguments), registry);
+    language::try_profiles(&file.pipeline, &load_options(arguments), registry, &mut loaded);
     let code = if loaded.has_errors() { exit::USAGE } else { exit::DONE };
     if arguments.global.json {
         print_json(&language::render_json(&loaded.diagnostics, &loaded.sources))?;

@@ -2,18 +2,20 @@
 //! the results are.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use pipe_cache::Store;
+use pipe_cache::{CollectOptions, Store, StoreError};
 
-use super::arguments::Arguments;
+use super::arguments::{Arguments, GRACE, KEPT_RUNS};
+use super::size;
 use super::study::Study;
 use crate::attempt::chain;
 use crate::exit;
+use crate::language::quantity;
 use crate::pipeline::NodeId;
 use crate::publish::{self, PublishError};
-use crate::run::Outcome;
+use crate::roots::{Uses, uses};
+use crate::run::{Outcome, free_bytes};
 
 /// Everything that is told.
 pub(crate) struct Summary<'a> {
@@ -21,6 +23,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) outcome: &'a Outcome,
     pub(crate) published: Result<&'a publish::Summary, &'a PublishError>,
     pub(crate) hits: usize,
+    /// Results that another numerics class gave, and were accepted.
+    pub(crate) foreign: usize,
     pub(crate) wall: Duration,
     pub(crate) store: &'a Store,
 }
@@ -40,15 +44,12 @@ impl Summary<'_> {
             let (name, log) = (&nodes[id.0].name, failure.log.display());
             eprintln!("error: `{name}` failed\n  cause: {}\n  log: {log}", failure.error);
             if failure.no_space {
-                eprintln!("  hint: {}", free_some_space(self.store.root()));
+                eprintln!("  hint: {}", self.free_some_space());
             }
         }
         if self.outcome.low_space {
             eprintln!("error: the disk of the store is nearly full, so nothing more was started");
-            eprintln!(
-                "  hint: {}; `--min-free` sets how much has to be free",
-                free_some_space(self.store.root())
-            );
+            eprintln!("  hint: {}; `--min-free` sets how much has to be free", self.free_some_space());
         }
         if let Err(error) = self.published {
             eprintln!("error: publishing results\n  cause: {}", chain(error));
@@ -74,6 +75,13 @@ impl Summary<'_> {
             let them = if self.outcome.damaged == 1 { "result was" } else { "results were" };
             eprintln!("{:>10}  {} stored {them} missing or damaged", "Damage", self.outcome.damaged);
         }
+        if self.foreign > 0 {
+            let results = if self.foreign == 1 { "result is" } else { "results are" };
+            eprintln!(
+                "{:>10}  {} {results} of another numerics class; `pipe plan --accept-numerics any` names them",
+                "Accepted", self.foreign
+            );
+        }
         let evicted = self.published.map_or(0, |published| published.evicted);
         if evicted > 0 {
             let files = if evicted == 1 { "file" } else { "files" };
@@ -95,12 +103,32 @@ impl Summary<'_> {
     }
 }
 
-/// What to do about a full disk.
-pub(crate) fn free_some_space(store: &Path) -> String {
-    let free = rustix::fs::statvfs(store).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    let left = free.map(|bytes| format!(" ({} MiB are left)", bytes >> 20)).unwrap_or_default();
-    format!(
-        "free some space at `{}`{left}: `pipe gc` says what can go; or name another store with `--store` or PIPE_STORE",
-        store.display()
-    )
+impl Summary<'_> {
+    /// What to do about a full disk: what is free, what the results that ran took when they were last made, and what is
+    /// garbage.
+    fn free_some_space(&self) -> String {
+        let store = self.store.root().display();
+        let free = free_bytes(self.store).map_or_else(|| "an unknown part".to_owned(), size);
+        let needed = match self.outcome.expected {
+            0 => String::new(),
+            bytes => format!(", the results to be made took {} last time", size(bytes)),
+        };
+        let garbage = garbage(self.store).map(|bytes| format!(" would free {}", size(bytes)));
+        format!(
+            "free some space at `{store}` ({free} of it is free{needed}): `pipe gc --apply`{}; or name another store with `--store` or PIPE_STORE",
+            garbage.unwrap_or_else(|_| " removes what nothing needs".to_owned())
+        )
+    }
+}
+
+/// The bytes that `pipe gc` would remove.
+fn garbage(store: &Store) -> Result<u64, StoreError> {
+    let mut known = Uses::default();
+    let survey = store.survey(|| {
+        known = uses(store, KEPT_RUNS)?;
+        Ok(std::mem::take(&mut known.roots))
+    })?;
+    let grace = quantity::seconds(GRACE).map(Duration::from_secs).unwrap_or_default();
+    let options = CollectOptions { grace, max_bytes: None, used: known.last, kept: known.blobs };
+    Ok(survey.garbage(&options).bytes)
 }

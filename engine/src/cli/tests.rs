@@ -186,8 +186,12 @@ impl World {
 
     /// What a command prints as JSON.
     fn answer(&self, command: &str, arguments: &[&str]) -> Json {
+        self.answer_with(&registry(), command, arguments)
+    }
+
+    fn answer_with(&self, registry: &Registry, command: &str, arguments: &[&str]) -> Json {
         CAPTURED.with(|captured| *captured.borrow_mut() = Some(String::new()));
-        self.pipe(command, arguments);
+        self.pipe_with(registry, command, arguments);
         let text = CAPTURED.with(|captured| captured.borrow_mut().take()).unwrap();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
@@ -311,7 +315,7 @@ fn a_stage_that_writes_nothing_has_failed() {
     let world = World::new(&stage("empty", "does = \"nothing\"", ""));
     assert_eq!(world.pipe("run", &[]), 1);
     let error = world.of("action_finished")[0]["error"].as_str().unwrap().to_owned();
-    assert_eq!(error, "the stage wrote nothing to its output `out`");
+    assert_eq!(error, "output `out`: the stage wrote nothing to it");
 }
 
 #[test]
@@ -335,6 +339,18 @@ fn forced_nodes_run_and_equal_results_stop_the_wave() {
     assert_eq!(world.of("action_finished")[0]["cutoff"], true);
     assert_eq!(world.pipe("run", &["--force", "a", "--force", "c"]), 0);
     assert_eq!(world.started(), ["a", "c"]);
+}
+
+/// Two nodes of one key: the second has the result of the first as soon as it is there.
+#[test]
+fn nodes_of_one_key_run_once_and_wait_for_nobody() {
+    let twins: Vec<String> = (0..6).map(|place| stage(&format!("n{place}"), "text = \"x\"", "")).collect();
+    let world = World::new(&twins.concat());
+    assert_eq!(world.pipe("run", &["--jobs", "2"]), 0);
+    assert_eq!(world.started().len(), 1);
+    assert_eq!(world.of("action_hit").len(), 5);
+    assert!(world.of("waiting").is_empty());
+    assert!(world.of("run_finished")[0]["wall"].as_f64().unwrap() < 0.25);
 }
 
 /// The reason that is given when an action starts is the one that `why` would give then.

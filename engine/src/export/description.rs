@@ -108,7 +108,7 @@ impl Description<'_> {
             json!({ "@type": "File", "name": "README.md", "encodingFormat": "text/markdown", "about": { "@id": "./" } }),
         );
         let results = self.results(&mut graph);
-        let actions = self.actions(&mut graph, &results);
+        let actions = self.actions(&mut graph, &results, &engine);
         let whole = self.whole_run(&mut graph, &study, &results, &engine);
         let licence = graph.add("#licence", json!({
             "@type": "CreativeWork", "name": "Not stated",
@@ -177,7 +177,7 @@ impl Description<'_> {
     }
 
     /// One action per node that was made or failed.
-    fn actions(&self, graph: &mut Graph, results: &BTreeMap<String, Json>) -> Vec<Json> {
+    fn actions(&self, graph: &mut Graph, results: &BTreeMap<String, Json>, engine: &Json) -> Vec<Json> {
         let mut made: BTreeMap<Digest, (String, String)> = BTreeMap::new();
         for execution in self.executions {
             for (port, output) in execution.record.iter().flat_map(|record| &record.outputs) {
@@ -190,9 +190,14 @@ impl Description<'_> {
             let id = format!("#node/{}", encoded(&execution.name));
             let Some(record) = &execution.record else {
                 let Some(failure) = &execution.failure else { continue };
+                // No record says of what kind it was: what executed it is the instrument.
+                let action = self.journal.and_then(|journal| journal.actions.get(&execution.name));
+                let time = |time: &String| (!time.is_empty()).then(|| time.clone());
                 let entity = json!({
-                    "@type": "CreateAction", "name": execution.name, "error": failure,
+                    "@type": "CreateAction", "name": execution.name, "error": failure, "instrument": engine,
                     "actionStatus": { "@id": "http://schema.org/FailedActionStatus" },
+                    "startTime": action.and_then(|action| time(&action.began)),
+                    "endTime": action.and_then(|action| time(&action.since)),
                 });
                 actions.push(graph.add(&id, entity));
                 continue;

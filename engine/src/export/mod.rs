@@ -11,6 +11,7 @@ use pipe_cache::{ActionKey, Digest, Record, RunFolder, Store, StoreError};
 
 use crate::history::StoredPlan;
 use crate::journal::Journal;
+use crate::language::parts_of;
 use crate::publish;
 use description::Description;
 use target::Target;
@@ -45,34 +46,6 @@ impl Execution {
     fn folder(&self, port: &str) -> String {
         format!("results/{}", publish::folder_of(&self.stage, &self.axes, port))
     }
-}
-
-/// The stage of a node, from its name.
-pub(crate) fn stage_of(name: &str) -> &str {
-    name.split_once('[').map_or(name, |(stage, _)| stage)
-}
-
-/// The stage and the axes of a node, from its name.
-fn parts_of(name: &str) -> (String, Vec<(String, String)>) {
-    let Some((stage, axes)) =
-        name.split_once('[').and_then(|(stage, rest)| Some((stage, rest.strip_suffix(']')?)))
-    else {
-        return (name.to_owned(), Vec::new());
-    };
-    let mut pairs: Vec<(String, String)> = Vec::new();
-    for piece in axes.split(',') {
-        let is_name = |text: &str| {
-            !text.is_empty()
-                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-        };
-        match (piece.split_once('=').filter(|(axis, _)| is_name(axis)), pairs.last_mut()) {
-            (Some((axis, value)), _) => pairs.push((axis.to_owned(), value.to_owned())),
-            // A comma of the value itself.
-            (None, Some((_, value))) => value.push_str(&format!(",{piece}")),
-            (None, None) => pairs.push((String::new(), piece.to_owned())),
-        }
-    }
-    (stage.to_owned(), pairs)
 }
 
 /// A file that was written.
@@ -216,20 +189,4 @@ fn run_files(run: &RunFolder, target: &mut Target) -> Result<Vec<Written>, Expor
         files.push(target.copy(&format!("run/logs/{}", name.to_string_lossy()), &path, None)?);
     }
     Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parts_of;
-
-    #[test]
-    fn names_fall_into_stage_and_axes() {
-        let pair = |axis: &str, value: &str| (axis.to_owned(), value.to_owned());
-        assert_eq!(parts_of("read"), ("read".to_owned(), Vec::new()));
-        assert_eq!(
-            parts_of("tuned[model=clip,lr=1e-5]"),
-            ("tuned".to_owned(), vec![pair("model", "clip"), pair("lr", "1e-5")])
-        );
-        assert_eq!(parts_of("a[x=1,2,y=b=c]"), ("a".to_owned(), vec![pair("x", "1,2"), pair("y", "b=c")]));
-    }
 }

@@ -42,8 +42,8 @@ pub use diagnostic::{Diagnostic, Label, Severity};
 pub use handbook::reference;
 pub use render::{render_json, render_text};
 pub use schema::schema;
-pub(crate) use select::means;
 pub use select::select;
+pub(crate) use select::{means, parts_of};
 
 use crate::kind::Registry;
 use crate::pipeline::{Limits, Pipeline, SourceFile};
@@ -104,6 +104,27 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
         });
     }
     loaded
+}
+
+/// Adds, as warnings, what would be wrong if each profile that was not chosen were chosen alone: most of what such a
+/// profile sets is looked at only when its nodes are made.
+pub fn try_profiles(path: &Path, options: &LoadOptions, registry: &Registry, loaded: &mut Loaded) {
+    if loaded.has_errors() {
+        return;
+    }
+    let names = files::read(path).document.profiles.into_keys();
+    for name in names.filter(|name| !options.profiles.contains(name)) {
+        let tried = load(path, &LoadOptions { profiles: vec![name.clone()], ..options.clone() }, registry);
+        let errors = tried.diagnostics.into_iter().filter(|one| one.severity == Severity::Error);
+        for error in errors {
+            // What addresses nothing at all was told already.
+            let is_told = loaded.diagnostics.iter().any(|one| one.place().0 == error.place().0);
+            if !is_told {
+                loaded.diagnostics.push(error.downgrade("W101", format!("profile `{name}`")));
+            }
+        }
+    }
+    loaded.diagnostics.sort_by(|a, b| a.place().cmp(&b.place()));
 }
 
 /// In a line that is not TOML, whatever else is wrong follows from that.

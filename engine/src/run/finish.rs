@@ -82,7 +82,20 @@ impl Scheduler<'_> {
         self.events.emit("action_finished", event);
         self.compare(id, &committed, differences, work);
         work.plan.forced.remove(&id);
+        self.wake_twins(id, work);
         self.complete(id, committed.record, work);
+    }
+
+    /// Nodes that wait because this one had the lease of their key need not wait longer.
+    fn wake_twins(&self, id: NodeId, work: &mut Work<'_>) {
+        let key = |id: NodeId| work.plan.keys[id.0].as_ref().map(|(digest, _)| *digest);
+        let twins: Vec<NodeId> =
+            work.waiting.keys().copied().filter(|other| key(*other) == key(id)).collect();
+        for twin in twins.into_iter().filter(|twin| *twin != id) {
+            if matches!(work.state[twin.0], State::Elsewhere(_)) {
+                work.state[twin.0] = State::Elsewhere(Instant::now());
+            }
+        }
     }
 
     /// The key of a node, as events give it.

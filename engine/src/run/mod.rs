@@ -83,6 +83,8 @@ pub(crate) struct Outcome {
     pub(crate) abandoned: bool,
     /// Whether nothing was started any more because the disk was nearly full.
     pub(crate) low_space: bool,
+    /// Bytes that the results to be made took when they were last made.
+    pub(crate) expected: u64,
     /// Wall time of each executed node, in seconds.
     pub(crate) seconds: BTreeMap<NodeId, f64>,
 }
@@ -110,6 +112,7 @@ impl Outcome {
         self.cancelled |= later.cancelled;
         self.abandoned |= later.abandoned;
         self.low_space |= later.low_space;
+        self.expected = self.expected.max(later.expected);
         self.seconds.extend(later.seconds);
     }
 }
@@ -212,6 +215,7 @@ struct TaskId {
 /// An action that runs.
 struct Running {
     grant: Grant,
+    began: Instant,
     /// The greatest resident memory of the process since it started, in bytes.
     peak: Arc<AtomicU64>,
 }
@@ -265,6 +269,7 @@ impl Scheduler<'_> {
             outcome: Outcome::default(),
         };
         let mut stopped_at: Option<Instant> = None;
+        let mut space_seen: Option<Instant> = None;
         loop {
             if self.stop.load(Ordering::Relaxed) && stopped_at.is_none() {
                 stopped_at = Some(Instant::now());
@@ -273,7 +278,9 @@ impl Scheduler<'_> {
             let aborting = self.abort.load(Ordering::Relaxed)
                 || stopped_at.is_some_and(|since| since.elapsed() > self.options.grace);
             let starting = stopped_at.is_none() && self.may_start(&work);
-            if starting && work.state.next_open(None).is_some() {
+            let due = space_seen.is_none_or(|seen| seen.elapsed() >= TICK);
+            if starting && due && work.state.next_open(None).is_some() {
+                space_seen = Some(Instant::now());
                 work.outcome.low_space |=
                     free_bytes(self.store).is_some_and(|free| free < self.options.min_free);
             }
@@ -293,10 +300,14 @@ impl Scheduler<'_> {
             }
             note_memory(&mut work);
         }
-        for task in work.running.keys() {
+        for (task, running) in &work.running {
             let (node, shard) = (&self.pipeline.nodes[task.node.0].name, task.shard.map(|key| key.to_hex()));
             let key = shard.clone().or_else(|| self.key_text(task.node, &work));
-            let event = json!({ "node": node, "shard": shard, "key": key, "status": "cancelled" });
+            let event = json!({
+                "node": node, "shard": shard, "key": key, "status": "cancelled",
+                "wall": running.began.elapsed().as_secs_f64(), "cpu": null,
+                "peak_rss": running.peak.load(Ordering::Relaxed), "peak_gpu": null, "outputs": [],
+            });
             self.events.emit("action_finished", event);
         }
         work.outcome.abandoned = !work.running.is_empty();

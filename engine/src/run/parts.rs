@@ -112,6 +112,8 @@ impl Scheduler<'_> {
         let records = shards.distinct.par_iter().map(look).collect::<Result<Vec<_>, StoreError>>()?;
         let waiting: VecDeque<usize> = (0..records.len()).filter(|index| records[*index].is_none()).collect();
         let done = records.len() - waiting.len();
+        // Without the list they are as young as any result, and are kept for the grace period.
+        let _ = self.run.add_shards(shards.distinct.iter().map(|shard| shard.digest));
         let attempt = work.next_attempt(id);
         let device = work.plan.keys[id.0].as_ref().map(|(_, key)| action::device(&key.numerics));
         self.events.emit(

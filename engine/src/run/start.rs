@@ -136,6 +136,13 @@ impl Scheduler<'_> {
             work.state[id.0] = State::Waiting;
             return Ok(Started::No);
         };
+        // Another node of this run has the same key, and has just made its result.
+        if !work.plan.forced.contains(&id)
+            && let Some(record) = self.store.pending(&digest)
+        {
+            self.hit(id, record, work);
+            return Ok(Started::Changed);
+        }
         if !work.parts.contains_key(&id) {
             let node = &self.pipeline.nodes[id.0];
             let verify = self.options.verify;
@@ -190,7 +197,9 @@ impl Scheduler<'_> {
             LeaseAttempt::Busy(info) => {
                 let now = Instant::now();
                 let (since, told) = work.waiting.entry(id).or_insert((now, None));
-                if told.is_none_or(|told| told + TELL_AGAIN <= now) {
+                // For a node of the same key nobody needs to be told to wait.
+                let is_ours = info.as_ref().is_some_and(|info| info.run == self.run.id());
+                if !is_ours && told.is_none_or(|told| told + TELL_AGAIN <= now) {
                     *told = Some(now);
                     let minutes = match since.elapsed().as_secs() / 60 {
                         0 => String::new(),
@@ -318,7 +327,7 @@ impl Scheduler<'_> {
             work.admission.give_back(grant);
             return Err(StageError::environment("starting a thread", error).into());
         }
-        work.running.insert(id, Running { grant, peak });
+        work.running.insert(id, Running { grant, began: Instant::now(), peak });
         Ok(())
     }
 

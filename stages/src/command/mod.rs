@@ -11,6 +11,7 @@ use std::path::{Component, Path};
 use std::process::Command as Process;
 use std::time::Duration;
 
+use pipe_engine::cache::Digest;
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem, PortAxes,
     Program, StageContext, StageError, StageKind,
@@ -36,9 +37,12 @@ pub struct Params {
     /// What it writes, as paths in its working folder; a path that ends in `/` is a folder. A list gives one
     /// output `out` with all of it, a table one output for each name.
     pub outputs: Outputs,
-    /// Variables of the environment beside PATH: `NAME` passes one on, whose value is in no key;
+    /// Variables of the environment beside PATH: `NAME` passes one on, and another value is another result;
     /// `NAME=value` sets one.
     pub env: Vec<String>,
+    /// Names of variables that are passed on and whose values are in no key, because no result depends on them:
+    /// credentials, places of caches.
+    pub untracked_env: Vec<String>,
 }
 
 /// What a command writes.
@@ -161,7 +165,24 @@ impl StageKind for Command {
                 problem("env", format!("`{variable}` names no variable"), "write `NAME` or `NAME=value`");
             }
         }
+        for variable in params.untracked_env.iter().filter(|one| one.is_empty() || one.contains(['=', '\0']))
+        {
+            problem("untracked_env", format!("`{variable}` names no variable"), "write `NAME`");
+        }
         problems
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["untracked_env"]
+    }
+
+    fn surroundings(&self, params: &Params) -> BTreeMap<String, Digest> {
+        let passed = params.env.iter().filter(|variable| !variable.contains('='));
+        let value = |name: &String| {
+            let value = std::env::var_os(name)?;
+            Some((format!("value of {name}"), Digest::of(value.as_encoded_bytes())))
+        };
+        passed.filter_map(value).collect()
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -211,7 +232,7 @@ fn environment(command: &mut Process, params: &Params, context: &StageContext<'_
     }
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     command.env("CUDA_VISIBLE_DEVICES", devices(context.gpus(), visible.as_deref()));
-    for variable in &params.env {
+    for variable in params.env.iter().chain(&params.untracked_env) {
         match variable.split_once('=') {
             Some((name, value)) => _ = command.env(name, value),
             None => {
@@ -283,7 +304,7 @@ mod tests {
         let params = |argv: &[&str], outputs: Outputs| Params {
             argv: argv.iter().map(|one| (*one).to_owned()).collect(),
             outputs,
-            env: Vec::new(),
+            ..Params::default()
         };
         let places = |params: &Params| -> Vec<String> {
             Command.check(params).into_iter().map(|problem| problem.path).collect()

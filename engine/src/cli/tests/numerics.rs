@@ -21,6 +21,9 @@ fn results_of_another_class_are_taken_only_where_they_are_accepted() {
     assert_eq!(world.pipe_with(&laptop, "run", &["--accept-numerics", "any"]), 0);
     assert_eq!(world.started(), [] as [&str; 0]);
     assert_eq!(world.of("planned")[0]["other_class"], serde_json::json!(["a", "b"]));
+    let said = |arguments: &[&str]| world.answer_with(&laptop, "why", arguments)["nodes"][0].clone();
+    assert_eq!(said(&["a", "--json", "--accept-numerics", "any"])["other_class"], "cuda:sm_90;f32");
+    assert_eq!(said(&["a", "--json"])["status"], "run");
     // What is new is computed here, from what was accepted, and is of this class.
     world.write(&study("z"));
     assert_eq!(world.pipe_with(&laptop, "run", &["--accept-numerics", "any"]), 0);

@@ -423,6 +423,8 @@ fn parts_of_a_node_that_fails_stay() {
     assert_eq!(of("failed"), 1);
     assert!(of("ok") > 20, "the other parts go on");
     assert!(world.logs().contains("the row `a700` cannot be read"));
+    // No record names what the others gave, and yet it is kept.
+    assert_eq!(world.pipe("gc", &["--apply", "--grace", "0s", "--now"]), 0);
     assert_eq!(world.of("run_finished")[0]["blocked"], 2);
     // The row is mended: its part runs, the others are there.
     let mut rows = lines(3000);

@@ -346,6 +346,25 @@ fn executors_are_checked() {
     );
 }
 
+/// What a profile that was not chosen sets is looked at too, by `pipe check`.
+#[test]
+fn profiles_that_were_not_chosen_are_tried() {
+    let text = "[stage.a]\nkind = \"make\"\nmatrix = { m = [1, 2] }\n[profile.good]\nset = { \"stage.a[m=1].params.size\" = 4 }\n\
+                [profile.bad]\nset = { \"stage.a.params.sise\" = 4, \"stage.a[m=3].params.size\" = 4 }\n";
+    let study = Study::new(text);
+    let mut loaded = study.load();
+    assert!(loaded.diagnostics.is_empty());
+    study.try_profiles(&mut loaded);
+    let told: Vec<(&str, &str)> =
+        loaded.diagnostics.iter().map(|one| (one.code, one.message.as_str())).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told.iter().all(|(code, message)| *code == "W101" && message.starts_with("profile `bad`: ")),
+        "{told:?}"
+    );
+    assert!(!loaded.has_errors());
+}
+
 #[test]
 fn executors_of_several_files_and_profiles() {
     let study = || {

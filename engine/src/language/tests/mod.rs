@@ -270,6 +270,10 @@ impl Study {
         load(&self.path(), &self.options, &registry())
     }
 
+    fn try_profiles(&self, loaded: &mut Loaded) {
+        crate::language::try_profiles(&self.path(), &self.options, &registry(), loaded);
+    }
+
     /// Loads a study that has no mistakes and no doubts.
     fn pipeline(&self) -> crate::pipeline::Pipeline {
         let loaded = self.load();

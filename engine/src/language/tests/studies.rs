@@ -286,6 +286,8 @@ fn nodes_are_selected_by_name_selector_and_glob() {
     assert_eq!(chosen("fit[m=x,s=1]"), [1]);
     assert_eq!(chosen("o*"), [4]);
     assert_eq!(chosen("*s=0]"), [0, 2]);
+    assert_eq!(chosen("fit[m=*x]"), [0, 1]);
+    assert_eq!(chosen("f*[s=1]"), [1, 3]);
     for (target, code) in [
         ("fti", "E004"),
         ("fit[n=1]", "E002"),
