@@ -72,3 +72,45 @@ params = {{ vocab_size = 512 }}
         study.pipe(&["run", "study.toml", "--json", "--set", "stage.drawn[seed=7].params.train=2"]).expect(0);
     assert_eq!(third.started(), ["drawn[seed=7]", "words[seed=7]"]);
 }
+
+/// Plans of the three shapes that grow otherwise: a fan of ten thousand, a chain of a thousand, and a grid of a hundred that
+/// read a hundred each. Nothing has run, so all of them are planned in full.
+#[test]
+fn plans_of_any_shape_take_no_longer_than_they_are_large() {
+    let source = "[stage.drawn]\nkind = \"ingest.phantom\"\nparams = { size = 28, train = 1, test = 0 }\n";
+    let words = |name: &str, matrix: &str, text: &str| {
+        format!(
+            "[stage.{name}]\nkind = \"tokenizer\"\n{matrix}inputs = {{ text = {text} }}\nparams = {{ vocab_size = 512 }}\n"
+        )
+    };
+    let program = |name: &str, count: usize, inputs: &str| {
+        let values: Vec<String> = (0..count).map(|value| value.to_string()).collect();
+        format!(
+            "[stage.{name}]\nkind = \"command\"\nmatrix = {{ {name}_at = [{}] }}\ninputs = {{ x = {inputs} }}\n\
+             params = {{ argv = [\"cat\", \"${{{name}_at}}\"], outputs = [\"o\"] }}\n",
+            values.join(", ")
+        )
+    };
+    let fan = [source.to_owned(), program("wide", 10_000, "\"drawn.captions\"")].concat();
+    let chain: String = (0..1000)
+        .map(|place| match place {
+            0 => source.to_owned() + &words("s0", "", "\"drawn.captions\""),
+            _ => format!(
+                "[stage.s{place}]\nkind = \"command\"\ninputs = {{ x = \"s{}\" }}\nparams = {{ argv = [\"cat\"], outputs = [\"o\"] }}\n",
+                place - 1
+            ),
+        })
+        .collect();
+    let left = program("left", 100, "\"drawn.captions\"");
+    let grid = [source.to_owned(), left, program("right", 100, "[\"left[left_at=*]\"]")].concat();
+    for (name, text, nodes) in [("fan", fan, 10_001), ("chain", chain, 1_001), ("grid", grid, 201)] {
+        let study = Study::new(&format!("[pipeline]\nname = \"large\"\nformat = 1\n{text}"));
+        let time = least(2, || {
+            let plan = study.json("plan", &[]);
+            let counted = ["hit", "run", "maybe"].map(|word| plan[word].as_u64().expect("a count"));
+            assert_eq!(counted.iter().sum::<u64>(), nodes, "{name}");
+        });
+        println!("plan of the {name} of {nodes} nodes: {:.0} ms", time.as_secs_f64() * 1e3);
+        assert!(time < Duration::from_secs(6), "{name}: {time:?}");
+    }
+}

@@ -123,11 +123,15 @@ fn outputs(store: &Store, study: &Study, target: &str, json: bool) -> Result<u8,
     for id in study.select(target)? {
         let node = &study.pipeline.nodes[id.0].name;
         let newest = runs.iter().rev().find_map(|run| {
+            let journal = Journal::read(run)?;
+            journal.actions.get(node).filter(|action| !action.began.is_empty())?;
             let attempts = (1..=ATTEMPTS).map_while(|attempt| {
                 let text = std::fs::read(run.log(node, attempt)).ok()?;
                 Some((attempt, String::from_utf8_lossy(&text).into_owned()))
             });
-            attempts.last().map(|(attempt, text)| (run.id().to_owned(), attempt, text))
+            // An attempt that had nothing to say has no file.
+            let (attempt, text) = attempts.last().unwrap_or((1, String::new()));
+            Some((run.id().to_owned(), attempt, text))
         });
         logs.push((node, newest));
     }
