@@ -84,7 +84,7 @@ fn plans_of_any_shape_take_no_longer_than_they_are_large() {
         )
     };
     let program = |name: &str, count: usize, inputs: &str| {
-        let values: Vec<String> = (0..count).map(|value| value.to_string()).collect();
+        let values: Vec<String> = (0..count).map(|value| format!("\"{value}\"")).collect();
         format!(
             "[stage.{name}]\nkind = \"command\"\nmatrix = {{ {name}_at = [{}] }}\ninputs = {{ x = {inputs} }}\n\
              params = {{ argv = [\"cat\", \"${{{name}_at}}\"], outputs = [\"o\"] }}\n",

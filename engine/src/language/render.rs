@@ -5,11 +5,20 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use super::diagnostic::{Diagnostic, Severity};
 use crate::pipeline::SourceFile;
 
-/// The diagnostics as text, in the style of rustc; ends with one line that counts them.
+/// More than this are one mistake in many nodes: the rest is counted.
+const SHOWN: usize = 50;
+
+/// The diagnostics as text, in the style of rustc, errors first where there are too many to show; ends with one line
+/// that counts them.
 pub fn render_text(diagnostics: &[Diagnostic], sources: &[SourceFile], colour: bool) -> String {
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let mut text = String::new();
-    for diagnostic in diagnostics {
+    let mut shown: Vec<&Diagnostic> = diagnostics.iter().collect();
+    if shown.len() > SHOWN {
+        shown.sort_by_key(|diagnostic| diagnostic.severity != Severity::Error);
+        shown.truncate(SHOWN);
+    }
+    for diagnostic in &shown {
         let level = match diagnostic.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
@@ -47,6 +56,12 @@ pub fn render_text(diagnostics: &[Diagnostic], sources: &[SourceFile], colour: b
         }
         text.push_str(&renderer.render(&[group]));
         text.push_str("\n\n");
+    }
+    if diagnostics.len() > shown.len() {
+        text.push_str(&format!(
+            "and {} more, which `pipe check --json` lists\n\n",
+            diagnostics.len() - shown.len()
+        ));
     }
     let errors = diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error).count();
     let warnings = diagnostics.len() - errors;

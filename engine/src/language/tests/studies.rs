@@ -300,6 +300,24 @@ fn nodes_are_selected_by_name_selector_and_glob() {
     }
 }
 
+/// One mistake in many nodes does not bury a person.
+#[test]
+fn of_many_diagnostics_the_first_are_shown_and_the_rest_is_counted() {
+    let values: Vec<String> = (0..300).map(|value| format!("\"{value}\"")).collect();
+    let text = format!(
+        "[vars]\nunused = 1\n[stage.a]\nkind = \"make\"\nmatrix = {{ m = [{}] }}\nparams = {{ size = \"${{m}}\" }}\n",
+        values.join(", ")
+    );
+    let loaded = Study::new(&text).load();
+    assert_eq!(loaded.diagnostics.len(), 301);
+    let text = render_text(&loaded.diagnostics, &loaded.sources, false);
+    assert_eq!(text.matches("error[E003]").count(), 50);
+    assert!(
+        text.ends_with("and 251 more, which `pipe check --json` lists\n\n300 errors, 1 warning\n"),
+        "{text}"
+    );
+}
+
 #[test]
 fn diagnostics_are_rendered_for_people_and_for_editors() {
     let study = Study::new("[stage.a]\nkind = \"make\"\nparams = { \"größe\" = 4 }\n");
