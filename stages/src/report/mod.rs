@@ -6,6 +6,7 @@
 //!
 //! The page says no time, host, path or stage name: equal inputs give equal bytes.
 
+mod answers_by_modality;
 mod captions;
 mod ceilings;
 mod charts;
@@ -22,6 +23,7 @@ mod pictures;
 mod predicted;
 mod provenance;
 mod saliency;
+mod samples;
 mod scores;
 mod seeds;
 mod tables;
@@ -39,6 +41,7 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::answers_by_modality::answers_by_modality;
 use self::charts::{Axes, Curve, Scale, bars, chart};
 use self::collect::{Collected, GivenTable};
 use self::data::{Piece, consolidate, parquet};
@@ -63,6 +66,9 @@ pub(crate) struct ReportParams {
     /// The number of samples shown per input of saliency maps.
     #[schemars(range(min = 0, max = 200))]
     pub(crate) max_gallery: i64,
+    /// The number of samples that can be browsed per input of predictions.
+    #[schemars(range(min = 0, max = 5000))]
+    pub(crate) max_samples: i64,
     /// Pictures are embedded up to this number of bytes in total; the others lie beside the page.
     #[schemars(range(min = 0))]
     pub(crate) embed_limit_bytes: i64,
@@ -74,6 +80,7 @@ impl Default for ReportParams {
             title: "Report".to_owned(),
             description: String::new(),
             max_gallery: 8,
+            max_samples: 200,
             embed_limit_bytes: 15_000_000,
         }
     }
@@ -107,7 +114,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -223,6 +230,7 @@ fn sections(
             transparency.push(captions::captions(given, params.max_gallery as usize)?);
         }
     }
+    let samples = samples::samples(collected, params.max_samples as usize, pictures)?;
     let section = |id, title, content| Section { id, title, content };
     Ok(vec![
         section("answer", "Answer", vec![answers(&performance, &bias, &scores, &collected.metrics)]),
@@ -230,6 +238,7 @@ fn sections(
         section("learning", "Learning", learning::learning(collected)),
         section("bias", "Bias: what one modality alone reaches, and for whom", bias_section(&bias)),
         section("transparency", "Transparency: what the explanations point at", transparency),
+        section("samples", "Samples: what each model said", samples),
         section("expected", "Planted truths", provenance::expected(collected)),
         section("facts", "Data sets: what there is, and what splits share", facts::facts(collected)?),
         section("data", "Data behind this page", vec![data_links(files)]),
@@ -317,6 +326,7 @@ fn bias_section(groups: &[Group]) -> Vec<Markup> {
         if let Some(metric) = headline(group.rows.iter().flat_map(|row| row.figures.values())) {
             parts.push(bars(group, &metric));
         }
+        parts.extend(answers_by_modality(group));
         parts.push(table(group, false));
     }
     parts

@@ -1,6 +1,9 @@
 //! The page: its frame, its style and the order of its sections.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use sha2::{Digest as _, Sha256};
+
+use super::picture::base64;
 
 /// A section of the page; left out where it has no content.
 pub(super) struct Section {
@@ -10,9 +13,14 @@ pub(super) struct Section {
     pub(super) content: Vec<Markup>,
 }
 
-/// The whole page, self-contained: no script, no request.
+/// Sorts tables and filters samples.
+const SCRIPT: &str = include_str!("script.js");
+
+/// The whole page, self-contained: no request, and of scripts only [`SCRIPT`], which the policy names by its digest, so that
+/// nothing that comes from data can run.
 pub(super) fn page(title: &str, description: &str, sections: &[Section]) -> String {
     let sections: Vec<&Section> = sections.iter().filter(|section| !section.content.is_empty()).collect();
+    let digest = base64(&Sha256::digest(SCRIPT));
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -22,7 +30,7 @@ pub(super) fn page(title: &str, description: &str, sections: &[Section]) -> Stri
                 meta name="color-scheme" content="light dark";
                 meta name="referrer" content="no-referrer";
                 meta http-equiv="Content-Security-Policy"
-                    content="default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'";
+                    content=(format!("default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"));
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
@@ -50,6 +58,7 @@ pub(super) fn page(title: &str, description: &str, sections: &[Section]) -> Stri
                         }
                     }
                 }
+                script { (PreEscaped(SCRIPT)) }
             }
         }
     };
@@ -81,6 +90,12 @@ thead th{border-bottom:2px solid var(--line);background:var(--fill)}
 th[scope=row]{font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 td.best{color:var(--best)}td.digest{font-family:ui-monospace,monospace;font-size:.8rem}
 td .reason{white-space:normal}
+.sort{all:unset;cursor:pointer;font-weight:inherit}.sort:focus-visible{outline:3px solid var(--best)}
+.sort::after{content:' \\2195';color:var(--soft)}th[aria-sort=ascending] .sort::after{content:' \\2191';color:var(--ink)}
+th[aria-sort=descending] .sort::after{content:' \\2193';color:var(--ink)}
+.filter{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center;margin:.75rem 0}.filter[hidden]{display:none}
+.filter select,.filter input{font:inherit;color:inherit;background:var(--paper);border:1px solid var(--line);padding:.2rem;max-width:100%}
+.tall{max-height:36rem;overflow:auto}.tall thead th{position:sticky;top:0}.thumbnail{width:64px;image-rendering:pixelated}
 .chart{margin:1rem 0}.chart>svg{width:100%;height:auto;max-width:48rem;display:block}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--soft);font-size:11px}
 .grid{stroke:var(--line)}.bar{fill:var(--bar)}.bar.best{fill:var(--best)}.value.best{font-weight:700}
@@ -97,6 +112,6 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--sof
 .strip img{image-rendering:pixelated;width:112px;height:auto;background:var(--fill)}
 .pair img+img{margin-left:2px}.scale{white-space:nowrap;margin-right:1rem}.scale img{image-rendering:auto;vertical-align:middle}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--best)}
-@media print{body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
+@media print{.filter{display:none}.tall{max-height:none}.sort::after{content:''}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
 .case,.chart,tr{break-inside:avoid}.scroll{overflow:visible}}
 ";

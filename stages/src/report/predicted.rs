@@ -273,7 +273,7 @@ fn by_input<T>(all: &[T], input: fn(&T) -> &String) -> BTreeMap<&str, Vec<&T>> {
 }
 
 /// What tells each of several apart: the values of the keys in which they differ.
-fn labels<T>(all: &[&T], keys: fn(&T) -> &BTreeMap<String, String>) -> Vec<String> {
+pub(super) fn labels<T>(all: &[&T], keys: fn(&T) -> &BTreeMap<String, String>) -> Vec<String> {
     let names: BTreeSet<&String> = all.iter().flat_map(|one| keys(one).keys()).collect();
     let differs =
         |name: &&String| all.iter().map(|one| keys(one).get(*name)).collect::<BTreeSet<_>>().len() > 1;

@@ -307,7 +307,7 @@ fn control_mark(key: &str, value: &str) -> Markup {
     html! { @if names_control(key, value) { span .note { " (control)" } } }
 }
 
-fn cell(figure: Option<&Figure>, best: bool) -> Markup {
+pub(super) fn cell(figure: Option<&Figure>, best: bool) -> Markup {
     html! {
         td .number .best[best] {
             @match figure {

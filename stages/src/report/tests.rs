@@ -1,3 +1,4 @@
+mod browsed;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use pipe_engine::cache::Digest;
 use pipe_engine::{
     Artifact, ArtifactFile, ArtifactType, InputArtifact, OutputWriter, StageContext, StageHost, StageKind,
 };
+use sha2::Digest as _;
 use tempfile::TempDir;
 
 use super::{Report, ReportParams};
@@ -387,6 +389,47 @@ fn an_ablation_is_answered_by_what_comes_nearest_with_less() {
 }
 
 #[test]
+fn what_answers_owe_to_question_and_image_is_a_table_for_each_model() {
+    let study = Study::new();
+    for (model, full) in [("general", 0.6), ("medical", 0.8)] {
+        let mut rows = Vec::new();
+        for metric in ["accuracy_overall", "accuracy_open", "accuracy_closed"] {
+            let gap: &str = match metric {
+                "accuracy_overall" => "accuracy_overall_gap",
+                "accuracy_open" => "accuracy_open_gap",
+                _ => "accuracy_closed_gap",
+            };
+            rows.extend([
+                ("full", "both", metric, full),
+                ("question_only", "text", metric, 0.5),
+                ("question_only", "text", gap, full - 0.5),
+                ("majority", "none", metric, 0.25),
+            ]);
+        }
+        rows.push(("question_only", "text", "mcnemar_p_holm", 0.04));
+        study.ablations("asked_without", &[("model", model)], &rows);
+    }
+    let page = study.page();
+    let bias = &page[page.find("id=\"bias\"").unwrap()..page.find("id=\"data\"").unwrap()];
+    let tables: Vec<&str> = bias.split("what the answers owe to question and image</caption>").collect();
+    assert_eq!(tables.len(), 3);
+    let cells = |table: &str| -> Vec<String> {
+        let body = &table[table.find("<tbody>").unwrap()..table.find("</tbody>").unwrap()];
+        let cells =
+            body.split("<td").skip(1).map(|cell| &cell[cell.find('>').unwrap() + 1..cell.find('<').unwrap()]);
+        cells.map(str::to_owned).collect()
+    };
+    let row = |full: &str, gap: &str, p: &str| [full, "0.500", "0.250", gap, p].map(str::to_owned).to_vec();
+    let expected = [
+        row("0.800", "0.300", "0.040"),
+        row("0.800", "0.300", "\u{2013}"),
+        row("0.800", "0.300", "\u{2013}"),
+    ];
+    assert_eq!(cells(tables[2]), expected.concat());
+    assert!(cells(tables[1])[0] == "0.600" && !tables[2].contains("image only"));
+}
+
+#[test]
 fn subgroups_do_not_compete_with_models() {
     let study = Study::new();
     study.subgroups("classified");
@@ -478,14 +521,14 @@ fn texts_from_the_data_stay_texts() {
         ..ReportParams::default()
     };
     let (page, _) = study.report(&params);
-    assert!(!page.contains("<script") && !page.contains("<img src=x"), "not escaped");
+    assert!(page.matches("<script").count() == 1 && !page.contains("<img src=x"), "not escaped");
     // Outside of quotes a tag can only be one of ours.
     for tag in page.split('<').skip(1) {
         let name: String =
             tag.chars().take_while(|c| c.is_ascii_alphanumeric() || "/!".contains(*c)).collect();
         let known = "!DOCTYPE html head meta title style body a header h1 h2 h3 h4 p nav ul li main section div table \
                      caption thead tbody tr th td b br span figure figcaption img svg line rect path polyline text \
-                     details summary";
+                     details summary form label select option input output script";
         assert!(known.split_whitespace().any(|known| known == name.trim_start_matches('/')), "<{name}>");
     }
 }
@@ -497,8 +540,12 @@ fn the_page_is_accessible_and_asks_no_network() {
     assert!(page.starts_with("<!DOCTYPE html><html lang=\"en\">"));
     assert_eq!(page.matches("<img ").count(), page.matches(" alt=\"").count());
     assert!(page.split("<th ").skip(1).all(|cell| cell.split('>').next().unwrap().contains("scope=")));
-    assert_eq!(page.matches("<table>").count(), page.matches("<caption>").count());
-    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script"));
+    assert_eq!(page.matches("<table").count(), page.matches("<caption>").count());
+    assert!(!page.contains("http://") && !page.contains("https://"));
+    // One script, and the policy lets no other run.
+    let script = page.split("<script>").nth(1).unwrap().split("</script>").next().unwrap();
+    let digest = super::picture::base64(&sha2::Sha256::digest(script));
+    assert!(page.matches("<script").count() == 1 && page.contains(&format!("script-src 'sha256-{digest}'")));
     for image in page.split(" src=\"").skip(1) {
         assert!(image.starts_with("data:image/png;base64,"));
     }

@@ -1,6 +1,6 @@
 //! What every evaluation of answers writes: predictions, and accuracies with intervals.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::examples::TRAINING_TWIN;
 use super::{Description, Examples};
@@ -132,6 +132,30 @@ impl Answered<'_> {
         metrics
     }
 
+    /// Whether the answer of each of these questions is of the tail of its type: given at most 1.2 times as often as the
+    /// mean answer (Kervadec et al., GQA-OOD, 2021). A model that leans on how often answers are given fails there.
+    fn is_of_tail(&self, places: &[usize]) -> BTreeMap<usize, bool> {
+        let asked: Vec<&super::Asked> = self.asked().collect();
+        let kind = |place: usize| -> (String, String) {
+            let one = asked[place];
+            let own = one.question_types.first().cloned();
+            let answer = self.description.matching.form(&one.answer);
+            (own.unwrap_or_else(|| one.answer_type().to_owned()), answer)
+        };
+        let mut counts: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+        for place in places {
+            let (kind, answer) = kind(*place);
+            *counts.entry(kind).or_default().entry(answer).or_default() += 1.0;
+        }
+        let is_of_tail = |place: &usize| {
+            let (kind, answer) = kind(*place);
+            let counts = &counts[&kind];
+            let mean = counts.values().sum::<f64>() / counts.len() as f64;
+            (*place, counts[&answer] <= 1.2 * mean)
+        };
+        places.iter().map(is_of_tail).collect()
+    }
+
     fn metrics_of(&self, scoring: Scoring<'_>, places: &[usize], scored: &str) -> Vec<Metric> {
         let asked: Vec<&super::Asked> = self.asked().collect();
         let subset = |name: String, wanted: &dyn Fn(usize) -> bool| Subset {
@@ -155,6 +179,12 @@ impl Answered<'_> {
         for one in types {
             let name = format!("question_type={one}");
             subsets.push(subset(name, &|place| asked[place].question_types.contains(one)));
+        }
+        let tail = self.is_of_tail(places);
+        for (name, is_tail) in [("head", false), ("tail", true)] {
+            subsets.push(subset(format!("answer_frequency={name}"), &|place| {
+                tail.get(&place) == Some(&is_tail)
+            }));
         }
         for has_twin in [true, false] {
             let is_so = |place: usize| asked[place].training_twin == Some(has_twin);

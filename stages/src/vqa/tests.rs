@@ -118,6 +118,10 @@ fn every_method_learns_and_answers_from_its_artifact_alone() {
         };
         let types = count(Some("answer_type=OPEN")).unwrap() + count(Some("answer_type=CLOSED")).unwrap();
         assert_eq!(count(None).unwrap(), types);
+        // So do common and rare answers.
+        let frequencies = ["head", "tail"].map(|name| count(Some(&format!("answer_frequency={name}"))));
+        assert_eq!(frequencies.into_iter().flatten().sum::<i64>(), types);
+        assert!(frequencies[1] > Some(0));
         if method == "qcr" {
             let share = figure(&metrics, "type_accuracy", None);
             assert!(share > 0.9, "{share}");

@@ -50,8 +50,13 @@ fn picture(page: &str, files: &BTreeMap<String, Vec<u8>>, alt: &str) -> RgbImage
     image::load_from_memory(&files[path]).unwrap().to_rgb8()
 }
 
-const BESIDE: ReportParams =
-    ReportParams { title: String::new(), description: String::new(), max_gallery: 8, embed_limit_bytes: 0 };
+const BESIDE: ReportParams = ReportParams {
+    title: String::new(),
+    description: String::new(),
+    max_gallery: 8,
+    max_samples: 8,
+    embed_limit_bytes: 0,
+};
 
 #[test]
 fn a_map_of_the_middle_is_not_stretched_over_a_photograph() {
