@@ -8,7 +8,7 @@ use super::tables::{cell, heading};
 
 /// The rows: a name, and what the names of their figures begin with.
 const ROWS: [(&str, &str); 3] =
-    [("overall", "accuracy_overall"), ("open", "accuracy_open"), ("closed", "accuracy_closed")];
+    [("overall", "accuracy"), ("open", "accuracy_open"), ("closed", "accuracy_closed")];
 
 /// The columns: a title, the condition, and what its figure is called behind the accuracy's name.
 const COLUMNS: [(&str, &str, &str); 14] = [

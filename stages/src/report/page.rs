@@ -112,6 +112,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--sof
 .strip img{image-rendering:pixelated;width:112px;height:auto;background:var(--fill)}
 .pair img+img{margin-left:2px}.scale{white-space:nowrap;margin-right:1rem}.scale img{image-rendering:auto;vertical-align:middle}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--best)}
+@media(max-width:30rem){.scale{white-space:normal}}
 @media print{.filter{display:none}.tall{max-height:none}.sort::after{content:''}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
 .case,.chart,tr{break-inside:avoid}.scroll{overflow:visible}}
 ";

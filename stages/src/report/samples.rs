@@ -144,15 +144,18 @@ fn read(
         for (row, id) in ids.into_iter().enumerate() {
             let is_whole = conditions[row].as_deref().is_none_or(|condition| condition == "full");
             let (Some(id), true) = (id, is_whole) else { continue };
-            let text = |answer: &Option<String>, classes: &Option<Vec<i64>>| {
-                answer.clone().or_else(|| Some(class_names(classes.as_ref()?, &names)))
+            let classes = |classes: &Option<Vec<i64>>| Some(class_names(classes.as_ref()?, &names));
+            // Of a classifier `answer` is what it says, of a question what is right.
+            let is_question = given_answers[row].is_some();
+            let truth = if is_question { answers[row].clone() } else { classes(&targets[row]) };
+            let Some(said) = given_answers[row].clone().or_else(|| classes(&predictions[row])) else {
+                continue;
             };
-            let Some(said) = text(&given_answers[row], &predictions[row]) else { continue };
             let key = (dataset.clone(), splits[row].clone().unwrap_or_default(), id.clone());
             let sample = found.entry(key).or_insert_with(|| Sample {
                 image: images[row].clone().unwrap_or(id),
                 question: questions[row].clone(),
-                target: text(&answers[row], &targets[row]).unwrap_or_else(|| "\u{2013}".to_owned()),
+                target: truth.unwrap_or_else(|| "\u{2013}".to_owned()),
                 said: vec![None; models],
             });
             sample.said[place] =

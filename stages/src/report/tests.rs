@@ -393,9 +393,9 @@ fn what_answers_owe_to_question_and_image_is_a_table_for_each_model() {
     let study = Study::new();
     for (model, full) in [("general", 0.6), ("medical", 0.8)] {
         let mut rows = Vec::new();
-        for metric in ["accuracy_overall", "accuracy_open", "accuracy_closed"] {
+        for metric in ["accuracy", "accuracy_open", "accuracy_closed"] {
             let gap: &str = match metric {
-                "accuracy_overall" => "accuracy_overall_gap",
+                "accuracy" => "accuracy_gap",
                 "accuracy_open" => "accuracy_open_gap",
                 _ => "accuracy_closed_gap",
             };

@@ -21,6 +21,13 @@ fn predictions(study: &Study, model: &str, rows: &[(&str, i32, i32)]) {
         ("image", Arc::new(rows.iter().map(|row| Some(row.0)).collect::<StringArray>())),
         ("target", list(&|row| row.1)),
         ("prediction", list(&|row| row.2)),
+        // What it says, in words.
+        (
+            "answer",
+            Arc::new(
+                rows.iter().map(|row| Some(["none", "nodule"][row.2 as usize])).collect::<StringArray>(),
+            ),
+        ),
         ("correct", Arc::new(rows.iter().map(|row| Some(row.1 == row.2)).collect::<BooleanArray>())),
     ]);
     let metadata = [("label_names".to_owned(), r#"["none","nodule"]"#.to_owned())];
