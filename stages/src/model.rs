@@ -286,8 +286,13 @@ impl Model {
     /// What happens to the slices of volumes first, if they are shown to a model of flat images.
     pub(crate) fn preprocessor_of_slices(&self) -> Result<&Preprocessor, StageError> {
         if self.image_tower()?.geometry().depth.is_some() && !self.is_slice_wise() {
-            let reason = "the checkpoint takes volumes; for flat images give its stage `checkpoint` \
-                          the parameter `config = { adaptation = \"ct-2d\" }`";
+            let help = match self.network.model_config() {
+                ModelConfig::CtClip(_) => {
+                    "; for flat images give its stage `checkpoint` the parameter `config = { adaptation = \"ct-2d\" }`"
+                }
+                _ => "",
+            };
+            let reason = format!("the checkpoint takes volumes, not flat images{help}");
             return Err(StageError::input("config.json", reason));
         }
         self.preprocessor.as_ref().ok_or_else(|| self.lacks("preprocessing of images"))
@@ -455,6 +460,26 @@ pub(crate) fn zero_head(
     let (of_weight, of_bias) = (weight.as_tensor().clone(), bias.as_tensor().clone());
     let head = Head { description, input: HeadInput::Embedding, weight: of_weight, bias: of_bias };
     Ok((head, [("head.weight".to_owned(), weight), ("head.bias".to_owned(), bias)]))
+}
+
+/// A head whose parameters are variables, starting as PyTorch's linear layers do: uniform up to one over the root of the
+/// width, a function of the seed.
+pub(crate) fn uniform_head(
+    description: HeadDescription,
+    width: usize,
+    seed: i64,
+) -> Result<(Head, [(String, Var); 2]), StageError> {
+    let (head, variables) = zero_head(description, width)?;
+    let bound = (width.max(1) as f64).sqrt().recip();
+    for (name, variable) in &variables {
+        let key = Key::derive("pipe uniform head/1", seed as u64, &[name.as_str().into()]);
+        let draw = |counter| ((key.uniform(counter) * 2.0 - 1.0) * bound) as f32;
+        let values: Vec<f32> = (1..=variable.elem_count() as u64).map(draw).collect();
+        Tensor::from_vec(values, variable.shape(), &DEVICE)
+            .and_then(|values| variable.set(&values))
+            .map_err(tensor_error)?;
+    }
+    Ok((head, variables))
 }
 
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), StageError> {
