@@ -219,3 +219,17 @@ impl Default for Params {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milestones_fall_at_the_beginning_of_epochs() {
+        let factor = |epoch, epochs| Milestones::default().factor(epoch, epochs);
+        assert_eq!([0, 49, 50, 74].map(|epoch| factor(epoch, 100)), [1.0, 1.0, 0.1, 0.1]);
+        assert!([75, 99].iter().all(|epoch| (factor(*epoch, 100) - 0.01).abs() < 1e-15));
+        // Half of three epochs lies in the second, which is learned from at the old rate.
+        assert_eq!([0, 1, 2].map(|epoch| factor(epoch, 3)), [1.0, 1.0, 0.1]);
+    }
+}
