@@ -5,7 +5,10 @@
 
 Needs torch, numpy and safetensors. A network of full size on published data:
 
-    python tests/trajectories/resnet.py --axes 3 --width 64 --data adrenalmnist3d.npz --count 64 --batch 32 out.safetensors
+    python tests/trajectories/resnet.py --axes 3 --width 64 --data adrenalmnist3d.npz --count 16 --batch 4 --rate 1e-5 out.safetensors
+
+Adam's first steps are signs of gradients: where these are hardly more than rounding, large networks at the full rate part ways
+with themselves, computed by another of PyTorch's own convolutions. So a network of full size is followed at a small rate.
 
 The file holds the weights before the first step by MedMNIST's names (halved to 16 bits where the network is small), images
 as bytes, labels, the rows of each batch, the loss of each step, and the logits of all images in evaluation afterwards.
@@ -82,6 +85,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--data", help="a file of MedMNIST, whose first training images are learned from")
     parser.add_argument("out")
     options = parser.parse_args()
@@ -106,7 +110,7 @@ def main():
         pixels = (pixels - 0.5) / 0.5
     targets = torch.from_numpy(labels)
     batches = torch.stack([torch.randperm(options.count)[: options.batch] for _ in range(options.steps)])
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=options.rate)
     losses = []
     for rows in batches:
         optimiser.zero_grad()
@@ -124,6 +128,7 @@ def main():
 
     tensors = {f"weights/{name}": kept(value).contiguous() for name, value in start.items()}
     tensors |= {"images": torch.from_numpy(images), "labels": targets, "batches": batches}
+    tensors |= {"rate": torch.tensor([options.rate], dtype=torch.float64)}
     tensors |= {"losses": torch.tensor(losses, dtype=torch.float64), "evaluated": evaluated}
     save_file(tensors, options.out)
 

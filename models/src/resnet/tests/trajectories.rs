@@ -25,6 +25,7 @@ struct Trajectory {
     labels: Tensor,
     /// `[steps, batch]`.
     batches: Tensor,
+    rate: f64,
     losses: Vec<f64>,
     evaluated: Vec<Vec<f32>>,
 }
@@ -50,6 +51,7 @@ impl Trajectory {
             pixels,
             labels: tensors["labels"].to_dtype(DType::U32).unwrap(),
             batches: tensors["batches"].clone(),
+            rate: tensors["rate"].to_vec1::<f64>().unwrap()[0],
             losses: tensors["losses"].to_vec1().unwrap(),
             evaluated: tensors["evaluated"].to_vec2().unwrap(),
         }
@@ -89,7 +91,7 @@ impl Trajectory {
             let pixels = self.pixels.index_select(&rows, 0).unwrap();
             let labels = self.labels.index_select(&rows, 0).unwrap();
             let loss = cross_entropy(&logits(&pixels, Some(&BatchStatistics)), &labels).unwrap();
-            adam.step(&loss.backward().unwrap(), 1e-3, 1.0).unwrap();
+            adam.step(&loss.backward().unwrap(), self.rate, 1.0).unwrap();
             let loss = f64::from(loss.to_scalar::<f32>().unwrap());
             worst = worst.max((loss - expected).abs() / expected);
         }
