@@ -9,12 +9,13 @@ use super::super::augment::Augmenter;
 use super::super::class_loss::{Losses, pieces};
 use super::super::training::{Best, Position, Training};
 use super::super::{TrainingLog, epoch_order};
+use super::head::{uniform_head, zero_head};
 use super::params::{HeadInit, NormStatistics, Params};
 use super::tower::{Gradients, Tower, training_pass};
 use super::{Data, EMBED_BATCH, VAL};
 use crate::classification::probabilities;
 use crate::images::batches;
-use crate::model::{Model, tensor_error, uniform_head, zero_head};
+use crate::model::{Model, tensor_error};
 use crate::statistics::{ClassifierScores, Task};
 
 /// Trains `tower` with a head; leaves the model of the best epoch.

@@ -1,6 +1,7 @@
 //! The stage kind `finetune.classify`: a linear probe on frozen embeddings, adapters of the image tower, or
 //! the whole of it.
 
+mod head;
 mod learning;
 mod params;
 mod tower;

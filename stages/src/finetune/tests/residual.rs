@@ -5,6 +5,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::FinetuneClassify;
 use super::{Checkpoint, Compute, EvaluateClassify, Made, Model, curve, disturb, pairs, run};
+use crate::attribute::Attribute;
 use crate::phantom::IngestPhantom;
 
 /// MedMNIST's ResNet-18 with fewer channels.
@@ -89,6 +90,20 @@ fn volumes_are_learned_from_too() {
     assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
     let model = Model::load(&trained["checkpoint"], Compute::exact()).unwrap();
     assert_eq!(model.image_tower().unwrap().geometry().steps(), 2);
+    // Maps of volumes, of classes, gradients and layers.
+    let inputs =
+        [("images", &scans["volumes"]), ("labels", &scans["labels"]), ("checkpoint", &trained["checkpoint"])];
+    for method in ["grad_cam", "integrated_gradients", "guided_backpropagation", "occlusion"] {
+        let params =
+            json!({ "method": method, "splits": ["val"], "limit": 2, "target": "predicted", "steps": 4 });
+        let made = run(&Attribute, &params, &inputs).unwrap();
+        let file = made["saliency"].files_ending(".arrow").next().unwrap();
+        let batch = crate::ipc::read_file(&file.location).unwrap();
+        let statuses = crate::ipc::texts(&batch, "status").unwrap();
+        let is_map = |status: &Option<String>| matches!(status.as_deref(), Some("ok" | "all_zero"));
+        assert!(statuses.iter().all(is_map), "{method}: {statuses:?}");
+        assert_eq!(crate::ipc::tensors(&batch, "saliency").unwrap().1, [12; 3], "{method}");
+    }
     // Flat images are refused, with no word of another model.
     let (flat, _) = pairs();
     let inputs =
