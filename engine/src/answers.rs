@@ -89,7 +89,8 @@ pub struct Figure {
     pub low: Option<f64>,
     /// The upper bound of its interval.
     pub high: Option<f64>,
-    /// Where the value is the mean of several runs, what these are; such a figure has no interval.
+    /// Where the value is the mean of several runs, what these are; the interval is then that of the mean over other
+    /// seeds.
     pub runs: Option<Runs>,
 }
 

@@ -16,7 +16,7 @@ use crate::device::Precision;
 use crate::initial::Initial;
 use crate::model::FoundationModel;
 use crate::pmc_clip::{PmcClip, PmcClipConfig};
-use crate::resnet::{ResNet, ResNetConfig};
+use crate::resnet::{PlainResNetConfig, ResNet};
 use crate::shapes::Shapes;
 use crate::vit::{TimmVit, VisionConfig};
 use crate::weights::{Trainable, Weights};
@@ -39,8 +39,8 @@ pub enum ModelConfig {
     Bert(BertConfig),
     /// timm's ViT without a text tower.
     TimmVit(VisionConfig),
-    /// torchvision's ResNet.
-    ResNet(ResNetConfig),
+    /// torchvision's ResNet, or MedMNIST's.
+    ResNet(PlainResNetConfig),
 }
 
 fn config_error(reason: impl Into<String>) -> CheckpointError {
@@ -158,8 +158,8 @@ impl ModelConfig {
             shapes.bert("").map(Self::Bert)
         } else if has("cls_token") {
             VisionConfig::infer_timm(tensors, "").map(Self::TimmVit)
-        } else if has("layer1.0.conv3.weight") && !has("attnpool.positional_embedding") {
-            ResNetConfig::infer_torchvision(tensors).map(Self::ResNet)
+        } else if has("layer1.0.conv2.weight") && !has("attnpool.positional_embedding") {
+            PlainResNetConfig::infer(tensors).map(Self::ResNet)
         } else if has("text_model.embeddings.token_embedding.weight") {
             Err(config_error("the checkpoint has no such file; CLIP in the layout of transformers needs it"))
         } else {

@@ -12,6 +12,7 @@ use crate::checkpoint::{
 use crate::clip::OpenAiImage;
 use crate::device::Precision;
 use crate::preprocess::{Filter, Fit, Pipeline, Slices};
+use crate::resnet::StemForm;
 use crate::tokenizer::Cleaning;
 use crate::{Activation, FoundationModel, ModelConfig, Preprocessor, Tokenizer, Trainable};
 
@@ -107,7 +108,7 @@ impl Imported {
 }
 
 /// Reads a checkpoint of any layout: Hugging Face (one file or shards), open_clip, timm, OpenAI's `.pt`,
-/// PMC-CLIP's whole and split files, CT-CLIP's `.pt`, torchvision's `.pth`.
+/// PMC-CLIP's whole and split files, CT-CLIP's `.pt`, torchvision's and MedMNIST's `.pth`.
 ///
 /// # Errors
 /// If the layout or the architecture is not known, a file is missing or damaged, or a description
@@ -226,8 +227,9 @@ fn read_weights(
     }
 }
 
-/// The names that the architectures know: without the wrapper of a fine-tuned CT-CLIP, and with the
-/// names that transformers gives to the parameters of norms today.
+/// The names that the architectures know: without the wrapper of a fine-tuned CT-CLIP, with the names
+/// that transformers gives to the parameters of norms today, and with torchvision's for what MedMNIST's
+/// residual networks call otherwise.
 fn canonical(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
     let mut renamed = BTreeMap::new();
     for (name, tensor) in tensors {
@@ -237,6 +239,9 @@ fn canonical(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tenso
             if let Some(stem) = new.strip_suffix(old) {
                 new = format!("{stem}{now}");
             }
+        }
+        if new.starts_with("layer") {
+            new = new.replace(".shortcut.", ".downsample.");
         }
         if renamed.insert(new.clone(), tensor).is_some() {
             return Err(CheckpointError::in_weights(format!("two tensors are called `{new}`")));
@@ -363,6 +368,14 @@ impl ModelConfig {
             // Grey from -1 to 1.
             Self::CtClip(_) => Preprocessor { mean: [0.5; 3], std: [0.5; 3], ..Preprocessor::clip(side) },
             // torchvision's weights are evaluated at 256 pixels, cut to 224, bilinear.
+            // MedMNIST's images have the side already; any other is brought to it. Grey from -1 to 1.
+            Self::ResNet(config) if config.form.stem == StemForm::Small => Preprocessor {
+                pipeline: Pipeline::Torchvision,
+                filter: Filter::Bilinear,
+                mean: [0.5; 3],
+                std: [0.5; 3],
+                ..Preprocessor::clip(side)
+            },
             Self::ResNet(_) | Self::TimmVit(_) => Preprocessor {
                 pipeline: Pipeline::Torchvision,
                 fit: Fit::Shortest(side * 256 / 224),

@@ -106,6 +106,12 @@ pub trait Probe {
         false
     }
 
+    /// Whether batch norms whose parameters learn take the statistics of the batch, which their running ones
+    /// follow. Such a probe sees nothing of a convolutional network.
+    fn trains_norms(&self) -> bool {
+        false
+    }
+
     /// Whether the probe wants to be called inside the block `name`. A block of no interest may
     /// take the fused path, or be computed again in the backward pass instead of being kept.
     fn looks_into(&self, _name: &str) -> bool {

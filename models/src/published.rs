@@ -5,12 +5,12 @@ use crate::biomed_clip::BiomedClipConfig;
 use crate::clip::{EotRule, OpenAiClipConfig, OpenAiImage, TextConfig};
 use crate::ct_clip::{Adaptation, CtClipConfig, CtVitConfig, QuantiserGradient};
 use crate::pmc_clip::{FusionConfig, PmcClipConfig};
-use crate::resnet::ResNetConfig;
+use crate::resnet::{PlainResNetConfig, ResNetConfig};
 use crate::vit::VisionConfig;
 use crate::{Activation, ModelConfig};
 
 /// The names that [`published`] knows.
-pub const PUBLISHED: [&str; 10] = [
+pub const PUBLISHED: [&str; 13] = [
     "clip-vit-b-32",
     "clip-vit-b-16",
     "clip-vit-l-14",
@@ -21,6 +21,9 @@ pub const PUBLISHED: [&str; 10] = [
     "pubmed-bert",
     "vit-b-16",
     "resnet50",
+    "resnet18",
+    "medmnist-resnet18",
+    "medmnist-resnet18-3d",
 ];
 
 /// The configuration of a published model by name; the CLIPs in OpenAI's layout.
@@ -86,7 +89,10 @@ pub fn published(name: &str) -> Option<ModelConfig> {
         }),
         "pubmed-bert" => ModelConfig::Bert(BertConfig::default()),
         "vit-b-16" => ModelConfig::TimmVit(vit_base(16, Activation::Gelu, 1e-6)),
-        "resnet50" => ModelConfig::ResNet(resnet50()),
+        "resnet50" => ModelConfig::ResNet(resnet50().into()),
+        "resnet18" => ModelConfig::ResNet(PlainResNetConfig::resnet18()),
+        "medmnist-resnet18" => ModelConfig::ResNet(PlainResNetConfig::medmnist()),
+        "medmnist-resnet18-3d" => ModelConfig::ResNet(PlainResNetConfig::medmnist_3d()),
         _ => return None,
     })
 }

@@ -14,7 +14,7 @@ use crate::clip::{EotRule, OpenAiClipConfig, OpenAiImage, TextConfig, VisionConf
 use crate::ct_clip::{Adaptation, CtClipConfig, CtVitConfig, QuantiserGradient};
 use crate::pmc_clip::{FusionConfig, LossWeights, PmcClip, PmcClipConfig};
 use crate::random::Key;
-use crate::resnet::ResNetConfig;
+use crate::resnet::{Form, PlainResNetConfig, ResNetConfig};
 use crate::train::{Dropout, loss};
 use crate::{Activation, ClipConfig, FoundationModel, MaybeProbe, ModelConfig, Trainable};
 
@@ -62,6 +62,12 @@ fn bert() -> BertConfig {
 
 fn resnet() -> ResNetConfig {
     ResNetConfig { width: 8, blocks: [1, 2, 1, 1], image: 64 }
+}
+
+/// MedMNIST's, of images or volumes.
+fn small_resnet(slices: Option<usize>) -> PlainResNetConfig {
+    let form = Form { slices, ..PlainResNetConfig::medmnist().form };
+    PlainResNetConfig { width: 4, blocks: [1, 1, 2, 1], image: 12, form }
 }
 
 fn ct(adaptation: Adaptation) -> CtClipConfig {
@@ -123,7 +129,9 @@ fn every_architecture() -> Vec<ModelConfig> {
         ModelConfig::CtClip(ct(Adaptation::Flat)),
         ModelConfig::Bert(bert()),
         ModelConfig::TimmVit(vision(Activation::Gelu)),
-        ModelConfig::ResNet(resnet()),
+        ModelConfig::ResNet(resnet().into()),
+        ModelConfig::ResNet(small_resnet(None)),
+        ModelConfig::ResNet(small_resnet(Some(12))),
     ]
 }
 

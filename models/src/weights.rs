@@ -233,7 +233,7 @@ impl Weights {
             .map_err(|error| CheckpointError::new(name, first_line(&error)))
     }
 
-    /// As [`Self::begin`], for running statistics.
+    /// As [`Self::begin`], for running statistics, which keep all their digits in models of half precision.
     pub(crate) fn running(
         &mut self,
         name: &str,
@@ -242,7 +242,8 @@ impl Weights {
     ) -> Result<Var, CheckpointError> {
         self.draw(name, shape, start)?;
         let tensor = match self.fitting(name, shape) {
-            Some(tensor) => tensor.to_dtype(self.dtype),
+            Some(tensor) if self.dtype == DType::F64 => tensor.to_dtype(DType::F64),
+            Some(tensor) => tensor.to_dtype(DType::F32),
             None => stand_in(name).map(Ok)?,
         };
         self.keep_buffer(name, tensor)

@@ -166,7 +166,8 @@ pub struct Params {
     pub finite: bool,
     /// Random weights of a published architecture in full size, instead of the sizes below:
     /// `clip-vit-b-32`, `clip-vit-b-16`, `clip-vit-l-14`, `clip-rn50`, `biomed-clip`, `pmc-clip`,
-    /// `ct-clip`, `pubmed-bert`, `vit-b-16` or `resnet50`.
+    /// `ct-clip`, `pubmed-bert`, `vit-b-16`, `resnet50`, `resnet18`, `medmnist-resnet18` or
+    /// `medmnist-resnet18-3d`.
     pub architecture: Option<String>,
     /// Decides random weights.
     pub seed: i64,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use pipe_engine::{Artifact, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
 use pipe_models::ct_clip::{CtClipConfig, PATHOLOGIES};
@@ -286,8 +286,13 @@ impl Model {
     /// What happens to the slices of volumes first, if they are shown to a model of flat images.
     pub(crate) fn preprocessor_of_slices(&self) -> Result<&Preprocessor, StageError> {
         if self.image_tower()?.geometry().depth.is_some() && !self.is_slice_wise() {
-            let reason = "the checkpoint takes volumes; for flat images give its stage `checkpoint` \
-                          the parameter `config = { adaptation = \"ct-2d\" }`";
+            let help = match self.network.model_config() {
+                ModelConfig::CtClip(_) => {
+                    "; for flat images give its stage `checkpoint` the parameter `config = { adaptation = \"ct-2d\" }`"
+                }
+                _ => "",
+            };
+            let reason = format!("the checkpoint takes volumes, not flat images{help}");
             return Err(StageError::input("config.json", reason));
         }
         self.preprocessor.as_ref().ok_or_else(|| self.lacks("preprocessing of images"))
@@ -442,19 +447,6 @@ fn load_head(files: &CheckpointFiles) -> Result<Head, StageError> {
         ));
     }
     Ok(head)
-}
-
-/// A head whose parameters are variables, starting from zero.
-pub(crate) fn zero_head(
-    description: HeadDescription,
-    width: usize,
-) -> Result<(Head, [(String, Var); 2]), StageError> {
-    let classes = description.classes.len();
-    let zeros = |shape: &[usize]| Var::zeros(shape, DType::F32, &DEVICE).map_err(tensor_error);
-    let (weight, bias) = (zeros(&[classes, width])?, zeros(&[classes])?);
-    let (of_weight, of_bias) = (weight.as_tensor().clone(), bias.as_tensor().clone());
-    let head = Head { description, input: HeadInput::Embedding, weight: of_weight, bias: of_bias };
-    Ok((head, [("head.weight".to_owned(), weight), ("head.bias".to_owned(), bias)]))
 }
 
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), StageError> {

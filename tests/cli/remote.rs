@@ -246,7 +246,8 @@ fn what_is_published_is_named_without_a_mistake() {
 }
 
 /// The examples that read data sets.
-const DATA_SETS: [&str; 8] = [
+const DATA_SETS: [&str; 9] = [
+    "breast-resnet18.toml",
     "breastmnist.toml",
     "caption-data.toml",
     "ct-rate.toml",

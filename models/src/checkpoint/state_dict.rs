@@ -7,7 +7,7 @@ use super::stored::StoredTensor;
 use super::torch::Listing;
 
 /// Training programs put the weights under one of these names, beside optimiser and epoch.
-const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
+const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "net"];
 /// What a distributed wrapper puts before every name.
 const DISTRIBUTED: &str = "module.";
 /// Modules are nested this deep at most, and a file holds this many values that could be tensors.

@@ -109,6 +109,19 @@ pub fn conv2d(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, window: Window
     }
 }
 
+/// As [`super::stack_steps`].
+///
+/// # Errors
+/// If the window does not fit.
+pub fn stack_steps(x: &Tensor, kernel: usize, window: Window) -> Result<Tensor> {
+    let (batch, steps, rows, columns, channels) = x.dims5()?;
+    let positions = window.positions(steps, kernel)?;
+    let padded = x.pad_with_zeros(1, window.padding, window.padding)?;
+    let taps = (0..kernel).map(|tap| strided(&padded, 1, tap, window.stride, positions));
+    let stacked = Tensor::cat(&taps.collect::<Result<Vec<_>>>()?, 4)?;
+    stacked.reshape((batch * positions, rows, columns, kernel * channels))
+}
+
 /// As [`super::conv_transpose2d()`]: a convolution over images between whose pixels there are zeros.
 ///
 /// # Errors

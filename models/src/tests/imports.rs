@@ -338,7 +338,7 @@ fn a_vision_transformer_of_timm() {
 /// `resnet50-....pth` of torchvision: a state dict and nothing else.
 #[test]
 fn a_resnet_of_torchvision() {
-    let model = random(&ModelConfig::ResNet(crate::resnet::ResNetConfig { image: 224, ..resnet() }));
+    let model = random(&ModelConfig::ResNet(crate::resnet::ResNetConfig { image: 224, ..resnet() }.into()));
     let mut tensors = model.tensors();
     tensors.insert("fc.weight".to_owned(), Tensor::zeros((3, 256), DType::F32, &Device::Cpu).unwrap());
     tensors.insert("fc.bias".to_owned(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());

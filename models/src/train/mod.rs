@@ -1,4 +1,4 @@
-//! Optimiser, parameter groups, learning-rate schedule, low-rank adaptation, dropout, losses, and linear probes.
+//! Optimiser, parameter groups, learning-rate schedule, low-rank adaptation, dropout, batch norms, losses, and linear probes.
 
 mod adamax;
 mod adamw;
@@ -8,6 +8,7 @@ mod groups;
 pub mod logistic;
 mod lora;
 pub mod loss;
+mod norms;
 mod quasi_newton;
 mod schedule;
 mod slots;
@@ -17,5 +18,6 @@ pub use adamw::{AdamW, AdamWOptions};
 pub use dropout::Dropout;
 pub use groups::{layer_of, layer_wise};
 pub use lora::{Lora, LoraOptions};
+pub use norms::BatchStatistics;
 pub use schedule::{EpochSchedule, Schedule, WarmUp};
 pub use slots::{Group, Moments, add_gradients, clip_gradient_norm};

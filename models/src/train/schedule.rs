@@ -25,6 +25,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The rate of step `step`, from 0, that warms up and then stays.
+    pub fn warmed(&self, step: u64) -> f64 {
+        if step < self.warmup { self.at(step) } else { self.rate }
+    }
+
     /// The rate of step `step`, from 0: after warm-up half a cosine falls from `rate` to
     /// `rate * floor`.
     pub fn at(&self, step: u64) -> f64 {
@@ -100,6 +105,7 @@ mod tests {
         assert_eq!(schedule.at(4), 1.0);
         assert!((schedule.at(54) - 0.55).abs() < 1e-12);
         assert!((schedule.at(104) - 0.1).abs() < 1e-12);
+        assert_eq!([0, 3, 4, 104].map(|step| schedule.warmed(step)), [0.25, 1.0, 1.0, 1.0]);
         let schedule = Schedule { begin: WarmUp::FromZero, ..schedule };
         assert_eq!([0, 1, 4].map(|step| schedule.at(step)), [0.0, 0.25, 1.0]);
     }

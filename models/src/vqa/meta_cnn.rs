@@ -4,11 +4,11 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Mode;
-use super::batch_norm::BatchNorm;
 use super::images::channels_last;
 use crate::Activation;
 use crate::checkpoint::CheckpointError;
 use crate::initial::Start;
+use crate::layers::BatchNorm;
 use crate::ops::{Window, activate, conv2d};
 use crate::weights::Weights;
 
@@ -96,7 +96,7 @@ impl MetaCnn {
         let mut maps = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let convolved = conv2d(&x, &channels_last(&block.weight)?, Some(&block.bias), HALVE)?;
-            x = block.norm.forward(&activate(&convolved, Activation::Relu)?, mode)?;
+            x = block.norm.forward(&activate(&convolved, Activation::Relu)?, mode.is_training())?;
             maps.push(x.clone());
         }
         Ok(maps)

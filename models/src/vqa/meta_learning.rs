@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 
-use super::batch_norm::EPSILON;
 use super::images::channels_last;
 use super::meta_cnn::{HALVE, KERNEL, spatial_mean};
 use crate::Activation;
 use crate::initial::{Initial, Start};
+use crate::layers::EPSILON;
 use crate::ops::{activate, batch_norm_of_batch, conv2d, linear};
 use crate::random::Key;
 use crate::train::loss::cross_entropy;

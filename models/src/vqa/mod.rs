@@ -10,7 +10,6 @@
 mod answer_model;
 mod autoencoder;
 mod batch;
-mod batch_norm;
 mod bilinear;
 mod classifier;
 mod conditioned;

@@ -165,7 +165,7 @@ fn every_method_gives_maps_or_says_why_not() {
 #[test]
 fn residual_networks_have_every_rule_of_layers() {
     let config = ResNetConfig { width: 4, blocks: [1, 1, 1, 1], image: 64 };
-    let study = Study::new().with_network(&ModelConfig::ResNet(config), 64, 4 * 8 * 4);
+    let study = Study::new().with_network(&ModelConfig::ResNet(config.into()), 64, 4 * 8 * 4);
     for method in CONVOLUTIONAL {
         let maps = study.maps(&params(method, Baseline::Black));
         let statuses = maps.text("status");

@@ -1,5 +1,7 @@
 //! Trainings that are stopped and killed at random steps give what an undisturbed one gives, to the bit.
 
+mod residual;
+
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -184,7 +184,8 @@ fn over_seeds(rows: &[&Row], seed: usize) -> Option<Figure> {
     let values: Option<Vec<f64>> = rows.iter().map(|row| row.figure.value).collect();
     let spread = values.and_then(|values| Spread::of(&values));
     let runs = spread.map(|spread| Runs { count: spread.runs, deviation: spread.deviation });
-    Some(Figure { value: spread.map(|spread| spread.mean), low: None, high: None, runs })
+    let (low, high) = spread.map(|spread| spread.interval()).unzip();
+    Some(Figure { value: spread.map(|spread| spread.mean), low, high, runs })
 }
 
 /// Several figures in one cell: what they differ in beside the seed that is averaged over, and how to choose.

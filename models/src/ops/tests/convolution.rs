@@ -43,6 +43,44 @@ fn convolutions_agree_with_their_twin_and_differences() {
 }
 
 #[test]
+fn convolutions_of_volumes_agree_with_their_twin_and_differences() {
+    // Batch, steps, rows, columns, channels; outputs, kernel steps, rows and columns; stride, padding.
+    for ([b, t, r, c, i], [o, kt, kr, kc], [stride, padding]) in [
+        ([2, 4, 5, 3, 2], [3, 3, 3, 3], [1, 1]),
+        ([1, 5, 4, 5, 3], [2, 3, 3, 3], [2, 1]),
+        ([2, 5, 3, 3, 2], [4, 1, 1, 1], [2, 0]),
+        ([1, 3, 4, 2, 2], [3, 1, 1, 1], [1, 0]),
+        ([2, 1, 3, 3, 1], [2, 3, 3, 3], [2, 1]),
+        ([1, 4, 6, 6, 2], [2, 2, 3, 3], [3, 2]),
+    ] {
+        let window = Window { stride, padding };
+        let shapes: &[&[usize]] = &[&[b, t, r, c, i], &[o, kt, kr, kc, i], &[o]];
+        // A volume's convolution is the sum over the kernel's steps of those of images.
+        let twin = |a: &[Tensor]| {
+            let steps = window.positions(t, kt)?;
+            let padded = a[0].pad_with_zeros(1, padding, padding)?;
+            let position = |position: usize| {
+                let at = |tap: usize| {
+                    let image = padded.narrow(1, position * stride + tap, 1)?.squeeze(1)?.contiguous()?;
+                    let kernel = a[1].narrow(1, tap, 1)?.squeeze(1)?.contiguous()?;
+                    composed::conv2d(&image, &kernel, None, window)
+                };
+                (1..kt).try_fold(at(0)?, |sum, tap| sum + at(tap)?)?.broadcast_add(&a[2])
+            };
+            Tensor::stack(&(0..steps).map(position).collect::<Result<Vec<_>>>()?, 1)
+        };
+        check(shapes, |a| conv3d(&a[0], &a[1], Some(&a[2]), window), twin);
+        let stacked = |a: &[Tensor]| stack_steps(&a[0], kt, window);
+        check(&shapes[..1], stacked, |a| composed::stack_steps(&a[0], kt, window));
+        let layer = |a: &[Tensor]| conv3d(&a[0], &a[1], Some(&a[2]), window);
+        assert_eq!(backward_products(shapes, &[2], layer), 0);
+    }
+    let (x, window) = (random(&[1, 2, 4, 4, 3], 1), Window { stride: 1, padding: 0 });
+    assert!(conv3d(&x, &random(&[2, 3, 3, 3, 3], 2), None, window).is_err(), "more steps than there are");
+    assert!(conv3d(&x, &random(&[2, 1, 3, 3, 2], 2), None, window).is_err(), "other channels");
+}
+
+#[test]
 fn a_kernel_that_does_not_fit_is_refused() {
     let x = random(&[1, 4, 4, 2], 1);
     for (kernel, window) in [
