@@ -1,9 +1,10 @@
 //! What is kept of rows until all are read, and the tables that come of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pipe_engine::StageError;
+use pipe_engine::cache::Digest;
 
 use super::Params;
 use crate::ingest::checks::Checks;
@@ -20,11 +21,19 @@ pub(super) enum Written {
     Name(String),
 }
 
+/// The image that an id names.
+pub(super) struct Named {
+    /// The digest of its bytes.
+    pub(super) digest: Digest,
+    /// Whether it could be decoded.
+    pub(super) is_stored: bool,
+}
+
 /// What is kept of rows until all are read.
 #[derive(Default)]
 pub(super) struct Rows {
-    /// Ids that are taken.
-    pub(super) ids: BTreeSet<String>,
+    /// The images that were met, by id.
+    pub(super) images: BTreeMap<String, Named>,
     pub(super) labels: Vec<(String, &'static str, Vec<Written>)>,
     /// Id, split, caption and concepts.
     pub(super) captions: Vec<(String, &'static str, String, Option<Vec<String>>)>,
