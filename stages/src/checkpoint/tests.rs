@@ -54,16 +54,8 @@ fn a_damaged_file_is_named_with_what_is_wrong() {
         ),
         ("config.json", |path| edit(path, "\"hidden_size\": 8", "\"hidden_size\": 1e30"), "hidden_size"),
         ("model.safetensors", |path| edit_shape(path), "tensors do not fit"),
-        (
-            "model.safetensors",
-            |path| retype(path, DType::F64),
-            "`visual_projection.weight` [8, 8] holds F64",
-        ),
-        (
-            "model.safetensors",
-            |path| retype(path, DType::I64),
-            "`visual_projection.weight` [8, 8] holds I64",
-        ),
+        ("model.safetensors", |path| retype(path, DType::F64), "`visual_projection.weight` [8, 8] holds F64"),
+        ("model.safetensors", |path| retype(path, DType::I64), "`visual_projection.weight` [8, 8] holds I64"),
         ("model.safetensors", |path| std::fs::remove_file(path).unwrap(), "no such file"),
         ("model.safetensors", |path| cut(path, 2), ""),
         ("model.safetensors", |path| std::fs::write(path, [0xff; 64]).unwrap(), ""),
@@ -167,8 +159,7 @@ fn a_tokeniser_beside_the_weights_is_one_of_their_folder() {
     let mut sizes = json!({
         "image": { "transformer": tower }, "text": tower, "projection": 8,
     });
-    for (section, field, value) in
-        [("text", "vocabulary", tokenizer.vocabulary()), ("text", "positions", 16)]
+    for (section, field, value) in [("text", "vocabulary", tokenizer.vocabulary()), ("text", "positions", 16)]
     {
         sizes[section][field] = json!(value);
     }
@@ -177,8 +168,7 @@ fn a_tokeniser_beside_the_weights_is_one_of_their_folder() {
     }
     let config = published("clip-vit-b-32").unwrap().with_overrides(&sizes).unwrap();
     let weights = config.random(3, &DEVICE, Trainable::Frozen).unwrap().tensors();
-    let (alone, texts, both) =
-        (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (alone, texts, both) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
     for folder in [&alone, &both] {
         write_tensors(&folder.path().join("ViT.safetensors"), &weights).unwrap();
     }
@@ -208,10 +198,8 @@ fn a_tokeniser_beside_the_weights_is_one_of_their_folder() {
 fn a_tokeniser_of_another_model_is_refused() {
     let whole = folder();
     let texts =
-        run(&IngestPhantom, &json!({ "size": 28, "train": 200, "test": 0, "weights": "all" }), &[])
-            .unwrap();
-    let other =
-        run(&TrainTokenizer, &json!({ "vocab_size": 900 }), &[("text", &texts["captions"])]).unwrap();
+        run(&IngestPhantom, &json!({ "size": 28, "train": 200, "test": 0, "weights": "all" }), &[]).unwrap();
+    let other = run(&TrainTokenizer, &json!({ "vocab_size": 900 }), &[("text", &texts["captions"])]).unwrap();
     std::fs::copy(&other["tokenizer"].files[0].location, whole.path().join("tokenizer.json")).unwrap();
     let error = load(whole.path()).err().unwrap();
     assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
