@@ -290,7 +290,7 @@ fn write_volumes<'v, 'f>(
     let provenance = context.provenance().to_owned();
     let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
     let mut writer = TableWriter::new(context.output("volumes")?, SCHEMA, options);
-    writer.push(&volume_table(Vec::new()).with_all_metadata(metadata))?;
+    writer.push(volume_table(Vec::new()).with_all_metadata(metadata))?;
     let mut seen = Seen::new(&["same volume", "same patient"], context.scratch()?);
     let mut shapes: BTreeMap<(usize, Vec<i32>), u64> = BTreeMap::new();
     let mut kept = Vec::new();
@@ -335,7 +335,7 @@ fn write_volumes<'v, 'f>(
                 if sheets.has_room(volume.split) {
                     sheets.add(volume.split, tile(&scan.picture(params.window)));
                 }
-                writer.push(&volume_table(vec![(volume, scan)]).with_all_metadata(metadata))?;
+                writer.push(volume_table(vec![(volume, scan)]).with_all_metadata(metadata))?;
                 kept.push(volume);
             }
             Err(reason) => rejects.add(found, None, Some(&volume.id), reason),

@@ -32,7 +32,7 @@ const BLOCK_BYTES: u64 = 64 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingImages {
-    /// The image is rejected, and its rows are left out.
+    /// Each of its rows is rejected.
     #[default]
     Reject,
     /// Rows stay without an image: for stages that read text alone.
@@ -268,7 +268,7 @@ impl<'a> ImageWriter<'a> {
         metadata: &'a [(&'a str, String)],
     ) -> Result<Self, StageError> {
         let mut writer = TableWriter::new(context.output("images")?, SCHEMA, options);
-        writer.push(&table(Vec::new(), metadata))?;
+        writer.push(table(Vec::new(), metadata))?;
         Ok(Self { writer, metadata, stored: StoredImages::new(context.scratch()?), bytes: 0 })
     }
 
@@ -327,7 +327,7 @@ impl<'a> ImageWriter<'a> {
                 }
             }
         }
-        self.writer.push(&table(rows, self.metadata))?;
+        self.writer.push(table(rows, self.metadata))?;
         Ok(kept)
     }
 
