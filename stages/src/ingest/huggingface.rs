@@ -16,11 +16,11 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::rows::{Named, Rows, Written, labels, texts};
+use self::rows::{Named, Row, Rows, labels, texts};
 use super::checks::Checks;
 use super::origin::{source_md5, version};
 use super::parquet::ParquetRows;
-use super::pictures::{Content, ImageWriter, Picture};
+use super::pictures::ImageWriter;
 use super::questions::{Question, answer_type, check_questions};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
@@ -288,23 +288,6 @@ struct Ingest<'a> {
     rows: Rows,
 }
 
-/// A row of a file.
-struct Row {
-    id: String,
-    bytes: Vec<u8>,
-    path: String,
-    number: usize,
-    group: Option<String>,
-    modality: Option<String>,
-    region: Option<String>,
-    licence: Option<String>,
-    labels: Vec<Written>,
-    captions: Vec<String>,
-    cuis: Option<Vec<String>>,
-    question: Option<(String, String)>,
-    answer_type: Option<String>,
-}
-
 impl Ingest<'_> {
     /// Reads the rows of one split from a file. What is wrong with a row that is of no split is said once.
     fn read(
@@ -451,18 +434,7 @@ impl Ingest<'_> {
             }
             self.rows.images.insert(row.id.clone(), Named { digest: *digest, is_stored: false });
             firsts.insert(row.number);
-            let path = if row.path.is_empty() { &row.id } else { &row.path };
-            pictures.push(Picture {
-                id: row.id.clone(),
-                split,
-                path: path.clone(),
-                content: Content::Bytes(row.bytes.clone()),
-                modality: row.modality.clone(),
-                region: row.region.clone(),
-                licence: row.licence.clone(),
-                group: row.group.clone(),
-                named_by: Some((file, row.number)),
-            });
+            pictures.push(row.picture(split, file));
         }
         for (picture, kept) in pictures.iter().zip(self.images.push(&pictures, &mut self.rejects)?) {
             if let Some(named) = self.rows.images.get_mut(&picture.id) {

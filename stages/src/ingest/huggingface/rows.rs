@@ -8,9 +8,10 @@ use pipe_engine::cache::Digest;
 
 use super::Params;
 use crate::ingest::checks::Checks;
+use crate::ingest::pictures::{Content, Picture};
 use crate::ingest::questions::Question;
 use crate::ingest::seen::{Seen, text_key};
-use crate::ingest::source::SourceFiles;
+use crate::ingest::source::{SourceFile, SourceFiles};
 use crate::ingest::splits::SPLITS;
 use crate::table::{Column, Table};
 
@@ -19,6 +20,40 @@ use crate::table::{Column, Table};
 pub(super) enum Written {
     Number(i64),
     Name(String),
+}
+
+/// A row of a file.
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) path: String,
+    pub(super) number: usize,
+    pub(super) group: Option<String>,
+    pub(super) modality: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) licence: Option<String>,
+    pub(super) labels: Vec<Written>,
+    pub(super) captions: Vec<String>,
+    pub(super) cuis: Option<Vec<String>>,
+    pub(super) question: Option<(String, String)>,
+    pub(super) answer_type: Option<String>,
+}
+
+impl Row {
+    /// Its image, which the row names.
+    pub(super) fn picture<'a>(&self, split: &'static str, file: &'a SourceFile) -> Picture<'a> {
+        Picture {
+            id: self.id.clone(),
+            split,
+            path: if self.path.is_empty() { self.id.clone() } else { self.path.clone() },
+            content: Content::Bytes(self.bytes.clone()),
+            modality: self.modality.clone(),
+            region: self.region.clone(),
+            licence: self.licence.clone(),
+            group: self.group.clone(),
+            named_by: Some((file, self.number)),
+        }
+    }
 }
 
 /// The image that an id names.
