@@ -54,6 +54,8 @@ const BIOMED_CLIP: &str = "biomed_clip";
 const PMC_CLIP: &str = "pmc_clip";
 const CT_CLIP: &str = "ct_clip";
 const BERT: &str = "bert";
+/// What CXR-BERT's own files call the same encoder.
+const CXR_BERT: &str = "cxr-bert";
 const TIMM_VIT: &str = "timm_vit";
 const RESNET: &str = "torchvision_resnet";
 
@@ -71,7 +73,7 @@ impl ModelConfig {
         }
         match kind.as_str() {
             CLIP => Ok(Self::Clip(ClipConfig::from_json(text)?)),
-            BERT => Ok(Self::Bert(BertConfig::from_json(text)?)),
+            BERT | CXR_BERT => Ok(Self::Bert(BertConfig::from_json(text)?)),
             OPEN_AI_CLIP => read(json).map(Self::OpenAiClip),
             BIOMED_CLIP => read(json).map(Self::BiomedClip),
             PMC_CLIP => read(json).map(Self::PmcClip),
@@ -79,7 +81,8 @@ impl ModelConfig {
             TIMM_VIT => read(json).map(Self::TimmVit),
             RESNET => read(json).map(Self::ResNet),
             other => {
-                let known = [CLIP, OPEN_AI_CLIP, BIOMED_CLIP, PMC_CLIP, CT_CLIP, BERT, TIMM_VIT, RESNET];
+                let known =
+                    [CLIP, OPEN_AI_CLIP, BIOMED_CLIP, PMC_CLIP, CT_CLIP, BERT, CXR_BERT, TIMM_VIT, RESNET];
                 Err(config_error(format!(
                     "`model_type` is `{other}`; one of `{}` is expected",
                     known.join("`, `")

@@ -14,10 +14,8 @@ use crate::device::Precision;
 use crate::preprocess::{Filter, Fit, Pipeline, Slices};
 use crate::resnet::StemForm;
 use crate::tokenizer::Cleaning;
-use crate::{Activation, FoundationModel, ModelConfig, Preprocessor, Tokenizer, Trainable};
+use crate::{FoundationModel, ModelConfig, Preprocessor, Tokenizer, Trainable, open_clip, positions};
 
-/// What open_clip calls its configuration.
-const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 /// The split form of PMC-CLIP: file, and what its names lack.
 const PMC_SPLIT: [(&str, &str); 3] = [
     ("image_encoder(resnet50).pth", "visual."),
@@ -62,6 +60,8 @@ pub struct ImportOptions {
     pub slices: Option<Slices>,
     /// The Hounsfield units that become black and white then.
     pub hounsfield: Option<[f64; 2]>,
+    /// The tokeniser of a model that reads text, if the files have none.
+    pub tokenizer: Option<Tokenizer>,
     /// Whether weights that are no finite numbers are refused.
     pub finite: bool,
 }
@@ -76,7 +76,7 @@ pub struct Imported {
     pub tensors: BTreeMap<String, Tensor>,
     /// What happens to an image first; `None` for a model without an image tower.
     pub preprocessor: Option<Preprocessor>,
-    /// The tokeniser, if the files hold one.
+    /// The tokeniser, if the files hold one or one was given.
     pub tokenizer: Option<Tokenizer>,
     /// open_clip's description, which an export keeps.
     pub open_clip: Option<Json>,
@@ -120,36 +120,48 @@ pub fn import(
 ) -> Result<Imported, CheckpointError> {
     let layout = layout(files)?;
     let description = match layout {
-        Layout::OpenClip => files.json_if_any(OPEN_CLIP_CONFIG)?,
+        Layout::OpenClip => files.json_if_any(open_clip::FILE)?,
         Layout::HuggingFace | Layout::Timm => files.json_if_any("config.json")?,
         Layout::PmcClipSplit | Layout::Weights => Json::Null,
     };
     let weights = name_of_weights(files, layout)?;
     let of_file = |error: CheckpointError| error.of_file(&weights);
-    let tensors = read_weights(files, layout, device).and_then(canonical).map_err(of_file)?;
+    let mut tensors = read_weights(files, layout, device).and_then(canonical).map_err(of_file)?;
     if options.finite {
         check_finite(&weights, &tensors)?;
     }
-    let config = read_config(files, layout, &description, &tensors).map_err(of_file)?;
-    let config = config.with_overrides(&options.config)?;
-    let preprocessor = match config.image_side() {
-        Some(side) => {
-            let mut found = preprocessor(files, layout, &description, &config, side)?;
+    let found = read_config(files, layout, &description, &tensors).map_err(of_file)?;
+    let config = found.with_overrides(&options.config)?;
+    let mut open_clip = Some(files.json_if_any(open_clip::FILE)?).filter(Json::is_object);
+    let preprocessor = match (found.image_side(), config.image_side()) {
+        (Some(own), Some(side)) => {
+            if side != own {
+                positions::fit(&config, side, &mut tensors).map_err(of_file)?;
+                if let Some(size) =
+                    open_clip.as_mut().and_then(|json| json.pointer_mut("/model_cfg/vision_cfg/image_size"))
+                {
+                    *size = side.into();
+                }
+            }
+            let mut found = preprocessor(files, layout, &description, &config, [own, side])?;
             found.pipeline = options.pipeline.unwrap_or(found.pipeline);
             found.window = options.window.unwrap_or(found.window);
             found.slices = options.slices.unwrap_or(found.slices);
             found.hounsfield = options.hounsfield.unwrap_or(found.hounsfield);
             Some(found)
         }
-        None => None,
+        _ => None,
     };
-    let tokenizer = Tokenizer::of_checkpoint(files)?
-        .map(|tokenizer| match options.cleaning.or(cleaning(layout, &config)) {
+    // A given one is cleaned as one of the files is: the authors' code knows no difference.
+    let own = Tokenizer::of_checkpoint(files)?;
+    let default = cleaning(layout, own.is_some(), &config);
+    let tokenizer = own
+        .or_else(|| options.tokenizer.clone().filter(|_| config.text_length().is_some()))
+        .map(|tokenizer| match options.cleaning.or(default) {
             Some(cleaning) => tokenizer.with_cleaning(cleaning),
             None => Ok(tokenizer),
         })
         .transpose()?;
-    let open_clip = Some(files.json_if_any(OPEN_CLIP_CONFIG)?).filter(Json::is_object);
     Ok(Imported { layout, config, tensors, preprocessor, tokenizer, open_clip, weights })
 }
 
@@ -160,7 +172,7 @@ fn layout(files: &CheckpointFiles) -> Result<Layout, CheckpointError> {
     // open_clip's folders may hold the same model for transformers too.
     if kind.is_some_and(ModelConfig::is_our_own) || kind.is_some() && has_transformers_weights(files) {
         Ok(Layout::HuggingFace)
-    } else if has(OPEN_CLIP_CONFIG) {
+    } else if has(open_clip::FILE) {
         Ok(Layout::OpenClip)
     } else if config["architecture"].is_string() {
         Ok(Layout::Timm)
@@ -258,53 +270,9 @@ fn read_config(
 ) -> Result<ModelConfig, CheckpointError> {
     match layout {
         Layout::HuggingFace => ModelConfig::from_json(&files.text("config.json")?),
-        Layout::OpenClip => open_clip_config(&description["model_cfg"], tensors),
+        Layout::OpenClip => open_clip::config(&description["model_cfg"], tensors),
         Layout::Timm | Layout::PmcClipSplit | Layout::Weights => ModelConfig::infer(tensors),
     }
-}
-
-/// The sizes are those of the weights; the description adds what no shape tells.
-fn open_clip_config(
-    description: &Json,
-    tensors: &BTreeMap<String, Tensor>,
-) -> Result<ModelConfig, CheckpointError> {
-    let error = |reason: String| CheckpointError::new(OPEN_CLIP_CONFIG, reason);
-    let count = |section: &str, key: &str| match &description[section][key] {
-        Json::Null => Ok(None),
-        number => number
-            .as_u64()
-            .filter(|count| (1..=1 << 20).contains(count))
-            .map(|count| Some(count as usize))
-            .ok_or_else(|| error(format!("`{section}.{key}` is {number}; a count is expected"))),
-    };
-    let mut config = ModelConfig::infer(tensors)?;
-    match &mut config {
-        ModelConfig::BiomedClip(config) => {
-            if let Some(context) = count("text_cfg", "context_length")? {
-                config.context = context;
-            }
-        }
-        ModelConfig::OpenAiClip(config) => {
-            // open_clip's own models take GELU unless they say otherwise.
-            let activation = match description["quick_gelu"] {
-                Json::Bool(true) => Activation::QuickGelu,
-                _ => Activation::Gelu,
-            };
-            *config = config.clone().with_activation(activation);
-            if let Some(heads) = count("text_cfg", "heads")? {
-                config.text.heads = heads;
-            }
-            let head_width = count("vision_cfg", "head_width")?.unwrap_or(64);
-            match &mut config.image {
-                OpenAiImage::Transformer(vision) => vision.heads = (vision.width / head_width).max(1),
-                OpenAiImage::ResNet { trunk, pool_heads } => {
-                    *pool_heads = (trunk.width * 32 / head_width).max(1)
-                }
-            }
-        }
-        _ => return Err(error("its weights are neither CLIP's nor BiomedCLIP's".to_owned())),
-    }
-    Ok(config)
 }
 
 /// Replaces the fields of `base` that `overrides` has; a field that is not there is a mistake.
@@ -389,18 +357,19 @@ impl ModelConfig {
     }
 }
 
+/// What happens to an image first: files tell it for squares of their `own` side, the model takes those of `side`.
 fn preprocessor(
     files: &CheckpointFiles,
     layout: Layout,
     description: &Json,
     config: &ModelConfig,
-    side: usize,
+    [own, side]: [usize; 2],
 ) -> Result<Preprocessor, CheckpointError> {
     match layout {
         Layout::OpenClip => Preprocessor::from_open_clip(&description["preprocess_cfg"], side),
         Layout::Timm => Preprocessor::from_timm(&description["pretrained_cfg"], side),
         _ if files.get("preprocessor_config.json").is_some() => {
-            Preprocessor::from_json(&files.text("preprocessor_config.json")?, side)
+            Ok(Preprocessor::from_json(&files.text("preprocessor_config.json")?, own)?.at(side))
         }
         Layout::HuggingFace if matches!(config, ModelConfig::Clip(_)) => {
             Ok(Preprocessor { pipeline: Pipeline::HuggingFace, ..Preprocessor::clip(side) })
@@ -409,13 +378,14 @@ fn preprocessor(
     }
 }
 
-/// The cleaning that the authors' code does, where the tokeniser's own file does not say.
-fn cleaning(layout: Layout, config: &ModelConfig) -> Option<Cleaning> {
-    match (layout, config) {
-        (Layout::OpenClip, _)
-        | (Layout::Weights, ModelConfig::OpenAiClip(_) | ModelConfig::BiomedClip(_)) => {
-            Some(Cleaning::OpenClip)
-        }
+/// The cleaning that the authors' code does, where the tokeniser's own file does not say. A folder that `pipe` wrote
+/// notes it beside its tokeniser, if it has one.
+fn cleaning(layout: Layout, has_own: bool, config: &ModelConfig) -> Option<Cleaning> {
+    let is_open = matches!(config, ModelConfig::OpenAiClip(_) | ModelConfig::BiomedClip(_));
+    match layout {
+        Layout::OpenClip => Some(Cleaning::OpenClip),
+        Layout::Weights if is_open => Some(Cleaning::OpenClip),
+        Layout::HuggingFace if is_open && !has_own => Some(Cleaning::OpenClip),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod devices;
 mod imports;
+mod open_clip;
 
 use std::collections::BTreeMap;
 

@@ -87,14 +87,14 @@ impl StageKind for Tokenize {
         let schema = TableSchema::tokens();
         let options = WriteOptions::row_wise(context, &provenance);
         let mut writer = TableWriter::new(context.output("tokens")?, &schema, options);
-        writer.push(&encoder.table(&table, &[], Vec::new(), column)?)?;
+        writer.push(encoder.table(&table, &[], Vec::new(), column)?)?;
         let mut done = 0;
         for block in rows.chunks(BLOCK) {
             context.check_cancelled()?;
             let encoded: Vec<Result<Encoded, StageError>> =
                 block.par_iter().map(|row| encoder.encode(texts[*row])).collect();
             let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
-            writer.push(&encoder.table(&table, block, encoded, column)?)?;
+            writer.push(encoder.table(&table, block, encoded, column)?)?;
             done += block.len() as u64;
             context.progress(done, rows.len() as u64, "texts", &[]);
         }

@@ -329,10 +329,10 @@ fn prepared(stored: &Stored<'_>, size: [usize; 3]) -> Result<Vec<f32>, String> {
     check_length(voxels, shape, 2)?;
     // Slices fastest, as scans are stored elsewhere.
     let plane = rows * columns;
-    let units: Vec<f32> = (0..plane * slices)
+    let units: Vec<i16> = (0..plane * slices)
         .map(|place| {
             let at = 2 * (place % slices * plane + place / slices);
-            f32::from(i16::from_le_bytes([voxels[at], voxels[at + 1]]))
+            i16::from_le_bytes([voxels[at], voxels[at + 1]])
         })
         .collect();
     let scan = CtScan {

@@ -10,7 +10,7 @@ use crate::weights::{Parameters, Side, Trainable, Weights};
 use crate::{FoundationModel, ModelConfig, TextTower};
 
 /// A BERT in the Hugging Face layout, with padding masked. Its embedding is the last hidden state of
-/// \[CLS\]; the heads of its pre-training are carried along unused.
+/// \[CLS\]; the heads of its pre-training (with CXR-BERT, its projection too) are carried along unused.
 #[derive(Debug)]
 pub struct BertModel {
     tower: BertTower,
@@ -39,6 +39,7 @@ impl BertModel {
         weights.sides(|_| Side::Text);
         let prefix = if weights.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
         weights.carry_all("cls.");
+        weights.carry_all("cls_projection_head.");
         let bert = Bert::load(&mut weights, prefix, config, false)?;
         let tower = BertTower {
             bert,

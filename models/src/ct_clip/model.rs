@@ -60,9 +60,9 @@ impl CtClip {
     ) -> std::result::Result<Self, CheckpointError> {
         config.check()?;
         weights.sides(side);
-        // Unused, but the authors' code loads no checkpoint without them.
+        // Unused, and small, where its counterpart of volumes is not even read.
         weights.carry("to_text_latent_extra.weight");
-        weights.carry("to_visual_latent_extra.weight");
+        weights.ignore("to_visual_latent_extra.weight");
         let vision = CtVit::load(&mut weights, &config)?;
         let width = config.text.hidden_size;
         let text = BertTower {

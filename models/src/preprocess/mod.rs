@@ -13,4 +13,5 @@ pub use grey::grey_square;
 pub use picture::{DecodeError, Picture, Samples};
 pub use pipeline::{CLIP_MEAN, CLIP_STD, Fit, Pipeline, Preprocessor, ResizeError};
 pub use resize::Filter;
+pub(crate) use resize::real_weights;
 pub use slices::{MOST_SLICES, Slices};

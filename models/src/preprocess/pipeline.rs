@@ -88,6 +88,15 @@ pub struct ResizeError {
 }
 
 impl Preprocessor {
+    /// The same for squares of another side.
+    pub(crate) fn at(self, side: usize) -> Self {
+        let fit = match self.fit {
+            Fit::Shortest(length) => Fit::Shortest((length * side / self.side.max(1)).max(side)),
+            Fit::Stretch => Fit::Stretch,
+        };
+        Self { side, fit, ..self }
+    }
+
     /// CLIP's as its authors use it, for images of this side.
     pub fn clip(side: usize) -> Self {
         Self {

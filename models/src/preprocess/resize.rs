@@ -85,7 +85,7 @@ impl Axis {
 }
 
 /// Weights of one output pixel that sum to 1. Shrinking widens the kernel: that is the antialiasing.
-fn real_weights(input: usize, output: usize, index: usize, filter: Filter) -> (usize, Vec<f64>) {
+pub(crate) fn real_weights(input: usize, output: usize, index: usize, filter: Filter) -> (usize, Vec<f64>) {
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 /// Resampled scans are at most this long on any axis.
 const LENGTH_LIMIT: f64 = 65_536.0;
 
-/// A scan as NIfTI stores it.
+/// A scan as NIfTI stores it, its values of any type that an `f64` holds exactly.
 #[derive(Clone, Copy, Debug)]
-pub struct CtScan<'a> {
+pub struct CtScan<'a, T> {
     /// Stored values `[rows, columns, slices]`, slices fastest.
-    pub voxels: &'a [f32],
+    pub voxels: &'a [T],
     /// Rows, columns, slices.
     pub shape: [usize; 3],
     /// Hounsfield units are `slope * voxel + intercept`.
@@ -86,7 +86,7 @@ impl CtPreprocessor {
     }
 
     /// Slices, rows and columns of a scan after resampling.
-    fn resampled_size(&self, scan: &CtScan<'_>) -> std::result::Result<[usize; 3], CtError> {
+    fn resampled_size<T>(&self, scan: &CtScan<'_, T>) -> std::result::Result<[usize; 3], CtError> {
         let [rows, columns, slices] = scan.shape;
         let count = rows.checked_mul(columns).and_then(|plane| plane.checked_mul(slices));
         if count != Some(scan.voxels.len()) || count == Some(0) {
@@ -119,17 +119,23 @@ impl CtPreprocessor {
         Ok(size.map(|length| length as usize))
     }
 
-    /// The Hounsfield units of the resampled scan, clipped, and its slices, rows and columns.
+    /// The Hounsfield units of the resampled scan, clipped and each as `unit` stores it, and its slices, rows and
+    /// columns. Nothing larger is held than the scan and what is returned.
     ///
     /// # Errors
     /// If shape, spacing or factors are not those of a scan.
-    pub fn hounsfield_units(
+    pub fn hounsfield_units<T, U>(
         &self,
-        scan: &CtScan<'_>,
-    ) -> std::result::Result<(Vec<f32>, [usize; 3]), CtError> {
+        scan: &CtScan<'_, T>,
+        unit: impl Fn(f64) -> U + Sync,
+    ) -> std::result::Result<(Vec<U>, [usize; 3]), CtError>
+    where
+        T: Copy + Sync,
+        f64: From<T>,
+        U: Copy + Default + Send,
+    {
         let size = self.resampled_size(scan)?;
-        let block = self.resample(scan, size, size.map(|length| 0..length));
-        Ok((block.into_iter().map(|value| value as f32).collect(), size))
+        Ok((self.resample(scan, size, size.map(|length| 0..length), unit), size))
     }
 
     /// The volume that the model takes, `[1, slices, rows, columns]`: a thousandth of the Hounsfield
@@ -137,13 +143,17 @@ impl CtPreprocessor {
     ///
     /// # Errors
     /// If shape, spacing or factors are not those of a scan.
-    pub fn volume(&self, scan: &CtScan<'_>) -> std::result::Result<Vec<f32>, CtError> {
+    pub fn volume<T>(&self, scan: &CtScan<'_, T>) -> std::result::Result<Vec<f32>, CtError>
+    where
+        T: Copy + Sync,
+        f64: From<T>,
+    {
         let size = self.resampled_size(scan)?;
         let cut: [Range<usize>; 3] = std::array::from_fn(|axis| {
             let start = size[axis].saturating_sub(self.size[axis]) / 2;
             start..size[axis].min(start + self.size[axis])
         });
-        let block = self.resample(scan, size, cut.clone());
+        let block = self.resample(scan, size, cut.clone(), |value| (value / 1000.0) as f32);
         let [slices, rows, columns] = self.size;
         let before: [usize; 3] = std::array::from_fn(|axis| (self.size[axis] - cut[axis].len()) / 2);
         let mut volume = vec![-1.0f32; slices * rows * columns];
@@ -151,29 +161,34 @@ impl CtPreprocessor {
         for (index, line) in block.chunks_exact(width).enumerate() {
             let (slice, row) = (before[0] + index / cut[1].len(), before[1] + index % cut[1].len());
             let start = (slice * rows + row) * columns + before[2];
-            for (out, value) in volume[start..start + width].iter_mut().zip(line) {
-                *out = (value / 1000.0) as f32;
-            }
+            volume[start..start + width].copy_from_slice(line);
         }
         Ok(volume)
     }
 
     /// A part of the resampled scan.
-    fn resample(&self, scan: &CtScan<'_>, size: [usize; 3], part: [Range<usize>; 3]) -> Vec<f64> {
+    fn resample<T, U>(
+        &self,
+        scan: &CtScan<'_, T>,
+        size: [usize; 3],
+        part: [Range<usize>; 3],
+        unit: impl Fn(f64) -> U + Sync,
+    ) -> Vec<U>
+    where
+        T: Copy + Sync,
+        f64: From<T>,
+        U: Copy + Default + Send,
+    {
         let [low, high] = self.window;
-        let units = |voxel: f32| scan.slope * f64::from(voxel) + scan.intercept;
-        let [_, columns, slices] = scan.shape;
-        let [rows, ..] = scan.shape;
-        let strides = [1, columns * slices, slices];
-        let source = Source { shape: [slices, rows, columns], strides };
+        let units = |place: usize| scan.slope * f64::from(scan.voxels[place]) + scan.intercept;
+        let [rows, columns, slices] = scan.shape;
+        let source = Source { shape: [slices, rows, columns], strides: [1, columns * slices, slices] };
         match self.order {
             ClipOrder::BeforeResampling => {
-                trilinear(&source, size, part, |place| units(scan.voxels[place]).clamp(low, high))
+                trilinear(&source, size, part, |place| units(place).clamp(low, high), unit)
             }
             ClipOrder::AfterResampling => {
-                let mut block = trilinear(&source, size, part, |place| units(scan.voxels[place]));
-                block.iter_mut().for_each(|value| *value = value.clamp(low, high));
-                block
+                trilinear(&source, size, part, units, |value| unit(value.clamp(low, high)))
             }
         }
     }
@@ -205,19 +220,20 @@ fn neighbours(input: usize, output: usize, stride: usize, range: Range<usize>) -
 }
 
 /// A part of a volume resized to `size`, linear along each axis, edges repeated, no antialiasing
-/// (PyTorch's `interpolate` with `align_corners = false`).
-fn trilinear(
+/// (PyTorch's `interpolate` with `align_corners = false`); each value as `store` keeps it.
+fn trilinear<U: Copy + Default + Send>(
     source: &Source,
     size: [usize; 3],
     part: [Range<usize>; 3],
     value: impl Fn(usize) -> f64 + Sync,
-) -> Vec<f64> {
+    store: impl Fn(f64) -> U + Sync,
+) -> Vec<U> {
     let [slices, rows, columns]: [Vec<_>; 3] = std::array::from_fn(|axis| {
         neighbours(source.shape[axis], size[axis], source.strides[axis], part[axis].clone())
     });
     let mix = |weight: f64, first: f64, second: f64| (1.0 - weight) * first + weight * second;
     let plane = rows.len() * columns.len();
-    let mut block = vec![0.0; slices.len() * plane];
+    let mut block = vec![U::default(); slices.len() * plane];
     if plane == 0 {
         return block;
     }
@@ -226,7 +242,7 @@ fn trilinear(
             for (out, column) in line.iter_mut().zip(&columns) {
                 let along = |start: usize| mix(column.2, value(start + column.0), value(start + column.1));
                 let across = |start: usize| mix(row.2, along(start + row.0), along(start + row.1));
-                *out = mix(slice.2, across(slice.0), across(slice.1));
+                *out = store(mix(slice.2, across(slice.0), across(slice.1)));
             }
         }
     });
@@ -249,17 +265,15 @@ pub fn byte_volume(
         return Err(CtError::Shape { voxels: voxels.len(), shape });
     }
     let source = Source { shape, strides: [rows * columns, columns, 1] };
-    let block = trilinear(&source, size, size.map(|length| 0..length), |place| {
-        2.0 * f64::from(voxels[place]) / 255.0 - 1.0
-    });
-    Ok(block.into_iter().map(|value| value as f32).collect())
+    let value = |place: usize| 2.0 * f64::from(voxels[place]) / 255.0 - 1.0;
+    Ok(trilinear(&source, size, size.map(|length| 0..length), value, |value| value as f32))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn scan(voxels: &[f32], shape: [usize; 3]) -> CtScan<'_> {
+    fn scan<T>(voxels: &[T], shape: [usize; 3]) -> CtScan<'_, T> {
         CtScan {
             voxels,
             shape,
@@ -288,9 +302,31 @@ mod tests {
     fn clipping_before_and_after_resampling_differs() {
         let voxels = [0.0, 4048.0];
         let scan = CtScan { spacing_between_planes: 3.0, ..scan(&voxels, [1, 1, 2]) };
-        let units = |order| CtPreprocessor { order, ..small([4, 1, 1]) }.hounsfield_units(&scan).unwrap().0;
+        let units = |order| {
+            CtPreprocessor { order, ..small([4, 1, 1]) }
+                .hounsfield_units(&scan, |unit| unit as f32)
+                .unwrap()
+                .0
+        };
         assert_eq!(units(ClipOrder::BeforeResampling), [-1000.0, -500.0, 500.0, 1000.0]);
         assert_eq!(units(ClipOrder::AfterResampling), [-1000.0, -12.0, 1000.0, 1000.0]);
+    }
+
+    /// The type that values are stored in says nothing of the volume, and the type of the units only how they are rounded.
+    #[test]
+    fn integers_are_resampled_as_the_same_numbers() {
+        let whole: Vec<i16> = (0..60).map(|place| (place * 7919 % 2500) as i16).collect();
+        let floats: Vec<f32> = whole.iter().map(|value| f32::from(*value)).collect();
+        let shape = [5, 4, 3];
+        let whole = CtScan { spacing_in_plane: 0.7, spacing_between_planes: 2.0, ..scan(&whole, shape) };
+        let floats = CtScan { spacing_in_plane: 0.7, spacing_between_planes: 2.0, ..scan(&floats, shape) };
+        let preprocessor = small([5, 4, 4]);
+        assert_eq!(preprocessor.volume(&whole).unwrap(), preprocessor.volume(&floats).unwrap());
+        let (units, size) = preprocessor.hounsfield_units(&floats, |unit| unit as f32).unwrap();
+        let (rounded, same) =
+            preprocessor.hounsfield_units(&whole, |unit| (unit as f32).round() as i16).unwrap();
+        assert_eq!(size, same);
+        assert_eq!(rounded, units.iter().map(|unit| unit.round() as i16).collect::<Vec<_>>());
     }
 
     #[test]
@@ -302,7 +338,7 @@ mod tests {
         for bad in [
             CtScan { shape: [2, 2, 3], ..good },
             CtScan { shape: [usize::MAX, 2, 2], ..good },
-            CtScan { voxels: &[], shape: [0, 2, 2], ..good },
+            CtScan { voxels: &voxels[..0], shape: [0, 2, 2], ..good },
             CtScan { spacing_in_plane: 0.0, ..good },
             CtScan { spacing_in_plane: f64::NAN, ..good },
             CtScan { spacing_between_planes: 1e6, ..good },

@@ -8,22 +8,23 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use super::{bert, ct, loss_of, pixels, resnet, text, values, vision};
+use crate::biomed_clip::BiomedClipConfig;
 use crate::checkpoint::tests::state_dict;
 use crate::checkpoint::{CheckpointFiles, write_tensors};
 use crate::clip::{EotRule, OpenAiClipConfig, OpenAiImage};
 use crate::ct_clip::{Adaptation, CtClipConfig};
 use crate::import::{ImportOptions, Imported, Layout, import};
-use crate::preprocess::{Fit, Pipeline};
+use crate::preprocess::{Fit, Pipeline, Preprocessor};
 use crate::train::Dropout;
 use crate::{Activation, ClipConfig, CtClip, DualEncoder, FoundationModel, ModelConfig, Trainable};
 
 type Tensors = BTreeMap<String, Tensor>;
 
-fn random(config: &ModelConfig) -> Box<dyn FoundationModel> {
+pub(super) fn random(config: &ModelConfig) -> Box<dyn FoundationModel> {
     config.random(5, &Device::Cpu, Trainable::Frozen).unwrap()
 }
 
-fn folder(files: &[(&str, &Json)]) -> TempDir {
+pub(super) fn folder(files: &[(&str, &Json)]) -> TempDir {
     let folder = TempDir::new().unwrap();
     for (name, json) in files {
         std::fs::write(folder.path().join(name), json.to_string()).unwrap();
@@ -31,13 +32,13 @@ fn folder(files: &[(&str, &Json)]) -> TempDir {
     folder
 }
 
-fn found(folder: &Path) -> Result<Imported, String> {
+pub(super) fn found(folder: &Path) -> Result<Imported, String> {
     let files = CheckpointFiles::folder(folder).unwrap();
     import(&files, &ImportOptions::default(), &Device::Cpu).map_err(|error| error.to_string())
 }
 
 /// The folder is a model that says what `model` says.
-fn check(folder: &Path, layout: Layout, model: &dyn FoundationModel) -> Imported {
+pub(super) fn check(folder: &Path, layout: Layout, model: &dyn FoundationModel) -> Imported {
     let mut imported = found(folder).unwrap();
     assert_eq!(imported.layout, layout);
     assert_eq!(imported.config, model.model_config());
@@ -126,49 +127,6 @@ fn what_is_wrong_with_shards_is_named() {
     assert!(half.contains(&first), "{half}");
 }
 
-/// open_clip's folder of a CLIP of its own: GELU unless it says otherwise, heads of a width of its own.
-#[test]
-fn open_clip_tells_what_shapes_do_not() {
-    for (quick, activation) in
-        [(None, Activation::Gelu), (Some(false), Activation::Gelu), (Some(true), Activation::QuickGelu)]
-    {
-        let mut text = text();
-        text.activation = activation;
-        text.eot = EotRule::Greatest;
-        let image = OpenAiImage::Transformer(vision(activation));
-        let model = random(&ModelConfig::OpenAiClip(OpenAiClipConfig { image, text, projection: 10 }));
-        let mut description = json!({ "model_cfg": {
-            "embed_dim": 10,
-            "vision_cfg": { "image_size": 32, "layers": 2, "width": 24, "patch_size": 8, "head_width": 8, "mlp_ratio": 2.0 },
-            "text_cfg": { "context_length": 9, "vocab_size": 40, "width": 16, "heads": 2, "layers": 2 },
-        }, "preprocess_cfg": { "resize_mode": "squash" } });
-        if let Some(quick) = quick {
-            description["model_cfg"]["quick_gelu"] = quick.into();
-        }
-        let folder = folder(&[("open_clip_config.json", &description)]);
-        write_tensors(&folder.path().join("open_clip_model.safetensors"), &model.tensors()).unwrap();
-        let imported = check(folder.path(), Layout::OpenClip, model.as_ref());
-        assert_eq!(imported.preprocessor.unwrap().fit, Fit::Stretch);
-    }
-    // Without the width of heads they are those of the published models: 64 values, or one of them.
-    let model = random(&ModelConfig::OpenAiClip(OpenAiClipConfig {
-        image: OpenAiImage::Transformer(vision(Activation::Gelu)),
-        text: text(),
-        projection: 10,
-    }));
-    let folder =
-        folder(&[("open_clip_config.json", &json!({ "model_cfg": { "text_cfg": { "heads": 4 } } }))]);
-    std::fs::write(folder.path().join("open_clip_pytorch_model.bin"), state_dict(&model.tensors())).unwrap();
-    let ModelConfig::OpenAiClip(config) = found(folder.path()).unwrap().config else { panic!() };
-    let OpenAiImage::Transformer(vision) = config.image else { panic!() };
-    assert_eq!((config.text.heads, vision.heads), (4, 1));
-    let folder =
-        self::folder(&[("open_clip_config.json", &json!({ "model_cfg": { "text_cfg": { "heads": -1 } } }))]);
-    write_tensors(&folder.path().join("open_clip_model.safetensors"), &model.tensors()).unwrap();
-    let error = found(folder.path()).err().unwrap();
-    assert!(error.contains("`text_cfg.heads` is -1"), "{error}");
-}
-
 /// The `config.json` of PubMedCLIP and of PLIP but for their sizes: written by transformers of 2022, with
 /// what it then wrote into every section, and the buffers of positions among the weights.
 #[test]
@@ -228,6 +186,79 @@ fn relatives_of_clip_are_read_as_clip() {
     }
 }
 
+/// Positions are those of the weights, brought to the grid that is asked for.
+#[test]
+fn images_of_another_size_have_positions_between_those_of_the_weights() {
+    let clip_of = |image: OpenAiImage| {
+        let mut text = text();
+        text.eot = EotRule::Greatest;
+        ModelConfig::OpenAiClip(OpenAiClipConfig { image, text, projection: 10 })
+    };
+    let sizes =
+        BiomedClipConfig { vision: vision(Activation::Gelu), text: bert(), context: 9, projection: 10 };
+    for (config, overrides, position, own, rows) in [
+        (
+            clip_of(OpenAiImage::ResNet { trunk: resnet(), pool_heads: 4 }),
+            json!({ "image": { "res_net": { "trunk": { "image": 96 } } } }),
+            "visual.attnpool.positional_embedding",
+            64,
+            10,
+        ),
+        (
+            clip(),
+            json!({ "vision_config": { "image_size": 48 } }),
+            "vision_model.embeddings.position_embedding.weight",
+            32,
+            37,
+        ),
+        (
+            ModelConfig::BiomedClip(sizes),
+            json!({ "vision": { "image": 24 } }),
+            "visual.trunk.pos_embed",
+            32,
+            10,
+        ),
+    ] {
+        let model = random(&config);
+        let folder = folder(&[("config.json", &serde_json::from_str(&config.to_json()).unwrap())]);
+        let preprocessor = Preprocessor::clip(own).to_json();
+        std::fs::write(folder.path().join("preprocessor_config.json"), preprocessor).unwrap();
+        write_tensors(&folder.path().join("model.safetensors"), &model.tensors()).unwrap();
+        let files = CheckpointFiles::folder(folder.path()).unwrap();
+        let options = ImportOptions { config: overrides, ..ImportOptions::default() };
+        let mut imported = import(&files, &options, &Device::Cpu).unwrap();
+        let preprocessor = imported.preprocessor.clone().unwrap();
+        assert_eq!(preprocessor.fit, Fit::Shortest(preprocessor.side));
+        let table = imported.tensors[position].clone();
+        let table = table.reshape((rows, table.dims()[table.rank() - 1])).unwrap();
+        let whole = model.tensors()[position].flatten_all().unwrap();
+        let first = whole.narrow(0, 0, table.dims()[1]).unwrap();
+        assert_eq!(values(&table.get(0).unwrap()), values(&first), "{position}");
+        let built = imported.build(Trainable::Frozen).unwrap();
+        let side = built.as_image_tower().unwrap().geometry().image[0];
+        assert!(side != own && side == preprocessor.side, "{position}: {side}");
+        assert!(
+            values(&loss_of(built.as_ref(), pixels(built.as_ref()).as_ref(), None).unwrap())[0].is_finite()
+        );
+        // A description that contradicts the weights is no wish.
+        let mut wrong: Json = serde_json::from_str(&config.to_json()).unwrap();
+        merge_into(&mut wrong, &options.config);
+        std::fs::write(folder.path().join("config.json"), wrong.to_string()).unwrap();
+        std::fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
+        let error = found(folder.path()).unwrap().build(Trainable::Frozen).err().unwrap().to_string();
+        assert!(error.contains(position), "{error}");
+    }
+}
+
+fn merge_into(base: &mut Json, changes: &Json) {
+    for (name, change) in changes.as_object().unwrap() {
+        match change.is_object() {
+            true => merge_into(&mut base[name], change),
+            false => base[name] = change.clone(),
+        }
+    }
+}
+
 /// PubMedBERT as published: an encoder under `bert.`, the head of its pre-training, old names of norms.
 #[test]
 fn a_bert_of_transformers() {
@@ -248,14 +279,25 @@ fn a_bert_of_transformers() {
         "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
         "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0, "type_vocab_size": 2,
     });
-    let folder = folder(&[("config.json", &config)]);
-    write_tensors(&folder.path().join("model.safetensors"), &tensors).unwrap();
-    let mut imported = found(folder.path()).unwrap();
-    assert_eq!((imported.layout, &imported.config), (Layout::HuggingFace, &model.model_config()));
-    assert!(imported.preprocessor.is_none(), "it reads no images");
-    let again = imported.build(Trainable::Frozen).unwrap();
-    let of = |model: &dyn FoundationModel| values(&loss_of(model, None, None).unwrap());
-    assert_eq!(of(model.as_ref()), of(again.as_ref()));
+    // CXR-BERT has its own name for the same encoder, and a head by which it was trained with images.
+    for kind in ["bert", "cxr-bert"] {
+        let mut config = config.clone();
+        if kind == "cxr-bert" {
+            config["model_type"] = kind.into();
+            config["architectures"] = json!(["CXRBertModel"]);
+            config["projection_size"] = json!(6);
+            let dense = Tensor::zeros((6, 16), DType::F32, &Device::Cpu).unwrap();
+            tensors.insert("cls_projection_head.dense_to_hidden.weight".to_owned(), dense);
+        }
+        let folder = folder(&[("config.json", &config)]);
+        write_tensors(&folder.path().join("model.safetensors"), &tensors).unwrap();
+        let mut imported = found(folder.path()).unwrap();
+        assert_eq!((imported.layout, &imported.config), (Layout::HuggingFace, &model.model_config()));
+        assert!(imported.preprocessor.is_none(), "it reads no images");
+        let again = imported.build(Trainable::Frozen).unwrap();
+        let of = |model: &dyn FoundationModel| values(&loss_of(model, None, None).unwrap());
+        assert_eq!(of(model.as_ref()), of(again.as_ref()));
+    }
 }
 
 /// `CT_LiPro_v2.pt`: a fine-tuned CT-CLIP under a prefix, with a classifier of 18 abnormalities beside it.
@@ -284,9 +326,11 @@ fn a_fine_tuned_ct_clip_with_its_classifier() {
     let options = ImportOptions { config: sizes, ..ImportOptions::default() };
     let imported = import(&files, &options, &Device::Cpu).unwrap();
     assert_eq!(imported.config, ModelConfig::CtClip(config.clone()));
+    assert!(!imported.tensors.keys().any(|name| name.ends_with("to_visual_latent_extra.weight")));
     let again = CtClip::from_tensors(config, imported.tensors, Trainable::Frozen).unwrap();
-    // An export holds what is unused too, so that the authors' code loads it.
-    assert_eq!(values(&again.tensors()["to_visual_latent_extra.weight"]), values(&(&latent * 2.0).unwrap()));
+    // The second projection of volumes, which nobody uses and which has 604 MB in the published file, is not read.
+    assert!(!again.tensors().contains_key("to_visual_latent_extra.weight"));
+    assert!(again.tensors().contains_key("visual_transformer.to_patch_emb_first_frame.2.weight"));
 
     let embeddings = again.image_tower().embed_images(&pixels(&again).unwrap(), None).unwrap();
     let logits = again.class_logits(&embeddings, None).unwrap().to_vec2::<f32>().unwrap();

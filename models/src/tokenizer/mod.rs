@@ -72,6 +72,12 @@ pub struct Encoded {
     pub truncated: bool,
 }
 
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} ids, {})", self.vocabulary(), self.cleaning.name())
+    }
+}
+
 fn error(reason: impl std::fmt::Display) -> CheckpointError {
     CheckpointError::new("tokenizer.json", reason.to_string())
 }

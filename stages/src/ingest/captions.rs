@@ -101,7 +101,7 @@ impl<'a> PairWriter<'a> {
             table = table.with(name, column.select(&rows));
         }
         let table = table.with_all_metadata(self.metadata).with_metadata("task", "retrieval");
-        self.captions.push(&table)?;
+        self.captions.push(table)?;
         Ok(kept)
     }
 

@@ -150,7 +150,7 @@ impl StageKind for IngestCtRate {
         KindDescription {
             name: "ingest.ct_rate",
             summary: "reads CT-RATE: chest CT volumes in Hounsfield units, reports and 18 abnormalities",
-            implementation: 2,
+            implementation: 3,
             schema_version: 2,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -290,7 +290,7 @@ fn write_volumes<'v, 'f>(
     let provenance = context.provenance().to_owned();
     let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
     let mut writer = TableWriter::new(context.output("volumes")?, SCHEMA, options);
-    writer.push(&volume_table(&[]).with_all_metadata(metadata))?;
+    writer.push(volume_table(Vec::new()).with_all_metadata(metadata))?;
     let mut seen = Seen::new(&["same volume", "same patient"], context.scratch()?);
     let mut shapes: BTreeMap<(usize, Vec<i32>), u64> = BTreeMap::new();
     let mut kept = Vec::new();
@@ -335,7 +335,7 @@ fn write_volumes<'v, 'f>(
                 if sheets.has_room(volume.split) {
                     sheets.add(volume.split, tile(&scan.picture(params.window)));
                 }
-                writer.push(&volume_table(&[(volume, scan)]).with_all_metadata(metadata))?;
+                writer.push(volume_table(vec![(volume, scan)]).with_all_metadata(metadata))?;
                 kept.push(volume);
             }
             Err(reason) => rejects.add(found, None, Some(&volume.id), reason),
@@ -357,14 +357,13 @@ fn write_volumes<'v, 'f>(
     Ok(kept)
 }
 
-fn volume_table(rows: &[(&Volume<'_>, Scan)]) -> Table {
+fn volume_table(rows: Vec<(&Volume<'_>, Scan)>) -> Table {
     let text = |value: &dyn Fn(&Volume<'_>) -> Option<String>| {
         Column::Utf8(rows.iter().map(|(volume, _)| value(volume)).collect())
     };
-    Table::new()
+    let table = Table::new()
         .with("image_id", text(&|volume| Some(volume.id.clone())))
         .with("split", text(&|volume| Some(volume.split.to_owned())))
-        .with("voxels", Column::Binary(rows.iter().map(|(_, scan)| Some(scan.voxels.clone())).collect()))
         .with("dtype", text(&|_| Some("i16".to_owned())))
         .with("shape", Column::ListInt32(rows.iter().map(|(_, scan)| Some(scan.shape.clone())).collect()))
         .with(
@@ -376,7 +375,9 @@ fn volume_table(rows: &[(&Volume<'_>, Scan)]) -> Table {
         .with("region", text(&|_| Some("chest".to_owned())))
         .with("licence", text(&|_| Some(LICENCE.to_owned())))
         .with("group_id", text(&|volume| Some(volume.patient.clone())))
-        .with("scan", text(&|volume| volume.scan.clone()))
+        .with("scan", text(&|volume| volume.scan.clone()));
+    // Voxels are moved: a scan has hundreds of megabytes.
+    table.with("voxels", Column::Binary(rows.into_iter().map(|(_, scan)| Some(scan.voxels)).collect()))
 }
 
 fn label_table(volumes: &[&Volume<'_>]) -> Table {

@@ -12,14 +12,15 @@ use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::rows::{Rows, Written, labels, texts};
+use self::rows::{Named, Row, Rows, labels, texts};
 use super::checks::Checks;
 use super::origin::{source_md5, version};
 use super::parquet::ParquetRows;
-use super::pictures::{Content, ImageWriter, Picture};
+use super::pictures::ImageWriter;
 use super::questions::{Question, answer_type, check_questions};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
@@ -166,7 +167,7 @@ impl StageKind for IngestHuggingFace {
         KindDescription {
             name: "ingest.huggingface",
             summary: "reads Parquet files with a column of images, as on Hugging Face",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -254,7 +255,7 @@ impl StageKind for IngestHuggingFace {
         }
         let Ingest { images, rejects, rows, .. } = ingest;
         let stored = images.finish(context.output("images")?)?;
-        if rows.ids.is_empty() {
+        if !rows.images.values().any(|named| named.is_stored) {
             return Err(files.error("there is no image to read"));
         }
         let text = WriteOptions::text(&provenance);
@@ -285,23 +286,6 @@ struct Ingest<'a> {
     images: ImageWriter<'a>,
     rejects: Rejects,
     rows: Rows,
-}
-
-/// A row of a file.
-struct Row {
-    id: String,
-    bytes: Vec<u8>,
-    path: String,
-    number: usize,
-    group: Option<String>,
-    modality: Option<String>,
-    region: Option<String>,
-    licence: Option<String>,
-    labels: Vec<Written>,
-    captions: Vec<String>,
-    cuis: Option<Vec<String>>,
-    question: Option<(String, String)>,
-    answer_type: Option<String>,
 }
 
 impl Ingest<'_> {
@@ -437,52 +421,46 @@ impl Ingest<'_> {
         Ok(taken)
     }
 
-    /// Writes the images of a block, and keeps what is said of them.
+    /// Writes the images of a block, and keeps what is said of them. The first row of an id says which image it
+    /// names; a later row of the same id adds to it if its image is the same one.
     fn write(&mut self, file: &SourceFile, split: &'static str, rows: Vec<Row>) -> Result<(), StageError> {
         let asks = self.params.columns.question.is_some();
-        let mut fresh = BTreeSet::new();
+        let digests: Vec<Digest> = rows.par_iter().map(|row| Digest::of(&row.bytes)).collect();
+        let mut firsts = BTreeSet::new();
         let mut pictures = Vec::new();
-        for row in &rows {
-            if self.rows.ids.contains(&row.id) || !fresh.insert(row.id.clone()) {
+        for (row, digest) in rows.iter().zip(&digests) {
+            if self.rows.images.contains_key(&row.id) {
                 continue;
             }
-            let path = if row.path.is_empty() { &row.id } else { &row.path };
-            pictures.push(Picture {
-                id: row.id.clone(),
-                split,
-                path: path.clone(),
-                content: Content::Bytes(row.bytes.clone()),
-                modality: row.modality.clone(),
-                region: row.region.clone(),
-                licence: row.licence.clone(),
-                group: row.group.clone(),
-                named_by: Some((file, row.number)),
-            });
+            self.rows.images.insert(row.id.clone(), Named { digest: *digest, is_stored: false });
+            firsts.insert(row.number);
+            pictures.push(row.picture(split, file));
         }
-        let kept = self.images.push(&pictures, &mut self.rejects)?;
-        let bad: BTreeSet<String> = pictures
-            .iter()
-            .zip(&kept)
-            .filter(|(_, kept)| !**kept)
-            .map(|(picture, _)| picture.id.clone())
-            .collect();
-        let rejected: BTreeSet<usize> =
-            pictures.iter().filter_map(|picture| picture.named_by).map(|(_, row)| row).collect();
-        for row in rows {
-            if bad.contains(&row.id) {
-                // The row of the image itself is rejected already.
-                if !rejected.contains(&row.number) {
-                    self.rejects.add(file, Some(row.number), Some(&row.id), "its image cannot be decoded");
-                }
-                continue;
+        for (picture, kept) in pictures.iter().zip(self.images.push(&pictures, &mut self.rejects)?) {
+            if let Some(named) = self.rows.images.get_mut(&picture.id) {
+                named.is_stored = kept;
             }
-            let is_new = self.rows.ids.insert(row.id.clone());
-            if !is_new && !asks && row.captions.is_empty() {
-                let reason = format!("the id `{}` stands twice", row.id);
+        }
+        for (row, digest) in rows.into_iter().zip(digests) {
+            let is_first = firsts.contains(&row.number);
+            let lost = match self.rows.images.get(&row.id) {
+                // Its own image was rejected as it was read.
+                Some(named) if is_first && !named.is_stored => continue,
+                Some(named) if named.digest != digest => Some(format!(
+                    "the id `{}` names another image in an earlier row; without `columns.id`, rows are named by split and position",
+                    row.id
+                )),
+                Some(named) if !named.is_stored => Some(format!("its image `{}` cannot be decoded", row.id)),
+                _ if !is_first && !asks && row.captions.is_empty() => {
+                    Some(format!("the id `{}` stands twice", row.id))
+                }
+                _ => None,
+            };
+            if let Some(reason) = lost {
                 self.rejects.add(file, Some(row.number), Some(&row.id), reason);
                 continue;
             }
-            if is_new && self.params.columns.label.is_some() {
+            if is_first && self.params.columns.label.is_some() {
                 self.rows.labels.push((row.id.clone(), split, row.labels));
             }
             for caption in row.captions {

@@ -306,7 +306,7 @@ impl Source {
                 let samples = samples.into_iter().collect::<Result<Vec<_>, _>>()?;
                 digests.extend(samples.iter().map(|sample| (split, sample.id.clone(), sample.digest)));
                 let table = sample_table(self.published, self.stored, split, samples);
-                writer.push(&self.with_metadata(table))?;
+                writer.push(self.with_metadata(table))?;
                 first += count;
                 let read = digests.len() as f64 * sample_bytes as f64;
                 context.progress(digests.len() as u64, total as u64, port, &[("MB", read / 1e6)]);

@@ -17,7 +17,7 @@ const HEADER: usize = 348;
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Nifti {
     /// Stored values `[x, y, z]`, z fastest.
-    pub(crate) voxels: Vec<f32>,
+    pub(crate) voxels: Voxels,
     /// Their numbers along x, y, z.
     pub(crate) shape: [usize; 3],
     /// Millimetres from one to the next along x, y, z.
@@ -28,11 +28,28 @@ pub(crate) struct Nifti {
     pub(crate) intercept: f64,
 }
 
-/// How a voxel is stored.
-#[derive(Clone, Copy)]
-struct Voxel {
-    bytes: usize,
-    read: fn(&[u8], bool) -> f32,
+/// Voxels in the type that they are stored in, but for those of more than 16 bits, which are f32.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Voxels {
+    I8(Vec<i8>),
+    U8(Vec<u8>),
+    I16(Vec<i16>),
+    U16(Vec<u16>),
+    F32(Vec<f32>),
+}
+
+impl Voxels {
+    /// A stored value.
+    #[cfg(test)]
+    pub(crate) fn value(&self, place: usize) -> f64 {
+        match self {
+            Self::I8(voxels) => voxels[place].into(),
+            Self::U8(voxels) => voxels[place].into(),
+            Self::I16(voxels) => voxels[place].into(),
+            Self::U16(voxels) => voxels[place].into(),
+            Self::F32(voxels) => voxels[place].into(),
+        }
+    }
 }
 
 /// Numbers as they are written, low byte first unless `big`.
@@ -44,25 +61,14 @@ macro_rules! number {
     }};
 }
 
-macro_rules! voxel {
-    ($kind:ty) => {
-        Voxel { bytes: size_of::<$kind>(), read: |bytes, big| number!($kind, bytes, big) as f32 }
-    };
-}
-
-impl Voxel {
-    fn of(datatype: i16) -> Option<Self> {
-        Some(match datatype {
-            2 => voxel!(u8),
-            4 => voxel!(i16),
-            8 => voxel!(i32),
-            16 => voxel!(f32),
-            64 => voxel!(f64),
-            256 => voxel!(i8),
-            512 => voxel!(u16),
-            768 => voxel!(u32),
-            _ => return None,
-        })
+/// Bytes of a voxel of a type that is read.
+fn bytes_of(datatype: i16) -> Option<usize> {
+    match datatype {
+        2 | 256 => Some(1),
+        4 | 512 => Some(2),
+        8 | 16 | 768 => Some(4),
+        64 => Some(8),
+        _ => None,
     }
 }
 
@@ -90,9 +96,9 @@ fn read_from(input: &mut dyn Read) -> Result<Nifti, String> {
     let single = |at: usize| number!(f32, header[at..], big);
     let shape = shape(std::array::from_fn(|axis| short(40 + 2 * axis)))?;
     let datatype = short(70);
-    let voxel =
-        Voxel::of(datatype).ok_or_else(|| format!("its voxels are of type {datatype}, which is not read"))?;
-    if usize::from(short(72).unsigned_abs()) != 8 * voxel.bytes {
+    let unknown = || format!("its voxels are of type {datatype}, which is not read");
+    let bytes = bytes_of(datatype).ok_or_else(unknown)?;
+    if usize::from(short(72).unsigned_abs()) != 8 * bytes {
         return Err(format!("its voxels of type {datatype} have {} bits", short(72)));
     }
     let spacing = std::array::from_fn(|axis| single(80 + 4 * axis).abs());
@@ -110,23 +116,53 @@ fn read_from(input: &mut dyn Read) -> Result<Nifti, String> {
     let mut skipped = vec![0; offset as usize - HEADER];
     input.read_exact(&mut skipped).map_err(|error| format!("it ends before its voxels: {error}"))?;
 
+    macro_rules! stored {
+        ($kind:ty as $kept:ty) => {
+            slices(input, shape, size_of::<$kind>(), |bytes| number!($kind, bytes, big) as $kept)?
+        };
+    }
+    let voxels = match datatype {
+        2 => Voxels::U8(stored!(u8 as u8)),
+        4 => Voxels::I16(stored!(i16 as i16)),
+        8 => Voxels::F32(stored!(i32 as f32)),
+        16 => Voxels::F32(stored!(f32 as f32)),
+        64 => Voxels::F32(stored!(f64 as f32)),
+        256 => Voxels::I8(stored!(i8 as i8)),
+        512 => Voxels::U16(stored!(u16 as u16)),
+        768 => Voxels::F32(stored!(u32 as f32)),
+        _ => return Err(unknown()),
+    };
+    Ok(Nifti { voxels, shape, spacing, slope, intercept })
+}
+
+/// Reads the voxels, x fastest in the file and z in memory, each of so many `bytes`.
+fn slices<T>(
+    input: &mut dyn Read,
+    shape: [usize; 3],
+    bytes: usize,
+    value: impl Fn(&[u8]) -> T,
+) -> Result<Vec<T>, String>
+where
+    T: Copy + Default + Into<f64>,
+{
     let [width, height, depth] = shape;
-    let mut voxels = vec![0.0; width * height * depth];
-    let mut slice = vec![0; width * height * voxel.bytes];
+    let mut voxels = vec![T::default(); width * height * depth];
+    let mut slice = vec![0; width * height * bytes];
     for z in 0..depth {
         input
             .read_exact(&mut slice)
             .map_err(|error| format!("it ends in slice {} of {depth}: {error}", z + 1))?;
-        for (place, bytes) in slice.chunks_exact(voxel.bytes).enumerate() {
-            let value = (voxel.read)(bytes, big);
-            if !value.is_finite() {
-                return Err(format!("a voxel of slice {} is {value}", z + 1));
+        for (place, bytes) in slice.chunks_exact(bytes).enumerate() {
+            let value = value(bytes);
+            let number: f64 = value.into();
+            if !number.is_finite() {
+                return Err(format!("a voxel of slice {} is {number}", z + 1));
             }
             let (x, y) = (place % width, place / width);
             voxels[(x * height + y) * depth + z] = value;
         }
     }
-    Ok(Nifti { voxels, shape, spacing, slope, intercept })
+    Ok(voxels)
 }
 
 /// The three sizes of a volume; further axes may have one place alone.
@@ -181,7 +217,8 @@ pub(crate) mod tests {
         let read = parse(&file([2, 3, 4], &voxels)).unwrap();
         assert_eq!((read.shape, read.spacing), ([2, 3, 4], [0.75, 0.75, 1.5]));
         assert_eq!((read.slope, read.intercept), (1.0, 0.0));
-        let at = |x: usize, y: usize, z: usize| read.voxels[(x * 3 + y) * 4 + z];
+        let at = |x: usize, y: usize, z: usize| read.voxels.value((x * 3 + y) * 4 + z);
+        assert!(matches!(read.voxels, Voxels::I16(_)), "16 bits are kept as such");
         assert_eq!((at(1, 0, 0), at(0, 1, 0), at(0, 0, 1), at(1, 2, 3)), (1.0, 2.0, 6.0, 23.0));
     }
 
@@ -196,6 +233,36 @@ pub(crate) mod tests {
         (40..56).step_by(2).chain((352..364).step_by(2)).for_each(|start| big[start..start + 2].reverse());
         (76..108).step_by(4).for_each(|start| big[start..start + 4].reverse());
         assert_eq!(parse(&big), parse(&little));
+    }
+
+    /// The same numbers in every type.
+    #[test]
+    fn every_type_is_read_as_its_numbers() {
+        let numbers = [1u8, 2, 3, 100, 101, 127];
+        let types: [(i16, usize, fn(u8) -> Vec<u8>); 8] = [
+            (2, 1, |number| vec![number]),
+            (4, 2, |number| i16::from(number).to_le_bytes().to_vec()),
+            (8, 4, |number| i32::from(number).to_le_bytes().to_vec()),
+            (16, 4, |number| f32::from(number).to_le_bytes().to_vec()),
+            (64, 8, |number| f64::from(number).to_le_bytes().to_vec()),
+            (256, 1, |number| (number as i8).to_le_bytes().to_vec()),
+            (512, 2, |number| u16::from(number).to_le_bytes().to_vec()),
+            (768, 4, |number| u32::from(number).to_le_bytes().to_vec()),
+        ];
+        for (datatype, size, stored) in types {
+            let mut bytes = file([6, 1, 1], &[]);
+            bytes[70..72].copy_from_slice(&datatype.to_le_bytes());
+            bytes[72..74].copy_from_slice(&(8 * size as i16).to_le_bytes());
+            bytes.extend(numbers.iter().flat_map(|number| stored(*number)));
+            let read = parse(&bytes).unwrap();
+            let found: Vec<f64> = (0..6).map(|place| read.voxels.value(place)).collect();
+            assert_eq!(found, numbers.map(f64::from), "type {datatype}");
+        }
+        let mut bytes = file([1, 1, 1], &[]);
+        bytes[70..72].copy_from_slice(&16i16.to_le_bytes());
+        bytes[72..74].copy_from_slice(&32i16.to_le_bytes());
+        bytes.extend(f32::NAN.to_le_bytes());
+        assert!(parse(&bytes).unwrap_err().contains("a voxel of slice 1 is NaN"));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Encoded images on their way into a table: stored as found, decoded once to know that they can be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Cursor;
 use std::path::Path;
 
-use image::{DynamicImage, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use pipe_engine::cache::Digest;
 use pipe_engine::{OutputWriter, StageContext, StageError};
 use rayon::prelude::*;
@@ -23,7 +23,7 @@ use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
 const FILE_LIMIT: u64 = 128 << 20;
 /// An image beyond this side is refused before it is decoded.
 const SIDE_LIMIT: u32 = 1 << 15;
-/// So is one that takes more memory than this.
+/// So is one that takes more memory than this, and images that are decoded at once take no more together.
 const DECODE_LIMIT: u64 = 256 << 20;
 /// Files that are read at once have so many bytes together, or are one.
 const BLOCK_BYTES: u64 = 64 << 20;
@@ -32,7 +32,7 @@ const BLOCK_BYTES: u64 = 64 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingImages {
-    /// The image is rejected, and its rows are left out.
+    /// Each of its rows is rejected.
     #[default]
     Reject,
     /// Rows stay without an image: for stages that read text alone.
@@ -120,6 +120,22 @@ impl Content<'_> {
     }
 }
 
+/// The bytes of a file, and how many bytes its pixels have.
+struct Encoded {
+    bytes: Vec<u8>,
+    decoded: u64,
+}
+
+/// Reads an image without decoding it; the reason if it cannot be used.
+fn read(content: &Content<'_>) -> Result<Encoded, String> {
+    let bytes = match content {
+        Content::File(file) => file.read(FILE_LIMIT)?,
+        Content::Bytes(bytes) => bytes.clone(),
+    };
+    let decoded = reader(&bytes)?.into_decoder().map_err(undecodable)?.total_bytes();
+    Ok(Encoded { bytes, decoded })
+}
+
 /// The bytes of a file, and what they decode to.
 struct Decoded {
     bytes: Vec<u8>,
@@ -130,16 +146,23 @@ struct Decoded {
     tile: Option<RgbImage>,
 }
 
-/// Reads an image; the reason if it cannot be used.
-fn read(content: &Content<'_>, wants_tile: bool) -> Result<Decoded, String> {
-    let bytes = match content {
-        Content::File(file) => file.read(FILE_LIMIT)?,
-        Content::Bytes(bytes) => bytes.clone(),
-    };
+/// Decodes an image; the reason if it cannot be used.
+fn decode(encoded: Encoded, wants_tile: bool) -> Result<Decoded, String> {
+    let bytes = encoded.bytes;
     let image = open(&bytes)?;
     let (shape, pixels) = describe(&image);
     let tile = wants_tile.then(|| tile(&image));
     Ok(Decoded { digest: Digest::of(&bytes), bytes, pixels, shape, tile })
+}
+
+/// How many of these sizes, from the first, are together within a limit; the first is taken in any case.
+fn fitting(sizes: impl Iterator<Item = u64>, limit: u64) -> usize {
+    let mut sum = 0u64;
+    let within = sizes.take_while(|size| {
+        sum = sum.saturating_add(*size);
+        sum <= limit
+    });
+    within.count().max(1)
 }
 
 /// An image of one channel.
@@ -161,21 +184,29 @@ pub(crate) fn grey_pixels(file: &SourceFile) -> Result<Grey, String> {
     }
 }
 
-/// Decodes an image within limits; one without pixels is none.
-fn open(bytes: &[u8]) -> Result<DynamicImage, String> {
-    let error = |error: &dyn std::fmt::Display| format!("it cannot be decoded: {error}");
+fn undecodable(error: impl std::fmt::Display) -> String {
+    format!("it cannot be decoded: {error}")
+}
+
+/// The reader of an image, with limits.
+fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     if is_cut_jpeg(bytes) {
-        return Err(error(&"the file ends in the middle"));
+        return Err(undecodable("the file ends in the middle"));
     }
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| error(&e))?;
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(undecodable)?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_LIMIT);
     limits.max_image_height = Some(SIDE_LIMIT);
     limits.max_alloc = Some(DECODE_LIMIT);
     reader.limits(limits);
-    let image = reader.decode().map_err(|e| error(&e))?;
+    Ok(reader)
+}
+
+/// Decodes an image within limits; one without pixels is none.
+fn open(bytes: &[u8]) -> Result<DynamicImage, String> {
+    let image = reader(bytes)?.decode().map_err(undecodable)?;
     if image.width() == 0 || image.height() == 0 {
-        return Err(error(&"it has no pixels"));
+        return Err(undecodable("it has no pixels"));
     }
     Ok(image)
 }
@@ -210,9 +241,8 @@ fn is_cut_jpeg(bytes: &[u8]) -> bool {
 fn describe(image: &DynamicImage) -> ([u32; 3], Digest) {
     let channels = if image.color().has_color() { 3 } else { 1 };
     let shape = [image.height(), image.width(), channels];
-    let mut described: Vec<u8> = shape.iter().flat_map(|size| size.to_le_bytes()).collect();
-    described.extend(image.as_bytes());
-    (shape, Digest::of(&described))
+    let sizes: Vec<u8> = shape.iter().flat_map(|size| size.to_le_bytes()).collect();
+    (shape, Digest::of_parts([&sizes[..], image.as_bytes()]))
 }
 
 /// The schema of what is written here.
@@ -238,7 +268,7 @@ impl<'a> ImageWriter<'a> {
         metadata: &'a [(&'a str, String)],
     ) -> Result<Self, StageError> {
         let mut writer = TableWriter::new(context.output("images")?, SCHEMA, options);
-        writer.push(&table(Vec::new(), metadata))?;
+        writer.push(table(Vec::new(), metadata))?;
         Ok(Self { writer, metadata, stored: StoredImages::new(context.scratch()?), bytes: 0 })
     }
 
@@ -251,12 +281,8 @@ impl<'a> ImageWriter<'a> {
     ) -> Result<Vec<bool>, StageError> {
         let mut kept = Vec::with_capacity(pictures.len());
         while !pictures.is_empty() {
-            let mut bytes = 0;
-            let fitting = pictures.iter().take_while(|picture| {
-                bytes += picture.content.bytes();
-                bytes <= BLOCK_BYTES
-            });
-            let (block, rest) = pictures.split_at(fitting.count().max(1));
+            let sizes = pictures.iter().map(|picture| picture.content.bytes());
+            let (block, rest) = pictures.split_at(fitting(sizes, BLOCK_BYTES));
             kept.extend(self.push_block(block, rejects)?);
             pictures = rest;
         }
@@ -269,10 +295,18 @@ impl<'a> ImageWriter<'a> {
         rejects: &mut Rejects,
     ) -> Result<Vec<bool>, StageError> {
         let sheets = &self.stored.sheets;
-        let read: Vec<Result<Decoded, String>> = pictures
-            .par_iter()
-            .map(|picture| read(&picture.content, sheets.has_room(picture.split)))
-            .collect();
+        let wants: Vec<bool> = pictures.iter().map(|picture| sheets.has_room(picture.split)).collect();
+        let mut encoded: VecDeque<Result<Encoded, String>> =
+            pictures.par_iter().map(|picture| read(&picture.content)).collect::<Vec<_>>().into();
+        let mut read: Vec<Result<Decoded, String>> = Vec::with_capacity(pictures.len());
+        while !encoded.is_empty() {
+            // Many small images are decoded at once, and large ones one at a time.
+            let sizes = encoded.iter().map(|one| one.as_ref().map_or(0, |one| one.decoded));
+            let together: Vec<_> = encoded.drain(..fitting(sizes, DECODE_LIMIT)).collect();
+            let wants = &wants[read.len()..];
+            let decoded = together.into_par_iter().zip(wants).map(|(one, wants)| decode(one?, *wants));
+            read.par_extend(decoded);
+        }
         let mut rows = Vec::with_capacity(pictures.len());
         let mut kept = Vec::with_capacity(pictures.len());
         for (picture, decoded) in pictures.iter().zip(read) {
@@ -293,7 +327,7 @@ impl<'a> ImageWriter<'a> {
                 }
             }
         }
-        self.writer.push(&table(rows, self.metadata))?;
+        self.writer.push(table(rows, self.metadata))?;
         Ok(kept)
     }
 
@@ -380,31 +414,54 @@ mod tests {
     }
 
     /// Shape and digest of pixels of a file.
-    fn decode(bytes: &[u8]) -> Result<([u32; 3], Digest), String> {
+    fn described(bytes: &[u8]) -> Result<([u32; 3], Digest), String> {
         open(bytes).map(|image| describe(&image))
     }
 
     #[test]
     fn sizes_are_bounded_before_pixels_are_decoded() {
-        assert_eq!(decode(&claiming(4, 3)).unwrap().0, [3, 4, 1]);
+        assert_eq!(described(&claiming(4, 3)).unwrap().0, [3, 4, 1]);
         for (width, height) in [(0, 3), (4, 0), (0, 0), (100_000, 100_000), (100_000, 1), (32_000, 32_000)] {
-            let reason = decode(&claiming(width, height)).unwrap_err();
+            let reason = described(&claiming(width, height)).unwrap_err();
             assert!(reason.contains("cannot be decoded"), "{width} x {height}: {reason}");
         }
     }
 
     #[test]
+    fn images_that_are_decoded_at_once_are_bounded() {
+        let small = read(&Content::Bytes(jpeg())).unwrap();
+        assert_eq!(small.decoded, 40 * 30 * 3);
+        // What a file claims counts before it is decoded, and not how long the file is.
+        let claimed = read(&Content::Bytes(claiming(16_000, 10_000))).unwrap();
+        assert_eq!(claimed.decoded, 160_000_000);
+        let sizes = [claimed.decoded, claimed.decoded, small.decoded, small.decoded];
+        assert_eq!(fitting(sizes.into_iter(), DECODE_LIMIT), 1);
+        assert_eq!(fitting(sizes[1..].iter().copied(), DECODE_LIMIT), 3);
+        assert_eq!(fitting([u64::MAX, 1].into_iter(), DECODE_LIMIT), 1);
+        assert_eq!(fitting([1, u64::MAX].into_iter(), DECODE_LIMIT), 1);
+    }
+
+    /// The digest of the pixels is that of sizes and pixels as one text, which results hold.
+    #[test]
+    fn pixels_are_digested_where_they_are() {
+        let image = open(&jpeg()).unwrap();
+        let mut text: Vec<u8> = [30u32, 40, 3].iter().flat_map(|size| size.to_le_bytes()).collect();
+        text.extend(image.as_bytes());
+        assert_eq!(describe(&image), ([30, 40, 3], Digest::of(&text)));
+    }
+
+    #[test]
     fn a_jpeg_without_an_end_is_refused() {
         let whole = jpeg();
-        assert_eq!(decode(&whole).unwrap().0, [30, 40, 3]);
+        assert_eq!(described(&whole).unwrap().0, [30, 40, 3]);
         for length in [2, 3, 20, whole.len() / 2, whole.len() - 2] {
-            let reason = decode(&whole[..length]).unwrap_err();
+            let reason = described(&whole[..length]).unwrap_err();
             assert!(reason.contains("ends in the middle"), "{length}: {reason}");
         }
         // What some cameras write behind the end does not matter.
         let mut longer = whole;
         longer.extend(b"\0\0 trailing");
-        decode(&longer).unwrap();
+        described(&longer).unwrap();
     }
 
     #[test]
@@ -413,10 +470,10 @@ mod tests {
         let mut other = whole[..2].to_vec();
         other.extend(b"\xff\xfe\x00\x09comment");
         other.extend(&whole[2..]);
-        assert_eq!(decode(&whole).unwrap(), decode(&other).unwrap());
+        assert_eq!(described(&whole).unwrap(), described(&other).unwrap());
         let (grey, turned) =
             (png::encode(&[7; 12], 4, 3, 1).unwrap(), png::encode(&[7; 12], 3, 4, 1).unwrap());
-        assert_ne!(decode(&grey).unwrap().1, decode(&turned).unwrap().1);
+        assert_ne!(described(&grey).unwrap().1, described(&turned).unwrap().1);
     }
 
     proptest! {
@@ -426,7 +483,7 @@ mod tests {
             let mut bytes = if is_jpeg { jpeg() } else { claiming(4, 3) };
             let length = bytes.len();
             bytes[at % length] = byte;
-            let _ = decode(&bytes);
+            let _ = described(&bytes);
         }
     }
 }

@@ -109,7 +109,7 @@ impl StageKind for IngestPmc {
         KindDescription {
             name: "ingest.pmc",
             summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -333,7 +333,11 @@ impl<'a> Ingest<'a> {
             self.flush()?;
         }
         let picture = match self.images.get(key) {
-            Some(false) => return Ok(()),
+            Some(false) => {
+                let reason = format!("its image `{}` cannot be decoded", row.image);
+                self.rejects.add(file, Some(line), Some(&row.id), reason);
+                return self.rejects.check(self.params.max_rejects);
+            }
             Some(true) => None,
             None => match row.file(self.files) {
                 Some(image) => Some(Picture {

@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::checks::Checks;
+use super::pictures::Picture;
+use super::rejects::Rejects;
+use super::source::SourceFile;
 use super::splits::SPLITS;
 use crate::table::{Column, Table};
 use crate::vqa::TRAINING_TWIN;
@@ -26,6 +29,38 @@ pub(crate) struct Question {
     pub(crate) organ: Option<String>,
     /// Of a test question, whether its templated wording is among the records that MEVF trained on.
     pub(crate) training_twin: Option<bool>,
+}
+
+/// The file and the row in it, from 1, that ask a question, by its number.
+pub(crate) type Records<'a> = BTreeMap<i64, (&'a SourceFile, usize)>;
+
+/// Leaves out the questions whose image is not among the pictures, or is there and was not kept. Each is rejected where it
+/// is asked, but for the one that names its picture, which is rejected with it.
+pub(crate) fn retain_with_image(
+    questions: &mut Vec<Question>,
+    records: &Records<'_>,
+    pictures: &[Picture<'_>],
+    kept: &[bool],
+    rejects: &mut Rejects,
+) {
+    let found: BTreeMap<&str, (&Picture<'_>, bool)> =
+        pictures.iter().zip(kept).map(|(picture, kept)| (picture.id.as_str(), (picture, *kept))).collect();
+    questions.retain(|one| {
+        let place = records.get(&one.qid);
+        let (reason, told) = match found.get(one.image.as_str()) {
+            Some((_, true)) => return true,
+            Some((picture, false)) => {
+                (format!("its image `{}` cannot be decoded", one.image), picture.named_by)
+            }
+            None => (format!("there is no image `{}`", one.image), None),
+        };
+        if let Some((file, row)) = place
+            && told.is_none_or(|(other, line)| !std::ptr::eq(*file, other) || *row != line)
+        {
+            rejects.add(file, Some(*row), Some(&one.qid.to_string()), reason);
+        }
+        false
+    });
 }
 
 /// An answer as it is compared: trimmed, lower case.

@@ -18,9 +18,9 @@ use super::checks::Checks;
 use super::json::{Record, records};
 use super::origin::source_md5;
 use super::pictures::{Content, MissingImages, Picture, write_images};
-use super::questions::{Question, answer_type, check_questions, table};
+use super::questions::{Question, Records, answer_type, check_questions, retain_with_image, table};
 use super::rejects::Rejects;
-use super::source::{SourceFile, SourceFiles};
+use super::source::SourceFiles;
 use crate::artifact;
 use crate::table::{TableSchema, WriteOptions, write};
 
@@ -96,7 +96,7 @@ impl StageKind for IngestSlake {
         KindDescription {
             name: "ingest.slake",
             summary: "reads SLAKE: radiology images, questions in two languages, masks, boxes and knowledge",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -125,10 +125,16 @@ impl StageKind for IngestSlake {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::of(context.input("source")?)?;
         let mut rejects = Rejects::default();
-        let read = read(&files, params, &mut rejects)?;
+        let mut read = read(&files, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
-        let pictures = pictures(&files, &read, params.missing_images, &mut rejects);
-        rejects.check(params.max_rejects)?;
+        let pictures = pictures(&files, &read);
+        let needs_images = params.missing_images == MissingImages::Reject;
+        // What is missing shows before the work begins.
+        if needs_images {
+            let there = vec![true; pictures.len()];
+            retain_with_image(&mut read.questions, &read.records, &pictures, &there, &mut rejects);
+            rejects.check(params.max_rejects)?;
+        }
         let metadata = [
             ("dataset", "slake".to_owned()),
             ("dataset_version", "1.0".to_owned()),
@@ -141,6 +147,10 @@ impl StageKind for IngestSlake {
             ("licence", "CC-BY-4.0".to_owned()),
         ];
         let (kept, stored) = write_images(&pictures, &metadata, params.shard_rows, &mut rejects, context)?;
+        if needs_images {
+            retain_with_image(&mut read.questions, &read.records, &pictures, &kept, &mut rejects);
+        }
+        let questions = read.questions;
         let pairs = pictures.iter().zip(kept).filter(|(_, kept)| *kept);
         let kept: BTreeMap<&str, &'static str> =
             pairs.map(|(picture, _)| (picture.id.as_str(), picture.split)).collect();
@@ -148,14 +158,9 @@ impl StageKind for IngestSlake {
         let boxes = boxes(&files, &kept, &mut rejects)?;
         let knowledge = knowledge(&files, params.language, &mut rejects)?;
         rejects.check(params.max_rejects)?;
-        let questions: Vec<Question> = read
-            .questions
-            .iter()
-            .filter(|one| {
-                params.missing_images == MissingImages::Keep || kept.contains_key(one.image.as_str())
-            })
-            .cloned()
-            .collect();
+        if questions.is_empty() {
+            return Err(files.error("no question with an image is left"));
+        }
         let provenance = context.provenance().to_owned();
         let text = WriteOptions::text(&provenance);
         let images = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
@@ -179,16 +184,15 @@ impl StageKind for IngestSlake {
 /// The questions of a language, and what their records say of images.
 struct Read<'a> {
     questions: Vec<Question>,
-    images: BTreeMap<String, Named<'a>>,
+    records: Records<'a>,
+    images: BTreeMap<String, Named>,
 }
 
 /// What the first record of an image says of it.
-struct Named<'a> {
+struct Named {
     /// Its path below `imgs`.
     path: String,
     modality: Option<String>,
-    /// The record.
-    place: (&'a SourceFile, usize),
 }
 
 /// The files of a split; the middle one has two names.
@@ -196,7 +200,7 @@ const FILES: [(&str, &[&str]); 3] =
     [("train", &["train.json"]), ("val", &["validate.json", "validation.json"]), ("test", &["test.json"])];
 
 fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> Result<Read<'a>, StageError> {
-    let mut read = Read { questions: Vec::new(), images: BTreeMap::new() };
+    let mut read = Read { questions: Vec::new(), records: Records::new(), images: BTreeMap::new() };
     let mut seen = BTreeSet::new();
     for (index, (split, names)) in FILES.into_iter().enumerate() {
         let Some(file) = names.iter().find_map(|name| files.ending(name)) else {
@@ -208,14 +212,14 @@ fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> R
             if params.language != Language::Both && lang != params.language.name() {
                 continue;
             }
-            let place = (file, row);
             match question(&record, split) {
                 Ok((one, ..)) if !seen.insert(one.qid) => {
                     rejects.add(file, Some(row), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
                 Ok((one, path)) => {
                     let modality = record.some_text("modality");
-                    read.images.entry(one.image.clone()).or_insert(Named { path, modality, place });
+                    read.images.entry(one.image.clone()).or_insert(Named { path, modality });
+                    read.records.insert(one.qid, (file, row));
                     read.questions.push(one);
                 }
                 Err(reason) => rejects.add(file, Some(row), record.text("qid").as_deref(), reason),
@@ -258,26 +262,13 @@ fn question(record: &Record, split: &'static str) -> Result<(Question, String), 
     Ok((one, path))
 }
 
-/// One picture per image that is asked about, in the first split where it is.
-fn pictures<'a>(
-    files: &'a SourceFiles,
-    read: &Read<'a>,
-    missing: MissingImages,
-    rejects: &mut Rejects,
-) -> Vec<Picture<'a>> {
+/// One picture per image that is asked about and there, in the first split where it is asked about.
+fn pictures<'a>(files: &'a SourceFiles, read: &Read<'a>) -> Vec<Picture<'a>> {
     let mut seen = BTreeSet::new();
     let mut pictures = Vec::new();
     for one in read.questions.iter().filter(|one| seen.insert(one.image.as_str())) {
-        let Some(Named { path, modality, place: (named_by, row) }) = read.images.get(&one.image) else {
-            continue;
-        };
-        let Some(file) = files.ending(&format!("imgs/{path}")) else {
-            if missing == MissingImages::Reject {
-                let reason = format!("there is no image `{path}`");
-                rejects.add(named_by, Some(*row), Some(&one.image), reason);
-            }
-            continue;
-        };
+        let Some(Named { path, modality }) = read.images.get(&one.image) else { continue };
+        let Some(file) = files.ending(&format!("imgs/{path}")) else { continue };
         pictures.push(Picture {
             id: one.image.clone(),
             split: one.split,
@@ -287,7 +278,7 @@ fn pictures<'a>(
             region: one.organ.clone(),
             licence: Some("CC-BY-4.0".to_owned()),
             group: None,
-            named_by: Some((named_by, *row)),
+            named_by: read.records.get(&one.qid).copied(),
         });
     }
     pictures

@@ -19,7 +19,7 @@ use super::json::{Record, records};
 use super::origin::source_md5;
 use super::parquet::ParquetRows;
 use super::pictures::{Content, MissingImages, Picture, write_images};
-use super::questions::{Question, answer_type, check_questions, exact, table};
+use super::questions::{Question, Records, answer_type, check_questions, exact, retain_with_image, table};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{drawn, named_in, place};
@@ -122,7 +122,7 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -148,11 +148,19 @@ impl StageKind for IngestVqaRad {
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::of(context.input("source")?)?;
         let mut rejects = Rejects::default();
-        let read = read(&files, params, &mut rejects)?;
+        let mut read = read(&files, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
         let images = by_name(&files);
-        let pictures = pictures(&read, &images, params.missing_images, &mut rejects);
-        rejects.check(params.max_rejects)?;
+        let asked: BTreeSet<&str> = read.questions.iter().map(|one| one.image.as_str()).collect();
+        let silent = images.keys().filter(|name| !asked.contains(*name)).count();
+        let pictures = pictures(&read, &images);
+        let needs_images = params.missing_images == MissingImages::Reject;
+        // What is missing shows before the work begins.
+        if needs_images {
+            let there = vec![true; pictures.len()];
+            retain_with_image(&mut read.questions, &read.records, &pictures, &there, &mut rejects);
+            rejects.check(params.max_rejects)?;
+        }
         let metadata = [
             ("dataset", "vqa-rad".to_owned()),
             ("dataset_version", read.version.to_owned()),
@@ -161,11 +169,14 @@ impl StageKind for IngestVqaRad {
             ("licence", LICENCE.to_owned()),
         ];
         let (kept, stored) = write_images(&pictures, &metadata, params.shard_rows, &mut rejects, context)?;
+        if needs_images {
+            retain_with_image(&mut read.questions, &read.records, &pictures, &kept, &mut rejects);
+        }
         rejects.check(params.max_rejects)?;
-        let kept: BTreeSet<&str> = ids(&pictures, &kept).collect();
-        let keep = params.missing_images == MissingImages::Keep;
-        let questions: Vec<Question> =
-            read.questions.iter().filter(|one| keep || kept.contains(one.image.as_str())).cloned().collect();
+        let questions = read.questions;
+        if questions.is_empty() {
+            return Err(read.file.error("no question with an image is left"));
+        }
         let provenance = context.provenance().to_owned();
         let table = table(&questions).with_all_metadata(&metadata);
         let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
@@ -181,18 +192,11 @@ impl StageKind for IngestVqaRad {
             let leaked = leaked.map(|(qid, ..)| qid.to_string()).collect();
             checks.shared("templated wording of a test question", "test", "train", leaked);
         }
-        let asked: BTreeSet<&str> = read.questions.iter().map(|one| one.image.as_str()).collect();
-        let silent = images.keys().filter(|name| !asked.contains(*name)).count();
         checks.fact("image without a question", String::new(), silent as u64);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
-}
-
-/// The ids of the pictures that were kept.
-fn ids<'a>(pictures: &'a [Picture<'_>], kept: &'a [bool]) -> impl Iterator<Item = &'a str> {
-    pictures.iter().zip(kept).filter(|(_, kept)| **kept).map(|(picture, _)| picture.id.as_str())
 }
 
 /// The questions of a protocol, in the published order.
@@ -202,12 +206,13 @@ struct Read<'a> {
     /// Whose files these are.
     version: &'static str,
     questions: Vec<Question>,
+    records: Records<'a>,
     /// The case of an image, where the file tells it.
     cases: BTreeMap<String, String>,
     /// The templated wordings of test questions, where the file tells them: number, image, wording.
     tested: Vec<(i64, String, String)>,
-    /// Images that are cells of a table, by id, with their rows.
-    cells: BTreeMap<String, (Vec<u8>, &'a SourceFile, usize)>,
+    /// Images that are cells of a table, by id.
+    cells: BTreeMap<String, Vec<u8>>,
 }
 
 impl<'a> Read<'a> {
@@ -216,6 +221,7 @@ impl<'a> Read<'a> {
             file,
             version,
             questions: Vec::new(),
+            records: Records::new(),
             cases: BTreeMap::new(),
             tested: Vec::new(),
             cells: BTreeMap::new(),
@@ -330,8 +336,10 @@ fn from_public<'a>(
             params.protocol != Protocol::Clean
                 || !tested.contains(&(templated.image.clone(), exact(&templated.question)))
         });
-        read.questions.push(one);
-        read.questions.extend(templated);
+        for one in std::iter::once(one).chain(templated) {
+            read.records.insert(one.qid, (file, *number));
+            read.questions.push(one);
+        }
     }
     Ok(read)
 }
@@ -351,7 +359,10 @@ fn from_mevf<'a>(
                 Ok(one) if !seen.insert(one.qid) => {
                     rejects.add(file, Some(number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
-                Ok(one) => read.questions.push(one),
+                Ok(one) => {
+                    read.records.insert(one.qid, (file, number));
+                    read.questions.push(one);
+                }
                 Err(reason) => {
                     rejects.add(file, Some(number), record.text("qid").as_deref(), reason);
                 }
@@ -433,9 +444,11 @@ fn from_parquet<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<Rea
                     continue;
                 };
                 let image = format!("{}.jpg", &Digest::of(bytes).to_hex()[..16]);
-                read.cells.entry(image.clone()).or_insert_with(|| (bytes.clone(), file, row));
+                read.cells.entry(image.clone()).or_insert_with(|| bytes.clone());
+                let qid = read.questions.len() as i64;
+                read.records.insert(qid, (file, row));
                 read.questions.push(Question {
-                    qid: read.questions.len() as i64,
+                    qid,
                     image,
                     split,
                     question,
@@ -458,27 +471,15 @@ fn by_name(files: &SourceFiles) -> BTreeMap<&str, &SourceFile> {
     by_name
 }
 
-/// One picture per image that is asked about, in the split where it is asked about first. An image that
-/// is not there is rejected once, and its questions with it.
-fn pictures<'a>(
-    read: &Read<'a>,
-    images: &BTreeMap<&str, &'a SourceFile>,
-    missing: MissingImages,
-    rejects: &mut Rejects,
-) -> Vec<Picture<'a>> {
+/// One picture per image that is asked about and there, in the split where it is asked about first.
+fn pictures<'a>(read: &Read<'a>, images: &BTreeMap<&str, &'a SourceFile>) -> Vec<Picture<'a>> {
     let mut seen = BTreeSet::new();
     let mut pictures = Vec::new();
     for one in read.questions.iter().filter(|one| seen.insert(one.image.as_str())) {
-        let (content, named_by) = match (read.cells.get(&one.image), images.get(one.image.as_str())) {
-            (Some((bytes, file, row)), _) => (Content::Bytes(bytes.clone()), Some((*file, *row))),
-            (None, Some(file)) => (Content::File(file), None),
-            (None, None) => {
-                if missing == MissingImages::Reject {
-                    let reason = format!("there is no image `{}`", one.image);
-                    rejects.add(read.file, None, Some(&one.image), reason);
-                }
-                continue;
-            }
+        let content = match (read.cells.get(&one.image), images.get(one.image.as_str())) {
+            (Some(bytes), _) => Content::Bytes(bytes.clone()),
+            (None, Some(file)) => Content::File(file),
+            (None, None) => continue,
         };
         pictures.push(Picture {
             id: one.image.clone(),
@@ -489,7 +490,7 @@ fn pictures<'a>(
             region: one.organ.clone(),
             licence: Some(LICENCE.to_owned()),
             group: read.cases.get(&one.image).cloned(),
-            named_by,
+            named_by: read.records.get(&one.qid).copied(),
         });
     }
     pictures

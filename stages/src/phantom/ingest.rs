@@ -123,7 +123,7 @@ impl StageKind for IngestPhantom {
                 block.par_iter().map(|place| world.draw(place)).collect();
             let drawn = drawn.into_iter().collect::<Result<Vec<_>, _>>()?;
             for (port, writer) in &mut writers {
-                writer.push(&table(port, &world, &drawn)?)?;
+                writer.push(table(port, &world, &drawn)?)?;
             }
             if let Some(archive) = &mut export {
                 for (row, Drawn { picture, .. }) in &drawn {
@@ -149,8 +149,8 @@ impl StageKind for IngestPhantom {
             for block in std::iter::once(&[][..]).chain(changed.chunks(BLOCK)) {
                 context.check_cancelled()?;
                 let drawn = twins::tables(params, block)?;
-                images.push(&drawn.0)?;
-                labels.push(&drawn.1)?;
+                images.push(drawn.0)?;
+                labels.push(drawn.1)?;
             }
             images.finish(context.output("twins")?)?;
             labels.finish(context.output("twin_labels")?)?;

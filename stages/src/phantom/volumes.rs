@@ -55,8 +55,8 @@ pub(super) fn ingest(params: &Params, context: &mut StageContext<'_>) -> Result<
     for block in places.chunks(BLOCK) {
         context.check_cancelled()?;
         let drawn: Vec<(Row, Volume)> = block.iter().map(|place| draw(params, place)).collect();
-        volumes.push(&table(params, &drawn, "i16", &|volume| bytes(&volume.voxels)))?;
-        masks.push(&table(params, &drawn, "u8", &|volume| volume.labels.clone()))?;
+        volumes.push(table(params, &drawn, "i16", &|volume| bytes(&volume.voxels)))?;
+        masks.push(table(params, &drawn, "u8", &|volume| volume.labels.clone()))?;
         for (row, volume) in &drawn {
             export.push(params, row, volume)?;
         }

@@ -169,6 +169,17 @@ impl Table {
         &self.columns
     }
 
+    /// Takes the column of that name out.
+    pub(super) fn take(&mut self, name: &str) -> Option<Column> {
+        let place = self.columns.iter().position(|(known, _)| known == name)?;
+        Some(self.columns.remove(place).1)
+    }
+
+    /// The columns in order, as they are.
+    pub(super) fn into_columns(self) -> Vec<(String, Column)> {
+        self.columns
+    }
+
     /// A column by name.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|(known, _)| known == name).map(|(_, column)| column)

@@ -54,7 +54,7 @@ pub fn write(
     options: WriteOptions<'_>,
 ) -> Result<(), StageError> {
     let mut writer = TableWriter::new(output, schema, options);
-    writer.push(table)?;
+    writer.push(table.clone())?;
     writer.finish(output)
 }
 
@@ -77,24 +77,32 @@ impl<'a> TableWriter<'a> {
         Self { schema, options, folder, waiting: None, digests: Vec::new(), parts: Vec::new() }
     }
 
-    /// Adds rows. Every piece has the same columns; the metadata are those of the first one.
+    /// Adds rows. Every piece has the same columns; the metadata are those of the first one. Rows that are a part by
+    /// themselves, as a large volume is, are not copied.
     ///
     /// # Errors
     /// As [`write()`].
-    pub fn push(&mut self, rows: &Table) -> Result<(), StageError> {
+    pub fn push(&mut self, rows: Table) -> Result<(), StageError> {
         let rows = ordered(self.schema, rows)?;
         self.digests.extend(row_digests(&rows));
-        let table = match self.waiting.take() {
+        let mut table = match self.waiting.take() {
             None => rows,
             Some(waiting) => waiting.append(rows)?,
         };
         let mut start = 0;
         for end in part_ends(&self.digests, self.options.shard_rows) {
-            self.write_part(&table, start..end)?;
+            let part = if start == 0 && end == table.rows() {
+                let nothing = select(&table, 0..0);
+                std::mem::replace(&mut table, nothing)
+            } else {
+                select(&table, start..end)
+            };
+            self.write_part(part, start)?;
             start = end;
         }
         self.digests.drain(..start);
-        self.waiting = Some(if start == 0 { table } else { select(&table, start..table.rows()) });
+        self.waiting =
+            Some(if start == 0 || table.rows() == 0 { table } else { select(&table, start..table.rows()) });
         Ok(())
     }
 
@@ -108,18 +116,20 @@ impl<'a> TableWriter<'a> {
         })?;
         // A table without rows still has one part: its schema has to be somewhere.
         if table.rows() > 0 || self.parts.is_empty() {
-            self.write_part(&table, 0..table.rows())?;
+            self.write_part(table, 0)?;
         }
         output.set_table(self.parts);
         Ok(())
     }
 
-    fn write_part(&mut self, table: &Table, range: Range<usize>) -> Result<(), StageError> {
+    /// Writes a part, whose digests begin at `first`.
+    fn write_part(&mut self, part: Table, first: usize) -> Result<(), StageError> {
         let path = format!("part-{:05}.parquet", self.parts.len());
-        let digest = part_digest(self.schema.name, self.schema.version, &self.digests[range.clone()]);
-        let rows = range.len() as u64;
-        write_part(&self.folder.join(&path), self.schema, select(table, range), self.options.provenance)?;
-        self.parts.push(TablePart { path, digest, rows });
+        let rows = part.rows();
+        let digests = &self.digests[first..first + rows];
+        let digest = part_digest(self.schema.name, self.schema.version, digests);
+        write_part(&self.folder.join(&path), self.schema, part, self.options.provenance)?;
+        self.parts.push(TablePart { path, digest, rows: rows as u64 });
         Ok(())
     }
 }
@@ -129,14 +139,15 @@ fn select(table: &Table, range: Range<usize>) -> Table {
 }
 
 /// The columns in schema order, further ones after them; required values checked.
-fn ordered(schema: &TableSchema, table: &Table) -> Result<Table, StageError> {
+fn ordered(schema: &TableSchema, mut table: Table) -> Result<Table, StageError> {
     let mistake = |reason: String| StageError::failed(format!("table `{}`: {reason}", schema.name));
-    let mut ordered = Table { metadata: table.metadata.clone(), ..Table::new() };
+    let rows = table.rows();
+    let mut ordered = Table { metadata: std::mem::take(&mut table.metadata), ..Table::new() };
     for field in schema.fields {
-        let column = match table.column(field.name) {
-            Some(column) => column.clone(),
+        let column = match table.take(field.name) {
+            Some(column) => column,
             None if field.required => return Err(mistake(format!("column `{}` is missing", field.name))),
-            None => empty(field.kind, table.rows()),
+            None => empty(field.kind, rows),
         };
         if !field.kind.fits(&column) {
             return Err(mistake(format!("column `{}` has another type than {:?}", field.name, field.kind)));
@@ -149,10 +160,8 @@ fn ordered(schema: &TableSchema, table: &Table) -> Result<Table, StageError> {
         }
         ordered = ordered.with(field.name, column);
     }
-    for (name, column) in table.columns() {
-        if schema.fields.iter().all(|field| field.name != name) {
-            ordered = ordered.with(name, column.clone());
-        }
+    for (name, column) in table.into_columns() {
+        ordered = ordered.with(&name, column);
     }
     Ok(ordered)
 }
@@ -252,8 +261,10 @@ fn write_part(
     }
     let is_three = |name: &str| schema.fields.iter().any(|field| field.name == name && field.kind.is_three());
     let batch = record_batch(&rows, &is_three).map_err(|error| StageError::because(doing(), error))?;
+    let properties = properties(schema, &rows);
+    drop(rows);
     let file = File::create(path).map_err(|error| StageError::environment(doing(), error))?;
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties(schema, &rows)))
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties))
         .map_err(|error| StageError::because(doing(), error))?;
     writer.write(&batch).and_then(|()| writer.close().map(|_| ())).map_err(|error| match error {
         // The writer wraps what the disk says.
@@ -375,10 +386,10 @@ mod tests {
         let mut writer =
             TableWriter::new(&output, &schema, WriteOptions { shard_rows: 64, provenance: "{}" });
         for piece in rows.chunks(37) {
-            writer.push(&captions(piece.iter().copied())).unwrap();
+            writer.push(captions(piece.iter().copied())).unwrap();
             assert!(writer.digests.len() < 4 * 64);
         }
-        writer.push(&captions([])).unwrap();
+        writer.push(captions([])).unwrap();
         writer.finish(&mut output).unwrap();
         let pieces: Vec<_> = output.table().unwrap().iter().map(|part| (part.digest, part.rows)).collect();
         assert_eq!(pieces, whole);

@@ -67,7 +67,7 @@ fn volumes() {
             spacing_in_plane: number("xy_spacing_mm"),
             spacing_between_planes: number("z_spacing_mm"),
         };
-        let (units, size) = preprocessor.hounsfield_units(&scan).unwrap();
+        let (units, size) = preprocessor.hounsfield_units(&scan, |unit| unit as f32).unwrap();
         let units = Tensor::from_vec(units, size.to_vec(), &Device::Cpu).unwrap();
         golden.compare(&format!("{case}.resized_hu_dhw"), &units, EXACT);
         let volume = preprocessor.volume(&scan).unwrap();

@@ -6,7 +6,7 @@ use pipe_models::preprocess::volume::{CtPreprocessor, CtScan};
 
 use super::Params;
 use super::tables::Acquisition;
-use crate::ingest::nifti;
+use crate::ingest::nifti::{self, Nifti, Voxels};
 use crate::ingest::sheets::middle_slice;
 use crate::ingest::source::{SourceFile, SourceFiles};
 
@@ -39,15 +39,44 @@ pub(super) fn file<'a>(files: &'a SourceFiles, id: &str) -> Option<&'a SourceFil
     files.named(&name).find(corrected).or_else(|| files.ending(&name))
 }
 
-/// Reads a volume and brings it to the wanted spacing.
+/// Reads a volume and brings it to the wanted spacing. At most the voxels as stored and as written are in memory.
 pub(super) fn prepare(file: &SourceFile, acquisition: &Acquisition, params: &Params) -> Result<Scan, String> {
     let read = nifti::read(file)?;
+    let (units, shape, spacing) = match &read.voxels {
+        Voxels::I8(voxels) => units(voxels, &read, acquisition, params),
+        Voxels::U8(voxels) => units(voxels, &read, acquisition, params),
+        Voxels::I16(voxels) => units(voxels, &read, acquisition, params),
+        Voxels::U16(voxels) => units(voxels, &read, acquisition, params),
+        Voxels::F32(voxels) => units(voxels, &read, acquisition, params),
+    }?;
+    let voxels = units.into_flattened();
+    if voxels.len() > i32::MAX as usize {
+        return Err(format!("it has {} voxels, more than a cell of a table can hold", voxels.len() / 2));
+    }
+    Ok(Scan {
+        digest: Digest::of(&voxels),
+        voxels,
+        shape: shape.iter().map(|size| *size as i32).collect(),
+        spacing: spacing.iter().map(|size| *size as f32).collect(),
+    })
+}
+
+/// Hounsfield units as i16, low byte first; slices, rows and columns, and the millimetres between them.
+type Units = (Vec<[u8; 2]>, [usize; 3], [f64; 3]);
+
+fn units<T>(voxels: &[T], read: &Nifti, acquisition: &Acquisition, params: &Params) -> Result<Units, String>
+where
+    T: Copy + Sync,
+    f64: From<T>,
+{
     let [rows, columns, slices] = read.shape;
     // The header's own factors, which are 1 and 0 in what is published, come before those of the metadata.
     let slope = acquisition.slope * read.slope;
     let intercept = acquisition.slope * read.intercept + acquisition.intercept;
     let [low, high] = params.window.map(|bound| bound as f64);
-    let (units, shape, spacing) = if let [z, x, y] = params.spacing[..] {
+    // A unit is rounded as a number of 32 bits.
+    let stored = |unit: f64| ((unit as f32).round() as i16).to_le_bytes();
+    if let [z, x, y] = params.spacing[..] {
         let preprocessor = CtPreprocessor {
             spacing: [z, x, y],
             window: [low, high],
@@ -55,34 +84,22 @@ pub(super) fn prepare(file: &SourceFile, acquisition: &Acquisition, params: &Par
             ..CtPreprocessor::ct_clip()
         };
         let scan = CtScan {
-            voxels: &read.voxels,
+            voxels,
             shape: read.shape,
             slope,
             intercept,
             spacing_in_plane: acquisition.in_plane,
             spacing_between_planes: acquisition.between_planes,
         };
-        let (units, shape) = preprocessor.hounsfield_units(&scan).map_err(|error| error.to_string())?;
-        (units, shape, [z, x, y])
-    } else {
-        let mut units = Vec::with_capacity(read.voxels.len());
-        for slice in 0..slices {
-            for place in 0..rows * columns {
-                let voxel = f64::from(read.voxels[place * slices + slice]);
-                units.push((slope * voxel + intercept).clamp(low, high) as f32);
-            }
-        }
-        let spacing = [acquisition.between_planes, acquisition.in_plane, acquisition.in_plane];
-        (units, [slices, rows, columns], spacing)
-    };
-    if units.len() * 2 > i32::MAX as usize {
-        return Err(format!("it has {} voxels, more than a cell of a table can hold", units.len()));
+        let resampled = preprocessor.hounsfield_units(&scan, stored);
+        let (units, shape) = resampled.map_err(|error| error.to_string())?;
+        return Ok((units, shape, [z, x, y]));
     }
-    let voxels: Vec<u8> = units.iter().flat_map(|unit| (unit.round() as i16).to_le_bytes()).collect();
-    Ok(Scan {
-        digest: Digest::of(&voxels),
-        voxels,
-        shape: shape.iter().map(|size| *size as i32).collect(),
-        spacing: spacing.iter().map(|size| *size as f32).collect(),
-    })
+    let mut units = Vec::with_capacity(voxels.len());
+    for slice in 0..slices {
+        let of_slice = voxels.iter().skip(slice).step_by(slices);
+        units.extend(of_slice.map(|voxel| stored((slope * f64::from(*voxel) + intercept).clamp(low, high))));
+    }
+    let spacing = [acquisition.between_planes, acquisition.in_plane, acquisition.in_plane];
+    Ok((units, [slices, rows, columns], spacing))
 }

@@ -1,6 +1,6 @@
 //! What the CSV files of CT-RATE say of each volume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pipe_engine::StageError;
 
@@ -71,16 +71,34 @@ pub(super) struct Acquisition {
     pub(super) intercept: f64,
 }
 
-/// Rows of a file by volume; a volume that stands twice, and a row that cannot be read, is rejected.
+/// The volumes that a table of metadata names.
+struct Named<'a> {
+    table: &'a SourceFile,
+    volumes: BTreeSet<String>,
+}
+
+impl Named<'_> {
+    /// Whether the table names a volume.
+    fn check(&self, volume: &str) -> Result<(), String> {
+        match self.volumes.contains(volume) {
+            true => Ok(()),
+            false => Err(format!("`{}` does not name its volume", self.table.name())),
+        }
+    }
+}
+
+/// Rows of a file by volume; a volume that stands twice, and a row that cannot be read, is rejected. `volumes` becomes
+/// every volume that the file names, rejected or not.
 fn by_volume<T>(
     csv: &mut CsvFile<'_>,
     file: &SourceFile,
+    volumes: &mut BTreeSet<String>,
     rejects: &mut Rejects,
-    read: impl Fn(&CsvRow) -> Result<T, String>,
+    read: impl Fn(&str, &CsvRow) -> Result<T, String>,
 ) -> Result<Vec<(String, usize, T)>, StageError> {
     let name = csv.column("VolumeName")?;
     let mut rows = Vec::new();
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     while let Some(row) = csv.next_row()? {
         let row = match row {
             Ok(row) => row,
@@ -94,7 +112,8 @@ fn by_volume<T>(
             continue;
         };
         let volume = volume.trim_end_matches(".nii.gz").to_owned();
-        let taken = read(&row).and_then(|value| match seen.insert(volume.clone()) {
+        volumes.insert(volume.clone());
+        let taken = read(&volume, &row).and_then(|value| match seen.insert(volume.clone()) {
             true => Ok(value),
             false => Err("its volume stands twice".to_owned()),
         });
@@ -147,6 +166,47 @@ fn caption_of(findings: Option<&str>, impression: Option<&str>, caption: Caption
     parts.flat_map(str::chars).filter(|character| !LEFT_OUT.contains(character)).collect()
 }
 
+/// The labels of a file by volume; those of no volume are rejected.
+fn labels(
+    file: &SourceFile,
+    named: &Named<'_>,
+    rejects: &mut Rejects,
+) -> Result<BTreeMap<String, Vec<i64>>, StageError> {
+    let mut csv = CsvFile::open(file, b',')?;
+    let columns = label_columns(&csv)?;
+    let rows = by_volume(&mut csv, file, &mut BTreeSet::new(), rejects, |volume, row| {
+        named.check(volume)?;
+        bits(row, &columns)
+    })?;
+    Ok(rows.into_iter().map(|(volume, _, bits)| (volume, bits)).collect())
+}
+
+/// The reports of a file by volume; those of no volume are rejected.
+fn reports(
+    file: &SourceFile,
+    named: &Named<'_>,
+    caption: CaptionText,
+    rejects: &mut Rejects,
+) -> Result<BTreeMap<String, Report>, StageError> {
+    let mut csv = CsvFile::open(file, b',')?;
+    let columns = ["ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN"];
+    let columns = columns.map(|name| csv.column(name));
+    let [clinical, technique, findings, impression] = columns;
+    let (clinical, technique, findings, impression) = (clinical?, technique?, findings?, impression?);
+    let rows = by_volume(&mut csv, file, &mut BTreeSet::new(), rejects, |volume, row| {
+        named.check(volume)?;
+        let (findings, impression) = (given(row, findings), given(row, impression));
+        Ok(Report {
+            text: caption_of(findings.as_deref(), impression.as_deref(), caption),
+            clinical_information: given(row, clinical),
+            technique: given(row, technique),
+            findings,
+            impression,
+        })
+    })?;
+    Ok(rows.into_iter().map(|(volume, _, report)| (volume, report)).collect())
+}
+
 /// The volumes that the metadata of both splits name, in their order.
 pub(super) fn read<'a>(
     files: &'a SourceFiles,
@@ -157,40 +217,13 @@ pub(super) fn read<'a>(
     // The validation split has two names.
     for (split, long, short) in [("train", "train", "train"), ("val", "validation", "valid")] {
         let Some(file) = files.ending(&format!("{long}_metadata.csv")) else { continue };
-        let mut labels: BTreeMap<String, Vec<i64>> = BTreeMap::new();
-        if let Some(file) = files.ending(&format!("{short}_predicted_labels.csv")) {
-            let mut csv = CsvFile::open(file, b',')?;
-            let columns = label_columns(&csv)?;
-            let rows = by_volume(&mut csv, file, rejects, |row| bits(row, &columns))?;
-            labels.extend(rows.into_iter().map(|(volume, _, bits)| (volume, bits)));
-        }
-        let mut reports = BTreeMap::new();
-        if let Some(file) = files.ending(&format!("{long}_reports.csv")) {
-            let mut csv = CsvFile::open(file, b',')?;
-            let columns = ["ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN"];
-            let columns = columns.map(|name| csv.column(name));
-            let [clinical, technique, findings, impression] = columns;
-            let (clinical, technique, findings, impression) = (clinical?, technique?, findings?, impression?);
-            let rows = by_volume(&mut csv, file, rejects, |row| {
-                let (findings, impression) = (given(row, findings), given(row, impression));
-                let text = caption_of(findings.as_deref(), impression.as_deref(), caption);
-                let clinical_information = given(row, clinical);
-                Ok(Report {
-                    text,
-                    clinical_information,
-                    technique: given(row, technique),
-                    findings,
-                    impression,
-                })
-            })?;
-            reports.extend(rows.into_iter().map(|(volume, _, report)| (volume, report)));
-        }
         let mut csv = CsvFile::open(file, b',')?;
         let columns =
             ["XYSpacing", "ZSpacing", "RescaleSlope", "RescaleIntercept"].map(|name| csv.column(name));
         let [xy, z, slope, intercept] = columns;
         let (xy, z, slope, intercept) = (xy?, z?, slope?, intercept?);
-        let rows = by_volume(&mut csv, file, rejects, |row| {
+        let mut named = Named { table: file, volumes: BTreeSet::new() };
+        let rows = by_volume(&mut csv, file, &mut named.volumes, rejects, |_, row| {
             Ok(Acquisition {
                 in_plane: number(row, xy, "spacing in the plane")?,
                 between_planes: number(row, z, "spacing between planes")?,
@@ -198,6 +231,14 @@ pub(super) fn read<'a>(
                 intercept: number(row, intercept, "intercept")?,
             })
         })?;
+        let labels = match files.ending(&format!("{short}_predicted_labels.csv")) {
+            Some(file) => labels(file, &named, rejects)?,
+            None => BTreeMap::new(),
+        };
+        let mut reports = match files.ending(&format!("{long}_reports.csv")) {
+            Some(file) => reports(file, &named, caption, rejects)?,
+            None => BTreeMap::new(),
+        };
         for (id, row, acquisition) in rows {
             // train_1_a_1 is the first reconstruction of the scan train_1_a of the patient train_1.
             let scan = id.rsplit_once('_').map(|(scan, _)| scan.to_owned());
@@ -253,7 +294,7 @@ pub(super) fn read_labelled_reports<'a>(
     let (number, text) = (csv.column("AccessionNo")?, csv.column("report_text")?);
     let columns = label_columns(&csv)?;
     let mut volumes = Vec::new();
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     while let Some(row) = csv.next_row()? {
         let row = match row {
             Ok(row) => row,

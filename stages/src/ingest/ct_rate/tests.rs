@@ -77,7 +77,7 @@ fn volumes_reports_and_labels_belong_together() {
         for (row, column, slice) in
             [(0, 0, 0), (height - 1, width - 1, depth - 1), (7, 30, depth / 2), (height / 2, 7, 4)]
         {
-            let stored = f64::from(nifti.voxels[(row * width + column) * depth + slice]);
+            let stored = nifti.voxels.value((row * width + column) * depth + slice);
             let expected = (slope * stored + intercept).clamp(-1000.0, 1000.0).round() as i16;
             assert_eq!(
                 units[(slice * height + row) * width + column],
@@ -230,6 +230,34 @@ fn what_is_damaged_or_missing_is_named() {
     // Without `allow_partial` the tables have to be whole.
     let error = ingest(&published, json!({})).err().unwrap().to_string();
     assert!(error.contains("volumes of the split `train`, 47149 are published"), "{error}");
+}
+
+/// Labels and reports of a volume that the metadata do not name are no row of any table.
+#[test]
+fn labels_and_reports_of_no_volume_are_counted() {
+    let Some(published) = data("fixture-ct-rate/dataset") else { return };
+    let folder = TempDir::new().unwrap();
+    copy(&published, folder.path());
+    let metadata = folder.path().join("metadata/train_metadata.csv");
+    let text = std::fs::read_to_string(&metadata).unwrap();
+    let of = |line: &&str| !line.starts_with("train_2_a_1.nii.gz");
+    let rest: Vec<&str> = text.lines().filter(of).collect();
+    assert_eq!(rest.len(), text.lines().count() - 1);
+    std::fs::write(&metadata, rest.join("\n")).unwrap();
+    let params = |most: i64| json!({ "max_rejects": most, "allow_partial": true });
+    let error = ingest(folder.path(), params(1)).err().unwrap();
+    assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
+    let made = ingest(folder.path(), params(2)).unwrap();
+    let rejects = read(&made["rejects"]).unwrap();
+    assert_eq!(strings(&rejects, "id"), ["train_2_a_1", "train_2_a_1"]);
+    let files = strings(&rejects, "file").join(" ");
+    assert!(files.contains("train_predicted_labels.csv") && files.contains("train_reports.csv"), "{files}");
+    assert!(
+        reasons(&made).iter().all(|reason| reason.contains("`train_metadata.csv` does not name its volume"))
+    );
+    // What stands in a row of the metadata that was rejected is lost with that row.
+    std::fs::write(&metadata, text.replacen("[0.8, 0.8]", "wide", 1)).unwrap();
+    assert_eq!(read(&ingest(folder.path(), params(1)).unwrap()["rejects"]).unwrap().rows(), 1);
 }
 
 /// What the publisher says is no chest is left out: a scan, or one reconstruction of it.

@@ -1,15 +1,17 @@
 //! What is kept of rows until all are read, and the tables that come of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pipe_engine::StageError;
+use pipe_engine::cache::Digest;
 
 use super::Params;
 use crate::ingest::checks::Checks;
+use crate::ingest::pictures::{Content, Picture};
 use crate::ingest::questions::Question;
 use crate::ingest::seen::{Seen, text_key};
-use crate::ingest::source::SourceFiles;
+use crate::ingest::source::{SourceFile, SourceFiles};
 use crate::ingest::splits::SPLITS;
 use crate::table::{Column, Table};
 
@@ -20,11 +22,53 @@ pub(super) enum Written {
     Name(String),
 }
 
+/// A row of a file.
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) path: String,
+    pub(super) number: usize,
+    pub(super) group: Option<String>,
+    pub(super) modality: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) licence: Option<String>,
+    pub(super) labels: Vec<Written>,
+    pub(super) captions: Vec<String>,
+    pub(super) cuis: Option<Vec<String>>,
+    pub(super) question: Option<(String, String)>,
+    pub(super) answer_type: Option<String>,
+}
+
+impl Row {
+    /// Its image, which the row names.
+    pub(super) fn picture<'a>(&self, split: &'static str, file: &'a SourceFile) -> Picture<'a> {
+        Picture {
+            id: self.id.clone(),
+            split,
+            path: if self.path.is_empty() { self.id.clone() } else { self.path.clone() },
+            content: Content::Bytes(self.bytes.clone()),
+            modality: self.modality.clone(),
+            region: self.region.clone(),
+            licence: self.licence.clone(),
+            group: self.group.clone(),
+            named_by: Some((file, self.number)),
+        }
+    }
+}
+
+/// The image that an id names.
+pub(super) struct Named {
+    /// The digest of its bytes.
+    pub(super) digest: Digest,
+    /// Whether it could be decoded.
+    pub(super) is_stored: bool,
+}
+
 /// What is kept of rows until all are read.
 #[derive(Default)]
 pub(super) struct Rows {
-    /// Ids that are taken.
-    pub(super) ids: BTreeSet<String>,
+    /// The images that were met, by id.
+    pub(super) images: BTreeMap<String, Named>,
     pub(super) labels: Vec<(String, &'static str, Vec<Written>)>,
     /// Id, split, caption and concepts.
     pub(super) captions: Vec<(String, &'static str, String, Option<Vec<String>>)>,

@@ -144,6 +144,49 @@ fn splits_are_drawn_where_none_is_named_and_labels_may_be_names() {
 }
 
 #[test]
+fn an_id_names_one_image_in_all_splits() {
+    let folder = TempDir::new().unwrap();
+    let texts = |values: &[&str]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
+    let write = |file: &str, pictures: [Vec<u8>; 3], words: &[&str]| {
+        let columns = vec![
+            ("image", images(&pictures.map(Some))),
+            ("id", texts(&["a", "a", "b"])),
+            ("text", texts(words)),
+            ("answer", texts(&["yes", "no", "yes"])),
+        ];
+        self::write(&folder.path().join(file), columns, None);
+    };
+    write("train.parquet", [picture(0), picture(0), picture(1)], &["one", "the same again", "two"]);
+    // An image of the same id that is another, in the block of the first one and in another split.
+    write("test.parquet", [picture(0), picture(2), picture(3)], &["as in training", "another", "a third"]);
+    for (text, table) in [("caption", "captions"), ("question", "questions")] {
+        let mut columns = json!({ "id": "id", text: "text" });
+        if text == "question" {
+            columns["answer"] = json!("answer");
+        }
+        let params = |most: i64| json!({ "columns": columns, "max_rejects": most });
+        let error = ingest(&folder, params(1)).err().unwrap().to_string();
+        assert!(error.contains("row 2: the id `a` names another image"), "{error}");
+        let made = ingest(&folder, params(2)).unwrap();
+        let stored = read(&made["images"]).unwrap();
+        assert_eq!(strings(&stored, "image_id"), ["a", "b"]);
+        assert_eq!(stored.images("image").unwrap()[0].as_ref().unwrap().0, picture(0));
+        let said = read(&made[table]).unwrap();
+        assert_eq!(strings(&said, text), ["one", "the same again", "two", "as in training"]);
+        let rejects = read(&made["rejects"]).unwrap();
+        assert_eq!(rejects.int64("row").unwrap(), [Some(2), Some(3)]);
+        assert_eq!(strings(&rejects, "file"), ["test.parquet", "test.parquet"]);
+    }
+    // Every row of an image that cannot be decoded is counted.
+    write("test.parquet", [b"none".to_vec(), b"none".to_vec(), picture(1)], &["one", "two", "three"]);
+    std::fs::remove_file(folder.path().join("train.parquet")).unwrap();
+    let made =
+        ingest(&folder, json!({ "columns": { "id": "id", "caption": "text" }, "max_rejects": 2 })).unwrap();
+    assert_eq!(read(&made["rejects"]).unwrap().int64("row").unwrap(), [Some(1), Some(2)]);
+    assert!(reasons(&made).iter().all(|reason| reason.contains("cannot be decoded")));
+}
+
+#[test]
 fn what_cannot_be_used_is_listed_or_refused() {
     let folder = TempDir::new().unwrap();
     let labels: ArrayRef = Arc::new(Int64Array::from(vec![Some(0), Some(1), None, Some(1), Some(0)]));

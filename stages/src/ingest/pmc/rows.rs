@@ -47,7 +47,7 @@ impl Row {
 pub(super) enum Found {
     /// A pair.
     Pair(Row),
-    /// A figure that lacks something that figures may lack.
+    /// A figure of an article that lacks something that figures may lack.
     Without(&'static str),
     /// What cannot be used, and why.
     Bad(String),
@@ -115,7 +115,7 @@ fn pair(
 ) -> Found {
     let (image, caption) = match (image, caption) {
         (None, _) => return Found::Bad("it names no image".to_owned()),
-        (_, None) => return Found::Without("figure without a caption"),
+        (Some(image), None) => return Found::Bad(format!("the image `{image}` has no caption")),
         (Some(image), Some(caption)) => (image.to_owned(), caption.to_owned()),
     };
     let article = article_of(&image);

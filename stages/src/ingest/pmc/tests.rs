@@ -136,18 +136,22 @@ fn what_cannot_be_used_is_listed_with_its_line() {
         r#"{"image": "cut.jpg", "caption": "damaged"}"#,
         r#"{"image": "gif.gif", "caption": "not read"}"#,
         r#"{"image": "a.jpg", "caption": 7}"#,
+        r#"{"image": "cut.jpg", "caption": "of the damaged one too"}"#,
+        r#"{"image": "a.jpg", "caption": null}"#,
+        r#"{"image": "a.jpg", "caption": "  "}"#,
     ];
     std::fs::write(folder.path().join("train.jsonl"), lines.join("\n")).unwrap();
     let error = ingest(folder.path(), json!({})).err().unwrap();
     assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
-    let made = ingest(folder.path(), json!({ "max_rejects": 6 })).unwrap();
+    let made = ingest(folder.path(), json!({ "max_rejects": 9 })).unwrap();
     let captions = read(&made["captions"]).unwrap();
     assert_eq!(strings(&captions, "caption"), ["one", "the same image again", "7"]);
     assert_eq!(read(&made["images"]).unwrap().rows(), 1);
     let rejects = read(&made["rejects"]).unwrap();
     let mut rows: Vec<i64> = rejects.int64("row").unwrap().iter().flatten().copied().collect();
     rows.sort_unstable();
-    assert_eq!(rows, [2, 3, 4, 6, 7, 8]);
+    assert_eq!(rows, [2, 3, 4, 6, 7, 8, 10, 11, 12]);
+    assert!(checks(&made, "figure without a caption").is_empty());
     let reasons = reasons(&made).join("; ");
     for part in [
         "no JSON",
@@ -155,7 +159,14 @@ fn what_cannot_be_used_is_listed_with_its_line() {
         "names no image",
         "there is no image `../../etc/passwd`",
         "cannot be decoded",
+        "its image `cut.jpg` cannot be decoded",
+        "the image `a.jpg` has no caption",
     ] {
         assert!(reasons.contains(part), "{reasons}");
     }
+    // A field of a CSV file that is empty is no caption either.
+    std::fs::remove_file(folder.path().join("train.jsonl")).unwrap();
+    std::fs::write(folder.path().join("train.csv"), "image,caption\na.jpg,one\na.jpg,\n").unwrap();
+    let error = ingest(folder.path(), json!({})).err().unwrap().to_string();
+    assert!(error.contains("row 3: the image `a.jpg` has no caption"), "{error}");
 }

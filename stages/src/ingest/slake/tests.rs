@@ -182,6 +182,38 @@ fn damaged_annotations_are_listed() {
     assert!(error.contains("it has no file `validate.json`"), "{error}");
 }
 
+#[test]
+fn every_question_that_lacks_its_image_is_counted() {
+    let Some(published) = data("fixture-slake") else { return };
+    let folder = TempDir::new().unwrap();
+    copy(&published, folder.path());
+    let asked = |split: &str| -> Vec<String> {
+        let records = json_records(&folder.path().join(split)).into_iter();
+        let english = records.filter(|record| record["q_lang"] == "en");
+        english.map(|record| record["img_name"].as_str().unwrap().to_owned()).collect()
+    };
+    let training = asked("train.json");
+    let of = |image: &String| training.iter().filter(|one| *one == image).count() as i64;
+    let image = training.iter().find(|image| of(image) > 1).unwrap();
+    let path = folder.path().join("imgs").join(image);
+    for damaged in [true, false] {
+        if damaged {
+            std::fs::write(&path, b"none").unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
+        let params = |most: i64| json!({ "allow_partial": true, "max_rejects": most });
+        assert!(ingest(folder.path(), params(of(image) - 1)).is_err());
+        let made = ingest(folder.path(), params(of(image))).unwrap();
+        let rejects = read(&made["rejects"]).unwrap();
+        assert_eq!(rejects.rows() as i64, of(image));
+        let name = image.trim_end_matches("/source.jpg");
+        assert!(strings(&rejects, "reason").iter().all(|reason| reason.contains(name)));
+        let all = training.len() + asked("validate.json").len() + asked("test.json").len();
+        assert_eq!(read(&made["questions"]).unwrap().rows() + rejects.rows(), all);
+    }
+}
+
 /// The images in an archive of their own, as Hugging Face has them, give the same tables.
 #[test]
 fn archives_give_what_folders_give() {

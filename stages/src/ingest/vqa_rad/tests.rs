@@ -285,6 +285,36 @@ fn what_is_wrong_is_refused_with_its_record() {
     assert!(error.contains("it has neither"), "{error}");
 }
 
+#[test]
+fn every_question_that_lacks_its_image_is_counted() {
+    let folder = small(|records| {
+        records[0]["image_name"] = json!("synpic2.jpg");
+        records[2]["image_name"] = json!("synpic2.jpg");
+    });
+    let params = |most: i64| json!({ "allow_partial": true, "max_rejects": most });
+    for reason in ["its image `synpic2.jpg` cannot be decoded", "there is no image `synpic2.jpg`"] {
+        if reason.contains("decoded") {
+            std::fs::write(folder.path().join("synpic2.jpg"), b"none").unwrap();
+        } else {
+            std::fs::remove_file(folder.path().join("synpic2.jpg")).unwrap();
+        }
+        let error = ingest(folder.path(), params(1)).err().unwrap();
+        assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
+        let made = ingest(folder.path(), params(2)).unwrap();
+        let rejects = read(&made["rejects"]).unwrap();
+        assert_eq!(rejects.int64("row").unwrap(), [Some(1), Some(3)]);
+        assert_eq!(strings(&rejects, "reason")[1], reason);
+        assert!(strings(&rejects, "reason")[0].contains("synpic2.jpg"));
+        assert_eq!(read(&made["questions"]).unwrap().int64("qid").unwrap(), [Some(1)]);
+    }
+    // No question at all is no data set.
+    std::fs::remove_file(folder.path().join("synpic1.jpg")).unwrap();
+    let error = ingest(folder.path(), params(9)).err().unwrap().to_string();
+    assert!(error.contains("no question with an image is left"), "{error}");
+    let keep = json!({ "allow_partial": true, "missing_images": "keep" });
+    assert_eq!(read(&ingest(folder.path(), keep).unwrap()["questions"]).unwrap().rows(), 3);
+}
+
 /// The files of the MEVF code with other numbers do not tell whose wording a templated one is.
 #[test]
 fn wordings_that_are_not_numbered_behind_their_questions_are_told_by_nobody() {
