@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use super::elementwise::{dot, softmax_rows, vectorised};
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::product::{Matrix, product};
+use super::panels::{Panels, Start, multiply};
+use super::product::Matrix;
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 
 /// How the scores of attention are made of queries and keys, and which of them count.
@@ -100,6 +101,11 @@ struct Attention {
     seen: Option<Arc<[bool]>>,
 }
 
+/// `out = start + scale * a b`.
+fn product(a: Matrix<'_>, b: Matrix<'_>, scale: f32, start: Start<'_>, out: &mut [f32], row_stride: usize) {
+    multiply(a, &Panels::pack(b, false), scale, start, out, row_stride);
+}
+
 /// One sample: its sizes and what its scores are made of.
 #[derive(Clone, Copy)]
 struct Sample<'a> {
@@ -126,15 +132,15 @@ impl<'a> Sample<'a> {
     /// The probabilities of one head, `[tokens, tokens]`.
     fn probabilities(self, packed: &[f32], head: usize, out: &mut [f32]) {
         let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
-        let accumulate = match self.bias {
+        let start = match self.bias {
             Some(bias) => {
                 let area = self.tokens * self.tokens;
                 out.copy_from_slice(&bias[head * area..(head + 1) * area]);
-                true
+                Start::Kept
             }
-            None => false,
+            None => Start::Zero,
         };
-        product(queries, keys.transposed(), self.scale, accumulate, out, self.tokens, false);
+        product(queries, keys.transposed(), self.scale, start, out, self.tokens);
         softmax_rows(out, self.tokens, self.causal, self.seen);
     }
 
@@ -145,7 +151,7 @@ impl<'a> Sample<'a> {
             self.probabilities(packed, head, &mut probabilities);
             let p = Matrix::new(&probabilities, tokens, tokens, tokens);
             let start = head * self.head();
-            product(p, self.part(packed, 2, head), 1.0, false, &mut out[start..], self.width, false);
+            product(p, self.part(packed, 2, head), 1.0, Start::Zero, &mut out[start..], self.width);
         }
     }
 
@@ -169,10 +175,10 @@ impl<'a> Sample<'a> {
             let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
             // dV = P^T dO.
             let dvalues = &mut dpacked[2 * width + start..];
-            product(p.transposed(), dout_head, 1.0, false, dvalues, triple, false);
+            product(p.transposed(), dout_head, 1.0, Start::Zero, dvalues, triple);
             // dP = dO V^T, then dS = P * (dP - rowsum(dO * O)).
             let values = self.part(packed, 2, head);
-            product(dout_head, values.transposed(), 1.0, false, &mut dscores, tokens, false);
+            product(dout_head, values.transposed(), 1.0, Start::Zero, &mut dscores, tokens);
             vectorised(|| {
                 for token in 0..tokens {
                     let place = token * width + start..token * width + start + head_width;
@@ -190,9 +196,9 @@ impl<'a> Sample<'a> {
             let ds = Matrix::new(&dscores, tokens, tokens, tokens);
             // dQ = scale dS K, dK = scale dS^T Q.
             let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
-            product(ds, keys, self.scale, false, &mut dpacked[start..], triple, false);
+            product(ds, keys, self.scale, Start::Zero, &mut dpacked[start..], triple);
             let dkeys = &mut dpacked[width + start..];
-            product(ds.transposed(), queries, self.scale, false, dkeys, triple, false);
+            product(ds.transposed(), queries, self.scale, Start::Zero, dkeys, triple);
         }
     }
 }

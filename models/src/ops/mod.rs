@@ -27,6 +27,7 @@ mod layer_norm;
 mod linear;
 mod masked;
 mod norm;
+mod panels;
 mod pool;
 mod product;
 mod recompute;

@@ -1,0 +1,538 @@
+//! Matrix products by a kernel of our own, over a right side that lies packed in panels of 32 columns.
+//!
+//! A value of the result is a sum over the inner dimension in its order: fused multiply-adds from 0 on, in blocks of
+//! [`DEPTH`] terms that are added in order. So its bits depend neither on the number of threads, nor on how many
+//! rows there are beside it, nor on the width of the machine's vectors. (Machines without a fused multiply-add round
+//! twice; their class of digits is another.)
+//!
+//! The tile of 12 rows and 32 columns is the largest whose sums stay in the registers of AVX-512 (Goto and van de Geijn
+//! 2008): 24 of sums, two of the panel, the rest for broadcasts of the left side.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+use super::product::Matrix;
+
+/// Columns of a panel.
+const COLUMNS: usize = 32;
+/// Terms of a partial sum: a panel of that depth fits into the cache of the second level beside the rows.
+const DEPTH: usize = 768;
+/// Rows of a block: the rows that a panel is used for while it is in the cache.
+pub(super) const BLOCK: usize = 96;
+/// Lines from one packed row to the next; not a power of two, whose rows would share the sets of the cache.
+const STRIDE: usize = DEPTH / COLUMNS + 1;
+
+/// One row of a panel: two cache lines.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; COLUMNS]);
+
+const EMPTY: Line = Line([0.0; COLUMNS]);
+
+/// The right side of a product, `[depth, columns]`, panel by panel; zeros fill the last one.
+pub(super) struct Panels {
+    lines: Vec<Line>,
+    depth: usize,
+    columns: usize,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// Nothing.
+    Zero,
+    /// A row, in every row.
+    Row(&'a [f32]),
+    /// What the result holds.
+    Kept,
+}
+
+impl Panels {
+    /// Packs a matrix; with `parallel`, its panels side by side.
+    pub(super) fn pack(b: Matrix<'_>, parallel: bool) -> Self {
+        let mut lines = vec![EMPTY; b.columns.div_ceil(COLUMNS) * b.rows];
+        let pack = |(panel, lines): (usize, &mut [Line])| {
+            let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
+            if b.column_stride == 1 {
+                for (row, line) in lines.iter_mut().enumerate() {
+                    let from = row * b.row_stride;
+                    line.0[..columns.len()]
+                        .copy_from_slice(&b.values[from + columns.start..from + columns.end]);
+                }
+                return;
+            }
+            // Sixteen rows at a time: what a column has of them lies in one or two cache lines.
+            for (group, lines) in lines.chunks_mut(16).enumerate() {
+                for (place, column) in columns.clone().enumerate() {
+                    let from = column * b.column_stride + group * 16 * b.row_stride;
+                    for (row, line) in lines.iter_mut().enumerate() {
+                        line.0[place] = b.values[from + row * b.row_stride];
+                    }
+                }
+            }
+        };
+        if parallel && b.rows > 0 {
+            lines.par_chunks_exact_mut(b.rows).enumerate().for_each(pack);
+        } else if b.rows > 0 {
+            lines.chunks_exact_mut(b.rows).enumerate().for_each(pack);
+        }
+        Self { lines, depth: b.rows, columns: b.columns }
+    }
+
+    fn count(&self) -> usize {
+        self.columns.div_ceil(COLUMNS)
+    }
+}
+
+/// `out = start + scale * a b` on this thread; rows of `out` lie `row_stride` apart.
+pub(super) fn multiply(
+    a: Matrix<'_>,
+    b: &Panels,
+    scale: f32,
+    start: Start<'_>,
+    out: &mut [f32],
+    row_stride: usize,
+) {
+    check(a, b, start, out.len(), row_stride);
+    // SAFETY: `check` compared the sizes, and `out` is borrowed mutably.
+    unsafe { rectangle(a, 0..a.rows, b, 0..b.count(), scale, start, out.as_mut_ptr(), row_stride) }
+}
+
+/// As [`multiply`], by all threads of the pool.
+pub(super) fn multiply_parallel(
+    a: Matrix<'_>,
+    b: &Panels,
+    scale: f32,
+    start: Start<'_>,
+    out: &mut [f32],
+    row_stride: usize,
+) {
+    check(a, b, start, out.len(), row_stride);
+    let out = Destination(out.as_mut_ptr());
+    let (blocks, threads) = (a.rows.div_ceil(BLOCK), rayon::current_num_threads());
+    // Few rows: the columns are shared too.
+    let groups = if blocks >= 4 * threads { 1 } else { (4 * threads).div_ceil(blocks.max(1)).min(b.count()) };
+    let width = b.count().div_ceil(groups.max(1));
+    (0..blocks * groups).into_par_iter().for_each(|task| {
+        let (block, group) = (task / groups, task % groups);
+        let rows = block * BLOCK..((block + 1) * BLOCK).min(a.rows);
+        let panels = (group * width).min(b.count())..((group + 1) * width).min(b.count());
+        // SAFETY: as in `multiply`; tasks write to rectangles that do not overlap.
+        unsafe { rectangle(a, rows, b, panels, scale, start, out.pointer(), row_stride) }
+    });
+}
+
+/// A matrix that several threads write to, each to its own part.
+#[derive(Clone, Copy)]
+struct Destination(*mut f32);
+
+// SAFETY: a pointer is a number; what is written through it is argued for where it is used.
+unsafe impl Send for Destination {}
+// SAFETY: as above.
+unsafe impl Sync for Destination {}
+
+impl Destination {
+    fn pointer(self) -> *mut f32 {
+        self.0
+    }
+}
+
+fn check(a: Matrix<'_>, b: &Panels, start: Start<'_>, length: usize, row_stride: usize) {
+    assert_eq!(a.columns, b.depth, "inner dimensions agree");
+    let last = if a.rows == 0 || b.columns == 0 { 0 } else { (a.rows - 1) * row_stride + b.columns };
+    assert!(row_stride >= b.columns && length >= last, "the result fits");
+    if let Start::Row(row) = start {
+        assert_eq!(row.len(), b.columns, "a row of the result");
+    }
+    #[cfg(test)]
+    super::product::count();
+}
+
+thread_local! {
+    /// The packed left side, kept for the next product. It is taken out while it is used, so that nothing is borrowed.
+    static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// The part of a product in these rows and panels.
+///
+/// # Safety
+/// `out` is valid for the rows of `a` and the columns of `b` at this stride, and nobody else touches the rectangle
+/// meanwhile.
+#[allow(clippy::too_many_arguments, reason = "a product is all of this")]
+unsafe fn rectangle(
+    a: Matrix<'_>,
+    rows: Range<usize>,
+    b: &Panels,
+    panels: Range<usize>,
+    scale: f32,
+    start: Start<'_>,
+    out: *mut f32,
+    row_stride: usize,
+) {
+    let level = Level::of_machine();
+    let mut packed = PACKED.take();
+    packed.resize(BLOCK * STRIDE, EMPTY);
+    for first in rows.clone().step_by(BLOCK) {
+        let count = BLOCK.min(rows.end - first);
+        // Without terms there still is a start.
+        for from in (0..a.columns.max(1)).step_by(DEPTH) {
+            let depth = from..(from + DEPTH).min(a.columns);
+            pack_rows(a, first..first + count, depth.clone(), &mut packed);
+            for panel in panels.clone() {
+                let lines = &b.lines[panel * b.depth..][depth.clone()];
+                let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
+                let start = match start {
+                    _ if from > 0 => Start::Kept,
+                    Start::Row(row) => Start::Row(&row[columns.clone()]),
+                    start => start,
+                };
+                let mut row = 0;
+                while row < count {
+                    let height = level.height().min(count - row);
+                    let tile = Tile {
+                        a: &packed[row * STRIDE..(row + height) * STRIDE],
+                        panel: lines,
+                        columns: columns.len(),
+                        scale,
+                        start,
+                        // SAFETY: the place lies inside the result.
+                        out: unsafe { out.add((first + row) * row_stride + columns.start) },
+                        row_stride,
+                    };
+                    // SAFETY: the tile lies inside the rectangle, and the level is the machine's.
+                    unsafe { level.run(height, tile) };
+                    row += height;
+                }
+            }
+        }
+    }
+    PACKED.set(packed);
+}
+
+/// Copies a block of the left side, row by row, rows [`STRIDE`] lines apart.
+fn pack_rows(a: Matrix<'_>, rows: Range<usize>, depth: Range<usize>, packed: &mut [Line]) {
+    let terms = depth.len();
+    if a.column_stride == 1 {
+        for (row, lines) in rows.zip(packed.chunks_exact_mut(STRIDE)) {
+            let from = row * a.row_stride;
+            for (line, values) in
+                lines.iter_mut().zip(a.values[from + depth.start..from + depth.end].chunks(COLUMNS))
+            {
+                line.0[..values.len()].copy_from_slice(values);
+            }
+        }
+        return;
+    }
+    for group in (0..terms).step_by(COLUMNS) {
+        let size = COLUMNS.min(terms - group);
+        for (row, lines) in rows.clone().zip(packed.chunks_exact_mut(STRIDE)) {
+            let from = row * a.row_stride + (depth.start + group) * a.column_stride;
+            let line = &mut lines[group / COLUMNS].0[..size];
+            for (place, value) in line.iter_mut().enumerate() {
+                *value = a.values[from + place * a.column_stride];
+            }
+        }
+    }
+}
+
+/// One tile of the result, of at most as many rows as the left side has.
+struct Tile<'a> {
+    /// Packed rows, [`STRIDE`] lines each.
+    a: &'a [Line],
+    panel: &'a [Line],
+    columns: usize,
+    scale: f32,
+    start: Start<'a>,
+    out: *mut f32,
+    row_stride: usize,
+}
+
+/// Which instructions compute tiles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// What the compiler makes of loops, with fused multiply-adds.
+    Fused,
+    /// The same without.
+    Plain,
+}
+
+impl Level {
+    fn of_machine() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if !std::is_x86_feature_detected!("fma") {
+                return Self::Plain;
+            }
+        }
+        Self::Fused
+    }
+
+    /// Rows of a full tile.
+    fn height(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 12,
+            // Twelve registers of sums, if a register holds eight values.
+            Self::Fused | Self::Plain => 3,
+        }
+    }
+
+    /// Computes a tile of `height` rows.
+    ///
+    /// # Safety
+    /// The machine has the instructions, and `tile.out` is valid for the tile's rows and columns.
+    unsafe fn run(self, height: usize, tile: Tile<'_>) {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx512 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match height {
+                    1 => avx512::<1>(tile),
+                    2 => avx512::<2>(tile),
+                    3 => avx512::<3>(tile),
+                    4 => avx512::<4>(tile),
+                    5 => avx512::<5>(tile),
+                    6 => avx512::<6>(tile),
+                    7 => avx512::<7>(tile),
+                    8 => avx512::<8>(tile),
+                    9 => avx512::<9>(tile),
+                    10 => avx512::<10>(tile),
+                    11 => avx512::<11>(tile),
+                    _ => avx512::<12>(tile),
+                }
+            }
+            return;
+        }
+        let fused = self == Self::Fused;
+        match height {
+            1 => Arch::new().dispatch(Portable::<1> { tile, fused }),
+            2 => Arch::new().dispatch(Portable::<2> { tile, fused }),
+            _ => Arch::new().dispatch(Portable::<3> { tile, fused }),
+        }
+    }
+}
+
+/// A tile in the registers of AVX-512.
+///
+/// # Safety
+/// `tile.out` is valid for the tile's rows and columns.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const ROWS: usize>(tile: Tile<'_>) {
+    use std::arch::x86_64::{
+        __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+        _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    };
+    const HALF: usize = COLUMNS / 2;
+    assert!(tile.a.len() >= ROWS * STRIDE && tile.panel.len() <= DEPTH, "a tile has its rows");
+    let mut sums: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
+    let a = tile.a.as_ptr().cast::<f32>();
+    for (place, line) in tile.panel.iter().enumerate() {
+        // SAFETY: a line is 32 floats at a multiple of 64 bytes.
+        let b = unsafe { [_mm512_load_ps(line.0.as_ptr()), _mm512_load_ps(line.0.as_ptr().add(HALF))] };
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `place < DEPTH < STRIDE * COLUMNS`, and there are `ROWS` packed rows.
+            let value = _mm512_set1_ps(unsafe { *a.add(row * STRIDE * COLUMNS + place) });
+            sums[0] = _mm512_fmadd_ps(value, b[0], sums[0]);
+            sums[1] = _mm512_fmadd_ps(value, b[1], sums[1]);
+        }
+    }
+    let scale = _mm512_set1_ps(tile.scale);
+    for (half, columns) in [tile.columns.min(HALF), tile.columns.saturating_sub(HALF)].into_iter().enumerate()
+    {
+        let mask = ((1u32 << columns) - 1) as u16;
+        let first = match tile.start {
+            // SAFETY: the mask is that of the row's values in this half.
+            Start::Row(row) => unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr().wrapping_add(half * HALF)) },
+            Start::Zero | Start::Kept => _mm512_setzero_ps(),
+        };
+        for (row, sums) in sums.iter().enumerate() {
+            let out = tile.out.wrapping_add(row * tile.row_stride + half * HALF);
+            // SAFETY: masked to the tile's columns, where the caller lets us read and write.
+            let first = match tile.start {
+                Start::Kept => unsafe { _mm512_maskz_loadu_ps(mask, out) },
+                Start::Zero | Start::Row(_) => first,
+            };
+            let value = _mm512_add_ps(first, _mm512_mul_ps(scale, sums[half]));
+            // SAFETY: as above.
+            unsafe { _mm512_mask_storeu_ps(out, mask, value) };
+        }
+    }
+}
+
+/// A tile by loops: the safe twin of [`avx512`], and the kernel of other machines.
+struct Portable<'a, const ROWS: usize> {
+    tile: Tile<'a>,
+    fused: bool,
+}
+
+impl<const ROWS: usize> NullaryFnOnce for Portable<'_, ROWS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { tile, fused } = self;
+        let sums = if fused {
+            sums::<ROWS, true>(tile.a, tile.panel)
+        } else {
+            sums::<ROWS, false>(tile.a, tile.panel)
+        };
+        for (row, sums) in sums.iter().enumerate() {
+            // SAFETY: the caller of `Level::run` promises these places, and nobody else touches them.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(tile.out.wrapping_add(row * tile.row_stride), tile.columns)
+            };
+            for (column, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+                let first = match tile.start {
+                    Start::Zero => 0.0,
+                    Start::Row(row) => row[column],
+                    Start::Kept => *out,
+                };
+                *out = first + tile.scale * sum;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sums<const ROWS: usize, const FUSED: bool>(a: &[Line], panel: &[Line]) -> [[f32; COLUMNS]; ROWS] {
+    let mut sums = [[0.0f32; COLUMNS]; ROWS];
+    let rows: [&[Line]; ROWS] = std::array::from_fn(|row| &a[row * STRIDE..(row + 1) * STRIDE]);
+    for (place, line) in panel.iter().enumerate() {
+        for row in 0..ROWS {
+            let value = rows[row][place / COLUMNS].0[place % COLUMNS];
+            for column in 0..COLUMNS {
+                let sum = &mut sums[row][column];
+                *sum =
+                    if FUSED { value.mul_add(line.0[column], *sum) } else { value * line.0[column] + *sum };
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Key;
+
+    fn random(count: usize, key: u64) -> Vec<f32> {
+        (1..=count).map(|counter| Key(key).normal(counter as u64) as f32).collect()
+    }
+
+    /// `first + scale * a b` by three loops, `a` `[rows, depth]` and `b` `[depth, columns]` row-major: blocks of terms in
+    /// order, as stated above.
+    fn reference(a: &[f32], b: &[f32], sizes: [usize; 3], scale: f32, first: &[f32]) -> Vec<f32> {
+        let [rows, depth, columns] = sizes;
+        let mut out = first.to_vec();
+        for from in (0..depth.max(1)).step_by(DEPTH) {
+            for row in 0..rows {
+                for column in 0..columns {
+                    let mut sum = 0.0f32;
+                    for place in from..(from + DEPTH).min(depth) {
+                        let (a, b) = (a[row * depth + place], b[place * columns + column]);
+                        sum =
+                            if Level::of_machine() == Level::Plain { a * b + sum } else { a.mul_add(b, sum) };
+                    }
+                    out[row * columns + column] += scale * sum;
+                }
+            }
+        }
+        out
+    }
+
+    /// The matrix `[columns, rows]` of one `[rows, columns]`.
+    fn turned(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+        (0..rows * columns).map(|place| values[place % rows * columns + place / rows]).collect()
+    }
+
+    #[test]
+    fn products_are_those_of_three_loops_to_the_bit() {
+        let shapes =
+            [[1, 1, 1], [12, 64, 32], [13, 7, 33], [97, 100, 31], [5, 0, 3], [3, 1600, 65], [203, 40, 16]];
+        for [rows, depth, columns] in shapes {
+            let (a, b) = (random(rows * depth, 1), random(depth * columns, 2));
+            let (bias, kept) = (random(columns, 3), random(rows * columns, 4));
+            let (a_turned, b_turned) = (turned(&a, rows, depth), turned(&b, depth, columns));
+            let starts = [
+                (Start::Zero, vec![0.0; rows * columns]),
+                (Start::Row(&bias), bias.repeat(rows)),
+                (Start::Kept, kept.clone()),
+            ];
+            for (start, first) in starts {
+                let wanted = reference(&a, &b, [rows, depth, columns], 0.5, &first);
+                for (a, b) in [
+                    (Matrix::new(&a, rows, depth, depth), Matrix::new(&b, depth, columns, columns)),
+                    (
+                        Matrix::new(&a_turned, depth, rows, rows).transposed(),
+                        Matrix::new(&b_turned, columns, depth, depth).transposed(),
+                    ),
+                ] {
+                    for parallel in [false, true] {
+                        let multiply = if parallel { multiply_parallel } else { multiply };
+                        let (panels, stride) = (Panels::pack(b, parallel), columns + 3);
+                        let mut out = vec![7.0; rows * stride];
+                        for (out, kept) in out.chunks_mut(stride).zip(kept.chunks(columns)) {
+                            out[..columns].copy_from_slice(kept);
+                        }
+                        multiply(a, &panels, 0.5, start, &mut out, stride);
+                        for (out, wanted) in out.chunks(stride).zip(wanted.chunks(columns)) {
+                            assert_eq!(&out[..columns], wanted, "{rows} {depth} {columns}");
+                            assert_eq!(out[columns..], [7.0; 3], "what lies between rows is untouched");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_other_machines_agree_to_the_bit() {
+        let (a, b, kept) = (random(12 * STRIDE * COLUMNS, 1), random(DEPTH * COLUMNS, 2), random(12 * 40, 3));
+        let lines = |values: &[f32]| -> Vec<Line> {
+            values.as_chunks::<COLUMNS>().0.iter().map(|values| Line(*values)).collect()
+        };
+        let (a, b) = (lines(&a), lines(&b));
+        let run = |level: Level, height: usize, columns: usize| {
+            let mut out = kept.clone();
+            for row in (0..12).step_by(height) {
+                let height = height.min(12 - row);
+                let a = &a[row * STRIDE..(row + height) * STRIDE];
+                let out = out[row * 40..].as_mut_ptr();
+                let tile = Tile {
+                    a,
+                    panel: &b[..500],
+                    columns,
+                    scale: 0.3,
+                    start: Start::Kept,
+                    out,
+                    row_stride: 40,
+                };
+                // SAFETY: `out` has 12 rows of 40 values, and the level is one of this machine.
+                unsafe { level.run(height, tile) };
+            }
+            out
+        };
+        for columns in [1, 15, 16, 17, 31, 32] {
+            let loops = run(Level::Fused, 3, columns);
+            assert_eq!(loops, run(Level::Fused, 1, columns));
+            let plain = run(Level::Plain, 2, columns);
+            assert!(loops.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{columns}");
+            for height in 1..=Level::of_machine().height() {
+                assert_eq!(
+                    loops,
+                    run(Level::of_machine(), height, columns),
+                    "{height} rows, {columns} columns"
+                );
+            }
+        }
+    }
+}
