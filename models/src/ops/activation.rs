@@ -50,6 +50,16 @@ pub(super) fn gelu_slope(x: f32) -> f32 {
 }
 
 /// y = f(x).
+pub(super) fn apply(kind: Activation, x: &[f32], y: &mut [f32]) {
+    Arch::new().dispatch(Values { kind, x, y });
+}
+
+/// dy *= f'(x).
+pub(super) fn times_slope(kind: Activation, x: &[f32], dy: &mut [f32]) {
+    Arch::new().dispatch(Derivative { kind, x, dy });
+}
+
+/// y = f(x).
 struct Values<'a> {
     kind: Activation,
     x: &'a [f32],
@@ -128,7 +138,7 @@ impl CustomOp1 for Activate {
         let x = contiguous(x, layout, "x")?;
         let mut y = vec![0.0f32; x.len()];
         y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| {
-            Arch::new().dispatch(Values { kind: self.kind, x, y });
+            apply(self.kind, x, y);
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -137,7 +147,7 @@ impl CustomOp1 for Activate {
         let x_values: &[f32] = &borrow(x)?;
         let mut dx = values(grad)?;
         dx.par_chunks_mut(BLOCK).zip(x_values.par_chunks(BLOCK)).for_each(|(dy, x)| {
-            Arch::new().dispatch(Derivative { kind: self.kind, x, dy });
+            times_slope(self.kind, x, dy);
         });
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }

@@ -39,7 +39,7 @@ impl Scores<'_> {
     }
 
     /// Fails unless the options fit packed values of `[batch, tokens, triple]`.
-    fn check(&self, batch: usize, tokens: usize, triple: usize) -> Result<()> {
+    pub(super) fn check(&self, batch: usize, tokens: usize, triple: usize) -> Result<()> {
         let Self { heads, .. } = *self;
         if heads == 0 || !triple.is_multiple_of(3 * heads) {
             bail!("{triple} packed values cannot be split into {heads} heads");
@@ -79,21 +79,16 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
         }
         return composed::attention(packed, scores).map(|(out, _)| out);
     }
-    let seen = match scores.mask {
-        Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
-        None => None,
-    };
-    let width = triple / 3;
-    let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
-    let op = Attention { heads: scores.heads, scale, causal: scores.causal, seen };
+    let op = Attention::new(scores, triple / 3)?;
     match scores.bias {
         Some(bias) => packed.contiguous()?.apply_op2(&wide(bias)?.contiguous()?, op),
         None => packed.contiguous()?.apply_op1(op),
     }
 }
 
+/// Attention without its bias, over slices and as an operation.
 #[derive(Clone)]
-struct Attention {
+pub(super) struct Attention {
     heads: usize,
     scale: f32,
     causal: bool,
@@ -207,6 +202,16 @@ impl<'a> Sample<'a> {
 const GROUP: usize = 8;
 
 impl Attention {
+    /// What `scores` say of values of this width.
+    pub(super) fn new(scores: &Scores<'_>, width: usize) -> Result<Self> {
+        let seen = match scores.mask {
+            Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
+            None => None,
+        };
+        let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
+        Ok(Self { heads: scores.heads, scale, causal: scores.causal, seen })
+    }
+
     fn sample<'a>(
         &'a self,
         index: usize,
@@ -218,17 +223,65 @@ impl Attention {
         Sample { tokens, width, heads: self.heads, scale: self.scale, causal: self.causal, seen, bias }
     }
 
-    fn run(&self, packed: &CpuStorage, layout: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
-        let (batch, tokens, triple) = layout.shape().dims3()?;
-        let width = triple / 3;
-        let packed = contiguous(packed, layout, "queries, keys and values")?;
-        let mut out = vec![0.0f32; batch * tokens * width];
+    /// The result `[batch, tokens, width]` of packed `[batch, tokens, 3 width]`.
+    pub(super) fn forward(
+        &self,
+        packed: &[f32],
+        tokens: usize,
+        width: usize,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
+        let mut out = vec![0.0f32; packed.len() / 3];
         packed
-            .par_chunks_exact((tokens * triple).max(1))
+            .par_chunks_exact((tokens * 3 * width).max(1))
             .zip(out.par_chunks_exact_mut((tokens * width).max(1)))
             .enumerate()
             .for_each(|(index, (packed, out))| self.sample(index, tokens, width, bias).forward(packed, out));
-        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, width))))
+        out
+    }
+
+    /// The gradients of the packed values and, if it is wanted, of the bias.
+    pub(super) fn backward(
+        &self,
+        [packed, out, dout]: [&[f32]; 3],
+        tokens: usize,
+        width: usize,
+        bias: Option<&[f32]>,
+        wants_bias: bool,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let mut dpacked = vec![0.0f32; packed.len()];
+        let mut dbias = vec![0.0f32; if wants_bias { self.heads * tokens * tokens } else { 0 }];
+        let (small, large) = ((tokens * width).max(1), (tokens * 3 * width).max(1));
+        for (group, dpacked) in dpacked.chunks_mut(GROUP * large).enumerate() {
+            let partial: Vec<Vec<f32>> = dpacked
+                .par_chunks_exact_mut(large)
+                .enumerate()
+                .map(|(index, dpacked)| {
+                    let index = group * GROUP + index;
+                    let narrow = index * small..(index + 1) * small;
+                    let mut dbias = vec![0.0f32; dbias.len()];
+                    self.sample(index, tokens, width, bias).backward(
+                        &packed[index * large..(index + 1) * large],
+                        &out[narrow.clone()],
+                        &dout[narrow],
+                        dpacked,
+                        wants_bias.then_some(&mut dbias),
+                    );
+                    dbias
+                })
+                .collect();
+            for partial in partial {
+                dbias.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        (dpacked, dbias)
+    }
+
+    fn run(&self, packed: &CpuStorage, layout: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (batch, tokens, triple) = layout.shape().dims3()?;
+        let packed = contiguous(packed, layout, "queries, keys and values")?;
+        let out = self.forward(packed, tokens, triple / 3, bias);
+        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, triple / 3))))
     }
 
     /// The gradients of the packed values and of the bias.
@@ -240,38 +293,18 @@ impl Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, tokens, triple) = packed.dims3()?;
-        let width = triple / 3;
         let wants_bias = bias.is_some_and(Tensor::track_op);
         let bias_values = bias.map(borrow).transpose()?;
-        let bias_values: Option<&[f32]> = bias_values.as_deref();
         let grad = grad.contiguous()?;
         let (packed_values, out_values): (&[f32], &[f32]) = (&borrow(packed)?, &borrow(out)?);
         let grad_values: &[f32] = &borrow(&grad)?;
-        let mut dpacked = vec![0.0f32; packed_values.len()];
-        let mut dbias = vec![0.0f32; if wants_bias { self.heads * tokens * tokens } else { 0 }];
-        let (small, large) = ((tokens * width).max(1), (tokens * triple).max(1));
-        for (group, dpacked) in dpacked.chunks_mut(GROUP * large).enumerate() {
-            let partial: Vec<Vec<f32>> = dpacked
-                .par_chunks_exact_mut(large)
-                .enumerate()
-                .map(|(index, dpacked)| {
-                    let index = group * GROUP + index;
-                    let narrow = index * small..(index + 1) * small;
-                    let mut dbias = vec![0.0f32; dbias.len()];
-                    self.sample(index, tokens, width, bias_values).backward(
-                        &packed_values[index * large..(index + 1) * large],
-                        &out_values[narrow.clone()],
-                        &grad_values[narrow],
-                        dpacked,
-                        wants_bias.then_some(&mut dbias),
-                    );
-                    dbias
-                })
-                .collect();
-            for partial in partial {
-                dbias.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
-            }
-        }
+        let (dpacked, dbias) = self.backward(
+            [packed_values, out_values, grad_values],
+            tokens,
+            triple / 3,
+            bias_values.as_deref(),
+            wants_bias,
+        );
         let dpacked = match packed.track_op() {
             true => Some(Tensor::from_vec(dpacked, packed.shape(), packed.device())?),
             false => None,

@@ -15,6 +15,7 @@
 mod activation;
 mod attention;
 mod batch_norm;
+mod block;
 mod codes;
 pub mod composed;
 mod convolution;
@@ -46,6 +47,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 pub use activation::activate;
 pub use attention::{Scores, attention};
 pub use batch_norm::{RunningStatistics, batch_norm, batch_norm_of_batch};
+pub use block::{BlockWeights, frozen_block, takes_block};
 pub use codes::{nearest_codes, straight_through};
 pub use convolution::{Window, conv2d};
 pub use depthwise::{Padding3, depthwise_conv3d};

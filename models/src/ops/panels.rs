@@ -19,7 +19,7 @@ use super::product::Matrix;
 /// Columns of a panel.
 const COLUMNS: usize = 32;
 /// Terms of a partial sum: a panel of that depth fits into the cache of the second level beside the rows.
-const DEPTH: usize = 768;
+pub(super) const DEPTH: usize = 768;
 /// Rows of a block: the rows that a panel is used for while it is in the cache.
 pub(super) const BLOCK: usize = 96;
 /// Lines from one packed row to the next; not a power of two, whose rows would share the sets of the cache.
