@@ -101,6 +101,9 @@ fn product(a: Matrix<'_>, b: Matrix<'_>, scale: f32, start: Start<'_>, out: &mut
     multiply(a, &Panels::pack(b, false), scale, start, out, row_stride);
 }
 
+/// Queries whose scores are held at a time, in the cache.
+const QUERIES: usize = 96;
+
 /// One sample: its sizes and what its scores are made of.
 #[derive(Clone, Copy)]
 struct Sample<'a> {
@@ -124,29 +127,37 @@ impl<'a> Sample<'a> {
         Matrix::new(&packed[start..], self.tokens, self.head(), 3 * self.width)
     }
 
-    /// The probabilities of one head, `[tokens, tokens]`.
-    fn probabilities(self, packed: &[f32], head: usize, out: &mut [f32]) {
-        let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
+    /// The probabilities of one head for the queries from `first` on, `[queries, tokens]`.
+    fn probabilities(self, packed: &[f32], keys: &Panels, head: usize, first: usize, out: &mut [f32]) {
+        let Self { tokens, width, .. } = self;
         let start = match self.bias {
             Some(bias) => {
-                let area = self.tokens * self.tokens;
-                out.copy_from_slice(&bias[head * area..(head + 1) * area]);
+                let place = (head * tokens + first) * tokens;
+                out.copy_from_slice(&bias[place..place + out.len()]);
                 Start::Kept
             }
             None => Start::Zero,
         };
-        product(queries, keys.transposed(), self.scale, start, out, self.tokens);
-        softmax_rows(out, self.tokens, self.causal, self.seen);
+        let queries = &packed[first * 3 * width + head * self.head()..];
+        let queries = Matrix::new(queries, out.len() / tokens, self.head(), 3 * width);
+        multiply(queries, keys, self.scale, start, out, tokens);
+        softmax_rows(out, tokens, self.causal.then_some(first), self.seen);
     }
 
     fn forward(self, packed: &[f32], out: &mut [f32]) {
-        let tokens = self.tokens;
-        let mut probabilities = vec![0.0f32; tokens * tokens];
+        let Self { tokens, width, .. } = self;
+        let mut scores = vec![0.0f32; QUERIES.min(tokens) * tokens];
         for head in 0..self.heads {
-            self.probabilities(packed, head, &mut probabilities);
-            let p = Matrix::new(&probabilities, tokens, tokens, tokens);
-            let start = head * self.head();
-            product(p, self.part(packed, 2, head), 1.0, Start::Zero, &mut out[start..], self.width);
+            let keys = Panels::pack(self.part(packed, 1, head).transposed(), false);
+            let values = Panels::pack(self.part(packed, 2, head), false);
+            for first in (0..tokens).step_by(QUERIES) {
+                let count = QUERIES.min(tokens - first);
+                let scores = &mut scores[..count * tokens];
+                self.probabilities(packed, &keys, head, first, scores);
+                let scores = Matrix::new(scores, count, tokens, tokens);
+                let place = first * width + head * self.head();
+                multiply(scores, &values, 1.0, Start::Zero, &mut out[place..], width);
+            }
         }
     }
 
@@ -165,7 +176,8 @@ impl<'a> Sample<'a> {
         let mut dscores = vec![0.0f32; tokens * tokens];
         for head in 0..self.heads {
             let start = head * head_width;
-            self.probabilities(packed, head, &mut probabilities);
+            let keys = Panels::pack(self.part(packed, 1, head).transposed(), false);
+            self.probabilities(packed, &keys, head, 0, &mut probabilities);
             let p = Matrix::new(&probabilities, tokens, tokens, tokens);
             let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
             // dV = P^T dO.

@@ -14,7 +14,7 @@ use super::activation::{apply, times_slope};
 use super::attention::{Attention, Scores};
 use super::elementwise::vectorised;
 use super::layer_norm::{normalise_rows, rows_gradient};
-use super::panels::{BLOCK, DEPTH, Panels, Start, multiply};
+use super::panels::{DEPTH, Panels, Start, multiply, task_rows};
 use super::product::Matrix;
 use super::{borrow, contiguous, on_cpu};
 use crate::Activation;
@@ -120,13 +120,14 @@ impl Block {
         let Self { weights, attention, .. } = self;
         let epsilon = weights.epsilon as f32;
         let (rows, hidden) = (x.len() / width, weights.fc1[1].elem_count());
+        let block = task_rows(rows);
         let mut packed = vec![0.0f32; rows * 3 * width];
         {
             let (gamma, beta) = (borrow(&weights.norm1[0])?, borrow(&weights.norm1[1])?);
             let (weight, bias) = (borrow(&weights.qkv[0])?, borrow(&weights.qkv[1])?);
             let (gamma, beta, bias): (&[f32], &[f32], &[f32]) = (&gamma, &beta, &bias);
             let weight = Panels::pack(Matrix::new(&weight, 3 * width, width, width).transposed(), true);
-            packed.par_chunks_mut(BLOCK * 3 * width).zip(x.par_chunks(BLOCK * width)).for_each(
+            packed.par_chunks_mut(block * 3 * width).zip(x.par_chunks(block * width)).for_each(
                 |(packed, x)| {
                     let mut normed = vec![0.0f32; x.len()];
                     normalise_rows(x, gamma, beta, epsilon, &mut normed);
@@ -185,10 +186,10 @@ impl Block {
             add(y, middle);
         };
         let tasks = y
-            .par_chunks_mut(BLOCK * width)
-            .zip(x.par_chunks(BLOCK * width).zip(attended.par_chunks(BLOCK * width)));
+            .par_chunks_mut(block * width)
+            .zip(x.par_chunks(block * width).zip(attended.par_chunks(block * width)));
         if keeps {
-            let kept = middle.par_chunks_mut(BLOCK * width).zip(arguments.par_chunks_mut(BLOCK * hidden));
+            let kept = middle.par_chunks_mut(block * width).zip(arguments.par_chunks_mut(block * hidden));
             tasks.zip(kept).for_each(|((y, (x, attended)), (middle, arguments))| {
                 work(x, attended, y, middle, arguments);
             });
@@ -208,6 +209,7 @@ impl Block {
         let Self { weights, attention, .. } = self;
         let epsilon = weights.epsilon as f32;
         let hidden = weights.fc1[1].elem_count();
+        let block = task_rows(x.len() / width);
         // Of the stream between the halves, then of the input.
         let mut dx = vec![0.0f32; x.len()];
         let mut dattended = vec![0.0f32; x.len()];
@@ -224,8 +226,8 @@ impl Block {
                     (slice, Panels::pack(fc1, true), Panels::pack(fc2, true))
                 })
                 .collect();
-            let chunk = BLOCK * width;
-            let saved = kept.middle.par_chunks(chunk).zip(kept.hidden.par_chunks(BLOCK * hidden));
+            let chunk = block * width;
+            let saved = kept.middle.par_chunks(chunk).zip(kept.hidden.par_chunks(block * hidden));
             let results = dx.par_chunks_mut(chunk).zip(dattended.par_chunks_mut(chunk));
             results.zip(dy.par_chunks(chunk)).zip(saved).for_each(
                 |(((dmiddle, dattended), dy), (middle, arguments))| {
@@ -256,8 +258,8 @@ impl Block {
         let (qkv, gamma) = (borrow(&weights.qkv[0])?, borrow(&weights.norm1[0])?);
         let gamma: &[f32] = &gamma;
         let qkv = Panels::pack(Matrix::new(&qkv, 3 * width, width, width), true);
-        let rows = dpacked.par_chunks(BLOCK * 3 * width).zip(x.par_chunks(BLOCK * width));
-        dx.par_chunks_mut(BLOCK * width).zip(rows).for_each(|(dx, (dpacked, x))| {
+        let rows = dpacked.par_chunks(block * 3 * width).zip(x.par_chunks(block * width));
+        dx.par_chunks_mut(block * width).zip(rows).for_each(|(dx, (dpacked, x))| {
             let rows = x.len() / width;
             let (mut dnormed, mut added) = (vec![0.0f32; x.len()], vec![0.0f32; x.len()]);
             let dpacked = Matrix::new(dpacked, rows, 3 * width, 3 * width);

@@ -9,6 +9,7 @@
 //! 2008): 24 of sums, two of the panel, the rest for broadcasts of the left side.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use pulp::{Arch, NullaryFnOnce};
@@ -20,8 +21,10 @@ use super::product::Matrix;
 const COLUMNS: usize = 32;
 /// Terms of a partial sum: a panel of that depth fits into the cache of the second level beside the rows.
 pub(super) const DEPTH: usize = 768;
-/// Rows of a block: the rows that a panel is used for while it is in the cache.
-pub(super) const BLOCK: usize = 96;
+/// The most rows of a block: those that a panel is used for while it is in the cache.
+const BLOCK: usize = 144;
+/// Rows of a full tile where registers are widest.
+const TILE: usize = 12;
 /// Lines from one packed row to the next; not a power of two, whose rows would share the sets of the cache.
 const STRIDE: usize = DEPTH / COLUMNS + 1;
 
@@ -39,6 +42,9 @@ pub(super) struct Panels {
     columns: usize,
 }
 
+/// Values that are packed sooner than other threads are woken.
+const SMALL: usize = 1 << 13;
+
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub(super) enum Start<'a> {
@@ -53,38 +59,84 @@ pub(super) enum Start<'a> {
 impl Panels {
     /// Packs a matrix; with `parallel`, its panels side by side.
     pub(super) fn pack(b: Matrix<'_>, parallel: bool) -> Self {
-        let mut lines = vec![EMPTY; b.columns.div_ceil(COLUMNS) * b.rows];
-        let pack = |(panel, lines): (usize, &mut [Line])| {
+        let count = b.columns.div_ceil(COLUMNS) * b.rows;
+        let mut lines = Vec::with_capacity(count);
+        let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
             let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
-            if b.column_stride == 1 {
-                for (row, line) in lines.iter_mut().enumerate() {
-                    let from = row * b.row_stride;
-                    line.0[..columns.len()]
-                        .copy_from_slice(&b.values[from + columns.start..from + columns.end]);
-                }
-                return;
-            }
-            // Sixteen rows at a time: what a column has of them lies in one or two cache lines.
-            for (group, lines) in lines.chunks_mut(16).enumerate() {
-                for (place, column) in columns.clone().enumerate() {
-                    let from = column * b.column_stride + group * 16 * b.row_stride;
-                    for (row, line) in lines.iter_mut().enumerate() {
-                        line.0[place] = b.values[from + row * b.row_stride];
-                    }
+            let mut packed = [EMPTY; GROUP];
+            for (group, lines) in lines.chunks_mut(GROUP).enumerate() {
+                pack_group(b, group * GROUP, columns.clone(), &mut packed[..lines.len()]);
+                for (line, packed) in lines.iter_mut().zip(packed) {
+                    line.write(packed);
                 }
             }
         };
+        let parallel = parallel && count * COLUMNS >= SMALL;
+        let empty = &mut lines.spare_capacity_mut()[..count];
         if parallel && b.rows > 0 {
-            lines.par_chunks_exact_mut(b.rows).enumerate().for_each(pack);
+            empty.par_chunks_exact_mut(b.rows).enumerate().for_each(pack);
         } else if b.rows > 0 {
-            lines.chunks_exact_mut(b.rows).enumerate().for_each(pack);
+            empty.chunks_exact_mut(b.rows).enumerate().for_each(pack);
         }
+        // SAFETY: the chunks are whole panels, and each of their lines was written.
+        unsafe { lines.set_len(count) };
         Self { lines, depth: b.rows, columns: b.columns }
     }
 
     fn count(&self) -> usize {
         self.columns.div_ceil(COLUMNS)
     }
+}
+
+/// Rows of the right side that are packed at a time: what a column has of them lies in one or two cache lines.
+const GROUP: usize = 16;
+
+/// Rows of the right side from `first` on, in the columns of a panel.
+fn pack_group(b: Matrix<'_>, first: usize, columns: Range<usize>, lines: &mut [Line]) {
+    if b.column_stride == 1 {
+        for (row, line) in lines.iter_mut().enumerate() {
+            let from = (first + row) * b.row_stride;
+            copy_line(line, &b.values[from + columns.start..from + columns.end]);
+        }
+    } else if b.row_stride == 1 {
+        let count = lines.len();
+        let column = |column: usize| &b.values[column * b.column_stride + first..][..count];
+        let together = columns.len() / 4 * 4;
+        // Four columns together: their values lie beside each other in a line.
+        for place in (0..together).step_by(4) {
+            let four: [&[f32]; 4] = std::array::from_fn(|next| column(columns.start + place + next));
+            for (row, line) in lines.iter_mut().enumerate() {
+                line.0[place..place + 4].copy_from_slice(&four.map(|column| column[row]));
+            }
+        }
+        for place in together..columns.len() {
+            for (line, value) in lines.iter_mut().zip(column(columns.start + place)) {
+                line.0[place] = *value;
+            }
+        }
+    } else {
+        for (row, line) in lines.iter_mut().enumerate() {
+            let from = (first + row) * b.row_stride;
+            for (value, column) in line.0.iter_mut().zip(columns.clone()) {
+                *value = b.values[from + column * b.column_stride];
+            }
+        }
+    }
+}
+
+/// Copies at most a line of values.
+fn copy_line(line: &mut Line, values: &[f32]) {
+    match values.as_array::<COLUMNS>() {
+        Some(values) => line.0 = *values,
+        None => line.0[..values.len()].copy_from_slice(values),
+    }
+}
+
+/// Rows of a task of which a pool gives each thread equally many: any number gives the same bits.
+pub(super) fn task_rows(rows: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let tasks = threads * rows.div_ceil(threads * BLOCK).max(1);
+    rows.div_ceil(tasks).next_multiple_of(TILE).max(4 * TILE)
 }
 
 /// `out = start + scale * a b` on this thread; rows of `out` lie `row_stride` apart.
@@ -110,15 +162,19 @@ pub(super) fn multiply_parallel(
     out: &mut [f32],
     row_stride: usize,
 ) {
+    if a.rows * a.columns * b.columns < SMALL * COLUMNS {
+        return multiply(a, b, scale, start, out, row_stride);
+    }
     check(a, b, start, out.len(), row_stride);
     let out = Destination(out.as_mut_ptr());
-    let (blocks, threads) = (a.rows.div_ceil(BLOCK), rayon::current_num_threads());
+    let (height, threads) = (task_rows(a.rows), rayon::current_num_threads());
+    let blocks = a.rows.div_ceil(height);
     // Few rows: the columns are shared too.
-    let groups = if blocks >= 4 * threads { 1 } else { (4 * threads).div_ceil(blocks.max(1)).min(b.count()) };
+    let groups = if blocks >= threads { 1 } else { (2 * threads).div_ceil(blocks.max(1)).min(b.count()) };
     let width = b.count().div_ceil(groups.max(1));
     (0..blocks * groups).into_par_iter().for_each(|task| {
         let (block, group) = (task / groups, task % groups);
-        let rows = block * BLOCK..((block + 1) * BLOCK).min(a.rows);
+        let rows = block * height..((block + 1) * height).min(a.rows);
         let panels = (group * width).min(b.count())..((group + 1) * width).min(b.count());
         // SAFETY: as in `multiply`; tasks write to rectangles that do not overlap.
         unsafe { rectangle(a, rows, b, panels, scale, start, out.pointer(), row_stride) }
@@ -218,21 +274,17 @@ fn pack_rows(a: Matrix<'_>, rows: Range<usize>, depth: Range<usize>, packed: &mu
     if a.column_stride == 1 {
         for (row, lines) in rows.zip(packed.chunks_exact_mut(STRIDE)) {
             let from = row * a.row_stride;
-            for (line, values) in
-                lines.iter_mut().zip(a.values[from + depth.start..from + depth.end].chunks(COLUMNS))
-            {
-                line.0[..values.len()].copy_from_slice(values);
-            }
+            let values = a.values[from + depth.start..from + depth.end].chunks(COLUMNS);
+            lines.iter_mut().zip(values).for_each(|(line, values)| copy_line(line, values));
         }
         return;
     }
-    for group in (0..terms).step_by(COLUMNS) {
-        let size = COLUMNS.min(terms - group);
-        for (row, lines) in rows.clone().zip(packed.chunks_exact_mut(STRIDE)) {
-            let from = row * a.row_stride + (depth.start + group) * a.column_stride;
-            let line = &mut lines[group / COLUMNS].0[..size];
-            for (place, value) in line.iter_mut().enumerate() {
-                *value = a.values[from + place * a.column_stride];
+    // Of a transposed matrix the rows lie beside each other: a run of terms of all rows stays in the cache.
+    for group in (0..terms).step_by(GROUP) {
+        for term in group..(group + GROUP).min(terms) {
+            let from = (depth.start + term) * a.column_stride;
+            for (row, lines) in rows.clone().zip(packed.chunks_exact_mut(STRIDE)) {
+                lines[term / COLUMNS].0[term % COLUMNS] = a.values[from + row * a.row_stride];
             }
         }
     }
@@ -268,18 +320,18 @@ impl Level {
             if std::is_x86_feature_detected!("avx512f") {
                 return Self::Avx512;
             }
-            if !std::is_x86_feature_detected!("fma") {
-                return Self::Plain;
+            if std::is_x86_feature_detected!("fma") {
+                return Self::Fused;
             }
         }
-        Self::Fused
+        if cfg!(target_arch = "aarch64") { Self::Fused } else { Self::Plain }
     }
 
     /// Rows of a full tile.
     fn height(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 12,
+            Self::Avx512 => TILE,
             // Twelve registers of sums, if a register holds eight values.
             Self::Fused | Self::Plain => 3,
         }
