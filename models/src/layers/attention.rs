@@ -37,6 +37,15 @@ impl Qkv {
         self.packed()?.forward(x)
     }
 
+    /// Whether no variable reaches the parameters.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let parts: &[Linear] = match self {
+            Self::Packed(packed) => std::slice::from_ref(packed),
+            Self::Separate(separate) => &separate.parts,
+        };
+        !parts.iter().any(|part| part.weight.track_op() || part.bias.as_ref().is_some_and(Tensor::track_op))
+    }
+
     /// The layer that makes all three.
     pub(crate) fn packed(&self) -> Result<Linear> {
         let separate = match self {
@@ -47,7 +56,7 @@ impl Qkv {
             return Ok(packed.clone());
         }
         let packed = separate.pack()?;
-        if !packed.weight.track_op() && !packed.bias.as_ref().is_some_and(Tensor::track_op) {
+        if self.is_frozen() {
             // Another thread may have been faster, with the same values.
             separate.packed.get_or_init(|| packed.clone());
         }

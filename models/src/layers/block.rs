@@ -122,8 +122,11 @@ impl Block {
         observe(outside, name, (x + added)?)
     }
 
-    /// The parameters as one operation takes them; none if a layer has no bias.
+    /// The parameters as one operation takes them; none if they are trained or a layer has no bias.
     fn weights(&self) -> Result<Option<BlockWeights>> {
+        if !self.qkv.is_frozen() {
+            return Ok(None);
+        }
         let norm = |norm: &LayerNorm| [norm.weight.clone(), norm.bias.clone()];
         let linear = |linear: &Linear| linear.bias.clone().map(|bias| [linear.weight.clone(), bias]);
         let linears = [linear(&self.qkv.packed()?), linear(&self.out), linear(&self.fc1), linear(&self.fc2)];
