@@ -48,13 +48,15 @@ fn main() -> Result<()> {
     for pass in 0..passes {
         let input = input(model.as_ref(), batch, &device)?;
         device.synchronize()?;
-        let start = Instant::now();
+        let (start, busy) = (Instant::now(), processor_time());
         run(model.as_ref(), &input, mode)?;
         device.synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
         let rate = batch as f64 / seconds;
         println!(
-            "{name} {mode} batch {batch} pass {pass}: {seconds:.3} s, {rate:.2} per second, peak {:.2} GiB",
+            "{name} {mode} batch {batch} pass {pass}: {seconds:.3} s, {rate:.2} per second, {:.2} s of all cores, \
+             peak {:.2} GiB",
+            processor_time() - busy,
             peak_memory()
         );
     }
@@ -92,6 +94,15 @@ fn run(model: &dyn FoundationModel, input: &Tensor, mode: &str) -> Result<()> {
         sum.backward()?;
     }
     sum.to_scalar::<f32>().map(|_| ())
+}
+
+/// Seconds that all threads have computed so far; on a busy machine these say more than those that have passed. 0 where
+/// the system does not tell.
+fn processor_time() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = status.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    // Of user and of system, in hundredths of a second.
+    fields.iter().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// The greatest resident size of the process so far, in GiB; 0 where the system does not tell.

@@ -34,21 +34,33 @@ impl Qkv {
 
     /// `[batch, tokens, width]` to `[batch, tokens, 3 width]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Packed(packed) => packed.forward(x),
-            Self::Separate(separate) => match separate.packed.get() {
-                Some(packed) => packed.forward(x),
-                None => {
-                    let packed = separate.pack()?;
-                    let y = packed.forward(x)?;
-                    if !packed.weight.track_op() && !packed.bias.as_ref().is_some_and(Tensor::track_op) {
-                        // Another thread may have been faster, with the same values.
-                        separate.packed.get_or_init(|| packed);
-                    }
-                    Ok(y)
-                }
-            },
+        self.packed()?.forward(x)
+    }
+
+    /// Whether no variable reaches the parameters.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let parts: &[Linear] = match self {
+            Self::Packed(packed) => std::slice::from_ref(packed),
+            Self::Separate(separate) => &separate.parts,
+        };
+        !parts.iter().any(|part| part.weight.track_op() || part.bias.as_ref().is_some_and(Tensor::track_op))
+    }
+
+    /// The layer that makes all three.
+    pub(crate) fn packed(&self) -> Result<Linear> {
+        let separate = match self {
+            Self::Packed(packed) => return Ok(packed.clone()),
+            Self::Separate(separate) => separate,
+        };
+        if let Some(packed) = separate.packed.get() {
+            return Ok(packed.clone());
         }
+        let packed = separate.pack()?;
+        if self.is_frozen() {
+            // Another thread may have been faster, with the same values.
+            separate.packed.get_or_init(|| packed.clone());
+        }
+        Ok(packed)
     }
 }
 

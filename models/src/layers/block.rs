@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::attention::{Qkv, observed_attention};
 use super::{LayerNorm, Linear};
 use crate::checkpoint::CheckpointError;
-use crate::ops::Scores;
+use crate::ops::{BlockWeights, Scores, frozen_block, takes_block};
 use crate::probe::{dropout, inside, nonlinearity, observe};
 use crate::weights::Weights;
 use crate::{Activation, MaybeProbe};
@@ -104,8 +104,14 @@ impl Block {
     ) -> Result<Tensor> {
         let outside = probe;
         let probe = inside(probe, name);
-        let normed = observe(probe, &format!("{name}.layer_norm1"), self.norm1.forward(x)?)?;
         let scores = Scores { causal: self.shape.causal, mask, ..Scores::new(self.shape.heads) };
+        if probe.is_none()
+            && let Some(weights) = self.weights()?
+            && takes_block(x, &weights)
+        {
+            return observe(outside, name, frozen_block(x, &weights, &scores)?);
+        }
+        let normed = observe(probe, &format!("{name}.layer_norm1"), self.norm1.forward(x)?)?;
         let packed = self.qkv.forward(&normed)?;
         let attended = observed_attention(&packed, &scores, &format!("{name}.attention"), rate, probe)?;
         let x = (x + dropout(probe, &format!("{name}.out"), rate, self.out.forward(&attended)?)?)?;
@@ -114,5 +120,19 @@ impl Block {
         let hidden = nonlinearity(probe, &format!("{name}.activation"), self.shape.activation, &hidden)?;
         let added = dropout(probe, &format!("{name}.mlp"), rate, self.fc2.forward(&hidden)?)?;
         observe(outside, name, (x + added)?)
+    }
+
+    /// The parameters as one operation takes them; none if they are trained or a layer has no bias.
+    fn weights(&self) -> Result<Option<BlockWeights>> {
+        if !self.qkv.is_frozen() {
+            return Ok(None);
+        }
+        let norm = |norm: &LayerNorm| [norm.weight.clone(), norm.bias.clone()];
+        let linear = |linear: &Linear| linear.bias.clone().map(|bias| [linear.weight.clone(), bias]);
+        let linears = [linear(&self.qkv.packed()?), linear(&self.out), linear(&self.fc1), linear(&self.fc2)];
+        let [Some(qkv), Some(out), Some(fc1), Some(fc2)] = linears else { return Ok(None) };
+        let (norm1, norm2) = (norm(&self.norm1), norm(&self.norm2));
+        let BlockShape { activation, epsilon, .. } = self.shape;
+        Ok(Some(BlockWeights { norm1, qkv, out, norm2, fc1, fc2, activation, epsilon }))
     }
 }

@@ -1,9 +1,10 @@
 //! The nonlinearities of transformers and convolutional networks, and their derivatives.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-use super::elementwise::{exp, normal_cdf, sigmoid, vectorised};
+use super::elementwise::{exp, normal_cdf, sigmoid};
 #[cfg(feature = "cuda")]
 use super::gpu;
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
@@ -48,33 +49,82 @@ pub(super) fn gelu_slope(x: f32) -> f32 {
     normal_cdf(x) + x * INVERSE_SQRT_TAU * exp(-0.5 * x * x)
 }
 
-impl Activate {
-    fn values(&self, x: &[f32], y: &mut [f32]) {
-        let pairs = y.iter_mut().zip(x);
+/// y = f(x).
+pub(super) fn apply(kind: Activation, x: &[f32], y: &mut [f32]) {
+    Arch::new().dispatch(Values { kind, x, y });
+}
+
+/// dy *= f'(x).
+pub(super) fn times_slope(kind: Activation, x: &[f32], dy: &mut [f32]) {
+    Arch::new().dispatch(Derivative { kind, x, dy });
+}
+
+/// y = f(x).
+struct Values<'a> {
+    kind: Activation,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+// Methods of named types, not closures: only a method can be forced into the caller that is compiled for the
+// machine's vectors.
+impl NullaryFnOnce for Values<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let pairs = self.y.iter_mut().zip(self.x);
         match self.kind {
-            Activation::Relu => vectorised(|| pairs.for_each(|(y, x)| *y = x.max(0.0))),
-            Activation::QuickGelu => vectorised(|| pairs.for_each(|(y, x)| *y = x * sigmoid(QUICK * x))),
-            Activation::Gelu => vectorised(|| pairs.for_each(|(y, x)| *y = gelu(*x))),
+            Activation::Relu => {
+                for (y, x) in pairs {
+                    *y = x.max(0.0);
+                }
+            }
+            Activation::QuickGelu => {
+                for (y, x) in pairs {
+                    *y = x * sigmoid(QUICK * x);
+                }
+            }
+            Activation::Gelu => {
+                for (y, x) in pairs {
+                    *y = gelu(*x);
+                }
+            }
         }
     }
+}
 
-    /// Multiplies `dy` by the derivative at `x`.
-    fn derivative(&self, x: &[f32], dy: &mut [f32]) {
-        let pairs = dy.iter_mut().zip(x);
+/// dy *= f'(x).
+struct Derivative<'a> {
+    kind: Activation,
+    x: &'a [f32],
+    dy: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Derivative<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let pairs = self.dy.iter_mut().zip(self.x);
         match self.kind {
             // 0 at 0, as in PyTorch.
             Activation::Relu => {
-                vectorised(|| pairs.for_each(|(dy, x)| *dy = if *x > 0.0 { *dy } else { 0.0 }));
+                for (dy, x) in pairs {
+                    *dy = if *x > 0.0 { *dy } else { 0.0 };
+                }
             }
-            Activation::QuickGelu => vectorised(|| {
-                pairs.for_each(|(dy, x)| {
+            Activation::QuickGelu => {
+                for (dy, x) in pairs {
                     let s = sigmoid(QUICK * x);
                     *dy *= s * (1.0 + QUICK * x * (1.0 - s));
-                });
-            }),
-            Activation::Gelu => vectorised(|| {
-                pairs.for_each(|(dy, x)| *dy *= gelu_slope(*x));
-            }),
+                }
+            }
+            Activation::Gelu => {
+                for (dy, x) in pairs {
+                    *dy *= gelu_slope(*x);
+                }
+            }
         }
     }
 }
@@ -87,14 +137,18 @@ impl CustomOp1 for Activate {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(x, layout, "x")?;
         let mut y = vec![0.0f32; x.len()];
-        y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| self.values(x, y));
+        y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| {
+            apply(self.kind, x, y);
+        });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let x_values: &[f32] = &borrow(x)?;
         let mut dx = values(grad)?;
-        dx.par_chunks_mut(BLOCK).zip(x_values.par_chunks(BLOCK)).for_each(|(dx, x)| self.derivative(x, dx));
+        dx.par_chunks_mut(BLOCK).zip(x_values.par_chunks(BLOCK)).for_each(|(dy, x)| {
+            times_slope(self.kind, x, dy);
+        });
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
 }

@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use super::elementwise::{dot, softmax_rows, vectorised};
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::product::{Matrix, product};
+use super::panels::{Panels, Start, multiply};
+use super::product::Matrix;
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 
 /// How the scores of attention are made of queries and keys, and which of them count.
@@ -38,7 +39,7 @@ impl Scores<'_> {
     }
 
     /// Fails unless the options fit packed values of `[batch, tokens, triple]`.
-    fn check(&self, batch: usize, tokens: usize, triple: usize) -> Result<()> {
+    pub(super) fn check(&self, batch: usize, tokens: usize, triple: usize) -> Result<()> {
         let Self { heads, .. } = *self;
         if heads == 0 || !triple.is_multiple_of(3 * heads) {
             bail!("{triple} packed values cannot be split into {heads} heads");
@@ -78,27 +79,30 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
         }
         return composed::attention(packed, scores).map(|(out, _)| out);
     }
-    let seen = match scores.mask {
-        Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
-        None => None,
-    };
-    let width = triple / 3;
-    let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
-    let op = Attention { heads: scores.heads, scale, causal: scores.causal, seen };
+    let op = Attention::new(scores, triple / 3)?;
     match scores.bias {
         Some(bias) => packed.contiguous()?.apply_op2(&wide(bias)?.contiguous()?, op),
         None => packed.contiguous()?.apply_op1(op),
     }
 }
 
+/// Attention without its bias, over slices and as an operation.
 #[derive(Clone)]
-struct Attention {
+pub(super) struct Attention {
     heads: usize,
     scale: f32,
     causal: bool,
     /// `[batch, tokens]`.
     seen: Option<Arc<[bool]>>,
 }
+
+/// `out = start + scale * a b`.
+fn product(a: Matrix<'_>, b: Matrix<'_>, scale: f32, start: Start<'_>, out: &mut [f32], row_stride: usize) {
+    multiply(a, &Panels::pack(b, false), scale, start, out, row_stride);
+}
+
+/// Queries whose scores are held at a time, in the cache.
+const QUERIES: usize = 96;
 
 /// One sample: its sizes and what its scores are made of.
 #[derive(Clone, Copy)]
@@ -123,29 +127,37 @@ impl<'a> Sample<'a> {
         Matrix::new(&packed[start..], self.tokens, self.head(), 3 * self.width)
     }
 
-    /// The probabilities of one head, `[tokens, tokens]`.
-    fn probabilities(self, packed: &[f32], head: usize, out: &mut [f32]) {
-        let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
-        let accumulate = match self.bias {
+    /// The probabilities of one head for the queries from `first` on, `[queries, tokens]`.
+    fn probabilities(self, packed: &[f32], keys: &Panels, head: usize, first: usize, out: &mut [f32]) {
+        let Self { tokens, width, .. } = self;
+        let start = match self.bias {
             Some(bias) => {
-                let area = self.tokens * self.tokens;
-                out.copy_from_slice(&bias[head * area..(head + 1) * area]);
-                true
+                let place = (head * tokens + first) * tokens;
+                out.copy_from_slice(&bias[place..place + out.len()]);
+                Start::Kept
             }
-            None => false,
+            None => Start::Zero,
         };
-        product(queries, keys.transposed(), self.scale, accumulate, out, self.tokens, false);
-        softmax_rows(out, self.tokens, self.causal, self.seen);
+        let queries = &packed[first * 3 * width + head * self.head()..];
+        let queries = Matrix::new(queries, out.len() / tokens, self.head(), 3 * width);
+        multiply(queries, keys, self.scale, start, out, tokens);
+        softmax_rows(out, tokens, self.causal.then_some(first), self.seen);
     }
 
     fn forward(self, packed: &[f32], out: &mut [f32]) {
-        let tokens = self.tokens;
-        let mut probabilities = vec![0.0f32; tokens * tokens];
+        let Self { tokens, width, .. } = self;
+        let mut scores = vec![0.0f32; QUERIES.min(tokens) * tokens];
         for head in 0..self.heads {
-            self.probabilities(packed, head, &mut probabilities);
-            let p = Matrix::new(&probabilities, tokens, tokens, tokens);
-            let start = head * self.head();
-            product(p, self.part(packed, 2, head), 1.0, false, &mut out[start..], self.width, false);
+            let keys = Panels::pack(self.part(packed, 1, head).transposed(), false);
+            let values = Panels::pack(self.part(packed, 2, head), false);
+            for first in (0..tokens).step_by(QUERIES) {
+                let count = QUERIES.min(tokens - first);
+                let scores = &mut scores[..count * tokens];
+                self.probabilities(packed, &keys, head, first, scores);
+                let scores = Matrix::new(scores, count, tokens, tokens);
+                let place = first * width + head * self.head();
+                multiply(scores, &values, 1.0, Start::Zero, &mut out[place..], width);
+            }
         }
     }
 
@@ -164,15 +176,16 @@ impl<'a> Sample<'a> {
         let mut dscores = vec![0.0f32; tokens * tokens];
         for head in 0..self.heads {
             let start = head * head_width;
-            self.probabilities(packed, head, &mut probabilities);
+            let keys = Panels::pack(self.part(packed, 1, head).transposed(), false);
+            self.probabilities(packed, &keys, head, 0, &mut probabilities);
             let p = Matrix::new(&probabilities, tokens, tokens, tokens);
             let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
             // dV = P^T dO.
             let dvalues = &mut dpacked[2 * width + start..];
-            product(p.transposed(), dout_head, 1.0, false, dvalues, triple, false);
+            product(p.transposed(), dout_head, 1.0, Start::Zero, dvalues, triple);
             // dP = dO V^T, then dS = P * (dP - rowsum(dO * O)).
             let values = self.part(packed, 2, head);
-            product(dout_head, values.transposed(), 1.0, false, &mut dscores, tokens, false);
+            product(dout_head, values.transposed(), 1.0, Start::Zero, &mut dscores, tokens);
             vectorised(|| {
                 for token in 0..tokens {
                     let place = token * width + start..token * width + start + head_width;
@@ -190,9 +203,9 @@ impl<'a> Sample<'a> {
             let ds = Matrix::new(&dscores, tokens, tokens, tokens);
             // dQ = scale dS K, dK = scale dS^T Q.
             let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
-            product(ds, keys, self.scale, false, &mut dpacked[start..], triple, false);
+            product(ds, keys, self.scale, Start::Zero, &mut dpacked[start..], triple);
             let dkeys = &mut dpacked[width + start..];
-            product(ds.transposed(), queries, self.scale, false, dkeys, triple, false);
+            product(ds.transposed(), queries, self.scale, Start::Zero, dkeys, triple);
         }
     }
 }
@@ -201,6 +214,16 @@ impl<'a> Sample<'a> {
 const GROUP: usize = 8;
 
 impl Attention {
+    /// What `scores` say of values of this width.
+    pub(super) fn new(scores: &Scores<'_>, width: usize) -> Result<Self> {
+        let seen = match scores.mask {
+            Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
+            None => None,
+        };
+        let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
+        Ok(Self { heads: scores.heads, scale, causal: scores.causal, seen })
+    }
+
     fn sample<'a>(
         &'a self,
         index: usize,
@@ -212,17 +235,65 @@ impl Attention {
         Sample { tokens, width, heads: self.heads, scale: self.scale, causal: self.causal, seen, bias }
     }
 
-    fn run(&self, packed: &CpuStorage, layout: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
-        let (batch, tokens, triple) = layout.shape().dims3()?;
-        let width = triple / 3;
-        let packed = contiguous(packed, layout, "queries, keys and values")?;
-        let mut out = vec![0.0f32; batch * tokens * width];
+    /// The result `[batch, tokens, width]` of packed `[batch, tokens, 3 width]`.
+    pub(super) fn forward(
+        &self,
+        packed: &[f32],
+        tokens: usize,
+        width: usize,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
+        let mut out = vec![0.0f32; packed.len() / 3];
         packed
-            .par_chunks_exact((tokens * triple).max(1))
+            .par_chunks_exact((tokens * 3 * width).max(1))
             .zip(out.par_chunks_exact_mut((tokens * width).max(1)))
             .enumerate()
             .for_each(|(index, (packed, out))| self.sample(index, tokens, width, bias).forward(packed, out));
-        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, width))))
+        out
+    }
+
+    /// The gradients of the packed values and, if it is wanted, of the bias.
+    pub(super) fn backward(
+        &self,
+        [packed, out, dout]: [&[f32]; 3],
+        tokens: usize,
+        width: usize,
+        bias: Option<&[f32]>,
+        wants_bias: bool,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let mut dpacked = vec![0.0f32; packed.len()];
+        let mut dbias = vec![0.0f32; if wants_bias { self.heads * tokens * tokens } else { 0 }];
+        let (small, large) = ((tokens * width).max(1), (tokens * 3 * width).max(1));
+        for (group, dpacked) in dpacked.chunks_mut(GROUP * large).enumerate() {
+            let partial: Vec<Vec<f32>> = dpacked
+                .par_chunks_exact_mut(large)
+                .enumerate()
+                .map(|(index, dpacked)| {
+                    let index = group * GROUP + index;
+                    let narrow = index * small..(index + 1) * small;
+                    let mut dbias = vec![0.0f32; dbias.len()];
+                    self.sample(index, tokens, width, bias).backward(
+                        &packed[index * large..(index + 1) * large],
+                        &out[narrow.clone()],
+                        &dout[narrow],
+                        dpacked,
+                        wants_bias.then_some(&mut dbias),
+                    );
+                    dbias
+                })
+                .collect();
+            for partial in partial {
+                dbias.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        (dpacked, dbias)
+    }
+
+    fn run(&self, packed: &CpuStorage, layout: &Layout, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (batch, tokens, triple) = layout.shape().dims3()?;
+        let packed = contiguous(packed, layout, "queries, keys and values")?;
+        let out = self.forward(packed, tokens, triple / 3, bias);
+        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, triple / 3))))
     }
 
     /// The gradients of the packed values and of the bias.
@@ -234,38 +305,18 @@ impl Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, tokens, triple) = packed.dims3()?;
-        let width = triple / 3;
         let wants_bias = bias.is_some_and(Tensor::track_op);
         let bias_values = bias.map(borrow).transpose()?;
-        let bias_values: Option<&[f32]> = bias_values.as_deref();
         let grad = grad.contiguous()?;
         let (packed_values, out_values): (&[f32], &[f32]) = (&borrow(packed)?, &borrow(out)?);
         let grad_values: &[f32] = &borrow(&grad)?;
-        let mut dpacked = vec![0.0f32; packed_values.len()];
-        let mut dbias = vec![0.0f32; if wants_bias { self.heads * tokens * tokens } else { 0 }];
-        let (small, large) = ((tokens * width).max(1), (tokens * triple).max(1));
-        for (group, dpacked) in dpacked.chunks_mut(GROUP * large).enumerate() {
-            let partial: Vec<Vec<f32>> = dpacked
-                .par_chunks_exact_mut(large)
-                .enumerate()
-                .map(|(index, dpacked)| {
-                    let index = group * GROUP + index;
-                    let narrow = index * small..(index + 1) * small;
-                    let mut dbias = vec![0.0f32; dbias.len()];
-                    self.sample(index, tokens, width, bias_values).backward(
-                        &packed_values[index * large..(index + 1) * large],
-                        &out_values[narrow.clone()],
-                        &grad_values[narrow],
-                        dpacked,
-                        wants_bias.then_some(&mut dbias),
-                    );
-                    dbias
-                })
-                .collect();
-            for partial in partial {
-                dbias.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
-            }
-        }
+        let (dpacked, dbias) = self.backward(
+            [packed_values, out_values, grad_values],
+            tokens,
+            triple / 3,
+            bias_values.as_deref(),
+            wants_bias,
+        );
         let dpacked = match packed.track_op() {
             true => Some(Tensor::from_vec(dpacked, packed.shape(), packed.device())?),
             false => None,

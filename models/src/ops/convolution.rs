@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::product::{Matrix, product};
+use super::panels::{Panels, Start, multiply, multiply_parallel};
+use super::product::Matrix;
 use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half_on_cpu, linear, on_cpu, wide};
 
@@ -184,17 +185,16 @@ impl Convolution {
         let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.strip());
         let pixels = sizes.batch * sizes.pixels();
         let mut y = vec![0.0f32; pixels * out];
-        let kernel = Matrix::new(kernel, out, patch, patch).transposed();
+        let kernel = Panels::pack(Matrix::new(kernel, out, patch, patch).transposed(), true);
+        let start = bias.map_or(Start::Zero, Start::Row);
         // Few strips: the threads share each product instead. The bits are the same.
         let few = pixels.div_ceil(strip) < rayon::current_num_threads();
         let work = |(index, y): (usize, &mut [f32])| {
             let rows = y.len() / out;
             let mut patches = vec![0.0f32; rows * patch];
             sizes.gather(x, index * strip, &mut patches);
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
-            }
-            product(Matrix::new(&patches, rows, patch, patch), kernel, 1.0, bias.is_some(), y, out, few);
+            let multiply = if few { multiply_parallel } else { multiply };
+            multiply(Matrix::new(&patches, rows, patch, patch), &kernel, 1.0, start, y, out);
         };
         if out > 0 && few {
             y.chunks_mut(strip * out).enumerate().for_each(work);
@@ -210,7 +210,7 @@ impl Convolution {
         let sizes = self.sizes;
         let (out, patch, strip, pixels) = (sizes.out, sizes.patch(), sizes.strip(), sizes.pixels());
         let mut dx = vec![0.0f32; sizes.batch * sizes.image()];
-        let kernel = Matrix::new(kernel, out, patch, patch);
+        let kernel = Panels::pack(Matrix::new(kernel, out, patch, patch), true);
         let few = sizes.batch < rayon::current_num_threads();
         let one = Sizes { batch: 1, ..sizes };
         let work = |(dx, dy): (&mut [f32], &[f32])| {
@@ -218,7 +218,8 @@ impl Convolution {
             for (index, dy) in dy.chunks(strip * out).enumerate() {
                 let rows = dy.len() / out;
                 let patches = &mut patches[..rows * patch];
-                product(Matrix::new(dy, rows, out, out), kernel, 1.0, false, patches, patch, few);
+                let multiply = if few { multiply_parallel } else { multiply };
+                multiply(Matrix::new(dy, rows, out, out), &kernel, 1.0, Start::Zero, patches, patch);
                 one.scatter(patches, index * strip, dx);
             }
         };
@@ -245,9 +246,9 @@ impl Convolution {
             patches.par_chunks_mut(PIECE * patch).enumerate().for_each(|(piece, patches)| {
                 sizes.gather(x, index * strip + piece * PIECE, patches);
             });
-            let patches = Matrix::new(patches, rows, patch, patch);
+            let patches = Panels::pack(Matrix::new(patches, rows, patch, patch), true);
             let dy = Matrix::new(dy, rows, out, out).transposed();
-            product(dy, patches, 1.0, true, &mut dkernel, patch, true);
+            multiply_parallel(dy, &patches, 1.0, Start::Kept, &mut dkernel, patch);
         }
         dkernel
     }

@@ -122,12 +122,13 @@ pub(super) fn fold(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 
 }
 
 /// Softmax of each row of `[rows, width]`, with zeros where nothing is seen: with `causal`, behind
-/// column i of row i; and in the columns where `seen` is false. A row that sees nothing is uniform.
-pub(super) fn softmax_rows(values: &mut [f32], width: usize, causal: bool, seen: Option<&[bool]>) {
+/// column i of row i, rows counted from there on; and in the columns where `seen` is false. A row that sees nothing
+/// is uniform.
+pub(super) fn softmax_rows(values: &mut [f32], width: usize, causal: Option<usize>, seen: Option<&[bool]>) {
     struct Rows<'a> {
         values: &'a mut [f32],
         width: usize,
-        causal: bool,
+        causal: Option<usize>,
         seen: Option<&'a [bool]>,
     }
     // A named type instead of a closure: only a method can be forced into the vectorised caller.
@@ -136,7 +137,7 @@ pub(super) fn softmax_rows(values: &mut [f32], width: usize, causal: bool, seen:
         #[inline(always)]
         fn call(self) {
             for (index, row) in self.values.chunks_exact_mut(self.width).enumerate() {
-                let end = if self.causal { index % self.width + 1 } else { self.width };
+                let end = self.causal.map_or(self.width, |first| first + index + 1);
                 row[end..].fill(0.0);
                 match self.seen {
                     None => softmax_row(&mut row[..end]),

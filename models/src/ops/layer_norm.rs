@@ -69,7 +69,7 @@ impl CustomOp3 for LayerNorm {
         let width = gamma.len();
         let mut y = vec![0.0f32; x.len()];
         for_each_block(x, width, &mut y, width, |_, x, y| {
-            Arch::new().dispatch(Normalised { x, gamma, beta, epsilon: self.epsilon, y });
+            normalise_rows(x, gamma, beta, self.epsilon, y);
         });
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -111,10 +111,20 @@ impl LayerNorm {
         let mut dx = vec![0.0f32; x.len()];
         for_each_block(dy, width, &mut dx, width, |first, dy, dx| {
             let x = &x[first * width..];
-            Arch::new().dispatch(InputGradient { x, gamma, dy, epsilon: self.epsilon, dx });
+            rows_gradient(x, gamma, self.epsilon, dy, dx);
         });
         dx
     }
+}
+
+/// Norms rows, each of the width of `gamma`.
+pub(super) fn normalise_rows(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [f32]) {
+    Arch::new().dispatch(Normalised { x, gamma, beta, epsilon, y });
+}
+
+/// The gradient of rows from that of their norms.
+pub(super) fn rows_gradient(x: &[f32], gamma: &[f32], epsilon: f32, dy: &[f32], dx: &mut [f32]) {
+    Arch::new().dispatch(InputGradient { x, gamma, dy, epsilon, dx });
 }
 
 // The loops over rows are methods of named types, not closures: only a method can be forced into the caller

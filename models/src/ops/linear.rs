@@ -5,7 +5,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use super::elementwise::vectorised;
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::product::{Matrix, product};
+use super::panels::{Panels, Start, multiply_parallel};
+use super::product::Matrix;
 use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
 /// `x W^T + b` for `x` `[..., in]`, `weight` `[out, in]` and `bias` `[out]`, giving `[..., out]`.
@@ -88,16 +89,19 @@ struct Linear {
 
 fn forward(x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
     let rows = x.len() / width.max(1);
-    let mut y = match bias {
-        Some(bias) => {
-            let mut y = Vec::with_capacity(rows * out);
-            (0..rows).for_each(|_| y.extend_from_slice(bias));
-            y
-        }
-        None => vec![0.0; rows * out],
-    };
-    product(Matrix::new(x, rows, width, width), weight.transposed(), 1.0, bias.is_some(), &mut y, out, true);
-    y
+    product(
+        Matrix::new(x, rows, width, width),
+        weight.transposed(),
+        bias.map_or(Start::Zero, Start::Row),
+        out,
+    )
+}
+
+/// `start + a b`, `[rows, columns]`.
+fn product(a: Matrix<'_>, b: Matrix<'_>, start: Start<'_>, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; a.rows * columns];
+    multiply_parallel(a, &Panels::pack(b, true), 1.0, start, &mut out, columns);
+    out
 }
 
 fn result_shape(x: &Layout, out: usize) -> Shape {
@@ -199,19 +203,17 @@ impl Linear {
         let dy_matrix = Matrix::new(dy, rows, out, out);
         let dx = if x.track_op() {
             let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
-            let mut dx = vec![0.0; rows * width];
-            product(dy_matrix, weight, 1.0, false, &mut dx, width, true);
+            let dx = product(dy_matrix, weight, Start::Zero, width);
             Some(Tensor::from_vec(dx, x.shape(), x.device())?)
         } else {
             None
         };
         let dw = if weight.track_op() {
             let x = Matrix::new(contiguous(x_cpu, x_layout, "x")?, rows, width, width);
-            let mut dw = vec![0.0; out * width];
-            match self.stored {
-                Stored::Rows => product(dy_matrix.transposed(), x, 1.0, false, &mut dw, width, true),
-                Stored::Columns => product(x.transposed(), dy_matrix, 1.0, false, &mut dw, out, true),
-            }
+            let dw = match self.stored {
+                Stored::Rows => product(dy_matrix.transposed(), x, Start::Zero, width),
+                Stored::Columns => product(x.transposed(), dy_matrix, Start::Zero, out),
+            };
             Some(Tensor::from_vec(dw, weight.shape(), weight.device())?)
         } else {
             None

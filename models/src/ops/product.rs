@@ -7,11 +7,11 @@ use gemm::Parallelism;
 /// A matrix inside a slice.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+    pub(super) values: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
 }
 
 /// The greatest index that a matrix of this shape and these strides touches, plus one.
@@ -54,7 +54,7 @@ pub(super) fn product(
         "the result fits"
     );
     #[cfg(test)]
-    PRODUCTS.with(|products| products.set(products.get() + 1));
+    count();
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: `extent` was checked against the lengths of all three slices, so every element that gemm
@@ -90,6 +90,12 @@ pub(super) fn product(
 thread_local! {
     /// How many products this thread has computed: tests assert that frozen weights cost none.
     static PRODUCTS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts one.
+#[cfg(test)]
+pub(super) fn count() {
+    PRODUCTS.with(|products| products.set(products.get() + 1));
 }
 
 /// The number of products that `work` computes, on one thread.

@@ -1,6 +1,7 @@
 //! Kernels against their composed twins, and all gradients against finite differences.
 
 mod attention;
+mod block;
 mod convolution;
 mod quantise;
 mod recurrent;

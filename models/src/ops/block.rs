@@ -1,0 +1,298 @@
+//! A transformer block whose weights are frozen, as one operation.
+//!
+//! Rows of the residual stream go through norm, product, activation and product while they are in the cache, and the
+//! graph sees one node: of a block that a gradient goes through are kept its input, queries, keys and values, what
+//! attention gave, the stream between the halves and the perceptron's argument. Every sum is made in the order of the
+//! separate operations, so that the bits are those of the path on which a probe sees every activation.
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::activation::{apply, times_slope};
+use super::attention::{Attention, Scores};
+use super::elementwise::vectorised;
+use super::layer_norm::{normalise_rows, rows_gradient};
+use super::panels::{DEPTH, Panels, Start, multiply, task_rows};
+use super::product::Matrix;
+use super::{borrow, contiguous, on_cpu};
+use crate::Activation;
+
+/// The parameters of a block that norms before its halves:
+/// `x += out attention(qkv norm1 x)`, `x += fc2 activation(fc1 norm2 x)`.
+#[derive(Clone, Debug)]
+pub struct BlockWeights {
+    /// Gamma and beta, `[width]` each.
+    pub norm1: [Tensor; 2],
+    /// Weight `[3 width, width]` and bias `[3 width]` of queries, keys and values.
+    pub qkv: [Tensor; 2],
+    /// Weight `[width, width]` and bias `[width]`.
+    pub out: [Tensor; 2],
+    /// Gamma and beta, `[width]` each.
+    pub norm2: [Tensor; 2],
+    /// Weight `[hidden, width]` and bias `[hidden]`.
+    pub fc1: [Tensor; 2],
+    /// Weight `[width, hidden]` and bias `[width]`.
+    pub fc2: [Tensor; 2],
+    /// The nonlinearity of the perceptron.
+    pub activation: Activation,
+    /// Of both norms.
+    pub epsilon: f64,
+}
+
+impl BlockWeights {
+    fn all(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.norm1, &self.qkv, &self.out, &self.norm2, &self.fc1, &self.fc2].into_iter().flatten()
+    }
+}
+
+/// Whether [`frozen_block`] takes this input: f32 on a CPU, as all weights are, of which none is a variable.
+pub fn takes_block(x: &Tensor, weights: &BlockWeights) -> bool {
+    on_cpu(x) && weights.all().all(|weight| on_cpu(weight) && !weight.track_op() && weight.is_contiguous())
+}
+
+/// The block's output for `x` `[batch, tokens, width]`; its gradient is that of `x` alone. Scores have no bias.
+///
+/// # Errors
+/// If the shapes do not fit, or [`takes_block`] says no.
+pub fn frozen_block(x: &Tensor, weights: &BlockWeights, scores: &Scores<'_>) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let hidden = weights.fc1[1].elem_count();
+    scores.check(batch, tokens, 3 * width)?;
+    let shapes = [
+        (&weights.norm1, vec![width], width),
+        (&weights.qkv, vec![3 * width, width], 3 * width),
+        (&weights.out, vec![width, width], width),
+        (&weights.norm2, vec![width], width),
+        (&weights.fc1, vec![hidden, width], hidden),
+        (&weights.fc2, vec![width, hidden], width),
+    ];
+    for ([weight, bias], shape, out) in shapes {
+        if weight.dims() != shape || bias.dims() != [out] {
+            bail!("a block of width {width} cannot have {:?} and {:?}", weight.dims(), bias.dims());
+        }
+    }
+    if !takes_block(x, weights) || scores.bias.is_some() || width == 0 || hidden == 0 {
+        bail!("this block is computed by its parts");
+    }
+    let attention = Attention::new(scores, width)?;
+    let kept = if x.track_op() { Some(OnceLock::new()) } else { None };
+    x.contiguous()?.apply_op1(Block { weights: weights.clone(), attention, kept })
+}
+
+struct Block {
+    weights: BlockWeights,
+    attention: Attention,
+    /// What the backward pass needs, if there will be one.
+    kept: Option<OnceLock<Kept>>,
+}
+
+/// Values of all rows.
+struct Kept {
+    /// Queries, keys and values, `[rows, 3 width]`.
+    packed: Vec<f32>,
+    /// What attention made of them, `[rows, width]`.
+    attended: Vec<f32>,
+    /// The residual stream between the halves, `[rows, width]`.
+    middle: Vec<f32>,
+    /// The argument of the nonlinearity, `[rows, hidden]`.
+    hidden: Vec<f32>,
+}
+
+/// sums += values.
+fn add(sums: &mut [f32], values: &[f32]) {
+    vectorised(|| {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += value;
+        }
+    });
+}
+
+/// The parts of the hidden layer that are computed one after another: as long as a product's partial sums.
+fn slices(hidden: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..hidden).step_by(DEPTH).map(move |first| first..(first + DEPTH).min(hidden))
+}
+
+impl Block {
+    /// The output of rows, and what is kept of them.
+    fn forward(&self, x: &[f32], tokens: usize, width: usize) -> Result<(Vec<f32>, Kept)> {
+        let Self { weights, attention, .. } = self;
+        let epsilon = weights.epsilon as f32;
+        let (rows, hidden) = (x.len() / width, weights.fc1[1].elem_count());
+        let block = task_rows(rows);
+        let mut packed = vec![0.0f32; rows * 3 * width];
+        {
+            let (gamma, beta) = (borrow(&weights.norm1[0])?, borrow(&weights.norm1[1])?);
+            let (weight, bias) = (borrow(&weights.qkv[0])?, borrow(&weights.qkv[1])?);
+            let (gamma, beta, bias): (&[f32], &[f32], &[f32]) = (&gamma, &beta, &bias);
+            let weight = Panels::pack(Matrix::new(&weight, 3 * width, width, width).transposed(), true);
+            packed.par_chunks_mut(block * 3 * width).zip(x.par_chunks(block * width)).for_each(
+                |(packed, x)| {
+                    let mut normed = vec![0.0f32; x.len()];
+                    normalise_rows(x, gamma, beta, epsilon, &mut normed);
+                    let normed = Matrix::new(&normed, x.len() / width, width, width);
+                    multiply(normed, &weight, 1.0, Start::Row(bias), packed, 3 * width);
+                },
+            );
+        }
+        let attended = attention.forward(&packed, tokens, width, None);
+        let keeps = self.kept.is_some();
+        let kept_rows = if keeps { rows } else { 0 };
+        let (mut middle, mut arguments) = (vec![0.0f32; kept_rows * width], vec![0.0f32; kept_rows * hidden]);
+        let mut y = vec![0.0f32; x.len()];
+        let (out, out_bias) = (borrow(&weights.out[0])?, borrow(&weights.out[1])?);
+        let (gamma, beta) = (borrow(&weights.norm2[0])?, borrow(&weights.norm2[1])?);
+        let (fc1, fc1_bias) = (borrow(&weights.fc1[0])?, borrow(&weights.fc1[1])?);
+        let (fc2, fc2_bias) = (borrow(&weights.fc2[0])?, borrow(&weights.fc2[1])?);
+        let (out_bias, gamma, beta): (&[f32], &[f32], &[f32]) = (&out_bias, &gamma, &beta);
+        let (fc1_bias, fc2_bias): (&[f32], &[f32]) = (&fc1_bias, &fc2_bias);
+        let out = Panels::pack(Matrix::new(&out, width, width, width).transposed(), true);
+        let perceptron: Vec<_> = slices(hidden)
+            .map(|slice| {
+                let fc1 = Matrix::new(&fc1[slice.start * width..], slice.len(), width, width);
+                let fc2 = Matrix::new(&fc2[slice.start..], width, slice.len(), hidden);
+                (slice, Panels::pack(fc1.transposed(), true), Panels::pack(fc2.transposed(), true))
+            })
+            .collect();
+        let work = |x: &[f32], attended: &[f32], y: &mut [f32], middle: &mut [f32], arguments: &mut [f32]| {
+            let rows = x.len() / width;
+            multiply(
+                Matrix::new(attended, rows, width, width),
+                &out,
+                1.0,
+                Start::Row(out_bias),
+                middle,
+                width,
+            );
+            add(middle, x);
+            let mut normed = vec![0.0f32; x.len()];
+            normalise_rows(middle, gamma, beta, epsilon, &mut normed);
+            let mut activated = vec![0.0f32; rows * DEPTH.min(hidden)];
+            for (slice, fc1, fc2) in &perceptron {
+                let (first, length) = (slice.start, slice.len());
+                let place = if keeps { first } else { 0 };
+                let stride = if keeps { hidden } else { DEPTH.min(hidden) };
+                let normed = Matrix::new(&normed, rows, width, width);
+                let bias = Start::Row(&fc1_bias[slice.clone()]);
+                multiply(normed, fc1, 1.0, bias, &mut arguments[place..], stride);
+                for (row, activated) in activated.chunks_exact_mut(length).take(rows).enumerate() {
+                    let argument = &arguments[row * stride + place..][..length];
+                    apply(weights.activation, argument, activated);
+                }
+                let start = if first == 0 { Start::Row(fc2_bias) } else { Start::Kept };
+                multiply(Matrix::new(&activated, rows, length, length), fc2, 1.0, start, y, width);
+            }
+            add(y, middle);
+        };
+        let tasks = y
+            .par_chunks_mut(block * width)
+            .zip(x.par_chunks(block * width).zip(attended.par_chunks(block * width)));
+        if keeps {
+            let kept = middle.par_chunks_mut(block * width).zip(arguments.par_chunks_mut(block * hidden));
+            tasks.zip(kept).for_each(|((y, (x, attended)), (middle, arguments))| {
+                work(x, attended, y, middle, arguments);
+            });
+        } else {
+            tasks.for_each(|(y, (x, attended))| {
+                let rows = x.len() / width;
+                let (mut middle, mut arguments) =
+                    (vec![0.0f32; x.len()], vec![0.0f32; rows * DEPTH.min(hidden)]);
+                work(x, attended, y, &mut middle, &mut arguments);
+            });
+        }
+        Ok((y, Kept { packed, attended, middle, hidden: arguments }))
+    }
+
+    /// The gradient of the input.
+    fn backward(&self, x: &[f32], kept: &Kept, dy: &[f32], tokens: usize, width: usize) -> Result<Vec<f32>> {
+        let Self { weights, attention, .. } = self;
+        let epsilon = weights.epsilon as f32;
+        let hidden = weights.fc1[1].elem_count();
+        let block = task_rows(x.len() / width);
+        // Of the stream between the halves, then of the input.
+        let mut dx = vec![0.0f32; x.len()];
+        let mut dattended = vec![0.0f32; x.len()];
+        {
+            let (fc1, fc2, out) =
+                (borrow(&weights.fc1[0])?, borrow(&weights.fc2[0])?, borrow(&weights.out[0])?);
+            let gamma = borrow(&weights.norm2[0])?;
+            let gamma: &[f32] = &gamma;
+            let out = Panels::pack(Matrix::new(&out, width, width, width), true);
+            let perceptron: Vec<_> = slices(hidden)
+                .map(|slice| {
+                    let fc1 = Matrix::new(&fc1[slice.start * width..], slice.len(), width, width);
+                    let fc2 = Matrix::new(&fc2[slice.start..], width, slice.len(), hidden);
+                    (slice, Panels::pack(fc1, true), Panels::pack(fc2, true))
+                })
+                .collect();
+            let chunk = block * width;
+            let saved = kept.middle.par_chunks(chunk).zip(kept.hidden.par_chunks(block * hidden));
+            let results = dx.par_chunks_mut(chunk).zip(dattended.par_chunks_mut(chunk));
+            results.zip(dy.par_chunks(chunk)).zip(saved).for_each(
+                |(((dmiddle, dattended), dy), (middle, arguments))| {
+                    let rows = dy.len() / width;
+                    let dy_rows = Matrix::new(dy, rows, width, width);
+                    let mut dnormed = vec![0.0f32; dy.len()];
+                    let mut dactivated = vec![0.0f32; rows * DEPTH.min(hidden)];
+                    for (slice, fc1, fc2) in &perceptron {
+                        let length = slice.len();
+                        multiply(dy_rows, fc2, 1.0, Start::Zero, &mut dactivated, length);
+                        for (row, dactivated) in dactivated.chunks_exact_mut(length).take(rows).enumerate() {
+                            let argument = &arguments[row * hidden + slice.start..][..length];
+                            times_slope(weights.activation, argument, dactivated);
+                        }
+                        let start = if slice.start == 0 { Start::Zero } else { Start::Kept };
+                        let dactivated = Matrix::new(&dactivated, rows, length, length);
+                        multiply(dactivated, fc1, 1.0, start, &mut dnormed, width);
+                    }
+                    rows_gradient(middle, gamma, epsilon, &dnormed, dmiddle);
+                    add(dmiddle, dy);
+                    let dmiddle = Matrix::new(dmiddle, rows, width, width);
+                    multiply(dmiddle, &out, 1.0, Start::Zero, dattended, width);
+                },
+            );
+        }
+        let values = [kept.packed.as_slice(), &kept.attended, &dattended];
+        let (dpacked, _) = attention.backward(values, tokens, width, None, false);
+        let (qkv, gamma) = (borrow(&weights.qkv[0])?, borrow(&weights.norm1[0])?);
+        let gamma: &[f32] = &gamma;
+        let qkv = Panels::pack(Matrix::new(&qkv, 3 * width, width, width), true);
+        let rows = dpacked.par_chunks(block * 3 * width).zip(x.par_chunks(block * width));
+        dx.par_chunks_mut(block * width).zip(rows).for_each(|(dx, (dpacked, x))| {
+            let rows = x.len() / width;
+            let (mut dnormed, mut added) = (vec![0.0f32; x.len()], vec![0.0f32; x.len()]);
+            let dpacked = Matrix::new(dpacked, rows, 3 * width, 3 * width);
+            multiply(dpacked, &qkv, 1.0, Start::Zero, &mut dnormed, width);
+            rows_gradient(x, gamma, epsilon, &dnormed, &mut added);
+            add(dx, &added);
+        });
+        Ok(dx)
+    }
+}
+
+impl CustomOp1 for Block {
+    fn name(&self) -> &'static str {
+        "frozen block"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, tokens, width) = layout.shape().dims3()?;
+        let (y, values) = self.forward(contiguous(x, layout, "x")?, tokens, width)?;
+        if let Some(kept) = &self.kept {
+            // The operation is applied once.
+            kept.get_or_init(|| values);
+        }
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
+            bail!("a block without a gradient has none to give");
+        };
+        let (_, tokens, width) = x.dims3()?;
+        let grad = grad.contiguous()?;
+        let dx = self.backward(&borrow(x)?, kept, &borrow(&grad)?, tokens, width)?;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}

@@ -1,0 +1,104 @@
+//! The kernel against three loops, and its variants against each other.
+
+use super::*;
+use crate::random::Key;
+
+fn random(count: usize, key: u64) -> Vec<f32> {
+    (1..=count).map(|counter| Key(key).normal(counter as u64) as f32).collect()
+}
+
+/// `first + scale * a b` by three loops, `a` `[rows, depth]` and `b` `[depth, columns]` row-major: blocks of terms in
+/// order, as stated above.
+fn reference(a: &[f32], b: &[f32], sizes: [usize; 3], scale: f32, first: &[f32]) -> Vec<f32> {
+    let [rows, depth, columns] = sizes;
+    let mut out = first.to_vec();
+    for from in (0..depth.max(1)).step_by(DEPTH) {
+        for row in 0..rows {
+            for column in 0..columns {
+                let mut sum = 0.0f32;
+                for place in from..(from + DEPTH).min(depth) {
+                    let (a, b) = (a[row * depth + place], b[place * columns + column]);
+                    sum = if Level::of_machine() == Level::Plain { a * b + sum } else { a.mul_add(b, sum) };
+                }
+                out[row * columns + column] += scale * sum;
+            }
+        }
+    }
+    out
+}
+
+/// The matrix `[columns, rows]` of one `[rows, columns]`.
+fn turned(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..rows * columns).map(|place| values[place % rows * columns + place / rows]).collect()
+}
+
+#[test]
+fn products_are_those_of_three_loops_to_the_bit() {
+    let shapes =
+        [[1, 1, 1], [12, 64, 32], [13, 7, 33], [97, 100, 31], [5, 0, 3], [3, 1600, 65], [203, 40, 16]];
+    for [rows, depth, columns] in shapes {
+        let (a, b) = (random(rows * depth, 1), random(depth * columns, 2));
+        let (bias, kept) = (random(columns, 3), random(rows * columns, 4));
+        let (a_turned, b_turned) = (turned(&a, rows, depth), turned(&b, depth, columns));
+        let starts = [
+            (Start::Zero, vec![0.0; rows * columns]),
+            (Start::Row(&bias), bias.repeat(rows)),
+            (Start::Kept, kept.clone()),
+        ];
+        for (start, first) in starts {
+            let wanted = reference(&a, &b, [rows, depth, columns], 0.5, &first);
+            for (a, b) in [
+                (Matrix::new(&a, rows, depth, depth), Matrix::new(&b, depth, columns, columns)),
+                (
+                    Matrix::new(&a_turned, depth, rows, rows).transposed(),
+                    Matrix::new(&b_turned, columns, depth, depth).transposed(),
+                ),
+            ] {
+                for parallel in [false, true] {
+                    let multiply = if parallel { multiply_parallel } else { multiply };
+                    let (panels, stride) = (Panels::pack(b, parallel), columns + 3);
+                    let mut out = vec![7.0; rows * stride];
+                    for (out, kept) in out.chunks_mut(stride).zip(kept.chunks(columns)) {
+                        out[..columns].copy_from_slice(kept);
+                    }
+                    multiply(a, &panels, 0.5, start, &mut out, stride);
+                    for (out, wanted) in out.chunks(stride).zip(wanted.chunks(columns)) {
+                        assert_eq!(&out[..columns], wanted, "{rows} {depth} {columns}");
+                        assert_eq!(out[columns..], [7.0; 3], "what lies between rows is untouched");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_of_other_machines_agree_to_the_bit() {
+    let (a, b, kept) = (random(12 * STRIDE * COLUMNS, 1), random(DEPTH * COLUMNS, 2), random(12 * 40, 3));
+    let lines = |values: &[f32]| -> Vec<Line> {
+        values.as_chunks::<COLUMNS>().0.iter().map(|values| Line(*values)).collect()
+    };
+    let (a, b) = (lines(&a), lines(&b));
+    let run = |level: Level, height: usize, columns: usize| {
+        let mut out = kept.clone();
+        for row in (0..12).step_by(height) {
+            let height = height.min(12 - row);
+            let a = &a[row * STRIDE..(row + height) * STRIDE];
+            let out = out[row * 40..].as_mut_ptr();
+            let tile =
+                Tile { a, panel: &b[..500], columns, scale: 0.3, start: Start::Kept, out, row_stride: 40 };
+            // SAFETY: `out` has 12 rows of 40 values, and the level is one of this machine.
+            unsafe { level.run(height, tile) };
+        }
+        out
+    };
+    for columns in [1, 15, 16, 17, 31, 32] {
+        let loops = run(Level::Fused, 3, columns);
+        assert_eq!(loops, run(Level::Fused, 1, columns));
+        let plain = run(Level::Plain, 2, columns);
+        assert!(loops.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{columns}");
+        for height in 1..=Level::of_machine().height() {
+            assert_eq!(loops, run(Level::of_machine(), height, columns), "{height} rows, {columns} columns");
+        }
+    }
+}
