@@ -13,7 +13,7 @@ use super::elementwise::{dot, softmax_rows, vectorised};
 #[cfg(feature = "cuda")]
 use super::gpu;
 use super::panels::{Panels, Start, multiply};
-use super::product::Matrix;
+use super::product::{self, Matrix};
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 
 /// How the scores of attention are made of queries and keys, and which of them count.
@@ -182,7 +182,7 @@ impl<'a> Sample<'a> {
             let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
             // dV = P^T dO.
             let dvalues = &mut dpacked[2 * width + start..];
-            product(p.transposed(), dout_head, 1.0, Start::Zero, dvalues, triple);
+            product::product(p.transposed(), dout_head, 1.0, false, dvalues, triple, false);
             // dP = dO V^T, then dS = P * (dP - rowsum(dO * O)).
             let values = self.part(packed, 2, head);
             product(dout_head, values.transposed(), 1.0, Start::Zero, &mut dscores, tokens);
@@ -205,7 +205,7 @@ impl<'a> Sample<'a> {
             let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
             product(ds, keys, self.scale, Start::Zero, &mut dpacked[start..], triple);
             let dkeys = &mut dpacked[width + start..];
-            product(ds.transposed(), queries, self.scale, Start::Zero, dkeys, triple);
+            product::product(ds.transposed(), queries, self.scale, false, dkeys, triple, false);
         }
     }
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::gpu;
 use super::panels::{Panels, Start, multiply, multiply_parallel};
-use super::product::Matrix;
+use super::product::{self, Matrix};
 use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half_on_cpu, linear, on_cpu, wide};
 
@@ -246,9 +246,10 @@ impl Convolution {
             patches.par_chunks_mut(PIECE * patch).enumerate().for_each(|(piece, patches)| {
                 sizes.gather(x, index * strip + piece * PIECE, patches);
             });
-            let patches = Panels::pack(Matrix::new(patches, rows, patch, patch), true);
+            let patches = Matrix::new(patches, rows, patch, patch);
             let dy = Matrix::new(dy, rows, out, out).transposed();
-            multiply_parallel(dy, &patches, 1.0, Start::Kept, &mut dkernel, patch);
+            // Transposed on the left, which `gemm` packs best.
+            product::product(dy, patches, 1.0, true, &mut dkernel, patch, true);
         }
         dkernel
     }

@@ -6,7 +6,7 @@ use super::elementwise::vectorised;
 #[cfg(feature = "cuda")]
 use super::gpu;
 use super::panels::{Panels, Start, multiply_parallel};
-use super::product::Matrix;
+use super::product::{self, Matrix};
 use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
 /// `x W^T + b` for `x` `[..., in]`, `weight` `[out, in]` and `bias` `[out]`, giving `[..., out]`.
@@ -210,10 +210,13 @@ impl Linear {
         };
         let dw = if weight.track_op() {
             let x = Matrix::new(contiguous(x_cpu, x_layout, "x")?, rows, width, width);
-            let dw = match self.stored {
-                Stored::Rows => product(dy_matrix.transposed(), x, Start::Zero, width),
-                Stored::Columns => product(x.transposed(), dy_matrix, Start::Zero, out),
+            let (left, right) = match self.stored {
+                Stored::Rows => (dy_matrix.transposed(), x),
+                Stored::Columns => (x.transposed(), dy_matrix),
             };
+            let mut dw = vec![0.0; out * width];
+            // Transposed on the left, which `gemm` packs best.
+            product::product(left, right, 1.0, false, &mut dw, right.columns, true);
             Some(Tensor::from_vec(dw, weight.shape(), weight.device())?)
         } else {
             None

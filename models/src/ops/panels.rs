@@ -234,12 +234,17 @@ unsafe fn rectangle(
     let level = Level::of_machine();
     let mut packed = PACKED.take();
     packed.resize(BLOCK * STRIDE, EMPTY);
+    let in_place = is_read_in_place(a);
     for first in rows.clone().step_by(BLOCK) {
         let count = BLOCK.min(rows.end - first);
         // Without terms there still is a start.
         for from in (0..a.columns.max(1)).step_by(DEPTH) {
             let depth = from..(from + DEPTH).min(a.columns);
-            pack_rows(a, first..first + count, depth.clone(), &mut packed);
+            let (left, left_stride) = if in_place {
+                (&a.values[(first * a.row_stride + from).min(a.values.len())..], a.row_stride)
+            } else {
+                pack_rows(a, first..first + count, depth.clone(), &mut packed)
+            };
             for panel in panels.clone() {
                 let lines = &b.lines[panel * b.depth..][depth.clone()];
                 let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
@@ -252,7 +257,8 @@ unsafe fn rectangle(
                 while row < count {
                     let height = level.height().min(count - row);
                     let tile = Tile {
-                        a: &packed[row * STRIDE..(row + height) * STRIDE],
+                        a: &left[(row * left_stride).min(left.len())..],
+                        a_stride: left_stride,
                         panel: lines,
                         columns: columns.len(),
                         scale,
@@ -271,32 +277,53 @@ unsafe fn rectangle(
     PACKED.set(packed);
 }
 
-/// Copies a block of the left side, row by row, rows [`STRIDE`] lines apart.
-fn pack_rows(a: Matrix<'_>, rows: Range<usize>, depth: Range<usize>, packed: &mut [Line]) {
+/// Whether the left side is read where it lies: row by row, and not at a distance at which the rows of a tile would share
+/// the sets of the nearest cache.
+fn is_read_in_place(a: Matrix<'_>) -> bool {
+    const CONFLICT: usize = 512;
+    a.column_stride == 1 && !a.row_stride.is_multiple_of(CONFLICT)
+}
+
+/// Copies a block of the left side, row by row; returns it with the distance of its rows, which is an odd number of lines.
+fn pack_rows<'p>(
+    a: Matrix<'_>,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    packed: &'p mut [Line],
+) -> (&'p [f32], usize) {
     let terms = depth.len();
+    let stride = terms.div_ceil(COLUMNS) | 1;
     if a.column_stride == 1 {
-        for (row, lines) in rows.zip(packed.chunks_exact_mut(STRIDE)) {
+        for (row, lines) in rows.zip(packed.chunks_exact_mut(stride)) {
             let from = row * a.row_stride;
             let values = a.values[from + depth.start..from + depth.end].chunks(COLUMNS);
             lines.iter_mut().zip(values).for_each(|(line, values)| copy_line(line, values));
         }
-        return;
-    }
-    // Of a transposed matrix the rows lie beside each other: a run of terms of all rows stays in the cache.
-    for group in (0..terms).step_by(GROUP) {
-        for term in group..(group + GROUP).min(terms) {
-            let from = (depth.start + term) * a.column_stride;
-            for (row, lines) in rows.clone().zip(packed.chunks_exact_mut(STRIDE)) {
-                lines[term / COLUMNS].0[term % COLUMNS] = a.values[from + row * a.row_stride];
+    } else {
+        // Of a transposed matrix the rows lie beside each other: a run of terms of all rows stays in the cache.
+        for group in (0..terms).step_by(GROUP) {
+            for term in group..(group + GROUP).min(terms) {
+                let from = (depth.start + term) * a.column_stride;
+                for (row, lines) in rows.clone().zip(packed.chunks_exact_mut(stride)) {
+                    lines[term / COLUMNS].0[term % COLUMNS] = a.values[from + row * a.row_stride];
+                }
             }
         }
     }
+    (floats(packed), stride * COLUMNS)
+}
+
+/// Lines as the numbers that they are.
+fn floats(lines: &[Line]) -> &[f32] {
+    // SAFETY: a line is `COLUMNS` floats and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * COLUMNS) }
 }
 
 /// One tile of the result, of at most as many rows as the left side has.
 struct Tile<'a> {
-    /// Packed rows, [`STRIDE`] lines each.
-    a: &'a [Line],
+    /// Rows of the left side from the tile's first on, `a_stride` apart.
+    a: &'a [f32],
+    a_stride: usize,
     panel: &'a [Line],
     columns: usize,
     scale: f32,
@@ -387,15 +414,18 @@ unsafe fn avx512<const ROWS: usize>(tile: Tile<'_>) {
         _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
     };
     const HALF: usize = COLUMNS / 2;
-    assert!(tile.a.len() >= ROWS * STRIDE && tile.panel.len() <= DEPTH, "a tile has its rows");
+    assert!(
+        tile.panel.is_empty() || tile.a.len() >= (ROWS - 1) * tile.a_stride + tile.panel.len(),
+        "a tile has its rows"
+    );
     let mut sums: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
-    let a = tile.a.as_ptr().cast::<f32>();
+    let (a, stride) = (tile.a.as_ptr(), tile.a_stride);
     for (place, line) in tile.panel.iter().enumerate() {
         // SAFETY: a line is 32 floats at a multiple of 64 bytes.
         let b = unsafe { [_mm512_load_ps(line.0.as_ptr()), _mm512_load_ps(line.0.as_ptr().add(HALF))] };
         for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: `place < DEPTH < STRIDE * COLUMNS`, and there are `ROWS` packed rows.
-            let value = _mm512_set1_ps(unsafe { *a.add(row * STRIDE * COLUMNS + place) });
+            // SAFETY: the last row has as many values as the panel has lines, as was asserted.
+            let value = _mm512_set1_ps(unsafe { *a.add(row * stride + place) });
             sums[0] = _mm512_fmadd_ps(value, b[0], sums[0]);
             sums[1] = _mm512_fmadd_ps(value, b[1], sums[1]);
         }
@@ -436,9 +466,9 @@ impl<const ROWS: usize> NullaryFnOnce for Portable<'_, ROWS> {
     fn call(self) {
         let Self { tile, fused } = self;
         let sums = if fused {
-            sums::<ROWS, true>(tile.a, tile.panel)
+            sums::<ROWS, true>(tile.a, tile.a_stride, tile.panel)
         } else {
-            sums::<ROWS, false>(tile.a, tile.panel)
+            sums::<ROWS, false>(tile.a, tile.a_stride, tile.panel)
         };
         for (row, sums) in sums.iter().enumerate() {
             // SAFETY: the caller of `Level::run` promises these places, and nobody else touches them.
@@ -458,12 +488,19 @@ impl<const ROWS: usize> NullaryFnOnce for Portable<'_, ROWS> {
 }
 
 #[inline(always)]
-fn sums<const ROWS: usize, const FUSED: bool>(a: &[Line], panel: &[Line]) -> [[f32; COLUMNS]; ROWS] {
+fn sums<const ROWS: usize, const FUSED: bool>(
+    a: &[f32],
+    stride: usize,
+    panel: &[Line],
+) -> [[f32; COLUMNS]; ROWS] {
     let mut sums = [[0.0f32; COLUMNS]; ROWS];
-    let rows: [&[Line]; ROWS] = std::array::from_fn(|row| &a[row * STRIDE..(row + 1) * STRIDE]);
+    if panel.is_empty() {
+        return sums;
+    }
+    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &a[row * stride..][..panel.len()]);
     for (place, line) in panel.iter().enumerate() {
         for (sums, row) in sums.iter_mut().zip(rows) {
-            let value = row[place / COLUMNS].0[place % COLUMNS];
+            let value = row[place];
             for (sum, b) in sums.iter_mut().zip(line.0) {
                 *sum = if FUSED { value.mul_add(b, *sum) } else { value * b + *sum };
             }
