@@ -2,7 +2,9 @@
 
 mod edits;
 mod evict;
+mod growth;
 mod numerics;
+mod random_edits;
 mod resources;
 mod rows;
 
@@ -588,126 +590,4 @@ fn results_are_made_again_and_compared() {
     assert_eq!(world.started(), [] as [&str; 0]);
     assert_eq!(world.pipe("run", &["--reproduce", "--rate", "2"]), 2);
     assert_eq!(world.pipe("run", &["--rate", "0.5"]), 2);
-}
-
-/// A source, readers of it, and a sink that reads them all.
-fn fan(count: usize) -> String {
-    let mut stages = stage("source", "text = \"x\"", "");
-    let middle: Vec<String> = (0..count - 2).map(|index| format!("m{index}")).collect();
-    for name in &middle {
-        stages.push_str(&stage(name, &format!("text = \"{name}\""), "i = \"source\""));
-    }
-    let all: Vec<String> = middle.iter().map(|name| format!("\"{name}\"")).collect();
-    stages + &stage("sink", "", &format!("i = [{}]", all.join(", ")))
-}
-
-/// Half of the nodes are read by all of the other half.
-fn grid(count: usize) -> String {
-    let names: Vec<String> = (0..count / 2).map(|index| format!("a{index}")).collect();
-    let sources = names.iter().map(|name| stage(name, &format!("text = \"{name}\""), ""));
-    let all: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    let inputs = format!("i = [{}]", all.join(", "));
-    let readers = (0..count - count / 2)
-        .map(|index| stage(&format!("b{index}"), &format!("text = \"b{index}\""), &inputs));
-    sources.chain(readers).collect()
-}
-
-/// Counted, so that the machine does not matter: what a run looks at grows as the study does.
-#[test]
-fn keys_records_and_bytes_grow_with_the_number_of_nodes() {
-    let chain = |count: usize| -> String {
-        let one = |index: usize| {
-            let input = if index > 0 { format!("i = \"n{}\"", index - 1) } else { String::new() };
-            stage(&format!("n{index}"), &format!("text = \"{index}\""), &input)
-        };
-        (0..count).map(one).collect()
-    };
-    for (name, shape) in [("chain", chain as fn(usize) -> String), ("fan", fan), ("grid", grid)] {
-        for count in [20, 40, 80] {
-            let world = World::new(&shape(count));
-            for (run, records) in [("full", 3 * count), ("no-op", count)] {
-                assert_eq!(world.pipe("run", &["--durability", "rename"]), 0);
-                let looked = world.of("run_finished")[0]["looked"].clone();
-                assert_eq!(looked["keys"], count, "{run} run of a {name} of {count}: {looked}");
-                assert!(
-                    looked["records"].as_u64().unwrap() <= records as u64,
-                    "{run} {name} {count}: {looked}"
-                );
-            }
-            // The records of a no-op: about a kilobyte for a node and 70 bytes for each edge.
-            let bytes = world.of("run_finished")[0]["looked"]["bytes"].as_u64().unwrap();
-            let edges = if name == "grid" { count * count / 4 } else { 2 * count };
-            assert!(bytes < (1900 * count + 100 * edges) as u64, "{name} {count}: {bytes}");
-        }
-    }
-}
-
-#[test]
-fn a_chain_of_a_hundred_thousand_is_planned() {
-    let mut stages = stage("n0", "text = \"x\"", "");
-    for index in 1..100_000 {
-        stages
-            .push_str(&format!("[stage.n{index}]\nkind = \"note\"\ninputs = {{ i = \"n{}\" }}\n", index - 1));
-    }
-    assert_eq!(World::new(&stages).pipe("plan", &["--check"]), 6);
-}
-
-/// What the program has to do and to write, computed without it: a node is its text and what it reads.
-#[test]
-fn random_studies_under_random_edits_are_what_a_clean_build_gives() {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
-    for _ in 0..6 {
-        let count = 1 + random(14);
-        let mut nodes: Vec<(usize, Vec<usize>)> = (0..count)
-            .map(|index| {
-                let reads = (0..random(4)).filter(|_| index > 0).map(|_| random(index.max(1))).collect();
-                (random(5), reads)
-            })
-            .collect();
-        let write = |nodes: &[(usize, Vec<usize>)]| -> String {
-            let one = |(index, (text, reads)): (usize, &(usize, Vec<usize>))| {
-                let inputs: Vec<String> =
-                    reads.iter().enumerate().map(|(port, read)| format!("i{port} = \"n{read}\"")).collect();
-                stage(&format!("n{index}"), &format!("text = \"{text}\""), &inputs.join(", "))
-            };
-            nodes.iter().enumerate().map(one).collect()
-        };
-        let world = World::new(&write(&nodes));
-        let mut known = std::collections::BTreeSet::new();
-        let mut before = nodes.clone();
-        for step in 0..6 {
-            let mut contents: Vec<String> = Vec::new();
-            let mut new = 0;
-            for (text, reads) in &nodes {
-                let read: Vec<String> = reads.iter().map(|read| contents[*read].clone()).collect();
-                contents.push(format!("{text}{}", read.concat()));
-                new += usize::from(known.insert((*text, read)));
-            }
-            assert_eq!(world.pipe("run", &["--durability", "rename"]), 0);
-            assert_eq!(world.started().len(), new, "step {step} of {nodes:?}");
-            for (index, content) in contents.iter().enumerate() {
-                let path = world.path(&format!("results/w/n{index}/out/text.txt"));
-                assert_eq!(&std::fs::read_to_string(path).unwrap(), content, "n{index} of {nodes:?}");
-            }
-            // Going back costs nothing: every second step reverts.
-            if step % 2 == 1 {
-                nodes.clone_from(&before);
-            } else {
-                before.clone_from(&nodes);
-                let changed = random(count);
-                match random(3) {
-                    0 if changed > 0 => nodes[changed].1.push(random(changed)),
-                    1 => _ = nodes[changed].1.pop(),
-                    _ => nodes[changed].0 = random(5),
-                }
-            }
-            world.write(&write(&nodes));
-        }
-    }
 }

@@ -134,6 +134,6 @@ fn training_in_full_size_follows_pytorch() {
     for name in files.split(':') {
         let (loss, logit) = Trajectory::read(Path::new(name)).follow();
         println!("{name}: losses within {loss:.1e}, logits afterwards within {logit:.1e}");
-        assert!(loss < 1e-2, "{name}: a loss is {loss} away");
+        assert!(loss < 1e-3, "{name}: a loss is {loss} away");
     }
 }
