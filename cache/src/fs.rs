@@ -6,10 +6,11 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 
@@ -294,6 +295,23 @@ impl Disk {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(FsError::new("removing", path, error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// What tells a file from any other that had or will have its name: the number of a removed file is given again,
+/// but not with its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+    created: SystemTime,
+}
+
+impl Identity {
+    /// Of the file of this name; none if there is none, or if the file system does not know when it was made.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        Some(Self { device: metadata.dev(), inode: metadata.ino(), created: metadata.created().ok()? })
     }
 }
 

@@ -4,15 +4,15 @@
 //! correctness. Therefore nothing ever has to be unlocked by hand.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::fs::{FsError, list, nonce, read_bounded};
+use crate::fs::{FsError, Identity, list, nonce, read_bounded};
 use crate::owner::{HEARTBEAT, Owner, SILENCE};
-use crate::session::{Session, age, server_now};
+use crate::session::{LeaseFile, Session, age, server_now};
 use crate::store::{Store, StoreError};
 
 const LEASE_LIMIT: u64 = 1 << 16;
@@ -46,7 +46,7 @@ pub enum LeaseAttempt {
 pub struct Lease {
     session: Arc<Session>,
     key: Digest,
-    path: PathBuf,
+    file: LeaseFile,
     info: LeaseInfo,
 }
 
@@ -64,9 +64,15 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.session.heartbeat().forget(&self.path);
-        if read(&self.path).is_some_and(|info| info.nonce == self.info.nonce) {
-            self.session.retire_lease(&self.path);
+        let path = &self.file.path;
+        self.session.heartbeat().forget(path);
+        // Who took this process for dead has put a file of his own there.
+        let is_ours = match &self.file.identity {
+            Some(ours) => Identity::of(path).as_ref() == Some(ours),
+            None => read(path).is_some_and(|info| info.nonce == self.info.nonce),
+        };
+        if is_ours {
+            self.session.retire_lease(self.file.clone());
         }
     }
 }
@@ -103,9 +109,10 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     let staged = session.lease_file(&serde_json::to_vec(&info).expect("a lease is strings and integers"))?;
     // Each round either wins, meets a living owner, or removes a dead one.
     loop {
-        if disk.link_new(&staged, &path)? {
+        if disk.link_new(&staged.path, &path)? {
             session.heartbeat().watch(path.clone());
-            return Ok(LeaseAttempt::Acquired(Lease { session, key: *key, path, info }));
+            let file = LeaseFile { path, ..staged };
+            return Ok(LeaseAttempt::Acquired(Lease { session, key: *key, file, info }));
         }
         let holder = read(&path);
         if !path.exists() {

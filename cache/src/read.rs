@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,8 @@ use crate::store::{Store, StoreError};
 
 /// Blobs from this length on are hashed once per boot; shorter ones at each reading.
 const LARGE: u64 = 64 << 20;
+
+const MISSING: &str = "it is missing";
 
 /// A record lists files; ten thousand of them take about a megabyte.
 const RECORD_LIMIT: u64 = 256 << 20;
@@ -166,7 +169,7 @@ impl Store {
         let (bytes, metadata) = match read_with_metadata(&path, RECORD_LIMIT) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(None),
-            Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => return Ok(None),
+            Err(error) if error.source.kind() == ErrorKind::InvalidData => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         self.shared.looked.bytes.fetch_add(metadata.len(), Ordering::Relaxed);
@@ -231,20 +234,35 @@ impl Store {
             return Ok(None);
         }
         let path = self.blob_path(blob);
-        let Some(metadata) = blob_metadata(&path)? else { return Ok(Some("it is missing".to_owned())) };
-        if metadata.len() != bytes {
-            return Ok(Some(format!("it has {} bytes instead of {bytes}", metadata.len())));
+        let length = |found: u64| format!("it has {found} bytes instead of {bytes}");
+        // What is hashed anyway is opened at once.
+        let mut stamp = None;
+        if bytes >= LARGE || verify == Verify::Size {
+            let Some(metadata) = blob_metadata(&path)? else { return Ok(Some(MISSING.to_owned())) };
+            if metadata.len() != bytes {
+                return Ok(Some(length(metadata.len())));
+            }
+            let seen = Stamp::of(&metadata);
+            if verify == Verify::Size
+                || (verify == Verify::Once && self.shared.verified.contains(blob, &seen))
+            {
+                return Ok(None);
+            }
+            stamp = Some(seen);
         }
-        let stamp = Stamp::of(&metadata);
-        let known = bytes >= LARGE && self.shared.verified.contains(blob, &stamp);
-        if verify == Verify::Size || (verify == Verify::Once && known) {
-            return Ok(None);
+        let (found_bytes, found) = match hash_file(&path) {
+            Err(error) if matches!(error.source.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+                return Ok(Some(MISSING.to_owned()));
+            }
+            hashed => hashed?,
+        };
+        if found_bytes != bytes {
+            return Ok(Some(length(found_bytes)));
         }
-        let (_, found) = hash_file(&path)?;
         if found != *blob {
             return Ok(Some(format!("its content has the digest {}", found.to_short())));
         }
-        if bytes >= LARGE {
+        if let Some(stamp) = stamp {
             self.shared.verified.remember(&self.shared.disk, blob, stamp);
         }
         Ok(None)
@@ -255,7 +273,7 @@ impl Store {
 fn blob_metadata(path: &Path) -> Result<Option<Metadata>, FsError> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) => Ok(metadata.is_file().then_some(metadata)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(FsError::new("reading the state of", path, error)),
     }
 }

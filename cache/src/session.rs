@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use crate::downloads;
-use crate::fs::{Disk, FsError, list, nonce, read_bounded};
+use crate::fs::{Disk, FsError, Identity, list, nonce, read_bounded};
 use crate::owner::{HEARTBEAT, Owner, SILENCE};
 
 const OWNER_FILE: &str = "owner.json";
@@ -34,7 +34,15 @@ struct Spares {
     /// Staging folders that hold at most empty folders.
     folders: Vec<PathBuf>,
     /// Files that were leases.
-    leases: Vec<PathBuf>,
+    leases: Vec<LeaseFile>,
+}
+
+/// A file of this session that is a lease, was one or will be one.
+#[derive(Clone, Debug)]
+pub(crate) struct LeaseFile {
+    pub(crate) path: PathBuf,
+    /// What tells it from the file of another process under the same name; none where the file system does not tell.
+    pub(crate) identity: Option<Identity>,
 }
 
 impl Session {
@@ -76,26 +84,27 @@ impl Session {
     }
 
     /// A file of these bytes in the staging folder, to be renamed to a lease.
-    pub(crate) fn lease_file(&self, bytes: &[u8]) -> Result<PathBuf, FsError> {
+    pub(crate) fn lease_file(&self, bytes: &[u8]) -> Result<LeaseFile, FsError> {
         let spare = self.spares().leases.pop();
-        if let Some(spare) = spare.filter(|spare| self.disk.rewrite_passing(spare, bytes).is_ok()) {
+        if let Some(spare) = spare.filter(|spare| self.disk.rewrite_passing(&spare.path, bytes).is_ok()) {
             return Ok(spare);
         }
-        let fresh = self.fresh_path();
-        self.disk.write_passing(&fresh, bytes)?;
-        Ok(fresh)
+        let path = self.fresh_path();
+        self.disk.write_passing(&path, bytes)?;
+        let identity = Identity::of(&path);
+        Ok(LeaseFile { path, identity })
     }
 
     /// Keeps a file of [`Session::lease_file`] that has no second name.
-    pub(crate) fn retire_lease_file(&self, file: PathBuf) {
+    pub(crate) fn retire_lease_file(&self, file: LeaseFile) {
         self.spares().leases.push(file);
     }
 
     /// Takes a lease's name from it and keeps the file. What cannot be renamed is left to expire.
-    pub(crate) fn retire_lease(&self, lease: &Path) {
+    pub(crate) fn retire_lease(&self, lease: LeaseFile) {
         let fresh = self.fresh_path();
-        if matches!(self.disk.move_away(lease, &fresh), Ok(true)) {
-            self.retire_lease_file(fresh);
+        if matches!(self.disk.move_away(&lease.path, &fresh), Ok(true)) {
+            self.retire_lease_file(LeaseFile { path: fresh, ..lease });
         }
     }
 

@@ -15,6 +15,7 @@ mod error;
 mod events;
 pub mod exit;
 mod export;
+mod handover;
 mod history;
 mod host;
 mod isolate;

@@ -1,9 +1,10 @@
 //! `results/`: the view of the store that people read. Idempotent; never touches what they changed.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pipe_cache::{Digest, Owner, Record, Store, StoreError, Verify, reflink_or_copy};
@@ -129,16 +130,6 @@ fn files<'a>(pipeline: &Pipeline, records: impl Iterator<Item = Option<&'a Recor
     wanted
 }
 
-/// What stands where each file is wanted. Many are looked at by several threads.
-fn stamps(folder: &Path, wanted: &[Wanted]) -> Vec<Option<(u64, String)>> {
-    let look = |wanted: &Wanted| stamp(&folder.join(&wanted.relative));
-    if wanted.len() < MANY {
-        wanted.iter().map(look).collect()
-    } else {
-        wanted.par_iter().map(look).collect()
-    }
-}
-
 /// How results are published.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Publishing {
@@ -169,57 +160,34 @@ pub(crate) fn publish<'a>(
     let mut summary = Summary { folder: folder.clone(), ..Summary::default() };
     let staging = Staging::new(&folder, store.owner());
     let wanted = files(pipeline, records);
-    for (wanted, found) in wanted.iter().zip(stamps(&folder, &wanted)) {
-        let Wanted { node, relative, blob, bytes } = wanted;
-        let path = folder.join(relative);
-        let known = old.files.get(relative);
-        if let Some((bytes, modified)) = found {
-            match known {
-                Some(known) if (known.bytes, &known.modified) == (bytes, &modified) => {
-                    if known.blob == *blob {
-                        new.files.insert(relative.clone(), known.clone());
-                        continue;
-                    }
-                }
-                _ => {
-                    // Not as we left it: a person's file, unless its content is what we would write.
-                    if content(&path) != Some(*blob) {
-                        new.files.extend(known.map(|known| (relative.clone(), known.clone())));
-                        summary.kept.push(path);
-                        continue;
-                    }
-                    new.files.insert(relative.clone(), Published { blob: *blob, bytes, modified });
-                    continue;
-                }
+    let placing = Placing { store, folder: &folder, staging: &staging, old: &old, evicted, how };
+    let placed: Vec<Placed> = if wanted.len() < MANY {
+        wanted.iter().map(|wanted| placing.place(wanted)).collect::<Result<_, _>>()?
+    } else {
+        wanted.par_iter().map(|wanted| placing.place(wanted)).collect::<Result<_, _>>()?
+    };
+    for (Wanted { node, relative, .. }, placed) in wanted.into_iter().zip(placed) {
+        let stays = match placed {
+            Placed::There(published) => Some(published),
+            Placed::Written(published) => {
+                summary.written += 1;
+                published
             }
-        }
-        if evicted.contains(node) && !store.blob_path(blob).exists() {
-            // What stands there is of an earlier result.
-            summary.evicted += 1;
-            continue;
-        }
-        let short = if how.hard_links { None } else { store.short_blob(blob) };
-        if let Some(content) = short {
-            place(&path, &staging, |temporary| std::fs::write(temporary, &content))?;
-        } else {
-            if let Some(damage) = store.verify_blob(blob, *bytes, Verify::Once)? {
-                summary.damaged.insert(*node, damage.reason);
+            Placed::Foreign => {
+                summary.kept.push(folder.join(&relative));
+                old.files.get(&relative).cloned()
+            }
+            Placed::Evicted => {
+                summary.evicted += 1;
+                None
+            }
+            Placed::Damaged(reason) => {
+                summary.damaged.insert(node, reason);
                 // What stands there came from an earlier result and is removed only when this one is.
-                new.files.extend(known.map(|known| (relative.clone(), known.clone())));
-                continue;
+                old.files.get(&relative).cloned()
             }
-            let stored = store.blob_path(blob);
-            place(&path, &staging, |temporary| {
-                if how.hard_links && std::fs::hard_link(&stored, temporary).is_ok() {
-                    return Ok(());
-                }
-                reflink_or_copy(&stored, temporary).map(drop).map_err(|failure| failure.source)
-            })?;
-        }
-        summary.written += 1;
-        if let Some((bytes, modified)) = stamp(&path) {
-            new.files.insert(relative.clone(), Published { blob: *blob, bytes, modified });
-        }
+        };
+        new.files.extend(stays.map(|published| (relative, published)));
     }
     for (relative, published) in &old.files {
         if new.files.contains_key(relative) {
@@ -246,6 +214,69 @@ pub(crate) fn publish<'a>(
     Ok(summary)
 }
 
+/// What came of a file that is to be published.
+enum Placed {
+    /// It stood there already.
+    There(Published),
+    /// It was written; none if it was gone again at once.
+    Written(Option<Published>),
+    /// What stands there is a person's.
+    Foreign,
+    /// What was evicted is not there to be written; what may stand there is of an earlier result.
+    Evicted,
+    /// What is in the store cannot be trusted.
+    Damaged(String),
+}
+
+/// What is needed to publish one file, whatever becomes of the others.
+struct Placing<'a> {
+    store: &'a Store,
+    folder: &'a Path,
+    staging: &'a Staging<'a>,
+    old: &'a Manifest,
+    evicted: &'a BTreeSet<NodeId>,
+    how: Publishing,
+}
+
+impl Placing<'_> {
+    fn place(&self, wanted: &Wanted) -> Result<Placed, PublishError> {
+        let Wanted { node, relative, blob, bytes } = wanted;
+        let path = self.folder.join(relative);
+        if let Some((bytes, modified)) = stamp(&path) {
+            let known = self.old.files.get(relative);
+            match known.filter(|known| (known.bytes, &known.modified) == (bytes, &modified)) {
+                Some(known) if known.blob == *blob => return Ok(Placed::There(known.clone())),
+                Some(_) => {}
+                // Not as we left it: a person's file, unless its content is what we would write.
+                None if content(&path) == Some(*blob) => {
+                    return Ok(Placed::There(Published { blob: *blob, bytes, modified }));
+                }
+                None => return Ok(Placed::Foreign),
+            }
+        }
+        if self.evicted.contains(node) && !self.store.blob_path(blob).exists() {
+            return Ok(Placed::Evicted);
+        }
+        let short = if self.how.hard_links { None } else { self.store.short_blob(blob) };
+        if let Some(content) = short {
+            place(&path, self.staging, |temporary| std::fs::write(temporary, &content))?;
+        } else {
+            if let Some(damage) = self.store.verify_blob(blob, *bytes, Verify::Once)? {
+                return Ok(Placed::Damaged(damage.reason));
+            }
+            let stored = self.store.blob_path(blob);
+            place(&path, self.staging, |temporary| {
+                if self.how.hard_links && std::fs::hard_link(&stored, temporary).is_ok() {
+                    return Ok(());
+                }
+                reflink_or_copy(&stored, temporary).map(drop).map_err(|failure| failure.source)
+            })?;
+        }
+        let stands = stamp(&path);
+        Ok(Placed::Written(stands.map(|(bytes, modified)| Published { blob: *blob, bytes, modified })))
+    }
+}
+
 fn content(path: &Path) -> Option<Digest> {
     std::fs::read(path).ok().map(|bytes| Digest::of(&bytes))
 }
@@ -256,8 +287,10 @@ struct Staging<'a> {
     folder: PathBuf,
     own: PathBuf,
     owner: &'a Owner,
-    /// How many files were begun in it; before the first it is made.
-    begun: Cell<u64>,
+    /// How many files were begun in it.
+    begun: AtomicU64,
+    /// Whether it could be made, which is done before the first.
+    made: OnceLock<std::io::Result<()>>,
 }
 
 const OWNER: &str = "owner.json";
@@ -286,21 +319,20 @@ impl<'a> Staging<'a> {
             }
         }
         let own = folder.join(owner.folder_name());
-        Self { folder, own, owner, begun: Cell::new(0) }
+        Self { folder, own, owner, begun: AtomicU64::new(0), made: OnceLock::new() }
     }
 
     /// A path that nothing has used, its folder made.
     fn path(&self) -> Result<PathBuf, PublishError> {
-        let begun = self.begun.replace(self.begun.get() + 1);
-        let path = self.own.join(begun.to_string());
-        if begun > 0 {
-            return Ok(path);
-        }
-        let owner = serde_json::to_vec(self.owner).expect("an owner is strings and integers");
-        let made = std::fs::create_dir_all(&self.own);
-        match made.and_then(|()| std::fs::write(self.own.join(OWNER), owner)) {
+        let path = self.own.join(self.begun.fetch_add(1, Ordering::Relaxed).to_string());
+        let made = self.made.get_or_init(|| {
+            let owner = serde_json::to_vec(self.owner).expect("an owner is strings and integers");
+            std::fs::create_dir_all(&self.own)?;
+            std::fs::write(self.own.join(OWNER), owner)
+        });
+        match made {
             Ok(()) => Ok(path),
-            Err(source) => Err(PublishError::File { path, source }),
+            Err(error) => Err(PublishError::File { path, source: error.kind().into() }),
         }
     }
 }

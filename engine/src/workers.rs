@@ -2,7 +2,9 @@
 //! is done waits for the next action of its size: making threads takes longer than many an action.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::time::Duration;
 
+use crate::handover;
 use crate::panics::Panics;
 
 /// candle and gemm recurse little, but a deep model's graph is dropped recursively.
@@ -68,7 +70,7 @@ fn work(threads: usize, mut job: Job, waiting: &Weak<Mutex<Vec<Waiting>>>) {
         let (sender, jobs) = mpsc::channel();
         waiting.lock().unwrap_or_else(PoisonError::into_inner).push((threads, sender));
         drop(waiting);
-        match jobs.recv() {
+        match handover::receive(&jobs, Duration::MAX) {
             Ok(next) => job = next,
             Err(_) => return,
         }

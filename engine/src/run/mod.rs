@@ -26,6 +26,7 @@ use self::parts::Parts;
 use crate::action::{self, SourceDigests};
 use crate::attempt::{Finished, nondeterministic};
 use crate::events::EventLog;
+use crate::handover;
 use crate::history::History;
 use crate::pipeline::{Limits, NodeId, Pipeline};
 use crate::plan::{Plan, Status};
@@ -293,7 +294,7 @@ impl Scheduler<'_> {
             if aborting || (!running && !due) {
                 break;
             }
-            match receiver.recv_timeout(TICK) {
+            match handover::receive(&receiver, TICK) {
                 Ok((task, finished)) => self.finish(task, finished, &mut work),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
