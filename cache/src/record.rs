@@ -204,6 +204,9 @@ pub struct RecordMeta {
     pub device: Option<String>,
     /// The git revision of the project, if it has one.
     pub revision: Option<String>,
+    /// What the kind counted, such as `forward_passes`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: BTreeMap<String, u64>,
 }
 
 impl Record {

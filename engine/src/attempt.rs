@@ -16,7 +16,7 @@ use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
-use crate::host::{AttemptLog, Host};
+use crate::host::{AttemptLog, Host, add_counts};
 use crate::isolate;
 use crate::kind::OutputPort;
 use crate::pipeline::Node;
@@ -78,6 +78,8 @@ pub(crate) struct Merge {
     pub(crate) shared: SharedOutputs,
     /// Seconds that the parts took.
     pub(crate) seconds: f64,
+    /// What they counted.
+    pub(crate) counts: BTreeMap<String, u64>,
 }
 
 impl Task {
@@ -217,6 +219,7 @@ impl Attempt {
             log: AttemptLog::new(self.log.clone()),
             last_progress: Mutex::new(None),
             programs: Mutex::default(),
+            counts: Mutex::default(),
         };
         for absent in &self.absent {
             self.fetch(absent, &host)?;
@@ -260,8 +263,12 @@ impl Attempt {
                 }),
             });
         }
+        let mut counts = std::mem::take(&mut *host.counts.lock().unwrap_or_else(PoisonError::into_inner));
         let (shared, before) = match &self.task {
-            Task::Merge(merge) => (merge.shared.clone(), merge.seconds),
+            Task::Merge(merge) => {
+                add_counts(&mut counts, merge.counts.iter().map(|(what, number)| (what.as_str(), *number)));
+                (merge.shared.clone(), merge.seconds)
+            }
             _ => (SharedOutputs::default(), 0.0),
         };
         let meta = RecordMeta {
@@ -273,6 +280,7 @@ impl Attempt {
             peak_memory_bytes: Some(self.peak.load(Ordering::Relaxed)),
             device: Some(crate::action::device(&self.key.numerics).to_owned()),
             revision: self.revision.clone(),
+            counts,
         };
         // What took no time may be lost with the power for some moments; what did may not.
         let committed = if started.elapsed() < SHORT {

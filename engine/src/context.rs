@@ -144,6 +144,8 @@ pub trait StageHost: Sync {
     fn checkpoint(&self, _step: u64) {}
     /// The work goes on after this step.
     fn resumed(&self, _step: u64) {}
+    /// Work that says what a result costs on any machine: so many more of `what`, a name such as `forward_passes`.
+    fn count(&self, _what: &str, _number: u64) {}
     /// A program that the stage had run took this much processor time, and at most this many bytes of memory.
     fn spent(&self, _cpu: Duration, _memory: u64) {}
 }

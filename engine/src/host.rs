@@ -1,5 +1,6 @@
 //! What a running stage tells and asks, as events, a log and a flag.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -38,6 +39,17 @@ impl AttemptLog {
     }
 }
 
+/// Adds what was counted to what others counted.
+pub(crate) fn add_counts<'a>(
+    counts: &mut BTreeMap<String, u64>,
+    more: impl IntoIterator<Item = (&'a str, u64)>,
+) {
+    for (what, number) in more {
+        let count = counts.entry(what.to_owned()).or_default();
+        *count = count.saturating_add(number);
+    }
+}
+
 /// The engine's side of a running stage.
 pub(crate) struct Host {
     pub(crate) node: String,
@@ -51,6 +63,8 @@ pub(crate) struct Host {
     pub(crate) last_progress: Mutex<Option<Instant>>,
     /// What programs of the stage took: processor time, and the most memory of one of them in bytes.
     pub(crate) programs: Mutex<(Duration, u64)>,
+    /// What the stage counted.
+    pub(crate) counts: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Host {
@@ -93,6 +107,11 @@ impl StageHost for Host {
 
     fn resumed(&self, step: u64) {
         self.state("resume", step);
+    }
+
+    fn count(&self, what: &str, number: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        add_counts(&mut counts, [(what, number)]);
     }
 
     fn spent(&self, cpu: Duration, memory: u64) {

@@ -97,6 +97,7 @@ enum News {
     Warning(String),
     Checkpoint(u64),
     Resumed(u64),
+    Count { what: String, number: u64 },
 }
 
 /// Executes an action in a child.
@@ -128,6 +129,7 @@ fn converse(request: &Request, folder: &Path, host: &dyn StageHost) -> Result<An
         Ok(News::Warning(message)) => host.warn(&message),
         Ok(News::Checkpoint(step)) => host.checkpoint(step),
         Ok(News::Resumed(step)) => host.resumed(step),
+        Ok(News::Count { what, number }) => host.count(&what, number),
         // Something that a library printed.
         Err(_) => host.log(line),
     };
@@ -317,6 +319,10 @@ impl StageHost for Host {
 
     fn resumed(&self, step: u64) {
         Self::tell(&News::Resumed(step));
+    }
+
+    fn count(&self, what: &str, number: u64) {
+        Self::tell(&News::Count { what: what.to_owned(), number });
     }
 }
 

@@ -369,6 +369,9 @@ mod tests {
                 "{:?}",
                 with.lines
             );
+            let counted = |made: &Made| made.counts.get("forward_passes").copied().unwrap_or_default();
+            let spared: usize = passes(&without).iter().sum();
+            assert_eq!(counted(&without) - counted(&with), spared as u64);
             with
         }
     }

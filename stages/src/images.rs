@@ -112,6 +112,11 @@ pub(crate) fn is_volumes(artifact: &Artifact) -> bool {
     artifact.artifact_type == artifact::VOLUMES.0
 }
 
+/// Inputs that went through an encoder from its beginning, as the cost of a result counts them.
+pub(crate) const FORWARD_PASSES: &str = "forward_passes";
+/// Those through which gradients came back.
+pub(crate) const BACKWARD_PASSES: &str = "backward_passes";
+
 /// Embeddings of some rows, `[rows, width]` flat.
 pub(crate) fn embed_pixels(
     pixels: &dyn Pixels,
@@ -130,6 +135,7 @@ pub(crate) fn embed_pixels(
         done += part.len() as u64;
         context.progress(done, rows.len() as u64, "images", &[]);
     }
+    context.host().count(FORWARD_PASSES, done);
     Ok(values)
 }
 

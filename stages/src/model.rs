@@ -19,6 +19,7 @@ use pipe_models::{
 use serde::{Deserialize, Serialize};
 
 use crate::compute::Compute;
+use crate::images::FORWARD_PASSES;
 
 /// Where stages keep their tensors. A model computes on a device of its own, behind the doors of its towers.
 pub(crate) const DEVICE: Device = Device::Cpu;
@@ -361,6 +362,7 @@ impl Model {
             done += part.len() as u64;
             context.progress(done, ids.len() as u64, "texts", &[]);
         }
+        context.host().count(FORWARD_PASSES, done);
         Ok(values)
     }
 

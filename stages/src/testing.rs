@@ -16,6 +16,7 @@ use tempfile::TempDir;
 pub(crate) struct Listener {
     warnings: Mutex<Vec<String>>,
     lines: Mutex<Vec<String>>,
+    counts: Mutex<BTreeMap<String, u64>>,
 }
 
 impl StageHost for Listener {
@@ -25,6 +26,9 @@ impl StageHost for Listener {
     }
     fn warn(&self, message: &str) {
         self.warnings.lock().unwrap().push(message.to_owned());
+    }
+    fn count(&self, what: &str, number: u64) {
+        *self.counts.lock().unwrap().entry(what.to_owned()).or_default() += number;
     }
     fn cancelled(&self) -> bool {
         false
@@ -36,6 +40,8 @@ pub(crate) struct Made {
     pub(crate) artifacts: BTreeMap<String, Artifact>,
     pub(crate) warnings: Vec<String>,
     pub(crate) lines: Vec<String>,
+    /// What it counted.
+    pub(crate) counts: BTreeMap<String, u64>,
     _folder: TempDir,
 }
 
@@ -74,6 +80,7 @@ pub(crate) fn run_with(
     let mut made = run_hosted(&host, Checkpoints::none(), threads, kind, params, inputs)?;
     made.warnings = host.warnings.into_inner().unwrap();
     made.lines = host.lines.into_inner().unwrap();
+    made.counts = host.counts.into_inner().unwrap();
     Ok(made)
 }
 
@@ -109,7 +116,13 @@ pub(crate) fn run_hosted(
         }
         (port.name.clone(), artifact)
     });
-    Ok(Made { artifacts: artifacts.collect(), warnings: Vec::new(), lines: Vec::new(), _folder: folder })
+    Ok(Made {
+        artifacts: artifacts.collect(),
+        warnings: Vec::new(),
+        lines: Vec::new(),
+        counts: BTreeMap::new(),
+        _folder: folder,
+    })
 }
 
 /// Runs a kind on two threads.

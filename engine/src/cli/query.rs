@@ -102,6 +102,11 @@ fn stages(made: &[(&Node, &Record)]) -> Answer {
     let axes: BTreeSet<&str> =
         made.iter().flat_map(|(node, _)| &node.axes).map(|(axis, _)| axis.as_str()).collect();
     let axes: Vec<&str> = axes.into_iter().filter(|axis| !FACTS.contains(axis)).collect();
+    // What kinds counted, under names of their own.
+    let counted: BTreeSet<&str> =
+        made.iter().flat_map(|(_, record)| record.meta.counts.keys()).map(String::as_str).collect();
+    let taken = |name: &&str| FACTS.contains(name) || axes.contains(name);
+    let counted: Vec<&str> = counted.into_iter().filter(|name| !taken(name)).collect();
     let whole = |number: u64| Cell::Integer(i64::try_from(number).unwrap_or(i64::MAX));
     let row = |(node, record): &(&Node, &Record)| {
         let axis = |name: &&str| {
@@ -123,9 +128,12 @@ fn stages(made: &[(&Node, &Record)]) -> Answer {
             meta.device.clone().map_or(Cell::Null, Cell::Text),
             whole(bytes.fold(0, u64::saturating_add)),
         ]);
+        cells.extend(
+            counted.iter().map(|name| meta.counts.get(*name).map_or(Cell::Null, |number| whole(*number))),
+        );
         cells
     };
-    let names = FACTS[..1].iter().chain(&axes).chain(&FACTS[1..]);
+    let names = FACTS[..1].iter().chain(&axes).chain(&FACTS[1..]).chain(&counted);
     Answer { columns: names.map(|name| (*name).to_owned()).collect(), rows: made.iter().map(row).collect() }
 }
 

@@ -78,6 +78,7 @@ impl Scheduler<'_> {
         work.outcome.seconds.insert(id, wall.as_secs_f64());
         event["status"] = "ok".into();
         event["outputs"] = outputs(&committed.record);
+        event["counts"] = json!(committed.record.meta.counts);
         event["cutoff"] = self.is_as_before(id, &committed, work).into();
         self.events.emit("action_finished", event);
         self.compare(id, &committed, differences, work);

@@ -17,7 +17,7 @@ use crate::action;
 use crate::attempt::{Absent, AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
 use crate::context::InputArtifact;
 use crate::error::StageError;
-use crate::host::PROGRESS_PERIOD;
+use crate::host::{PROGRESS_PERIOD, add_counts};
 use crate::pipeline::NodeId;
 use crate::reproduce::{self, FileDifference};
 use crate::shards::{Shard, Shards, result};
@@ -328,6 +328,10 @@ impl Scheduler<'_> {
         let merged: Vec<_> = parts.shards.merged_ports(node).into_iter().cloned().collect();
         let shards = parts.shards.distinct.iter().map(|shard| shard.digest).collect();
         let seconds = parts.records.iter().flatten().map(|record| record.meta.duration_seconds).sum();
+        let mut counts = BTreeMap::new();
+        for record in parts.records.iter().flatten() {
+            add_counts(&mut counts, record.meta.counts.iter().map(|(what, number)| (what.as_str(), *number)));
+        }
         if merged.is_empty() {
             let meta = RecordMeta {
                 created: crate::events::now(),
@@ -345,6 +349,7 @@ impl Scheduler<'_> {
                     .max(),
                 device: Some(action::device(&key.numerics).to_owned()),
                 revision: self.revision.clone(),
+                counts,
             };
             let shared = SharedOutputs { outputs: std::mem::take(&mut tables), shards };
             let committed = self.store.stage()?.commit_soon(&key, &[], shared, meta)?;
@@ -381,7 +386,7 @@ impl Scheduler<'_> {
             partials.insert(port.name.clone(), artifacts);
         }
         let shared = SharedOutputs { outputs: tables, shards };
-        let merge = Task::Merge(Box::new(Merge { partials, shared, seconds }));
+        let merge = Task::Merge(Box::new(Merge { partials, shared, seconds, counts }));
         let task = TaskId { node: id, shard: None };
         let (inputs, log) = ((parts.common.clone(), parts.absent.clone()), parts.log.clone());
         let lease = parts.lease.take();

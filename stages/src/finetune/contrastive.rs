@@ -17,7 +17,7 @@ use super::training::{Position, Training};
 use super::{Optimiser, epoch_order};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::read_pixels;
+use crate::images::{FORWARD_PASSES, read_pixels};
 use crate::model::{Model, tensor_error};
 
 /// Which tower stays as it is.
@@ -247,7 +247,10 @@ impl StageKind for FinetuneContrastive {
             training.log.add(epoch + 1, step as i64, "train", "lr", schedule.at(step - 1));
             training.position = Position { epoch: epoch + 1, step, ..Position::default() };
         }
-        let log = training.log;
+        // With gradients in pieces every pair is embedded twice; an image and a caption each time.
+        let passes = if params.pieces > 1 { 4 } else { 2 };
+        context.host().count(FORWARD_PASSES, training.position.step * batch as u64 * passes);
+        let log = training.finish(context)?;
         model.save(context.output("checkpoint")?)?;
         log.write(context)
     }

@@ -86,6 +86,8 @@ impl<'a> Training<'a> {
         update: impl Into<Update>,
         context: &StageContext<'_>,
     ) -> Result<Self, StageError> {
+        let parameters: usize = variables.values().map(|variable| variable.elem_count()).sum();
+        context.host().count("trainable_parameters", parameters as u64);
         let (position, log) = (Position::default(), TrainingLog::default());
         let mut training = Self { variables, running, update: update.into(), position, best: None, log };
         if let Some(resumed) = context.resume()?
@@ -114,7 +116,8 @@ impl<'a> Training<'a> {
     }
 
     /// Leaves the values of the best epoch in the parameters, if there is one, and gives the learning curves.
-    pub(super) fn finish(mut self) -> Result<TrainingLog, StageError> {
+    pub(super) fn finish(mut self, context: &StageContext<'_>) -> Result<TrainingLog, StageError> {
+        context.host().count("training_steps", self.position.step);
         if let Some(best) = self.best.take() {
             self.set(best.values.iter().map(|(name, value)| (name.as_str(), value.clone())))?;
         }

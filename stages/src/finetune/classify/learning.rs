@@ -14,7 +14,7 @@ use super::params::{HeadInit, NormStatistics, Params};
 use super::tower::{Gradients, Tower, training_pass};
 use super::{Data, EMBED_BATCH, VAL};
 use crate::classification::probabilities;
-use crate::images::batches;
+use crate::images::{FORWARD_PASSES, batches};
 use crate::model::{Model, tensor_error};
 use crate::statistics::{ClassifierScores, Task};
 
@@ -131,7 +131,9 @@ pub(super) fn train(
     }
     // The epoch of best validation AUROC is kept (of best accuracy, where a class is missing there), the
     // last one where there is no validation split.
-    let log = training.finish()?;
+    let seen = data.train.len() + data.val.len();
+    context.host().count(FORWARD_PASSES, training.position.epoch as u64 * seen as u64);
+    let log = training.finish(context)?;
     tower.update(model, Gradients::None)?;
     Ok(log)
 }

@@ -173,7 +173,7 @@ pub(super) fn learn(
         }
         training.position = Position { epoch: epoch + 1, step, ..Position::default() };
     }
-    training.finish()
+    training.finish(context)
 }
 
 fn loss(
