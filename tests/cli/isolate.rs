@@ -51,6 +51,12 @@ fn results_are_those_of_this_process() {
     study.assert_clean();
     let shown = study.pipe(&["show", "study.toml", "trained"]).expect(0);
     assert!(shown.stdout.contains("isolate = true"), "{}", shown.stdout);
+    // So does what it counts: three epochs of three batches, of eight images and captions each.
+    study.edit("epochs = 2", "epochs = 3");
+    let finished = study.run(&["trained"]).expect(0).events_of("action_finished");
+    assert_eq!(finished.len(), 1);
+    let counts = &finished[0]["counts"];
+    assert_eq!((&counts["training_steps"], &counts["forward_passes"]), (&9.into(), &144.into()), "{counts}");
 }
 
 #[test]

@@ -52,6 +52,14 @@ fn tables_are_listed() {
                join stages s using (stage, model) where m.metric = 'recall@1' limit 1";
     let answer = study.pipe(&["query", "study.toml", sql, "--format", "csv"]).expect(0).stdout;
     assert!(answer.lines().nth(1).is_some_and(|line| line.starts_with("1,1,")), "{answer}");
+    let sql = "select kind, min(forward_passes) as passes, min(trainable_parameters) > 1000 as learned from stages \
+               group by kind having passes > 0 order by kind";
+    let answer = study.pipe(&["query", "study.toml", sql, "--format", "csv"]).expect(0).stdout;
+    assert!(answer.contains("finetune.contrastive,") && answer.contains("embed,"), "{answer}");
+    assert!(
+        answer.lines().any(|line| line.starts_with("finetune.contrastive,") && line.ends_with(",1")),
+        "{answer}"
+    );
     let tables = study.json("query", &["--tables"]);
     let ranks =
         tables["tables"].as_array().expect("a list").iter().find(|one| one["name"] == "retrieved_ranks");

@@ -238,7 +238,9 @@ fn what_is_published_is_named_without_a_mistake() {
             answer.stderr
         );
     };
-    check("models.toml", &[]);
+    for name in ["models.toml", "planted.toml", "robustness.toml", "own-steps.toml"] {
+        check(name, &[]);
+    }
     for name in DATA_SETS {
         check(name, &[]);
         check(name, &["--profile", "published"]);

@@ -133,6 +133,7 @@ impl StageKind for Append {
             return Err(StageError::failed(format!("the row `{line}` cannot be read")));
         }
         let lines: Vec<String> = lines.iter().map(|line| format!("{line}{}{with}", params.text)).collect();
+        context.host().count("rows", lines.len() as u64);
         write(context.output("rows")?, &lines, &[])
     }
 }
@@ -319,6 +320,10 @@ fn only_parts_that_changed_run() {
     let started = world.of("action_started");
     let whole = started.iter().find(|one| one["node"] == "more" && one["shard"].is_null()).unwrap();
     assert_eq!(whole["shards"], serde_json::json!({ "total": all, "run": 1 }));
+    // What a result costs is what all of its parts cost, whenever they ran.
+    let finished = world.of("action_finished");
+    let whole = finished.iter().find(|one| one["node"] == "more" && one["shard"].is_null()).unwrap();
+    assert_eq!(whole["counts"], serde_json::json!({ "rows": 3000 }));
     let expected: String = rows.iter().map(|line| format!("{line}!?\n")).collect();
     assert_eq!(published(&world, "again/rows"), expected);
     assert_eq!(published(&world, "count/out"), format!(" 3000 {}", expected.len() - 3000));
