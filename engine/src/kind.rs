@@ -4,7 +4,7 @@
 //! function that runs. Everything generic (schema, defaults, canonical parameters) follows from the
 //! struct; the engine itself sees the object-safe [`AnyKind`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pipe_cache::{Digest, Value};
@@ -464,6 +464,8 @@ pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn AnyKind>>,
     /// By type of artifact.
     figures: BTreeMap<&'static str, FigureReader>,
+    /// Types of artifacts that tell of no single sample.
+    aggregates: BTreeSet<&'static str>,
     numerics: String,
     templates: Vec<Template>,
     devices: fn() -> String,
@@ -488,6 +490,7 @@ impl Default for Registry {
         Self {
             kinds: BTreeMap::new(),
             figures: BTreeMap::new(),
+            aggregates: BTreeSet::new(),
             numerics: "cpu;f32".to_owned(),
             templates: Vec::new(),
             devices: || "cpu".to_owned(),
@@ -526,6 +529,19 @@ impl Registry {
     /// The studies to begin with.
     pub fn templates(&self) -> &[Template] {
         &self.templates
+    }
+
+    /// Says that no row of artifacts of these types is about a single sample, so that they may be handed on where
+    /// samples are private.
+    #[must_use]
+    pub fn with_aggregates(mut self, types: &[ArtifactType]) -> Self {
+        self.aggregates.extend(types.iter().map(|one| one.0));
+        self
+    }
+
+    /// Whether artifacts of a type tell of no single sample.
+    pub(crate) fn is_aggregate(&self, artifact_type: &str) -> bool {
+        self.aggregates.contains(artifact_type)
     }
 
     /// Says how the figures of artifacts of this type are read: what `pipe diff` compares. The engine knows

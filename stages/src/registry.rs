@@ -9,6 +9,12 @@ pub fn registry() -> Registry {
     Registry::new()
         .with_figures(crate::artifact::METRICS, crate::metrics::figures)
         .with_figures(crate::artifact::CHECKS, crate::ingest::checks::figures)
+        .with_aggregates(&[
+            crate::artifact::EXPECTED,
+            crate::artifact::METRICS,
+            crate::artifact::TENSORBOARD,
+            crate::artifact::TRAINING_LOG,
+        ])
         .with_tables(crate::query::TABLES)
         .with_comparison(crate::comparison::differences)
         // Of what computes without a model. Models say theirs by their parameters.

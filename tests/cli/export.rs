@@ -136,6 +136,37 @@ fn an_archive_holds_what_a_folder_would() {
     assert!(study.entities("part").contains_key("#node/pairs"));
 }
 
+/// The ports of which files were written.
+fn ports(files: &BTreeMap<String, Vec<u8>>) -> BTreeSet<String> {
+    let ports = files.keys().filter_map(|name| {
+        let mut parts = name.strip_prefix("results/")?.split('/');
+        Some(format!("{}.{}", parts.next()?, parts.next()?))
+    });
+    ports.collect()
+}
+
+#[test]
+fn aggregates_leave_without_a_word_on_single_samples() {
+    let study = Study::finished();
+    let answer = study.export(&["last", "figures", "--aggregate-only"]).expect(0);
+    assert!(answer.stdout.contains("outputs that tell of single samples"), "{}", answer.stdout);
+    let files: BTreeMap<_, _> = study.files("figures").into_iter().collect();
+    let expected =
+        ["pairs.expected", "retrieved.metrics", "shapes.expected", "trained.log", "trained.tensorboard"];
+    assert_eq!(ports(&files), expected.map(str::to_owned).into());
+    let all: BTreeMap<_, _> = study.files("results/small").into_iter().collect();
+    for (name, content) in &files {
+        assert!(!name.starts_with("run/"), "{name}");
+        match name.strip_prefix("results/") {
+            Some(name) => assert!(all[name] == *content, "{name}"),
+            // Ids of samples begin so.
+            None => assert!(!String::from_utf8_lossy(content).contains("phantom-medical-"), "{name}"),
+        }
+    }
+    assert_eq!(files.keys().filter(|name| name.starts_with("records/")).count(), SMALL_NODES);
+    assert!(study.entities("figures").contains_key("#node/pairs"));
+}
+
 #[test]
 fn an_export_comes_whole_or_not_at_all() {
     let study = Study::finished();

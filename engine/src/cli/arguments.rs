@@ -502,6 +502,9 @@ pub(crate) struct ExportArguments {
     /// Stages, nodes or globs whose results are written; all by default. Provenance is written of every node
     #[arg(value_name = "NODE")]
     pub(crate) targets: Vec<String>,
+    /// Only results of which no row is about a single image, patient or question, and nothing of what stages said
+    #[arg(long)]
+    pub(crate) aggregate_only: bool,
 }
 
 #[derive(Args, Debug)]

@@ -7,13 +7,18 @@ use super::log::run_and_plan;
 use super::study::open_store;
 use super::{CliError, print, print_json, size};
 use crate::exit;
-use crate::export::{self, ExportError};
+use crate::export::{self, ExportError, Wanted};
+use crate::kind::Registry;
 use crate::language::{means, suggestion};
 
 /// More nodes without a result are not listed by name.
 const LISTED: usize = 10;
 
-pub(crate) fn export(arguments: &Arguments, export: &ExportArguments) -> Result<u8, CliError> {
+pub(crate) fn export(
+    arguments: &Arguments,
+    export: &ExportArguments,
+    registry: &Registry,
+) -> Result<u8, CliError> {
     let store = open_store(arguments, Some(&export.pipeline), false)?
         .ok_or_else(|| CliError::new(exit::USAGE, "error: there is no store, so there are no runs"))?;
     let (run, plan) = run_and_plan(&store, &export.run)?;
@@ -27,13 +32,16 @@ pub(crate) fn export(arguments: &Arguments, export: &ExportArguments) -> Result<
     }
     let wanted =
         |name: &str| export.targets.is_empty() || export.targets.iter().any(|target| means(target, name));
-    let summary = export::export(&store, &run, &plan, &export.to, wanted).map_err(failure)?;
+    let is_aggregate = |artifact_type: &str| registry.is_aggregate(artifact_type);
+    let wanted =
+        Wanted { node: &wanted, aggregate: if export.aggregate_only { Some(&is_aggregate) } else { None } };
+    let summary = export::export(&store, &run, &plan, &export.to, &wanted).map_err(failure)?;
     if arguments.global.json {
         let missing: Vec<_> =
             summary.missing.iter().map(|(node, reason)| json!({ "node": node, "reason": reason })).collect();
         return print_json(&json!({
             "version": 1, "run": run.id(), "to": export.to, "nodes": summary.nodes, "files": summary.files,
-            "bytes": summary.bytes, "missing": missing,
+            "bytes": summary.bytes, "private": summary.private, "missing": missing,
         }));
     }
     let mut text = format!(
@@ -44,6 +52,9 @@ pub(crate) fn export(arguments: &Arguments, export: &ExportArguments) -> Result<
         summary.files,
         size(summary.bytes)
     );
+    if export.aggregate_only {
+        text.push_str(&format!("  without {} outputs that tell of single samples\n", summary.private));
+    }
     for (node, reason) in summary.missing.iter().take(LISTED) {
         text.push_str(&format!("  without {node}: {reason}\n"));
     }

@@ -330,7 +330,9 @@ impl Description<'_> {
         text.push_str("| `results/` | what the nodes made: `stage/port/axis=value/...` |\n");
         text.push_str("| `study/` | the pipeline file and what it includes; `resolved.json`: each node with all its parameters and the digests of its inputs |\n");
         text.push_str("| `records/` | of each node what it was made of, by action key |\n");
-        text.push_str("| `run/` | plan, events and logs of the run |\n");
+        if self.kept.iter().any(|file| file.path.starts_with("run/")) {
+            text.push_str("| `run/` | plan, events and logs of the run |\n");
+        }
         text.push_str("| `ro-crate-metadata.json` | all of this for machines: a Workflow Run RO-Crate |\n\n");
         if let Some(pipeline) = self.study.first() {
             text.push_str(&format!(

@@ -61,6 +61,8 @@ pub(crate) struct Summary {
     pub(crate) nodes: usize,
     pub(crate) files: usize,
     pub(crate) bytes: u64,
+    /// Outputs that were left out because they tell of single samples.
+    pub(crate) private: usize,
     /// Nodes without a result, with the reason.
     pub(crate) missing: Vec<(String, String)>,
 }
@@ -86,19 +88,27 @@ pub(crate) enum ExportError {
     Store(#[from] StoreError),
 }
 
-/// Writes `run` to `to`: an archive if that ends in `.zip`, else a folder. Of the nodes that `wanted` leaves
-/// out only the provenance is written. `to` appears whole or not at all.
+/// Which results are written, beside the provenance of all.
+pub(crate) struct Wanted<'a> {
+    /// Whether those of a node are.
+    pub(crate) node: &'a dyn Fn(&str) -> bool,
+    /// Whether an artifact of a type tells of no single sample; none where others are written too. With it,
+    /// what the stages said stays behind as well: their lines name samples.
+    pub(crate) aggregate: Option<&'a dyn Fn(&str) -> bool>,
+}
+
+/// Writes `run` to `to`: an archive if that ends in `.zip`, else a folder. `to` appears whole or not at all.
 pub(crate) fn export(
     store: &Store,
     run: &RunFolder,
     plan: &StoredPlan,
     to: &Path,
-    wanted: impl Fn(&str) -> bool,
+    wanted: &Wanted<'_>,
 ) -> Result<Summary, ExportError> {
     if to.symlink_metadata().is_ok() {
         return Err(ExportError::Exists(to.to_owned()));
     }
-    let executions = plan
+    let mut executions = plan
         .nodes
         .iter()
         .map(|(name, key)| Execution::new(store, name, *key, plan))
@@ -106,7 +116,14 @@ pub(crate) fn export(
     let mut target = Target::create(to)?;
     let mut summary = Summary { nodes: executions.len(), ..Summary::default() };
     let study = study_files(plan, &mut target)?;
-    let mut kept = run_files(run, &mut target)?;
+    let mut kept = Vec::new();
+    if wanted.aggregate.is_none() {
+        kept = run_files(run, &mut target)?;
+    } else {
+        for execution in &mut executions {
+            execution.failure = execution.failure.take().map(|_| "it failed".to_owned());
+        }
+    }
     let resolved: BTreeMap<&str, &ActionKey> = executions
         .iter()
         .filter_map(|one| Some((one.name.as_str(), one.record.as_ref()?.components()?)))
@@ -127,10 +144,14 @@ pub(crate) fn export(
             let path = format!("records/{}.json", execution.key);
             kept.push(target.copy(&path, &store.record_path(&execution.key), None)?);
         }
-        if !wanted(&execution.name) {
+        if !(wanted.node)(&execution.name) {
             continue;
         }
         for (port, output) in &record.outputs {
+            if wanted.aggregate.is_some_and(|is_aggregate| !is_aggregate(&output.artifact_type)) {
+                summary.private += 1;
+                continue;
+            }
             let folder = execution.folder(port);
             let mut files = Vec::with_capacity(output.files.len());
             for file in &output.files {
