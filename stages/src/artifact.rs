@@ -22,6 +22,8 @@ pub const CHECKS: ArtifactType = ArtifactType("table<checks>");
 pub const BOXES: ArtifactType = ArtifactType("table<boxes>");
 /// A folder that stands alone: tables by split, with descriptions for people and machines.
 pub const DATASET: ArtifactType = ArtifactType("dataset");
+/// A model with its card: a folder that stands alone.
+pub const MODEL_FOLDER: ArtifactType = ArtifactType("model_folder");
 /// The answer of a query.
 pub const QUERY: ArtifactType = ArtifactType("table<query>");
 /// Facts, one row each.

@@ -25,6 +25,7 @@ pub fn registry() -> Registry {
         .with(crate::attribute_text::AttributeText)
         .with(crate::attribute_vqa::AttributeVqa)
         .with(crate::card::Card)
+        .with(crate::card::ModelCard)
         .with(crate::checkpoint::Checkpoint)
         .with(crate::command::Command)
         .with(crate::compare::Compare)

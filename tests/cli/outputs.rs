@@ -30,6 +30,25 @@ fn results_lie_under_stage_port_and_axes() {
 }
 
 #[test]
+fn a_model_leaves_with_what_is_known_of_it() {
+    let study = Study::finished();
+    let card = "[stage.card]\nkind = \"card.model\"\ninputs = { model = \"trained.checkpoint\", metrics = \"retrieved[model=*].metrics\", log = \"trained.log\" }\nparams = { name = \"Small\" }\n";
+    study.write(&format!("{SMALL}\n{card}"));
+    study.run(&["card"]).expect(0);
+    let folder = study.path("results/small/card/folder");
+    let model = study.path("results/small/trained/checkpoint/model.safetensors");
+    let read = |path| std::fs::read(path).expect("it is there");
+    assert!(read(folder.join("model.safetensors")) == read(model));
+    let text = String::from_utf8(read(folder.join("README.md"))).expect("it is text");
+    // How it was trained, on what, and what each evaluation found.
+    for part in
+        ["`finetune.contrastive`", "| `epochs` | `2` |", "| `captions` | `", "| model=trained | test |"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
 fn what_is_no_longer_planned_is_removed() {
     let study = Study::finished();
     assert!(study.path("results/small/shapes").is_dir());

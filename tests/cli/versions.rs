@@ -124,6 +124,10 @@ kind = "card"
 inputs = { images = "pairs.images", labels = "pairs.labels" }
 params = { name = "Phantoms", licence = "CC0-1.0", description = "Drawn from a seed." }
 
+[stage.carded_model]
+kind = "card.model"
+inputs = { model = "tuned[mode=full].checkpoint", metrics = "classified[mode=*].metrics" }
+
 [stage.asked]
 kind = "query"
 inputs = { labels = "pairs.labels" }

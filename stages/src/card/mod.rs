@@ -3,6 +3,7 @@
 //! Hugging Face's data set cards do, so that the folder loads with `datasets`.
 
 mod croissant;
+mod model;
 mod page;
 mod split;
 #[cfg(test)]
@@ -16,6 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact;
+
+pub use model::ModelCard;
 
 /// Parameters of `card`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

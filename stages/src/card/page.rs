@@ -57,11 +57,11 @@ fn join<T: AsRef<str>>(cells: impl Iterator<Item = T>) -> String {
 }
 
 /// A text of one line that no table of the page is broken by.
-fn line(text: &str) -> String {
+pub(super) fn line(text: &str) -> String {
     text.replace(['\n', '\r'], " ").replace('|', "\\|")
 }
 
 /// A text as a YAML scalar: JSON's strings are YAML's.
-fn yaml(text: &str) -> String {
+pub(super) fn yaml(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

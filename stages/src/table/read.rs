@@ -38,6 +38,18 @@ pub fn read_columns(artifact: &Artifact, names: &[&str]) -> Result<Table, StageE
     read_parts(artifact, &|name| names.contains(&name))
 }
 
+/// What a table says of its making: kind, parameters and digests of the inputs; none if it says nothing.
+///
+/// # Errors
+/// If its first part is damaged.
+pub fn provenance(artifact: &Artifact) -> Result<Option<serde_json::Value>, StageError> {
+    let Some(file) = artifact.files_ending(".parquet").next() else { return Ok(None) };
+    let damaged = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
+    let opened = File::open(&file.location).map_err(|error| damaged(&error))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|error| damaged(&error))?;
+    Ok(builder.schema().metadata().get("pipe").and_then(|text| serde_json::from_str(text).ok()))
+}
+
 /// The metadata of a table, without its rows.
 ///
 /// # Errors
