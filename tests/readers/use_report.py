@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Uses the report of a study as a person would, in headless Chromium: sorts by click and by key, filters samples, looks at it
-on a narrow screen. Fails on a console message, a request that leaves the file, a picture of nothing, or a page wider than
+"""Uses the report of a study as a person would, in headless Chromium: sorts by click and by key, filters samples, saves charts, looks
+at it on a narrow screen. Fails on a console message, a request that leaves the file, a picture of nothing, or a page wider than
 its screen.
 
 usage: use_report.py RESULTS_FOLDER [SCREENSHOT_FOLDER]
 """
 
+import base64
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
+import altair
 from playwright.sync_api import sync_playwright
 
 
@@ -80,6 +83,29 @@ def check_filter(page):
     return every
 
 
+def check_charts(page):
+    """Every chart can be saved as Vega-Lite, and is valid there."""
+    charts = page.locator("a.chart-data").all()
+    assert len(charts) >= page.locator("figure.chart").count() > 0
+    for link in charts:
+        assert link.get_attribute("download").endswith(".vl.json")
+        chart = json.loads(base64.b64decode(link.get_attribute("href").split("base64,")[1]))
+        assert chart["data"]["values"], chart["title"]
+        altair.Chart.from_dict(chart, validate=True)
+    return len(charts)
+
+
+def check_folded(page):
+    """What is folded is open on paper, and only there."""
+    closed = "document.querySelectorAll('details:not([open])').length"
+    before = page.evaluate(closed)
+    assert before > 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(closed) == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(closed) == before
+
+
 def main():
     folder = Path(sys.argv[1])
     report = sorted(path for path in folder.rglob("index.html") if "report" in str(path))[0].resolve()
@@ -94,6 +120,8 @@ def main():
         page.goto(address)
         table = check_sorting(page)
         samples = check_filter(page)
+        charts = check_charts(page)
+        check_folded(page)
         broken = page.evaluate("Promise.all(Array.from(document.images, (image) => { image.loading = 'eager'; return image.decode().then(() => 0, () => 1) })).then((all) => all.reduce((a, b) => a + b, 0))")
         assert broken == 0, f"{broken} pictures cannot be decoded"
         pictures = page.evaluate("document.images.length")
@@ -114,7 +142,7 @@ def main():
     assert not messages, messages
     outside = [url for url in requests if not url.startswith(("file://", "data:"))]
     assert not outside, outside
-    print(f"{report}: sorted `{table}`, filtered {samples} samples, {pictures} pictures decode, fits 360 pixels")
+    print(f"{report}: sorted `{table}`, filtered {samples} samples, {charts} charts are Vega-Lite, {pictures} pictures decode, fits 360 pixels")
 
 
 main()

@@ -3,7 +3,8 @@
 
 use maud::{Markup, html};
 
-use super::figures::{Better, Group};
+use super::figures::{Better, Figure, Group};
+use super::vega_lite;
 use super::words::{metric_name, number};
 use crate::statistics::Confusion;
 
@@ -32,6 +33,11 @@ pub(super) fn bars(group: &Group, metric: &str) -> Markup {
     let height = values.len() as f64 * ROW + 26.0;
     let best = group.best(metric);
     let title = format!("{} by {}", metric_name(metric), group.key_names.join(" and "));
+    let bar = |(row, figure): &(usize, &Figure)| {
+        let interval = figure.low.zip(figure.high);
+        (group.rows[*row].label(), figure.value.unwrap_or(0.0), interval)
+    };
+    let saved = vega_lite::bars(&title, &metric_name(metric), &values.iter().map(bar).collect::<Vec<_>>());
     let ticks: Vec<f64> = (0..=4).map(|tick| lowest + span * f64::from(tick) / 4.0).collect();
     html! {
         figure .chart {
@@ -66,6 +72,7 @@ pub(super) fn bars(group: &Group, metric: &str) -> Markup {
             figcaption {
                 (title) ". Bars with 95 % intervals where they were computed; \u{2605} marks the best."
                 @if left_out > 0 { " " (left_out) " more rows are in the table." }
+                " " (vega_lite::link(&title, &saved))
             }
         }
     }
@@ -151,7 +158,7 @@ pub(super) fn chart(axes: &Axes, curves: &[Curve]) -> Markup {
                         stroke-dasharray=(DASHES[index / COLOURS % DASHES.len()]) {}
                 }
             }
-            figcaption { (title) }
+            figcaption { (title) " " (vega_lite::link(title, &vega_lite::curves(axes, curves))) }
             ul .legend {
                 @for (index, curve) in curves.iter().enumerate() {
                     li {
@@ -213,14 +220,19 @@ pub(super) fn matrix(label: &str, names: &[String], confusion: &Confusion) -> Ma
                     }
                 }
             }
-            figcaption { (title) }
+            figcaption { (title) " " (vega_lite::link(&title, &vega_lite::matrix(&title, names, confusion))) }
         }
     }
 }
 
-/// A place on an axis: whole numbers without decimals.
+/// A place on an axis: whole numbers without decimals, others without noughts at their end.
 fn tick_text(value: f64) -> String {
-    if value.fract() == 0.0 { format!("{value:.0}") } else { number(value) }
+    match number(value) {
+        text if text.contains('.') && !text.contains('e') => {
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        text => text,
+    }
 }
 
 fn whisker(from: f64, to: f64, y: f64) -> String {

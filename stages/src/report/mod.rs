@@ -29,6 +29,7 @@ mod seeds;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod vega_lite;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,7 +115,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 6,
+            implementation: 7,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -323,14 +324,27 @@ fn cascades(collected: &Collected) -> Vec<Markup> {
 fn bias_section(groups: &[Group]) -> Vec<Markup> {
     let mut parts = Vec::new();
     for group in groups {
+        parts.push(html! { h3 { (tables::heading(group)) } });
         if let Some(metric) = headline(group.rows.iter().flat_map(|row| row.figures.values())) {
             parts.push(bars(group, &metric));
         }
         parts.extend(answers_by_modality(group));
-        parts.push(table(group, false));
+        let all = table(group, false);
+        parts.push(match group.rows.len() {
+            rows if rows > LONG => html! {
+                details {
+                    summary { "All figures: " (tables::heading(group)) ", " (rows) " rows" }
+                    (all)
+                }
+            },
+            _ => all,
+        });
     }
     parts
 }
+
+/// A table of more rows than this is folded where a chart says the most important.
+const LONG: usize = 8;
 
 fn galleries(
     params: &ReportParams,

@@ -13,7 +13,7 @@ pub(super) struct Section {
     pub(super) content: Vec<Markup>,
 }
 
-/// Sorts tables and filters samples.
+/// Sorts tables, filters samples, and unfolds what is folded for print.
 const SCRIPT: &str = include_str!("script.js");
 
 /// The whole page, self-contained: no request, and of scripts only [`SCRIPT`], which the policy names by its digest, so that
@@ -106,13 +106,13 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--sof
 .curve{fill:none;stroke-width:2}.c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}
 .c3{stroke:var(--c3)}.c4{stroke:var(--c4)}.c5{stroke:var(--c5)}
 .legend{list-style:none;padding:0;margin:.25rem 0;display:flex;flex-wrap:wrap;gap:.1rem 1.25rem;font-size:.85rem}
-.swatch{width:30px;height:8px}
+.chart-data{white-space:nowrap}.swatch{width:30px;height:8px}
 .case{border-top:1px solid var(--line)}.strip{display:flex;flex-wrap:wrap;gap:.75rem;align-items:flex-start}
 .strip figure{margin:0;width:112px}.strip .pair{width:226px}
 .strip img{image-rendering:pixelated;width:112px;height:auto;background:var(--fill)}
 .pair img+img{margin-left:2px}.scale{white-space:nowrap;margin-right:1rem}.scale img{image-rendering:auto;vertical-align:middle}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--best)}
 @media(max-width:30rem){.scale{white-space:normal}}
-@media print{.filter{display:none}.tall{max-height:none}.sort::after{content:''}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
+@media print{.filter,.chart-data{display:none}.tall{max-height:none}.sort::after{content:''}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
 .case,.chart,tr{break-inside:avoid}.scroll{overflow:visible}}
 ";

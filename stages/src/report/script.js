@@ -1,4 +1,4 @@
-// Sorts tables and filters samples. The page says the same without it, in the order in which it was written.
+// Sorts tables, filters samples, and unfolds what is folded for print. The page says the same without it, in the order in which it was written.
 (() => {
   "use strict";
   const words = new Intl.Collator("en", { numeric: true });
@@ -39,6 +39,11 @@
       head.append(button);
     });
   }
+
+  // Paper cannot be unfolded.
+  const folded = Array.from(document.querySelectorAll("details:not([open])"));
+  addEventListener("beforeprint", () => folded.forEach((one) => (one.open = true)));
+  addEventListener("afterprint", () => folded.forEach((one) => (one.open = false)));
 
   for (const form of document.querySelectorAll("form.filter")) {
     const rows = Array.from(document.getElementById(form.dataset.of).tBodies[0].rows);
