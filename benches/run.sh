@@ -14,9 +14,11 @@
 #   benches/run.sh ingest --help       how many pairs, and where
 #   benches/run.sh statistics          linear probes and intervals beside scikit-learn, at equal threads
 #   benches/run.sh statistics --help   which ones, and how often
+#   benches/run.sh vqa                 training steps of MEVF and QCR beside PyTorch, at equal threads
+#   benches/run.sh vqa --help          which ones, and how often
 #
-# Ratios are medians of pairs that were measured in turn, with their range; those of models, attribution, metrics and
-# statistics are also kept in `bench.json` below the target folder, as a list of {work, ratio, low, high, target}.
+# Ratios are medians of pairs that were measured in turn, with their range; those of models, attribution, metrics,
+# statistics and vqa are also kept in `bench.json` below the target folder, as a list of {work, ratio, low, high, target}.
 # `benches/gpu.sh` measures the same architectures on an NVIDIA GPU.
 #
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
@@ -60,8 +62,14 @@ statistics)
     exec python3 "$here/statistics/bench.py" --program "$target/release/examples/statistics" \
         --environment "$target/bench-statistics" --json "$target/bench.json" "$@"
     ;;
+vqa)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-models --example answering
+    exec python3 "$here/vqa/bench.py" --program "$target/release/examples/answering" \
+        --environment "$target/bench-vqa" --json "$target/bench.json" "$@"
+    ;;
 *)
-    sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,23s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

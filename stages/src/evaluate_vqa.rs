@@ -71,7 +71,7 @@ impl StageKind for EvaluateVqa {
         KindDescription {
             name: "evaluate.vqa",
             summary: "answers of a model to questions about images, and accuracies by type of question",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

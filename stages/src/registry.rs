@@ -45,6 +45,8 @@ pub fn registry() -> Registry {
         .with(crate::ingest::IngestVqaRad)
         .with(crate::mosaic::Mosaic)
         .with(crate::phantom::IngestPhantom)
+        .with(crate::finetune::PretrainAutoencoder)
+        .with(crate::finetune::PretrainMeta)
         .with(crate::query::RunQuery)
         .with(crate::report::Report)
         .with(crate::retrieve::EvaluateRetrieve)

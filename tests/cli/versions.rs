@@ -53,6 +53,16 @@ matrix = { mode = ["linear_probe", "full", "lora"] }
 inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "trained.checkpoint" }
 params = { mode = "${mode}", epochs = 1, batch = 8 }
 
+[stage.grey]
+kind = "pretrain.autoencoder"
+inputs = { images = "pairs.images" }
+params = { epochs = 1, batch = 8 }
+
+[stage.meta]
+kind = "pretrain.meta"
+inputs = { images = "pairs.images", labels = "pairs.labels" }
+params = { ways = 2, shots = 1, tasks = 2, steps = 2, inner_steps = 2 }
+
 [stage.answering]
 kind = "finetune.vqa"
 inputs = { images = "pairs.images", questions = "pairs.questions", checkpoint = "trained.checkpoint" }

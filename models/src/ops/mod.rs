@@ -40,6 +40,7 @@ mod scaled;
 mod tests;
 mod transposed;
 mod unit;
+mod weight_norm;
 
 use std::ops::{Deref, Range};
 
@@ -59,12 +60,14 @@ pub use layer_norm::layer_norm;
 pub use linear::{linear, project};
 pub use masked::masked;
 pub use norm::frobenius_norm;
+pub(crate) use norm::sum_of_squares;
 pub use pool::{average_pool2d, max_pool2d};
 pub use recompute::{Part, recompute};
 pub use recurrent::{gru, lstm};
 pub use scaled::scaled;
 pub use transposed::conv_transpose2d;
 pub use unit::scaled_unit;
+pub use weight_norm::weight_normed;
 
 /// The values of a contiguous f32 tensor.
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Result<&'a [f32]> {

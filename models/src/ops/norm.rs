@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{borrow, composed, contiguous, on_cpu};
+use super::{borrow, composed, contiguous, on_cpu, values};
 
 /// The root of the sum of squares of all values (the Frobenius norm of a matrix), `[]`. The gradient at 0
 /// is 0.
@@ -15,6 +15,41 @@ pub fn frobenius_norm(x: &Tensor) -> Result<Tensor> {
         return composed::frobenius_norm(x);
     }
     x.contiguous()?.apply_op1(Norm)
+}
+
+/// The root of the sum of squares.
+pub(super) fn length(x: &[f32]) -> f32 {
+    squares(x).sqrt() as f32
+}
+
+/// The sum of squares of all values: sums of blocks, in double precision, added in order.
+fn squares(x: &[f32]) -> f64 {
+    let sums: Vec<f64> = x
+        .par_chunks(BLOCK)
+        .map(|block| {
+            let mut lanes = [0.0f64; 16];
+            let (rows, rest) = block.as_chunks::<16>();
+            for row in rows {
+                for (lane, value) in lanes.iter_mut().zip(row) {
+                    *lane += f64::from(*value) * f64::from(*value);
+                }
+            }
+            let rest: f64 = rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
+            lanes.iter().sum::<f64>() + rest
+        })
+        .collect();
+    sums.iter().sum()
+}
+
+/// The sum of squares of all values of a tensor, in double precision.
+///
+/// # Errors
+/// Whatever the device reports.
+pub(crate) fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    match on_cpu(x) {
+        true => Ok(squares(&borrow(&x.contiguous()?)?)),
+        false => Ok(squares(&values(x)?)),
+    }
 }
 
 struct Norm;
@@ -29,22 +64,7 @@ impl CustomOp1 for Norm {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(x, layout, "x")?;
-        // Sums of blocks, in double precision, added in order.
-        let sums: Vec<f64> = x
-            .par_chunks(BLOCK)
-            .map(|block| {
-                let mut lanes = [0.0f64; 16];
-                let (rows, rest) = block.as_chunks::<16>();
-                for row in rows {
-                    for (lane, value) in lanes.iter_mut().zip(row) {
-                        *lane += f64::from(*value) * f64::from(*value);
-                    }
-                }
-                let rest: f64 = rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
-                lanes.iter().sum::<f64>() + rest
-            })
-            .collect();
-        Ok((CpuStorage::F32(vec![sums.iter().sum::<f64>().sqrt() as f32]), Shape::from(())))
+        Ok((CpuStorage::F32(vec![length(x)]), Shape::from(())))
     }
 
     fn bwd(&self, x: &Tensor, norm: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

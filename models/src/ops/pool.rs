@@ -134,6 +134,7 @@ struct Greatest {
 
 impl Greatest {
     /// The values of an output pixel, and the input pixel that each comes from.
+    #[inline(always)]
     fn pixel(&self, x: &[f32], row: usize, column: usize, values: &mut [f32], from: &mut [u32]) {
         let Window { stride, padding } = self.window;
         values.fill(f32::NEG_INFINITY);
@@ -169,9 +170,11 @@ impl CustomOp1 for Greatest {
             .zip(y.par_chunks_exact_mut((out_rows * out_columns * channels).max(1)))
             .for_each(|(x, y)| {
                 let mut from = vec![0; channels];
-                for (place, values) in y.chunks_exact_mut(channels).enumerate() {
-                    self.pixel(x, place / out_columns, place % out_columns, values, &mut from);
-                }
+                vectorised(|| {
+                    for (place, values) in y.chunks_exact_mut(channels).enumerate() {
+                        self.pixel(x, place / out_columns, place % out_columns, values, &mut from);
+                    }
+                });
             });
         Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, channels))))
     }
@@ -188,12 +191,14 @@ impl CustomOp1 for Greatest {
             .zip(dy.par_chunks_exact((out_rows * out_columns * channels).max(1)))
             .for_each(|((dx, x), dy)| {
                 let (mut values, mut from) = (vec![0.0; channels], vec![0; channels]);
-                for (place, dy) in dy.chunks_exact(channels).enumerate() {
-                    self.pixel(x, place / out_columns, place % out_columns, &mut values, &mut from);
-                    for (channel, (from, dy)) in from.iter().zip(dy).enumerate() {
-                        dx[*from as usize * channels + channel] += dy;
+                vectorised(|| {
+                    for (place, dy) in dy.chunks_exact(channels).enumerate() {
+                        self.pixel(x, place / out_columns, place % out_columns, &mut values, &mut from);
+                        for (channel, (from, dy)) in from.iter().zip(dy).enumerate() {
+                            dx[*from as usize * channels + channel] += dy;
+                        }
                     }
-                }
+                });
             });
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }

@@ -10,6 +10,7 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::elementwise::{sigmoid, tanh};
+use super::panels::{Panels, Start, multiply_parallel};
 use super::product::{Matrix, product};
 use super::rows::column_sums;
 use super::{borrow, composed, contiguous, is_half, on_cpu, wide};
@@ -228,7 +229,8 @@ impl Recurrent {
     fn forward(&self, inputs: &[f32], weight: &[f32], bias: &[f32]) -> (Vec<f32>, Kept) {
         let Self { cell, batch, length, hidden, .. } = *self;
         let width = cell.gates() * hidden;
-        let weight = Matrix::new(weight, width, hidden, hidden).transposed();
+        // Packed once for all positions.
+        let weight = Panels::pack(Matrix::new(weight, width, hidden, hidden).transposed(), true);
         let mut gates = inputs.to_vec();
         if cell == Cell::Lstm {
             for row in gates.chunks_exact_mut(width) {
@@ -245,15 +247,16 @@ impl Recurrent {
                 .then(|| Matrix::new(&states[(place - 1) * hidden..], batch, hidden, length * hidden));
             match (cell, last) {
                 (Cell::Lstm, Some(last)) => {
-                    product(last, weight, 1.0, true, &mut gates[place * width..], length * width, true);
+                    let gates = &mut gates[place * width..];
+                    multiply_parallel(last, &weight, 1.0, Start::Kept, gates, length * width);
                 }
                 (Cell::Lstm, None) => {}
-                (Cell::Gru, last) => {
-                    own.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(bias));
-                    if let Some(last) = last {
-                        product(last, weight, 1.0, true, &mut own, width, true);
+                (Cell::Gru, last) => match last {
+                    Some(last) => {
+                        multiply_parallel(last, &weight, 1.0, Start::Row(bias), &mut own, width);
                     }
-                }
+                    None => own.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(bias)),
+                },
             }
             let samples = gates
                 .par_chunks_exact_mut(length * width)
@@ -289,7 +292,7 @@ impl Recurrent {
     fn backward(&self, kept: &Kept, weight: &[f32], grad: &[f32]) -> (Vec<f32>, Option<Vec<f32>>) {
         let Self { cell, batch, length, hidden, .. } = *self;
         let width = cell.gates() * hidden;
-        let weight = Matrix::new(weight, width, hidden, hidden);
+        let weight = Panels::pack(Matrix::new(weight, width, hidden, hidden), true);
         let mut dgates = vec![0.0f32; batch * length * width];
         let mut down = vec![0.0f32; if cell == Cell::Gru { batch * length * width } else { 0 }];
         // What later positions ask of the state, and of a cell; `[batch, hidden]`.
@@ -347,7 +350,8 @@ impl Recurrent {
             if cell == Cell::Gru {
                 dstate.copy_from_slice(&later);
             }
-            product(through, weight, 1.0, cell == Cell::Gru, &mut dstate, hidden, true);
+            let start = if cell == Cell::Gru { Start::Kept } else { Start::Zero };
+            multiply_parallel(through, &weight, 1.0, start, &mut dstate, hidden);
         }
         (dgates, (cell == Cell::Gru).then_some(down))
     }

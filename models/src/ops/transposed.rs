@@ -2,6 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use rayon::prelude::*;
+
 use super::convolution::{Convolution, Sizes};
 use super::rows::column_sums;
 use super::{Window, borrow, composed, contiguous, is_half_on_cpu, on_cpu, wide};
@@ -60,6 +62,9 @@ pub fn conv_transpose2d(
     x.contiguous()?.apply_op3(&wide(kernel)?.contiguous()?, &wide(bias)?.contiguous()?, op)
 }
 
+/// Pixels of a part that one thread takes.
+const ROWS: usize = 512;
+
 struct Transposed {
     convolution: Convolution,
 }
@@ -81,9 +86,12 @@ impl CustomOp3 for Transposed {
         let kernel = contiguous(kernel, kernel_layout, "kernel")?;
         let bias = contiguous(bias, bias_layout, "bias")?;
         let mut y = self.convolution.image_gradient(kernel, contiguous(x, x_layout, "x")?);
-        for pixel in y.chunks_exact_mut(bias.len().max(1)) {
-            pixel.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-        }
+        let width = bias.len().max(1);
+        y.par_chunks_mut(ROWS * width).for_each(|rows| {
+            for pixel in rows.chunks_exact_mut(width) {
+                pixel.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            }
+        });
         let Sizes { batch, rows, columns, channels, .. } = self.convolution.sizes;
         Ok((CpuStorage::F32(y), Shape::from((batch, rows, columns, channels))))
     }

@@ -1,10 +1,13 @@
 //! What optimisers keep of each parameter.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
+
+use crate::ops::sum_of_squares;
 
 /// How a parameter is treated.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -82,17 +85,56 @@ impl Slots {
             let Moments { first, second, steps } = &mut slot.moments;
             *steps += 1;
             let treatment = Treatment { group: slot.group, steps: *steps };
-            let mut values = slot.variable.flatten_all()?.to_vec1::<f32>()?;
-            let gradient = gradient.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            values
-                .par_chunks_mut(PIECE)
-                .zip(gradient.par_chunks(PIECE))
-                .zip(first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE)))
-                .for_each(|((values, gradient), (first, second))| {
-                    change(&treatment, Piece { values, gradient, first, second });
-                });
-            slot.variable.set(&Tensor::from_vec(values, slot.variable.shape(), slot.variable.device())?)?;
+            let pieces = |values: &mut [f32], gradient: &[f32]| {
+                values
+                    .par_chunks_mut(PIECE)
+                    .zip(gradient.par_chunks(PIECE))
+                    .zip(first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE)))
+                    .for_each(|((values, gradient), (first, second))| {
+                        change(&treatment, Piece { values, gradient, first, second });
+                    });
+            };
+            let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
+            change_values(&slot.variable, &gradient, pieces)?;
         }
+        Ok(())
+    }
+}
+
+/// Lets `change` change the values of a parameter by its gradient: where they lie, on a CPU.
+fn change_values(variable: &Var, gradient: &Tensor, change: impl FnMut(&mut [f32], &[f32])) -> Result<()> {
+    let is_here = variable.device().is_cpu() && variable.dtype() == DType::F32 && variable.is_contiguous();
+    if is_here && variable.shape() == gradient.shape() {
+        return variable.inplace_op2(gradient, &InPlace(RefCell::new(change)));
+    }
+    let mut change = change;
+    let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
+    change(&mut values, &gradient.flatten_all()?.to_vec1::<f32>()?);
+    variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)
+}
+
+/// A change of the values of a tensor by those of another.
+struct InPlace<F>(RefCell<F>);
+
+impl<F: FnMut(&mut [f32], &[f32])> InplaceOp2 for InPlace<F> {
+    fn name(&self) -> &'static str {
+        "step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        values: &mut CpuStorage,
+        values_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> Result<()> {
+        let places = (values_layout.contiguous_offsets(), gradient_layout.contiguous_offsets());
+        let (CpuStorage::F32(values), CpuStorage::F32(gradient), (Some(own), Some(its))) =
+            (values, gradient, places)
+        else {
+            bail!("a step takes contiguous f32");
+        };
+        self.0.borrow_mut()(&mut values[own.0..own.1], &gradient[its.0..its.1]);
         Ok(())
     }
 }
@@ -136,7 +178,7 @@ pub fn add_gradients(
     Ok(sum)
 }
 
-/// The L2 norm over the gradients of all `variables`, in f64 and name order, and the factor (at most 1)
+/// The L2 norm over the gradients of all `variables`, in f64 and an order of its own, and the factor (at most 1)
 /// that brings it down to `limit`.
 ///
 /// # Errors
@@ -149,9 +191,7 @@ pub fn clip_gradient_norm(
     let mut sum = 0.0f64;
     for variable in variables.values() {
         if let Some(gradient) = gradients.get(variable) {
-            for value in gradient.flatten_all()?.to_vec1::<f32>()? {
-                sum += f64::from(value) * f64::from(value);
-            }
+            sum += sum_of_squares(gradient)?;
         }
     }
     let norm = sum.sqrt();

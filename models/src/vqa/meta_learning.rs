@@ -143,13 +143,14 @@ impl MetaNetwork {
     }
 
     /// The state dict of the network `name` of a model ([`super::MetaCnn`]) that takes learned weights over: all but
-    /// the linear layer, whose classes are those of no other task.
+    /// the linear layer, whose classes are those of no other task. Names begin without a dot if `name` is empty.
     pub fn state_dict(&self, weights: &[Tensor], name: &str) -> BTreeMap<String, Tensor> {
+        let dot = if name.is_empty() { "" } else { "." };
         self.shapes()
             .into_iter()
             .zip(weights)
             .filter(|((own, _), _)| !own.starts_with("linear."))
-            .map(|((own, _), weight)| (format!("{name}.{own}"), weight.clone()))
+            .map(|((own, _), weight)| (format!("{name}{dot}{own}"), weight.clone()))
             .collect()
     }
 

@@ -7,7 +7,7 @@ use super::Mode;
 use crate::Activation;
 use crate::checkpoint::{CheckpointError, first_line};
 use crate::initial::Start;
-use crate::ops::{activate, frobenius_norm, linear, scaled};
+use crate::ops::{activate, frobenius_norm, weight_normed};
 use crate::weights::Weights;
 
 /// y = x W^T + b with W = g V / |V|, |V| the Frobenius norm of the whole matrix.
@@ -57,8 +57,7 @@ impl WeightNormLinear {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let scale = (&self.factor / frobenius_norm(&self.direction)?)?;
-        linear(x, &scaled(&self.direction, &scale)?, Some(&self.bias))
+        weight_normed(x, &self.direction, &self.factor, &self.bias)
     }
 }
 

@@ -148,7 +148,7 @@ impl StageKind for Ablate {
         KindDescription {
             name: "ablate",
             summary: "what a task's figures are without one of the modalities: floors, monomodal models, permutations",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

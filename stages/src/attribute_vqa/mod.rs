@@ -209,7 +209,7 @@ impl StageKind for AttributeVqa {
         KindDescription {
             name: "attribute.vqa",
             summary: "what in the image and which words of the question made a model answer as it does",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

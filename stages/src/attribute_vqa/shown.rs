@@ -48,6 +48,10 @@ impl Pictures {
     /// # Errors
     /// If one cannot be decoded.
     pub(super) fn read(answerer: &Answerer, examples: &Examples) -> Result<Self, StageError> {
+        if answerer.description.scrambled_pixels {
+            let reason = "the model was trained with `scrambled_pixels`: what it sees has no places to be shown on a map";
+            return Err(StageError::failed(reason));
+        }
         let image = answerer.description.architecture.image();
         let mut forms = Vec::new();
         let mut patch = 1;

@@ -121,11 +121,18 @@ fn answers(label: &str, table: &Table, artifact_type: &str, params: &Params) -> 
     let own = (task == vqa::TASK && table.column("answer_type").is_some()).then_some("answer_type");
     let mut columns: Vec<&str> = own.into_iter().chain(params.subgroup.as_deref()).collect();
     columns.dedup();
-    let subgroups = columns
+    let mut subgroups = columns
         .into_iter()
         .map(|column| Ok((column.to_owned(), table.as_text(column)?)))
         .collect::<Result<Vec<_>, StageError>>()
         .map_err(|error| StageError::because(format!("grouping the answers of `{label}`"), error))?;
+    // So open questions of a subgroup are not lost among its closed ones.
+    if let [(own, types), (column, values)] = &subgroups[..] {
+        let both = |(value, kind): (&Option<String>, &Option<String>)| {
+            Some(format!("{},{own}={}", value.as_ref()?, kind.as_ref()?))
+        };
+        subgroups.push((column.clone(), values.iter().zip(types).map(both).collect()));
+    }
     if artifact_type == RANKS.0 {
         let ranks =
             table.int64("rank")?.iter().map(|rank| rank.unwrap_or_default().max(0) as usize).collect();

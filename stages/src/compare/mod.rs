@@ -36,7 +36,7 @@ pub struct Params {
     #[schemars(inner(range(min = 1)))]
     pub k: Vec<i64>,
     /// A column of the predictions: models are also compared within each of its values. Of questions, open and closed
-    /// ones always are.
+    /// ones always are, and those of each value.
     pub subgroup: Option<String>,
     /// Protocols that are taken as equal, two or more: models that were asked under any of them are compared over the
     /// items that both have. Without this, figures of different protocols are refused, as they are not comparable;
@@ -75,7 +75,7 @@ impl StageKind for Compare {
         KindDescription {
             name: "compare",
             summary: "paired tests of two or more models over the same items",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,

@@ -298,6 +298,11 @@ fn protocols_are_compared_only_if_they_are_named() {
     assert!(table.float64("ci_low").unwrap()[all].is_some());
     assert!((values[row("training_twin=true")].unwrap() - 0.5).abs() < 1e-12);
     assert_eq!(values[row("training_twin=false")], Some(0.0));
+    // One of them open, of the two open questions with a twin.
+    let open = row("training_twin=true,answer_type=OPEN");
+    assert!((values[open].unwrap() - 0.5).abs() < 1e-12);
+    assert_eq!(table.int64("n").unwrap()[open], Some(2));
+    assert_eq!(values[row("training_twin=false,answer_type=OPEN")], Some(0.0));
     // One protocol alone is equal to nothing.
     let problems =
         pipe_engine::AnyKind::resolve(&Compare, &serde_json::to_value(equal(&["clean-2773"])).unwrap());

@@ -125,7 +125,7 @@ impl StageKind for FinetuneContrastive {
         KindDescription {
             name: "finetune.contrastive",
             summary: "trains both towers of a CLIP on image-caption pairs",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

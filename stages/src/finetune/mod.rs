@@ -1,4 +1,5 @@
-//! Stage kinds that train: `finetune.contrastive`, `finetune.classify` and `finetune.vqa`.
+//! Stage kinds that train: `finetune.contrastive`, `finetune.classify`, `finetune.vqa`, and what comes before the last:
+//! `pretrain.autoencoder` and `pretrain.meta`.
 
 mod augment;
 mod class_loss;
@@ -8,6 +9,7 @@ mod events;
 mod log;
 mod masked_words;
 mod pairs;
+mod pretrain;
 mod probe;
 mod subset;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod vqa;
 pub use classify::FinetuneClassify;
 pub use contrastive::FinetuneContrastive;
 pub(crate) use log::TrainingLog;
+pub use pretrain::{PretrainAutoencoder, PretrainMeta};
 pub use vqa::FinetuneVqa;
 
 use pipe_models::random::Key;

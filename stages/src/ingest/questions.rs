@@ -77,6 +77,11 @@ pub(crate) fn answer_type(written: &str) -> Option<&'static str> {
     }
 }
 
+/// As [`answer_type`], but closed ones with something around it are open, as in the code of QCR.
+pub(crate) fn untrimmed_type(written: &str) -> Option<&'static str> {
+    answer_type(written).map(|kind| if written == "CLOSED" { kind } else { "OPEN" })
+}
+
 /// The types of a question: parts between commas, upper case, known typing errors mended.
 fn types(written: &str) -> Vec<String> {
     let mended = |part: &str| match part.trim().to_uppercase().as_str() {

@@ -1,6 +1,7 @@
 //! The stage kind `ingest.vqa_rad`: VQA-RAD (Lau et al. 2018), from its public JSON file, from the two
 //! files of the MEVF code, or from the Parquet files of its Hugging Face variant.
 
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +15,13 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::record::question;
 use super::checks::Checks;
 use super::json::{Record, records};
 use super::origin::source_md5;
 use super::parquet::ParquetRows;
 use super::pictures::{Content, MissingImages, Picture, write_images};
-use super::questions::{Question, Records, answer_type, check_questions, exact, retain_with_image, table};
+use super::questions::{Question, Records, check_questions, exact, retain_with_image, table};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{drawn, named_in, place};
@@ -80,6 +82,8 @@ pub struct Params {
     pub val: f64,
     /// Decides which images these are.
     pub seed: i64,
+    /// Takes a type with a space behind it, `CLOSED `, for open, as the code of QCR does: of two training records.
+    pub untrimmed_types: bool,
     /// Whether there may be other numbers of records than the published ones.
     pub allow_partial: bool,
     /// What becomes of questions whose image is not there.
@@ -98,6 +102,7 @@ impl Default for Params {
             protocol: Protocol::Published,
             val: 0.0,
             seed: 0,
+            untrimmed_types: false,
             allow_partial: false,
             missing_images: MissingImages::default(),
             max_rejects: 0,
@@ -260,27 +265,6 @@ fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> R
     Ok(read)
 }
 
-/// The record as a question of `split`; what it lacks is the reason why it cannot be used.
-fn question(record: &Record, split: &'static str) -> Result<Question, String> {
-    let needed = |key: &str| {
-        record.text(key).filter(|text| !text.trim().is_empty()).ok_or_else(|| format!("it has no `{key}`"))
-    };
-    Ok(Question {
-        qid: record.integer("qid").ok_or("its `qid` is no whole number")?,
-        image: needed("image_name")?,
-        split,
-        question: needed("question")?,
-        answer: needed("answer")?,
-        answer_type: record.text("answer_type").as_deref().and_then(answer_type),
-        question_type: record.some_text("question_type"),
-        phrase_type: record.some_text("phrase_type"),
-        lang: Some("en".to_owned()),
-        link_id: record.some_text("qid_linked_id"),
-        organ: record.some_text("image_organ"),
-        ..Question::default()
-    })
-}
-
 /// The public file: 2,248 records of both splits, some with a templated wording beside the free one.
 fn from_public<'a>(
     file: &'a SourceFile,
@@ -302,7 +286,7 @@ fn from_public<'a>(
     let mut seen = BTreeSet::new();
     for (number, record) in &records {
         let split = if is_test(record) { "test" } else { "train" };
-        let one = match question(record, split) {
+        let one = match question(record, split, params) {
             Ok(mut one) if seen.insert(one.qid) => {
                 one.training_twin = (split == "test").then(|| frame(record).is_some());
                 one
@@ -355,7 +339,7 @@ fn from_mevf<'a>(
     let mut seen = BTreeSet::new();
     for (file, split) in [(train, "train"), (test, "test")] {
         for (number, record) in records(file, rejects)? {
-            match question(&record, split) {
+            match question(&record, split, params) {
                 Ok(one) if !seen.insert(one.qid) => {
                     rejects.add(file, Some(number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
@@ -387,7 +371,6 @@ fn from_mevf<'a>(
         }
         None => {}
     }
-    // What a wording must not be to be clean: the question or the templated wording of a test record.
     let mut tested: BTreeSet<(String, String)> =
         read.tested.iter().map(|(_, image, wording)| (image.clone(), wording.clone())).collect();
     let of_test = read.questions.iter().filter(|one| one.split == "test");

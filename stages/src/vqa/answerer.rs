@@ -188,6 +188,9 @@ pub(crate) struct Description {
     pub(crate) own_unknown: bool,
     pub(crate) tokens: VisualTokens,
     pub(crate) modality: Modality,
+    /// Whether the image encoder sees scrambled pixels.
+    #[serde(default)]
+    pub(crate) scrambled_pixels: bool,
     /// Whether the auto-encoder stays as it began.
     pub(crate) frozen_autoencoder: bool,
     pub(crate) types: Option<QuestionTypeConfig>,
@@ -204,6 +207,7 @@ impl Description {
         own_unknown: bool,
         tokens: VisualTokens,
         modality: Modality,
+        scrambled_pixels: bool,
         frozen_autoencoder: bool,
         types: Option<QuestionTypeConfig>,
     ) -> Self {
@@ -218,6 +222,7 @@ impl Description {
             own_unknown,
             tokens,
             modality,
+            scrambled_pixels,
             frozen_autoencoder,
             types,
         }
@@ -390,13 +395,11 @@ impl Answerer {
     ) -> Result<(Sights, Readings), StageError> {
         let description = &self.description;
         let image = description.architecture.image();
-        let autoencoder = match description.frozen_autoencoder {
-            true => self.autoencoder()?,
-            false => None,
-        };
+        let autoencoder = if description.frozen_autoencoder { self.autoencoder()? } else { None };
         let sight = Sight {
             encoder: self.encoder.as_ref().filter(|_| image.features.is_some()),
             tokens: description.tokens,
+            scrambled: description.scrambled_pixels,
             live,
             meta: image.meta.as_ref().map(|meta| meta.image),
             autoencoder: image.autoencoder.as_ref().map(|config| config.image),

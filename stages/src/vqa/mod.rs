@@ -26,5 +26,5 @@ pub(crate) use scoring::{Answered, MATCHING, Scoring, TASK, given};
 pub(crate) use senses::{
     Modality, QUESTION_LENGTH, Readings, Sights, VisualTokens, annotated, batch, features, preprocessing,
 };
-pub(crate) use tables::{Tables, published_weights, word_tables};
+pub(crate) use tables::{AUTOENCODER_WEIGHTS, META_WEIGHTS, Tables, known_weights, word_tables};
 pub use vocabulary::{Branch, BranchVocabulary, Label, SharedVocabulary, TrainAndTestVocabulary, is_closed};

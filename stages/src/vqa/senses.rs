@@ -58,6 +58,8 @@ pub(crate) struct Sight<'a> {
     /// The encoder whose features are seen.
     pub(crate) encoder: Option<&'a Model>,
     pub(crate) tokens: VisualTokens,
+    /// Whether the encoder sees scrambled pixels.
+    pub(crate) scrambled: bool,
     /// The encoder learns: its features are made anew for every batch.
     pub(crate) live: bool,
     /// The side of images for the meta-learned network.
@@ -126,6 +128,15 @@ pub(crate) fn preprocessing(encoder: &Model) -> Result<Preprocessor, StageError>
     Ok(Preprocessor { fit: Fit::Stretch, ..encoder.preprocessor()?.clone() })
 }
 
+/// Squares whose values are read in another order than they were written in: rows, columns and colours as colours,
+/// rows and columns. PubMedCLIP's code shows them so, in 0..1, to its encoders.
+fn scrambled(squares: &[u8], side: usize) -> Vec<u8> {
+    let plane = side * side;
+    let pixel = |square: &[u8], pixel: usize| [0, 1, 2].map(|colour| square[colour * plane + pixel]);
+    let squares = squares.chunks_exact((3 * plane).max(1));
+    squares.flat_map(|square| (0..plane).flat_map(move |place| pixel(square, place))).collect()
+}
+
 impl Sights {
     /// Looks at all images.
     ///
@@ -139,8 +150,12 @@ impl Sights {
         let features = match sight.encoder {
             None => Features::None,
             Some(encoder) => {
-                let preprocessor = preprocessing(encoder)?;
-                let squares = examples.squares(&preprocessor)?;
+                let mut preprocessor = preprocessing(encoder)?;
+                let mut squares = examples.squares(&preprocessor)?;
+                if sight.scrambled {
+                    (preprocessor.mean, preprocessor.std) = ([0.0; 3], [1.0; 3]);
+                    squares = scrambled(&squares, preprocessor.side);
+                }
                 match sight.live {
                     true => Features::Live(preprocessor, squares),
                     false => Features::Made(encode(encoder, sight.tokens, &preprocessor, &squares, context)?),
@@ -408,4 +423,21 @@ pub(crate) fn annotated(closed: bool) -> QuestionType {
 /// A batch of questions whose types are not told.
 pub(crate) fn batch(images: Images, questions: Questions) -> Batch {
     Batch { images, questions, types: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scrambled;
+
+    #[test]
+    fn scrambled_pixels_are_the_same_values_in_another_order() {
+        // Two pixels by two: red 0 to 9, green 10 to 19, blue 20 to 29.
+        let square = [0, 10, 20, 1, 11, 21, 2, 12, 22, 3, 13, 23];
+        let seen = scrambled(&[square, square].concat(), 2);
+        // The red plane is the first third of the values as they were written, and so on.
+        let red: Vec<u8> = seen[..12].iter().step_by(3).copied().collect();
+        assert_eq!(red, square[..4]);
+        assert_eq!(seen[..3], [square[0], square[4], square[8]]);
+        assert_eq!(seen[12..], seen[..12]);
+    }
 }

@@ -5,11 +5,12 @@ use std::io::{BufRead, BufReader, Read};
 
 use candle_core::Tensor;
 use pipe_engine::{Artifact, ArtifactFile, StageError};
+use pipe_models::checkpoint::read_tensors;
 use pipe_models::vqa::{SecondTable, WordsConfig, published};
 
 use super::answerer::Architecture;
 use super::{QuestionVocabulary, Weighting, co_occurrences, mixed_vectors};
-use crate::model::{DEVICE, checkpoint_error, tensor_error};
+use crate::model::{DEVICE, checkpoint_error, files, tensor_error};
 
 /// Word tables: their sizes, and the values that they begin with.
 #[derive(Debug)]
@@ -183,36 +184,50 @@ fn from_array(
     Ok(())
 }
 
-/// The published weights in a folder or file, by the names of the tensors of `architecture`; what it has no place for
-/// is left out.
+/// The file of a meta-learned network that `pretrain.meta` writes.
+pub(crate) const META_WEIGHTS: &str = "meta.safetensors";
+/// The file of an auto-encoder that `pretrain.autoencoder` writes.
+pub(crate) const AUTOENCODER_WEIGHTS: &str = "autoencoder.safetensors";
+
+/// The weights of the small image networks in a folder or file, published or learned here, by the names of the tensors
+/// of `architecture`; what it has no place for is left out.
 ///
 /// # Errors
 /// If there are none, or a file is damaged.
-pub(crate) fn published_weights(
+pub(crate) fn known_weights(
     source: &Artifact,
     architecture: &Architecture,
 ) -> Result<BTreeMap<String, Tensor>, StageError> {
     let [meta, autoencoder] = architecture.image_names();
     let image = architecture.image();
+    let own = |path: &str, name: &str| -> Result<BTreeMap<String, Tensor>, StageError> {
+        let tensors = read_tensors(&files(source), path, &DEVICE).map_err(checkpoint_error)?;
+        Ok(tensors.into_iter().map(|(own, tensor)| (format!("{name}.{own}"), tensor)).collect())
+    };
     let mut found = BTreeMap::new();
     let mut known = false;
     for file in &source.files {
-        let location = &file.location;
-        if file.path.ends_with(".weights") {
-            known = true;
-            if image.meta.is_some() {
-                found.extend(published::meta_cnn_weights(location, meta).map_err(checkpoint_error)?);
-            }
-        } else if file.path.ends_with(".pth") {
-            known = true;
-            if image.autoencoder.is_some() {
-                found
-                    .extend(published::autoencoder_weights(location, autoencoder).map_err(checkpoint_error)?);
-            }
+        let (path, location) = (file.path.as_str(), &file.location);
+        let is_meta = path.ends_with(".weights") || path == META_WEIGHTS;
+        let is_autoencoder = path.ends_with(".pth") || path == AUTOENCODER_WEIGHTS;
+        known |= is_meta || is_autoencoder;
+        if is_meta && image.meta.is_some() {
+            found.extend(match path == META_WEIGHTS {
+                true => own(path, meta)?,
+                false => published::meta_cnn_weights(location, meta).map_err(checkpoint_error)?,
+            });
+        }
+        if is_autoencoder && image.autoencoder.is_some() {
+            found.extend(match path == AUTOENCODER_WEIGHTS {
+                true => own(path, autoencoder)?,
+                false => published::autoencoder_weights(location, autoencoder).map_err(checkpoint_error)?,
+            });
         }
     }
     if !known {
-        let reason = "it has neither `pretrained_ae.pth` nor `pretrained_maml.weights`";
+        let reason = format!(
+            "it has none of `pretrained_ae.pth`, `pretrained_maml.weights`, `{AUTOENCODER_WEIGHTS}` and `{META_WEIGHTS}`"
+        );
         return Err(StageError::input("weights", reason));
     }
     Ok(found)

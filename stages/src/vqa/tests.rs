@@ -3,6 +3,7 @@
 use pipe_engine::StageError;
 use serde_json::{Value as Json, json};
 
+use crate::attribute_vqa::AttributeVqa;
 use crate::checkpoint::Checkpoint;
 use crate::evaluate_vqa::EvaluateVqa;
 use crate::finetune::FinetuneVqa;
@@ -155,6 +156,25 @@ fn a_model_of_the_question_alone_does_not_see_images_and_the_other_way_round() {
             }
         }
     }
+}
+
+#[test]
+fn a_model_of_scrambled_pixels_is_asked_about_them_and_not_explained() {
+    let study = Study::new();
+    let made = [false, true].map(|scrambled| {
+        let params = json!({ "epochs": 1, "scrambled_pixels": scrambled });
+        let trained = study.train(&small("mevf", &params));
+        (study.ask(&trained, &json!({})), trained)
+    });
+    let [(plain, _), (scrambled, trained)] = &made;
+    assert_ne!(plain["predictions"].digest, scrambled["predictions"].digest);
+    let inputs = [
+        ("images", &study.data["images"]),
+        ("questions", &study.data["questions"]),
+        ("model", &trained["model"]),
+    ];
+    let error = run(&AttributeVqa, &json!({ "limit": 1 }), &inputs).err().unwrap().to_string();
+    assert!(error.contains("`scrambled_pixels`"), "{error}");
 }
 
 #[test]

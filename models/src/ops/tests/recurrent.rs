@@ -102,6 +102,25 @@ fn a_factor_agrees_with_its_twin_and_differences() {
 }
 
 #[test]
+fn weight_normalised_layers_agree_with_their_twin_and_differences() {
+    let twin = |a: &[Tensor]| {
+        let scale = (&a[2] / composed::frobenius_norm(&a[1])?)?;
+        composed::linear(&a[0], &composed::scaled(&a[1], &scale)?, Some(&a[3]))
+    };
+    for (x, [out, width]) in [(&[3, 5][..], [4, 5]), (&[2, 3, 17], [40, 17]), (&[1, 2], [1, 2])] {
+        let shapes: &[&[usize]] = &[x, &[out, width], &[], &[out]];
+        check(shapes, |a| weight_normed(&a[0], &a[1], &a[2], &a[3]), twin);
+        // Frozen weights cost one product, and all gradients two.
+        let layer = |a: &[Tensor]| weight_normed(&a[0], &a[1], &a[2], &a[3]);
+        assert_eq!(backward_products(shapes, &[0], layer), 1);
+        assert_eq!(backward_products(shapes, &[0, 1, 2, 3], layer), 2);
+    }
+    let layer =
+        |x: &[usize]| weight_normed(&random(x, 1), &random(&[4, 3], 2), &random(&[], 3), &random(&[4], 4));
+    assert!(layer(&[2, 3]).is_ok() && layer(&[2, 4]).is_err());
+}
+
+#[test]
 fn constant_factors_agree_with_a_product_and_differences() {
     let factors: Vec<f32> = (0..30).map(|index| if index % 3 == 0 { 0.0 } else { 1.25 }).collect();
     let twin = Tensor::from_slice(&factors, (5, 6), &Device::Cpu).unwrap();

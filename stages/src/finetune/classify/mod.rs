@@ -37,7 +37,7 @@ impl StageKind for FinetuneClassify {
         KindDescription {
             name: "finetune.classify",
             summary: "trains a classifier: a linear probe on embeddings, adapters of the image tower, or the whole of it",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

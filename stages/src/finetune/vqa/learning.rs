@@ -31,6 +31,13 @@ pub(super) struct Data {
 /// Questions per step of the classifier of question types (QCR).
 const TYPE_BATCH: i64 = 32;
 
+/// The questions that a classifier of types learns from, and those on which its epoch may be chosen.
+#[derive(Clone, Copy)]
+pub(super) struct TypeRows<'a> {
+    pub(super) train: &'a [usize],
+    pub(super) val: &'a [usize],
+}
+
 /// Trains the classifier that tells closed questions from open ones. It is small beside what follows, so a training
 /// that goes on begins it again.
 pub(super) fn train_types(
@@ -38,7 +45,7 @@ pub(super) fn train_types(
     types: &QuestionTypeClassifier,
     examples: &Examples,
     readings: &Readings,
-    train: &[usize],
+    TypeRows { train, val }: TypeRows<'_>,
     log: &mut TrainingLog,
     context: &StageContext<'_>,
 ) -> Result<(), StageError> {
@@ -48,6 +55,7 @@ pub(super) fn train_types(
     let kinds = |rows: &[usize]| -> Vec<_> {
         rows.iter().map(|row| annotated(examples.asked[*row].closed)).collect()
     };
+    let mut best: Option<(f64, Vec<Tensor>)> = None;
     let mut step = 0;
     for epoch in 0..params.type_epochs {
         let (mut sum, order) = (0.0, epoch_order(params.seed, epoch, train));
@@ -63,6 +71,25 @@ pub(super) fn train_types(
             step += 1;
         }
         log.add(epoch + 1, step as i64, "train", "type_loss", sum / train.len() as f64);
+        if val.is_empty() {
+            continue;
+        }
+        let mut right = 0;
+        for rows in batches(val, 64) {
+            let found = types.classify(&readings.tokens(rows)?).map_err(tensor_error)?;
+            right += found.iter().zip(kinds(rows)).filter(|(found, kind)| *found == kind).count();
+        }
+        let accuracy = right as f64 / val.len() as f64;
+        log.add(epoch + 1, step as i64, "val", "type_accuracy", accuracy);
+        if params.keep == Keep::Best && best.as_ref().is_none_or(|(before, _)| accuracy > *before) {
+            let values = variables.values().map(|variable| variable.as_detached_tensor().copy());
+            best = Some((accuracy, values.collect::<candle_core::Result<_>>().map_err(tensor_error)?));
+        }
+    }
+    if let Some((_, values)) = best {
+        for (variable, value) in variables.values().zip(&values) {
+            variable.set(value).map_err(tensor_error)?;
+        }
     }
     Ok(())
 }

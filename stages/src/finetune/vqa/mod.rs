@@ -14,14 +14,14 @@ use pipe_models::vqa::{QuestionTypeClassifier, QuestionTypeConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::learning::{Data, learn, train_types};
+use self::learning::{Data, TypeRows, learn, train_types};
 use super::TrainingLog;
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::model::{Model, checkpoint_error};
 use crate::vqa::{
     Answerer, Description, Design, ENCODER, Examples, Fusing, Matching, Method, Modality, QuestionVocabulary,
-    Reading, Tables, UnknownWord, VisualTokens, Weighting, answer_list, copy_encoder, published_weights,
+    Reading, Tables, UnknownWord, VisualTokens, Weighting, answer_list, copy_encoder, known_weights,
     word_tables,
 };
 
@@ -55,7 +55,7 @@ pub enum AutoencoderUse {
 pub enum Keep {
     /// Those of the last epoch, as published.
     Last,
-    /// Those of best accuracy on the validation questions.
+    /// Those of best accuracy on the validation questions; so too of QCR's classifier of question types.
     Best,
 }
 
@@ -109,6 +109,9 @@ pub struct Params {
     /// Words that no training question has are the last word of the list, as in the authors' code; else they
     /// have a vector of their own.
     pub unknown_is_last: bool,
+    /// The image encoder sees the values of an image in another order, and not normalised, as in the code of PubMedCLIP;
+    /// else as it was trained to see them.
+    pub scrambled_pixels: bool,
     /// Whether padding is no part of a question. The published models read it like words.
     pub mask_padding: bool,
     /// How answers are compared: which of them are one.
@@ -209,6 +212,7 @@ impl Default for Params {
             mixture: Mixture::Intended,
             word_width: 300,
             unknown_is_last: false,
+            scrambled_pixels: false,
             mask_padding: false,
             matching: Matching::Normalised,
             min_occurrence: 1,
@@ -240,7 +244,7 @@ impl StageKind for FinetuneVqa {
         KindDescription {
             name: "finetune.vqa",
             summary: "trains a model that answers questions about images: MEVF, QCR or a cross-modal transformer",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -261,11 +265,15 @@ impl StageKind for FinetuneVqa {
                     &[ArtifactType::FILE],
                     "vectors of words: a text file `word value value ...`",
                 ),
-                InputPort::optional(
-                    "weights",
-                    &[ArtifactType::FILE],
-                    "a folder with the published `pretrained_ae.pth` and `pretrained_maml.weights`, or one of them",
-                ),
+                InputPort {
+                    many: true,
+                    ..InputPort::optional(
+                        "weights",
+                        &[ArtifactType::FILE, artifact::IMAGE_WEIGHTS],
+                        "what the small image networks begin with: a folder with the published `pretrained_ae.pth` and \
+                         `pretrained_maml.weights`, or what `pretrain.autoencoder` and `pretrain.meta` give",
+                    )
+                },
             ],
             free_inputs: None,
         }
@@ -322,7 +330,8 @@ impl StageKind for FinetuneVqa {
         let (sights, readings) = answerer.prepare(&examples, live, context)?;
         let mut log = TrainingLog::default();
         if let Some(types) = &answerer.types {
-            train_types(params, types, &examples, &readings, &train, &mut log, context)?;
+            let rows = TypeRows { train: &train, val: &val };
+            train_types(params, types, &examples, &readings, rows, &mut log, context)?;
         }
         let data =
             Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
@@ -406,8 +415,8 @@ fn begin(
         widths: [design.hidden, 256, 64],
     });
     let mut given = tables.given(&architecture);
-    if let Some(weights) = context.optional_input("weights") {
-        given.extend(published_weights(weights, &architecture)?);
+    for weights in context.inputs("weights") {
+        given.extend(known_weights(&weights.artifact, &architecture)?);
     }
     let model = architecture.random(params.seed as u64, given)?;
     let description = Description::new(
@@ -419,6 +428,7 @@ fn begin(
         !params.unknown_is_last,
         params.visual_tokens,
         params.modality,
+        params.scrambled_pixels,
         params.autoencoder == AutoencoderUse::Frozen,
         types,
     );

@@ -245,6 +245,9 @@ fn odd_values_are_converted_as_published_ones_are() {
     assert_eq!(strings(&table, "answer"), ["3", "yes", "yes"]);
     // What is not said is not guessed.
     assert_eq!(strings(&table, "answer_type"), ["CLOSED", "", "CLOSED"]);
+    let untrimmed = json!({ "allow_partial": true, "untrimmed_types": true });
+    let untrimmed = read(&ingest(folder.path(), untrimmed).unwrap()["questions"]).unwrap();
+    assert_eq!(strings(&untrimmed, "answer_type"), ["OPEN", "", "OPEN"]);
     assert_eq!(strings(&table, "question_type")[0], "PRSE, Other");
     let Some(crate::table::Column::ListUtf8(types)) = table.column("question_types") else { panic!() };
     assert_eq!(types[0].as_deref().unwrap(), ["PRES", "OTHER"]);
