@@ -106,6 +106,8 @@ metrics! {
     Sparseness = "sparseness": Nothing, Neither, Both;
     /// The entropy of the magnitudes, in nats.
     Complexity = "complexity": Nothing, Neither, Both;
+    /// The same over that of a map without any order: between maps of several sizes.
+    RelativeComplexity = "relative_complexity": Nothing, Neither, ReferenceOnly;
     /// The number of pixels above 5 % of the greatest magnitude.
     EffectiveComplexity = "effective_complexity": Nothing, Neither, Both;
     /// Whether the greatest magnitudes lie together, by their hull and minimum spanning tree (MST-C).

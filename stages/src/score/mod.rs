@@ -24,6 +24,7 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::controls::is_control;
 pub use self::metric::Metric;
 use self::metric::Needs;
 use self::scoring::Scoring;
@@ -186,6 +187,9 @@ pub struct Params {
     /// Side of a patch in pixels, where patches are removed; by default 16 for images of 224, in proportion.
     #[schemars(range(min = 1, max = 4096))]
     pub patch: Option<i64>,
+    /// Iterative removal of features: superpixels of an image; volumes have patches.
+    #[schemars(range(min = 2, max = 10_000))]
+    pub segments: i64,
     /// Faithfulness correlation and sensitivity-n: random subsets.
     #[schemars(range(min = 2, max = 100_000))]
     pub subsets: i64,
@@ -286,6 +290,7 @@ impl Default for Params {
             baseline: Baseline::Zero,
             score: None,
             patch: None,
+            segments: 100,
             subsets: 100,
             draws: 10,
             noise: 0.1,
@@ -313,7 +318,7 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::explaining::{BINS, QUANTUS_TRANSLATIONS, SMOOTH_NOISE, noise_of};
 use super::faithfulness::{
-    EPSILON, NON_SENSITIVE, PERCENTAGES, QUANTUS_REGIONS, QUANTUS_SUBSET, ROAD_NOISE, SHARE, SHARES,
-    score_space, steps, uses_baseline,
+    COMPACTNESS, EPSILON, NON_SENSITIVE, PERCENTAGES, QUANTUS_REGIONS, QUANTUS_SUBSET, ROAD_NOISE, SHARE,
+    SHARES, features_in_step, score_space, steps, uses_baseline,
 };
 use super::map_metrics::{THRESHOLD, TOP_SHARE, epsilon};
 use super::maps::Subject;
@@ -102,6 +102,9 @@ impl Rows<'_> {
         };
         let steps = steps(params, shape);
         let json = match metric {
+            PixelFlipping | FaithfulnessEstimate | Monotonicity if is_quantus => {
+                json!({ "features_in_step": features_in_step(params, shape) })
+            }
             Deletion
             | Insertion
             | PixelFlipping
@@ -109,12 +112,16 @@ impl Rows<'_> {
             | PixelFlippingGap
             | FaithfulnessEstimate
             | Monotonicity => json!({ "steps": steps }),
-            MonotonicityCorrelation if is_quantus => {
-                json!({ "steps": steps, "draws": params.draws, "epsilon": EPSILON, "seed": params.seed })
-            }
+            MonotonicityCorrelation if is_quantus => json!({
+                "features_in_step": features_in_step(params, shape), "draws": params.draws, "epsilon": EPSILON,
+                "seed": params.seed,
+            }),
             MonotonicityCorrelation => json!({ "steps": steps, "epsilon": EPSILON }),
             RegionPerturbation | RegionPerturbationLeastFirst if is_quantus => {
                 json!({ "patch": patch, "regions": patches().min(QUANTUS_REGIONS) })
+            }
+            Irof if shape.depth.is_none() => {
+                json!({ "segments": params.segments, "compactness": COMPACTNESS })
             }
             RegionPerturbation
             | RegionPerturbationLeastFirst

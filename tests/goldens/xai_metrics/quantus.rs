@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use pipe_attribution::Result;
 use pipe_attribution::metrics::{
     Baseline, Distance, Engine, Groups, Mode, Order, Part, Preparation, Scale, Similarity, Undefined, Value,
-    Weighting, attribution_localisation, auc, completeness_quantus, complexity, effective_complexity,
-    faithfulness_correlation, faithfulness_estimate, focus, in_channels, infidelity_quantus, irof_quantus,
-    monotonicity_correlation, non_sensitivity, patch_order, patches, pixel_flipping_quantus, pixels_of,
-    pointing_game, region_perturbation_quantus, relevance_mass_accuracy, relevance_rank_accuracy, road,
-    sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection, trapezoid, weighted_pointing_game,
+    Weighting, attribution_localisation, auc, check_step, completeness_quantus, complexity,
+    effective_complexity, faithfulness_correlation, faithfulness_estimate, focus, in_channels,
+    infidelity_quantus, irof_quantus, monotonicity_correlation, non_sensitivity, patch_order, patches,
+    pixel_flipping_quantus, pixels_of, pointing_game, region_perturbation_quantus, relevance_mass_accuracy,
+    relevance_rank_accuracy, road, sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection,
+    trapezoid, weighted_pointing_game,
 };
 use serde_json::Value as Json;
 
@@ -90,6 +91,11 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
     let evaluator = evaluator(&score);
     let engine = Engine::new(&evaluator, case.shape);
     let per_step = count(params, "features_in_step", 1);
+    if !params["features_in_step"].is_null()
+        && let Err(refused) = check_step(case.shape, per_step)
+    {
+        return Ok(Some(vec![Err(refused)]));
+    }
     let black = baseline(params, Baseline::Black);
     let masks = &case.masks;
     // A metric of one map and its mask.
