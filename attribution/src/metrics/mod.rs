@@ -38,6 +38,7 @@ mod localisation;
 mod monotonicity;
 mod of_images;
 mod order;
+mod pieces;
 mod pixel_flipping;
 mod prepare;
 mod randomisation;
@@ -74,6 +75,7 @@ pub use monotonicity::{
 };
 pub use of_images::{Draws, OfImages, Perturbation, Shifted, explained, mean_over_noise, range};
 pub use order::{Groups, ascending, check_step, descending, first_maximum, quantus_step};
+pub use pieces::{Removed, removals};
 pub use pixel_flipping::{Order, pixel_flipping, pixel_flipping_quantus, trapezoid};
 pub use prepare::{
     Part, Preparation, Scale, by_largest_magnitude, by_second_moment, in_channels, normalise_together,

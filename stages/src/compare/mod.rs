@@ -18,10 +18,11 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::explanations::{Source, compare_explanations, explanations};
+use self::explanations::compare_explanations;
 use self::items::{Answers, common, read_answers};
 use self::pairs::{Pair, compare_pairs, over_datasets};
 use crate::artifact;
+use crate::explained::{Source, explanations};
 use crate::metrics::{Metric, write_metrics};
 
 /// Parameters of `compare`.

@@ -59,9 +59,10 @@ pub(super) struct Asked<'a> {
 
 /// What the model is asked with.
 pub(super) struct Faithfulness<'a, 'c> {
-    /// The logit of each subject's class, and its probability.
+    /// The logit of each subject's class, its probability, and whether it is predicted.
     pub(super) logit: &'a ClassScore<'a>,
     pub(super) probability: &'a ClassScore<'a>,
+    pub(super) agreement: &'a ClassScore<'a>,
     pub(super) images: &'a dyn Pixels,
     /// What removed pixels become.
     pub(super) removed: &'a References,
@@ -93,6 +94,7 @@ pub(super) fn score_space(metric: Metric, params: &Params) -> ScoreSpace {
     let quantus = params.mode == super::Mode::Quantus;
     match (params.score, metric) {
         (_, Deletion | Insertion) => ScoreSpace::Probability,
+        (_, RoadAgreementGap) => ScoreSpace::Agreement,
         (Some(space), _) => space,
         (None, FaithfulnessCorrelation | FaithfulnessEstimate | Infidelity) => ScoreSpace::Logit,
         (None, PixelFlipping | PixelFlippingLeastFirst | PixelFlippingGap | SensitivityN) if !quantus => {
@@ -127,7 +129,7 @@ pub(super) fn features_in_step(params: &Params, shape: Shape) -> usize {
 /// Whether pixels become what the parameter `baseline` says.
 pub(super) fn uses_baseline(metric: Metric) -> bool {
     use Metric::*;
-    !matches!(metric, Insertion | Road | RoadLeastFirst | RoadGap | Irof)
+    !matches!(metric, Insertion | Road | RoadLeastFirst | RoadGap | RoadAgreementGap | Irof)
 }
 
 /// What one call of the library gave, for the metrics that are read off it.
@@ -162,7 +164,7 @@ impl Faithfulness<'_, '_> {
             FaithfulnessCorrelation => params.subsets.max(1) as u64 + 1,
             SensitivityN => SHARES.len() as u64 * (params.subsets.max(1) as u64 + 1),
             Road | RoadLeastFirst => PERCENTAGES.len() as u64,
-            RoadGap => 2 * PERCENTAGES.len() as u64,
+            RoadGap | RoadAgreementGap => 2 * PERCENTAGES.len() as u64,
             NonSensitivity => patches + 1,
             _ => steps + 1,
         }
@@ -241,6 +243,7 @@ impl Part<'_, '_, '_> {
         let score = match space {
             ScoreSpace::Logit => setting.logit,
             ScoreSpace::Probability => setting.probability,
+            ScoreSpace::Agreement => setting.agreement,
         };
         let before = setting.done.get();
         let observer = |passes: Passes| {

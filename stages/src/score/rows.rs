@@ -75,7 +75,9 @@ impl Rows<'_> {
         Some(match metric {
             Metric::Insertion => "blur".to_owned(),
             Metric::Irof => "channel mean".to_owned(),
-            Metric::Road | Metric::RoadLeastFirst | Metric::RoadGap => "neighbours".to_owned(),
+            Metric::Road | Metric::RoadLeastFirst | Metric::RoadGap | Metric::RoadAgreementGap => {
+                "neighbours".to_owned()
+            }
             _ if metric.needs() == Needs::Model && uses_baseline(metric) => {
                 self.params.baseline.name().to_owned()
             }
@@ -148,7 +150,7 @@ impl Rows<'_> {
             SensitivityN => json!({
                 "patch": patch, "subsets": params.subsets, "share": SHARES, "seed": params.seed,
             }),
-            Road | RoadLeastFirst | RoadGap => {
+            Road | RoadLeastFirst | RoadGap | RoadAgreementGap => {
                 json!({ "percentages": PERCENTAGES, "noise": ROAD_NOISE, "seed": params.seed })
             }
             MaxSensitivity
@@ -167,13 +169,17 @@ impl Rows<'_> {
             }
             Continuity if is_quantus => json!({ "draws": QUANTUS_TRANSLATIONS }),
             Continuity => json!({ "draws": params.draws }),
-            RandomLogit => json!({ "seed": params.seed }),
+            RandomLogit => json!({ "likeness": params.likeness_of(metric), "seed": params.seed }),
             EfficientParameterRandomisation => json!({ "bins": BINS, "seed": params.seed }),
             ParameterRandomisation => {
-                json!({ "layer_order": params.order_of(metric), "seed": params.seed })
+                json!({
+                    "layer_order": params.order_of(metric), "likeness": params.likeness_of(metric),
+                    "seed": params.seed,
+                })
             }
             SmoothParameterRandomisation => json!({
-                "layer_order": params.order_of(metric), "draws": params.draws, "noise": SMOOTH_NOISE,
+                "layer_order": params.order_of(metric), "likeness": params.likeness_of(metric),
+                "draws": params.draws, "noise": SMOOTH_NOISE,
                 "seed": params.seed,
             }),
             PointingGameTolerant => json!({ "tolerance": params.tolerance_of(shape) }),

@@ -122,7 +122,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let asks = |needs: Needs| self.metrics.iter().any(|metric| metric.needs() == needs);
         let scores = match &self.model {
             Some(model) if asks(Needs::Model) => {
-                Some((ClassScore::new(model, &targets)?, ClassScore::new(model, &targets)?.probability()))
+                let score = || ClassScore::new(model, &targets);
+                Some([score()?, score()?.probability(), score()?.agreement()])
             }
             _ => None,
         };
@@ -135,9 +136,10 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let layer_count = layers.as_ref().map_or(0, RandomLayers::len);
         let total = self.images_in_all(inputs.len(), inputs.len() + controls.len(), layer_count);
         let done = Cell::new(0);
-        let faithfulness = scores.as_ref().map(|(logit, probability)| Faithfulness {
+        let faithfulness = scores.as_ref().map(|[logit, probability, agreement]| Faithfulness {
             logit,
             probability,
+            agreement,
             images: self.images.as_ref(),
             removed: &self.removed,
             shape: self.shape,

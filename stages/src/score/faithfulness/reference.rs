@@ -53,7 +53,9 @@ impl Part<'_, '_, '_> {
                 let curves = self.curves(Kind::Imputed, Order::LeastRelevantFirst, space)?;
                 defined(curves.iter().map(|curve| mean(curve)))
             }
-            Metric::RoadGap => gap(swapped(self.both(Kind::Imputed, space, mean)?)),
+            Metric::RoadGap | Metric::RoadAgreementGap => {
+                gap(swapped(self.both(Kind::Imputed, space, mean)?))
+            }
             Metric::FaithfulnessCorrelation => {
                 let subsets = self.subsets(SHARE);
                 self.ask(space, |engine| faithfulness_correlation(engine, samples, &subsets, ends))?
