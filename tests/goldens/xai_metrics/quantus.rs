@@ -129,7 +129,8 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
             }
         }
         "RegionPerturbation" | "Selectivity" => {
-            let patches = patches(case.shape, count(params, "patch_size", 8));
+            let side = count(params, "patch_size", 8);
+            let patches = patches(case.shape, side);
             let selectivity = metric == "Selectivity";
             let regions = if selectivity { usize::MAX } else { count(params, "regions_evaluation", 100) };
             let given = (params["order"] == "random").then(|| rows(&draw("order")));
@@ -146,7 +147,7 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
                     order
                 })
                 .collect();
-            let all = region_perturbation_quantus(&engine, &samples, &patches, &orders, black)?;
+            let all = region_perturbation_quantus(&engine, &samples, side, &orders, black)?;
             let value = |start: f64, value: f64| if selectivity { value } else { start - value };
             all.iter().flat_map(|curve| curve[1..].iter().map(|after| Ok(value(curve[0], *after)))).collect()
         }
@@ -282,7 +283,7 @@ fn road_scores(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> 
     let evaluator = evaluator(&score);
     let engine = Engine::new(&evaluator, case.shape);
     let kept = road(&engine, &samples, &percentages, Order::MostRelevantFirst, &added)?;
-    let golden = entry["score_f64"].as_object().expect("one value per percentage");
+    let golden = golden(entry).as_object().expect("one value per percentage");
     Ok(golden
         .keys()
         .map(|key| {

@@ -34,7 +34,7 @@ impl Part<'_, '_, '_> {
             let mut orders = self.orders(&patches, order);
             orders.iter_mut().for_each(|order| order.truncate(most));
             self.ask(space, |engine| {
-                region_perturbation_quantus(engine, samples, &patches, &orders, baseline)
+                region_perturbation_quantus(engine, samples, params.patch_side(shape), &orders, baseline)
             })
         };
         let drop =
