@@ -50,8 +50,8 @@ pub fn region_perturbation(
     engine.curves(&paths(samples, ends, &groups, Change::Cumulative), Start::Included)
 }
 
-/// As Quantus has it, for flat images and [`patches`] of this side: the baseline is taken again at each step, from the
-/// image padded by its edges to whole patches.
+/// As Quantus has it, for [`patches`] of this side: the baseline is taken again at each step, from the image padded by
+/// its edges to whole patches; of volumes, which it does not know, from the volume as it is.
 ///
 /// # Errors
 /// Whatever the score reports.
@@ -62,14 +62,16 @@ pub fn region_perturbation_quantus(
     orders: &[Vec<u32>],
     baseline: Baseline,
 ) -> Result<Curves> {
-    let ends: Vec<Vec<f32>> = samples
-        .iter()
-        .zip(orders)
-        .map(|(sample, order)| {
-            drifting_in_padding(sample.image, engine.shape(), side.max(1), order, baseline)
-        })
-        .collect();
-    region_perturbation(engine, samples, &patches(engine.shape(), side), orders, &ends)
+    let (shape, patches) = (engine.shape(), patches(engine.shape(), side));
+    let end = |(sample, order): (&Sample<'_>, &Vec<u32>)| match shape.depth {
+        None => drifting_in_padding(sample.image, shape, side.max(1), order, baseline),
+        Some(_) => {
+            let groups = patches.reordered(order).in_all_channels(shape.channels, shape.pixels());
+            baseline.drifting(sample.image, &groups)
+        }
+    };
+    let ends: Vec<Vec<f32>> = samples.iter().zip(orders).map(end).collect();
+    region_perturbation(engine, samples, &patches, orders, &ends)
 }
 
 /// What each feature changes to where the baseline is that of the padded image at its step.
