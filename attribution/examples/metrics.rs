@@ -13,7 +13,7 @@ use pipe_attribution::metrics::{
     Scale, Shape, Similarity, explained, faithfulness_correlation, pixel_flipping_quantus, random_subsets,
 };
 use pipe_attribution::{Evaluator, InputXGradient, Score};
-use pipe_models::ops::Window;
+use pipe_models::ops::{Window, tanh};
 use pipe_models::random::Key;
 use pipe_models::{Layer, MaybeProbe};
 
@@ -66,7 +66,7 @@ impl Network {
         for (place, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x)?;
             if place + 1 < self.layers.len() {
-                x = x.tanh()?;
+                x = tanh(&x)?;
             }
             if place < 2 {
                 x = Layer::AveragePool { side: 2 }.forward(&x)?;

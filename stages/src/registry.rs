@@ -53,6 +53,8 @@ pub fn registry() -> Registry {
         .with(crate::evaluate_vqa::EvaluateVqa)
         .with(crate::finetune::FinetuneVqa)
         .with(crate::score::Score)
+        .with(crate::score_reliability::ScoreReliability)
+        .with(crate::score_text::ScoreText)
         .with(crate::tokenize::Tokenize)
         .with(crate::tokenizer::TrainTokenizer)
         .with_template(Template {

@@ -32,6 +32,7 @@ pub(crate) struct ClassScore<'a> {
 enum Space {
     Logit,
     Probability,
+    Agreement,
 }
 
 impl<'a> ClassScore<'a> {
@@ -62,9 +63,22 @@ impl<'a> ClassScore<'a> {
         self
     }
 
+    /// Whether each target is predicted instead, 1 or 0: the class of the greatest logit, or an independent label
+    /// whose logit is above 0.
+    #[must_use]
+    pub(crate) fn agreement(mut self) -> Self {
+        self.space = Space::Agreement;
+        self
+    }
+
     fn read_off(&self, logits: Tensor) -> Result<Tensor> {
         match self.space {
             Space::Logit => Ok(logits),
+            Space::Agreement if self.is_multi_label => logits.gt(0.0)?.to_dtype(logits.dtype()),
+            Space::Agreement => {
+                let greatest = logits.max_keepdim(D::Minus1)?;
+                logits.broadcast_ge(&greatest)?.to_dtype(logits.dtype())
+            }
             Space::Probability if self.is_multi_label => (logits.neg()?.exp()? + 1.0)?.recip(),
             Space::Probability => {
                 // candle's fused softmax has no backward pass.
@@ -184,6 +198,26 @@ mod tests {
         {
             assert!((ours - expected).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn agreement_is_with_the_prediction() {
+        let mut model = model(3);
+        let pixels = Tensor::randn(0f32, 1.0, (5, 3, 8, 8), &DEVICE).unwrap();
+        let logits = model.logits(&pixels, None).unwrap().to_vec2::<f32>().unwrap();
+        let targets: Vec<ClassTarget> = (0..3).map(|class| ClassTarget { class, against: None }).collect();
+        let agreements = |model: &Model, class: usize| {
+            let score = ClassScore::new(model, &targets).unwrap().agreement();
+            score.score(&pixels, &[class; 5], None).unwrap().to_vec1::<f32>().unwrap()
+        };
+        for class in 0..3 {
+            let is_greatest = |row: &Vec<f32>| row.iter().all(|logit| *logit <= row[class]);
+            let expected: Vec<f32> = logits.iter().map(|row| f32::from(u8::from(is_greatest(row)))).collect();
+            assert_eq!(agreements(&model, class), expected);
+        }
+        model.head.as_mut().unwrap().description.task = "multi-label, binary-class".to_owned();
+        let expected: Vec<f32> = logits.iter().map(|row| f32::from(u8::from(row[1] > 0.0))).collect();
+        assert_eq!(agreements(&model, 1), expected);
     }
 
     #[test]

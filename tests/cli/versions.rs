@@ -119,6 +119,14 @@ kind = "score"
 inputs = { saliency = "explained[method=occlusion].saliency", images = "pairs.images", masks = "pairs.masks", checkpoint = "tuned[mode=full].checkpoint" }
 params = { steps = 4 }
 
+[stage.scored_words]
+kind = "score.text"
+inputs = { words = "words.words", images = "pairs.images", checkpoint = "trained.checkpoint" }
+
+[stage.trusted]
+kind = "score.reliability"
+inputs = { scores = "scored.scores", minor = "scored.scores", disruptive = "scored.scores" }
+
 [stage.noisy]
 kind = "corrupt"
 inputs = { images = "pairs.images" }

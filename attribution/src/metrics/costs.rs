@@ -44,7 +44,7 @@ const METRICS: [(&str, u64, Metric); 19] = [
     }),
     ("region perturbation, Quantus", 5, |engine, samples, _| {
         let orders = orders(samples);
-        Ok(areas(region_perturbation_quantus(engine, samples, &quarters(), &orders, Baseline::Mean)?))
+        Ok(areas(region_perturbation_quantus(engine, samples, 2, &orders, Baseline::Mean)?))
     }),
     ("faithfulness correlation", 7, |engine, samples, ends| {
         let subsets = vec![random_subsets(Key(1), 6, 5, SHAPE.features()); samples.len()];

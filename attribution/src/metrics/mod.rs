@@ -38,6 +38,7 @@ mod localisation;
 mod monotonicity;
 mod of_images;
 mod order;
+mod pieces;
 mod pixel_flipping;
 mod prepare;
 mod randomisation;
@@ -46,6 +47,7 @@ mod ranking;
 mod region_perturbation;
 mod road;
 mod robustness;
+mod segments;
 mod similarity;
 mod ssim;
 mod sufficiency;
@@ -72,7 +74,8 @@ pub use monotonicity::{
     monotonicity, monotonicity_correlation, monotonicity_correlation_of_ends, non_decreasing_share,
 };
 pub use of_images::{Draws, OfImages, Perturbation, Shifted, explained, mean_over_noise, range};
-pub use order::{Groups, ascending, descending, first_maximum};
+pub use order::{Groups, ascending, check_step, descending, first_maximum, quantus_step};
+pub use pieces::{Removed, removals};
 pub use pixel_flipping::{Order, pixel_flipping, pixel_flipping_quantus, trapezoid};
 pub use prepare::{
     Part, Preparation, Scale, by_largest_magnitude, by_second_moment, in_channels, normalise_together,
@@ -86,6 +89,7 @@ pub use region_perturbation::{
 };
 pub use road::{imputed, pixels_of, road};
 pub use robustness::{Drawn, Robustness, consistency, first_signs, translated, translations};
+pub use segments::superpixels;
 pub use similarity::{Similarity, average_ranks, cosine, kendall, pearson, spearman};
 pub use ssim::{flat_ssim, ssim, volume_ssim};
 pub use sufficiency::{Distance, sufficiency};

@@ -1,7 +1,7 @@
 //! Monotonicity (Arya et al. 2019; Nguyen and Martinez 2020).
 
 use super::engine::{Change, Engine, Path, Sample, Start, images, paths};
-use super::{Curves, Groups, Value, ascending, in_channels, spearman};
+use super::{Curves, Groups, Undefined, Value, ascending, in_channels, spearman};
 use crate::{AttributionError, Result};
 
 /// Groups of `per_step` features by increasing magnitude of the map, with their magnitudes.
@@ -47,9 +47,9 @@ pub fn non_decreasing_share(curve: &[f64]) -> f64 {
     steps.filter(|pair| pair[1] >= pair[0]).count() as f64 / count
 }
 
-/// Spearman's correlation, over groups of `per_step` features, of the group's magnitude with the mean
-/// squared change of the score when the group alone takes other values, relative to the squared score
-/// where that is at least `epsilon`.
+/// As Quantus has it: Spearman's correlation, over groups of `per_step` features, of the group's magnitude with the
+/// mean squared change of the score when the group alone takes other values, relative to the squared score. Several
+/// samples of which one has a score below `epsilon` raise an error there; one alone is not related to its score then.
 ///
 /// `values[t][j][i]`: what group t of sample i changes to in draw j.
 ///
@@ -62,32 +62,38 @@ pub fn monotonicity_correlation(
     per_step: usize,
     epsilon: f64,
 ) -> Result<Vec<Value>> {
+    let (maps, groups): (Vec<Vec<f64>>, Vec<Groups>) =
+        samples.iter().map(|sample| by_magnitude(engine, sample, per_step)).unzip();
+    if let Some(groups) = groups.iter().find(|groups| values.len() != groups.len()) {
+        let reason = format!("values for {} groups are given; there are {}", values.len(), groups.len());
+        return Err(AttributionError::Settings(reason));
+    }
     let scores = engine.plain(&images(samples))?;
+    if samples.len() > 1 && scores.iter().any(|score| score.abs() < epsilon) {
+        let refused = Undefined::Refused("the score of a sample of the batch is nearly 0");
+        return Ok(vec![Err(refused); samples.len()]);
+    }
     let draws = values.first().map_or(0, Vec::len);
-    let mut correlations = Vec::with_capacity(samples.len());
-    for (place, (sample, score)) in samples.iter().zip(scores).enumerate() {
-        let (map, groups) = by_magnitude(engine, sample, per_step);
-        if values.len() != groups.len() {
-            let reason = format!("values for {} groups are given; there are {}", values.len(), groups.len());
-            return Err(AttributionError::Settings(reason));
+    let each = values.len() * draws;
+    let rows: Vec<usize> = samples.iter().flat_map(|sample| vec![sample.index; each]).collect();
+    let changed = engine.scores(&rows, |row, image| {
+        let (place, group, draw) = (row / each, row % each / draws, row % draws);
+        image.copy_from_slice(samples[place].image);
+        for feature in groups[place].group(group) {
+            image[*feature as usize] = values[group][draw][place];
         }
-        let rows = vec![sample.index; groups.len() * draws];
-        let changed = engine.scores(&rows, |row, image| {
-            image.copy_from_slice(sample.image);
-            for feature in groups.group(row / draws) {
-                image[*feature as usize] = values[row / draws][row % draws][place];
-            }
-        })?;
-        let scale = scale(score, epsilon);
+    })?;
+    let correlation = |(place, changed): (usize, &[f64])| {
+        let (score, scale) = (scores[place], scale(scores[place], epsilon));
         let variances: Vec<f64> = changed
             .chunks(draws.max(1))
             .map(|draws| {
                 scale * draws.iter().map(|value| (value - score).powi(2)).sum::<f64>() / draws.len() as f64
             })
             .collect();
-        correlations.push(spearman(&groups.sums(&map), &variances));
-    }
-    Ok(correlations)
+        spearman(&groups[place].sums(&maps[place]), &variances)
+    };
+    Ok(changed.chunks(each.max(1)).enumerate().map(correlation).collect())
 }
 
 /// What squared changes of a score are multiplied by.
@@ -95,7 +101,8 @@ fn scale(score: f64, epsilon: f64) -> f64 {
     if score.abs() >= epsilon { 1.0 / (score * score) } else { 1.0 }
 }
 
-/// The same where each group changes to that of `ends[i]`, which takes one draw.
+/// The same of any score, where each group changes to that of `ends[i]`, which takes one draw: relative to the squared
+/// score where that is at least `epsilon`.
 ///
 /// # Errors
 /// Whatever the score reports.
@@ -115,4 +122,31 @@ pub fn monotonicity_correlation_of_ends(
         spearman(&groups.sums(map), &variances)
     };
     Ok(curves.iter().zip(maps.iter().zip(&groups)).map(correlation).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Shape;
+    use super::super::engine::tests::Linear;
+    use super::*;
+    use crate::Evaluator;
+
+    #[test]
+    fn quantus_refuses_a_batch_with_a_score_of_nearly_nothing() {
+        let score = Linear(vec![1.0, 2.0, 4.0]);
+        let evaluator = Evaluator::new(&score, 2);
+        let engine = Engine::new(&evaluator, Shape::flat(1, 1, 3));
+        let (bright, dark) = ([1.0f32; 3], [0.0f32; 3]);
+        let map = [0.1, -0.2, 0.4];
+        let sample = |image| Sample { index: 0, image, map: &map };
+        let of = |samples: &[Sample<'_>]| {
+            let values = vec![vec![vec![0.5; samples.len()]; 2]; 3];
+            monotonicity_correlation(&engine, samples, &values, 1, 1e-5).unwrap()
+        };
+        let both = of(&[sample(&bright), sample(&dark)]);
+        assert!(both.iter().all(|value| matches!(value, Err(Undefined::Refused(_)))), "{both:?}");
+        for value in of(&[sample(&bright), sample(&bright)]).into_iter().chain(of(&[sample(&dark)])) {
+            assert!((value.unwrap() - 1.0).abs() < 1e-12);
+        }
+    }
 }

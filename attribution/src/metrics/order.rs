@@ -1,5 +1,7 @@
 //! Orders of features, and the groups they are changed in.
 
+use super::{Shape, Undefined};
+
 /// Sorts indices by `key`; equal keys keep ascending index.
 fn sorted(values: &[f64], key: impl Fn(f64) -> f64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
@@ -28,6 +30,28 @@ pub fn first_maximum(values: &[f64]) -> Option<usize> {
         }
     }
     best
+}
+
+/// Whether Quantus changes so many features at a step.
+///
+/// # Errors
+/// If they do not divide the pixels of a channel: it raises an error.
+pub fn check_step(shape: Shape, features: usize) -> Result<(), Undefined> {
+    match features > 0 && shape.pixels().is_multiple_of(features) {
+        true => Ok(()),
+        false => Err(Undefined::Refused("the features of a step have to divide the pixels of a channel")),
+    }
+}
+
+/// The least number of features, `least` or more, that Quantus changes at a step. If it can be, it is one of whole
+/// pixels: otherwise the channels of a pixel, whose values are equal, change at different steps.
+pub fn quantus_step(shape: Shape, least: usize) -> usize {
+    let pixels = shape.pixels().max(1);
+    let numbers = || (least.max(1)..=pixels).filter(|number| pixels.is_multiple_of(*number));
+    numbers()
+        .find(|number| number.is_multiple_of(shape.channels.max(1)))
+        .or_else(|| numbers().next())
+        .unwrap_or(pixels)
 }
 
 /// Features in the order in which they change, cut into groups that change together.
@@ -165,6 +189,18 @@ mod tests {
         assert_eq!(ascending(&[0.0, -0.0, 0.0]), [0, 1, 2]);
         assert_eq!(first_maximum(&[1.0, 2.0, 2.0]), Some(1));
         assert_eq!(first_maximum(&[]), None);
+    }
+
+    #[test]
+    fn steps_that_quantus_takes_divide_the_pixels() {
+        let shape = Shape::flat(3, 4, 6);
+        assert_eq!([1, 4, 7, 13].map(|least| quantus_step(shape, least)), [3, 6, 12, 24]);
+        // No divisor of 16 is one of three channels.
+        let square = Shape::flat(3, 4, 4);
+        assert_eq!([3, 5, 99].map(|least| quantus_step(square, least)), [4, 8, 16]);
+        assert!(
+            check_step(shape, 8).is_ok() && check_step(shape, 5).is_err() && check_step(shape, 0).is_err()
+        );
     }
 
     #[test]

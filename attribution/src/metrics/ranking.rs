@@ -39,6 +39,12 @@ fn marker(pixel: usize) -> bool {
     (1..5).contains(&(pixel / SIDE)) && (1..5).contains(&(pixel % SIDE))
 }
 
+/// The map whose order is the reverse.
+fn upside_down(map: &[f64]) -> Vec<f64> {
+    let greatest = map.iter().copied().fold(0.0, f64::max);
+    map.iter().map(|value| greatest - value).collect()
+}
+
 struct Phantoms {
     images: Vec<Vec<f32>>,
     masks: Vec<Mask>,
@@ -81,13 +87,7 @@ impl Phantoms {
         };
         let [of_lesion, of_marker] = [product(&models[0]), product(&models[1])];
         let random = of_all(&|sample, pixel| Key(9).sub(sample as u64).uniform(pixel as u64 + 1));
-        let inverted = of_lesion
-            .iter()
-            .map(|map| {
-                let greatest = map.iter().copied().fold(0.0, f64::max);
-                map.iter().map(|value| greatest - value).collect()
-            })
-            .collect();
+        let inverted = of_lesion.iter().map(|map| upside_down(map)).collect();
         let masks = (0..SAMPLES)
             .map(|sample| (0..SHAPE.pixels()).map(|pixel| lesion(sample, pixel)).collect())
             .map(|inside| Mask::new(inside, SIDE).unwrap())
@@ -101,6 +101,31 @@ impl Phantoms {
             let values =
                 self.maps[kind].iter().zip(&self.masks).map(|(map, mask)| metric(map, mask).unwrap());
             values.sum::<f64>() / SAMPLES as f64
+        })
+    }
+
+    /// The mean focus over mosaics of four samples, for each kind of map. Lesions stand in the first and the last quarter
+    /// only, markers everywhere.
+    fn focused(&self) -> [f64; 4] {
+        let shows = [true, false, false, true];
+        let mosaic = |kind: usize, first: usize| -> Vec<f64> {
+            let pixel = |pixel: usize| {
+                let (row, column) = (pixel / (2 * SIDE), pixel % (2 * SIDE));
+                let quarter = 2 * (row / SIDE) + column / SIDE;
+                let map = &self.maps[kind][(first + quarter) % SAMPLES];
+                if kind == 0 && !shows[quarter] { 0.0 } else { map[row % SIDE * SIDE + column % SIDE] }
+            };
+            (0..4 * SHAPE.pixels()).map(pixel).collect()
+        };
+        std::array::from_fn(|kind| {
+            let of = |first: usize| {
+                let map = match kind {
+                    3 => upside_down(&mosaic(0, first)),
+                    kind => mosaic(kind, first),
+                };
+                focus(&map, 2 * SIDE, shows).unwrap()
+            };
+            (0..SAMPLES).map(of).sum::<f64>() / SAMPLES as f64
         })
     }
 
@@ -133,6 +158,10 @@ fn areas(curves: Curves) -> Vec<f64> {
     curves.iter().map(|curve| area(curve)).collect()
 }
 
+fn over_curves(curves: Curves) -> Vec<f64> {
+    curves.iter().map(|curve| area_over_curve(curve)).collect()
+}
+
 /// By how much the least-relevant-first value exceeds the other.
 fn gap(of: impl Fn(Order) -> Vec<f64>) -> Vec<f64> {
     let (least, most) = (of(Order::LeastRelevantFirst), of(Order::MostRelevantFirst));
@@ -147,7 +176,7 @@ fn perturbed(engine: &Engine<'_>, samples: &[Sample<'_>], ends: &[Vec<f32>], ord
 }
 
 /// Faithfulness: names, whether higher is better, and how.
-const FAITHFULNESS: [(&str, bool, Asking); 12] = [
+const FAITHFULNESS: [(&str, bool, Asking); 19] = [
     ("deletion", false, |engine, samples, ends| areas(deletion(engine, samples, ends, 12).unwrap())),
     ("insertion", true, |engine, samples, _| areas(insertion(engine, samples, 12).unwrap())),
     ("pixel_flipping", false, |engine, samples, ends| {
@@ -156,9 +185,18 @@ const FAITHFULNESS: [(&str, bool, Asking); 12] = [
     ("pixel_flipping_gap", true, |engine, samples, ends| {
         gap(|order| areas(pixel_flipping(engine, samples, ends, 12, order).unwrap()))
     }),
+    ("pixel_flipping_least_first", true, |engine, samples, ends| {
+        areas(pixel_flipping(engine, samples, ends, 12, Order::LeastRelevantFirst).unwrap())
+    }),
     ("region_perturbation", true, |engine, samples, ends| {
-        let curves = perturbed(engine, samples, ends, Order::MostRelevantFirst);
-        curves.iter().map(|curve| area_over_curve(curve)).collect()
+        over_curves(perturbed(engine, samples, ends, Order::MostRelevantFirst))
+    }),
+    ("region_perturbation_least_first", false, |engine, samples, ends| {
+        over_curves(perturbed(engine, samples, ends, Order::LeastRelevantFirst))
+    }),
+    ("region_perturbation_gap", true, |engine, samples, ends| {
+        let gap = gap(|order| over_curves(perturbed(engine, samples, ends, order)));
+        gap.into_iter().map(|gap| -gap).collect()
     }),
     ("selectivity", false, |engine, samples, ends| {
         areas(perturbed(engine, samples, ends, Order::MostRelevantFirst))
@@ -169,11 +207,25 @@ const FAITHFULNESS: [(&str, bool, Asking); 12] = [
             .collect();
         numbers(faithfulness_correlation(engine, samples, &subsets, ends).unwrap())
     }),
+    ("sensitivity_n", true, |engine, samples, ends| {
+        let of_size = |size: usize| {
+            let subsets: Vec<Groups> = (0..samples.len())
+                .map(|sample| random_subsets(Key(4).sub(sample as u64), 40, size, SHAPE.features()))
+                .collect();
+            numbers(faithfulness_correlation(engine, samples, &subsets, ends).unwrap())
+        };
+        let by_size = [72, 144, 288].map(of_size);
+        (0..samples.len())
+            .map(|sample| by_size.iter().map(|values| values[sample]).sum::<f64>() / 3.0)
+            .collect()
+    }),
     ("faithfulness_estimate", true, |engine, samples, ends| {
         numbers(faithfulness_estimate(engine, samples, ends, 12, Similarity::Pearson).unwrap())
     }),
     ("irof", true, |engine, samples, ends| {
-        irof(engine, samples, &vec![patches(SHAPE, 3); samples.len()], ends).unwrap()
+        let segments: Vec<Groups> =
+            samples.iter().map(|sample| superpixels(sample.image, SHAPE, 64, 10.0)).collect();
+        irof(engine, samples, &segments, ends).unwrap()
     }),
     ("infidelity", false, |engine, samples, ends| {
         let drops = infidelity_of_patches(engine, samples, &patches(SHAPE, 3), ends, Prediction::Global);
@@ -182,15 +234,23 @@ const FAITHFULNESS: [(&str, bool, Asking); 12] = [
     ("monotonicity_correlation", true, |engine, samples, ends| {
         numbers(monotonicity_correlation_of_ends(engine, samples, ends, 12, 1e-5).unwrap())
     }),
-    ("road_gap", true, |engine, samples, _| {
-        let silent = |_, _, _, length| vec![0.0; length];
-        let percentages = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0];
-        gap(|order| {
-            let curves = road(engine, samples, &percentages, order, &silent).unwrap();
-            curves.iter().map(|curve| curve.iter().sum::<f64>() / curve.len() as f64).collect()
-        })
+    ("non_sensitivity", false, |engine, samples, ends| {
+        let share = [0.001, 0.001];
+        numbers(non_sensitivity_of_patches(engine, samples, &patches(SHAPE, 3), ends, share).unwrap())
     }),
+    ("road", false, |engine, samples, _| imputed_means(engine, samples, Order::MostRelevantFirst)),
+    ("road_least_first", true, |engine, samples, _| {
+        imputed_means(engine, samples, Order::LeastRelevantFirst)
+    }),
+    ("road_gap", true, |engine, samples, _| gap(|order| imputed_means(engine, samples, order))),
 ];
+
+fn imputed_means(engine: &Engine<'_>, samples: &[Sample<'_>], order: Order) -> Vec<f64> {
+    let silent = |_, _, _, length| vec![0.0; length];
+    let percentages = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0];
+    let curves = road(engine, samples, &percentages, order, &silent).unwrap();
+    curves.iter().map(|curve| curve.iter().sum::<f64>() / curve.len() as f64).collect()
+}
 
 fn row(name: &str, model: &str, is_higher: bool, values: [f64; 4]) -> String {
     // Small errors have more digits.
@@ -200,11 +260,17 @@ fn row(name: &str, model: &str, is_higher: bool, values: [f64; 4]) -> String {
     format!("| `{name}` | {model} | {better} | {lesion} | {marker} | {random} | {inverted} |")
 }
 
-/// `best` is better than all the other maps.
-fn assert_best(name: &str, is_higher: bool, best: usize, values: [f64; 4]) {
+/// `best` is better than all the other maps, and noise no worse than the lesion upside down, where that is the map of
+/// what is looked for.
+fn assert_ranked(name: &str, is_higher: bool, best: usize, values: [f64; 4]) {
     for (kind, value) in values.iter().enumerate().filter(|(kind, _)| *kind != best) {
         let better = if is_higher { values[best] > *value } else { values[best] < *value };
         assert!(better, "{name}: map {best} is not better than {kind} in {values:?}");
+    }
+    if best == 0 {
+        let [_, _, random, inverted] = values;
+        let holds = if is_higher { random >= inverted } else { random <= inverted };
+        assert!(holds, "{name}: noise is worse than the inverted map in {values:?}");
     }
 }
 
@@ -231,14 +297,17 @@ fn maps_are_ranked_as_they_must_be() {
     let mut rows = Vec::new();
     for (name, metric) in localised {
         let values = phantoms.localised(metric);
-        assert_best(name, true, 0, values);
+        assert_ranked(name, true, 0, values);
         rows.push(row(name, "any", true, values));
     }
+    let values = phantoms.focused();
+    assert_ranked("focus", true, 0, values);
+    rows.push(row("focus", "any", true, values));
     for (name, is_higher, metric) in FAITHFULNESS {
         for (model, used) in ["lesion", "marker"].into_iter().enumerate() {
             let values = phantoms.asked(model, &metric);
             // The map of what the model uses is the best, whatever a mask says.
-            assert_best(name, is_higher, model, values);
+            assert_ranked(name, is_higher, model, values);
             rows.push(row(name, used, is_higher, values));
         }
     }

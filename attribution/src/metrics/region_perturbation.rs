@@ -50,21 +50,59 @@ pub fn region_perturbation(
     engine.curves(&paths(samples, ends, &groups, Change::Cumulative), Start::Included)
 }
 
-/// As Quantus has it: the baseline is taken again at each step.
+/// As Quantus has it, for [`patches`] of this side: the baseline is taken again at each step, from the image padded by
+/// its edges to whole patches; of volumes, which it does not know, from the volume as it is.
 ///
 /// # Errors
 /// Whatever the score reports.
 pub fn region_perturbation_quantus(
     engine: &Engine<'_>,
     samples: &[Sample<'_>],
-    patches: &Groups,
+    side: usize,
     orders: &[Vec<u32>],
     baseline: Baseline,
 ) -> Result<Curves> {
-    let groups = ordered(engine.shape(), patches, orders);
-    let ends: Vec<Vec<f32>> =
-        samples.iter().zip(&groups).map(|(sample, groups)| baseline.drifting(sample.image, groups)).collect();
-    region_perturbation(engine, samples, patches, orders, &ends)
+    let (shape, patches) = (engine.shape(), patches(engine.shape(), side));
+    let end = |(sample, order): (&Sample<'_>, &Vec<u32>)| match shape.depth {
+        None => drifting_in_padding(sample.image, shape, side.max(1), order, baseline),
+        Some(_) => {
+            let groups = patches.reordered(order).in_all_channels(shape.channels, shape.pixels());
+            baseline.drifting(sample.image, &groups)
+        }
+    };
+    let ends: Vec<Vec<f32>> = samples.iter().zip(orders).map(end).collect();
+    region_perturbation(engine, samples, &patches, orders, &ends)
+}
+
+/// What each feature changes to where the baseline is that of the padded image at its step.
+fn drifting_in_padding(
+    image: &[f32],
+    shape: Shape,
+    side: usize,
+    order: &[u32],
+    baseline: Baseline,
+) -> Vec<f32> {
+    let [height, width] = [shape.height, shape.width];
+    let whole = Shape::flat(shape.channels, height.next_multiple_of(side), width.next_multiple_of(side));
+    let before = [(whole.height - height) / 2, (whole.width - width) / 2];
+    let inside = |place: usize, before: usize, length: usize| place.saturating_sub(before).min(length - 1);
+    let padded: Vec<f32> = (0..whole.features())
+        .map(|feature| {
+            let (channel, pixel) = (feature / whole.pixels(), feature % whole.pixels());
+            let row = inside(pixel / whole.width, before[0], height);
+            let column = inside(pixel % whole.width, before[1], width);
+            image[(channel * height + row) * width + column]
+        })
+        .collect();
+    let groups = patches(whole, side).reordered(order).in_all_channels(whole.channels, whole.pixels());
+    let end = baseline.drifting(&padded, &groups);
+    (0..shape.features())
+        .map(|feature| {
+            let (line, column) = (feature / width, feature % width);
+            let (channel, row) = (line / height, line % height);
+            end[(channel * whole.height + row + before[0]) * whole.width + column + before[1]]
+        })
+        .collect()
 }
 
 fn ordered(shape: Shape, patches: &Groups, orders: &[Vec<u32>]) -> Vec<Groups> {
@@ -76,4 +114,19 @@ fn ordered(shape: Shape, patches: &Groups, orders: &[Vec<u32>]) -> Vec<Groups> {
 /// High for a faithful map when the most relevant patches go first, low when the least relevant do.
 pub fn area_over_curve(curve: &[f64]) -> f64 {
     curve.iter().map(|value| curve[0] - value).sum::<f64>() / curve.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mean_drifts_in_the_padded_image() {
+        let shape = Shape::flat(1, 1, 3);
+        let end = drifting_in_padding(&[0.0, 3.0, 6.0], shape, 2, &[1, 0], Baseline::Mean);
+        // Rows and columns are 0 3 | 6 6, twice: the mean is 15 / 4, and then that of 0, 3 and twice 15 / 4.
+        let [first, second] = [15.0 / 4.0, (3.0 + 7.5) / 4.0];
+        assert_eq!(end, [second, second, first]);
+        assert_eq!(drifting_in_padding(&[0.0, 3.0, 6.0], shape, 2, &[0, 1], Baseline::Black), [0.0; 3]);
+    }
 }

@@ -16,8 +16,8 @@ pub enum Distance {
 /// samples whose map's standardised Euclidean distance, over the greatest distance of any two, is at most
 /// `threshold`. `maps` are magnitudes, normalised together; a figure depends on the whole set.
 ///
-/// A feature that does not vary is left out (reference) or makes everything undefined (Quantus). Without
-/// a neighbour the value is undefined (reference) or 0 (Quantus).
+/// A feature that does not vary is left out (reference) or makes every distance undefined, so that nobody has a
+/// neighbour (Quantus). Without a neighbour the value is undefined (reference) or 0 (Quantus).
 pub fn sufficiency(
     maps: &[Vec<f64>],
     predicted: &[usize],
@@ -37,7 +37,7 @@ pub fn sufficiency(
         Distance::Euclidean => vec![1.0; maps.first().map_or(0, Vec::len)],
     };
     if mode == Mode::Quantus && variances.contains(&0.0) {
-        return vec![Err(Undefined::Refused("a feature without variance makes every distance NaN")); count];
+        return vec![Ok(0.0); count];
     }
     let distance = |a: &[f64], b: &[f64]| {
         let terms = a.iter().zip(b).zip(&variances).filter(|(_, variance)| **variance > 0.0);
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(values, [Ok(1.0), Ok(1.0), Err(Undefined::NoNeighbour)]);
         assert_eq!(share(&maps, &[0, 1, 1], 0.5, Mode::Quantus), [Ok(0.0), Ok(0.0), Ok(0.0)]);
         let flat = [vec![0.0, 1.0], vec![1.0, 1.0]];
-        assert!(share(&flat, &[0, 0], 1.0, Mode::Quantus)[0].is_err());
+        assert_eq!(share(&flat, &[0, 0], 1.0, Mode::Quantus), [Ok(0.0), Ok(0.0)]);
         assert_eq!(share(&flat, &[0, 0], 1.0, Mode::Reference)[0], Ok(1.0));
         let plain = |mode| sufficiency(&flat, &[0, 0], 1.0, Distance::Euclidean, mode);
         assert!(plain(Mode::Quantus)[0].is_err() && plain(Mode::Reference)[0] == Ok(1.0));

@@ -36,6 +36,7 @@ mod recompute;
 mod recurrent;
 mod rows;
 mod scaled;
+mod tanh;
 #[cfg(test)]
 mod tests;
 mod transposed;
@@ -65,6 +66,7 @@ pub use pool::{average_pool2d, max_pool2d};
 pub use recompute::{Part, recompute};
 pub use recurrent::{gru, lstm};
 pub use scaled::scaled;
+pub use tanh::tanh;
 pub use transposed::conv_transpose2d;
 pub use unit::scaled_unit;
 pub use weight_norm::weight_normed;

@@ -34,7 +34,7 @@ impl SaliencyMap {
     }
 
     /// Row-major.
-    pub(super) fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &[f32] {
         &self.values
     }
 

@@ -54,6 +54,11 @@ impl WordValues {
             completeness_gap: attribution.completeness_gaps.as_ref().map(|gaps| gaps[row]),
         })
     }
+
+    /// One for each word.
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.values
+    }
 }
 
 /// A text, and its words or why there are none.

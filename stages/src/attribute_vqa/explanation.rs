@@ -12,6 +12,7 @@ use pipe_engine::{StageContext, StageError};
 use pipe_models::random::Key;
 
 use super::canvas::spread;
+use super::removal::{Removed, Values, removed};
 use super::score::{Answers, JointScore, Layout, PresenceScore, Shown};
 use super::shares::{Shares, presences, shares, whole};
 use super::shown::{Pictures, Piece, Pieces, Texts};
@@ -46,6 +47,8 @@ pub(super) struct Explained {
     pub(super) gradient_share: Option<Result<f64, String>>,
     /// Shapley values, if they are asked for.
     pub(super) shares: Option<Result<Shares, String>>,
+    /// Scores of map and words, if they are asked for; none where nothing is explained.
+    pub(super) removed: Option<Vec<Removed>>,
 }
 
 /// A question with the answer that is explained.
@@ -173,9 +176,9 @@ impl Explanation<'_, '_> {
             };
             let target: Option<usize> = target.ok();
             match parts {
-                Ok(Parts { map, words, gradient_share, shares }) => {
+                Ok(Parts { map, words, gradient_share, shares, removed }) => {
                     let shares = shares.map(Ok);
-                    Explained { question, target, correct, map, words, gradient_share, shares }
+                    Explained { question, target, correct, map, words, gradient_share, shares, removed }
                 }
                 Err(reason) => Explained {
                     question,
@@ -185,6 +188,7 @@ impl Explanation<'_, '_> {
                     words: Err(reason.clone()),
                     gradient_share: self.has_gradient_share().then(|| Err(reason.clone())),
                     shares: self.params.modality_share.as_ref().map(|_| Err(reason)),
+                    removed: None,
                 },
             }
         };
@@ -236,6 +240,16 @@ impl Explanation<'_, '_> {
                 sample.counted(&score, counts, |evaluator| shares(settings, evaluator, &layouts, &keys))?;
             parts.iter_mut().zip(found).for_each(|(parts, shares)| parts.shares = Some(shares));
         }
+        if let Some(settings) = &self.params.removal {
+            let layout = |pieces: &Pieces| Layout { grid: settings.grid(), pieces: pieces.words.clone() };
+            let layouts: Vec<Layout> = pieces.iter().map(layout).collect();
+            let values: Vec<Values> = parts.iter().map(Parts::values).collect();
+            let (score, method) = (sample.presence(layouts.clone())?, self.params.method.name());
+            let found = sample.counted(&score, counts, |evaluator| {
+                removed(method, evaluator, &layouts, &values, self.pictures.side, &keys)
+            })?;
+            parts.iter_mut().zip(found).for_each(|(parts, removed)| parts.removed = Some(removed));
+        }
         Ok(parts)
     }
 
@@ -258,6 +272,18 @@ struct Parts {
     words: Result<WordValues, String>,
     gradient_share: Option<Result<f64, String>>,
     shares: Option<Shares>,
+    removed: Option<Vec<Removed>>,
+}
+
+impl Parts {
+    /// The values that are scored.
+    fn values(&self) -> Values {
+        let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
+        Values {
+            words: self.words.as_ref().map(|words| wide(words.values())).map_err(String::clone),
+            pixels: self.map.as_ref().map(|map| wide(map.values())).map_err(String::clone),
+        }
+    }
 }
 
 /// A chunk of questions with all that is put in and taken away.
@@ -344,7 +370,8 @@ impl Samples<'_, '_> {
                         false => Err(NOTHING.to_owned()),
                     }
                 });
-                Parts { map, words: self.words(row, values, &attribution), gradient_share, shares: None }
+                let words = self.words(row, values, &attribution);
+                Parts { map, words, gradient_share, shares: None, removed: None }
             })
             .collect())
     }
@@ -407,7 +434,7 @@ impl Samples<'_, '_> {
                 let falls = without.by_ref().take(self.pieces[row].words.len());
                 let falls = falls.map(|score| of_image.scores[row] - score).collect();
                 let words = self.words(row, falls, &of_image);
-                Parts { map, words, gradient_share: None, shares: None }
+                Parts { map, words, gradient_share: None, shares: None, removed: None }
             })
             .collect())
     }

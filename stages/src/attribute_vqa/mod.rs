@@ -3,6 +3,8 @@
 
 mod canvas;
 mod explanation;
+mod removal;
+mod rows;
 mod score;
 mod shares;
 mod shown;
@@ -19,7 +21,8 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::explanation::{Counts, Explained, Explanation, NOTHING};
+use self::explanation::{Counts, Explained, Explanation};
+use self::rows::Rows;
 use self::shown::Pictures;
 use crate::artifact;
 use crate::attribute::{Quadrature, SaliencyFile};
@@ -28,7 +31,7 @@ use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
 use crate::images::{BACKWARD_PASSES, FORWARD_PASSES};
 use crate::lookup::images_asked_about;
-use crate::table::{Column, Table, TableSchema, WriteOptions, row_digests, write};
+use crate::table::{TableSchema, WriteOptions, row_digests, write};
 use crate::vqa::{Answerer, Examples, Readings, asked};
 
 /// The method.
@@ -114,6 +117,21 @@ impl Default for ModalityShare {
     }
 }
 
+/// How explanations are scored by what goes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Removal {
+    /// Rows and columns of patches of the image.
+    #[schemars(inner(range(min = 1, max = 64)))]
+    pub patches: [i64; 2],
+}
+
+impl Default for Removal {
+    fn default() -> Self {
+        Self { patches: [7; 2] }
+    }
+}
+
 /// Parameters of `attribute.vqa`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -144,6 +162,9 @@ pub struct Params {
     pub stride: Option<i64>,
     /// Whether and how the share of the question in each answer is found.
     pub modality_share: Option<ModalityShare>,
+    /// Whether explanations are scored by what the answer loses without words and patches, most and least relevant first,
+    /// beside values that know nothing. Three passes a word and a patch, and as many for the control.
+    pub removal: Option<Removal>,
     /// The splits whose questions are explained; all if empty.
     pub splits: Vec<String>,
     /// At most this many questions, the first in the order of the table that pass the filter below. With a limit the
@@ -187,6 +208,7 @@ impl Default for Params {
             window: None,
             stride: None,
             modality_share: None,
+            removal: None,
             splits: vec!["test".to_owned()],
             limit: None,
             only_correct: false,
@@ -231,7 +253,7 @@ impl StageKind for AttributeVqa {
                 "shares",
                 artifact::ATTRIBUTION_SCORES,
                 "the share of the question in each answer: by Shapley values, if they are asked for, and by \
-                 Integrated Gradients, if that is the method",
+                 Integrated Gradients, if that is the method; and scores of the explanations, if they are asked for",
             ),
         ]
     }
@@ -336,113 +358,9 @@ impl StageKind for AttributeVqa {
         words.finish(context.output("words")?)?;
         let provenance = context.provenance().to_owned();
         let options = WriteOptions::row_wise(context, &provenance);
-        write(context.output("shares")?, &TableSchema::attribution_scores(), &shares.table(), options)?;
+        write(context.output("shares")?, &TableSchema::attribution_scores(), &shares.table(params), options)?;
         summarise(params, &counts, sees, context);
         Ok(())
-    }
-}
-
-/// A row of the table of shares.
-struct Share {
-    id: String,
-    method: &'static str,
-    metric: &'static str,
-    value: Result<f64, String>,
-    parameters: serde_json::Value,
-    values: Option<Vec<f32>>,
-    target: Option<String>,
-    correct: bool,
-    image: String,
-    split: String,
-}
-
-/// The table of shares.
-#[derive(Default)]
-struct Rows {
-    rows: Vec<Share>,
-    baseline: &'static str,
-}
-
-/// The share of the question in the sum of absolute Shapley values: T-SHAP.
-const TEXT_SHARE: &str = "text_share";
-/// The same of absolute Integrated Gradients. It depends on the baselines of both modalities, and has a name of its own.
-const GRADIENT_SHARE: &str = "ig_text_share";
-
-impl Rows {
-    fn add(&mut self, params: &Params, examples: &Examples, explained: &Explained, answer: Option<&str>) {
-        self.baseline = params.baseline.name();
-        let asked = &examples.asked[explained.question];
-        let mut add = |method, metric, value, parameters, values| {
-            self.rows.push(Share {
-                id: asked.id.clone(),
-                method,
-                metric,
-                value,
-                parameters,
-                values,
-                target: answer.map(str::to_owned),
-                correct: explained.correct,
-                image: examples.images[asked.image].id.clone(),
-                split: asked.split.clone(),
-            });
-        };
-        if let Some(shares) = &explained.shares {
-            let settings = params.modality_share.clone().unwrap_or_default();
-            let mut parameters = serde_json::json!({
-                "absent": params.absent.name(), "samples": settings.samples, "seed": params.seed,
-            });
-            let (value, values) = match shares {
-                Ok(shares) => {
-                    parameters["patches"] = serde_json::json!(shares.patches);
-                    parameters["tokens"] = serde_json::json!(shares.tokens);
-                    parameters["exact"] = serde_json::json!(shares.exact);
-                    parameters["score"] = serde_json::json!(shares.scores[0]);
-                    parameters["score_baseline"] = serde_json::json!(shares.scores[1]);
-                    let values = shares.values.iter().map(|value| *value as f32).collect();
-                    (shares.text().ok_or_else(|| NOTHING.to_owned()), Some(values))
-                }
-                Err(reason) => (Err(reason.clone()), None),
-            };
-            add("mm_shap", TEXT_SHARE, value, parameters, values);
-        }
-        if let Some(share) = &explained.gradient_share {
-            let parameters = serde_json::json!({ "absent": params.absent.name(), "steps": params.steps });
-            add(params.method.name(), GRADIENT_SHARE, share.clone(), parameters, None);
-        }
-    }
-
-    fn table(&self) -> Table {
-        let text = |of: &dyn Fn(&Share) -> Option<String>| Column::Utf8(self.rows.iter().map(of).collect());
-        let finite = |row: &Share| row.value.as_ref().ok().copied().filter(|value| value.is_finite());
-        let reason = |row: &Share| match &row.value {
-            Err(reason) => Some(reason.clone()),
-            Ok(value) if !value.is_finite() => Some("the value is not finite".to_owned()),
-            Ok(_) => None,
-        };
-        let facts = serde_json::json!({ "direction": "none", "score": "logit" });
-        Table::new()
-            .with("id", text(&|row| Some(row.id.clone())))
-            .with("method", text(&|row| Some(row.method.to_owned())))
-            .with("metric", text(&|row| Some(row.metric.to_owned())))
-            .with("baseline", text(&|_| Some(self.baseline.to_owned())))
-            .with("value", Column::Float64(self.rows.iter().map(finite).collect()))
-            .with("mask_share", Column::Float64(vec![None; self.rows.len()]))
-            .with("mode", text(&|_| Some("reference".to_owned())))
-            .with("reason", text(&reason))
-            .with("target", text(&|row| row.target.clone()))
-            .with("score", text(&|_| Some("logit".to_owned())))
-            .with("better", text(&|_| Some("none".to_owned())))
-            .with("parameters", text(&|row| Some(row.parameters.to_string())))
-            .with("values", Column::ListFloat32(self.rows.iter().map(|row| row.values.clone()).collect()))
-            .with("correct", Column::Bool(self.rows.iter().map(|row| Some(row.correct)).collect()))
-            .with("image_id", text(&|row| Some(row.image.clone())))
-            .with("split", text(&|row| Some(row.split.clone())))
-            // The metric says the method; `method` may be an axis of the models.
-            .with_metadata("keys", "[]")
-            .with_metadata(
-                "metrics",
-                serde_json::json!({ TEXT_SHARE: facts, GRADIENT_SHARE: facts }).to_string(),
-            )
     }
 }
 

@@ -430,3 +430,55 @@ fn maps_of_answers_are_scored_and_reported_by_question() {
     assert!(page.contains(question.as_str()));
     assert!(page.to_lowercase().replace('_', " ").contains("text share"), "shares");
 }
+
+/// The values of a method by a metric of removal, or their reasons.
+fn removed(shares: &Table, method: &str, metric: &str) -> Vec<Result<f64, String>> {
+    let (methods, metrics) = (shares.strings("method").unwrap(), shares.strings("metric").unwrap());
+    let (values, reasons) = (shares.float64("value").unwrap(), shares.utf8("reason").unwrap());
+    (0..shares.rows())
+        .filter(|row| methods[*row] == method && metrics[*row] == metric)
+        .map(|row| values[row].ok_or_else(|| reasons[row].clone().unwrap()))
+        .collect()
+}
+
+#[test]
+fn explanations_are_scored_by_what_goes() {
+    let study = Study::new();
+    let model = study.train("mevf", &json!({}));
+    let plain = study.explain(&model, &json!({ "method": "occlusion" }));
+    assert_eq!((plain.shares.rows(), plain.shares.column("explanation")), (0, None));
+    let of = |batch: i64| {
+        let params = json!({ "method": "occlusion", "removal": { "patches": [2, 3] }, "batch": batch });
+        study.explain(&model, &params).shares
+    };
+    let shares = of(32);
+    let questions = plain.maps.num_rows();
+    for method in ["occlusion", "random"] {
+        for pieces in ["word", "patch"] {
+            for metric in ["deletion", "insertion", "deletion_gap", "faithfulness_estimate", "sparseness"] {
+                assert_eq!(removed(&shares, method, &format!("{pieces}_{metric}")).len(), questions);
+            }
+        }
+    }
+    // What occlusion says of a word is what it costs alone.
+    let estimates = removed(&shares, "occlusion", "word_faithfulness_estimate");
+    let known: Vec<f64> = estimates.into_iter().filter_map(Result::ok).collect();
+    assert!(!known.is_empty() && known.iter().all(|value| *value > 0.999), "{known:?}");
+    let mean = |method: &str| {
+        let values = removed(&shares, method, "word_deletion_gap");
+        values.into_iter().map(Result::unwrap).sum::<f64>()
+    };
+    assert!(mean("occlusion") > mean("random"), "{} {}", mean("occlusion"), mean("random"));
+    let again = of(7);
+    for metric in ["word_deletion", "patch_insertion"] {
+        let pairs = removed(&shares, "random", metric).into_iter().zip(removed(&again, "random", metric));
+        for (ours, other) in pairs {
+            assert!((ours.unwrap() - other.unwrap()).abs() < 1e-3, "{metric}: another batch");
+        }
+    }
+    // Nothing is told of the question: its words have no values.
+    let blind = study.train("mevf", &json!({ "modality": "image" }));
+    let shares = study.explain(&blind, &json!({ "method": "occlusion", "removal": {} })).shares;
+    assert!(removed(&shares, "occlusion", "word_deletion").iter().all(Result::is_err));
+    assert!(removed(&shares, "occlusion", "patch_deletion").iter().all(Result::is_ok));
+}

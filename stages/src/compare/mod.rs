@@ -1,5 +1,9 @@
-//! The stage kind `compare`: whether one model's answers are better than another's, on the same items.
+//! The stage kind `compare`: whether one model's answers, or one explanation's scores, are better than another's, on
+//! the same items.
 
+#[cfg(test)]
+mod explained_tests;
+mod explanations;
 mod items;
 mod pairs;
 #[cfg(test)]
@@ -14,9 +18,11 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::explanations::compare_explanations;
 use self::items::{Answers, common, read_answers};
 use self::pairs::{Pair, compare_pairs, over_datasets};
 use crate::artifact;
+use crate::explained::{Source, explanations};
 use crate::metrics::{Metric, write_metrics};
 
 /// Parameters of `compare`.
@@ -30,7 +36,8 @@ pub struct Params {
     pub datasets: String,
     /// The model that all others are compared with, by the name of its input (if there are several), its
     /// axis values and, for an ablation, the condition, joined with `/`; every pair is compared without
-    /// this.
+    /// this. Of scores of explanations: a model (its explanations are the second of each pair of models), a
+    /// method (likewise of each pair of methods), or both joined with `/`.
     pub reference: Option<String>,
     /// Retrieval: the k of recall@k.
     #[schemars(inner(range(min = 1)))]
@@ -74,7 +81,7 @@ impl StageKind for Compare {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "compare",
-            summary: "paired tests of two or more models over the same items",
+            summary: "paired tests of two or more models, or of explanations of models, over the same items",
             implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
@@ -82,8 +89,8 @@ impl StageKind for Compare {
             inputs: Vec::new(),
             free_inputs: Some(InputPort::fan_in(
                 "",
-                &[artifact::PREDICTIONS, artifact::RANKS],
-                "Predictions or ranks of models; several inputs are told apart by their names",
+                &[artifact::PREDICTIONS, artifact::RANKS, artifact::ATTRIBUTION_SCORES],
+                "Predictions or ranks of models, or scores of explanations; several inputs are told apart by their names",
             )),
         }
     }
@@ -112,6 +119,7 @@ impl StageKind for Compare {
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let mut by_dataset: BTreeMap<String, Vec<Answers>> = BTreeMap::new();
+        let mut explained: BTreeMap<String, Vec<Source>> = BTreeMap::new();
         let is_only = context.all_inputs().count() == 1;
         for (name, artifacts) in context.all_inputs() {
             for input in artifacts {
@@ -122,7 +130,13 @@ impl StageKind for Compare {
                 if !is_only || words.is_empty() {
                     words.insert(0, name);
                 }
-                let answers = read_answers(&words.join("/"), &input.artifact, params)?;
+                let label = words.join("/");
+                if input.artifact.artifact_type == artifact::ATTRIBUTION_SCORES.0 {
+                    let source = Source::read(label, &input.artifact)?;
+                    explained.entry(dataset).or_default().push(source);
+                    continue;
+                }
+                let answers = read_answers(&label, &input.artifact, params)?;
                 by_dataset.entry(dataset).or_default().extend(answers);
             }
         }
@@ -148,6 +162,14 @@ impl StageKind for Compare {
                 }
             }
             metrics.extend(over_datasets(params, &all)?);
+        }
+        for (dataset, sources) in explained {
+            context.check_cancelled()?;
+            let mut rows = compare_explanations(params, &explanations(&sources)?)?;
+            for row in &mut rows {
+                row.dataset = (!dataset.is_empty()).then(|| dataset.clone());
+            }
+            metrics.extend(rows);
         }
         let provenance = context.provenance().to_owned();
         write_metrics(context.output("metrics")?, &metrics, &provenance)

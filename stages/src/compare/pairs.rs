@@ -6,8 +6,8 @@ use super::Params;
 use super::items::{Answers, Kind, Together};
 use crate::metrics::Metric;
 use crate::statistics::{
-    ClassifierScores, Estimate, Groups, Method, Resampled, Task, Zeros, delong, equivalence, holm, mcnemar,
-    mean, midranks, recall, wilcoxon,
+    ClassifierScores, Estimate, Groups, Method, Resampled, Task, Wilcoxon, Zeros, delong, equivalence, holm,
+    mcnemar, mean, midranks, recall, wilcoxon,
 };
 
 /// Two models by their places; differences are the first minus the second.
@@ -28,22 +28,22 @@ const EXACT_PAIRS: usize = 50;
 
 /// What a row compares.
 #[derive(Clone, PartialEq, Debug)]
-struct Compared {
-    pair: Pair,
+pub(super) struct Compared {
+    pub(super) pair: Pair,
     /// The subgroup that is compared by itself, as `answer_type=OPEN`.
-    subgroup: Option<String>,
-    protocol: Option<String>,
+    pub(super) subgroup: Option<String>,
+    pub(super) protocol: Option<String>,
     /// What was left out, in words.
-    left_out: Option<String>,
+    pub(super) left_out: Option<String>,
 }
 
 /// A test whose probability is corrected for the number of pairs.
-struct Test {
-    of: Compared,
+pub(super) struct Test {
+    pub(super) of: Compared,
     /// Without the ending `_p`.
-    name: String,
-    p: Option<f64>,
-    n: usize,
+    pub(super) name: String,
+    pub(super) p: Option<f64>,
+    pub(super) n: usize,
 }
 
 /// Differences and tests of all pairs over one data set; each kind of test is corrected by itself.
@@ -116,7 +116,7 @@ fn differences(params: &Params, first: &Answers, second: &Answers) -> Tested {
 }
 
 /// Each test with Holm's correction over the pairs, subgroup by subgroup.
-fn corrected(
+pub(super) fn corrected(
     tests: &[Test],
     row: &dyn Fn(&Compared, &str, Option<Estimate>, usize) -> Metric,
 ) -> Vec<Metric> {
@@ -285,6 +285,18 @@ fn headline(params: &Params, model: &Answers) -> (String, Option<f64>) {
     }
 }
 
+/// The signed-rank test of paired values: exact for few of them without ties.
+pub(super) fn signed_rank(a: &[f64], b: &[f64]) -> Wilcoxon {
+    let test = |method| wilcoxon(a, b, Zeros::Dropped, method);
+    if a.len() <= EXACT_PAIRS {
+        let exact = test(Method::Exact);
+        if exact.p.is_some() {
+            return exact;
+        }
+    }
+    test(Method::Normal { continuity: false })
+}
+
 /// Models over several data sets: the mean rank of each, and the signed-rank test of each pair.
 ///
 /// # Errors
@@ -339,12 +351,7 @@ pub(super) fn over_datasets(
     for pair in super::pairs(params, models, &datasets[0].0)? {
         let column = |place: usize| complete.iter().map(|row| row[place]).collect::<Vec<f64>>();
         let (a, b) = (column(pair.first), column(pair.second));
-        let test = |method| wilcoxon(&a, &b, Zeros::Dropped, method);
-        let exact = test(Method::Exact);
-        let used = match exact.p {
-            Some(_) if a.len() <= EXACT_PAIRS => exact,
-            _ => test(Method::Normal { continuity: false }),
-        };
+        let used = signed_rank(&a, &b);
         let effect = used.rank_biserial.map(Estimate::exact);
         let of = Compared { pair, subgroup: None, protocol: None, left_out: None };
         metrics.push(row(&of, &format!("{name}_rank_biserial"), effect, a.len()));

@@ -21,6 +21,8 @@ pub(super) enum Control {
 }
 
 impl Control {
+    const ALL: [Self; 4] = [Self::Random, Self::Center, Self::Edge, Self::AbsDifferenceToReference];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
@@ -39,6 +41,11 @@ impl Control {
             Self::AbsDifferenceToReference => abs_difference(image, reference, shape),
         }
     }
+}
+
+/// Whether the name in a table's column `method` is that of a control.
+pub(crate) fn is_control(method: &str) -> bool {
+    Control::ALL.iter().any(|control| control.name() == method)
 }
 
 fn random(id: &str, seed: u64, pixels: usize) -> Vec<f64> {

@@ -1,13 +1,15 @@
 //! Metrics that explain again: changed images, changed models, another class.
 
+mod randomisation;
+mod robustness;
+
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::metrics::{
-    Baseline, Drawn, Draws, Engine, LayerSimilarities, Part, Perturbation, Preparation, Randomisation,
-    Robustness, Sample, Scale, Shape, Similarity, Value, completeness, completeness_quantus, flat_ssim,
-    input_invariance, other_class, random_logit, range, translated, translations,
+    Baseline, Drawn, Engine, Part, Perturbation, Preparation, Sample, Scale, Shape, Value, completeness,
+    completeness_quantus, input_invariance, range,
 };
 use pipe_attribution::{AttributionError, Evaluator, Passes};
 use pipe_engine::{StageContext, StageError};
@@ -307,141 +309,6 @@ impl Chunk<'_, '_, '_> {
             Err(AttributionError::NotApplicable(reason)) => Ok(vec![Err(reason); self.samples.len()]),
             Err(error) => Err(stage_error(error)),
         }
-    }
-
-    fn robustness(&self, metric: Metric) -> pipe_attribution::Result<Vec<Value>> {
-        let (mode, noise) = (self.mode(), noise_of(metric, self.params()));
-        let scale = if self.is_quantus() { Scale::Together } else { Scale::PerMap };
-        let preparation = match metric {
-            Metric::LocalLipschitzEstimate => Preparation { scale, part: Part::Signed },
-            Metric::Continuity => Preparation { scale, part: Part::Absolute },
-            Metric::MaxSensitivity | Metric::AvgSensitivity if !self.is_quantus() => {
-                Preparation { scale, part: Part::Signed }
-            }
-            _ => Preparation { scale: Scale::None, part: Part::Signed },
-        };
-        let explain = |images: &Images<'_>| self.explain_again(images);
-        let outputs = |images: &Images<'_>| self.logits(images);
-        let representations = |images: &Images<'_>| self.representations(images);
-        // Reference leaves draws out that change the prediction; Quantus does so for the relative ones.
-        let is_relative = matches!(
-            metric,
-            Metric::RelativeInputStability
-                | Metric::RelativeOutputStability
-                | Metric::RelativeRepresentationStability
-        );
-        let watched = is_relative || !self.is_quantus();
-        let shape = self.setting.shape;
-        let shifts = match self.is_quantus() {
-            true => translations(shape.width, QUANTUS_TRANSLATIONS, mode),
-            false => translations(shape.width, self.params().draws.max(1) as usize, mode),
-        };
-        let moved = |draw: usize, place: usize| {
-            let image = self.samples[place].image;
-            translated(image, shape, shifts[draw], Baseline::Black.value(image))
-        };
-        let noisy = |draw: usize, place: usize| self.noisy(noise, "pipe robustness/1", draw, place);
-        let draws = match metric {
-            Metric::Continuity => Draws { count: shifts.len(), image: &moved },
-            _ => Draws { count: self.params().draws.max(1) as usize, image: &noisy },
-        };
-        let robustness = Robustness {
-            samples: self.samples,
-            draws,
-            explain: &explain,
-            preparation,
-            outputs: if watched { Some(&outputs) } else { None },
-        };
-        Ok(match metric {
-            Metric::MaxSensitivity | Metric::AvgSensitivity => {
-                let mut known = self.sensitivity.borrow_mut();
-                if known.is_none() {
-                    *known = Some(robustness.sensitivity()?);
-                }
-                match &*known {
-                    Some(drawn) if metric == Metric::AvgSensitivity => drawn.average(mode),
-                    Some(drawn) => drawn.greatest(mode),
-                    None => Vec::new(),
-                }
-            }
-            Metric::LocalLipschitzEstimate => robustness.local_lipschitz()?.greatest(mode),
-            Metric::RelativeInputStability => robustness.relative_input_stability(mode)?.greatest(mode),
-            Metric::RelativeOutputStability => {
-                robustness.relative_output_stability(&outputs, mode)?.greatest(mode)
-            }
-            Metric::RelativeRepresentationStability => {
-                robustness.relative_representation_stability(&representations, mode)?.greatest(mode)
-            }
-            _ => robustness.continuity()?.greatest(mode),
-        })
-    }
-
-    fn randomisation(&self, metric: Metric) -> pipe_attribution::Result<Vec<Value>> {
-        let quantus = self.is_quantus();
-        let preparation = match metric {
-            // The histogram's bins follow the map.
-            Metric::EfficientParameterRandomisation => Preparation { scale: Scale::None, part: Part::Signed },
-            Metric::SmoothParameterRandomisation if quantus => {
-                Preparation { scale: Scale::SecondMoment, part: Part::Absolute }
-            }
-            // Ranks have no scale.
-            _ => Preparation { scale: Scale::None, part: Part::Absolute },
-        };
-        let explain = |layers: &[usize], images: &Images<'_>| self.explain_random(layers, images);
-        let randomisation = Randomisation {
-            samples: self.samples,
-            layers: self.setting.layers.len(),
-            order: self.params().order_of(metric).into(),
-            preparation,
-            explain: &explain,
-        };
-        let spearman = |a: &[f64], b: &[f64]| Similarity::Spearman.of(a, b);
-        let mode = self.mode();
-        match metric {
-            Metric::EfficientParameterRandomisation => randomisation.entropy_rise(BINS),
-            Metric::SmoothParameterRandomisation => {
-                let noisy = |step: usize, draw: usize, place: usize| {
-                    let image = self.samples[place].image;
-                    let key =
-                        self.key("pipe smooth randomisation/1", place).sub(step as u64).sub(draw as u64);
-                    Perturbation::Normal { deviation: SMOOTH_NOISE }.add(image, key, range(image))
-                };
-                let draws = self.params().draws.max(1) as usize;
-                Ok(self.averaged(randomisation.smooth_similarities(draws, &noisy, &spearman, mode)?))
-            }
-            _ => Ok(self.averaged(randomisation.similarities(&spearman)?)),
-        }
-    }
-
-    /// The mean over layers; each of them is remembered.
-    fn averaged(&self, similarities: LayerSimilarities) -> Vec<Value> {
-        let outcome = |value: &Value| value.clone().map_err(|reason| reason.to_string());
-        let layers = similarities.layers.iter().map(|layer| layer.iter().map(outcome).collect());
-        *self.layers.borrow_mut() = layers.collect();
-        similarities.average(self.mode())
-    }
-
-    fn random_logit(&self) -> pipe_attribution::Result<Vec<Value>> {
-        let not_applicable = |reason: &str| AttributionError::NotApplicable(reason.to_owned());
-        if self.targets.iter().any(|target| target.against.is_some()) {
-            return Err(not_applicable("the map explains a margin between two classes"));
-        }
-        let classes = self.carried(self.setting.model.head())?.description.classes.len();
-        let others: Option<Vec<ClassTarget>> = (0..self.targets.len())
-            .map(|place| {
-                let key = self.key("pipe random logit/1", place);
-                let class = other_class(key, self.targets[place].class, classes)?;
-                Some(ClassTarget { class, against: None })
-            })
-            .collect();
-        let others = others.ok_or_else(|| not_applicable("the model knows one class only"))?;
-        let explain = |images: &Images<'_>| self.explain(self.setting.model, &others, None, images);
-        if self.is_quantus() {
-            let preparation = Preparation { scale: Scale::Together, part: Part::Signed };
-            return random_logit(self.samples, &explain, preparation, &flat_ssim);
-        }
-        let preparation = Preparation { scale: Scale::None, part: Part::Signed };
-        random_logit(self.samples, &explain, preparation, &|a, b| Similarity::Spearman.of(a, b))
     }
 
     fn invariance(&self) -> pipe_attribution::Result<Vec<Value>> {

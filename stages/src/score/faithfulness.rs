@@ -1,17 +1,16 @@
 //! Metrics that ask the model about changed images.
 
+mod quantus;
+mod reference;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use pipe_attribution::metrics::{
-    Baseline, Curves, Engine, Groups, Mode, Order, Prediction, Sample, Shape, Similarity, Undefined, Value,
-    area, area_over_curve, channel_means, deletion, faithfulness_correlation, faithfulness_estimate,
-    infidelity_of_patches, infidelity_quantus, insertion, irof, irof_quantus, monotonicity,
-    monotonicity_correlation, monotonicity_correlation_of_ends, non_decreasing_share, non_sensitivity,
-    non_sensitivity_of_patches, patch_order, patches, pixel_flipping, pixel_flipping_quantus, random_subsets,
-    region_perturbation, region_perturbation_quantus, road, trapezoid,
+    Curves, Engine, Groups, Order, Prediction, Sample, Shape, Value, deletion, patch_order, patches,
+    pixel_flipping, quantus_step, region_perturbation, road,
 };
 use pipe_attribution::{AttributionError, Evaluator, Passes};
 use pipe_engine::{StageContext, StageError};
@@ -42,6 +41,9 @@ pub(super) const QUANTUS_SUBSET: usize = 224;
 /// Sensitivity-n: shares of the patches that a subset has.
 pub(super) const SHARES: [f64; 3] = [0.125, 0.25, 0.5];
 
+/// Superpixels: how much place counts beside colour.
+pub(super) const COMPACTNESS: f64 = 10.0;
+
 /// Faithfulness correlation: the share of the patches that a subset has.
 pub(super) const SHARE: f64 = 0.25;
 
@@ -57,9 +59,10 @@ pub(super) struct Asked<'a> {
 
 /// What the model is asked with.
 pub(super) struct Faithfulness<'a, 'c> {
-    /// The logit of each subject's class, and its probability.
+    /// The logit of each subject's class, its probability, and whether it is predicted.
     pub(super) logit: &'a ClassScore<'a>,
     pub(super) probability: &'a ClassScore<'a>,
+    pub(super) agreement: &'a ClassScore<'a>,
     pub(super) images: &'a dyn Pixels,
     /// What removed pixels become.
     pub(super) removed: &'a References,
@@ -91,6 +94,7 @@ pub(super) fn score_space(metric: Metric, params: &Params) -> ScoreSpace {
     let quantus = params.mode == super::Mode::Quantus;
     match (params.score, metric) {
         (_, Deletion | Insertion) => ScoreSpace::Probability,
+        (_, RoadAgreementGap) => ScoreSpace::Agreement,
         (Some(space), _) => space,
         (None, FaithfulnessCorrelation | FaithfulnessEstimate | Infidelity) => ScoreSpace::Logit,
         (None, PixelFlipping | PixelFlippingLeastFirst | PixelFlippingGap | SensitivityN) if !quantus => {
@@ -109,15 +113,23 @@ fn pixels_per_step(params: &Params, shape: Shape) -> usize {
     shape.pixels().div_ceil(params.steps.max(1) as usize).max(1)
 }
 
-/// Steps that a curve really has: whole pixels change at each.
+/// Steps that a curve really has: whole pixels change at each, in Quantus features that divide the pixels.
 pub(super) fn steps(params: &Params, shape: Shape) -> usize {
-    shape.pixels().div_ceil(pixels_per_step(params, shape))
+    match params.mode {
+        super::Mode::Reference => shape.pixels().div_ceil(pixels_per_step(params, shape)),
+        super::Mode::Quantus => shape.features().div_ceil(features_in_step(params, shape)),
+    }
+}
+
+/// Features that change at a step in Quantus: of the numbers that it takes the one that makes `steps` or hardly fewer.
+pub(super) fn features_in_step(params: &Params, shape: Shape) -> usize {
+    quantus_step(shape, pixels_per_step(params, shape) * shape.channels)
 }
 
 /// Whether pixels become what the parameter `baseline` says.
 pub(super) fn uses_baseline(metric: Metric) -> bool {
     use Metric::*;
-    !matches!(metric, Insertion | Road | RoadLeastFirst | RoadGap | Irof)
+    !matches!(metric, Insertion | Road | RoadLeastFirst | RoadGap | RoadAgreementGap | Irof)
 }
 
 /// What one call of the library gave, for the metrics that are read off it.
@@ -144,6 +156,7 @@ impl Faithfulness<'_, '_> {
         match metric {
             Deletion | Insertion | PixelFlipping | PixelFlippingLeastFirst => steps + 1,
             PixelFlippingGap => 2 * (steps + 1),
+            Irof if shape.depth.is_none() => params.segments.max(1) as u64 + 1,
             RegionPerturbation | RegionPerturbationLeastFirst | Selectivity | Irof | Infidelity => {
                 patches + 1
             }
@@ -151,7 +164,7 @@ impl Faithfulness<'_, '_> {
             FaithfulnessCorrelation => params.subsets.max(1) as u64 + 1,
             SensitivityN => SHARES.len() as u64 * (params.subsets.max(1) as u64 + 1),
             Road | RoadLeastFirst => PERCENTAGES.len() as u64,
-            RoadGap => 2 * PERCENTAGES.len() as u64,
+            RoadGap | RoadAgreementGap => 2 * PERCENTAGES.len() as u64,
             NonSensitivity => patches + 1,
             _ => steps + 1,
         }
@@ -230,6 +243,7 @@ impl Part<'_, '_, '_> {
         let score = match space {
             ScoreSpace::Logit => setting.logit,
             ScoreSpace::Probability => setting.probability,
+            ScoreSpace::Agreement => setting.agreement,
         };
         let before = setting.done.get();
         let observer = |passes: Passes| {
@@ -304,232 +318,10 @@ impl Part<'_, '_, '_> {
         Key::derive(domain, self.setting.params.seed as u64, &[id.into()])
     }
 
-    /// Random subsets of patches as groups of features.
-    fn subsets(&self, share: f64) -> Vec<Groups> {
-        let patches = self.patches();
-        let shape = self.setting.shape;
-        let size = (patches.len() as f64 * share).ceil() as usize;
-        let count = self.setting.params.subsets.max(1) as usize;
-        let of = |sample: usize| {
-            let key = self.key("pipe subsets/1", sample).sub((share * 1000.0) as u64);
-            let chosen = random_subsets(key, count, size, patches.len());
-            let pixels = chosen.iter().map(|subset| {
-                subset.iter().flat_map(|patch| patches.group(*patch as usize)).copied().collect::<Vec<_>>()
-            });
-            Groups::new(pixels).in_all_channels(shape.channels, shape.pixels())
-        };
-        (0..self.samples.len()).map(of).collect()
-    }
-
     fn values(&self, metric: Metric) -> Result<Vec<Value>, StageError> {
         match self.setting.params.mode {
             super::Mode::Reference => self.reference(metric),
             super::Mode::Quantus => self.quantus(metric),
         }
-    }
-
-    fn reference(&self, metric: Metric) -> Result<Vec<Value>, StageError> {
-        let setting = self.setting;
-        let space = score_space(metric, setting.params);
-        let (samples, ends) = (self.samples, self.ends);
-        let most = Order::MostRelevantFirst;
-        let gap = |(a, b): (Vec<f64>, Vec<f64>)| defined(a.iter().zip(&b).map(|(a, b)| a - b));
-        let swapped = |(a, b)| (b, a);
-        let mean = |curve: &[f64]| curve.iter().sum::<f64>() / curve.len() as f64;
-        // Features in a step, all channels of its pixels.
-        let per_step = setting.pixels_per_step() * setting.shape.channels;
-        let features = |curves: Rc<Curves>, value: fn(&[f64]) -> f64| {
-            defined(curves.iter().map(|curve| value(curve)).collect::<Vec<_>>())
-        };
-        Ok(match metric {
-            Metric::Deletion | Metric::PixelFlipping => {
-                features(self.curves(Kind::Pixels, most, space)?, area)
-            }
-            Metric::Insertion => {
-                let step = setting.pixels_per_step();
-                let curves = self.ask(space, |engine| insertion(engine, samples, step))?;
-                defined(curves.iter().map(|curve| area(curve)))
-            }
-            Metric::PixelFlippingLeastFirst => {
-                features(self.curves(Kind::Pixels, Order::LeastRelevantFirst, space)?, area)
-            }
-            Metric::PixelFlippingGap => gap(swapped(self.both(Kind::Pixels, space, area)?)),
-            Metric::RegionPerturbation => features(self.curves(Kind::Patches, most, space)?, area_over_curve),
-            Metric::RegionPerturbationLeastFirst => {
-                features(self.curves(Kind::Patches, Order::LeastRelevantFirst, space)?, area_over_curve)
-            }
-            Metric::RegionPerturbationGap => gap(self.both(Kind::Patches, space, area_over_curve)?),
-            Metric::Selectivity => features(self.curves(Kind::Patches, most, space)?, area),
-            Metric::Road => defined(self.curves(Kind::Imputed, most, space)?.iter().map(|curve| mean(curve))),
-            Metric::RoadLeastFirst => {
-                let curves = self.curves(Kind::Imputed, Order::LeastRelevantFirst, space)?;
-                defined(curves.iter().map(|curve| mean(curve)))
-            }
-            Metric::RoadGap => gap(swapped(self.both(Kind::Imputed, space, mean)?)),
-            Metric::FaithfulnessCorrelation => {
-                let subsets = self.subsets(SHARE);
-                self.ask(space, |engine| faithfulness_correlation(engine, samples, &subsets, ends))?
-            }
-            Metric::SensitivityN => self.mean_over_sizes(space)?,
-            Metric::FaithfulnessEstimate => self.ask(space, |engine| {
-                faithfulness_estimate(engine, samples, ends, per_step, Similarity::Pearson)
-            })?,
-            Metric::Irof => {
-                let shape = setting.shape;
-                let ends: Vec<Vec<f32>> =
-                    samples.iter().map(|sample| channel_means(sample.image, shape)).collect();
-                let segments = vec![self.patches(); samples.len()];
-                defined(self.ask(space, |engine| irof(engine, samples, &segments, &ends))?)
-            }
-            Metric::Infidelity => {
-                let patches = self.patches();
-                let drops = self.ask(space, |engine| {
-                    infidelity_of_patches(engine, samples, &patches, ends, self.prediction)
-                })?;
-                defined(drops.iter().map(|drops| drops.infidelity(true)))
-            }
-            Metric::Monotonicity => {
-                let curves = self.ask(space, |engine| monotonicity(engine, samples, ends, per_step))?;
-                defined(curves.iter().map(|curve| non_decreasing_share(curve)))
-            }
-            Metric::MonotonicityCorrelation => self.ask(space, |engine| {
-                monotonicity_correlation_of_ends(engine, samples, ends, per_step, EPSILON)
-            })?,
-            _ => {
-                let patches = self.patches();
-                self.ask(space, |engine| {
-                    non_sensitivity_of_patches(engine, samples, &patches, ends, NON_SENSITIVE)
-                })?
-            }
-        })
-    }
-
-    /// Sensitivity-n: the mean of the correlations of subsets of several sizes.
-    fn mean_over_sizes(&self, space: ScoreSpace) -> Result<Vec<Value>, StageError> {
-        let mut sums: Vec<Value> = vec![Ok(0.0); self.samples.len()];
-        for share in SHARES {
-            let subsets = self.subsets(share);
-            let values = self
-                .ask(space, |engine| faithfulness_correlation(engine, self.samples, &subsets, self.ends))?;
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = sum.clone().and_then(|sum| Ok(sum + value? / SHARES.len() as f64));
-            }
-        }
-        Ok(sums)
-    }
-
-    /// As Quantus has it; maps come divided by the greatest magnitude of all where that matters.
-    fn quantus(&self, metric: Metric) -> Result<Vec<Value>, StageError> {
-        let setting = self.setting;
-        let (params, samples, shape) = (setting.params, self.samples, setting.shape);
-        let space = score_space(metric, params);
-        let baseline = match params.baseline {
-            super::Baseline::Zero => Baseline::Constant(0.0),
-            super::Baseline::Black => Baseline::Black,
-            super::Baseline::Mean => Baseline::Mean,
-            other => {
-                let message = format!("Quantus has no `{}` for whole batches", other.name());
-                return Err(StageError::failed(message));
-            }
-        };
-        let per_step = setting.pixels_per_step() * shape.channels;
-        let mean = |curve: &[f64]| curve.iter().sum::<f64>() / curve.len().max(1) as f64;
-        let refused = |reason| Ok(vec![Err(Undefined::Refused(reason)); samples.len()]);
-        let regions = |order, most: usize| {
-            let patches = self.patches();
-            let mut orders = self.orders(&patches, order);
-            orders.iter_mut().for_each(|order| order.truncate(most));
-            self.ask(space, |engine| {
-                region_perturbation_quantus(engine, samples, &patches, &orders, baseline)
-            })
-        };
-        let drop =
-            |curve: &Vec<f64>| mean(&curve[1..].iter().map(|value| curve[0] - value).collect::<Vec<_>>());
-        Ok(match metric {
-            Metric::PixelFlipping => {
-                let curves =
-                    self.ask(space, |engine| pixel_flipping_quantus(engine, samples, baseline, per_step))?;
-                defined(curves.iter().map(|curve| trapezoid(curve)))
-            }
-            Metric::RegionPerturbation => {
-                defined(regions(Order::MostRelevantFirst, QUANTUS_REGIONS)?.iter().map(drop))
-            }
-            Metric::RegionPerturbationLeastFirst => {
-                defined(regions(Order::LeastRelevantFirst, QUANTUS_REGIONS)?.iter().map(drop))
-            }
-            Metric::Selectivity => {
-                let curves = regions(Order::MostRelevantFirst, usize::MAX)?;
-                defined(curves.iter().map(|curve| mean(&curve[1..])))
-            }
-            Metric::FaithfulnessCorrelation => {
-                if shape.features() <= QUANTUS_SUBSET {
-                    return refused("its subsets of 224 features are more than the image has");
-                }
-                let count = params.subsets.max(1) as usize;
-                let subset = |sample| {
-                    random_subsets(
-                        self.key("pipe subsets/1", sample),
-                        count,
-                        QUANTUS_SUBSET,
-                        shape.features(),
-                    )
-                };
-                let subsets: Vec<Groups> = (0..samples.len()).map(subset).collect();
-                let ends = baseline.images(samples);
-                self.ask(space, |engine| faithfulness_correlation(engine, samples, &subsets, &ends))?
-            }
-            Metric::FaithfulnessEstimate => {
-                let ends = baseline.images(samples);
-                self.ask(space, |engine| {
-                    faithfulness_estimate(engine, samples, &ends, per_step, Similarity::Pearson)
-                })?
-            }
-            Metric::SensitivityN => {
-                return refused("its values are of steps, over all images of a batch, not of images");
-            }
-            Metric::Irof => {
-                let segments = vec![Groups::default(); samples.len()];
-                self.ask(space, |engine| irof_quantus(engine, samples, &segments, baseline))?
-            }
-            Metric::Infidelity => {
-                let side = params.patch_side(shape);
-                self.ask(space, |engine| infidelity_quantus(engine, samples, &[side], baseline))?
-            }
-            // Nothing ever changes there.
-            Metric::Monotonicity => vec![Ok(1.0); samples.len()],
-            Metric::MonotonicityCorrelation => {
-                let groups = shape.features().div_ceil(per_step);
-                let draws = params.draws.max(1) as usize;
-                let value = |group: usize, draw: usize, sample: usize| {
-                    let key = self.key("pipe monotonicity/1", sample).sub(group as u64);
-                    key.uniform(draw as u64 + 1) as f32
-                };
-                let values: Vec<Vec<Vec<f32>>> = (0..groups)
-                    .map(|group| {
-                        let draw =
-                            |draw| (0..samples.len()).map(|sample| value(group, draw, sample)).collect();
-                        (0..draws).map(draw).collect()
-                    })
-                    .collect();
-                self.ask(space, |engine| {
-                    monotonicity_correlation(engine, samples, &values, per_step, EPSILON)
-                })?
-            }
-            Metric::Road => {
-                return refused("its indices run over all channels of an image, its imputation over one");
-            }
-            _ => {
-                let scale = if self.greatest > 0.0 { self.greatest } else { 1.0 };
-                let maps: Vec<Vec<f64>> = samples
-                    .iter()
-                    .map(|sample| sample.map.iter().map(|value| value / scale).collect())
-                    .collect();
-                let samples: Vec<Sample<'_>> =
-                    samples.iter().zip(&maps).map(|(sample, map)| Sample { map, ..*sample }).collect();
-                defined(self.ask(space, |engine| {
-                    non_sensitivity(engine, &samples, baseline, EPSILON, Mode::Quantus)
-                })?)
-            }
-        })
     }
 }

@@ -41,7 +41,12 @@ impl Settings {
         if metric == Metric::Focus {
             let quarters = quarters(mask, map.len(), self.width)
                 .ok_or("the mask is no set of quarters, so the image is no mosaic")?;
-            return focus(map, self.width, quarters).map_err(|reason| reason.to_string());
+            let share = focus(map, self.width, quarters);
+            return match share {
+                // Quantus divides by a little more than nothing.
+                Err(_) if self.mode == Mode::Quantus => Ok(0.0),
+                share => share.map_err(|reason| reason.to_string()),
+            };
         }
         self.in_mask(metric, map, mask).map_err(|reason| reason.to_string())
     }
@@ -79,8 +84,11 @@ impl Settings {
     /// The value of a metric of the map alone.
     pub(super) fn alone(&self, metric: Metric, map: &[f64]) -> metrics::Value {
         match metric {
+            // Equal magnitudes, which Quantus makes of nothing, are not sparse.
+            Metric::Sparseness if self.mode == Mode::Quantus && is_nothing(map) => Ok(0.0),
             Metric::Sparseness => sparseness(map),
             Metric::Complexity => complexity(map),
+            Metric::RelativeComplexity => Ok(complexity(map)? / libm::log(map.len().max(2) as f64)),
             Metric::Compactness => compactness(map, self.width),
             _ => {
                 let normalised: Vec<f64> = match self.together {
@@ -128,6 +136,10 @@ impl Settings {
         let labels: Vec<Option<usize>> = maps.iter().map(|map| first_maximum(&patches.sums(map))).collect();
         consistency(&labels, predicted, self.mode)
     }
+}
+
+fn is_nothing(map: &[f64]) -> bool {
+    map.iter().all(|value| *value == 0.0)
 }
 
 /// The quarters of an image that a mask consists of; nothing if it is not made of quarters.
@@ -189,8 +201,12 @@ mod tests {
         assert_eq!(reference.alone(Metric::EffectiveComplexity, &map), Ok(2.0));
         assert_eq!(settings(Mode::Quantus).alone(Metric::EffectiveComplexity, &map), Ok(3.0));
         assert!(reference.alone(Metric::Sparseness, &map).unwrap() > 0.7);
+        let nothing = [0.0; 8];
+        assert_eq!(settings(Mode::Quantus).alone(Metric::Sparseness, &nothing), Ok(0.0));
+        assert!(reference.alone(Metric::Sparseness, &nothing).is_err());
         let two = [1.0, 0.0, -1.0, 0.0];
         assert!((reference.alone(Metric::Complexity, &two).unwrap() - 2f64.ln()).abs() < 1e-9);
+        assert!((reference.alone(Metric::RelativeComplexity, &two).unwrap() - 0.5).abs() < 1e-9);
     }
 
     #[test]
@@ -203,5 +219,8 @@ mod tests {
         assert_eq!(of(&|pixel| pixel % 4 < 2), Ok(0.5));
         assert_eq!(of(&|pixel| !(2..=5).contains(&pixel)), Ok(0.75));
         assert!(of(&|pixel| pixel < 3).is_err() && of(&|_| false).is_err());
+        let mask = Mask::new((0..8).map(|pixel| pixel % 4 < 2).collect(), 4).unwrap();
+        let of_nothing = |mode| settings(mode).localised(Metric::Focus, &[-1.0; 8], &mask);
+        assert!(of_nothing(Mode::Reference).is_err() && of_nothing(Mode::Quantus) == Ok(0.0));
     }
 }

@@ -106,6 +106,8 @@ metrics! {
     Sparseness = "sparseness": Nothing, Neither, Both;
     /// The entropy of the magnitudes, in nats.
     Complexity = "complexity": Nothing, Neither, Both;
+    /// The same over that of a map without any order: between maps of several sizes.
+    RelativeComplexity = "relative_complexity": Nothing, Neither, ReferenceOnly;
     /// The number of pixels above 5 % of the greatest magnitude.
     EffectiveComplexity = "effective_complexity": Nothing, Neither, Both;
     /// Whether the greatest magnitudes lie together, by their hull and minimum spanning tree (MST-C).
@@ -149,6 +151,8 @@ metrics! {
     RoadLeastFirst = "road_least_first": Model, Higher, ReferenceOnly;
     /// The second minus the first.
     RoadGap = "road_gap": Model, Higher, ReferenceOnly;
+    /// The same of the share of percentages that leave the class predicted.
+    RoadAgreementGap = "road_agreement_gap": Model, Higher, ReferenceOnly;
     /// The share of patches for which map and model disagree on whether they matter.
     NonSensitivity = "non_sensitivity": Model, Lower, Both;
     /// The share of images with like maps that have the same predicted class.
@@ -201,6 +205,7 @@ impl Metric {
             Self::PixelFlipping | Self::PixelFlippingGap | Self::RegionPerturbationGap | Self::RoadGap => {
                 true
             }
+            Self::RoadAgreementGap => true,
             Self::FaithfulnessCorrelation | Self::Infidelity | Self::Completeness => true,
             Self::MaxSensitivity | Self::AvgSensitivity => true,
             Self::ParameterRandomisation | Self::EfficientParameterRandomisation => true,
@@ -224,7 +229,7 @@ impl Metric {
         match self {
             Self::Focus => Some("mosaics are flat"),
             Self::Compactness => Some("it is the spread of areas, and the map is one of a volume"),
-            Self::Road | Self::RoadLeastFirst | Self::RoadGap => {
+            Self::Road | Self::RoadLeastFirst | Self::RoadGap | Self::RoadAgreementGap => {
                 Some("its imputation from neighbours is defined for flat images")
             }
             _ => None,

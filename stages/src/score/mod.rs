@@ -24,6 +24,7 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::controls::is_control;
 pub use self::metric::Metric;
 use self::metric::Needs;
 use self::scoring::Scoring;
@@ -118,6 +119,8 @@ pub enum ScoreSpace {
     Logit,
     /// Its probability.
     Probability,
+    /// 1 while the class is predicted, else 0.
+    Agreement,
 }
 
 impl ScoreSpace {
@@ -125,6 +128,7 @@ impl ScoreSpace {
         match self {
             Self::Logit => "logit",
             Self::Probability => "probability",
+            Self::Agreement => "agreement",
         }
     }
 }
@@ -149,6 +153,23 @@ impl From<LayerOrder> for pipe_attribution::metrics::LayerOrder {
             LayerOrder::Independent => Self::Independent,
         }
     }
+}
+
+/// How like two maps are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Likeness {
+    /// Spearman's correlation.
+    Spearman,
+    /// Pearson's correlation.
+    Pearson,
+    /// Kendall's tau-b.
+    Kendall,
+    /// The cosine of the angle between them.
+    Cosine,
+    /// Structural similarity in windows of seven pixels, each map over its greatest magnitude. As Quantus has it,
+    /// of maps as sequences.
+    Ssim,
 }
 
 /// The original's tolerance of the pointing game, for maps of 224 pixels.
@@ -181,11 +202,14 @@ pub struct Params {
     pub baseline: Baseline,
     /// What faithfulness follows; by default the probability for deletion, insertion, ROAD, iterative removal
     /// of features, monotonicity and non-sensitivity, and the logit for the others. Deletion and insertion
-    /// always follow the probability.
+    /// always follow the probability, and `road_agreement_gap` whether the class is predicted.
     pub score: Option<ScoreSpace>,
     /// Side of a patch in pixels, where patches are removed; by default 16 for images of 224, in proportion.
     #[schemars(range(min = 1, max = 4096))]
     pub patch: Option<i64>,
+    /// Iterative removal of features: superpixels of an image; volumes have patches.
+    #[schemars(range(min = 2, max = 10_000))]
+    pub segments: i64,
     /// Faithfulness correlation and sensitivity-n: random subsets.
     #[schemars(range(min = 2, max = 100_000))]
     pub subsets: i64,
@@ -199,6 +223,9 @@ pub struct Params {
     /// Parameter randomisation: in which order layers are drawn anew; by default `bottom_up`, in Quantus' mode
     /// `top_down`.
     pub layer_order: Option<LayerOrder>,
+    /// Parameter randomisation and random logit: how like two maps are; by default `spearman`, for random logit in
+    /// Quantus' mode `ssim`.
+    pub likeness: Option<Likeness>,
     /// Which definition is meant, where two exist.
     pub mode: Mode,
     /// The splits that are scored; all if empty.
@@ -268,6 +295,14 @@ impl Params {
         })
     }
 
+    /// How a metric compares maps.
+    fn likeness_of(&self, metric: Metric) -> Likeness {
+        self.likeness.unwrap_or(match metric {
+            Metric::RandomLogit if self.mode == Mode::Quantus => Likeness::Ssim,
+            _ => Likeness::Spearman,
+        })
+    }
+
     /// The side of a patch of images of this shape.
     fn patch_side(&self, shape: pipe_attribution::metrics::Shape) -> usize {
         let by_size = || (shape.height as f64 * 16.0 / 224.0).round().max(1.0) as usize;
@@ -286,10 +321,12 @@ impl Default for Params {
             baseline: Baseline::Zero,
             score: None,
             patch: None,
+            segments: 100,
             subsets: 100,
             draws: 10,
             noise: 0.1,
             layer_order: None,
+            likeness: None,
             mode: Mode::Reference,
             splits: Vec::new(),
             limit: None,
@@ -313,7 +350,7 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,

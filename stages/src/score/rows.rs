@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::explaining::{BINS, QUANTUS_TRANSLATIONS, SMOOTH_NOISE, noise_of};
 use super::faithfulness::{
-    EPSILON, NON_SENSITIVE, PERCENTAGES, QUANTUS_REGIONS, QUANTUS_SUBSET, ROAD_NOISE, SHARE, SHARES,
-    score_space, steps, uses_baseline,
+    COMPACTNESS, EPSILON, NON_SENSITIVE, PERCENTAGES, QUANTUS_REGIONS, QUANTUS_SUBSET, ROAD_NOISE, SHARE,
+    SHARES, features_in_step, score_space, steps, uses_baseline,
 };
 use super::map_metrics::{THRESHOLD, TOP_SHARE, epsilon};
 use super::maps::Subject;
@@ -75,7 +75,9 @@ impl Rows<'_> {
         Some(match metric {
             Metric::Insertion => "blur".to_owned(),
             Metric::Irof => "channel mean".to_owned(),
-            Metric::Road | Metric::RoadLeastFirst | Metric::RoadGap => "neighbours".to_owned(),
+            Metric::Road | Metric::RoadLeastFirst | Metric::RoadGap | Metric::RoadAgreementGap => {
+                "neighbours".to_owned()
+            }
             _ if metric.needs() == Needs::Model && uses_baseline(metric) => {
                 self.params.baseline.name().to_owned()
             }
@@ -102,6 +104,9 @@ impl Rows<'_> {
         };
         let steps = steps(params, shape);
         let json = match metric {
+            PixelFlipping | FaithfulnessEstimate | Monotonicity if is_quantus => {
+                json!({ "features_in_step": features_in_step(params, shape) })
+            }
             Deletion
             | Insertion
             | PixelFlipping
@@ -109,12 +114,16 @@ impl Rows<'_> {
             | PixelFlippingGap
             | FaithfulnessEstimate
             | Monotonicity => json!({ "steps": steps }),
-            MonotonicityCorrelation if is_quantus => {
-                json!({ "steps": steps, "draws": params.draws, "epsilon": EPSILON, "seed": params.seed })
-            }
+            MonotonicityCorrelation if is_quantus => json!({
+                "features_in_step": features_in_step(params, shape), "draws": params.draws, "epsilon": EPSILON,
+                "seed": params.seed,
+            }),
             MonotonicityCorrelation => json!({ "steps": steps, "epsilon": EPSILON }),
             RegionPerturbation | RegionPerturbationLeastFirst if is_quantus => {
                 json!({ "patch": patch, "regions": patches().min(QUANTUS_REGIONS) })
+            }
+            Irof if shape.depth.is_none() => {
+                json!({ "segments": params.segments, "compactness": COMPACTNESS })
             }
             RegionPerturbation
             | RegionPerturbationLeastFirst
@@ -141,7 +150,7 @@ impl Rows<'_> {
             SensitivityN => json!({
                 "patch": patch, "subsets": params.subsets, "share": SHARES, "seed": params.seed,
             }),
-            Road | RoadLeastFirst | RoadGap => {
+            Road | RoadLeastFirst | RoadGap | RoadAgreementGap => {
                 json!({ "percentages": PERCENTAGES, "noise": ROAD_NOISE, "seed": params.seed })
             }
             MaxSensitivity
@@ -160,13 +169,17 @@ impl Rows<'_> {
             }
             Continuity if is_quantus => json!({ "draws": QUANTUS_TRANSLATIONS }),
             Continuity => json!({ "draws": params.draws }),
-            RandomLogit => json!({ "seed": params.seed }),
+            RandomLogit => json!({ "likeness": params.likeness_of(metric), "seed": params.seed }),
             EfficientParameterRandomisation => json!({ "bins": BINS, "seed": params.seed }),
             ParameterRandomisation => {
-                json!({ "layer_order": params.order_of(metric), "seed": params.seed })
+                json!({
+                    "layer_order": params.order_of(metric), "likeness": params.likeness_of(metric),
+                    "seed": params.seed,
+                })
             }
             SmoothParameterRandomisation => json!({
-                "layer_order": params.order_of(metric), "draws": params.draws, "noise": SMOOTH_NOISE,
+                "layer_order": params.order_of(metric), "likeness": params.likeness_of(metric),
+                "draws": params.draws, "noise": SMOOTH_NOISE,
                 "seed": params.seed,
             }),
             PointingGameTolerant => json!({ "tolerance": params.tolerance_of(shape) }),

@@ -10,6 +10,8 @@ pub enum Zeros {
     Dropped,
     /// Ranked, and their ranks dropped (Pratt 1959).
     Ranked,
+    /// Ranked, and their ranks shared by both sides: where nothing differs, the probability is 1.
+    Split,
 }
 
 /// How the probability is computed.
@@ -73,20 +75,26 @@ pub fn wilcoxon(x: &[f64], y: &[f64], zeros: Zeros, method: Method) -> Wilcoxon 
             .map(|(_, rank)| rank)
             .sum()
     };
-    let (plus, minus) = (sum(|difference| difference > 0.0), sum(|difference| difference < 0.0));
-    let statistic = plus.min(minus);
+    let (mut plus, mut minus) = (sum(|difference| difference > 0.0), sum(|difference| difference < 0.0));
     let zero_count = differences.iter().filter(|difference| **difference == 0.0).count();
     let left: Vec<f64> = differences
         .iter()
         .zip(&ranks)
-        .filter(|(difference, _)| **difference != 0.0)
+        .filter(|(difference, _)| **difference != 0.0 || zeros == Zeros::Split)
         .map(|(_, rank)| *rank)
         .collect();
+    if zeros == Zeros::Split {
+        let half = sum(|difference| difference == 0.0) / 2.0;
+        (plus, minus) = (plus + half, minus + half);
+    }
+    let statistic = plus.min(minus);
     if left.is_empty() {
         return Wilcoxon { statistic, p: None, rank_biserial: None };
     }
     let p = match method {
         Method::Exact => exact(statistic, &left, zero_count),
+        // Ranks that are shared are among those that count.
+        Method::Normal { continuity } if zeros == Zeros::Split => normal(statistic, &left, 0, continuity),
         Method::Normal { continuity } => normal(statistic, &left, zero_count, continuity),
     };
     Wilcoxon { statistic, p, rank_biserial: Some((plus - minus) / (plus + minus)) }
@@ -155,6 +163,22 @@ mod tests {
         assert_eq!(tied.p, None);
         let none = wilcoxon(&[1.0, 2.0], &[1.0, 2.0], Zeros::Ranked, Method::Normal { continuity: false });
         assert_eq!((none.p, none.rank_biserial), (None, None));
+    }
+
+    #[test]
+    fn zeros_that_are_shared_count_for_both_sides() {
+        // scipy.stats.wilcoxon(x, zero_method="zsplit", method="approx")
+        for (x, statistic, p) in [
+            (&[1.0, 2.0, 0.0, 4.0, -1.0][..], 3.0, 0.222_800_991_181_134_5),
+            (&[0.5, 1.5, 0.0, 0.0, -1.0, 2.5], 5.5, 0.293_177_459_564_511_5),
+            (&[0.0; 3], 3.0, 1.0),
+        ] {
+            let normal = Method::Normal { continuity: false };
+            let test = wilcoxon(x, &vec![0.0; x.len()], Zeros::Split, normal);
+            assert_eq!(test.statistic, statistic);
+            assert!((test.p.unwrap() - p).abs() < 1e-12, "{test:?}");
+            assert_eq!(wilcoxon(x, &vec![0.0; x.len()], Zeros::Split, Method::Exact).p, None);
+        }
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use pipe_attribution::Result;
 use pipe_attribution::metrics::{
     Baseline, Distance, Engine, Groups, Mode, Order, Part, Preparation, Scale, Similarity, Undefined, Value,
-    Weighting, attribution_localisation, auc, completeness_quantus, complexity, effective_complexity,
-    faithfulness_correlation, faithfulness_estimate, focus, in_channels, infidelity_quantus, irof_quantus,
-    monotonicity_correlation, non_sensitivity, patch_order, patches, pixel_flipping_quantus, pixels_of,
-    pointing_game, region_perturbation_quantus, relevance_mass_accuracy, relevance_rank_accuracy, road,
-    sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection, trapezoid, weighted_pointing_game,
+    Weighting, attribution_localisation, auc, check_step, completeness_quantus, complexity,
+    effective_complexity, faithfulness_correlation, faithfulness_estimate, focus, in_channels,
+    infidelity_quantus, irof_quantus, monotonicity_correlation, non_sensitivity, patch_order, patches,
+    pixel_flipping_quantus, pixels_of, pointing_game, region_perturbation_quantus, relevance_mass_accuracy,
+    relevance_rank_accuracy, road, sensitivity_n_quantus, sparseness, sufficiency, top_k_intersection,
+    trapezoid, weighted_pointing_game,
 };
 use serde_json::Value as Json;
 
@@ -90,6 +91,11 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
     let evaluator = evaluator(&score);
     let engine = Engine::new(&evaluator, case.shape);
     let per_step = count(params, "features_in_step", 1);
+    if !params["features_in_step"].is_null()
+        && let Err(refused) = check_step(case.shape, per_step)
+    {
+        return Ok(Some(vec![Err(refused)]));
+    }
     let black = baseline(params, Baseline::Black);
     let masks = &case.masks;
     // A metric of one map and its mask.
@@ -123,7 +129,8 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
             }
         }
         "RegionPerturbation" | "Selectivity" => {
-            let patches = patches(case.shape, count(params, "patch_size", 8));
+            let side = count(params, "patch_size", 8);
+            let patches = patches(case.shape, side);
             let selectivity = metric == "Selectivity";
             let regions = if selectivity { usize::MAX } else { count(params, "regions_evaluation", 100) };
             let given = (params["order"] == "random").then(|| rows(&draw("order")));
@@ -140,7 +147,7 @@ fn scores(case: &Case, entry: &Json) -> Result<Option<Outcome>> {
                     order
                 })
                 .collect();
-            let all = region_perturbation_quantus(&engine, &samples, &patches, &orders, black)?;
+            let all = region_perturbation_quantus(&engine, &samples, side, &orders, black)?;
             let value = |start: f64, value: f64| if selectivity { value } else { start - value };
             all.iter().flat_map(|curve| curve[1..].iter().map(|after| Ok(value(curve[0], *after)))).collect()
         }
@@ -276,7 +283,7 @@ fn road_scores(case: &Case, entry: &Json, maps: &[Vec<f64>]) -> Result<Outcome> 
     let evaluator = evaluator(&score);
     let engine = Engine::new(&evaluator, case.shape);
     let kept = road(&engine, &samples, &percentages, Order::MostRelevantFirst, &added)?;
-    let golden = entry["score_f64"].as_object().expect("one value per percentage");
+    let golden = golden(entry).as_object().expect("one value per percentage");
     Ok(golden
         .keys()
         .map(|key| {

@@ -172,6 +172,27 @@ fn every_layer_of_parameter_randomisation_has_its_row() {
 }
 
 #[test]
+fn maps_are_compared_by_what_is_asked_for() {
+    let study = Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "gradient" }));
+    let names = ["spearman", "pearson", "kendall", "cosine", "ssim"];
+    let of = |name: &str| -> [f64; 2] {
+        let likeness = serde_json::from_value(name.into()).unwrap();
+        let metrics = vec![Metric::ParameterRandomisation, Metric::RandomLogit];
+        let scores = study.run(&Params { metrics, likeness, ..Params::default() });
+        let parameters = scores.table.strings("parameters").unwrap();
+        assert!(parameters.iter().all(|text| text.contains(&format!(r#""likeness":"{name}""#))));
+        ["parameter_randomisation", "random_logit"].map(|metric| scores.value("a", "gradient", metric))
+    };
+    let all = names.map(of);
+    assert!(all.iter().flatten().all(|value| (-1.0..=1.0).contains(value)), "{all:?}");
+    for (place, values) in all.iter().enumerate() {
+        assert!(all[..place].iter().all(|other| other[0] != values[0]), "{all:?}");
+    }
+    let plain = study.run(&Params { metrics: vec![Metric::RandomLogit], ..Params::default() });
+    assert_eq!(plain.value("a", "gradient", "random_logit"), all[0][1]);
+}
+
+#[test]
 fn gaps_are_differences_of_what_they_compare() {
     let study = Study::new().with_checkpoint().with_maps("noise", &maps_of(&noise(3)));
     let params = Params { preset: Preset::All, steps: 4, patch: Some(2), ..Params::default() };
@@ -184,6 +205,8 @@ fn gaps_are_differences_of_what_they_compare() {
     ] {
         assert!((value(gap) - (value(more) - value(less))).abs() < 1e-9, "{gap}");
     }
+    let ninths = 9.0 * value("road_agreement_gap");
+    assert!((ninths - ninths.round()).abs() < 1e-9 && ninths.abs() <= 9.0, "{ninths}");
     // Deletion is pixel flipping by the probability.
     let by_probability = study.run(&Params { score: Some(ScoreSpace::Probability), ..params });
     assert_eq!(by_probability.value("a", "noise", "pixel_flipping"), value("deletion"));
