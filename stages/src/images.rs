@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
+use pipe_attribution::Passes;
 use pipe_engine::{Artifact, StageContext, StageError};
 use pipe_models::Preprocessor;
 use pipe_models::preprocess::Picture;
@@ -115,7 +116,13 @@ pub(crate) fn is_volumes(artifact: &Artifact) -> bool {
 /// Inputs that went through an encoder from its beginning, as the cost of a result counts them.
 pub(crate) const FORWARD_PASSES: &str = "forward_passes";
 /// Those through which gradients came back.
-pub(crate) const BACKWARD_PASSES: &str = "backward_passes";
+const BACKWARD_PASSES: &str = "backward_passes";
+
+/// Counts passes beside what a result cost so far.
+pub(crate) fn count_passes(context: &StageContext<'_>, passes: Passes) {
+    context.host().count(FORWARD_PASSES, passes.forward);
+    context.host().count(BACKWARD_PASSES, passes.backward);
+}
 
 /// Embeddings of some rows, `[rows, width]` flat.
 pub(crate) fn embed_pixels(

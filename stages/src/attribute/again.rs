@@ -13,7 +13,7 @@ use super::baseline::Baselines;
 use super::explanation::Explanation;
 use super::saliency::maps;
 use super::{Baseline, Params, Reduction};
-use crate::images::Pixels;
+use crate::images::{Pixels, count_passes};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::target::{ClassScore, ClassTarget, class_index};
 
@@ -148,7 +148,9 @@ impl<'a, 'c> Again<'a, 'c> {
         };
         let evaluator = Evaluator::new(score, self.images.at_a_time(self.params.batch).max(1) as usize)
             .observed(&observer);
-        let attribution = match method.attribute(&evaluator, &self.inputs(changed.images)?) {
+        let attribution = method.attribute(&evaluator, &self.inputs(changed.images)?);
+        count_passes(self.context, evaluator.passes());
+        let attribution = match attribution {
             Err(AttributionError::NotApplicable(reason)) => return Ok(Err(reason)),
             Err(AttributionError::Stopped) => return Err(StageError::Cancelled),
             other => other.map_err(|error| StageError::failed(error.to_string()))?,

@@ -13,6 +13,7 @@ mod tests;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
+use pipe_attribution::Passes;
 use pipe_engine::cache::Digest;
 use pipe_engine::{
     Artifact, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -33,7 +34,7 @@ use self::selection::{Selection, select};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
-use crate::images::{BACKWARD_PASSES, FORWARD_PASSES, is_volumes, read_pixels, slices_seen};
+use crate::images::{count_passes, is_volumes, read_pixels, slices_seen};
 use crate::labels::Labels;
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
@@ -497,8 +498,8 @@ fn summarise(params: &Params, selection: &Selection, counts: &Counts, context: &
         selection.passes
     );
     context.host().log(&line);
-    context.host().count(FORWARD_PASSES, counts.passes.forward + selection.passes as u64);
-    context.host().count(BACKWARD_PASSES, counts.passes.backward);
+    count_passes(context, counts.passes);
+    count_passes(context, Passes { forward: selection.passes as u64, backward: 0 });
     let plural = |count: usize| if count == 1 { "map" } else { "maps" };
     if selection.images == 0 && !context.is_part() {
         context.warn("no image passes the filters: there are no maps");

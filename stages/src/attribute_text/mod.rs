@@ -21,7 +21,7 @@ pub(crate) use self::file::{Row, WordFile, WordValues};
 use crate::artifact;
 use crate::attribute::Quadrature;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
-use crate::images::{BACKWARD_PASSES, FORWARD_PASSES, read_pixels_of};
+use crate::images::{count_passes, read_pixels_of};
 use crate::lookup::{LookedUp, image_ids};
 use crate::model::Model;
 
@@ -253,8 +253,7 @@ fn summarise(params: &Params, counts: &Counts, context: &StageContext<'_>) {
         counts.passes.backward
     );
     context.host().log(&line);
-    context.host().count(FORWARD_PASSES, counts.passes.forward);
-    context.host().count(BACKWARD_PASSES, counts.passes.backward);
+    count_passes(context, counts.passes);
     if counts.captions == 0 && counts.not_applicable == 0 && !context.is_part() {
         context.warn("no caption is in the splits that are explained");
     }

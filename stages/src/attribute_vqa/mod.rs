@@ -29,7 +29,7 @@ use crate::attribute::{Quadrature, SaliencyFile};
 use crate::attribute_text::{Absent, Row, WordFile};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
-use crate::images::{BACKWARD_PASSES, FORWARD_PASSES};
+use crate::images::count_passes;
 use crate::lookup::images_asked_about;
 use crate::table::{TableSchema, WriteOptions, row_digests, write};
 use crate::vqa::{Answerer, Examples, Readings, asked};
@@ -398,8 +398,7 @@ fn summarise(params: &Params, counts: &Counts, sees: bool, context: &StageContex
         counts.passes.backward
     );
     context.host().log(&line);
-    context.host().count(FORWARD_PASSES, counts.passes.forward);
-    context.host().count(BACKWARD_PASSES, counts.passes.backward);
+    count_passes(context, counts.passes);
     if counts.questions == 0 && counts.not_applicable == 0 && !context.is_part() {
         context.warn("no question passes the filters: nothing is explained");
     }

@@ -20,7 +20,7 @@ use super::layers::RandomLayers;
 use super::metric::Metric;
 use super::{Mode, Params};
 use crate::attribute::{Again, Changed};
-use crate::images::Pixels;
+use crate::images::{Pixels, count_passes};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::target::ClassTarget;
 
@@ -354,6 +354,7 @@ impl Chunk<'_, '_, '_> {
             completeness(&engine, self.samples, &baselines)?.iter().map(|gap| gap.relative).collect()
         };
         self.setting.done.set(self.setting.done.get() + evaluator.passes().forward);
+        count_passes(self.setting.context, evaluator.passes());
         Ok(values.into_iter().map(Ok).collect())
     }
 }

@@ -19,7 +19,7 @@ use pipe_models::random::Key;
 use super::metric::Metric;
 use super::references::References;
 use super::{Params, ScoreSpace};
-use crate::images::Pixels;
+use crate::images::{Pixels, count_passes};
 use crate::model::tensor_error;
 use crate::target::ClassScore;
 
@@ -258,6 +258,7 @@ impl Part<'_, '_, '_> {
         let evaluator = Evaluator::new(score, batch).observed(&observer);
         let result = call(&Engine::new(&evaluator, setting.shape));
         setting.done.set(before + evaluator.passes().forward);
+        count_passes(setting.context, evaluator.passes());
         result.map_err(stage_error)
     }
 

@@ -5,6 +5,7 @@ mod one_method;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use pipe_attribution::Passes;
 use pipe_attribution::metrics::{Mask, Prediction, Shape};
 use pipe_engine::{StageContext, StageError};
 use rayon::prelude::*;
@@ -21,7 +22,7 @@ use super::references::References;
 use super::rows::{Rows, Scored};
 use super::seen::{Seen, Shown};
 use crate::attribute::{Again, Method};
-use crate::images::Pixels;
+use crate::images::{Pixels, count_passes};
 use crate::mean_image::MeanImages;
 use crate::model::{Model, tensor_error};
 use crate::table::Table;
@@ -280,6 +281,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 .map_err(tensor_error)?;
             predicted.extend(classes.into_iter().map(|class| class as usize));
         }
+        count_passes(self.context, Passes { forward: places.len() as u64, backward: 0 });
         Ok(predicted)
     }
 
