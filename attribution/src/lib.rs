@@ -28,6 +28,7 @@
 //! ```
 
 mod attention;
+mod attention_pool;
 mod backward_rule;
 mod baseline;
 mod blur;
@@ -67,6 +68,7 @@ pub use attention::{
     AttentionMap, AttentionRelevance, AttentionRule, Relevance, attention_maps, cross_attention_update,
     gradient_weighted, self_attention_update, text_relevance, without_residual,
 };
+pub use attention_pool::PoolRelevance;
 pub use baseline::{Baseline, BaselineRows};
 pub use blur::{Border, gaussian_blur, gaussian_taps, smoothed};
 pub use cam::{Ablated, Cam, CamParts, CamWeights, displayed};
@@ -89,7 +91,7 @@ pub use input_x_gradient::InputXGradient;
 pub use integrated_gradients::IntegratedGradients;
 pub use joint::Joint;
 pub use mask_optimisation::{MaskStart, MeaningfulPerturbation, OptimisedMasks};
-pub use method::{Absolute, Attribution, Inputs, Method};
+pub use method::{Absolute, Attribution, Blurred, Inputs, Method};
 pub use noise::{Average, Deviation, Noise, Smoothed};
 pub use occlusion::Occlusion;
 pub use occlusion_density::OcclusionDensity;

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use crate::blur::gaussian_blur;
 use crate::evaluator::{Evaluator, Passes};
 use crate::{AttributionError, Result};
 
@@ -139,5 +140,83 @@ impl<M: Method> Method for Absolute<M> {
 
     fn cost(&self, row_shape: &[usize]) -> Result<Passes> {
         self.0.cost(row_shape)
+    }
+}
+
+/// Another method's attribution, blurred by a Gaussian: S-IxG and S-IntGrad of Rao, Boehle and Schiele (2022) around
+/// Input x Gradient and Integrated Gradients. Channels are blurred each on its own; borders are mirrored, so that
+/// every channel keeps its sum.
+#[derive(Clone, Copy, Debug)]
+pub struct Blurred<M> {
+    /// The method.
+    pub method: M,
+    /// The standard deviation in pixels of the input, above 0. On a coarser grid it is as much smaller as the grid's
+    /// last axis is shorter.
+    pub sigma: f64,
+}
+
+impl<M: Method> Method for Blurred<M> {
+    fn attribute(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> Result<Attribution> {
+        let attribution = self.method.attribute(evaluator, inputs)?;
+        let shape = attribution.values.dims()[1..].to_vec();
+        let width = |shape: &[usize]| shape.last().copied().unwrap_or(1).max(1) as f64;
+        let sigma = self.sigma * width(&shape) / width(inputs.row_shape());
+        let values: Vec<f32> = attribution.values.flatten_all()?.to_vec1()?;
+        let mut blurred = Vec::with_capacity(values.len());
+        for row in values.chunks_exact(shape.iter().product::<usize>().max(1)) {
+            blurred.extend(gaussian_blur(row, &shape, sigma)?);
+        }
+        Ok(Attribution { values: inputs.tensor(blurred, &shape)?, ..attribution })
+    }
+
+    fn cost(&self, row_shape: &[usize]) -> Result<Passes> {
+        self.method.cost(row_shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Smooth, assert_close, host, normal};
+    use crate::{InputXGradient, IntegratedGradients, Occlusion};
+
+    #[test]
+    fn wrappers_change_values_and_neither_scores_nor_cost() {
+        let score = Smooth::new(5, &[2, 6, 8]);
+        let inputs = Inputs::new(&normal(6, &[3, 2, 6, 8])).unwrap();
+        let evaluator = Evaluator::new(&score, 64);
+        let plain = IntegratedGradients::default().attribute(&evaluator, &inputs).unwrap();
+        let blurred = Blurred { method: IntegratedGradients::default(), sigma: 1.5 };
+        assert_eq!(
+            blurred.cost(&[2, 6, 8]).unwrap(),
+            IntegratedGradients::default().cost(&[2, 6, 8]).unwrap()
+        );
+        let blurred = blurred.attribute(&evaluator, &inputs).unwrap();
+        assert_eq!((&blurred.scores, &blurred.completeness_gaps), (&plain.scores, &plain.completeness_gaps));
+        let expected = host(&plain.values);
+        let expected: Vec<f32> =
+            expected.chunks_exact(96).flat_map(|row| gaussian_blur(row, &[2, 6, 8], 1.5).unwrap()).collect();
+        assert_eq!(host(&blurred.values), expected);
+        let sums = |values: &Tensor| values.flatten_from(2).unwrap().sum(2).unwrap();
+        assert_close(&sums(&blurred.values), &sums(&plain.values), 1e-4);
+        // From the inside out: the absolute value of what is blurred, or what is blurred of absolute values.
+        let outer = Absolute(Blurred { method: InputXGradient::default(), sigma: 1.5 });
+        let inner = Blurred { method: Absolute(InputXGradient::default()), sigma: 1.5 };
+        let [outer, inner] = [&outer as &dyn Method, &inner].map(|method| {
+            let values = method.attribute(&evaluator, &inputs).unwrap().values;
+            host(&values).into_iter().map(f64::from).sum::<f64>()
+        });
+        assert!(outer < 0.9 * inner, "{outer} {inner}");
+    }
+
+    #[test]
+    fn a_blur_without_width_is_refused() {
+        let score = Smooth::new(5, &[1, 4, 4]);
+        let inputs = Inputs::new(&normal(6, &[1, 1, 4, 4])).unwrap();
+        let occlusion =
+            Occlusion { window: vec![1, 2, 2], strides: vec![1, 2, 2], baseline: Default::default() };
+        let method = Blurred { method: occlusion, sigma: 0.0 };
+        let result = method.attribute(&Evaluator::new(&score, 4), &inputs);
+        assert!(matches!(result, Err(AttributionError::Settings(_))));
     }
 }

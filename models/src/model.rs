@@ -135,6 +135,12 @@ pub trait ImageTower: Send + Sync {
     /// The activation that class activation maps explain by default.
     fn cam_hook(&self) -> CamHook;
 
+    /// Whether the embedding is the mean over all places of the activation of [`Self::cam_hook`], and nothing else:
+    /// the one case in which a linear classifier's weights are those of a class activation map (Zhou et al. 2016).
+    fn pools_by_mean(&self) -> bool {
+        false
+    }
+
     /// The attention maps, in the order of the forward pass.
     fn attention_hooks(&self) -> Vec<AttentionHook>;
 }

@@ -76,6 +76,11 @@ impl ImageTower for SliceWise {
         CamHook { name, layout }
     }
 
+    /// The mean over slices of the mean over their places is that over all places.
+    fn pools_by_mean(&self) -> bool {
+        self.tower().pools_by_mean()
+    }
+
     /// None: what attends here are the tokens of one slice, and no layer relates the slices.
     fn attention_hooks(&self) -> Vec<AttentionHook> {
         Vec::new()

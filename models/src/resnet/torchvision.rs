@@ -103,6 +103,10 @@ impl ImageTower for ResNet {
         CamHook { name: "vision.layer4".to_owned(), layout }
     }
 
+    fn pools_by_mean(&self) -> bool {
+        true
+    }
+
     fn attention_hooks(&self) -> Vec<AttentionHook> {
         Vec::new()
     }

@@ -12,7 +12,7 @@ use pipe_engine::{StageContext, StageError};
 use super::baseline::Baselines;
 use super::explanation::Explanation;
 use super::saliency::maps;
-use super::{Baseline, Params, Reduction};
+use super::{Baseline, Params, Reduction, Wrapper};
 use crate::images::{Pixels, count_passes};
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::target::{ClassScore, ClassTarget, class_index};
@@ -138,7 +138,7 @@ impl<'a, 'c> Again<'a, 'c> {
             context: self.context,
             channels: OnceCell::new(),
         };
-        let method = match explanation.method(changed.places)? {
+        let method = match explanation.method(changed.places, changed.targets)? {
             Ok(method) => method,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -177,7 +177,8 @@ impl<'a, 'c> Again<'a, 'c> {
         {
             return Ok(Err("the method compares the image with nothing".to_owned()));
         }
-        if self.params.method.explains_probability() {
+        let keeps_sum = self.params.wrap.iter().all(|wrapper| *wrapper == Wrapper::Smoothing);
+        if self.params.method.explains_probability() || !keeps_sum {
             return Ok(Err("the sum of such a map is no difference of scores".to_owned()));
         }
         let baselines = self.baselines.of(&self.params, places)?;

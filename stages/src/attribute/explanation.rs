@@ -3,24 +3,25 @@
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
 
+use candle_core::{DType, Tensor};
 use pipe_attribution::{
-    Ablated, AttentionRelevance, AttentionRule, Attribution, AttributionError, Average, Cam, CamWeights,
-    Coalitions, DeepLift, Deviation, Evaluator, ExcitationBackprop, ExcitationStart, FactorisedRelevance,
-    Features, FullGradient, Gradient, GradientShap, GuidedGradient, InputXGradient, Inputs,
-    IntegratedGradients, KernelShap, MeaningfulPerturbation, Method as _, Noise, Occlusion, Passes, Places,
-    Rise, Rule, ShapleyValues, Smoothed,
+    Ablated, Absolute, AttentionRelevance, AttentionRule, Attribution, AttributionError, Average, Blurred,
+    Cam, CamWeights, Coalitions, DeepLift, Deviation, Evaluator, ExcitationBackprop, ExcitationStart,
+    FactorisedRelevance, Features, FullGradient, Gradient, GradientShap, GuidedGradient, InputXGradient,
+    Inputs, IntegratedGradients, KernelShap, MeaningfulPerturbation, Method as _, Noise, Occlusion, Passes,
+    Places, PoolRelevance, Rise, Rule, ShapleyValues, Smoothed,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::ImageTower;
-use pipe_models::model::{ActivationLayout, AttentionScope, CamHook};
+use pipe_models::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
 use pipe_models::random::Key;
 
 use super::baseline::Baselines;
 use super::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use super::selection::Explained;
-use super::{Method, Params};
+use super::{Method, Params, Wrapper};
 use crate::images::Pixels;
-use crate::model::{Model, tensor_error};
+use crate::model::{Head, HeadInput, Model, tensor_error};
 use crate::target::{ClassScore, ClassTarget};
 
 /// What was counted on the way.
@@ -39,6 +40,10 @@ pub(crate) const GREAT_GAP: f32 = 0.05;
 
 /// Where excitation backpropagation ends: the last but one layer of a residual network.
 pub(super) const EXCITED: &str = "vision.layer3";
+
+/// The deviation of smoothing in an image of 224 pixels: that of a kernel of 65, of those that Rao, Boehle and Schiele
+/// (2022) try.
+const SMOOTHING_OF_224: f64 = 16.0;
 
 /// Everything that a map is made from.
 pub(super) struct Explanation<'a, 'c> {
@@ -134,7 +139,7 @@ impl Explanation<'_, '_> {
         let score = ClassScore::new(self.model, targets)?;
         // The paper's is a probability; a logit has no scale on which masks could be averaged.
         let score = if self.params.method.explains_probability() { score.probability() } else { score };
-        let method = match self.method(images)? {
+        let method = match self.method(images, targets)? {
             Ok(method) => method,
             Err(reason) => return Ok(vec![Err(reason); images.len()]),
         };
@@ -161,8 +166,32 @@ impl Explanation<'_, '_> {
         maps(&attribution, self.params.method.reduction(), &self.images.map_shape()).map_err(tensor_error)
     }
 
-    /// The method with the baselines of these images, or why the model has none.
-    pub(super) fn method(&self, images: &[usize]) -> Result<Applicable, StageError> {
+    /// The method with the baselines of these images and everything that is wrapped around it, or why the model has
+    /// none.
+    pub(super) fn method(&self, images: &[usize], targets: &[ClassTarget]) -> Result<Applicable, StageError> {
+        let mut method = match self.bare(images, targets)? {
+            Ok(method) => method,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        for wrapper in &self.params.wrap {
+            let averaged = |method, average| Smoothed { method, noise: self.noise(images), average };
+            method = match wrapper {
+                Wrapper::NoiseMean => Box::new(averaged(method, Average::Mean)),
+                Wrapper::NoiseSquares => Box::new(averaged(method, Average::MeanOfSquares)),
+                Wrapper::NoiseVariance => Box::new(averaged(method, Average::Variance)),
+                Wrapper::Absolute => Box::new(Absolute(method)),
+                Wrapper::Smoothing => {
+                    let side = self.model.image_tower()?.geometry().image[1] as f64;
+                    let sigma = self.params.smoothing.unwrap_or(SMOOTHING_OF_224 * side / 224.0);
+                    Box::new(Blurred { method, sigma })
+                }
+            };
+        }
+        Ok(Ok(method))
+    }
+
+    /// The method alone.
+    fn bare(&self, images: &[usize], targets: &[ClassTarget]) -> Result<Applicable, StageError> {
         let params = self.params;
         let baseline = || self.baselines.of(params, images);
         let tower = self.model.image_tower()?;
@@ -220,6 +249,10 @@ impl Explanation<'_, '_> {
                 })
             }
             Method::FullGradient => Box::new(FullGradient::default()),
+            Method::Cam => match self.class_weights(targets)? {
+                Ok(weights) => Box::new(cam(CamWeights::Given(weights))),
+                Err(reason) => return Ok(Err(reason)),
+            },
             Method::GradCam => Box::new(cam(CamWeights::Gradient)),
             Method::GradCamPlusPlus => Box::new(cam(CamWeights::GradientPlusPlus)),
             Method::LayerCam => Box::new(cam(CamWeights::Layer)),
@@ -256,18 +289,44 @@ impl Explanation<'_, '_> {
                     ..MeaningfulPerturbation::new(side, keys)
                 })
             }
+            Method::AttentionPool => match tower.attention_hooks().as_slice() {
+                [AttentionHook { name, scope: AttentionScope::Pool }] => {
+                    Box::new(PoolRelevance { layer: name.clone(), grid: geometry.grid().to_vec() })
+                }
+                _ => {
+                    let reason = "the model does not pool its last map by attention";
+                    return Ok(Err(reason.to_owned()));
+                }
+            },
             Method::AttentionRollout | Method::AttentionRelevance => {
                 let rule = match params.method {
                     Method::AttentionRollout => AttentionRule::Rollout,
                     _ => AttentionRule::Gradient,
                 };
-                match relevance(tower, rule) {
+                match relevance(tower, rule, params.last_layers) {
                     Ok(method) => method,
                     Err(reason) => return Ok(Err(reason)),
                 }
             }
         };
         Ok(Ok(method))
+    }
+
+    /// The weights of each target in the linear classifier, `[targets, width]`, or why they weight no activation.
+    fn class_weights(&self, targets: &[ClassTarget]) -> Result<Result<Tensor, String>, StageError> {
+        if !self.model.image_tower()?.pools_by_mean() {
+            let reason = "a class activation map is that of a linear classifier on the mean over the last map, and \
+                          something else stands between the last map and this classifier; `grad_cam` is its \
+                          generalisation";
+            return Ok(Err(reason.to_owned()));
+        }
+        let head = self.model.head()?;
+        if head.input != HeadInput::Embedding {
+            let reason = "the classifier sees embeddings of unit length: it is not linear in the last map; `grad_cam` \
+                          is defined there";
+            return Ok(Err(reason.to_owned()));
+        }
+        weights_of(head, targets).map(Ok).map_err(tensor_error)
     }
 
     /// A class activation map that takes a pass per channel, with their number: what it will cost. One pass the
@@ -305,9 +364,30 @@ impl Explanation<'_, '_> {
     }
 }
 
-/// Relevance along a tower's attention, or why it has none.
-fn relevance(tower: &dyn ImageTower, rule: AttentionRule) -> Applicable {
-    let (hooks, geometry) = (tower.attention_hooks(), tower.geometry());
+/// The rows of the targets in a head, minus those of what each is measured against.
+fn weights_of(head: &Head, targets: &[ClassTarget]) -> candle_core::Result<Tensor> {
+    let weights: Vec<Vec<f32>> = head.weight.detach().to_dtype(DType::F32)?.to_vec2()?;
+    let width = head.weight.dims2()?.1;
+    let values: Vec<f32> = targets
+        .iter()
+        .flat_map(|target| {
+            let against = target.against.map(|class| weights[class].as_slice());
+            let weight = move |(place, weight): (usize, &f32)| weight - against.map_or(0.0, |row| row[place]);
+            weights[target.class].iter().enumerate().map(weight)
+        })
+        .collect();
+    Tensor::from_vec(values, (targets.len(), width), head.weight.device())
+}
+
+/// Relevance along a tower's attention, all of it or that of its last layers, or why it has none.
+fn relevance(tower: &dyn ImageTower, rule: AttentionRule, last: Option<i64>) -> Applicable {
+    let (mut hooks, geometry) = (tower.attention_hooks(), tower.geometry());
+    if hooks.iter().all(|hook| hook.scope == AttentionScope::Tokens) {
+        hooks.drain(..first_layer(hooks.len(), last));
+    } else if last.is_some() {
+        return Err("`last_layers` counts layers whose tokens all see each other, which this model has not"
+            .to_owned());
+    }
     let names = |scope: AttentionScope| -> Vec<String> {
         hooks.iter().filter(|hook| hook.scope == scope).map(|hook| hook.name.clone()).collect()
     };
@@ -346,6 +426,11 @@ impl pipe_attribution::Method for Flat {
     fn cost(&self, row_shape: &[usize]) -> pipe_attribution::Result<Passes> {
         self.0.cost(row_shape)
     }
+}
+
+/// Of `layers` the first one that is taken where only the `last` are.
+pub(crate) fn first_layer(layers: usize, last: Option<i64>) -> usize {
+    last.map_or(0, |last| layers.saturating_sub(last.max(1) as usize))
 }
 
 /// Window and stride of occlusion along an axis, as far as they are `given`: 32 and 16 pixels at 224 in

@@ -41,7 +41,10 @@ pub enum Method {
     ContrastiveExcitationBackpropagation,
     /// Absolute values of input times gradient and of each bias times its gradient; for residual networks.
     FullGradient,
-    /// Activations of the last layer with a grid, weighted by their mean gradients.
+    /// Activations of the last layer with a grid, weighted by the classifier, signed; for networks that take the mean
+    /// over that grid and classify it linearly.
+    Cam,
+    /// The same, weighted by their mean gradients, positive part, for any network; so are the next ones.
     GradCam,
     /// The same, weighted by powers of positive gradients.
     GradCamPlusPlus,
@@ -67,6 +70,9 @@ pub enum Method {
     AttentionRollout,
     /// The product of attention maps times their gradients (Chefer et al. 2021).
     AttentionRelevance,
+    /// The same within the layer that pools the last map by attention: for CLIP's residual networks, whose only
+    /// attention it is.
+    AttentionPool,
 }
 
 /// How the values of an attribution become one map.
@@ -114,6 +120,7 @@ impl Method {
             Self::ExcitationBackpropagation => "excitation_backpropagation",
             Self::ContrastiveExcitationBackpropagation => "contrastive_excitation_backpropagation",
             Self::FullGradient => "full_gradient",
+            Self::Cam => "cam",
             Self::GradCam => "grad_cam",
             Self::GradCamPlusPlus => "grad_cam_plus_plus",
             Self::LayerCam => "layer_cam",
@@ -126,6 +133,7 @@ impl Method {
             Self::MeaningfulPerturbation => "meaningful_perturbation",
             Self::AttentionRollout => "attention_rollout",
             Self::AttentionRelevance => "attention_relevance",
+            Self::AttentionPool => "attention_pool",
         }
     }
 
@@ -150,11 +158,18 @@ impl Method {
             Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
                 Reduction::PositiveGrid
             }
-            Self::AttentionRollout
+            Self::Cam
+            | Self::AttentionRollout
             | Self::AttentionRelevance
+            | Self::AttentionPool
             | Self::ExcitationBackpropagation
             | Self::ContrastiveExcitationBackpropagation => Reduction::Grid,
         }
+    }
+
+    /// Whether it is an average over noisy copies of the image.
+    pub(super) fn averages_noise(self) -> bool {
+        matches!(self, Self::SmoothGrad | Self::SmoothGradSquared | Self::VarGrad)
     }
 
     /// Whether it explains a probability: what it does is an average over images that are not the one, or
@@ -198,16 +213,20 @@ impl Method {
     }
 
     /// Where in a model its values are, in words.
-    pub(super) fn layer(self, tower: &dyn ImageTower) -> String {
+    pub(super) fn layer(self, tower: &dyn ImageTower, last: Option<i64>) -> String {
         match self {
-            Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
-                tower.cam_hook().name
-            }
+            Self::Cam
+            | Self::GradCam
+            | Self::GradCamPlusPlus
+            | Self::LayerCam
+            | Self::ScoreCam
+            | Self::AblationCam => tower.cam_hook().name,
             Self::ExcitationBackpropagation | Self::ContrastiveExcitationBackpropagation => {
                 explanation::EXCITED.to_owned()
             }
-            Self::AttentionRollout | Self::AttentionRelevance => {
-                let hooks = tower.attention_hooks();
+            Self::AttentionRollout | Self::AttentionRelevance | Self::AttentionPool => {
+                let mut hooks = tower.attention_hooks();
+                hooks.drain(..explanation::first_layer(hooks.len(), last));
                 match (hooks.first(), hooks.last()) {
                     (Some(first), Some(last)) if first.name != last.name => {
                         format!("{} to {}", first.name, last.name)

@@ -9,6 +9,7 @@ pub(crate) mod saliency;
 mod selection;
 #[cfg(test)]
 mod tests;
+mod wrapper;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -25,12 +26,13 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::again::{Again, Changed};
 use self::baseline::Baselines;
 use self::explanation::{Counts, Explanation};
-pub(crate) use self::explanation::{GREAT_GAP, attribution_error, window};
+pub(crate) use self::explanation::{GREAT_GAP, attribution_error, first_layer, window};
 pub use self::method::Method;
 pub(crate) use self::method::Reduction;
 use self::pairs::{Pairs, class_parameters};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
+pub use self::wrapper::Wrapper;
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
@@ -109,6 +111,10 @@ impl Baseline {
 pub struct Params {
     /// The method.
     pub method: Method,
+    /// What is wrapped around the method, from the inside out: `["noise_mean", "smoothing"]` blurs the mean over noisy
+    /// copies of the image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wrap: Vec<Wrapper>,
     /// The class whose logit is explained: `predicted`, `true`, or a class by its name. Multi-label
     /// heads: each predicted label (the likeliest if there is none), or each true one.
     pub target: String,
@@ -146,12 +152,21 @@ pub struct Params {
     /// Occlusion of volumes: slices from one window to the next; by default in proportion, as `stride`.
     #[schemars(range(min = 1, max = 4096))]
     pub slice_stride: Option<i64>,
-    /// SmoothGrad, its relatives and Gradient SHAP: noisy copies of each image.
+    /// SmoothGrad, its relatives, Gradient SHAP and what wraps by noise: noisy copies of each image.
     #[schemars(range(min = 1, max = 10_000))]
     pub draws: i64,
-    /// SmoothGrad, its relatives and Gradient SHAP: the deviation of the noise, as a share of the range of the image.
+    /// SmoothGrad, its relatives, Gradient SHAP and what wraps by noise: the deviation of the noise, as a share of the
+    /// range of the image.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub noise: f64,
+    /// `wrap` with `smoothing`: the standard deviation in pixels; by default 16 for an image of 224.
+    #[schemars(range(min = 0.01, max = 1000.0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoothing: Option<f64>,
+    /// Attention rollout and relevance: only so many of the last layers; all by default. Chefer et al. take 1 of CLIP.
+    #[schemars(range(min = 1, max = 1000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_layers: Option<i64>,
     /// RISE: masks.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub masks: i64,
@@ -203,6 +218,7 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             method: Method::IntegratedGradients,
+            wrap: Vec::new(),
             target: "predicted".to_owned(),
             text: None,
             against: None,
@@ -217,6 +233,8 @@ impl Default for Params {
             slice_stride: None,
             draws: 25,
             noise: 0.15,
+            smoothing: None,
+            last_layers: None,
             masks: 4000,
             cells: 7,
             blocks: 3,
@@ -336,6 +354,14 @@ impl StageKind for Attribute {
                 "coalitions",
                 format!("{} subsets do not tell {blocks} blocks apart", params.coalitions),
                 "give several times as many as there are blocks",
+            );
+        }
+        let noisy = params.wrap.iter().filter(|wrapper| wrapper.takes_noise()).count();
+        if noisy + usize::from(params.method.averages_noise()) > 1 {
+            wrong(
+                "wrap",
+                "an average over noisy copies would be averaged over noisy copies again".to_owned(),
+                "name one average over noise; around `gradient` the three are SmoothGrad and its relatives",
             );
         }
         let target = params.text.as_ref().unwrap_or(&params.target);
@@ -470,7 +496,7 @@ fn metadata(
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model.describe()),
-        ("layer".to_owned(), params.method.layer(model.image_tower()?)),
+        ("layer".to_owned(), params.method.layer(model.image_tower()?, params.last_layers)),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
         ("channels".to_owned(), params.method.reduction().name().to_owned()),
         ("target".to_owned(), target.to_owned()),
@@ -479,6 +505,10 @@ fn metadata(
     ]);
     if params.random_weights {
         metadata.insert("random_weights".to_owned(), params.seed.to_string());
+    }
+    if !params.wrap.is_empty() {
+        let names: Vec<&str> = params.wrap.iter().map(|wrapper| wrapper.name()).collect();
+        metadata.insert("wrap".to_owned(), names.join(", "));
     }
     if let Some(against) = &params.against {
         metadata.insert("against".to_owned(), against.clone());

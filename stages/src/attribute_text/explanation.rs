@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::{
-    Attribution, AttributionError, Baseline, Coalitions, Evaluator, FeatureAblation, Features,
-    InputXGradient, Inputs, IntegratedGradients, KernelShap, Method, Passes, ShapleyValues, TextSimilarity,
-    Word, absent_ids, token_values, word_values, words,
+    AttentionRelevance, AttentionRule, Attribution, AttributionError, Baseline, Coalitions, Evaluator,
+    FeatureAblation, Features, InputXGradient, Inputs, IntegratedGradients, KernelShap, Method, Passes,
+    ShapleyValues, TextSimilarity, Word, absent_ids, token_values, word_values, words,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::Encoded;
@@ -15,7 +15,7 @@ use pipe_models::random::Key;
 
 use super::file::{Row, WordFile, WordValues};
 use super::{Absent, Params, WordMethod};
-use crate::attribute::attribution_error;
+use crate::attribute::{attribution_error, first_layer};
 use crate::images::Pixels;
 use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
 use crate::table::read_columns;
@@ -168,7 +168,7 @@ impl Explanation<'_, '_> {
             .collect();
         let tensor = |ids: Vec<u32>| Tensor::from_vec(ids, (captions.len(), positions), &DEVICE);
         let prepared = || {
-            let score = TextSimilarity::new(encoder, &tensor(ids)?, &embeddings)?;
+            let score = TextSimilarity::new(encoder, &tensor(ids.clone())?, &embeddings)?;
             let tokens = score.embeddings()?;
             let baseline = match self.params.absent {
                 Absent::Zero => tokens.zeros_like()?,
@@ -183,9 +183,14 @@ impl Explanation<'_, '_> {
         };
         let evaluator = Evaluator::new(&score, self.params.batch.max(1) as usize).observed(&observer);
         let baseline = Baseline::Tensor(baseline);
-        let outcomes = match self.gradients(&baseline) {
-            Some(method) => self.together(method.as_ref(), &evaluator, &tokens, captions, &of_captions),
-            None => self.one_by_one(&evaluator, &tokens, &baseline, captions, &of_captions),
+        let outcomes = match (self.params.method, self.gradients(&baseline)) {
+            (WordMethod::AttentionRelevance, _) => {
+                let pooled = tensor(ids).and_then(|ids| encoder.text_tower().pooled_positions(&ids));
+                let pooled = pooled.map_err(tensor_error)?;
+                self.along_attention(&evaluator, &tokens, &pooled, captions, &of_captions)
+            }
+            (_, Some(method)) => self.together(method.as_ref(), &evaluator, &tokens, captions, &of_captions),
+            (_, None) => self.one_by_one(&evaluator, &tokens, &baseline, captions, &of_captions),
         };
         let passes = evaluator.passes();
         counts.passes.forward += passes.forward;
@@ -204,7 +209,10 @@ impl Explanation<'_, '_> {
                 baseline,
                 multiply_by_inputs: true,
             })),
-            WordMethod::Occlusion | WordMethod::ShapleyValues | WordMethod::KernelShap => None,
+            WordMethod::Occlusion
+            | WordMethod::ShapleyValues
+            | WordMethod::KernelShap
+            | WordMethod::AttentionRelevance => None,
         }
     }
 
@@ -229,6 +237,43 @@ impl Explanation<'_, '_> {
                 self.words(captions[row], &of_captions[row], values, &attribution, row)
             })
             .collect())
+    }
+
+    /// The relevance of each word for the pooled token along the text tower's attention, as a share of that of all
+    /// words. Marks and padding have no part in it.
+    fn along_attention(
+        &self,
+        evaluator: &Evaluator<'_>,
+        tokens: &Tensor,
+        pooled: &[usize],
+        captions: &[usize],
+        of_captions: &[Vec<Word>],
+    ) -> Result<Vec<Outcome>, StageError> {
+        let hooks = self.model.text_tower()?.attention_hooks();
+        let layers = &hooks[first_layer(hooks.len(), self.params.last_layers)..];
+        let method = AttentionRelevance {
+            rule: AttentionRule::Gradient,
+            layers: layers.iter().map(|hook| hook.name.clone()).collect(),
+            pooled: 0,
+            prefix: 0,
+            grid: Vec::new(),
+        };
+        let inputs = Inputs::new(tokens).map_err(attribution_error)?;
+        let (matrices, length, scores) = match method.matrices(evaluator, &inputs) {
+            Err(AttributionError::NotApplicable(reason)) => return Ok(vec![Err(reason); captions.len()]),
+            other => other.map_err(attribution_error)?,
+        };
+        let attribution =
+            Attribution { values: tokens.clone(), scores, baseline_scores: None, completeness_gaps: None };
+        let of_row = |row: usize| {
+            let of_pooled = &matrices[(row * length + pooled[row]) * length..][..length];
+            let values = word_values(of_pooled, &of_captions[row]);
+            let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
+            let share = |value: f32| if sum > 0.0 { (f64::from(value) / sum) as f32 } else { 0.0 };
+            let values = values.into_iter().map(share).collect();
+            self.words(captions[row], &of_captions[row], values, &attribution, row)
+        };
+        Ok((0..captions.len()).map(of_row).collect())
     }
 
     /// Words as features, which every caption has its own of.

@@ -40,6 +40,9 @@ pub enum WordMethod {
     /// Shapley values from some subsets, by a weighted regression.
     #[serde(rename = "kernel_shap")]
     KernelShap,
+    /// The product of attention maps times their gradients (Chefer et al. 2021): the share of each word in the
+    /// relevance for the pooled token, not negative.
+    AttentionRelevance,
 }
 
 impl WordMethod {
@@ -50,6 +53,7 @@ impl WordMethod {
             Self::Occlusion => "occlusion",
             Self::ShapleyValues => "shapley_values",
             Self::KernelShap => "kernel_shap",
+            Self::AttentionRelevance => "attention_relevance",
         }
     }
 }
@@ -92,6 +96,10 @@ pub struct Params {
     /// Kernel SHAP: subsets of words.
     #[schemars(range(min = 4, max = 1_000_000))]
     pub samples: i64,
+    /// Attention relevance: only so many of the last layers; all by default. Chefer et al. take 1 of CLIP.
+    #[schemars(range(min = 1, max = 1000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_layers: Option<i64>,
     /// The splits whose captions are explained; all if empty.
     pub splits: Vec<String>,
     /// At most this many captions, the first in the order of the table. With a limit the whole table is one
@@ -127,6 +135,7 @@ impl Default for Params {
             steps: 50,
             quadrature: Quadrature::GaussLegendre,
             samples: 200,
+            last_layers: None,
             splits: vec!["test".to_owned()],
             limit: None,
             random_weights: false,
@@ -229,11 +238,15 @@ impl StageKind for AttributeText {
 
 /// What the file says of its words beside the provenance.
 fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String, String> {
+    let (layer, baseline) = match params.method {
+        WordMethod::AttentionRelevance => ("attention", "none"),
+        _ => ("token embeddings", params.absent.name()),
+    };
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model.describe()),
-        ("layer".to_owned(), "token embeddings".to_owned()),
-        ("baseline".to_owned(), params.absent.name().to_owned()),
+        ("layer".to_owned(), layer.to_owned()),
+        ("baseline".to_owned(), baseline.to_owned()),
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);

@@ -149,3 +149,28 @@ fn captions_without_their_image_say_so() {
     let missing = words.text("status").into_iter().filter(|status| status.starts_with("not_applicable: "));
     assert!(missing.count() > 0);
 }
+
+/// Shares of words are not negative and sum to one; without a layer they are others.
+#[test]
+fn relevance_along_attention_is_shared_among_words() {
+    let study = Study::new();
+    let of = |batch: i64, more: Json| {
+        let mut params = json!({ "method": "attention_relevance", "batch": batch });
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        study.explain(&params)
+    };
+    let words = of(4, json!({}));
+    assert!(words.text("status").iter().all(|status| status == "ok"));
+    assert_eq!(words.0.schema().metadata()["baseline"], "none");
+    for values in words.values() {
+        assert!(values.iter().all(|value| *value >= 0.0));
+        assert!((values.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{values:?}");
+    }
+    for (all, single) in words.values().iter().flatten().zip(of(1, json!({})).values().iter().flatten()) {
+        assert!((all - single).abs() < 1e-4);
+    }
+    assert_ne!(of(4, json!({ "last_layers": 1 })).values(), words.values());
+    assert_eq!(of(4, json!({ "last_layers": 2 })).values(), words.values());
+    let control = of(4, json!({ "random_weights": true, "seed": 9 }));
+    assert_ne!(control.values(), words.values());
+}

@@ -128,6 +128,8 @@ pub(super) fn gallery(
             images.extend(decode(&bytes).map(|image| (id, image)));
         }
     }
+    let input = maps.first().map_or("", |maps| maps.input);
+    let has_sheets = pictures.begin_sheet(input) && !chosen.is_empty();
     let masks = samples.masks(&wanted)?;
     let mut cases = Vec::with_capacity(chosen.len());
     for sample in &chosen {
@@ -136,10 +138,13 @@ pub(super) fn gallery(
         let mask = masks.get(&sample.image).map(Vec::as_slice);
         cases.push(case(&sample.id, &shown, &seen, mask, samples.label(&sample.image), pictures));
     }
-    let input = maps.first().map_or("", |maps| maps.input);
     Ok(html! {
         h3 { (title(input)) }
         p .note { (rule) " " (legend(&shown, pictures)) }
+        @if has_sheets {
+            @let table = format!("sheets/{input}.csv");
+            p .note { "For print: sheets of these pictures; " a href=(table) { (table) } " says what stands where." }
+        }
         @for case in &cases { (case) }
     })
 }
@@ -240,7 +245,7 @@ fn choose(counts: &BTreeMap<Sample, usize>, samples: &dyn Samples, most: usize) 
 /// Names each set of maps by the keys in which they differ.
 fn name_all(shown: &mut [Shown<'_>]) {
     let keys = |one: &Shown<'_>| -> BTreeMap<String, String> {
-        let told = ["method", "model", "layer", "baseline", "reference"];
+        let told = ["method", "wrap", "model", "layer", "baseline", "reference"];
         let mut keys: BTreeMap<String, String> = told
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), one.metadata.get(*name)?.clone())))
@@ -316,6 +321,7 @@ fn case(
     let flat = seen.originals.first().filter(|(_, slice)| slice.is_none());
     let outline =
         flat.zip(mask.and_then(decode)).map(|((picture, _), mask)| outlined(picture, &mask.to_luma8()));
+    pictures.begin_row(id);
     html! {
         section .case {
             h4 { (id) @if let Some(label) = label { " \u{2013} " (label) } }
@@ -324,7 +330,9 @@ fn case(
                 @for (picture, slice) in &seen.originals {
                     figure {
                         @let name = slice.map_or_else(String::new, |slice| format!(", {}", in_words(slice)));
-                        img src=(pictures.source(picture)) alt=(format!("original of {id}{name}")) width="112";
+                        @let heading = slice.map_or_else(|| "original".to_owned(), |slice| format!("original, {}", slice.plane.name()));
+                        @let shows = format!("original of {id}{name}");
+                        img src=(pictures.on_sheet(&heading, &shows, picture)) alt=(shows) width="112";
                         figcaption { "original" (name) }
                     }
                 }
@@ -333,7 +341,8 @@ fn case(
                 }
                 @if let Some(outline) = &outline {
                     figure {
-                        img src=(pictures.source(outline)) alt=(format!("original of {id} with its mask outlined")) width="112";
+                        @let shows = format!("original of {id} with its mask outlined");
+                        img src=(pictures.on_sheet("mask outlined", &shows, outline)) alt=(shows) width="112";
                         figcaption { "mask outlined" }
                     }
                 }
@@ -405,11 +414,13 @@ fn explained(
             @let plane = map.slice.map_or_else(String::new, |slice| format!(", {}", in_words(slice)));
             @let picture = under.of(map, one.framing);
             figure .pair {
-                img src=(pictures.source(&drawn.picture())) width="112"
-                    alt=(format!("map of {name} for {id}{plane}, greatest at row {row}, column {column}"));
+                @let direction = map.slice.map_or_else(String::new, |slice| format!(", {}", slice.plane.name()));
+                @let shows = format!("map of {name} for {id}{plane}, greatest at row {row}, column {column}");
+                img src=(pictures.on_sheet(&format!("{}{direction}", one.name), &shows, &drawn.picture())) width="112" alt=(shows);
                 @if let Some((picture, framing)) = &picture {
-                    img src=(pictures.source(&drawn.overlay(picture, *framing))) width="112"
-                        alt=(format!("overlay of {name} on {id}{plane}"));
+                    @let shows = format!("overlay of {name} on {id}{plane}");
+                    @let overlay = drawn.overlay(picture, *framing);
+                    img src=(pictures.on_sheet(&format!("{}, overlay{direction}", one.name), &shows, &overlay)) width="112" alt=(shows);
                 }
                 figcaption {
                     b { (one.name) } br;

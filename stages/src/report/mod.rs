@@ -26,6 +26,7 @@ mod saliency;
 mod samples;
 mod scores;
 mod seeds;
+mod sheet;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,10 @@ pub(crate) struct ReportParams {
     /// The number of samples that can be browsed per input of predictions.
     #[schemars(range(min = 0, max = 5000))]
     pub(crate) max_samples: i64,
+    /// Whether the pictures of saliency maps are also written as sheets for print, under `sheets/`: PNG files of at most
+    /// eight samples each, and a table that says what stands where.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) sheets: bool,
     /// Pictures are embedded up to this number of bytes in total; the others lie beside the page.
     #[schemars(range(min = 0))]
     pub(crate) embed_limit_bytes: i64,
@@ -82,6 +87,7 @@ impl Default for ReportParams {
             description: String::new(),
             max_gallery: 8,
             max_samples: 200,
+            sheets: false,
             embed_limit_bytes: 15_000_000,
         }
     }
@@ -149,7 +155,7 @@ impl StageKind for Report {
     fn run(&self, params: &ReportParams, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let mut collected = Collected::read(context)?;
         ceilings::set_ceilings(&mut collected);
-        let mut pictures = Pictures::new(params.embed_limit_bytes.max(0) as u64);
+        let mut pictures = Pictures::new(params.embed_limit_bytes.max(0) as u64).with_sheets(params.sheets);
         let charts = Charts::read(&collected)?;
         let files = data_files(&collected, &charts, context.provenance())?;
         let sections = sections(params, &collected, &charts, &files, &mut pictures, context)?;

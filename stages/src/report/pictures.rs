@@ -3,17 +3,53 @@
 use image::RgbImage;
 
 use super::picture::{base64, png};
+use super::sheet::Sheet;
 
 /// The pictures of a page.
 pub(super) struct Pictures {
     left: u64,
     files: Vec<(String, Vec<u8>)>,
+    /// Where galleries collect their pictures for print, if they do.
+    sheets: Option<Vec<Sheet>>,
 }
 
 impl Pictures {
     /// Pictures of which at most `limit` bytes are embedded.
     pub(super) fn new(limit: u64) -> Self {
-        Self { left: limit, files: Vec::new() }
+        Self { left: limit, files: Vec::new(), sheets: None }
+    }
+
+    /// The same, with sheets of what galleries show if `wanted`.
+    #[must_use]
+    pub(super) fn with_sheets(self, wanted: bool) -> Self {
+        Self { sheets: wanted.then(Vec::new), ..self }
+    }
+
+    /// Begins the sheet of a gallery; whether there are any.
+    pub(super) fn begin_sheet(&mut self, name: &str) -> bool {
+        if let Some(sheets) = &mut self.sheets {
+            sheets.push(Sheet::new(name));
+        }
+        self.sheets.is_some()
+    }
+
+    fn sheet(&mut self) -> Option<&mut Sheet> {
+        self.sheets.as_mut().and_then(|sheets| sheets.last_mut())
+    }
+
+    /// Begins the row of a sample on the sheet.
+    pub(super) fn begin_row(&mut self, sample: &str) {
+        if let Some(sheet) = self.sheet() {
+            sheet.row(sample);
+        }
+    }
+
+    /// As [`Self::source`], of a picture that stands on the sheet too: in the column `heading`, and what it shows.
+    pub(super) fn on_sheet(&mut self, heading: &str, shows: &str, picture: &RgbImage) -> String {
+        if let Some(sheet) = self.sheet() {
+            sheet.add(heading, shows, picture);
+        }
+        self.source(picture)
     }
 
     /// What to write into `src`.
@@ -29,8 +65,9 @@ impl Pictures {
         name
     }
 
-    /// The pictures that did not fit, as (relative path, bytes).
+    /// The pictures that did not fit, and the sheets, as (relative path, bytes).
     pub(super) fn into_files(self) -> Vec<(String, Vec<u8>)> {
-        self.files
+        let sheets = self.sheets.into_iter().flatten().flat_map(Sheet::into_files);
+        self.files.into_iter().chain(sheets).collect()
     }
 }

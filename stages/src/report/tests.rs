@@ -1,7 +1,7 @@
 mod browsed;
 mod shown;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -587,6 +587,30 @@ fn pictures_beyond_the_limit_lie_beside_the_page() {
     let beside: Vec<&String> = files.keys().filter(|path| path.starts_with("pictures/")).collect();
     assert!(!beside.is_empty() && page.len() < 60_000);
     assert!(beside.iter().all(|path| page.contains(&format!("src=\"{path}\""))));
+}
+
+/// Sheets hold what the gallery shows, the page says where, and nothing else changes.
+#[test]
+fn sheets_for_print_lie_beside_the_page() {
+    let study = whole_study();
+    let (plain, without) = study.report(&ReportParams::default());
+    let (page, files) = study.report(&ReportParams { sheets: true, ..ReportParams::default() });
+    assert!(!without.keys().any(|path| path.starts_with("sheets/")) && !plain.contains("sheets/"));
+    assert!(page.contains("href=\"sheets/maps.csv\""));
+    let sheets: Vec<&String> = files.keys().filter(|path| path.starts_with("sheets/")).collect();
+    assert_eq!(sheets, ["sheets/maps-1.png", "sheets/maps.csv"]);
+    let table = std::str::from_utf8(&files["sheets/maps.csv"]).unwrap();
+    for shows in [
+        "\"original of chest/test/0 with its mask outlined\"",
+        "\"overlay of integrated_gradients \u{b7} medical on chest/test/0\"",
+    ] {
+        assert!(table.contains(shows), "{table}");
+    }
+    // Original, outline, and a map with its overlay of each of three sets; three samples below each other.
+    let sheet = image::load_from_memory(&files["sheets/maps-1.png"]).unwrap();
+    let columns: BTreeSet<&str> = table.lines().skip(1).filter_map(|line| line.split(',').nth(2)).collect();
+    assert_eq!((sheet.width(), sheet.height()), (columns.len() as u32 * 264 + 8, 3 * 264 + 8));
+    assert!(columns.len() >= 4, "{columns:?}");
 }
 
 #[test]

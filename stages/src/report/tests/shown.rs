@@ -55,6 +55,7 @@ const BESIDE: ReportParams = ReportParams {
     description: String::new(),
     max_gallery: 8,
     max_samples: 8,
+    sheets: false,
     embed_limit_bytes: 0,
 };
 
