@@ -295,6 +295,9 @@ struct Staging<'a> {
 
 const OWNER: &str = "owner.json";
 
+/// How often something is tried that other runs, as they end, may get in the way of.
+const ATTEMPTS: u32 = 10;
+
 impl<'a> Staging<'a> {
     fn new(results: &Path, owner: &'a Owner) -> Self {
         let folder = results.join(STAGING);
@@ -327,7 +330,14 @@ impl<'a> Staging<'a> {
         let path = self.own.join(self.begun.fetch_add(1, Ordering::Relaxed).to_string());
         let made = self.made.get_or_init(|| {
             let owner = serde_json::to_vec(self.owner).expect("an owner is strings and integers");
-            std::fs::create_dir_all(&self.own)?;
+            // Another run that ends now removes the folder above, as long as it is empty.
+            let mut left = ATTEMPTS;
+            loop {
+                match std::fs::create_dir_all(&self.own) {
+                    Err(error) if error.kind() == ErrorKind::NotFound && left > 0 => left -= 1,
+                    made => break made?,
+                }
+            }
             std::fs::write(self.own.join(OWNER), owner)
         });
         match made {
@@ -358,7 +368,7 @@ fn place(
         match make(&temporary).and_then(|()| std::fs::rename(&temporary, path)) {
             Ok(()) => return Ok(()),
             // Another run that ends now removes folders that are empty.
-            Err(failure) if failure.kind() == ErrorKind::NotFound && attempt < 10 => {}
+            Err(failure) if failure.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => {}
             Err(failure) => {
                 let _ = std::fs::remove_file(&temporary);
                 return Err(error(failure));
