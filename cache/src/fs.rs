@@ -116,6 +116,12 @@ impl Disk {
         self.create(path, bytes).map(|_| ())
     }
 
+    /// As [`Disk::write_passing`], and gives the file.
+    pub(crate) fn write_passing_open(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
+        step!(self, Write, path);
+        self.create(path, bytes)
+    }
+
     /// As [`Disk::write_passing`], over a file that exists and that nothing reads.
     pub(crate) fn rewrite_passing(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
         step!(self, Write, path);

@@ -15,6 +15,8 @@ use crate::fs::{Disk, FsError, Identity, list, nonce, read_bounded};
 use crate::owner::{HEARTBEAT, Owner, SILENCE};
 
 const OWNER_FILE: &str = "owner.json";
+/// How the names of files begin that tell the file server's time.
+const CLOCK: &str = "clock-";
 const OWNER_LIMIT: u64 = 1 << 16;
 
 /// The staging folder of this process and the thread that keeps its files young.
@@ -161,6 +163,11 @@ pub(crate) fn sweep(disk: &Disk, tmp: &Path, me: &Owner) -> Result<(), FsError> 
     // What was begun to be fetched outlives its process: the next one goes on with it.
     for name in names.into_iter().filter(|name| name != downloads::FOLDER) {
         let folder = tmp.join(&name);
+        // Needed no longer than it takes to make it.
+        if name.starts_with(CLOCK) {
+            let _ = disk.remove_file(&folder);
+            continue;
+        }
         let owner_file = folder.join(OWNER_FILE);
         let owner = read_bounded(&owner_file, OWNER_LIMIT)
             .ok()
@@ -190,9 +197,10 @@ pub(crate) fn age(path: &Path, now: SystemTime) -> Duration {
 
 /// The file server's clock, read from a file that it has just made: clocks of hosts may differ.
 pub(crate) fn server_now(disk: &Disk, folder: &Path) -> Result<SystemTime, FsError> {
-    let probe = folder.join(format!("clock-{}", nonce()));
-    disk.write_passing(&probe, b"")?;
-    let now = std::fs::metadata(&probe).and_then(|metadata| metadata.modified());
+    let probe = folder.join(format!("{CLOCK}{}", nonce()));
+    // Asked of the open file: another process may sweep its name away.
+    let file = disk.write_passing_open(&probe, b"")?;
+    let now = file.metadata().and_then(|metadata| metadata.modified());
     disk.remove_file(&probe)?;
     now.map_err(|error| FsError::new("reading the time of", probe, error))
 }
