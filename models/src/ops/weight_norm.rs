@@ -14,7 +14,7 @@ use super::rows::column_sums;
 use super::{borrow, contiguous, frobenius_norm, linear, on_cpu, scaled};
 
 /// `x W^T + bias` with `W = factor direction / |direction|`, the norm that of the whole matrix: `x` `[..., in]`,
-/// `direction` `[out, in]`, `factor` `[]`, `bias` `[out]`, giving `[..., out]`. Gradients as [`linear`].
+/// `direction` `[out, in]`, `factor` `[]`, `bias` `[out]`, giving `[..., out]`. Gradients as [`linear()`].
 ///
 /// # Errors
 /// If the shapes do not fit.
