@@ -111,13 +111,7 @@ impl Disk {
 
     /// Writes a file that does not exist yet and means nothing after a power loss: a lease, an owner, a
     /// probe of the clock.
-    pub(crate) fn write_passing(&self, path: &Path, bytes: &[u8]) -> Result<(), FsError> {
-        step!(self, Write, path);
-        self.create(path, bytes).map(|_| ())
-    }
-
-    /// As [`Disk::write_passing`], and gives the file.
-    pub(crate) fn write_passing_open(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
+    pub(crate) fn write_passing(&self, path: &Path, bytes: &[u8]) -> Result<File, FsError> {
         step!(self, Write, path);
         self.create(path, bytes)
     }

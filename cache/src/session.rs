@@ -39,7 +39,7 @@ struct Spares {
     leases: Vec<LeaseFile>,
 }
 
-/// A file of this session that is a lease, was one or will be one.
+/// A file of this process that is a lease, was one or will be one.
 #[derive(Clone, Debug)]
 pub(crate) struct LeaseFile {
     pub(crate) path: PathBuf,
@@ -199,7 +199,7 @@ pub(crate) fn age(path: &Path, now: SystemTime) -> Duration {
 pub(crate) fn server_now(disk: &Disk, folder: &Path) -> Result<SystemTime, FsError> {
     let probe = folder.join(format!("{CLOCK}{}", nonce()));
     // Asked of the open file: another process may sweep its name away.
-    let file = disk.write_passing_open(&probe, b"")?;
+    let file = disk.write_passing(&probe, b"")?;
     let now = file.metadata().and_then(|metadata| metadata.modified());
     disk.remove_file(&probe)?;
     now.map_err(|error| FsError::new("reading the time of", probe, error))
