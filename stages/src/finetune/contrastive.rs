@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::masked_words::{Hidden, MaskedWords};
 use super::pairs::Pairs;
-use super::training::{Position, Training};
+use super::training::{Step, Training};
 use super::{Optimiser, epoch_order};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
@@ -228,24 +228,13 @@ impl StageKind for FinetuneContrastive {
                 let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
                     .map_err(tensor_error)?;
                 let step = training.position.step;
-                training.update.step(&gradients, schedule.at(step), factor).map_err(tensor_error)?;
+                let rate = schedule.at(step);
+                training.follow(&gradients, Step { loss: value, weight: 1.0, rate, factor })?;
                 clamp_scale(&model)?;
-                if !value.is_finite() {
-                    let message =
-                        format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
-                    return Err(StageError::failed(message));
-                }
-                let position = &mut training.position;
-                position.sum += value;
-                position.count += 1.0;
-                position.step += 1;
-                position.batch += 1;
-                context.progress(step + 1, total, "steps", &[("loss", value), ("lr", schedule.at(step))]);
+                context.progress(step + 1, total, "steps", &[("loss", value), ("lr", rate)]);
             }
-            let Position { epoch, step, sum, count, .. } = training.position;
-            training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
-            training.log.add(epoch + 1, step as i64, "train", "lr", schedule.at(step - 1));
-            training.position = Position { epoch: epoch + 1, step, ..Position::default() };
+            let (epoch, step) = training.end_epoch();
+            training.log.add(epoch, step, "train", "lr", schedule.at(step as u64 - 1));
         }
         // With gradients in pieces every pair is embedded twice; an image and a caption each time.
         let passes = if params.pieces > 1 { 4 } else { 2 };

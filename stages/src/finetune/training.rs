@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use pipe_engine::{StageContext, StageError};
 use pipe_models::CheckpointFiles;
@@ -40,6 +41,18 @@ pub(super) struct Position {
 pub(super) struct Best {
     pub(super) score: f64,
     pub(super) values: BTreeMap<String, Tensor>,
+}
+
+/// One step of a training, beside its gradients.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) loss: f64,
+    /// What the loss counts in the mean of its epoch: the samples that it is a mean of.
+    pub(super) weight: f64,
+    /// The learning rate.
+    pub(super) rate: f64,
+    /// What gradients are multiplied with: below 1 where their norm is clipped.
+    pub(super) factor: f64,
 }
 
 /// The state of a training.
@@ -101,6 +114,35 @@ impl<'a> Training<'a> {
     /// A point between two steps: the state is kept if that is due, and the stage stops if it is asked to.
     pub(super) fn safe_point(&self, context: &StageContext<'_>) -> Result<(), StageError> {
         context.safe_point(self.position.step, |folder| self.keep(folder))
+    }
+
+    /// Follows `gradients` for one step.
+    ///
+    /// # Errors
+    ///
+    /// If the loss is not finite; the parameters are then as they were.
+    pub(super) fn follow(&mut self, gradients: &GradStore, step: Step) -> Result<(), StageError> {
+        let Step { loss, weight, rate, factor } = step;
+        if !loss.is_finite() {
+            let step = self.position.step;
+            let message = format!("the loss is {loss} in step {step}: lower `lr` (the rate is {rate} here)");
+            return Err(StageError::failed(message));
+        }
+        self.update.step(gradients, rate, factor).map_err(tensor_error)?;
+        let position = &mut self.position;
+        position.sum += loss * weight;
+        position.count += weight;
+        position.step += 1;
+        position.batch += 1;
+        Ok(())
+    }
+
+    /// Writes the mean loss of an epoch that is over into the log; its number from 1, and the steps so far.
+    pub(super) fn end_epoch(&mut self) -> (i64, i64) {
+        let Position { epoch, step, sum, count, .. } = self.position;
+        self.position = Position { epoch: epoch + 1, step, ..Position::default() };
+        self.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+        (epoch + 1, step as i64)
     }
 
     /// The values of all parameters and running statistics now.

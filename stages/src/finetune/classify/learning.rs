@@ -7,7 +7,7 @@ use pipe_models::train::{
 
 use super::super::augment::Augmenter;
 use super::super::class_loss::{Losses, pieces};
-use super::super::training::{Best, Position, Training};
+use super::super::training::{Best, Step, Training};
 use super::super::{TrainingLog, epoch_order};
 use super::head::{uniform_head, zero_head};
 use super::params::{HeadInit, NormStatistics, Params};
@@ -98,33 +98,23 @@ pub(super) fn train(
             let (_, factor) =
                 clip_gradient_norm(&variables, &gradients, optimiser.gradient_norm).map_err(tensor_error)?;
             let step = training.position.step;
-            training.update.step(&gradients, rate(step), factor).map_err(tensor_error)?;
-            if !value.is_finite() {
-                let message = format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr);
-                return Err(StageError::failed(message));
-            }
-            let position = &mut training.position;
-            position.sum += value * rows.len() as f64;
-            position.count += rows.len() as f64;
-            position.step += 1;
-            position.batch += 1;
+            let weight = rows.len() as f64;
+            training.follow(&gradients, Step { loss: value, weight, rate: rate(step), factor })?;
             context.progress(step + 1, total, "steps", &[("loss", value)]);
         }
-        let Position { step, sum, count, .. } = training.position;
-        training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+        let (epoch, step) = training.end_epoch();
         if !data.val.is_empty() {
             tower.update(model, Gradients::None)?;
             let (auroc, accuracy) = figures(model, data, &data.val)?;
-            training.log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
+            training.log.add(epoch, step, "val", "accuracy", accuracy);
             if let Some(auroc) = auroc {
-                training.log.add(epoch + 1, step as i64, "val", "auroc", auroc);
+                training.log.add(epoch, step, "val", "auroc", auroc);
             }
             let score = auroc.unwrap_or(accuracy);
             if training.best.as_ref().is_none_or(|best| score > best.score) {
                 training.best = Some(Best { score, values: training.values()? });
             }
         }
-        training.position = Position { epoch: epoch + 1, step, ..Position::default() };
         if params.patience.is_some_and(|patience| epochs_without_gain(&training.log) >= patience) {
             break;
         }

@@ -14,9 +14,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::epoch_order;
-use super::super::training::{Position, Training};
+use super::super::training::{Step, Training};
 use super::grey::GreySquares;
-use super::{adam, check_loss, save};
+use super::{adam, save};
 use crate::artifact;
 use crate::images::batches;
 use crate::model::{checkpoint_error, tensor_error};
@@ -120,17 +120,11 @@ impl StageKind for PretrainAutoencoder {
                 let loss = loss(&images, rows, noise("train", step))?;
                 let gradients = loss.backward().map_err(tensor_error)?;
                 let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
-                check_loss(value, step, params.lr)?;
-                training.update.step(&gradients, params.lr, 1.0).map_err(tensor_error)?;
-                let position = &mut training.position;
-                position.sum += value * rows.len() as f64;
-                position.count += rows.len() as f64;
-                position.step += 1;
-                position.batch += 1;
+                let weight = rows.len() as f64;
+                training.follow(&gradients, Step { loss: value, weight, rate: params.lr, factor: 1.0 })?;
                 context.progress(step + 1, total, "steps", &[("loss", value)]);
             }
-            let Position { step, sum, count, .. } = training.position;
-            training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+            let (epoch, step) = training.end_epoch();
             if let Some(held) = held.as_ref().filter(|held| held.len() > 0) {
                 let rows: Vec<usize> = (0..held.len()).collect();
                 let mut sum = 0.0;
@@ -141,9 +135,8 @@ impl StageKind for PretrainAutoencoder {
                     let value = loss.detach().to_scalar::<f32>().map_err(tensor_error)?;
                     sum += f64::from(value) * rows.len() as f64;
                 }
-                training.log.add(epoch + 1, step as i64, "val", "loss", sum / held.len() as f64);
+                training.log.add(epoch, step, "val", "loss", sum / held.len() as f64);
             }
-            training.position = Position { epoch: epoch + 1, step, ..Position::default() };
         }
         let log = training.finish(context)?;
         save(AUTOENCODER_WEIGHTS, &parameters.tensors(), context)?;

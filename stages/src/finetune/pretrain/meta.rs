@@ -16,10 +16,10 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::training::{Position, Training};
+use super::super::training::{Step, Training};
 use super::classes::Classes;
 use super::grey::GreySquares;
-use super::{adam, check_loss, save};
+use super::{adam, save};
 use crate::artifact;
 use crate::model::{DEVICE, tensor_error};
 use crate::vqa::META_WEIGHTS;
@@ -251,23 +251,17 @@ impl Tasks<'_> {
             let step = training.position.step;
             let adapted = self.adapt(&now(), "train", step, params.tasks as u64, params.derivative)?;
             let loss = adapted.iter().map(|one| one.query_loss).sum::<f64>() / adapted.len() as f64;
-            check_loss(loss, step, params.lr)?;
             let gradients = mean_gradient(&names, &variables, &adapted)
                 .and_then(|along| along.backward())
                 .map_err(tensor_error)?;
-            training.update.step(&gradients, params.lr, 1.0).map_err(tensor_error)?;
-            let position = &mut training.position;
-            position.sum += loss;
-            position.count += 1.0;
-            position.step += 1;
+            training.follow(&gradients, Step { loss, weight: 1.0, rate: params.lr, factor: 1.0 })?;
             context.progress(step + 1, params.steps as u64, "steps", &[("loss", loss)]);
-            let Position { epoch, step, sum, count, .. } = *position;
-            if step as i64 % LOGGED == 0 || step as i64 == params.steps {
+            let done = training.position.step as i64;
+            if done % LOGGED == 0 || done == params.steps {
                 let judged = self.adapt(&now(), "judge", 0, JUDGED, Derivative::First)?;
                 let accuracy = self.accuracy(&judged)?;
-                training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
-                training.log.add(epoch + 1, step as i64, "train", "accuracy", accuracy);
-                training.position = Position { epoch: epoch + 1, step, ..Position::default() };
+                let (epoch, step) = training.end_epoch();
+                training.log.add(epoch, step, "train", "accuracy", accuracy);
             }
         }
         let log = training.finish(context)?;

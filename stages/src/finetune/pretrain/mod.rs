@@ -24,17 +24,6 @@ fn adam(variables: &BTreeMap<String, Var>) -> AdamW {
     AdamW::new(variables, options, |_, _| Group { rate: 1.0, decay: false })
 }
 
-/// A loss that is no number is the end of a training.
-fn check_loss(loss: f64, step: u64, rate: f64) -> Result<(), StageError> {
-    match loss.is_finite() {
-        true => Ok(()),
-        false => {
-            let message = format!("the loss is {loss} in step {step}: lower `lr` (it is {rate})");
-            Err(StageError::failed(message))
-        }
-    }
-}
-
 /// Writes learned weights as the output `weights`.
 fn save(
     name: &str,

@@ -10,7 +10,7 @@ use pipe_models::train::{
 };
 use pipe_models::vqa::{Mode, QuestionTypeClassifier};
 
-use super::super::training::{Best, Position, Training};
+use super::super::training::{Best, Step, Training};
 use super::super::update::Update;
 use super::super::{TrainingLog, epoch_order};
 use super::{Keep, Params};
@@ -174,31 +174,20 @@ pub(super) fn learn(
             let gradients = loss.backward().map_err(tensor_error)?;
             let (_, factor) =
                 clip_gradient_norm(&variables, &gradients, params.gradient_norm).map_err(tensor_error)?;
-            training.update.step(&gradients, rates.at(epoch, step), factor).map_err(tensor_error)?;
             let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
-            if !value.is_finite() {
-                let message =
-                    format!("the loss is {value} in step {step}: lower `lr` (it is {})", params.lr());
-                return Err(StageError::failed(message));
-            }
-            let position = &mut training.position;
-            position.sum += value * rows.len() as f64;
-            position.count += rows.len() as f64;
-            position.step += 1;
-            position.batch += 1;
+            let (rate, weight) = (rates.at(epoch, step), rows.len() as f64);
+            training.follow(&gradients, Step { loss: value, weight, rate, factor })?;
             context.progress(step + 1, total, "steps", &[("loss", value)]);
         }
-        let Position { step, sum, count, .. } = training.position;
-        training.log.add(epoch + 1, step as i64, "train", "loss", sum / count);
+        let (epoch, step) = training.end_epoch();
         if !data.val.is_empty() {
             let accuracy = accuracy(answerer, data)?;
-            training.log.add(epoch + 1, step as i64, "val", "accuracy", accuracy);
+            training.log.add(epoch, step, "val", "accuracy", accuracy);
             let better = training.best.as_ref().is_none_or(|best| accuracy > best.score);
             if params.keep == Keep::Best && better {
                 training.best = Some(Best { score: accuracy, values: training.values()? });
             }
         }
-        training.position = Position { epoch: epoch + 1, step, ..Position::default() };
     }
     training.finish(context)
 }
