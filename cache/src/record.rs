@@ -230,7 +230,7 @@ impl Record {
     }
 
     /// The text that is stored.
-    pub(crate) fn to_text(&self) -> String {
+    pub fn to_text(&self) -> String {
         let line = |name: &str, value: &dyn std::fmt::Display| format!("\"{name}\": {value}");
         let mut lines = vec![
             line("components", &self.components.text),
@@ -248,7 +248,7 @@ impl Record {
     }
 
     /// Reads a stored text back; none if it is damaged or does not agree with itself.
-    pub(crate) fn from_text(text: &str) -> Option<Self> {
+    pub fn from_text(text: &str) -> Option<Self> {
         let body = text.strip_prefix("{\n")?.strip_suffix("\n}\n")?;
         let mut hashed = blake3::Hasher::new_derive_key(SELF_DIGEST);
         let mut fields: [(&str, Option<&str>); 7] =

@@ -169,6 +169,22 @@ impl Staging {
         Ok(Committed { record, outcome: CommitOutcome::Created })
     }
 
+    /// Commits a record that was made elsewhere and whose blobs are in the store.
+    ///
+    /// # Errors
+    /// If the file system refuses. Nothing is then visible under its key.
+    pub(crate) fn commit_record(self, record: Record) -> Result<Committed, StoreError> {
+        let store = self.store.clone();
+        let disk = &store.shared.disk;
+        let folders = self.write_record(&record)?;
+        disk.sync_file(&self.record_path())?;
+        let committed = self.link_record(record)?;
+        for folder in folders {
+            disk.sync_folder(&folder)?;
+        }
+        Ok(committed)
+    }
+
     /// Hashes the outputs; returns the record with its files and where these lie.
     fn record(
         &self,

@@ -26,7 +26,8 @@ use crate::owner::Owner;
 use crate::read::{LookedCounter, Verified};
 use crate::session::{self, Session};
 use crate::sources::Sources;
-use crate::staging::Staging;
+use crate::record::Record;
+use crate::staging::{Committed, Staging};
 use crate::{Digest, FORMAT_LINE};
 
 /// What the store reports.
@@ -205,6 +206,15 @@ impl Store {
     pub fn stage(&self) -> Result<Staging, StoreError> {
         let session = self.session()?;
         Ok(Staging::new(self.clone(), session.staging_folder()?))
+    }
+
+    /// Takes a record that was made elsewhere and whose blobs are all here. One that stands already stays, unless it
+    /// is damaged.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn adopt(&self, record: &Record) -> Result<Committed, StoreError> {
+        self.stage()?.commit_record(record.clone())
     }
 
     /// Takes the lease of an action, or tells who has it.
