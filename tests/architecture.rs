@@ -7,12 +7,13 @@ use std::process::Command;
 use serde_json::Value as Json;
 
 /// What each room may name in its manifest, among the rooms of this workspace.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("pipe", &["pipe-engine", "pipe-stages"]),
     ("pipe-stages", &["pipe-engine", "pipe-models", "pipe-attribution"]),
     ("pipe-attribution", &["pipe-models"]),
     ("pipe-models", &[]),
-    ("pipe-engine", &["pipe-cache"]),
+    ("pipe-engine", &["pipe-cache", "pipe-mirror"]),
+    ("pipe-mirror", &["pipe-cache"]),
     ("pipe-cache", &[]),
 ];
 

@@ -24,9 +24,9 @@ use crate::fs::{Disk, Durability, FsError, is_plain_relative, nonce, read_bounde
 use crate::lease::{self, LeaseAttempt};
 use crate::owner::Owner;
 use crate::read::{LookedCounter, Verified};
+use crate::record::Record;
 use crate::session::{self, Session};
 use crate::sources::Sources;
-use crate::record::Record;
 use crate::staging::{Committed, Staging};
 use crate::{Digest, FORMAT_LINE};
 

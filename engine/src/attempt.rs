@@ -12,6 +12,8 @@ use pipe_cache::{
     Store, StoreError,
 };
 
+use pipe_mirror::{Found, Mirror};
+
 use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
@@ -50,6 +52,8 @@ pub(crate) struct Attempt {
     /// Files of its inputs that are not in the store.
     pub(crate) absent: Vec<Absent>,
     pub(crate) fetcher: Arc<Fetcher>,
+    /// The remote cache, where this attempt asks it first: parts do, of nodes it is known.
+    pub(crate) mirror: Option<Mirror>,
 }
 
 /// Files of a remote source that are known and not in the store.
@@ -98,6 +102,8 @@ pub(crate) struct Finished {
     pub(crate) wall: Duration,
     /// Processor time of the stage's threads and programs.
     pub(crate) cpu: Option<Duration>,
+    /// Whether nothing was executed, because the remote cache had the result.
+    pub(crate) is_taken: bool,
 }
 
 /// Why it did not end well.
@@ -151,7 +157,10 @@ impl Attempt {
     pub(crate) fn execute(self, worker: Result<&Worker, &rayon::ThreadPoolBuildError>) -> Finished {
         let started = Instant::now();
         let mut cpu = None;
+        let taken = self.take();
+        let is_taken = taken.is_some();
         let result = match worker {
+            _ if let Some(committed) = taken => Ok(committed),
             Ok(worker) => self.run_stage(worker, started, &mut cpu),
             Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
         };
@@ -159,7 +168,15 @@ impl Attempt {
         if let Some(lease) = self.lease {
             self.store.release(lease);
         }
-        Finished { result, wall: started.elapsed(), cpu }
+        Finished { result, wall: started.elapsed(), cpu, is_taken }
+    }
+
+    /// The result that another machine has made.
+    fn take(&self) -> Option<Committed> {
+        match self.mirror.as_ref()?.bring(&self.key.digest(), &self.store) {
+            Found::Brought(record) => Some(Committed { record: *record, outcome: CommitOutcome::Equal }),
+            Found::Nothing => None,
+        }
     }
 
     /// A stage knows external files by their path inside the source, a person by where they lie.

@@ -66,6 +66,8 @@ pub struct Pipeline {
     pub profiles: Vec<String>,
     /// What all actions together may take.
     pub executor: Executor,
+    /// Where results are kept for other machines too.
+    pub remote: RemoteCache,
     /// The files read; the first is the pipeline file.
     pub sources: Vec<SourceFile>,
     /// The stages, in file order.
@@ -141,7 +143,9 @@ pub struct Node {
     pub checkpoint: CheckpointPolicy,
     /// Whether its actions run in processes of their own.
     pub isolate: bool,
-    /// Where each resource and each value of `retry`, `checkpoint` and `isolate` was written:
+    /// What of its results is kept for other machines too.
+    pub remote: RemotePolicy,
+    /// Where each resource and each value of `retry`, `checkpoint`, `isolate` and `remote` was written:
     /// `resources.cpu`, `retry.max`.
     pub setting_origins: Origins,
     /// Where the stage's table begins.
@@ -186,6 +190,76 @@ pub enum InputSource {
     Remote(Remote),
     /// A pinned blob: `store:b3:<hex>`.
     Blob(Digest),
+}
+
+/// Where results are kept for other machines too; in no key.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RemoteCache {
+    /// `s3://BUCKET/PREFIX` or `file:///FOLDER`; without it there is none, unless the environment says one.
+    pub url: Option<String>,
+    /// The server of the bucket, where it is not Amazon's.
+    pub endpoint: Option<String>,
+    /// What it is used for; the environment may say otherwise.
+    pub mode: Option<RemoteMode>,
+}
+
+/// What a remote cache is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RemoteMode {
+    /// Nothing.
+    Off,
+    /// Results are taken from it.
+    Read,
+    /// Results are put there too.
+    ReadWrite,
+}
+
+impl RemoteMode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Read, Self::ReadWrite];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Read => "read",
+            Self::ReadWrite => "read-write",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == text)
+    }
+}
+
+/// Which files of a stage are put into the remote cache; its records, which hold digests and parameters, always are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RemotePolicy {
+    /// All.
+    #[default]
+    Always,
+    /// Those that no other stage reads: where many are small results of a few large steps.
+    Results,
+    /// None: data and weights that may not leave.
+    Never,
+}
+
+impl RemotePolicy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Always, Self::Results, Self::Never];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Results => "results",
+            Self::Never => "never",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == text)
+    }
 }
 
 /// What the executor has for all actions that run at one time.

@@ -53,7 +53,8 @@ pub(crate) async fn garbage(objects: &Objects, limits: &RemoteLimits) -> Result<
     let mut reads = futures_util::stream::iter(reads).buffer_unordered(AT_A_TIME);
     let mut needed: BTreeSet<Digest> = BTreeSet::new();
     while let Some(read) = reads.next().await {
-        let files = read?.into_iter().flat_map(|record| record.outputs.into_values()).flat_map(|one| one.files);
+        let files =
+            read?.into_iter().flat_map(|record| record.outputs.into_values()).flat_map(|one| one.files);
         needed.extend(files.map(|file| file.blob));
     }
     drop(reads);

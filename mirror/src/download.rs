@@ -39,8 +39,10 @@ pub(crate) async fn record(shared: &Shared, key: &Digest) -> Option<Record> {
 /// Brings the files of a record that the store lacks; whether all are there now.
 pub(crate) async fn files(shared: &Shared, record: &Record, store: &Store) -> bool {
     let files = record.outputs.values().flat_map(|output| &output.files);
-    let missing: BTreeMap<Digest, u64> =
-        files.filter(|file| !store.has_blob(&file.blob, file.bytes)).map(|file| (file.blob, file.bytes)).collect();
+    let missing: BTreeMap<Digest, u64> = files
+        .filter(|file| !store.has_blob(&file.blob, file.bytes))
+        .map(|file| (file.blob, file.bytes))
+        .collect();
     let fetches = missing.into_iter().map(|(digest, bytes)| async move {
         let fetched = blob(shared, &digest, bytes, store).await;
         match fetched {

@@ -156,7 +156,8 @@ impl Mirror {
 
     /// Whether the blob stands there with its length.
     pub fn has_blob(&self, digest: &Digest, bytes: u64) -> bool {
-        self.is_on() && self.shared.runtime.block_on(self.shared.objects.has(&objects::blob_path(digest), bytes))
+        self.is_on()
+            && self.shared.runtime.block_on(self.shared.objects.has(&objects::blob_path(digest), bytes))
     }
 
     /// Puts a record and what `blobs` says of its files there, in the background.

@@ -8,8 +8,8 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
-    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
-    UpdateVersion, WriteMultipart,
+    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    PutPayload, UpdateVersion, WriteMultipart,
 };
 use pipe_cache::Digest;
 
@@ -117,7 +117,8 @@ impl Objects {
         if offset > 0 {
             options.range = Some(GetRange::Offset(offset));
         }
-        let found = self.store.get_opts(&self.at(path), options).await.map_err(|error| self.refusal(error))?;
+        let found =
+            self.store.get_opts(&self.at(path), options).await.map_err(|error| self.refusal(error))?;
         Ok((found.meta.size, found.into_stream()))
     }
 
@@ -143,7 +144,12 @@ impl Objects {
     }
 
     /// Puts a file of `length` bytes there, a large one in parts.
-    pub(crate) async fn put_file(&self, path: &str, file: &std::path::Path, length: u64) -> Result<(), Sending> {
+    pub(crate) async fn put_file(
+        &self,
+        path: &str,
+        file: &std::path::Path,
+        length: u64,
+    ) -> Result<(), Sending> {
         if length < LARGE {
             let bytes = std::fs::read(file).map_err(|_| Sending::Unreadable)?;
             return Ok(self.put(path, bytes.into(), PutMode::Overwrite).await?);

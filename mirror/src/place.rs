@@ -75,13 +75,14 @@ impl Place {
     }
 
     pub(crate) fn objects(&self) -> Result<Objects, PlaceError> {
-        let refuse =
-            |reason: String| PlaceError::Address { url: self.url.to_string(), reason };
+        let refuse = |reason: String| PlaceError::Address { url: self.url.to_string(), reason };
         if self.url.scheme() == "file" {
-            let folder = self.url.to_file_path().map_err(|()| refuse("it names no folder here".to_owned()))?;
+            let folder =
+                self.url.to_file_path().map_err(|()| refuse("it names no folder here".to_owned()))?;
             std::fs::create_dir_all(&folder)
                 .map_err(|error| refuse(format!("making `{}`: {error}", shown(&folder))))?;
-            let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| refuse(error.to_string()))?;
+            let store =
+                LocalFileSystem::new_with_prefix(&folder).map_err(|error| refuse(error.to_string()))?;
             return Ok(Objects::new(Arc::new(store), Path::default(), self.url.to_string()));
         }
         let prefix = Path::from_url_path(self.url.path()).map_err(|error| refuse(error.to_string()))?;
@@ -93,8 +94,11 @@ impl Place {
         // Once per process; who was first has chosen well enough.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let endpoint =
-            self.endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"));
+        let endpoint = self
+            .endpoint
+            .clone()
+            .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
+            .or_else(|| variable("AWS_ENDPOINT_URL"));
         let is_plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
         let mut builder = AmazonS3Builder::from_env()
             .with_bucket_name(self.url.host_str().unwrap_or_default())

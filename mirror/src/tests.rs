@@ -24,7 +24,8 @@ impl Bench {
 
     fn mirror(&self, mode: Mode) -> Mirror {
         let prefix = object_store::path::Path::from("lab/cache");
-        let objects = Objects::new(Arc::clone(&self.memory) as Arc<dyn ObjectStore>, prefix, "memory".to_owned());
+        let objects =
+            Objects::new(Arc::clone(&self.memory) as Arc<dyn ObjectStore>, prefix, "memory".to_owned());
         Mirror::with_objects(objects, mode).unwrap()
     }
 
@@ -33,7 +34,9 @@ impl Bench {
     }
 
     fn overwrite(&self, path: &str, bytes: &'static [u8]) {
-        futures_util::FutureExt::now_or_never(self.memory.put(&Self::at(path), bytes.into())).unwrap().unwrap();
+        futures_util::FutureExt::now_or_never(self.memory.put(&Self::at(path), bytes.into()))
+            .unwrap()
+            .unwrap();
     }
 
     fn remove(&self, path: &str) {
@@ -195,7 +198,10 @@ fn garbage_is_what_no_record_needs() {
     let limits = RemoteLimits { older_than: None, grace: std::time::Duration::ZERO };
     std::thread::sleep(std::time::Duration::from_millis(5));
     let garbage = mirror.garbage(&limits).unwrap();
-    assert_eq!((garbage.records.len(), garbage.blobs.as_slice(), garbage.bytes), (0, &[stray.clone()][..], 5));
+    assert_eq!(
+        (garbage.records.len(), garbage.blobs.as_slice(), garbage.bytes),
+        (0, &[stray.clone()][..], 5)
+    );
     mirror.collect(&garbage).unwrap();
     assert!(bench.read(&stray).is_none());
     let limits = RemoteLimits { older_than: Some(std::time::Duration::ZERO), ..limits };

@@ -135,7 +135,14 @@ async fn work(
 }
 
 /// Puts one result there. One whose files are gone from the store is left out.
-async fn one(shared: &Shared, record: &Record, blobs: Blobs, store: &Store, creates_once: bool, count: &Count) {
+async fn one(
+    shared: &Shared,
+    record: &Record,
+    blobs: Blobs,
+    store: &Store,
+    creates_once: bool,
+    count: &Count,
+) {
     if blobs == Blobs::All {
         for file in record.outputs.values().flat_map(|output| &output.files) {
             match blob(shared, file, store, count).await {
@@ -171,7 +178,12 @@ async fn blob(shared: &Shared, file: &FileRecord, store: &Store, count: &Count) 
 }
 
 /// Who is first stands. Only what is of no use is replaced.
-async fn write_record(shared: &Shared, record: &Record, creates_once: bool, count: &Count) -> Result<(), Refusal> {
+async fn write_record(
+    shared: &Shared,
+    record: &Record,
+    creates_once: bool,
+    count: &Count,
+) -> Result<(), Refusal> {
     let path = record_path(&record.key);
     let text = Bytes::from(record.to_text());
     let mode = if creates_once { PutMode::Create } else { PutMode::Overwrite };

@@ -8,6 +8,7 @@ use pipe_cache::{Durability, Verify};
 use super::{CliError, print};
 use crate::exit;
 use crate::language::quantity;
+use crate::pipeline::RemoteMode;
 
 /// How many distinct plans keep their results, unless `gc` is told otherwise.
 pub(crate) const KEPT_RUNS: usize = 10;
@@ -167,6 +168,12 @@ pub(crate) enum Command {
         after_help = "Examples:\n  pipe gc study.toml\n  pipe gc study.toml --apply --max-size 200GiB\n  pipe gc study.toml --explain b3:DIGEST"
     )]
     Gc(GcArguments),
+    /// Puts the results of a study into its remote cache
+    #[command(after_help = "Examples:\n  pipe push study.toml\n  pipe push study.toml embedded --json")]
+    Push(MirrorArguments),
+    /// Takes results of a study from its remote cache, and runs nothing
+    #[command(after_help = "Examples:\n  pipe pull study.toml\n  pipe pull study.toml report")]
+    Pull(MirrorArguments),
     /// Keeps results whatever the garbage collector does
     Pin(PinArguments),
     /// Lets go of what a pin keeps
@@ -314,6 +321,9 @@ pub(crate) struct RunArguments {
     /// The share of the results that `--reproduce` makes again, 0 to 1; other ones in each run
     #[arg(long, value_name = "SHARE", requires = "reproduce", default_value_t = 1.0, value_parser = share, help_heading = "Execution")]
     pub(crate) rate: f64,
+    /// Whether results are taken from the remote cache, and put there too; else as `[remote]` or PIPE_REMOTE_MODE says
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Execution")]
+    pub(crate) remote: Option<Remote>,
     /// How far stored results are checked before they are read
     #[arg(long, value_enum, default_value_t = Verification::Once, value_name = "HOW", help_heading = "Execution")]
     pub(crate) verify: Verification,
@@ -338,6 +348,36 @@ fn bytes(text: &str) -> Result<u64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "it has to be a number from 0 to 1".to_owned())
+}
+
+/// What the remote cache is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Remote {
+    /// Nothing
+    Off,
+    /// Results are taken from it
+    Read,
+    /// Results are put there too
+    ReadWrite,
+}
+
+impl From<Remote> for RemoteMode {
+    fn from(remote: Remote) -> Self {
+        match remote {
+            Remote::Off => Self::Off,
+            Remote::Read => Self::Read,
+            Remote::ReadWrite => Self::ReadWrite,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MirrorArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    #[command(flatten)]
+    pub(crate) selection: Selection,
 }
 
 /// How far stored results are checked before they are read.
@@ -547,6 +587,12 @@ pub(crate) struct GcArguments {
     /// and what is read later is made again
     #[arg(long, value_name = "NODE", requires = "pipeline", conflicts_with_all = ["max_size", "explain"])]
     pub(crate) evict: Vec<String>,
+    /// Instead, collect in the remote cache of the study
+    #[arg(long, requires = "pipeline", conflicts_with_all = ["max_size", "explain", "evict", "now"])]
+    pub(crate) remote: bool,
+    /// In the remote cache, also remove results that nobody used for longer
+    #[arg(long, value_name = "DURATION", requires = "remote")]
+    pub(crate) older_than: Option<String>,
     /// Say what keeps a key, an artifact or a blob
     #[arg(long, value_name = "DIGEST", conflicts_with = "apply")]
     pub(crate) explain: Option<String>,

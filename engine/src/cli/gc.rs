@@ -22,6 +22,9 @@ pub(crate) fn gc(arguments: &Arguments, gc: &GcArguments, registry: &Registry) -
     if let (Some(pipeline), [_, ..]) = (&gc.pipeline, gc.evict.as_slice()) {
         return evict(arguments, gc, pipeline, registry);
     }
+    if gc.remote {
+        return super::mirror::gc(arguments, gc, registry);
+    }
     let Some(store) = open_store(arguments, gc.pipeline.as_deref(), gc.apply)? else {
         return print("there is no store, so there is nothing to collect\n");
     };

@@ -14,6 +14,7 @@ mod graph;
 mod init;
 mod log;
 mod manual;
+mod mirror;
 mod plan;
 mod query;
 mod report;
@@ -69,6 +70,8 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Export(export) => export::export(&arguments, export, registry),
         Command::Verify(verify) => verify::verify(&arguments, verify, registry),
         Command::Gc(gc) => gc::gc(&arguments, gc, registry),
+        Command::Push(push) => mirror::push(&arguments, push, registry),
+        Command::Pull(pull) => mirror::pull(&arguments, pull, registry),
         Command::Pin(pin) => gc::pin(&arguments, pin, registry),
         Command::Unpin(unpin) => gc::unpin(&arguments, unpin),
         Command::Graph(graph) => graph::graph(&arguments, graph, registry),

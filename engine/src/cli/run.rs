@@ -15,7 +15,7 @@ use super::signals::Signals;
 use super::status::size;
 use super::study::Study;
 use super::summary::{Summary, exit_code};
-use super::{CliError, fetching};
+use super::{CliError, fetching, mirror};
 use crate::action::{self, SourceDigests};
 use crate::events::EventLog;
 use crate::exit;
@@ -50,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     } else {
         Vec::new()
     };
+    let mirror = if run.offline { None } else { mirror::open(&study, run.remote.map(Into::into))? };
     let store = study.open(run.durability.into())?;
     let signals =
         Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
@@ -87,15 +88,20 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     announce(&study, &plan, &events);
     let hits = plan.counts().0;
     let session =
-        Session { study: &study, store, wanted, sources, history, folder, events, signals, fetcher };
+        Session { study: &study, store, wanted, sources, history, folder, events, signals, fetcher, mirror };
     let (plan, outcome, published) = session.make_up_to_date(plan, run, registry)?;
+    let uploaded = session
+        .mirror
+        .as_ref()
+        .map(|one| mirror::finish(one, &session.store, &session.events, &session.signals));
     let kept = published.as_ref().map(|published| published.kept.as_slice()).unwrap_or_default();
     session.close(&plan, &outcome, kept, started.elapsed());
     let summary = Summary {
         study: &study,
         outcome: &outcome,
         published: published.as_ref(),
-        hits,
+        hits: hits + outcome.taken,
+        uploaded: uploaded.unwrap_or_default(),
         foreign: plan.foreign.len(),
         wall: started.elapsed(),
         store: &session.store,
@@ -183,6 +189,7 @@ struct Session<'a> {
     events: Arc<EventLog>,
     signals: Signals,
     fetcher: Arc<Fetcher>,
+    mirror: Option<pipe_mirror::Mirror>,
 }
 
 impl Session<'_> {
@@ -279,6 +286,7 @@ impl Session<'_> {
             store: &self.store,
             sources: &self.sources,
             fetcher: &self.fetcher,
+            mirror: self.mirror.as_ref(),
             history: &self.history,
             numerics: registry.numerics(),
             comparison: registry.comparison(),
@@ -325,7 +333,7 @@ impl Session<'_> {
                 "status": outcome.status(), "executed": outcome.executed.len(), "shards": outcome.shards, "failed": outcome.failed.len(),
                 "blocked": outcome.blocked.len(), "repaired": outcome.damaged, "wall": wall.as_secs_f64(),
                 "critical_path": { "nodes": path, "seconds": seconds },
-                "counts": { "executed": outcome.executed.len(), "hit": hit, "failed": outcome.failed.len(), "blocked": outcome.blocked.len() },
+                "counts": { "executed": outcome.executed.len(), "hit": hit, "failed": outcome.failed.len(), "blocked": outcome.blocked.len(), "taken": outcome.taken },
                 "looked": { "keys": plan.computed, "records": looked.records, "bytes": looked.bytes },
             }),
         );

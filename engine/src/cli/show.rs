@@ -12,7 +12,7 @@ use super::status::size;
 use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::kind::{Figures, Registry};
-use crate::pipeline::{InputSource, Node, NodeId, Origin, Origins, Pipeline};
+use crate::pipeline::{InputSource, Node, NodeId, Origin, Origins, Pipeline, RemotePolicy};
 use crate::plan::{Plan, Wanted};
 use crate::why::place;
 
@@ -163,7 +163,9 @@ fn values(pipeline: &Pipeline, node: &Node) -> Vec<(String, Json, Origin)> {
     let retry = node.retry.json().map(|(name, value)| (format!("retry.{name}"), value));
     let checkpoint = node.checkpoint.json().map(|(name, value)| (format!("checkpoint.{name}"), value));
     let isolate = node.isolate.then(|| ("isolate".to_owned(), true.into()));
-    for (path, value) in resources.chain(retry).chain(checkpoint).chain(isolate) {
+    let remote =
+        (node.remote != RemotePolicy::default()).then(|| ("remote".to_owned(), node.remote.name().into()));
+    for (path, value) in resources.chain(retry).chain(checkpoint).chain(isolate).chain(remote) {
         let origin = node.setting_origins.get(&path).cloned().unwrap_or(Origin::Default);
         values.push((path, value, origin));
     }

@@ -23,6 +23,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) outcome: &'a Outcome,
     pub(crate) published: Result<&'a publish::Summary, &'a PublishError>,
     pub(crate) hits: usize,
+    /// What was put into the remote cache.
+    pub(crate) uploaded: pipe_mirror::Uploaded,
     /// Results that another numerics class gave, and were accepted.
     pub(crate) foreign: usize,
     pub(crate) wall: Duration,
@@ -81,6 +83,10 @@ impl Summary<'_> {
                 "{:>10}  {} {results} of another numerics class; `pipe plan --accept-numerics any` names them",
                 "Accepted", self.foreign
             );
+        }
+        if self.outcome.taken > 0 || self.uploaded.records > 0 {
+            let (taken, put) = (self.outcome.taken, self.uploaded.records);
+            eprintln!("{:>10}  {taken} results taken from the remote cache, {put} put there", "Remote");
         }
         let evicted = self.published.map_or(0, |published| published.evicted);
         if evicted > 0 {

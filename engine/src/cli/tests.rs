@@ -5,6 +5,7 @@ mod evict;
 mod growth;
 mod numerics;
 mod random_edits;
+mod remote;
 mod resources;
 mod rows;
 

@@ -13,20 +13,21 @@ use super::matrix::{self, Matrix, node_name, value_name};
 use super::overrides::Override;
 use super::resources;
 use super::template::{self, Scope};
-use super::{checkpoint, executor, params, retry, suggestion};
+use super::{checkpoint, executor, params, remote, retry, suggestion};
 use crate::kind::{AnyKind, KindDescription, Registry, ResolvedParams};
-use crate::pipeline::{Executor, Limits, Node, NodeId, Origin, SourceFile, Stage};
+use crate::pipeline::{Executor, Limits, Node, NodeId, Origin, RemoteCache, RemotePolicy, SourceFile, Stage};
 
 /// What came of the stages.
 pub(crate) struct Expanded {
     pub(crate) stages: Vec<Stage>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) executor: Executor,
+    pub(crate) remote: RemoteCache,
     /// Variables that some template read.
     pub(crate) used_vars: BTreeSet<String>,
 }
 
-const STAGE_KEYS: [&str; 12] = [
+const STAGE_KEYS: [&str; 13] = [
     "kind",
     "doc",
     "matrix",
@@ -39,6 +40,7 @@ const STAGE_KEYS: [&str; 12] = [
     "checkpoint",
     "isolate",
     "frozen",
+    "remote",
 ];
 
 /// What an override may change.
@@ -66,6 +68,7 @@ pub(crate) fn expand(
     let scope = Scope::new(&vars, &used);
     let mut matrices = matrix::expand_all(document, &scope, diagnostics);
     let executor = executor::read(&document.executor, machine, &scope, diagnostics);
+    let remote = remote::read(&document.remote, &scope, diagnostics);
     let mut expander = Expander { registry, executor: &executor, kinds: BTreeMap::new(), diagnostics };
     let mut stages = Vec::new();
     let mut drafts: Vec<Draft> = Vec::new();
@@ -96,13 +99,14 @@ pub(crate) fn expand(
     }
     let nodes = connect::connect(drafts, &stages, &matrices, sources, diagnostics);
     note_profiles(document, &used);
-    Expanded { stages, nodes, executor, used_vars: used.into_inner() }
+    Expanded { stages, nodes, executor, remote, used_vars: used.into_inner() }
 }
 
 /// A variable that only a profile's values name is used, whether or not the profile is chosen.
 fn note_profiles(document: &Document, used: &RefCell<BTreeSet<String>>) {
     for profile in document.profiles.values() {
-        for entry in profile.vars.iter().chain(profile.set.iter()).chain(profile.executor.iter()) {
+        let settings = profile.executor.iter().chain(profile.remote.iter());
+        for entry in profile.vars.iter().chain(profile.set.iter()).chain(settings) {
             used.borrow_mut().extend(template::names_in(&entry.item).into_iter().map(str::to_owned));
         }
     }
@@ -256,6 +260,16 @@ impl Expander<'_> {
         (false, None)
     }
 
+    /// What of the stage's results is kept elsewhere too, and where that was written.
+    fn remote(&mut self, stage: &StageItem<'_>, scope: &Scope<'_>) -> (RemotePolicy, Option<Origin>) {
+        let Some(item) = stage.table.get("remote") else { return (RemotePolicy::default(), None) };
+        let item = scope.resolve(item, self.diagnostics);
+        match remote::policy(&item, self.diagnostics) {
+            Some(policy) => (policy, Some(item.origin)),
+            None => (RemotePolicy::default(), None),
+        }
+    }
+
     /// The node of one assignment; `None` if its kind is unknown.
     fn draft(
         &mut self,
@@ -282,6 +296,7 @@ impl Expander<'_> {
         let empty = Table::default();
         let origin = &stage.entry.key_origin;
         let (isolate, isolate_origin) = self.isolate(stage, scope);
+        let (remote, remote_origin) = self.remote(stage, scope);
         let params = section("params");
         let resources = section("resources").unwrap_or(&empty);
         let retry = section("retry").unwrap_or(&empty);
@@ -313,10 +328,12 @@ impl Expander<'_> {
             retry: retry::read(retry, self.diagnostics),
             checkpoint: checkpoint::read(checkpoint, self.diagnostics),
             isolate,
+            remote,
             setting_origins: [("resources", resources), ("retry", retry), ("checkpoint", checkpoint)]
                 .into_iter()
                 .flat_map(|(section, table)| named(section, table))
                 .chain(isolate_origin.map(|origin| ("isolate".to_owned(), origin)))
+                .chain(remote_origin.map(|origin| ("remote".to_owned(), origin)))
                 .collect(),
             origin: origin.clone(),
         };

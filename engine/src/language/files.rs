@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::diagnostic::Diagnostic;
 use super::item::{self, Entry, Item, ItemValue, Table};
 use super::overrides::Override;
-use super::{NAME_HELP, executor, is_name, suggestion};
+use super::{NAME_HELP, executor, is_name, remote, suggestion};
 use crate::pipeline::{Origin, SourceFile};
 
 /// A pipeline file is text that a person wrote; what is larger is something else.
@@ -23,6 +23,8 @@ pub(crate) struct Document {
     pub(crate) stages: Table,
     /// The values of `[executor.local]` by their paths.
     pub(crate) executor: Table,
+    /// The values of `[remote]`.
+    pub(crate) remote: Table,
     /// Profile name to its tables; profiles of one name merge.
     pub(crate) profiles: BTreeMap<String, Profile>,
     /// What `set` and `--set` change, by stage, in rising precedence.
@@ -35,6 +37,8 @@ pub(crate) struct Profile {
     pub(crate) set: Table,
     /// As in [`Document::executor`].
     pub(crate) executor: Table,
+    /// As in [`Document::remote`].
+    pub(crate) remote: Table,
 }
 
 pub(crate) struct Files {
@@ -156,7 +160,7 @@ impl Files {
 
     /// Adds the sections of one file; the same key set by two files is a mistake.
     fn merge(&mut self, table: Table, is_root: bool) {
-        const SECTIONS: [&str; 5] = ["pipeline", "vars", "stage", "profile", "executor"];
+        const SECTIONS: [&str; 6] = ["pipeline", "vars", "stage", "profile", "executor", "remote"];
         for entry in table {
             match entry.key.as_str() {
                 "pipeline" if is_root => {}
@@ -169,6 +173,11 @@ impl Files {
                 "executor" => {
                     for value in executor::flatten(&entry.item, &mut self.diagnostics) {
                         insert_once(&mut self.document.executor, value, &mut self.diagnostics);
+                    }
+                }
+                "remote" => {
+                    for value in remote::flatten(&entry.item, &mut self.diagnostics) {
+                        insert_once(&mut self.document.remote, value, &mut self.diagnostics);
                     }
                 }
                 _ => self.unknown_key(&entry, SECTIONS),
@@ -226,11 +235,18 @@ impl Files {
                     }
                     continue;
                 }
+                "remote" => {
+                    for mut value in remote::flatten(&section.item, &mut self.diagnostics) {
+                        mark_profile(&mut value.item, &entry.key);
+                        insert_once(&mut profile.remote, value, &mut self.diagnostics);
+                    }
+                    continue;
+                }
                 _ => {
                     let message = format!("unknown key `{}`", section.key);
                     self.diagnostics.push(
                         Diagnostic::new("E002", &section.key_origin, message)
-                            .help(suggestion(&section.key, ["vars", "set", "executor"])),
+                            .help(suggestion(&section.key, ["vars", "set", "executor", "remote"])),
                     );
                     continue;
                 }

@@ -24,6 +24,7 @@ pub fn reference(registry: &Registry) -> String {
         ("[stage.NAME.retry]", "/stage/additionalProperties/properties/retry"),
         ("[stage.NAME.checkpoint]", "/stage/additionalProperties/properties/checkpoint"),
         ("[executor.local]", "/executor/properties/local"),
+        ("[remote]", "/remote"),
         ("[profile.NAME]", "/profile/additionalProperties"),
     ] {
         let table = tables.pointer(path).unwrap_or(&Json::Null);

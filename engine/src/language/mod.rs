@@ -26,6 +26,7 @@ mod overrides;
 mod params;
 pub(crate) mod quantity;
 mod reference;
+mod remote;
 mod render;
 mod resources;
 mod retry;
@@ -98,6 +99,7 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
             project: project_root(path),
             profiles: options.profiles.clone(),
             executor: expanded.executor,
+            remote: expanded.remote,
             sources: loaded.sources.clone(),
             stages: expanded.stages,
             nodes: expanded.nodes,

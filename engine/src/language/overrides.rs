@@ -42,6 +42,9 @@ pub(crate) fn apply(document: &mut Document, options: &LoadOptions, diagnostics:
         for value in profile.executor.clone() {
             document.executor.insert(value);
         }
+        for value in profile.remote.clone() {
+            document.remote.insert(value);
+        }
         for entry in vars {
             set_var(document, entry, diagnostics);
         }

@@ -74,6 +74,8 @@ pub fn schema(registry: &Registry) -> Json {
                 "retain": or_template(json!({ "type": "boolean", "default": false })) } })),
             "frozen": or_template(json!({ "type": "array", "items": { "type": "string" },
                 "description": "inputs of the form `file:PATH` that never change: they are looked at once, and then by `pipe verify --sources`" })),
+            "remote": or_template(json!({ "enum": crate::pipeline::RemotePolicy::ALL.map(crate::pipeline::RemotePolicy::name), "default": "always",
+                "description": "which files go into the remote cache: all, those that no other stage reads, or none; never in a key" })),
             "isolate": or_template(json!({ "type": "boolean", "default": false,
                 "description": "run in a process of its own; never in a key" })),
             "resources": or_template(json!({ "type": "object",
@@ -94,6 +96,12 @@ pub fn schema(registry: &Registry) -> Json {
             "tokens": { "type": "object", "description": "further things of which there are only so many",
                 "propertyNames": { "pattern": "^[a-z][a-z0-9_]*$" },
                 "additionalProperties": or_template(json!({ "type": "integer", "minimum": 0 })) } } } } });
+    let remote = json!({ "type": "object", "additionalProperties": false,
+        "description": "where results are kept for other machines too; never in a key", "properties": {
+        "url": { "type": "string", "description": "`s3://BUCKET/PREFIX`, or `file:///FOLDER`; the environment variable PIPE_REMOTE says it too" },
+        "endpoint": { "type": "string", "description": "the server of the bucket, where it is not Amazon's, such as \"https://s3.example.org\"" },
+        "mode": or_template(json!({ "enum": crate::pipeline::RemoteMode::ALL.map(crate::pipeline::RemoteMode::name), "default": "read",
+            "description": "whether results are taken from it, and put there too" })) } });
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A study of `pipe`",
@@ -108,9 +116,10 @@ pub fn schema(registry: &Registry) -> Json {
             "vars": { "type": "object" },
             "stage": { "type": "object", "additionalProperties": stage },
             "executor": executor.clone(),
+            "remote": remote.clone(),
             "profile": { "type": "object", "additionalProperties": {
                 "type": "object", "additionalProperties": false,
-                "properties": { "vars": { "type": "object" }, "set": { "type": "object" }, "executor": executor } } },
+                "properties": { "vars": { "type": "object" }, "set": { "type": "object" }, "executor": executor, "remote": remote } } },
         },
     })
 }

@@ -82,6 +82,7 @@ impl Scheduler<'_> {
         event["cutoff"] = self.is_as_before(id, &committed, work).into();
         self.events.emit("action_finished", event);
         self.compare(id, &committed, differences, work);
+        self.share(id, &committed.record, work);
         work.plan.forced.remove(&id);
         self.wake_twins(id, work);
         self.complete(id, committed.record, work);
@@ -181,12 +182,12 @@ impl Scheduler<'_> {
         previous.is_some_and(|record| record.has_equal_outputs(&committed.record))
     }
 
-    /// A node turns out to have its result in the store.
-    pub(super) fn hit(&self, id: NodeId, record: Record, work: &mut Work<'_>) {
+    /// A node turns out to have its result in the store, or in the remote cache.
+    pub(super) fn hit(&self, id: NodeId, record: Record, source: &str, work: &mut Work<'_>) {
         self.events.emit(
             "action_hit",
             json!({
-                "node": self.pipeline.nodes[id.0].name, "shard": null, "key": record.key.to_hex(), "source": "local",
+                "node": self.pipeline.nodes[id.0].name, "shard": null, "key": record.key.to_hex(), "source": source,
             }),
         );
         self.complete(id, record, work);

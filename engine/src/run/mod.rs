@@ -6,6 +6,7 @@
 //! here only waits for the one and calls the other, until nothing runs and nothing can be started.
 
 mod admission;
+mod asking;
 mod finish;
 mod parts;
 mod start;
@@ -18,10 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use pipe_cache::{CommitOutcome, Digest, RunFolder, Store, Verify};
+use pipe_cache::{CommitOutcome, Digest, Record, RunFolder, Store, Verify};
+use pipe_mirror::Mirror;
 use serde_json::json;
 
 use self::admission::{Admission, Demand, Grant};
+pub(crate) use self::asking::blobs;
 use self::parts::Parts;
 use crate::action::{self, SourceDigests};
 use crate::attempt::{Finished, nondeterministic};
@@ -72,6 +75,8 @@ pub(crate) struct Outcome {
     pub(crate) executed: Vec<NodeId>,
     /// How many parts of row-wise nodes were computed.
     pub(crate) shards: usize,
+    /// How many results of nodes came from the remote cache.
+    pub(crate) taken: usize,
     pub(crate) failed: BTreeMap<NodeId, Failure>,
     /// Nodes that could not run, with the node whose failure blocked them.
     pub(crate) blocked: BTreeMap<NodeId, NodeId>,
@@ -106,6 +111,7 @@ impl Outcome {
     pub(crate) fn extend(&mut self, later: Self) {
         self.executed.extend(later.executed);
         self.shards += later.shards;
+        self.taken += later.taken;
         self.failed.extend(later.failed);
         self.blocked.extend(later.blocked);
         self.damaged += later.damaged;
@@ -152,6 +158,8 @@ pub(crate) struct Scheduler<'a> {
     pub(crate) store: &'a Store,
     pub(crate) sources: &'a SourceDigests,
     pub(crate) fetcher: &'a Arc<Fetcher>,
+    /// The remote cache.
+    pub(crate) mirror: Option<&'a Mirror>,
     pub(crate) history: &'a History,
     pub(crate) numerics: &'a str,
     /// How the values of files are compared that came out differently.
@@ -192,7 +200,11 @@ struct Work<'p> {
     /// The resident memory of the process when it was last looked at, in bytes, and when that was.
     resident: u64,
     measured: Instant,
-    sender: mpsc::Sender<(TaskId, Finished)>,
+    sender: mpsc::Sender<Message>,
+    /// How many nodes the remote cache is being asked for.
+    asking: usize,
+    /// The keys under which nodes were asked for.
+    asked: BTreeMap<NodeId, Digest>,
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
     outcome: Outcome,
@@ -203,6 +215,14 @@ impl Work<'_> {
     fn next_attempt(&mut self, id: NodeId) -> u32 {
         *self.attempts.entry(id).and_modify(|count| *count += 1).or_insert(1)
     }
+}
+
+/// What the threads of a run tell its scheduler.
+enum Message {
+    /// An attempt has ended.
+    Finished(TaskId, Finished),
+    /// The remote cache has answered.
+    Asked(NodeId, Digest, Option<Box<Record>>),
 }
 
 /// What runs: a node, or one part of a row-wise node.
@@ -224,7 +244,7 @@ struct Running {
 impl Scheduler<'_> {
     /// Executes what `plan` says, updating its keys and records.
     pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
-        let (sender, receiver) = mpsc::channel::<(TaskId, Finished)>();
+        let (sender, receiver) = mpsc::channel::<Message>();
         let consumers = action::consumers(self.pipeline);
         let urgency = urgency(plan, &consumers, durations);
         let state = plan
@@ -266,6 +286,8 @@ impl Scheduler<'_> {
             resident: resident_bytes().unwrap_or(0),
             measured: Instant::now(),
             sender,
+            asking: 0,
+            asked: BTreeMap::new(),
             cancelled: Arc::new(AtomicBool::new(false)),
             outcome: Outcome::default(),
         };
@@ -288,14 +310,15 @@ impl Scheduler<'_> {
             if starting && !work.outcome.low_space {
                 self.start_ready(&mut work);
             }
-            let running = !work.running.is_empty();
+            let running = !work.running.is_empty() || work.asking > 0;
             let due = starting && self.may_start(&work) && work.state.next_open(None).is_some();
             let due = due && !work.outcome.low_space;
             if aborting || (!running && !due) {
                 break;
             }
             match handover::receive(&receiver, TICK) {
-                Ok((task, finished)) => self.finish(task, finished, &mut work),
+                Ok(Message::Finished(task, finished)) => self.finish(task, finished, &mut work),
+                Ok(Message::Asked(id, key, found)) => self.answered(id, key, found, &mut work),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }

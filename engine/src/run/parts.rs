@@ -229,6 +229,7 @@ impl Scheduler<'_> {
     pub(super) fn finish_part(&self, task: TaskId, finished: Finished, peak: u64, work: &mut Work<'_>) {
         let (id, Some(digest)) = (task.node, task.shard) else { return };
         let node = &self.pipeline.nodes[id.0];
+        self.tell_if_off();
         let mut event = json!({
             "node": node.name, "shard": digest.to_hex(), "key": digest.to_hex(),
             "wall": finished.wall.as_secs_f64(), "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()),
@@ -247,16 +248,27 @@ impl Scheduler<'_> {
             }
             Err(error) => event["error"] = chain(error).into(),
         }
-        self.events.emit("action_finished", event);
+        if finished.is_taken {
+            self.events.emit(
+                "action_hit",
+                json!({ "node": node.name, "shard": digest.to_hex(), "key": digest.to_hex(), "source": "remote" }),
+            );
+        } else {
+            self.events.emit("action_finished", event);
+        }
         // Of a node that was given up meanwhile, the result stands in the store all the same.
         let Some(parts) = work.parts.get_mut(&id) else { return };
         let Some(index) = parts.running.remove(&digest) else { return };
         parts.cpu += finished.cpu.unwrap_or_default();
         parts.peak = parts.peak.max(peak);
+        let mut shared = None;
         match finished.result {
             Ok(committed) => {
-                work.outcome.shards += 1;
-                parts.executed += 1;
+                if !finished.is_taken {
+                    work.outcome.shards += 1;
+                    parts.executed += 1;
+                    shared = Some(committed.record.clone());
+                }
                 if let CommitOutcome::Nondeterministic { attempted } = &committed.outcome {
                     let stored = &committed.record.outputs;
                     parts.differences.extend(reproduce::compare(
@@ -298,6 +310,9 @@ impl Scheduler<'_> {
                 }
                 parts.failure.get_or_insert(error);
             }
+        }
+        if let Some(record) = shared {
+            self.share(id, &record, work);
         }
         let parts = &work.parts[&id];
         if parts.is_over() || !parts.waiting.is_empty() || !parts.elsewhere.is_empty() {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, Source, SourceFile, StoreError};
 use serde_json::json;
 
-use super::{Demand, Running, Scheduler, State, TaskId, Work};
+use super::asking::Asked;
+use super::{Demand, Message, Running, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
@@ -140,10 +141,14 @@ impl Scheduler<'_> {
         if !work.plan.forced.contains(&id)
             && let Some(record) = self.store.pending(&digest)
         {
-            self.hit(id, record, work);
+            self.hit(id, record, "local", work);
             return Ok(Started::Changed);
         }
         if !work.parts.contains_key(&id) {
+            match self.ask(id, digest, work) {
+                Asked::Yes => return Ok(Started::No),
+                Asked::No => {}
+            }
             let node = &self.pipeline.nodes[id.0];
             let verify = self.options.verify;
             match Shards::cut(node, &key, &work.plan.records, self.store, verify) {
@@ -154,7 +159,7 @@ impl Scheduler<'_> {
                         && let Some(record) = self.store.lookup(&digest)?
                     {
                         drop(lease);
-                        self.hit(id, record, work);
+                        self.hit(id, record, "local", work);
                         return Ok(Started::Changed);
                     }
                     if let Err(error) = self.begin_parts(id, shards, lease, work) {
@@ -264,7 +269,7 @@ impl Scheduler<'_> {
             && let Some(record) = self.store.lookup(&digest)?
         {
             drop(lease);
-            self.hit(id, record, work);
+            self.hit(id, record, "local", work);
             return Ok(Started::Changed);
         }
         let (inputs, absent) = match self.inputs(id, work, |_| true) {
@@ -297,6 +302,7 @@ impl Scheduler<'_> {
     ) -> Result<(), AttemptError> {
         let node = &self.pipeline.nodes[id.node.0];
         let peak = Arc::new(AtomicU64::new(work.resident));
+        let is_part = matches!(task, Task::Part(_));
         let demand = work.demands[id.node.0].clone();
         let grant = work.admission.take(&demand);
         let attempt = Attempt {
@@ -317,11 +323,12 @@ impl Scheduler<'_> {
             lease,
             absent,
             fetcher: Arc::clone(self.fetcher),
+            mirror: self.mirror.filter(|_| is_part && !work.plan.forced.contains(&id.node)).cloned(),
         };
         let sender = work.sender.clone();
         let job = Box::new(move |worker: Result<&Worker, &_>| {
             // The receiver is gone only when the run was aborted.
-            let _ = sender.send((id, attempt.execute(worker)));
+            let _ = sender.send(Message::Finished(id, attempt.execute(worker)));
         });
         if let Err(error) = work.workers.execute(demand.cpu, job) {
             work.admission.give_back(grant);

@@ -125,6 +125,24 @@ fn isolate_is_a_boolean() {
 }
 
 #[test]
+fn remote_caches_are_checked() {
+    let stage = "[stage.a]\nkind = \"make\"\nremote = \"never\"\n";
+    let remote = |text: &str| format!("[remote]\n{text}\n{stage}");
+    check(
+        &remote("url = \"s3://bucket/x\"\nendpoint = \"https://s3.example.org\"\nmode = \"read-write\""),
+        &[],
+    );
+    check(&format!("[profile.lab.remote]\nurl = \"s3://bucket/x\"\n{stage}"), &[]);
+    check(&remote("url = \"s4://bucket/x\""), &[("E003", "\"s4://bucket/x\"")]);
+    check(&remote("url = \"s3://me:secret@bucket/x\""), &[("E003", "\"s3://me:secret@bucket/x\"")]);
+    check(&remote("url = \"s3://b/x\"\nmode = \"write\""), &[("E003", "\"write\"")]);
+    check(&remote("url = \"s3://b/x\"\nendpoint = \"s3.org\""), &[("E003", "\"s3.org\"")]);
+    check(&remote("mode = \"read\""), &[("E010", "mode")]);
+    check(&remote("url = \"s3://b/x\"\nbucket = \"b\""), &[("E002", "bucket")]);
+    check("[stage.a]\nkind = \"make\"\nremote = \"sometimes\"\n", &[("E003", "\"sometimes\"")]);
+}
+
+#[test]
 fn checkpoints_are_checked() {
     let stage = |checkpoint: &str| format!("[stage.a]\nkind = \"make\"\ncheckpoint = {checkpoint}\n");
     check(&stage("{ every = \"10min\", keep = 2, retain = true }"), &[]);
