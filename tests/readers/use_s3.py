@@ -143,9 +143,9 @@ def main():
         outputs = {}
         for path in (folder / ".pipe" / "ac").rglob("*.json"):
             record = json.loads(path.read_text())
-            outputs[record["key"]] = {file["blob"] for port in record["outputs"].values() for file in port["files"]}
+            outputs[record["key"]] = {file[2] for port in record["outputs"].values() for file in port["files"]}
         node_of = {one["key"]: one["node"] for one in said("action_finished") + said("action_hit")}
-        producers = sorted({node_of[key] for key, files in outputs.items() if {file.removeprefix("b3:") for file in files} & digests})
+        producers = sorted({node_of[key] for key, files in outputs.items() if files & digests})
         assert done.returncode == 0 and executed == producers, (executed, producers, done.stderr)
         assert results(folder) == first and not said("warning")
         forget(folder)

@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+"""Campaigns against a store: what is promised of crashes, of many processes, and of damage, tried often.
+
+    scripts/reliability.py PIPE crash       --trials 300   kills at random moments, of runs and of collections
+    scripts/reliability.py PIPE concurrency --minutes 60   eight processes on one store, killed now and then
+    scripts/reliability.py PIPE corruption  --trials 1000  flipped bits, cut and emptied files anywhere in a store
+
+PIPE is the program. Each campaign prints one line per hundred trials and a summary in JSON, and ends with an error at the
+first promise that does not hold; `--seed` makes the same choices again. Needs Python 3 and nothing else.
+
+The study is small on purpose, and its steps are of every sort: data, training with checkpoints, row-wise steps,
+programs, a report. What a promise is, stands beside each check.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STUDY = """
+[pipeline]
+name = "small"
+format = 1
+
+[vars]
+seed = 1
+
+[stage.pairs]
+kind = "ingest.phantom"
+params = { domain = "medical", seed = 3, size = 32, train = 96, val = 0, test = 32 }
+
+[stage.words]
+kind = "tokenizer"
+inputs = { text = "pairs.captions" }
+params = { vocab_size = 400 }
+
+[stage.initial]
+kind = "checkpoint"
+inputs = { tokenizer = "words" }
+params = { init = "random", image_size = 32, seed = "${seed}" }
+
+[stage.learned]
+kind = "finetune.contrastive"
+inputs = { images = "pairs.images", captions = "pairs.captions", checkpoint = "initial" }
+params = { epochs = 2, batch = 16, lr = 1e-3, seed = "${seed}" }
+checkpoint = { every = 2, keep = 2 }
+resources = { cpu = 1 }
+
+[stage.embedded]
+kind = "embed"
+inputs = { images = "pairs.images", captions = "pairs.captions", checkpoint = "learned.checkpoint" }
+resources = { cpu = 1 }
+
+[stage.found]
+kind = "evaluate.retrieve"
+inputs = { images = "embedded.images", texts = "embedded.texts" }
+
+[stage.step]
+kind = "command"
+matrix = { n = [1, 2, 3, 4, 5, 6, 7, 8] }
+inputs = { a = "file:in.txt" }
+params = { argv = ["sh", "-c", "sleep 0.1; cat in/* > out.txt; echo ${n} ${seed} >> out.txt"], outputs = { out = "out.txt" } }
+
+[stage.joined]
+kind = "command"
+inputs = { a = "step[n=*].out" }
+params = { argv = ["sh", "-c", "find in -type f | sort | xargs cat > out.txt"], outputs = { out = "out.txt" } }
+
+[stage.report]
+kind = "report"
+inputs = { retrieval = "found.metrics", learning = "learned.log" }
+"""
+
+
+class Broken(Exception):
+    """A promise that does not hold."""
+
+
+class Place:
+    """A study with its store."""
+
+    def __init__(self, program, work, name):
+        self.program, self.folder = program, Path(work) / name
+        self.folder.mkdir()
+        (self.folder / "study.toml").write_text(STUDY)
+        (self.folder / "in.txt").write_text("begin\n")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPE_")}
+        self.environment["XDG_CACHE_HOME"] = str(self.folder / "cache")
+
+    def start(self, *arguments, **options):
+        return subprocess.Popen(
+            [self.program, *arguments], cwd=self.folder, env=self.environment, start_new_session=True, text=True,
+            stdout=options.get("stdout", subprocess.DEVNULL), stderr=subprocess.PIPE,
+        )
+
+    def ask(self, *arguments, limit=600):
+        child = self.start(*arguments, stdout=subprocess.PIPE)
+        out, err = child.communicate(timeout=limit)
+        # Whatever happens, nothing panics.
+        if "panicked" in err or child.returncode < 0 or child.returncode == 101:
+            raise Broken(f"`pipe {' '.join(arguments)}` ended with {child.returncode}: {err[-2000:]}")
+        return child.returncode, out, err
+
+    def run(self, *arguments):
+        return self.ask("run", "study.toml", "--quiet", *arguments)
+
+    def results(self):
+        root = self.folder / "results" / "small"
+        files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".published.json")
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+    def forget(self):
+        for name in (".pipe", "results", "cache"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def expect_sound(self, truth, what):
+        """The store is sound, the next run ends well, and the results are those of an undisturbed run."""
+        code, out, err = self.ask("verify", "study.toml")
+        if code != 0:
+            raise Broken(f"{what}: `verify` finds {out}{err}")
+        self.expect_truth(truth, what)
+
+    def expect_truth(self, truth, what):
+        code, _, err = self.run()
+        if code != 0:
+            raise Broken(f"{what}: the next run ends with {code}: {err}")
+        found = self.results()
+        if found != truth:
+            names = sorted(name for name in truth.keys() | found.keys() if truth.get(name) != found.get(name))
+            raise Broken(f"{what}: other results: {names[:5]}")
+
+    def leftovers(self):
+        """What is in the store beside results, once nothing runs: leases and staging of nobody."""
+        store = self.folder / ".pipe"
+        return [str(path.relative_to(store)) for name in ("lease", "tmp") for path in (store / name).rglob("*") if path.is_file()]
+
+
+def undisturbed(program, work):
+    place = Place(program, work, "undisturbed")
+    started = time.monotonic()
+    code, _, err = place.run()
+    if code != 0:
+        raise SystemExit(f"the study does not run: {err}")
+    return place.results(), time.monotonic() - started
+
+
+def kill(child):
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.communicate()
+
+
+def crash(options, chance, work):
+    """Kills at random moments; the store is kept between them, until a run has come to its end."""
+    truth, seconds = undisturbed(options.pipe, work)
+    place = Place(options.pipe, work, "crashed")
+    counts = {"kills": 0, "kills of collections": 0, "ends": 0}
+    while counts["kills"] + counts["kills of collections"] < options.trials:
+        collects = (place.folder / ".pipe" / "FORMAT").exists() and chance.random() < 0.15
+        arguments = ("gc", "study.toml", "--apply", "--now", "--grace", "0s") if collects else ("run", "study.toml", "--quiet")
+        child = place.start(*arguments)
+        # Often early and never late, so that a run hardly ever comes to its end before its kill.
+        moment = chance.uniform(0, 0.1) if collects else chance.uniform(0, seconds * chance.choice([0.05, 0.3, 1.0]))
+        try:
+            _, err = child.communicate(timeout=moment)
+            if child.returncode != 0:
+                raise Broken(f"`pipe {arguments[0]}` ended with {child.returncode} by itself: {err}")
+            if not collects:
+                counts["ends"] += 1
+                place.expect_sound(truth, "after a run came to its end between kills")
+                place.forget()
+            continue
+        except subprocess.TimeoutExpired:
+            kill(child)
+        counts["kills of collections" if collects else "kills"] += 1
+        done = counts["kills"] + counts["kills of collections"]
+        if (place.folder / ".pipe" / "FORMAT").exists():
+            code, out, err = place.ask("verify", "study.toml")
+            if code != 0:
+                raise Broken(f"after kill {done} of `{arguments[0]}`: `verify` finds {out}{err}")
+        if done % 10 == 0:
+            # Without a person's hand, to the end and to the same results.
+            place.expect_sound(truth, f"after kill {done}")
+            if place.leftovers():
+                raise Broken(f"after kill {done} and a whole run, this lies about: {place.leftovers()}")
+            place.forget()
+        if done % 100 == 0:
+            print(f"{done} kills", flush=True)
+    place.expect_sound(truth, "at the end")
+    return counts
+
+
+def concurrency(options, chance, work):
+    """Eight processes on one store: runs of random targets, collections, kills."""
+    truth, _ = undisturbed(options.pipe, work)
+    place = Place(options.pipe, work, "shared")
+    targets = ["pairs", "learned", "embedded", "found", "step", "joined", "report", None]
+    counts = {"runs": 0, "kills": 0, "collections": 0, "rounds": 0, "actions": 0, "executed twice": 0}
+    end = time.monotonic() + options.minutes * 60
+    while time.monotonic() < end:
+        # Each round begins with an empty store, so that there is work.
+        place.forget()
+        children, killed = [], set()
+        round_ends = min(end, time.monotonic() + 30)
+        while time.monotonic() < round_ends:
+            for child in [child for child in children if child.poll() is not None]:
+                children.remove(child)
+                _, err = child.communicate()
+                if child.pid not in killed and (child.returncode not in (0, 3) or "panicked" in err):
+                    raise Broken(f"a run ended with {child.returncode}: {err}")
+            if len(children) < 8:
+                if (place.folder / ".pipe" / "FORMAT").exists() and chance.random() < 0.1:
+                    # Young results stay: others are about to read them.
+                    children.append(place.start("gc", "study.toml", "--apply", "--grace", "1h"))
+                    counts["collections"] += 1
+                else:
+                    target = chance.choice(targets)
+                    children.append(place.start("run", "study.toml", "--quiet", *([target] if target else [])))
+                    counts["runs"] += 1
+            if children and chance.random() < 0.1:
+                victim = chance.choice(children)
+                killed.add(victim.pid)
+                try:
+                    os.killpg(victim.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                counts["kills"] += 1
+            time.sleep(chance.uniform(0.02, 0.3))
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+        for child in children:
+            child.communicate(timeout=120)
+        place.expect_sound(truth, "after a round")
+        # Each action was finished once, unless a process died between its commit and its event.
+        finished = {}
+        for events in (place.folder / ".pipe" / "runs").glob("*/events.jsonl"):
+            for line in events.read_text().splitlines():
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # The last line of a process that was killed.
+                if event["ev"] == "action_finished" and event["status"] == "ok":
+                    finished[event["key"]] = finished.get(event["key"], 0) + 1
+        counts["actions"] += len(finished)
+        twice = sum(count - 1 for count in finished.values())
+        counts["executed twice"] += twice
+        if twice > 0:
+            raise Broken(f"{twice} actions were executed to their end more than once")
+        counts["rounds"] += 1
+        print(f"{counts['rounds']} rounds, {counts['runs']} runs, {counts['kills']} kills", flush=True)
+    return counts
+
+
+def damage(path, chance):
+    """Damages a file; in one word, how."""
+    content = path.read_bytes()
+    how = chance.choice(["flip", "cut", "empty", "remove", "zero", "append"])
+    if how in ("flip", "cut", "zero") and not content:
+        how = "append"
+    # Files of a store are read-only; whoever damages them does not care.
+    path.chmod(0o644)
+    if how == "flip":
+        place = chance.randrange(len(content))
+        changed = bytearray(content)
+        changed[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(bytes(changed))
+    elif how == "cut":
+        path.write_bytes(content[: chance.randrange(len(content))])
+    elif how == "zero":
+        path.write_bytes(bytes(len(content)))
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "append":
+        path.write_bytes(content + b"\x00more")
+    else:
+        path.unlink()
+    return how
+
+
+def corruption(options, chance, work):
+    """Damages one file of a complete store: afterwards the study has its true results, or is told by name why not."""
+    truth, _ = undisturbed(options.pipe, work)
+    sound = Place(options.pipe, work, "sound")
+    # A training that was stopped leaves checkpoints too.
+    child = sound.start("run", "study.toml", "--quiet")
+    deadline = time.monotonic() + 60
+    while not list((sound.folder / ".pipe").glob("ckpt/*/*/*")) and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.005)
+    kill(child)
+    partial = [path for path in (sound.folder / ".pipe" / "ckpt").rglob("*") if path.is_file()]
+    shutil.copytree(sound.folder / ".pipe", sound.folder / "stopped", symlinks=True)
+    shutil.copytree(sound.folder / "cache", sound.folder / "stopped-cache", symlinks=True)
+    sound.run()
+    place = Place(options.pipe, work, "damaged")
+    counts = {"trials": 0, "found by verify": 0, "told": 0, "checkpoints there": len(partial)}
+    by_sort, by_how = {}, {}
+    for trial in range(options.trials):
+        place.forget()
+        stopped = partial and chance.random() < 0.15
+        for source, target in (("stopped" if stopped else ".pipe", ".pipe"), ("stopped-cache" if stopped else "cache", "cache")):
+            shutil.copytree(sound.folder / source, place.folder / target, symlinks=True)
+        files = [path for path in place.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        files = [path for path in files if path.name not in ("study.toml", "in.txt") and "results" not in path.parts]
+        sorts = {}
+        for path in files:
+            parts = path.relative_to(place.folder).parts
+            sorts.setdefault("/".join(parts[:2]) if parts[0] == ".pipe" else parts[0], []).append(path)
+        # Every sort of file as often, however many there are of it.
+        sort = ".pipe/ckpt" if stopped and ".pipe/ckpt" in sorts else chance.choice(sorted(sorts))
+        victim = chance.choice(sorted(sorts[sort]))
+        name = victim.relative_to(place.folder)
+        how = damage(victim, chance)
+        what = f"trial {trial}: {how} {name}"
+        by_sort[sort] = by_sort.get(sort, 0) + 1
+        by_how[how] = by_how.get(how, 0) + 1
+        code, out, err = place.ask("verify", "study.toml")
+        if code != 0:
+            counts["found by verify"] += 1
+        code, _, err = place.run()
+        if code != 0:
+            # A store whose own name is damaged is not touched; the message says which file.
+            if name.name != "FORMAT" or "FORMAT" not in err:
+                raise Broken(f"{what}: the run ends with {code}: {err}")
+            counts["told"] += 1
+        elif place.results() != truth:
+            found = place.results()
+            names = sorted(one for one in truth.keys() | found.keys() if truth.get(one) != found.get(one))
+            raise Broken(f"{what}: other results: {names[:5]}")
+        else:
+            code, out, err = place.ask("verify", "study.toml")
+            if code != 0:
+                raise Broken(f"{what}: after a run, `verify` still finds {out}{err}")
+        counts["trials"] += 1
+        if counts["trials"] % 100 == 0:
+            print(f"{counts['trials']} trials", flush=True)
+    return {**counts, "by sort": by_sort, "by damage": by_how}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipe", help="the program")
+    parser.add_argument("campaign", choices=["crash", "concurrency", "corruption"])
+    parser.add_argument("--trials", type=int, default=300, help="kills, or damaged files")
+    parser.add_argument("--minutes", type=float, default=60, help="of the campaign of many processes")
+    parser.add_argument("--seed", type=int, default=1, help="of all choices")
+    parser.add_argument("--work", help="where stores are made; by default a temporary folder")
+    options = parser.parse_args()
+    options.pipe = str(Path(options.pipe).resolve())
+    work = tempfile.mkdtemp(prefix="pipe-reliability-", dir=options.work)
+    started = time.monotonic()
+    try:
+        campaign = {"crash": crash, "concurrency": concurrency, "corruption": corruption}[options.campaign]
+        counts = campaign(options, random.Random(options.seed), work)
+        print(json.dumps({"campaign": options.campaign, "seed": options.seed, **counts, "seconds": round(time.monotonic() - started)}))
+    except Broken as broken:
+        print(f"BROKEN (seed {options.seed}): {broken}\nkept: {work}", file=sys.stderr)
+        raise SystemExit(1)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+main()
