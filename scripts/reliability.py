@@ -39,7 +39,7 @@ params = { domain = "medical", seed = 3, size = 32, train = 96, val = 0, test = 
 [stage.words]
 kind = "tokenizer"
 inputs = { text = "pairs.captions" }
-params = { vocab_size = 400 }
+params = { vocab_size = 512 }
 
 [stage.initial]
 kind = "checkpoint"
@@ -297,8 +297,11 @@ def corruption(options, chance, work):
         time.sleep(0.005)
     kill(child)
     partial = [path for path in (sound.folder / ".pipe" / "ckpt").rglob("*") if path.is_file()]
+    (sound.folder / "cache").mkdir(exist_ok=True)
     shutil.copytree(sound.folder / ".pipe", sound.folder / "stopped", symlinks=True)
     shutil.copytree(sound.folder / "cache", sound.folder / "stopped-cache", symlinks=True)
+    # The memory of files that did not change leaves out those of the last moments.
+    time.sleep(2.5)
     sound.run()
     place = Place(options.pipe, work, "damaged")
     counts = {"trials": 0, "found by verify": 0, "told": 0, "checkpoints there": len(partial)}
@@ -327,8 +330,8 @@ def corruption(options, chance, work):
             counts["found by verify"] += 1
         code, _, err = place.run()
         if code != 0:
-            # A store whose own name is damaged is not touched; the message says which file.
-            if name.name != "FORMAT" or "FORMAT" not in err:
+            # A store whose own name is damaged is not touched, and told by its path.
+            if name.name != "FORMAT" or "is not a store that this program reads" not in err:
                 raise Broken(f"{what}: the run ends with {code}: {err}")
             counts["told"] += 1
         elif place.results() != truth:
@@ -336,9 +339,9 @@ def corruption(options, chance, work):
             names = sorted(one for one in truth.keys() | found.keys() if truth.get(one) != found.get(one))
             raise Broken(f"{what}: other results: {names[:5]}")
         else:
-            code, out, err = place.ask("verify", "study.toml")
-            if code != 0:
-                raise Broken(f"{what}: after a run, `verify` still finds {out}{err}")
+            # What no result needs, such as the record of one part of a table, a run does not look at.
+            place.ask("verify", "study.toml", "--repair")
+            place.expect_sound(truth, f"{what}, repaired")
         counts["trials"] += 1
         if counts["trials"] % 100 == 0:
             print(f"{counts['trials']} trials", flush=True)

@@ -5,6 +5,7 @@ mod collect;
 mod commit;
 mod crash;
 mod downloads;
+mod fuzz;
 mod lease;
 mod read;
 mod sources;

@@ -336,6 +336,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fuzz_lock_files() {
+        let digest = Digest::of(b"");
+        let text = format!(
+            "version = 1\n[[source]]\nsource = \"hf:o/n@main\"\nrevision = \"r\"\nfiles = [{{ path = \"a/x.pt\", size = 1, blake3 = \"{digest}\", checksum = \"md5:b1946ac92492d2347c6235b4d2611184\" }}]\n"
+        );
+        pipe_fuzz::fuzz(
+            "lock files",
+            &[text.into_bytes()],
+            &[b"../", b"[[source]]\n", b"zenodo:", b"sha256:"],
+            |bytes| {
+                let Ok(text) = std::str::from_utf8(bytes) else { return };
+                for entry in parse(text).into_iter().flat_map(BTreeMap::into_values) {
+                    assert!(entry.files.iter().all(|file| is_plain(&file.path)));
+                }
+            },
+        );
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "(version = 1\n)?[\\[\\]a-z=\" {}0-9\n.:/]{0,80}") {

@@ -273,6 +273,38 @@ mod tests {
         bytes
     }
 
+    /// Whatever an image file holds, it is a picture of the size it says or an error.
+    #[test]
+    fn fuzz_pictures() {
+        let jpeg = {
+            let mut bytes = Vec::new();
+            let encoder = image::codecs::jpeg::JpegEncoder::new(&mut bytes);
+            image::ImageEncoder::write_image(
+                encoder,
+                &[9; 16 * 8 * 3],
+                16,
+                8,
+                image::ExtendedColorType::Rgb8,
+            )
+            .unwrap();
+            bytes
+        };
+        let seeds = [
+            encode(2, 2, ColorType::Rgb, BitDepth::Eight, &[7; 12]),
+            encode(3, 2, ColorType::Indexed, BitDepth::One, &[0b1010_0000, 0b0100_0000]),
+            encode(2, 1, ColorType::GrayscaleAlpha, BitDepth::Sixteen, &[1, 2, 3, 4, 5, 6, 7, 8]),
+            jpeg,
+        ];
+        let words: [&[u8]; 8] =
+            [b"IHDR", b"IDAT", b"PLTE", b"tRNS", b"IEND", b"\xff\xc0", b"\xff\xda", b"\xff\xd9"];
+        pipe_fuzz::fuzz("pictures", &seeds, &words, |bytes| {
+            if let Ok(picture) = Picture::decode(bytes) {
+                let rgb = picture.to_rgb([0.0, 255.0]);
+                assert_eq!(rgb.len(), picture.width() * picture.height() * 3);
+            }
+        });
+    }
+
     #[test]
     fn every_mode_is_kept() {
         let decode = |kind, depth, raw: &[u8]| {

@@ -332,6 +332,38 @@ mod tests {
         assert_eq!(tokenizer.to_json().unwrap(), Tokenizer::train(texts, 1024).unwrap().to_json().unwrap());
     }
 
+    /// Files of tokenisers from anywhere, and texts of any sort: an error or ids, and offsets that lie in the text.
+    #[test]
+    fn fuzz_tokenizers() {
+        let trained = Tokenizer::train(["a nodule of the chest", "x-ray"], 512).unwrap();
+        let vocabulary = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nno\n##dule\nchest\n";
+        let seeds = [trained.to_json().unwrap().into_bytes(), vocabulary.as_bytes().to_vec()];
+        let words: [&[u8]; 6] =
+            [b"\"merges\":", b"\"vocab\":", b"##", b"[UNK]", b"\\u0000", b"\"added_tokens\":"];
+        pipe_fuzz::fuzz("tokenizers", &seeds, &words, |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            for tokenizer in
+                [Tokenizer::from_json(text), Tokenizer::from_vocabulary(text, true)].into_iter().flatten()
+            {
+                if let Ok(encoded) = tokenizer.encode("A nodule\u{301} of the chest", 16, 0) {
+                    assert!(encoded.ids.len() <= 16);
+                }
+            }
+        });
+        pipe_fuzz::fuzz(
+            "texts",
+            &[b"A caf\xc3\xa9 &amp; a nodule &lt;b&gt; [MASK]".to_vec()],
+            &[b"&#x", b"\xe2\x80\x8b"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let encoded = trained.encode(&text, 32, 0).unwrap();
+                for [from, to] in &encoded.offsets {
+                    assert!(text.get(*from as usize..*to as usize).is_some(), "{from}..{to} of {text:?}");
+                }
+            },
+        );
+    }
+
     #[test]
     fn offsets_are_bytes_of_the_text_as_it_came() {
         let texts = ["a nodule of 5 µm & a café"];

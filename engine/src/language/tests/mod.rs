@@ -1,5 +1,6 @@
 //! Tests of the language: a registry of small kinds, and a way to name a mistake by its text.
 
+mod fuzz;
 mod mistakes;
 mod random;
 mod studies;

@@ -1,5 +1,6 @@
 //! The formats as they are, and as nobody should write them.
 
+mod fuzz;
 mod hostile;
 mod writer;
 
