@@ -88,8 +88,10 @@ impl Tokenizer {
     /// # Errors
     /// If it is no tokeniser, or has no end mark.
     pub fn from_json(text: &str) -> Result<Self, CheckpointError> {
-        let inner: tokenizers::Tokenizer = text.parse().map_err(error)?;
-        Self::new(inner)
+        // The library gives up with a panic on some of what no tokeniser holds, such as a decoder that is none.
+        let parsed = std::panic::catch_unwind(|| text.parse::<tokenizers::Tokenizer>());
+        let parsed = parsed.map_err(|_| error("it holds what no tokeniser does"))?;
+        Self::new(parsed.map_err(error)?)
     }
 
     /// BERT's word pieces from `vocab.txt`: one piece a line, its id the number of the line.
@@ -330,6 +332,16 @@ mod tests {
         assert_eq!(encoded.ids[6], tokenizer.end());
         assert_eq!(encoded.ids[7], 0);
         assert_eq!(tokenizer.to_json().unwrap(), Tokenizer::train(texts, 1024).unwrap().to_json().unwrap());
+    }
+
+    #[test]
+    fn a_torn_decoder_is_an_error() {
+        let mut json = Tokenizer::train(["a nodule"], 512).unwrap().to_json().unwrap();
+        let decoder = json.find("\"decoder\"").unwrap();
+        let colon = decoder + json[decoder..].find("\"type\":").unwrap() + "\"type\"".len();
+        json.remove(colon);
+        let error = Tokenizer::from_json(&json).err().unwrap().to_string();
+        assert!(error.contains("tokenizer.json") && error.contains("no tokeniser"), "{error}");
     }
 
     /// Files of tokenisers from anywhere, and texts of any sort: an error or ids, and offsets that lie in the text.

@@ -45,7 +45,7 @@ fn fuzz_checkpoints() {
         zip(&members(pickle.clone(), &storages), true),
         legacy(pickle.clone(), &[("0", 2, f32s([1.0, 2.0]))]),
         safetensors(),
-        pickle.0,
+        pickle,
     ];
     let words: [&[u8]; 10] = [
         b"PK\x03\x04",
