@@ -10,15 +10,16 @@
 #   benches/run.sh attribution --help  which ones, and how often
 #   benches/run.sh metrics             metrics of explanations beside Quantus, at equal threads
 #   benches/run.sh metrics --help      which ones, and how often
-#   benches/run.sh ingest              pairs of image and caption beside pyarrow, pandas and `datasets`, and the memory
-#   benches/run.sh ingest --help       how many pairs, and where
+#   benches/run.sh ingest              ingests of five layouts beside pyarrow, pandas, `datasets` and nibabel
+#   benches/run.sh ingest --growth     what their memory grows by with each row
+#   benches/run.sh ingest --help       which ones, how many rows, and where
 #   benches/run.sh statistics          linear probes and intervals beside scikit-learn, at equal threads
 #   benches/run.sh statistics --help   which ones, and how often
 #   benches/run.sh vqa                 training steps of MEVF and QCR beside PyTorch, at equal threads
 #   benches/run.sh vqa --help          which ones, and how often
 #
 # Ratios are medians of pairs that were measured in turn, with their range; those of models, attribution, metrics,
-# statistics and vqa are also kept in `bench.json` below the target folder, as a list of {work, ratio, low, high, target}.
+# ingest, statistics and vqa are also kept in `bench.json` below the target folder, as a list of {work, ratio, low, high, target}.
 # `benches/gpu.sh` measures the same architectures on an NVIDIA GPU.
 #
 # Needs cargo and Python 3; the peers are installed from PyPI into an environment below the target folder.
@@ -54,7 +55,8 @@ metrics)
 ingest)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --bin pipe
-    exec python3 "$here/ingest/bench.py" --pipe "$target/release/pipe" --environment "$target/bench-ingest" "$@"
+    exec python3 "$here/ingest/bench.py" --pipe "$target/release/pipe" --environment "$target/bench-ingest" \
+        --json "$target/bench.json" "$@"
     ;;
 statistics)
     shift
@@ -69,7 +71,7 @@ vqa)
         --environment "$target/bench-vqa" --json "$target/bench.json" "$@"
     ;;
 *)
-    sed -n '2,23s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

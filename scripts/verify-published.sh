@@ -5,10 +5,12 @@
 #     scripts/verify-published.sh                       # all of the list below (needs a network)
 #     scripts/verify-published.sh clip=path/to/folder   # a folder that is there already
 #
-# A folder of `openai` holds one of OpenAI's files and the `tokenizer.json` of a CLIP, one of `pmc_clip` the authors'
-# `checkpoint.pt` and PubMedBERT's `vocab.txt`, one of `ct_clip` the authors' `.pt` and CXR-BERT's `vocab.txt`. CT-CLIP
-# is gated and compared by its authors' code, so it is in the list only where CT_CLIP names a clone of
-# https://github.com/ibrahimethemhamamci/CT-CLIP, and HF_TOKEN an account that accepted its conditions.
+# A folder of `openai` holds one of OpenAI's files and the `tokenizer.json` of a CLIP, one of `pmc_clip` PubMedBERT's
+# `vocab.txt` and the authors' `checkpoint.pt` or the three files that it was split into, one of `ct_clip` CXR-BERT's
+# `vocab.txt` and one of the authors' `.pt`. CT-CLIP and what was tuned from it are gated and compared by their authors'
+# code, so they are in the list only where CT_CLIP names a clone of https://github.com/ibrahimethemhamamci/CT-CLIP, and
+# HF_TOKEN an account that accepted its conditions. Of towers alone (`bert`, `timm`, `torchvision`) that side is compared.
+# CONFIG, a table in TOML, says of a folder what its files do not, as small models of the same layouts need it.
 #
 # Takes a Rust toolchain and Python; installs PyTorch (a large download) into a virtual environment.
 set -euo pipefail
@@ -18,7 +20,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/pipe-build
 python=${PYTHON:-$cache/torch/bin/python}
 if [ ! -x "$python" ]; then
   python3 -m venv "$cache/torch"
-  "$cache/torch/bin/pip" install --quiet --disable-pip-version-check torch transformers open_clip_torch safetensors numpy pyarrow pillow
+  "$cache/torch/bin/pip" install --quiet --disable-pip-version-check torch torchvision timm transformers open_clip_torch safetensors numpy pyarrow pillow
 fi
 
 # name=repository: the folders are fetched into the cache of the hub.
@@ -32,9 +34,17 @@ if ((${#models[@]} == 0)); then
     clip=flaviagiammarino/pubmed-clip-vit-base-patch32
     clip=vinid/plip
     openai=RN50
-    pmc_clip=axiong/pmc_oa_beta
+    pmc_clip=axiong/pmc_oa_beta:checkpoint.pt
+    "pmc_clip=axiong/pmc_oa:image_encoder(resnet50).pth,text_encoder.pth,text_projection_layer.pth"
+    bert=microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext
+    timm=timm/vit_base_patch16_224.augreg2_in21k_ft_in1k
+    torchvision=resnet50-0676ba61
   )
-  [ -z "${CT_CLIP:-}" ] || models+=(ct_clip=ibrahimhamamci/CT-RATE)
+  if [ -n "${CT_CLIP:-}" ]; then
+    for file in CT-CLIP_v2.pt CT_VocabFine_v2.pt CT_LiPro_v2.pt; do
+      models+=("ct_clip=ibrahimhamamci/CT-RATE:models/CT-CLIP-Related/$file")
+    done
+  fi
 fi
 
 # fetch REPOSITORY TYPE FILE...: the files of a repository of the hub, in one folder.
@@ -63,10 +73,16 @@ for model in "${models[@]}"; do
     digest=afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762
     curl -fsSL "https://openaipublic.azureedge.net/clip/models/$digest/$source.pt" -o "$folder/$source.pt"
     echo "$digest  $folder/$source.pt" | sha256sum --check --quiet
-  elif [ "$library" = pmc_clip ]; then
-    folder=$(fetch "$work" "dataset:$source:checkpoint.pt" model:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext:vocab.txt)
-  elif [ "$library" = ct_clip ]; then
-    folder=$(fetch "$work" "dataset:$source:models/CT-CLIP-Related/CT-CLIP_v2.pt" model:microsoft/BiomedVLP-CXR-BERT-specialized:vocab.txt)
+  elif [ "$library" = torchvision ]; then
+    folder=$(mktemp -d -p "$work")
+    curl -fsSL "https://download.pytorch.org/models/$source.pth" -o "$folder/$source.pth"
+    # The name ends in the first digits of the digest.
+    sha256sum "$folder/$source.pth" | grep -q "^${source##*-}" || { echo "$source.pth is damaged" >&2; exit 1; }
+  elif [ "$library" = pmc_clip ] || [ "$library" = ct_clip ]; then
+    vocabulary=microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext
+    [ "$library" = pmc_clip ] || vocabulary=microsoft/BiomedVLP-CXR-BERT-specialized
+    IFS=, read -ra files <<<"${source#*:}"
+    folder=$(fetch "$work" "${files[@]/#/dataset:${source%%:*}:}" "model:$vocabulary:vocab.txt")
   else
     folder=$("$python" -c 'import sys, huggingface_hub; print(huggingface_hub.snapshot_download(sys.argv[1]))' "$source")
   fi
@@ -76,6 +92,11 @@ for model in "${models[@]}"; do
     drawn='{ domain = "volume", seed = 5, size = 128, train = 0, val = 0, test = 2 }'
     port=volumes
   fi
+  case $library in
+  bert) inputs='captions = "pairs.captions"' modality=text ;;
+  timm | torchvision) inputs='images = "pairs.images"' modality=image ;;
+  *) inputs="images = \"pairs.$port\", captions = \"pairs.captions\"" modality=both ;;
+  esac
   rm -rf "$work/results"
   cat >"$work/published.toml" <<TOML
 [pipeline]
@@ -89,11 +110,12 @@ params = $drawn
 [stage.model]
 kind = "checkpoint"
 inputs = { source = "file:$folder" }
+params = { config = ${CONFIG:-{\}} }
 
 [stage.embedded]
 kind = "embed"
-inputs = { images = "pairs.$port", captions = "pairs.captions", checkpoint = "model" }
-params = { splits = ["test"], normalise = false }
+inputs = { $inputs, checkpoint = "model" }
+params = { splits = ["test"], normalise = false, modality = "$modality" }
 TOML
   cargo run --quiet --release -- run "$work/published.toml" --store "$work/store" --results "$work/results"
   "$python" scripts/verify_published.py "$library" "$folder" "$work/results/published"

@@ -2,8 +2,10 @@
 what the run stored."""
 
 import io
+import os
 import pathlib
 import sys
+import tomllib
 
 import numpy
 import pyarrow
@@ -89,41 +91,90 @@ def with_openai(folder):
     return images, lambda captions: model.encode_text(tokenizer(captions))
 
 
+def stated():
+    """What CONFIG says of a model beside its files, as the stage `checkpoint` is told it: a table in TOML."""
+    return tomllib.loads(f"config = {os.environ.get('CONFIG', '{}')}")["config"]
+
+
+def bert_of(state, heads):
+    """A BERT of the sizes of its weights, which it then has."""
+    from transformers import BertConfig, BertModel
+
+    table = state["embeddings.word_embeddings.weight"]
+    layers = {name.split(".")[2] for name in state if name.startswith("encoder.layer.")}
+    config = BertConfig(
+        vocab_size=table.shape[0], hidden_size=table.shape[1], num_hidden_layers=len(layers), num_attention_heads=heads or table.shape[1] // 64,
+        intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        max_position_embeddings=state["embeddings.position_embeddings.weight"].shape[0],
+    )
+    bert = BertModel(config)
+    loaded = bert.load_state_dict(state, strict=False)
+    assert not [name for name in loaded.missing_keys if not name.startswith("pooler.")], loaded.missing_keys
+    return bert.eval()
+
+
 def with_pmc_clip(folder):
     """PMC-CLIP's towers as its authors put them together: open_clip's residual network, and PubMedBERT that attends
-    padding. Takes `checkpoint.pt` and `vocab.txt`."""
+    padding. Takes `vocab.txt` and either `checkpoint.pt` or the three files that it was split into."""
     import open_clip
     from open_clip.modified_resnet import ModifiedResNet
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from transformers import BertTokenizer
 
     folder = pathlib.Path(folder)
-    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=False)["state_dict"]
-    state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-    part = lambda prefix: {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
-    visual = ModifiedResNet(layers=[3, 4, 6, 3], output_dim=768, heads=32, image_size=224, width=64)
-    visual.load_state_dict(part("visual."))
-    bert = BertModel(BertConfig(vocab_size=30522))
-    loaded = bert.load_state_dict(part("text_encoder."), strict=False)
-    assert not loaded.missing_keys, loaded.missing_keys
-    visual.eval(), bert.eval()
+    read = lambda name: torch.load(folder / name, map_location="cpu", weights_only=False)
+    if (folder / "checkpoint.pt").exists():
+        state = {name.removeprefix("module."): value.float() for name, value in read("checkpoint.pt")["state_dict"].items()}
+        part = lambda prefix: {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+        image, text, projection = part("visual."), part("text_encoder."), state["text_projection"]
+    else:
+        image, text, projection = (read(name) for name in ("image_encoder(resnet50).pth", "text_encoder.pth", "text_projection_layer.pth"))
+    config = stated()
+    layers = [len({name.split(".")[1] for name in image if name.startswith(f"layer{stage}.")}) for stage in range(1, 5)]
+    width = image["conv3.weight"].shape[0]
+    side = 32 * round((image["attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+    visual = ModifiedResNet(layers=layers, output_dim=image["attnpool.c_proj.weight"].shape[0], heads=config.get("pool_heads", 32), image_size=side, width=width)
+    visual.load_state_dict(image)
+    visual.eval()
+    bert = bert_of(text, config.get("text", {}).get("num_attention_heads"))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    preprocess = open_clip.image_transform(224, is_train=False)
+    preprocess = open_clip.image_transform(side, is_train=False)
     images = lambda pictures: visual(torch.stack([preprocess(picture) for picture in pictures]))
 
     def texts(captions):
-        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        ids = tokenizer(captions, padding="max_length", max_length=config.get("context", 77), truncation=True, return_tensors="pt")
         # Padding is attended: there is no mask.
         hidden = bert(input_ids=ids["input_ids"], attention_mask=torch.ones_like(ids["input_ids"])).last_hidden_state
-        return hidden[:, 0] @ state["text_projection"]
+        return hidden[:, 0] @ projection
 
     return images, texts
 
 
+def with_timm(folder):
+    """A folder of timm, by its own transform."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    return lambda pictures: model(torch.stack([transform(picture.convert("RGB")) for picture in pictures])), None
+
+
+def with_torchvision(folder):
+    """One of torchvision's ResNet-50, by the transform of its first weights."""
+    import torchvision
+
+    (file,) = pathlib.Path(folder).glob("*.pth")
+    model = torchvision.models.resnet50()
+    model.load_state_dict(torch.load(file, map_location="cpu"))
+    model.fc = torch.nn.Identity()
+    model.eval()
+    transform = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
+    return lambda pictures: model(torch.stack([transform(picture.convert("RGB")) for picture in pictures])), None
+
+
 def with_ct_clip(folder):
     """CT-CLIP by its authors' code (`transformer_maskgit`, `ct_clip`), which CT_CLIP, a clone of
-    https://github.com/ibrahimethemhamamci/CT-CLIP, holds. Takes `CT-CLIP_v2.pt` and `vocab.txt`."""
-    import os
-
+    https://github.com/ibrahimethemhamamci/CT-CLIP, holds. Takes `vocab.txt` and `CT-CLIP_v2.pt`, or what was tuned from
+    it: `CT_VocabFine_v2.pt`, or `CT_LiPro_v2.pt`, whose names have a prefix and whose classifier is not compared."""
     clone = pathlib.Path(os.environ["CT_CLIP"])
     sys.path += [str(clone / "transformer_maskgit"), str(clone / "CT_CLIP")]
     from ct_clip import CTCLIP
@@ -137,7 +188,10 @@ def with_ct_clip(folder):
     model = CTCLIP(image_encoder=image, text_encoder=text, dim_image=294912, dim_text=768, dim_latent=512,
                    extra_latent_projection=False, use_mlm=False, downsample_image_embeds=False,
                    use_all_token_embeds=False)
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=False), strict=False)
+    state = torch.load(file, map_location="cpu", weights_only=False)
+    state = {name.removeprefix("trained_model."): value for name, value in state.items()}
+    loaded = model.load_state_dict(state, strict=False)
+    assert not [name for name in loaded.missing_keys if name.startswith(("visual_transformer.enc", "text_transformer.encoder", "to_"))], loaded.missing_keys
     model.eval()
     tokenizer = BertTokenizer(str(pathlib.Path(folder) / "vocab.txt"))
 
@@ -160,6 +214,8 @@ LIBRARIES = {
     "openai": with_openai,
     "pmc_clip": with_pmc_clip,
     "ct_clip": with_ct_clip,
+    "timm": with_timm,
+    "torchvision": with_torchvision,
 }
 
 

@@ -1,15 +1,16 @@
-"""An ingest beside pyarrow, pandas and Hugging Face `datasets` doing the same from the same files: pairs of image
-and caption in PMC-OA's layout, each image decoded once, all of it written as Parquet.
+"""Ingests of generated data sets in published layouts beside others who do the same from the same files: each image is
+decoded and digested once, and all of it written as Parquet.
 
-Prints a table of seconds, peak memory and ratios, and what the memory of an ingest grows by with each pair, from
-runs over a quarter of the pairs and over all of them: the arithmetic for PMC-15M's 15.3 million.
+`pairs` of image and caption in PMC-OA's layout, `npz` arrays as MedMNIST's, `parquet` files of Hugging Face, `images` in
+folders, and `scans` (NIfTI) as CT-RATE's. Prints seconds that passed and seconds that the cores computed: on a machine
+that others use too, only the ratios of the second kind say something, and only within one run. A peer's seconds begin
+behind its imports; ours are those of the whole program. With `--growth`, what the memory of an ingest grows by with
+each row, from runs over a quarter of the rows and over all of them, and what that makes for PMC-15M's 15.3 million.
 """
 
 import argparse
-import io
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -17,207 +18,158 @@ import sys
 import tempfile
 import time
 import venv
-import zipfile
 from pathlib import Path
 
-PEERS = ["pyarrow", "pandas", "datasets"]
-PACKAGES = ["pyarrow>=20,<30", "pandas>=2,<4", "datasets>=4,<6", "pillow>=11,<13", "numpy>=2,<3"]
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
+import generated
+import peers
+
+PACKAGES = ["pyarrow>=20,<30", "pandas>=2,<4", "datasets>=4,<6", "pillow>=11,<13", "numpy>=2,<3", "nibabel>=5,<6"]
 PMC_15M = 15_300_000
-WORDS = "axial coronal image showing a large small mass lesion of the liver lung kidney with arrow enhancement left right".split()
-
-STUDY = """[pipeline]
-name = "pairs"
-format = 1
-[stage.pairs]
-kind = "ingest.pmc"
-inputs = { source = "file:data" }
-params = { dataset = "generated" }
-"""
 
 
-def generate(folder: Path, pairs: int, loose: bool, side: int = 224) -> int:
-    """Pairs of a JPEG of `side` x `side` pixels and a caption of about 30 words; returns the bytes of the images."""
-    import numpy
-    from PIL import Image
+class Work:
+    """A layout: its stage, how it is generated, how many rows of what side by default, and who else reads it."""
 
-    numbers = numpy.random.default_rng(1)
-    pictures = []
-    for _ in range(64):
-        small = Image.fromarray(numbers.integers(0, 256, (28, 28, 3), dtype=numpy.uint8))
-        buffer = io.BytesIO()
-        small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=90)
-        pictures.append(buffer.getvalue())
-    words = random.Random(1)
-    folder.mkdir(parents=True)
-    total = 0
-    archive = None if loose else zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_STORED)
-    if loose:
-        (folder / "images").mkdir()
-    with open(folder / "train.jsonl", "w") as lines:
-        for number in range(pairs):
-            # A comment makes every file another one.
-            comment = f"{number:08d}".encode()
-            picture = pictures[number % len(pictures)]
-            content = picture[:2] + b"\xff\xfe" + (2 + len(comment)).to_bytes(2, "big") + comment + picture[2:]
-            name = f"PMC{1_000_000 + number // 4}_Fig{number % 4}_0.jpg"
-            if archive:
-                archive.writestr(f"images/{name}", content)
-            else:
-                (folder / "images" / name).write_bytes(content)
-            total += len(content)
-            caption = " ".join(words.choices(WORDS, k=words.randint(10, 50)))
-            lines.write(json.dumps({"image": name, "caption": caption, "alignment_type": "figure", "alignment_score": 0.5}) + "\n")
-    if archive:
-        archive.close()
-    return total
+    def __init__(self, stage, generate, rows, side, others, targets=()):
+        self.stage, self.generate, self.rows, self.side, self.others = stage, generate, rows, side, others
+        self.targets = dict(targets)
 
 
-def measured(command: list[str], **options) -> tuple[float, float]:
-    """Seconds, and the peak of the process's own memory in MiB. Files that it maps to digest them are not its own: the
-    system takes such pages back when it needs them."""
+WORKS = {
+    "pairs": Work('kind = "ingest.pmc"\nparams = { dataset = "generated" }', None, 6_000, 224, ["pyarrow", "pandas", "datasets"]),
+    "npz": Work('kind = "ingest.medmnist"\nparams = { dataset = "pneumoniamnist", allow_partial = true }', generated.npz, 20_000, 64, ["pyarrow", "pandas"], [("pandas", 5)]),
+    "parquet": Work('kind = "ingest.huggingface"\nparams = { columns = { id = "id", label = "label", caption = "caption" } }', generated.parquet, 6_000, 224, ["datasets"]),
+    "images": Work('kind = "ingest.images"\nparams = { folders = ["split", "label"] }', generated.images, 6_000, 224, ["pyarrow", "pandas"]),
+    "scans": Work('kind = "ingest.ct_rate"\nparams = { spacing = [], allow_partial = true }', generated.scans, 6, 256, ["nibabel"]),
+}
+
+
+def measured(command, **options):
+    """Seconds that passed, seconds that the cores computed, the peak of the process's own memory in MiB, and its output.
+    Files that it maps to digest them are not its own: the system takes such pages back when it needs them."""
     start = time.monotonic()
-    process = subprocess.Popen(command, **options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
     peak = 0
-    while process.poll() is None:
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
         try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", status).group(1)))
+            peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text()).group(1)))
         except (OSError, AttributeError):
             pass  # it ended
-        time.sleep(0.02)
-    seconds = time.monotonic() - start
+        time.sleep(0.01)
+    passed = time.monotonic() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    output = process.stdout.read()
     if process.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed")
-    return seconds, peak / 1024
+        sys.exit(f"{' '.join(map(str, command))} failed")
+    return passed, usage.ru_utime + usage.ru_stime, peak / 1024, output
 
 
-def ingest(pipe: str, data: Path, work: Path) -> tuple[float, float]:
-    folder = Path(tempfile.mkdtemp(dir=work))
+def ours(pipe, work, data, folder):
+    """One ingest into a store of its own."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
     (folder / ".pipe").mkdir()
-    (folder / "study.toml").write_text(STUDY)
+    source = "data/set.npz" if work == "npz" else "data"
+    (folder / "study.toml").write_text(f'[pipeline]\nname = "bench"\nformat = 1\n[stage.read]\ninputs = {{ source = "file:{source}" }}\n{WORKS[work].stage}\n')
     (folder / "data").symlink_to(data)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PIPE_")}
-    result = measured([pipe, "run", "study.toml"], cwd=folder, env=clean | {"XDG_CACHE_HOME": str(folder / "cache")}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    passed, computed, peak, _ = measured([pipe, "run", "study.toml"], cwd=folder, env=clean | {"XDG_CACHE_HOME": str(folder / "cache")}, stderr=subprocess.DEVNULL)
     shutil.rmtree(folder)
-    return result
+    return passed, computed, peak
 
 
-def rows(data: Path, block: int, threads: int):
-    """Blocks of pairs with the bytes of their images, each decoded and digested, as an ingest does."""
-    import hashlib
-    from concurrent.futures import ThreadPoolExecutor
-
-    from PIL import Image
-
-    archive = zipfile.ZipFile(data / "images.zip") if (data / "images.zip").exists() else None
-
-    def read(line: str) -> dict:
-        pair = json.loads(line)
-        name = pair["image"]
-        content = archive.read(f"images/{name}") if archive else (data / "images" / name).read_bytes()
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return {
-            "image_id": name,
-            "image": {"bytes": content, "path": name},
-            "width": image.width,
-            "height": image.height,
-            "sha": hashlib.blake2b(content, digest_size=32).hexdigest(),
-            "pixels": hashlib.blake2b(image.tobytes(), digest_size=32).hexdigest(),
-            "caption": pair["caption"],
-        }
-
-    with ThreadPoolExecutor(threads) as pool, open(data / "train.jsonl") as lines:
-        waiting = []
-        for line in lines:
-            waiting.append(line)
-            if len(waiting) == block:
-                yield list(pool.map(read, waiting))
-                waiting = []
-        if waiting:
-            yield list(pool.map(read, waiting))
+def theirs(peer, work, data, folder, threads):
+    """The same by a peer."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    command = [sys.executable, str(Path(__file__).with_name("theirs.py")), peer, work, str(data), str(out), str(threads)]
+    *_, peak, output = measured(command)
+    told = json.loads(output.splitlines()[-1])
+    shutil.rmtree(out)
+    return told["passed"], told["computed"], peak
 
 
-def peer(name: str, data: Path, out: Path, threads: int) -> None:
-    """What a peer does, in a process of its own."""
-    if name == "pyarrow":
-        import pyarrow
-        import pyarrow.parquet
-
-        writer = None
-        for block in rows(data, 256, threads):
-            table = pyarrow.Table.from_pylist(block)
-            writer = writer or pyarrow.parquet.ParquetWriter(out / "pairs.parquet", table.schema, compression="zstd")
-            writer.write_table(table)
-        writer.close()
-    elif name == "pandas":
-        import pandas
-
-        for number, block in enumerate(rows(data, 10_000, threads)):
-            pandas.DataFrame(block).to_parquet(out / f"{number:05d}.parquet", compression="zstd")
-    else:
-        import datasets
-
-        features = datasets.Features(
-            {"image_id": datasets.Value("string"), "image": datasets.Image(decode=False), "width": datasets.Value("int32"), "height": datasets.Value("int32"), "sha": datasets.Value("string"), "pixels": datasets.Value("string"), "caption": datasets.Value("string")}
-        )
-        datasets.disable_progress_bars()
-
-        def generate_rows():
-            for block in rows(data, 256, threads):
-                yield from block
-
-        made = datasets.Dataset.from_generator(generate_rows, features=features, cache_dir=str(out / "cache"))
-        made.to_parquet(str(out / "pairs.parquet"))
+def generate(work, folder, rows, side, loose):
+    if work == "pairs":
+        return generated.pairs(folder, rows, side, loose)
+    return WORKS[work].generate(folder, rows, side)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def compare(arguments, work, folder):
+    """Prints a line for each side; ratios are medians of runs that took turns."""
+    layout = WORKS[work]
+    rows, side = arguments.rows or layout.rows, arguments.side or layout.side
+    size = generate(work, folder / work, rows, side, arguments.loose)
+    names = [name for name in layout.others if name in arguments.peers]
+    runs = {name: [] for name in ["pipe", *names]}
+    for _ in range(arguments.passes):
+        runs["pipe"].append(ours(arguments.pipe, work, folder / work, folder))
+        for name in names:
+            runs[name].append(theirs(name, work, folder / work, folder, arguments.threads))
+    for name, measurements in runs.items():
+        passed, computed = ([one[place] for one in measurements] for place in (0, 1))
+        ratio = "1"
+        if name != "pipe":
+            of_cores = peers.Ratio([one[1] for one in runs["pipe"]], computed)
+            ratio = f"{of_cores} | {peers.Ratio([one[0] for one in runs['pipe']], passed)}"
+            peers.record(arguments.json, f"ingest: {work} beside {name}, seconds of the cores", of_cores, layout.targets.get(name))
+        else:
+            ratio = "1 | 1"
+        best, peak = min(computed), max(one[2] for one in measurements)
+        print(f"| {work}: {rows} of {side} pixels, {size / 1e6:.0f} MB | {name} | {best:.1f} | {min(passed):.1f} | {ratio} | {peak:.0f} |", flush=True)
+    shutil.rmtree(folder / work)
+
+
+def growth(arguments, work, folder):
+    """What the memory of an ingest grows by with each row."""
+    layout = WORKS[work]
+    rows, side = arguments.rows or layout.rows, arguments.side or layout.side
+    peaks, seconds = [], []
+    for count in (rows // 4, rows):
+        generate(work, folder / work, count, side, arguments.loose)
+        passed, _, peak = ours(arguments.pipe, work, folder / work, folder)
+        peaks.append(peak)
+        seconds.append(passed)
+        shutil.rmtree(folder / work)
+    each = (peaks[1] - peaks[0]) * 2**20 / (rows - rows // 4)
+    most = peaks[1] + each * (PMC_15M - rows) / 2**20
+    print(f"{work}: {peaks[0]:.0f} MiB for {rows // 4} rows, {peaks[1]:.0f} MiB for {rows} in {seconds[1]:.0f} s: {each:.0f} bytes more for each. {PMC_15M / 1e6:.1f} million: {most:.0f} MiB, {seconds[1] / rows * PMC_15M / 3600:.1f} hours.", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipe", required=True, help="the program")
     parser.add_argument("--environment", type=Path, required=True, help="where the peers are installed")
-    parser.add_argument("--pairs", type=int, default=200_000, help="how many pairs (200000)")
+    parser.add_argument("--json", help="a list of results that this measurement's are written into")
+    parser.add_argument("--works", nargs="*", choices=list(WORKS), default=list(WORKS), help="all by default")
+    parser.add_argument("--rows", type=int, help="images, or volumes, instead of each layout's own number")
+    parser.add_argument("--side", type=int, help="pixels a side instead of each layout's own; with 16, many rows show what memory grows by")
+    parser.add_argument("--passes", type=int, default=3, help="runs of each side (3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the peers that decode")
-    parser.add_argument("--side", type=int, default=224, help="pixels a side of the images (224); with 16, many pairs show what memory grows by")
-    parser.add_argument("--loose", action="store_true", help="images as files instead of an archive")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="which peers; none with an empty list")
-    parser.add_argument("--work", type=Path, default=None, help="a folder with room for four times the images")
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--loose", action="store_true", help="pairs whose images are files instead of an archive")
+    parser.add_argument("--growth", action="store_true", help="the memory by the number of rows, without peers")
+    parser.add_argument("--peers", nargs="*", choices=["pyarrow", "pandas", "datasets", "nibabel"], default=["pyarrow", "pandas", "datasets", "nibabel"], help="which peers; none with an empty list")
+    parser.add_argument("--work", type=Path, help="a folder with room for four times the images")
     arguments = parser.parse_args()
-    if arguments.peer:
-        return peer(arguments.peer, arguments.data, arguments.work, arguments.threads)
 
     python = arguments.environment / "bin/python"
     if not python.exists():
         venv.create(arguments.environment, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    if Path(sys.executable).resolve() != python.resolve() and sys.prefix != str(arguments.environment.resolve()):
+    if sys.prefix != str(arguments.environment.resolve()):
         os.execv(python, [str(python), *sys.argv])
 
-    work = Path(tempfile.mkdtemp(prefix="bench-ingest-", dir=arguments.work))
+    folder = Path(tempfile.mkdtemp(prefix="bench-ingest-", dir=arguments.work))
     try:
-        few, many = arguments.pairs // 4, arguments.pairs
-        generate(work / "few", few, arguments.loose, arguments.side)
-        size = generate(work / "many", many, arguments.loose, arguments.side)
-        print(f"{many} pairs, {size / 1e6:.0f} MB of images {'as files' if arguments.loose else 'in an archive'}, {os.cpu_count()} cores\n")
-        print("| | seconds | pairs/s | MB/s | peak MiB | ratio of time |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-        _, little = ingest(arguments.pipe, work / "few", work)
-        ours, peak = ingest(arguments.pipe, work / "many", work)
-
-        def line(name: str, seconds: float, memory: float) -> None:
-            print(f"| {name} | {seconds:.1f} | {many / seconds:.0f} | {size / 1e6 / seconds:.0f} | {memory:.0f} | {seconds / ours:.2f} |", flush=True)
-
-        line("pipe, ingest.pmc", ours, peak)
-        for name in arguments.peers:
-            out = Path(tempfile.mkdtemp(dir=work))
-            command = [str(python), __file__, "--pipe", "-", "--environment", "-", "--peer", name, "--data", str(work / "many"), "--work", str(out), "--threads", str(arguments.threads)]
-            line(name, *measured(command))
-            shutil.rmtree(out)
-        each = (peak - little) * 1024 * 1024 / (many - few)
-        print(f"\nMemory of the ingest: {little:.0f} MiB for {few} pairs, {peak:.0f} MiB for {many}: {each:.0f} bytes more for each pair.")
-        print(f"PMC-OA's 1.65 million pairs: {(peak + each * (1_650_000 - many) / 2**20):.0f} MiB. PMC-15M's {PMC_15M / 1e6:.1f} million: {(peak + each * (PMC_15M - many) / 2**20):.0f} MiB, {ours / many * PMC_15M / 3600:.1f} hours at this speed.")
+        peers.print_machine()
+        if not arguments.growth:
+            print("| data | | seconds of the cores | seconds | ratio of the cores | ratio of seconds | MiB |\n| --- | --- | ---: | ---: | --- | --- | ---: |")
+        for work in arguments.works:
+            (growth if arguments.growth else compare)(arguments, work, folder)
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(folder)
 
 
 main()

@@ -39,6 +39,7 @@ mod metrics;
 mod model;
 pub mod mosaic;
 pub mod neighbours;
+pub mod overlap;
 pub mod phantom;
 mod pieces;
 mod png;

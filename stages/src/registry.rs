@@ -44,6 +44,7 @@ pub fn registry() -> Registry {
         .with(crate::ingest::IngestSlake)
         .with(crate::ingest::IngestVqaRad)
         .with(crate::mosaic::Mosaic)
+        .with(crate::overlap::Overlap)
         .with(crate::phantom::IngestPhantom)
         .with(crate::finetune::PretrainAutoencoder)
         .with(crate::finetune::PretrainMeta)

@@ -28,6 +28,10 @@ params = { domain = "medical", weights = "chest", task = "finding-chest", seed =
 kind = "ingest.images"
 inputs = { source = "file:pictures" }
 
+[stage.shared]
+kind = "overlap"
+inputs = { pairs = ["pairs.images", "pairs.captions", "pairs.questions"], pictures = ["pictures.images"] }
+
 [stage.vocabulary]
 kind = "tokenizer"
 inputs = { text = "pairs.captions" }

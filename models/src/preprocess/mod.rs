@@ -2,6 +2,7 @@
 //! implementations do it.
 
 mod config;
+mod formats;
 mod grey;
 mod picture;
 mod pipeline;

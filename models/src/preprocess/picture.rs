@@ -6,10 +6,12 @@ use image::codecs::jpeg::JpegDecoder;
 use image::{DynamicImage, ImageDecoder, Limits};
 use png::{BitDepth, ColorType, Transformations};
 
+use super::formats;
+
 /// An image beyond this side is refused before it is decoded.
 const SIDE_LIMIT: u32 = 1 << 15;
 /// So is one of more bytes than this when decoded.
-const BYTES_LIMIT: u64 = 1 << 30;
+pub(super) const BYTES_LIMIT: u64 = 1 << 30;
 /// What the decoders may use beside the pixels.
 const WORK_LIMIT: usize = 64 << 20;
 
@@ -18,7 +20,7 @@ const WORK_LIMIT: usize = 64 << 20;
 #[error("the image cannot be decoded: {0}")]
 pub struct DecodeError(String);
 
-fn error(reason: impl std::fmt::Display) -> DecodeError {
+pub(super) fn error(reason: impl std::fmt::Display) -> DecodeError {
     DecodeError(reason.to_string())
 }
 
@@ -84,8 +86,8 @@ impl Picture {
         &self.samples
     }
 
-    /// Decodes a PNG or JPEG, keeping the mode of the file. Colours of 16 bits lose their lower half;
-    /// grey of 16 bits is kept.
+    /// Decodes a PNG, JPEG, TIFF, BMP, GIF or WebP, keeping the mode of the file. Colours of 16 bits lose their lower
+    /// half; grey of 16 bits is kept.
     ///
     /// # Errors
     /// If the bytes are no such image, are damaged, or are a very large image.
@@ -95,7 +97,7 @@ impl Picture {
         } else if bytes.starts_with(b"\xff\xd8") {
             decode_jpeg(bytes)
         } else {
-            Err(error("it is neither a PNG nor a JPEG"))
+            formats::decode(bytes)
         }
     }
 
@@ -161,7 +163,7 @@ pub(super) fn to_grey(values: &[u16], [low, high]: [f64; 2]) -> Vec<u8> {
     values.iter().map(grey).collect()
 }
 
-fn check_size(width: u32, height: u32, bytes: u64) -> Result<(), DecodeError> {
+pub(super) fn check_size(width: u32, height: u32, bytes: u64) -> Result<(), DecodeError> {
     if width > SIDE_LIMIT || height > SIDE_LIMIT || bytes > BYTES_LIMIT {
         return Err(error(format!(
             "it has {width} x {height} pixels; at most {SIDE_LIMIT} a side and {BYTES_LIMIT} bytes in all are expected"

@@ -156,7 +156,7 @@ impl StageKind for IngestCtRate {
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
                 "source",
-                &[ArtifactType::FILE],
+                &[ArtifactType::FILE, ArtifactType::TREE],
                 "the folder `dataset` of CT-RATE, or a part of it; or a CSV file of labelled reports",
             )],
             free_inputs: None,

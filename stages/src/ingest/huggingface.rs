@@ -16,16 +16,16 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::rows::{Named, Row, Rows, labels, texts};
+use self::rows::{Caption, Images, Row, Said, labels, texts};
 use super::checks::Checks;
 use super::origin::{source_md5, version};
 use super::parquet::ParquetRows;
 use super::pictures::ImageWriter;
-use super::questions::{Question, answer_type, check_questions};
+use super::questions::{Question, answer_type};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{SPLITS, canonical, drawn, named_in, place};
-use crate::table::{Table, TableSchema, WriteOptions, write};
+use crate::table::{Table, WriteOptions};
 use crate::{artifact, truth};
 
 /// Which column says what.
@@ -167,13 +167,13 @@ impl StageKind for IngestHuggingFace {
         KindDescription {
             name: "ingest.huggingface",
             summary: "reads Parquet files with a column of images, as on Hugging Face",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
                 "source",
-                &[ArtifactType::FILE],
+                &[ArtifactType::FILE, ArtifactType::TREE],
                 "a Parquet file, or a folder of them named after their splits",
             )],
             free_inputs: None,
@@ -239,7 +239,17 @@ impl StageKind for IngestHuggingFace {
         let provenance = context.provenance().to_owned();
         let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
         let images = ImageWriter::new(context, options, &metadata)?;
-        let mut ingest = Ingest { params, images, rejects: Rejects::default(), rows: Rows::default() };
+        let said = Said::new(context, params, &provenance, &metadata)?;
+        let mut ingest = Ingest {
+            params,
+            images,
+            said,
+            rejects: Rejects::default(),
+            named: Images::default(),
+            positions: [0; SPLITS.len()],
+            classes: None,
+            is_empty: true,
+        };
         let parquet: Vec<&SourceFile> = files.iter().filter(|file| file.path.ends_with(".parquet")).collect();
         if parquet.is_empty() {
             return Err(files.error("it has no .parquet file"));
@@ -253,28 +263,18 @@ impl StageKind for IngestHuggingFace {
                 }
             }
         }
-        let Ingest { images, rejects, rows, .. } = ingest;
+        let Ingest { images, said, rejects, classes, is_empty, .. } = ingest;
         let stored = images.finish(context.output("images")?)?;
-        if !rows.images.values().any(|named| named.is_stored) {
+        if is_empty {
             return Err(files.error("there is no image to read"));
         }
-        let text = WriteOptions::text(&provenance);
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
         if params.columns.label.is_some() {
-            let table = rows.label_table(params, &files, &mut checks)?.with_all_metadata(&metadata);
-            write(context.output("labels")?, &TableSchema::labels(), &table, text)?;
+            let output = context.output("labels")?;
+            said.write_labels(params, classes.as_deref(), &files, &provenance, output, &mut checks)?;
         }
-        if params.columns.caption.is_some() {
-            let table = rows.caption_table(context.scratch()?, &mut checks)?.with_all_metadata(&metadata);
-            write(context.output("captions")?, &TableSchema::captions(), &table, text)?;
-        }
-        if params.columns.question.is_some() {
-            let table = super::questions::table(&rows.questions).with_all_metadata(&metadata);
-            let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
-            write(context.output("questions")?, &TableSchema::questions(), &table, options)?;
-            check_questions(&mut checks, &rows.questions);
-        }
+        said.finish(context, &mut checks)?;
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -284,8 +284,16 @@ impl StageKind for IngestHuggingFace {
 struct Ingest<'a> {
     params: &'a Params,
     images: ImageWriter<'a>,
+    said: Said<'a>,
     rejects: Rejects,
-    rows: Rows,
+    /// The images that were met, by id.
+    named: Images,
+    /// How many rows of each split were read.
+    positions: [usize; SPLITS.len()],
+    /// The names of the classes that the files tell.
+    classes: Option<Vec<String>>,
+    /// Whether no image could be decoded yet.
+    is_empty: bool,
 }
 
 impl Ingest<'_> {
@@ -301,10 +309,10 @@ impl Ingest<'_> {
         let mut rows = ParquetRows::open(file, &columns.names())?;
         if let Some(label) = &columns.label {
             let names = rows.class_names(label);
-            if self.rows.classes.is_some() && names.is_some() && self.rows.classes != names {
+            if self.classes.is_some() && names.is_some() && self.classes != names {
                 return Err(file.error("its classes are others than those of the files before it"));
             }
-            self.rows.classes = self.rows.classes.take().or(names);
+            self.classes = self.classes.take().or(names);
         }
         let total = rows.rows();
         while let Some((first, table)) = rows.next()? {
@@ -380,11 +388,11 @@ impl Ingest<'_> {
             if of != split {
                 continue;
             }
-            self.rows.positions[place(split)] += 1;
+            self.positions[place(split)] += 1;
             let asks = columns.question.is_some();
             let id = id.unwrap_or_else(|| match asks {
                 true => Digest::of(bytes).to_hex()[..16].to_owned(),
-                false => format!("{}/{split}/{}", params.dataset, self.rows.positions[place(split)] - 1),
+                false => format!("{}/{split}/{}", params.dataset, self.positions[place(split)] - 1),
             });
             let question = match (&questions[row], &answers[row]) {
                 (Some(question), Some(answer)) => Some((question.clone(), answer.clone())),
@@ -428,25 +436,27 @@ impl Ingest<'_> {
         let digests: Vec<Digest> = rows.par_iter().map(|row| Digest::of(&row.bytes)).collect();
         let mut firsts = BTreeSet::new();
         let mut pictures = Vec::new();
+        let mut of_pictures = Vec::new();
         for (row, digest) in rows.iter().zip(&digests) {
-            if self.rows.images.contains_key(&row.id) {
-                continue;
-            }
-            self.rows.images.insert(row.id.clone(), Named { digest: *digest, is_stored: false });
-            firsts.insert(row.number);
-            pictures.push(row.picture(split, file));
-        }
-        for (picture, kept) in pictures.iter().zip(self.images.push(&pictures, &mut self.rejects)?) {
-            if let Some(named) = self.rows.images.get_mut(&picture.id) {
-                named.is_stored = kept;
+            if self.named.get(&row.id).is_none() {
+                self.named.set(&row.id, digest, false);
+                firsts.insert(row.number);
+                pictures.push(row.picture(split, file));
+                of_pictures.push(digest);
             }
         }
-        for (row, digest) in rows.into_iter().zip(digests) {
+        let kept = self.images.push(&pictures, &mut self.rejects)?;
+        for ((picture, digest), _) in pictures.iter().zip(of_pictures).zip(kept).filter(|(_, kept)| *kept) {
+            self.named.set(&picture.id, digest, true);
+            self.is_empty = false;
+        }
+        let (mut captions, mut questions) = (Vec::new(), Vec::new());
+        for (row, digest) in rows.into_iter().zip(&digests) {
             let is_first = firsts.contains(&row.number);
-            let lost = match self.rows.images.get(&row.id) {
+            let lost = match self.named.get(&row.id) {
                 // Its own image was rejected as it was read.
                 Some(named) if is_first && !named.is_stored => continue,
-                Some(named) if named.digest != digest => Some(format!(
+                Some(named) if !named.is(digest) => Some(format!(
                     "the id `{}` names another image in an earlier row; without `columns.id`, rows are named by split and position",
                     row.id
                 )),
@@ -461,23 +471,26 @@ impl Ingest<'_> {
                 continue;
             }
             if is_first && self.params.columns.label.is_some() {
-                self.rows.labels.push((row.id.clone(), split, row.labels));
+                self.said.labels(&row.id, split, row.labels)?;
             }
             for caption in row.captions {
-                self.rows.captions.push((row.id.clone(), split, caption, row.cuis.clone()));
+                captions.push(Caption { image: row.id.clone(), split, caption, cuis: row.cuis.clone() });
             }
             if let Some((question, answer)) = row.question {
-                self.rows.questions.push(Question {
-                    qid: self.rows.questions.len() as i64,
-                    image: row.id,
+                let answer_type = row.answer_type.as_deref().and_then(answer_type);
+                let image = row.id;
+                questions.push(Question {
+                    image,
                     split,
                     question,
                     answer,
-                    answer_type: row.answer_type.as_deref().and_then(answer_type),
+                    answer_type,
                     ..Question::default()
                 });
             }
         }
+        self.said.captions(captions)?;
+        self.said.questions(questions)?;
         self.rejects.check(self.params.max_rejects)
     }
 }

@@ -1,10 +1,11 @@
 //! The stage kind `ingest.images`: a folder of one's own, sorted into folders or described by a CSV file.
 
 mod described;
+mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -13,14 +14,17 @@ use pipe_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::described::{Described, from_csv, from_folders};
+use self::described::{Described, Rows};
+use self::tables::{Classes, Tables};
 use super::checks::Checks;
+use super::numbered::Numbered;
 use super::origin::{source_md5, version};
-use super::pictures::{Picture, StoredImages, write_images};
+use super::pictures::{ImageWriter, Picture, READ};
 use super::rejects::Rejects;
+use super::seen::text_key;
 use super::source::SourceFiles;
-use super::splits;
-use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+use super::splits::{SPLITS, place};
+use crate::table::WriteOptions;
 use crate::{artifact, truth};
 
 /// What the name of a folder says.
@@ -148,14 +152,22 @@ impl StageKind for IngestImages {
     fn describe(&self) -> KindDescription {
         KindDescription {
             name: "ingest.images",
-            summary: "reads a folder of PNG and JPEG files, sorted into folders or described by a CSV file",
-            implementation: 2,
+            summary: "reads a folder of images (PNG, JPEG, TIFF, BMP, GIF, WebP), sorted into folders or described by a CSV file",
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![
-                InputPort::required("source", &[ArtifactType::FILE], "the folder of images"),
-                InputPort::optional("table", &[ArtifactType::FILE], "a CSV file with a row per image"),
+                InputPort::required(
+                    "source",
+                    &[ArtifactType::FILE, ArtifactType::TREE],
+                    "the folder of images",
+                ),
+                InputPort::optional(
+                    "table",
+                    &[ArtifactType::FILE, ArtifactType::TREE],
+                    "a CSV file with a row per image",
+                ),
             ],
             free_inputs: None,
         }
@@ -205,7 +217,6 @@ impl StageKind for IngestImages {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let mut rejects = Rejects::default();
         let files = SourceFiles::of(context.input("source")?)?;
         let table = match context.optional_input("table") {
             Some(table) => Some(SourceFiles::of(table)?),
@@ -217,167 +228,123 @@ impl StageKind for IngestImages {
                 let (Some(file), None) = (tables.next(), tables.next()) else {
                     return Err(table.error("one CSV file is expected"));
                 };
-                from_csv(file, &files, params, &mut rejects)?
+                Rows::InCsv(file, &files)
             }
-            None => from_folders(&files, params, &mut rejects)?,
+            None => Rows::InFolders(&files),
         };
-        let rows = distinct(rows, &mut rejects);
-        let (rows, labels) = Labels::read(rows, params, &mut rejects)?;
+        let mut rejects = Rejects::default();
+        let Survey { first, classes, count } = Survey::of(rows, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
         let sources: Vec<&SourceFiles> = std::iter::once(&files).chain(&table).collect();
-        let pictures: Vec<Picture<'_>> = rows.iter().map(|row| row.picture.clone()).collect();
         let metadata = [
             ("dataset", params.dataset.clone()),
             ("dataset_version", version(params.version.as_deref())),
             ("source_md5", source_md5(&sources, |_| true, context)?),
             ("licence", params.licence.clone().unwrap_or_else(|| "unknown".to_owned())),
         ];
-        let (kept, stored) = write_images(&pictures, &metadata, params.shard_rows, &mut rejects, context)?;
-        rejects.check(params.max_rejects)?;
-        if !kept.contains(&true) {
-            return Err(files.error("there is no image to read; PNG and JPEG files are"));
-        }
-        let rows: Vec<&Described<'_>> =
-            rows.iter().zip(kept).filter(|(_, kept)| *kept).map(|(row, _)| row).collect();
         let provenance = context.provenance().to_owned();
-        let text = WriteOptions::text(&provenance);
-        if let Some(labels) = &labels {
-            let table = labels.table(&rows).with_all_metadata(&metadata);
-            write(context.output("labels")?, &TableSchema::labels(), &table, text)?;
+        let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
+        let images = ImageWriter::new(context, options, &metadata)?;
+        let tables = Tables::new(context, params, classes, &provenance, &metadata)?;
+        let mut ingest = Ingest { images, tables, rejects, waiting: Vec::new(), done: 0, count };
+        // Rows stand in the order of splits: they are read once for each, so that none has to be kept.
+        for split in SPLITS {
+            // What is wrong with rows was said in the survey.
+            let mut said = Rejects::default();
+            rows.each(params, &mut said, &mut |row| {
+                let is_wanted = row.picture.split == split
+                    && first.get(text_key(&row.picture.id)) == Some(row.number())
+                    && row.without_class(params).is_none();
+                if is_wanted {
+                    ingest.waiting.push(row);
+                }
+                match ingest.waiting.len() < ImageWriter::BLOCK {
+                    true => Ok(()),
+                    false => ingest.write(context),
+                }
+            })?;
         }
-        if params.columns.caption.is_some() {
-            let table = caption_table(&rows).with_all_metadata(&metadata);
-            write(context.output("captions")?, &TableSchema::captions(), &table, text)?;
+        ingest.write(context)?;
+        let Ingest { images, tables, rejects, .. } = ingest;
+        rejects.check(params.max_rejects)?;
+        let stored = images.finish(context.output("images")?)?;
+        if tables.is_empty() {
+            return Err(files.error(format!("there is no image to read; {READ} files are")));
         }
-        checks(&stored, &rows, labels.as_ref())?.write(context.output("checks")?, &provenance)?;
+        let mut checks = Checks::default();
+        stored.check(&mut checks)?;
+        tables.finish(context, &mut checks)?;
+        checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
 }
 
-/// Rows in the order of splits; an id that stands twice is rejected where it stands again.
-fn distinct<'a>(rows: Vec<Described<'a>>, rejects: &mut Rejects) -> Vec<Described<'a>> {
-    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    let mut kept: Vec<Described<'a>> = Vec::with_capacity(rows.len());
-    for row in rows {
-        let id = &row.picture.id;
-        match seen.get(id) {
-            Some(first) => {
-                row.reject(rejects, format!("the id `{id}` stands twice, first in row {first}"));
+/// What is known of all rows before the first image is read.
+struct Survey {
+    /// By the key of an id the row in which it stands first.
+    first: Numbered,
+    classes: Option<Classes>,
+    /// How many rows name an image to read.
+    count: u64,
+}
+
+impl Survey {
+    /// Reads all rows once. Rejected are those that cannot be read, then those whose id stands twice, then those
+    /// whose label is no class.
+    fn of(rows: Rows<'_>, params: &Params, rejects: &mut Rejects) -> Result<Self, StageError> {
+        let (mut first, mut count, mut found) = (Numbered::default(), 0, BTreeSet::new());
+        let mut repeated = Rejects::default();
+        let mut without_class = SPLITS.map(|_| Rejects::default());
+        rows.each(params, rejects, &mut |row| {
+            let key = text_key(&row.picture.id);
+            if let Some(line) = first.get(key) {
+                let reason = format!("the id `{}` stands twice, first in row {line}", row.picture.id);
+                row.reject(&mut repeated, reason);
+                return Ok(());
             }
-            None => {
-                seen.insert(id.clone(), row.place.1.unwrap_or_default());
-                kept.push(row);
+            first.set(key, row.number());
+            match row.without_class(params) {
+                Some(reason) => row.reject(&mut without_class[place(row.picture.split)], reason),
+                None => count += 1,
             }
-        }
-    }
-    kept.sort_by_key(|row| splits::place(row.picture.split));
-    kept
-}
-
-/// What the classes are called, and which each row has.
-struct Labels {
-    classes: Vec<String>,
-    multi_label: bool,
-}
-
-impl Labels {
-    /// The classes, and the rows whose labels are among them.
-    fn read<'a>(
-        rows: Vec<Described<'a>>,
-        params: &Params,
-        rejects: &mut Rejects,
-    ) -> Result<(Vec<Described<'a>>, Option<Self>), StageError> {
-        if !params.has_labels() {
-            return Ok((rows, None));
-        }
-        let multi_label = params.label_separator.is_some();
-        let found: BTreeSet<&String> = rows.iter().flat_map(|row| &row.labels).collect();
-        let classes = match params.classes.is_empty() {
-            true => found.into_iter().cloned().collect(),
-            false => params.classes.clone(),
-        };
-        let labels = Self { classes, multi_label };
-        let mut kept = Vec::with_capacity(rows.len());
-        for row in rows {
-            let unknown = row.labels.iter().find(|label| !labels.classes.contains(label));
-            let reason = match unknown {
-                Some(label) => format!("`{label}` is no class; those are {:?}", labels.classes),
-                None if !multi_label && row.labels.is_empty() => "it has no label".to_owned(),
-                None => {
-                    kept.push(row);
-                    continue;
-                }
-            };
-            row.reject(rejects, reason);
-        }
-        Ok((kept, Some(labels)))
-    }
-
-    fn task(&self) -> &'static str {
-        match (self.multi_label, self.classes.len()) {
-            (true, _) => "multi-label, binary-class",
-            (false, 2) => "binary-class",
-            (false, _) => "multi-class",
-        }
-    }
-
-    fn of(&self, row: &Described<'_>) -> Vec<i64> {
-        let index = |label: &String| self.classes.iter().position(|class| class == label);
-        if self.multi_label {
-            self.classes.iter().map(|class| i64::from(row.labels.contains(class))).collect()
-        } else {
-            row.labels.first().and_then(index).map(|class| class as i64).into_iter().collect()
-        }
-    }
-
-    fn table(&self, rows: &[&Described<'_>]) -> Table {
-        Table::new()
-            .with("image_id", Column::texts(rows.iter().map(|row| row.picture.id.clone())))
-            .with("split", Column::texts(rows.iter().map(|row| row.picture.split)))
-            .with("label", Column::ListInt64(rows.iter().map(|row| Some(self.of(row))).collect()))
-            .with_metadata("task", self.task())
-            .with_metadata("label_names", serde_json::json!(self.classes).to_string())
-    }
-}
-
-fn caption_table(rows: &[&Described<'_>]) -> Table {
-    let captions: Vec<(&Described<'_>, &str)> =
-        rows.iter().filter_map(|row| Some((*row, row.caption.as_deref()?))).collect();
-    Table::new()
-        .with("caption_id", Column::Int64((0..captions.len() as i64).map(Some).collect()))
-        .with("image_id", Column::texts(captions.iter().map(|(row, _)| row.picture.id.clone())))
-        .with("split", Column::texts(captions.iter().map(|(row, _)| row.picture.split)))
-        .with("caption", Column::texts(captions.iter().map(|(_, caption)| *caption)))
-        .with_metadata("task", "retrieval")
-}
-
-fn checks(
-    stored: &StoredImages,
-    rows: &[&Described<'_>],
-    labels: Option<&Labels>,
-) -> Result<Checks, StageError> {
-    let mut checks = Checks::default();
-    stored.check(&mut checks)?;
-    let splits: Vec<&str> = splits::SPLITS
-        .into_iter()
-        .filter(|split| rows.iter().any(|row| row.picture.split == *split))
-        .collect();
-    if let Some(labels) = labels {
-        for split in &splits {
-            for class in &labels.classes {
-                let of_split = rows.iter().filter(|row| row.picture.split == *split);
-                let count = of_split.filter(|row| row.labels.contains(class)).count();
-                checks.count("class", split, Some(class.clone()), count as u64);
+            for label in row.labels.into_iter().filter(|_| params.classes.is_empty()) {
+                found.insert(label);
             }
+            Ok(())
+        })?;
+        rejects.append(repeated);
+        for lost in without_class {
+            rejects.append(lost);
         }
+        let classes = params.has_labels().then(|| Classes::new(params, found));
+        Ok(Self { first, classes, count })
     }
-    let captions: Vec<(&str, &str, &str)> = rows
-        .iter()
-        .filter_map(|row| Some((row.picture.split, row.picture.id.as_str(), row.caption.as_deref()?)))
-        .collect();
-    if !captions.is_empty() {
-        checks.duplicates("same caption", &splits, &captions);
+}
+
+/// What is known while images are read.
+struct Ingest<'a> {
+    images: ImageWriter<'a>,
+    tables: Tables<'a>,
+    rejects: Rejects,
+    /// Rows whose images are read next.
+    waiting: Vec<Described<'a>>,
+    done: u64,
+    count: u64,
+}
+
+impl Ingest<'_> {
+    /// Writes what waits.
+    fn write(&mut self, context: &StageContext<'_>) -> Result<(), StageError> {
+        context.check_cancelled()?;
+        let rows = std::mem::take(&mut self.waiting);
+        let pictures: Vec<Picture<'_>> = rows.iter().map(|row| row.picture.clone()).collect();
+        let kept = self.images.push(&pictures, &mut self.rejects)?;
+        let kept: Vec<&Described<'_>> =
+            rows.iter().zip(kept).filter(|(_, kept)| *kept).map(|(row, _)| row).collect();
+        self.tables.push(&kept)?;
+        self.done += rows.len() as u64;
+        context.progress(self.done, self.count, "images", &[("MB", self.images.megabytes())]);
+        Ok(())
     }
-    Ok(checks)
 }

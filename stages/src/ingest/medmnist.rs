@@ -113,7 +113,11 @@ impl StageKind for IngestMedmnist {
             schema_version: 2,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
-            inputs: vec![InputPort::required("source", &[ArtifactType::FILE], "the .npz file, as published")],
+            inputs: vec![InputPort::required(
+                "source",
+                &[ArtifactType::FILE, ArtifactType::TREE],
+                "the .npz file, as published",
+            )],
             free_inputs: None,
         }
     }

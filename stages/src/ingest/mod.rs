@@ -1,5 +1,6 @@
 //! Stage kinds that read data sets as they are published and write the tables of the study.
 
+mod asked;
 mod captions;
 pub(crate) mod checks;
 mod checksum;
@@ -8,10 +9,12 @@ mod ct_rate;
 mod huggingface;
 mod images;
 mod json;
+mod kept;
 mod lines;
 mod medmnist;
 mod nifti;
 mod npz;
+mod numbered;
 mod origin;
 mod parquet;
 mod pictures;
@@ -19,11 +22,11 @@ mod pmc;
 mod questions;
 mod rejects;
 mod roco;
-mod seen;
+pub(crate) mod seen;
 mod sheets;
 mod slake;
 mod source;
-mod spill;
+pub(crate) mod spill;
 pub(crate) mod splits;
 #[cfg(test)]
 mod testing;

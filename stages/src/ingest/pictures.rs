@@ -28,6 +28,9 @@ const DECODE_LIMIT: u64 = 256 << 20;
 /// Files that are read at once have so many bytes together, or are one.
 const BLOCK_BYTES: u64 = 64 << 20;
 
+/// The formats that are read, for people.
+pub(crate) const READ: &str = "PNG, JPEG, TIFF, BMP, GIF and WebP";
+
 /// What becomes of rows whose image is not there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -207,6 +210,9 @@ fn open(bytes: &[u8]) -> Result<DynamicImage, String> {
     let image = reader(bytes)?.decode().map_err(undecodable)?;
     if image.width() == 0 || image.height() == 0 {
         return Err(undecodable("it has no pixels"));
+    }
+    if matches!(image, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
+        return Err(undecodable("its samples are floats; those of 8 and 16 bits are read"));
     }
     Ok(image)
 }
@@ -413,6 +419,21 @@ mod tests {
         bytes.into_inner()
     }
 
+    const OTHERS: [image::ImageFormat; 4] = [
+        image::ImageFormat::Bmp,
+        image::ImageFormat::Gif,
+        image::ImageFormat::Tiff,
+        image::ImageFormat::WebP,
+    ];
+
+    fn encoded(format: image::ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let pixels =
+            image::RgbaImage::from_fn(40, 30, |x, y| image::Rgba([x as u8 / 8, y as u8 / 8, 90, 255]));
+        DynamicImage::from(pixels).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
     /// Shape and digest of pixels of a file.
     fn described(bytes: &[u8]) -> Result<([u32; 3], Digest), String> {
         open(bytes).map(|image| describe(&image))
@@ -439,6 +460,30 @@ mod tests {
         assert_eq!(fitting(sizes[1..].iter().copied(), DECODE_LIMIT), 3);
         assert_eq!(fitting([u64::MAX, 1].into_iter(), DECODE_LIMIT), 1);
         assert_eq!(fitting([1, u64::MAX].into_iter(), DECODE_LIMIT), 1);
+    }
+
+    #[test]
+    fn other_formats_are_read_within_the_same_limits() {
+        for format in OTHERS {
+            let whole = encoded(format);
+            assert_eq!(described(&whole).unwrap().0, [30, 40, 3], "{format:?}");
+            assert_eq!(read(&Content::Bytes(whole.clone())).unwrap().decoded, 40 * 30 * 4, "{format:?}");
+            let reason = described(&whole[..whole.len() / 2]).unwrap_err();
+            assert!(reason.contains("cannot be decoded"), "{format:?}: {reason}");
+        }
+        // Sizes that files claim, at their places in the headers.
+        let mut bmp = encoded(image::ImageFormat::Bmp);
+        bmp[18..22].copy_from_slice(&100_000u32.to_le_bytes());
+        let mut gif = encoded(image::ImageFormat::Gif);
+        gif[6..10].copy_from_slice(&[0xff; 4]);
+        for claiming in [bmp, gif] {
+            let reason = described(&claiming).unwrap_err();
+            assert!(reason.contains("cannot be decoded"), "{reason}");
+        }
+        let mut float = Cursor::new(Vec::new());
+        let pixels = image::Rgb32FImage::from_pixel(4, 3, image::Rgb([0.5; 3]));
+        DynamicImage::from(pixels).write_to(&mut float, image::ImageFormat::Tiff).unwrap();
+        assert!(described(float.get_ref()).unwrap_err().contains("samples are floats"));
     }
 
     /// The digest of the pixels is that of sizes and pixels as one text, which results hold.
@@ -479,8 +524,12 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn damaged_images_are_decoded_or_refused(at in 0usize..600, byte: u8, is_jpeg: bool) {
-            let mut bytes = if is_jpeg { jpeg() } else { claiming(4, 3) };
+        fn damaged_images_are_decoded_or_refused(at in 0usize..600, byte: u8, format in 0usize..6) {
+            let mut bytes = match format {
+                0 => jpeg(),
+                1 => claiming(4, 3),
+                other => encoded(OTHERS[other - 2]),
+            };
             let length = bytes.len();
             bytes[at % length] = byte;
             let _ = described(&bytes);

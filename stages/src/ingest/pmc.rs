@@ -109,13 +109,13 @@ impl StageKind for IngestPmc {
         KindDescription {
             name: "ingest.pmc",
             summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
                 "source",
-                &[ArtifactType::FILE],
+                &[ArtifactType::FILE, ArtifactType::TREE],
                 "the folder with the .jsonl (or .csv) files and the images, as files or in ZIP archives",
             )],
             free_inputs: None,

@@ -1,12 +1,10 @@
 //! Questions about images, in the columns that all data sets of them share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::checks::Checks;
 use super::pictures::Picture;
 use super::rejects::Rejects;
 use super::source::SourceFile;
-use super::splits::SPLITS;
 use crate::table::{Column, Table};
 use crate::vqa::TRAINING_TWIN;
 
@@ -124,79 +122,5 @@ pub(crate) fn table(questions: &[Question]) -> Table {
             table.with(TRAINING_TWIN, Column::Bool(twins))
         }
         false => table,
-    }
-}
-
-/// Counts questions by type, and finds what splits share: images, questions about one image, these with
-/// their answers, wordings that were paraphrased, and answers that training does not know.
-pub(crate) fn check_questions(checks: &mut Checks, questions: &[Question]) {
-    let splits: Vec<&str> =
-        SPLITS.into_iter().filter(|split| questions.iter().any(|one| one.split == *split)).collect();
-    for split in &splits {
-        let of_split: Vec<&Question> = questions.iter().filter(|one| one.split == *split).collect();
-        checks.count("questions", split, None, of_split.len() as u64);
-        let mut count = |check: &'static str, value: &dyn Fn(&Question) -> Option<String>| {
-            let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-            for value in of_split.iter().filter_map(|one| value(one)) {
-                *counts.entry(value).or_default() += 1;
-            }
-            for (value, number) in counts {
-                checks.count(check, split, Some(value), number);
-            }
-        };
-        count("answer type", &|one| one.answer_type.map(str::to_owned));
-        count("phrase type", &|one| one.phrase_type.clone());
-        count("language", &|one| one.lang.clone());
-        let images: BTreeSet<&str> = of_split.iter().map(|one| one.image.as_str()).collect();
-        checks.count("images asked about", split, None, images.len() as u64);
-    }
-    for (later, split) in splits.iter().enumerate() {
-        let images = |split: &str| -> BTreeSet<&str> {
-            questions.iter().filter(|one| one.split == split).map(|one| one.image.as_str()).collect()
-        };
-        for other in &splits[..later] {
-            let shared: Vec<String> =
-                images(split).intersection(&images(other)).map(|image| (*image).to_owned()).collect();
-            checks.shared("image asked about", split, other, shared);
-        }
-    }
-    let ids: Vec<String> = questions.iter().map(|one| one.qid.to_string()).collect();
-    let wording: Vec<(String, String)> =
-        questions.iter().map(|one| (exact(&one.question), exact(&one.answer))).collect();
-    let rows: Vec<(&str, &str, (&str, &str))> = (0..questions.len())
-        .map(|row| {
-            (
-                questions[row].split,
-                ids[row].as_str(),
-                (questions[row].image.as_str(), wording[row].0.as_str()),
-            )
-        })
-        .collect();
-    checks.duplicates("same image and question", &splits, &rows);
-    let rows: Vec<(&str, &str, (&str, &str, &str))> = (0..questions.len())
-        .map(|row| {
-            let (question, answer) = &wording[row];
-            (
-                questions[row].split,
-                ids[row].as_str(),
-                (questions[row].image.as_str(), question.as_str(), answer.as_str()),
-            )
-        })
-        .collect();
-    checks.duplicates("same image, question and answer", &splits, &rows);
-    let training = || questions.iter().filter(|one| one.split == "train");
-    let answers: BTreeSet<String> = training().map(|one| exact(&one.answer)).collect();
-    let wordings: BTreeSet<String> = training().map(|one| exact(&one.question)).collect();
-    for split in splits.iter().filter(|split| **split != "train") {
-        let mut count = |check: &'static str, is_so: &dyn Fn(&Question) -> bool| {
-            for kind in [None, Some("OPEN"), Some("CLOSED")] {
-                let of_split = questions.iter().filter(|one| one.split == *split);
-                let of_kind = of_split.filter(|one| kind.is_none() || one.answer_type == kind);
-                let found = of_kind.filter(|one| is_so(one)).count() as u64;
-                checks.count(check, split, kind.map(str::to_owned), found);
-            }
-        };
-        count("answer not in training", &|one| !answers.contains(&exact(&one.answer)));
-        count("question in training", &|one| wordings.contains(&exact(&one.question)));
     }
 }

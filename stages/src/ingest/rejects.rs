@@ -44,6 +44,12 @@ impl Rejects {
         });
     }
 
+    /// Adds what was left out elsewhere, behind all that is here.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.first = self.first.take().or(other.first);
+        self.rows.extend(other.rows);
+    }
+
     /// How many rows are left out.
     pub(crate) fn count(&self) -> usize {
         self.rows.len()

@@ -87,13 +87,13 @@ impl StageKind for IngestRoco {
         KindDescription {
             name: "ingest.roco",
             summary: "reads ROCO or ROCOv2: figures of articles with captions, concepts and licences",
-            implementation: 2,
+            implementation: 3,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
                 "source",
-                &[ArtifactType::FILE],
+                &[ArtifactType::FILE, ArtifactType::TREE],
                 "the folder `data` of the ROCO repository with the images, or the files of ROCOv2",
             )],
             free_inputs: None,
@@ -141,7 +141,10 @@ impl StageKind for IngestRoco {
             for (row, file) in found {
                 if file.is_none() && params.missing_images == MissingImages::Reject {
                     let (named_by, line) = row.place;
-                    let reason = format!("there is no image `{}`", row.image_name);
+                    let mut reason = format!("there is no image `{}`", row.image_name);
+                    if let Some((archive, name)) = &row.published {
+                        reason = format!("{reason}; it is `{name}` of {archive}");
+                    }
                     rejects.add(named_by, Some(line), Some(&row.id), reason);
                     continue;
                 }
@@ -196,6 +199,8 @@ struct Row<'a> {
     semantic_types: Option<Vec<String>>,
     article: Option<String>,
     licence: Option<String>,
+    /// The archive that the image was published in, and its name there.
+    published: Option<(String, String)>,
     /// Where the caption stands.
     place: (&'a SourceFile, usize),
 }

@@ -14,11 +14,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::annotations::{boxes, knowledge, masks};
+use super::asked::check_questions;
 use super::checks::Checks;
 use super::json::{Record, records};
 use super::origin::source_md5;
 use super::pictures::{Content, MissingImages, Picture, write_images};
-use super::questions::{Question, Records, answer_type, check_questions, retain_with_image, table};
+use super::questions::{Question, Records, answer_type, retain_with_image, table};
 use super::rejects::Rejects;
 use super::source::SourceFiles;
 use crate::artifact;
@@ -96,13 +97,13 @@ impl StageKind for IngestSlake {
         KindDescription {
             name: "ingest.slake",
             summary: "reads SLAKE: radiology images, questions in two languages, masks, boxes and knowledge",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
                 "source",
-                &[ArtifactType::FILE],
+                &[ArtifactType::FILE, ArtifactType::TREE],
                 "the folder Slake1.0 with train.json, validate.json, test.json and imgs",
             )],
             free_inputs: None,
@@ -174,7 +175,7 @@ impl StageKind for IngestSlake {
         }
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
-        check_questions(&mut checks, &questions);
+        check_questions(&mut checks, &questions, context.scratch()?)?;
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

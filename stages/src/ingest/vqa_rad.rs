@@ -16,12 +16,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::record::question;
+use super::asked::check_questions;
 use super::checks::Checks;
 use super::json::{Record, records};
 use super::origin::source_md5;
 use super::parquet::ParquetRows;
 use super::pictures::{Content, MissingImages, Picture, write_images};
-use super::questions::{Question, Records, check_questions, exact, retain_with_image, table};
+use super::questions::{Question, Records, exact, retain_with_image, table};
 use super::rejects::Rejects;
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{drawn, named_in, place};
@@ -127,13 +128,13 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
             inputs: vec![InputPort::required(
                 "source",
-                &[ArtifactType::FILE],
+                &[ArtifactType::FILE, ArtifactType::TREE],
                 "the folder with the JSON file (or trainset.json and testset.json, or Parquet files) and the images",
             )],
             free_inputs: None,
@@ -188,7 +189,7 @@ impl StageKind for IngestVqaRad {
         write(context.output("questions")?, &TableSchema::questions(), &table, options)?;
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
-        check_questions(&mut checks, &questions);
+        check_questions(&mut checks, &questions, context.scratch()?)?;
         if !read.tested.is_empty() {
             let training = questions.iter().filter(|one| one.split == "train");
             let known: BTreeSet<(&str, String)> =
@@ -242,7 +243,13 @@ fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> R
         (Some(file), _) => from_public(file, params, rejects)?,
         (None, (Some(train), Some(test))) => from_mevf(train, test, params, rejects)?,
         _ => {
-            let reason = format!("it has neither `{PUBLIC}` nor `trainset.json` and `testset.json`");
+            let parquet = match files.iter().any(|file| file.path.ends_with(".parquet")) {
+                true => "; its Parquet files are read under `protocol = \"huggingface-1793\"`",
+                false => "",
+            };
+            let reason = format!(
+                "it has neither `{PUBLIC}` (fetch it and the folder `VQA_RAD Image Folder` from https://osf.io/89kps) nor MEVF's `trainset.json` and `testset.json`{parquet}"
+            );
             return Err(files.error(reason));
         }
     };

@@ -2,8 +2,11 @@
 //! explained.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Command;
 
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Float32Type;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -36,6 +39,21 @@ kind = "attribute"
 matrix = "@model"
 inputs = { images = "images.images", labels = "images.labels", checkpoint = "tuned[mode=full].checkpoint" }
 params = { method = "input_x_gradient", baseline = "zero" }
+
+[stage.embedded]
+kind = "embed"
+matrix = "@model"
+inputs = { images = "images.images", checkpoint = "tuned[mode=full].checkpoint" }
+params = { modality = "image" }
+"#;
+
+/// A study that reads what the first one has tuned and exported, as published files.
+const AGAIN: &str = r#"
+[stage.embedded]
+kind = "embed"
+matrix = "@model"
+inputs = { images = "images.images", checkpoint = "model" }
+params = { modality = "image" }
 "#;
 
 #[test]
@@ -81,19 +99,7 @@ fn published_containers_go_through_a_study() {
         axes.join(", ")
     )
     .unwrap();
-    std::fs::write(study.path().join("containers.toml"), text).unwrap();
-    let answer = Command::new(env!("CARGO_BIN_EXE_pipe"))
-        .args(["run", "containers.toml", "--json"])
-        .current_dir(study.path())
-        .env_remove("PIPE_STORE")
-        .env_remove("PIPE_RESULTS")
-        .env("XDG_CACHE_HOME", study.path().join("cache"))
-        .output()
-        .unwrap();
-    let events = String::from_utf8_lossy(&answer.stdout);
-    let failures: Vec<&str> =
-        events.lines().filter(|line| line.contains("\"ev\":\"action_failed\"")).collect();
-    assert!(answer.status.success(), "{failures:#?} {}", String::from_utf8_lossy(&answer.stderr));
+    run(study.path(), "containers", &text);
     for (id, _, _) in &containers {
         let saliency = study.path().join(format!("results/containers/explained/saliency/of={id}"));
         assert!(saliency.is_dir(), "{}", saliency.display());
@@ -103,7 +109,63 @@ fn published_containers_go_through_a_study() {
             assert!(metrics.is_dir(), "{}", metrics.display());
         }
     }
+    // What was tuned is read again by its exported files alone, and says the same to the bit.
+    let tuned = study.path().join("results/containers/tuned/checkpoint");
+    let axes = containers.each_ref().map(|(id, _, _)| {
+        format!(
+            "{{ id = \"{id}\", source = \"file:{}\" }}",
+            tuned.join(format!("of={id}/mode=full")).display()
+        )
+    });
+    let model = "kind = \"checkpoint\"\ninputs = { source = \"${of.source}\" }";
+    let again = HEAD.replace("\"containers\"", "\"again\"");
+    let again =
+        format!("{again}\n[stage.model]\nmatrix = {{ of = [{}] }}\n{model}\n{AGAIN}", axes.join(", "));
+    run(study.path(), "again", &again);
+    for (id, _, _) in &containers {
+        let embeddings = ["containers", "again"].map(|name| {
+            let folder = study.path().join(format!("results/{name}/embedded/images/of={id}"));
+            vectors(&folder)
+        });
+        assert!(embeddings[0].len() >= 32 && embeddings[0] == embeddings[1], "{id}: exported and read again");
+    }
     println!("golden models/*.pt {} containers went through a study", containers.len());
+}
+
+/// Runs a study of that name to its end.
+fn run(folder: &Path, name: &str, text: &str) {
+    let file = format!("{name}.toml");
+    std::fs::write(folder.join(&file), text).unwrap();
+    let answer = Command::new(env!("CARGO_BIN_EXE_pipe"))
+        .args(["run", &file, "--json"])
+        .current_dir(folder)
+        .env_remove("PIPE_STORE")
+        .env_remove("PIPE_RESULTS")
+        .env("XDG_CACHE_HOME", folder.join("cache"))
+        .output()
+        .unwrap();
+    let events = String::from_utf8_lossy(&answer.stdout);
+    let failures: Vec<&str> =
+        events.lines().filter(|line| line.contains("\"ev\":\"action_failed\"")).collect();
+    assert!(answer.status.success(), "{failures:#?} {}", String::from_utf8_lossy(&answer.stderr));
+}
+
+/// All embeddings of a folder, as bits.
+fn vectors(folder: &Path) -> Vec<u32> {
+    let mut bits = Vec::new();
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    for file in files.iter().filter(|file| file.extension().is_some_and(|ending| ending == "arrow")) {
+        let reader =
+            arrow_ipc::reader::FileReader::try_new(std::fs::File::open(file).unwrap(), None).unwrap();
+        for batch in reader {
+            let batch = batch.unwrap();
+            let column = batch.column_by_name("embedding").unwrap();
+            let values = column.as_fixed_size_list().values().as_primitive::<Float32Type>();
+            bits.extend(values.values().iter().map(|value| value.to_bits()));
+        }
+    }
+    bits
 }
 
 /// A configuration as an inline table.

@@ -1,22 +1,25 @@
-//! What is kept of rows until all are read, and the tables that come of it.
+//! What is kept of rows until all are read, and the tables that come of them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
 
-use pipe_engine::StageError;
 use pipe_engine::cache::Digest;
+use pipe_engine::{OutputWriter, StageContext, StageError};
+use serde::{Deserialize, Serialize};
 
 use super::Params;
+use crate::ingest::asked::Asked;
 use crate::ingest::checks::Checks;
+use crate::ingest::kept::Kept;
+use crate::ingest::numbered::Numbered;
 use crate::ingest::pictures::{Content, Picture};
-use crate::ingest::questions::Question;
-use crate::ingest::seen::{Seen, text_key};
+use crate::ingest::questions::{self, Question};
+use crate::ingest::seen::{Seen, key, text_key};
 use crate::ingest::source::{SourceFile, SourceFiles};
-use crate::ingest::splits::SPLITS;
-use crate::table::{Column, Table};
+use crate::ingest::splits::{SPLITS, place};
+use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
 
 /// A label as it is written.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(super) enum Written {
     Number(i64),
     Name(String),
@@ -56,29 +59,6 @@ impl Row {
     }
 }
 
-/// The image that an id names.
-pub(super) struct Named {
-    /// The digest of its bytes.
-    pub(super) digest: Digest,
-    /// Whether it could be decoded.
-    pub(super) is_stored: bool,
-}
-
-/// What is kept of rows until all are read.
-#[derive(Default)]
-pub(super) struct Rows {
-    /// The images that were met, by id.
-    pub(super) images: BTreeMap<String, Named>,
-    pub(super) labels: Vec<(String, &'static str, Vec<Written>)>,
-    /// Id, split, caption and concepts.
-    pub(super) captions: Vec<(String, &'static str, String, Option<Vec<String>>)>,
-    pub(super) questions: Vec<Question>,
-    /// How many rows of each split were read.
-    pub(super) positions: [usize; 3],
-    /// The names of the classes that the files tell.
-    pub(super) classes: Option<Vec<String>>,
-}
-
 /// The labels of a row.
 pub(super) fn labels(table: &Table, column: Option<&str>, row: usize) -> Result<Vec<Written>, StageError> {
     let Some(name) = column else { return Ok(Vec::new()) };
@@ -105,82 +85,233 @@ pub(super) fn texts(table: &Table, column: Option<&str>, row: usize) -> Result<V
     Ok(all.into_iter().filter(|caption| !caption.trim().is_empty()).collect())
 }
 
-impl Rows {
-    /// The table of labels; counts classes.
-    pub(super) fn label_table(
+/// The images that ids name, in sixteen bytes an id.
+#[derive(Default)]
+pub(super) struct Images {
+    /// By the key of the id that of the image, whose last bit is whether it could be decoded.
+    named: Numbered,
+}
+
+/// The image that an id names.
+#[derive(Clone, Copy)]
+pub(super) struct Named {
+    image: u64,
+    /// Whether it could be decoded.
+    pub(super) is_stored: bool,
+}
+
+impl Named {
+    /// Whether this is the image of that digest.
+    pub(super) fn is(self, digest: &Digest) -> bool {
+        self.image == key(digest) >> 1
+    }
+}
+
+impl Images {
+    pub(super) fn get(&self, id: &str) -> Option<Named> {
+        let number = self.named.get(text_key(id))?;
+        Some(Named { image: number >> 1, is_stored: number & 1 == 1 })
+    }
+
+    pub(super) fn set(&mut self, id: &str, digest: &Digest, is_stored: bool) {
+        self.named.set(text_key(id), key(digest) & !1 | u64::from(is_stored));
+    }
+}
+
+/// A row of the table of labels before it is known what the classes are: id, place of the split, labels.
+type Labelled = (String, usize, Vec<Written>);
+
+const LABELS: &TableSchema = &TableSchema::labels();
+const CAPTIONS: &TableSchema = &TableSchema::captions();
+const QUESTIONS: &TableSchema = &TableSchema::questions();
+
+/// Rows that are read and decoded at once when labels become a table.
+const BLOCK: usize = 4096;
+
+/// What rows say of their images. Captions and questions are written as they come.
+pub(super) struct Said<'a> {
+    metadata: &'a [(&'a str, String)],
+    labels: Kept<Labelled>,
+    /// All labels that occur.
+    written: BTreeSet<Written>,
+    captions: Option<TableWriter<'a>>,
+    captions_seen: Seen,
+    next_caption: i64,
+    questions: Option<TableWriter<'a>>,
+    asked: Asked,
+    next_question: i64,
+}
+
+/// A caption of an image, with its concepts.
+pub(super) struct Caption {
+    pub(super) image: String,
+    pub(super) split: &'static str,
+    pub(super) caption: String,
+    pub(super) cuis: Option<Vec<String>>,
+}
+
+impl<'a> Said<'a> {
+    /// Nothing yet. Every file of a table has the entries of `metadata`.
+    pub(super) fn new(
+        context: &mut StageContext<'_>,
+        params: &Params,
+        provenance: &'a str,
+        metadata: &'a [(&'a str, String)],
+    ) -> Result<Self, StageError> {
+        let scratch = context.scratch()?.to_owned();
+        let mut said = Self {
+            metadata,
+            labels: Kept::new(&scratch),
+            written: BTreeSet::new(),
+            captions: None,
+            captions_seen: Seen::new(&["same caption"], &scratch),
+            next_caption: 0,
+            questions: None,
+            asked: Asked::new(&scratch),
+            next_question: 0,
+        };
+        // Tables without rows have columns all the same.
+        if params.columns.caption.is_some() {
+            let output = context.output("captions")?;
+            said.captions = Some(TableWriter::new(output, CAPTIONS, WriteOptions::text(provenance)));
+            said.captions(Vec::new())?;
+        }
+        if params.columns.question.is_some() {
+            let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance };
+            said.questions = Some(TableWriter::new(context.output("questions")?, QUESTIONS, options));
+            said.questions(Vec::new())?;
+        }
+        Ok(said)
+    }
+
+    /// Keeps the labels of an image.
+    pub(super) fn labels(&mut self, id: &str, split: &str, labels: Vec<Written>) -> Result<(), StageError> {
+        for label in &labels {
+            if !self.written.contains(label) {
+                self.written.insert(label.clone());
+            }
+        }
+        self.labels.push(&(id.to_owned(), place(split), labels))
+    }
+
+    /// Writes captions.
+    pub(super) fn captions(&mut self, captions: Vec<Caption>) -> Result<(), StageError> {
+        let Some(writer) = &mut self.captions else { return Ok(()) };
+        for one in &captions {
+            self.captions_seen.add(&one.image, one.split, &[Some(text_key(&one.caption))])?;
+        }
+        let ids = self.next_caption..self.next_caption + captions.len() as i64;
+        self.next_caption = ids.end;
+        let table = Table::new()
+            .with("caption_id", Column::Int64(ids.map(Some).collect()))
+            .with("image_id", Column::texts(captions.iter().map(|one| one.image.clone())))
+            .with("split", Column::texts(captions.iter().map(|one| one.split)))
+            .with("caption", Column::texts(captions.iter().map(|one| one.caption.clone())))
+            .with("cuis", Column::ListUtf8(captions.into_iter().map(|one| one.cuis).collect()))
+            .with_metadata("task", "retrieval");
+        writer.push(table.with_all_metadata(self.metadata))
+    }
+
+    /// Writes questions, which get their numbers here.
+    pub(super) fn questions(&mut self, mut questions: Vec<Question>) -> Result<(), StageError> {
+        let Some(writer) = &mut self.questions else { return Ok(()) };
+        for (qid, one) in (self.next_question..).zip(&mut questions) {
+            one.qid = qid;
+            self.asked.add(one)?;
+        }
+        self.next_question += questions.len() as i64;
+        writer.push(questions::table(&questions).with_all_metadata(self.metadata))
+    }
+
+    /// Writes the rest of captions and questions, and what splits share.
+    pub(super) fn finish(
+        self,
+        context: &mut StageContext<'_>,
+        checks: &mut Checks,
+    ) -> Result<(), StageError> {
+        if let Some(writer) = self.captions {
+            writer.finish(context.output("captions")?)?;
+            for split in self.captions_seen.splits() {
+                checks.count("captions", split, None, self.captions_seen.count(split));
+            }
+            self.captions_seen.check(checks)?;
+        }
+        if let Some(writer) = self.questions {
+            writer.finish(context.output("questions")?)?;
+            self.asked.check(checks)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the table of labels; counts classes. `told` are the classes that the files tell.
+    pub(super) fn write_labels(
         &self,
         params: &Params,
+        told: Option<&[String]>,
         files: &SourceFiles,
+        provenance: &str,
+        output: &mut OutputWriter,
         checks: &mut Checks,
-    ) -> Result<Table, StageError> {
-        let classes = self.class_names(params);
-        let class_of = |label: &Written| match label {
-            Written::Number(number) => usize::try_from(*number).ok().filter(|number| *number < classes.len()),
-            Written::Name(name) => classes.iter().position(|class| class == name),
-        };
-        let mut values = Vec::with_capacity(self.labels.len());
-        for (id, _, labels) in &self.labels {
-            let mut places = Vec::with_capacity(labels.len());
-            for label in labels {
-                let written = match label {
-                    Written::Number(number) => number.to_string(),
-                    Written::Name(name) => format!("`{name}`"),
-                };
-                let unknown =
-                    || files.error(format!("`{id}` has the label {written}; the classes are {classes:?}"));
-                places.push(class_of(label).ok_or_else(unknown)? as i64);
+    ) -> Result<(), StageError> {
+        let classes = self.class_names(params, told);
+        let mut writer = TableWriter::new(output, LABELS, WriteOptions::text(provenance));
+        let mut counts = [(); SPLITS.len()].map(|()| vec![0; classes.len()]);
+        let mut rows = [0; SPLITS.len()];
+        let nothing = std::iter::once(Ok(Vec::new()));
+        for block in nothing.chain(self.labels.blocks(BLOCK)) {
+            let block: Vec<Labelled> = block?;
+            let mut values = Vec::with_capacity(block.len());
+            for (id, split, labels) in &block {
+                let value =
+                    bits_or_class(params, &classes, id, labels).map_err(|reason| files.error(reason))?;
+                rows[*split] += 1;
+                for (class, count) in counts[*split].iter_mut().enumerate() {
+                    let has = match params.multi_label {
+                        true => value[class] == 1,
+                        false => value[0] == class as i64,
+                    };
+                    *count += u64::from(has);
+                }
+                values.push(Some(value));
             }
-            if params.multi_label {
-                places = (0..classes.len() as i64).map(|class| i64::from(places.contains(&class))).collect();
-            } else if places.len() != 1 {
-                return Err(files.error(format!(
-                    "`{id}` has {} labels; `multi_label = true` takes them as independent",
-                    places.len()
-                )));
-            }
-            values.push(Some(places));
+            let task = match (params.multi_label, classes.len()) {
+                (true, _) => "multi-label, binary-class",
+                (false, 2) => "binary-class",
+                (false, _) => "multi-class",
+            };
+            let table = Table::new()
+                .with("image_id", Column::texts(block.iter().map(|(id, ..)| id.clone())))
+                .with("split", Column::texts(block.iter().map(|(_, split, _)| SPLITS[*split])))
+                .with("label", Column::ListInt64(values))
+                .with_metadata("task", task)
+                .with_metadata("label_names", serde_json::json!(classes).to_string());
+            writer.push(table.with_all_metadata(self.metadata))?;
         }
-        for split in SPLITS.into_iter().filter(|split| self.labels.iter().any(|(_, of, _)| of == split)) {
-            for (class, name) in classes.iter().enumerate() {
-                let has = |value: &[i64]| match params.multi_label {
-                    true => value[class] == 1,
-                    false => value[0] == class as i64,
-                };
-                let of_split = self.labels.iter().zip(&values).filter(|((_, of, _), _)| *of == split);
-                let count = of_split.filter(|(_, value)| value.as_deref().is_some_and(has)).count();
-                checks.count("class", split, Some(name.clone()), count as u64);
+        for (place, split) in SPLITS.iter().enumerate().filter(|(place, _)| rows[*place] > 0) {
+            for (name, count) in classes.iter().zip(&counts[place]) {
+                checks.count("class", split, Some(name.clone()), *count);
             }
         }
-        let task = match (params.multi_label, classes.len()) {
-            (true, _) => "multi-label, binary-class",
-            (false, 2) => "binary-class",
-            (false, _) => "multi-class",
-        };
-        Ok(Table::new()
-            .with("image_id", Column::texts(self.labels.iter().map(|(id, ..)| id.clone())))
-            .with("split", Column::texts(self.labels.iter().map(|(_, split, _)| *split)))
-            .with("label", Column::ListInt64(values))
-            .with_metadata("task", task)
-            .with_metadata("label_names", serde_json::json!(classes).to_string()))
+        writer.finish(output)
     }
 
     /// The names of the classes: given, told by the files, or all that occur.
-    fn class_names(&self, params: &Params) -> Vec<String> {
+    fn class_names(&self, params: &Params, told: Option<&[String]>) -> Vec<String> {
         if !params.classes.is_empty() {
             return params.classes.clone();
         }
-        if let Some(classes) = &self.classes {
-            return classes.clone();
+        if let Some(classes) = told {
+            return classes.to_vec();
         }
-        let written: BTreeSet<&Written> = self.labels.iter().flat_map(|(_, _, labels)| labels).collect();
-        let greatest = written.iter().filter_map(|label| match label {
+        let greatest = self.written.iter().filter_map(|label| match label {
             Written::Number(number) => Some(*number),
             Written::Name(_) => None,
         });
         match greatest.max() {
             Some(greatest) => (0..=greatest.clamp(0, 65_535)).map(|class| class.to_string()).collect(),
-            None => written
-                .into_iter()
+            None => self
+                .written
+                .iter()
                 .filter_map(|label| match label {
                     Written::Name(name) => Some(name.clone()),
                     Written::Number(_) => None,
@@ -188,23 +319,33 @@ impl Rows {
                 .collect(),
         }
     }
+}
 
-    /// The table of captions; finds those that stand twice.
-    pub(super) fn caption_table(&self, scratch: &Path, checks: &mut Checks) -> Result<Table, StageError> {
-        let mut seen = Seen::new(&["same caption"], scratch);
-        for (id, split, caption, _) in &self.captions {
-            seen.add(id, split, &[Some(text_key(caption))])?;
-        }
-        for split in seen.splits() {
-            checks.count("captions", split, None, seen.count(split));
-        }
-        seen.check(checks)?;
-        Ok(Table::new()
-            .with("caption_id", Column::Int64((0..self.captions.len() as i64).map(Some).collect()))
-            .with("image_id", Column::texts(self.captions.iter().map(|(id, ..)| id.clone())))
-            .with("split", Column::texts(self.captions.iter().map(|(_, split, ..)| *split)))
-            .with("caption", Column::texts(self.captions.iter().map(|(_, _, caption, _)| caption.clone())))
-            .with("cuis", Column::ListUtf8(self.captions.iter().map(|(.., cuis)| cuis.clone()).collect()))
-            .with_metadata("task", "retrieval"))
+/// The labels of an image as the table has them: its class, or with `multi_label` a bit for each; the reason if they
+/// are none of the classes.
+fn bits_or_class(
+    params: &Params,
+    classes: &[String],
+    id: &str,
+    labels: &[Written],
+) -> Result<Vec<i64>, String> {
+    let mut places = Vec::with_capacity(labels.len());
+    for label in labels {
+        let (place, written) = match label {
+            Written::Number(number) => {
+                let place = usize::try_from(*number).ok().filter(|number| *number < classes.len());
+                (place, number.to_string())
+            }
+            Written::Name(name) => (classes.iter().position(|class| class == name), format!("`{name}`")),
+        };
+        let unknown = || format!("`{id}` has the label {written}; the classes are {classes:?}");
+        places.push(place.ok_or_else(unknown)? as i64);
+    }
+    if params.multi_label {
+        return Ok((0..classes.len() as i64).map(|class| i64::from(places.contains(&class))).collect());
+    }
+    match places.len() {
+        1 => Ok(places),
+        count => Err(format!("`{id}` has {count} labels; `multi_label = true` takes them as independent")),
     }
 }

@@ -8,7 +8,9 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Field, Fields, Schema};
 use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
 use pipe_engine::StageError;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -41,13 +43,23 @@ fn images(bytes: &[Option<Vec<u8>>]) -> ArrayRef {
 
 /// Writes columns as a data set of Hugging Face does.
 fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, features: Option<Value>) {
+    write_packed(path, columns, features, Compression::SNAPPY);
+}
+
+fn write_packed(
+    path: &Path,
+    columns: Vec<(&str, ArrayRef)>,
+    features: Option<Value>,
+    compression: Compression,
+) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let fields: Vec<Field> =
         columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
     let schema = Arc::new(Schema::new(fields));
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap();
-    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema, None).unwrap();
+    let properties = WriterProperties::builder().set_compression(compression).build();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema, Some(properties)).unwrap();
     if let Some(features) = features {
         let value = json!({ "info": { "features": features } }).to_string();
         writer.append_key_value_metadata(KeyValue::new("huggingface".to_owned(), value));
@@ -94,6 +106,26 @@ fn files_name_splits_and_metadata_classes() {
     assert!(captions.metadata["source_md5"].contains("data/test-00000-of-00001.parquet"));
     assert_eq!(checks(&made, "same caption")["test train"], 2);
     assert_eq!(checks(&made, "class")["train unsure"], 0);
+}
+
+/// Most libraries pack with snappy unless they are told otherwise; others are told.
+#[test]
+fn files_may_be_packed_in_any_usual_way() {
+    for compression in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::LZ4_RAW,
+        Compression::ZSTD(ZstdLevel::default()),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["one", "one", "one", "two"]));
+        let pictures = images(&[0, 1, 2, 3].map(|number| Some(picture(number))));
+        let columns = vec![("image", pictures), ("text", texts)];
+        write_packed(&folder.path().join("train.parquet"), columns, None, compression);
+        let made = ingest(&folder, json!({ "columns": { "caption": "text" } })).unwrap();
+        assert_eq!(strings(&read(&made["captions"]).unwrap(), "caption"), ["one", "one", "one", "two"]);
+    }
 }
 
 #[test]

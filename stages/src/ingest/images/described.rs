@@ -24,10 +24,57 @@ impl Described<'_> {
         let (file, row) = self.place;
         rejects.add(file, row, Some(&self.picture.id), reason);
     }
+
+    /// The row that names it, from 1; 0 where none does.
+    pub(super) fn number(&self) -> u64 {
+        self.place.1.unwrap_or_default() as u64
+    }
+
+    /// Why its labels are no class, if they have to be.
+    pub(super) fn without_class(&self, params: &Params) -> Option<String> {
+        if !params.has_labels() {
+            return None;
+        }
+        let unknown = |label: &&String| !params.classes.is_empty() && !params.classes.contains(label);
+        match self.labels.iter().find(unknown) {
+            Some(label) => Some(format!("`{label}` is no class; those are {:?}", params.classes)),
+            None if params.label_separator.is_none() && self.labels.is_empty() => {
+                Some("it has no label".to_owned())
+            }
+            None => None,
+        }
+    }
+}
+
+/// Where rows stand: they are read as often as they are asked for, and not kept.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// In the paths of the images.
+    InFolders(&'a SourceFiles),
+    /// In a CSV file that names images of a folder.
+    InCsv(&'a SourceFile, &'a SourceFiles),
+}
+
+/// Takes a row.
+type Take<'t, 'a> = &'t mut dyn FnMut(Described<'a>) -> Result<(), StageError>;
+
+impl<'a> Rows<'a> {
+    /// Gives each row that can be used to `take`, in their order; the others are rejected.
+    pub(super) fn each(
+        self,
+        params: &Params,
+        rejects: &mut Rejects,
+        take: Take<'_, 'a>,
+    ) -> Result<(), StageError> {
+        match self {
+            Self::InFolders(files) => from_folders(files, params, rejects, take),
+            Self::InCsv(table, files) => from_csv(table, files, params, rejects, take),
+        }
+    }
 }
 
 /// Names that end like this are images.
-const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
+const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp"];
 
 fn is_image(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
@@ -36,12 +83,12 @@ fn is_image(path: &str) -> bool {
 }
 
 /// The images below a folder, in the order of their paths.
-pub(super) fn from_folders<'a>(
+fn from_folders<'a>(
     files: &'a SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-) -> Result<Vec<Described<'a>>, StageError> {
-    let mut rows = Vec::new();
+    take: Take<'_, 'a>,
+) -> Result<(), StageError> {
     for file in files.iter().filter(|file| is_image(&file.path)) {
         let parts: Vec<&str> = file.path.split('/').collect();
         let (name, folders) = (file.path.as_str(), &parts[..parts.len() - 1]);
@@ -66,7 +113,7 @@ pub(super) fn from_folders<'a>(
             },
             None => drawn(params.seed, group.as_deref().unwrap_or(name), params.val, params.test),
         };
-        rows.push(Described {
+        take(Described {
             picture: Picture {
                 id: name.to_owned(),
                 split,
@@ -81,9 +128,9 @@ pub(super) fn from_folders<'a>(
             labels: said(FolderMeaning::Label).into_iter().collect(),
             caption: None,
             place: (file, None),
-        });
+        })?;
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn unknown_split(written: &str) -> String {
@@ -91,12 +138,13 @@ fn unknown_split(written: &str) -> String {
 }
 
 /// The rows of a CSV file, in its order. Their images have to lie in the folder.
-pub(super) fn from_csv<'a>(
+fn from_csv<'a>(
     table: &'a SourceFile,
     files: &'a SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-) -> Result<Vec<Described<'a>>, StageError> {
+    take: Take<'_, 'a>,
+) -> Result<(), StageError> {
     let mut file = CsvFile::open(table, params.delimiter.bytes().next().unwrap_or(b','))?;
     let column = |wanted: &str| file.column(wanted);
     let optional = |wanted: &Option<String>| wanted.as_deref().map(column).transpose();
@@ -106,7 +154,6 @@ pub(super) fn from_csv<'a>(
     let (caption, group) = (optional(&columns.caption)?, optional(&columns.group)?);
     let (modality, region) = (optional(&columns.modality)?, optional(&columns.region)?);
     let licence = optional(&columns.licence)?;
-    let mut rows = Vec::new();
     while let Some(record) = file.next_row()? {
         let record = match record {
             Ok(record) => record,
@@ -153,7 +200,7 @@ pub(super) fn from_csv<'a>(
                 .filter(|label| !label.is_empty())
                 .collect(),
         };
-        rows.push(Described {
+        take(Described {
             picture: Picture {
                 id,
                 split,
@@ -168,7 +215,7 @@ pub(super) fn from_csv<'a>(
             labels,
             caption: owned(caption),
             place: (table, Some(row)),
-        });
+        })?;
     }
-    Ok(rows)
+    Ok(())
 }

@@ -197,3 +197,62 @@ fn wrong_classes_columns_and_folders_are_named() {
     let error = ingest(&empty, json!({})).err().unwrap();
     assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
 }
+
+#[test]
+fn other_formats_are_stored_as_found_and_damaged_ones_listed() {
+    let folder = TempDir::new().unwrap();
+    let pixels = image::RgbaImage::from_fn(5, 4, |x, y| image::Rgba([x as u8, y as u8, 90, 255]));
+    for (name, format) in [
+        ("a.bmp", image::ImageFormat::Bmp),
+        ("b.GIF", image::ImageFormat::Gif),
+        ("c.tif", image::ImageFormat::Tiff),
+        ("d.webp", image::ImageFormat::WebP),
+    ] {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image::DynamicImage::from(pixels.clone()).write_to(&mut bytes, format).unwrap();
+        let bytes = bytes.into_inner();
+        std::fs::write(folder.path().join(name), &bytes).unwrap();
+        std::fs::write(folder.path().join(format!("x {name}")), &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let error = ingest(&folder, json!({})).err().unwrap().to_string();
+    assert!(error.contains("x a.bmp") && error.contains("cannot be decoded"), "{error}");
+    let made = ingest(&folder, json!({ "max_rejects": 4 })).unwrap();
+    let images = read(&made["images"]).unwrap();
+    assert_eq!(strings(&images, "image_id"), ["a.bmp", "b.GIF", "c.tif", "d.webp"]);
+    let stored = images.images("image").unwrap()[2].clone().unwrap().0;
+    assert_eq!(stored, std::fs::read(folder.path().join("c.tif")).unwrap());
+    let Some(Column::Int32(widths)) = images.column("width") else { panic!() };
+    assert_eq!(*widths, [Some(5); 4]);
+    assert_eq!(
+        strings(&read(&made["rejects"]).unwrap(), "id"),
+        ["x a.bmp", "x b.GIF", "x c.tif", "x d.webp"]
+    );
+}
+
+/// Rows are read again for every split: what is rejected, and what is first, is so in each pass.
+#[test]
+fn rows_of_several_splits_may_stand_in_any_order() {
+    let folder = folder(&["a.png", "b.png", "c.png", "d.png"]);
+    let csv = b"image,split,label,caption\n\
+        a.png,test,x,one\n\
+        none.png,train,x,one\n\
+        b.png,val,y,\n\
+        c.png,train,y,one\n\
+        a.png,train,x,two\n\
+        d.png,train,z,two\n";
+    let params = json!({
+        "columns": { "split": "split", "label": "label", "caption": "caption" }, "classes": ["x", "y"], "max_rejects": 3,
+    });
+    let made = ingest_csv(&folder, csv, params).unwrap();
+    let images = read(&made["images"]).unwrap();
+    assert_eq!(strings(&images, "image_id"), ["c.png", "b.png", "a.png"]);
+    assert_eq!(strings(&images, "split"), ["train", "val", "test"]);
+    assert_eq!(labels(&made), [[1], [1], [0]]);
+    assert_eq!(strings(&read(&made["captions"]).unwrap(), "image_id"), ["c.png", "a.png"]);
+    let rejects = read(&made["rejects"]).unwrap();
+    assert_eq!(rejects.int64("row").unwrap(), [Some(3), Some(6), Some(7)]);
+    let checks = |check: &str| crate::ingest::testing::checks(&made, check);
+    assert_eq!(checks("class")["test x"], 1);
+    assert_eq!(checks("same caption")["test train"], 1);
+    assert_eq!(checks("same caption")["val train"], 0);
+}

@@ -103,6 +103,7 @@ fn read_table<'a>(
             semantic_types: None,
             article: name.split_once('_').map(|(article, _)| article.to_owned()),
             licence: None,
+            published: None,
             place: (file, row.number),
         });
     }

@@ -65,6 +65,8 @@ fn the_first_version_reads_as_published() {
 
     let error = ingest(folder, json!({ "allow_partial": true })).err().unwrap().to_string();
     assert!(error.contains("row 1: there is no image `images/"), "{error}");
+    // What is to be fetched is named as the publisher names it.
+    assert!(error.contains("` of ftp://") && error.contains(".tar.gz"), "{error}");
     let error = ingest(folder, json!({})).err().unwrap().to_string();
     assert!(error.contains("it has no file `train/radiology/captions.txt`"), "{error}");
 }

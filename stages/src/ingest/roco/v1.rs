@@ -87,6 +87,8 @@ struct Beside {
     semantic_types: BTreeMap<String, Vec<String>>,
     /// Article and licence.
     licences: BTreeMap<String, (Option<String>, Option<String>)>,
+    /// The archive of the article, and the file in it that is the image.
+    places: BTreeMap<String, (String, String)>,
 }
 
 impl Beside {
@@ -98,11 +100,13 @@ impl Beside {
         };
         let (cuis, keywords) = (lists("cuis.txt")?, lists("keywords.txt")?);
         let semantic_types = lists("semtypes.txt")?;
+        let links = lists("dlinks.txt")?;
+        let places = links.into_iter().filter_map(|(id, fields)| Some((id, link(&fields)?))).collect();
         let licences = match beside("licences.txt") {
             Some(file) => licences(file, rejects)?,
             None => BTreeMap::new(),
         };
-        Ok(Self { cuis, keywords, semantic_types, licences })
+        Ok(Self { cuis, keywords, semantic_types, licences, places })
     }
 
     fn row<'a>(
@@ -125,10 +129,18 @@ impl Beside {
             semantic_types: self.semantic_types.get(&id).cloned(),
             article,
             licence,
+            published: self.places.get(&id).cloned(),
             id,
             place,
         }
     }
+}
+
+/// The archive that a command for `wget` names, and the file in it.
+fn link(fields: &[String]) -> Option<(String, String)> {
+    let [command, name] = fields else { return None };
+    let archive = command.split_whitespace().find(|word| word.contains("://"))?;
+    Some((archive.to_owned(), name.clone()))
 }
 
 /// Lines of an id, a field that is always empty, and items.

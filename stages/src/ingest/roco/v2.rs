@@ -71,6 +71,7 @@ pub(super) fn read<'a>(
                 semantic_types: None,
                 article,
                 licence,
+                published: None,
                 place: (file, row.number),
             });
         }
