@@ -8,6 +8,7 @@ use pipe_cache::{Durability, Verify};
 use super::{CliError, print};
 use crate::exit;
 use crate::language::quantity;
+use crate::pipeline::Place;
 
 /// How many distinct plans keep their results, unless `gc` is told otherwise.
 pub(crate) const KEPT_RUNS: usize = 10;
@@ -179,6 +180,9 @@ pub(crate) enum Command {
         /// The folder that says what is to be done
         folder: PathBuf,
     },
+    /// Executes actions of a batch in a job of a cluster; submitted by `run --executor slurm`
+    #[command(hide = true)]
+    Worker(WorkerArguments),
     /// Prints the manual page of the program, or writes one for each command into a folder
     Man {
         /// The folder, made if it is not there
@@ -199,6 +203,16 @@ pub(crate) struct InitArguments {
     /// What the study asks; `--template help` lists them
     #[arg(long, value_name = "NAME")]
     pub(crate) template: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WorkerArguments {
+    /// The batch
+    #[arg(long, value_name = "BATCH")]
+    pub(crate) batch: String,
+    /// The task of the batch; by default what Slurm says
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) task: Option<usize>,
 }
 
 #[derive(Args, Debug)]
@@ -296,6 +310,9 @@ pub(crate) struct RunArguments {
     /// Say what would run and stop
     #[arg(short = 'n', long, help_heading = "Execution")]
     pub(crate) dry_run: bool,
+    /// Where actions run; by default what the study says
+    #[arg(long, value_name = "WHERE", value_parser = Place::NAMES, help_heading = "Execution")]
+    pub(crate) executor: Option<String>,
     /// Cores to use; by default all
     #[arg(short, long, value_name = "CORES", help_heading = "Execution")]
     pub(crate) jobs: Option<usize>,

@@ -27,6 +27,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -79,6 +80,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Isolated { folder } => crate::isolate::serve(folder, registry)
             .map(|()| exit::DONE)
             .map_err(|reason| CliError::new(exit::STAGE_FAILED, format!("error: {reason}"))),
+        Command::Worker(worker) => worker::worker(&arguments, worker, registry),
         Command::Man { folder } => manual::man(folder.as_deref()),
         Command::Completions { shell } => arguments::completions(*shell),
     };

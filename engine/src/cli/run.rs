@@ -21,7 +21,7 @@ use crate::events::EventLog;
 use crate::exit;
 use crate::history::{self, History};
 use crate::kind::Registry;
-use crate::pipeline::{Limits, NodeId};
+use crate::pipeline::{Limits, NodeId, Place};
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError, Publishing};
@@ -29,6 +29,7 @@ use crate::read_ahead::ReadAhead;
 use crate::remote::Fetcher;
 use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path, free_bytes};
+use crate::slurm::{Cluster, Surroundings};
 use crate::why::DirtyReason;
 
 /// How often results that turn out to be damaged when they are published are made again.
@@ -36,7 +37,7 @@ const REPAIRS: usize = 3;
 
 pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry) -> Result<u8, CliError> {
     let started = Instant::now();
-    let study = Study::load(arguments, &run.pipeline, registry)?;
+    let study = Study::load_for(arguments, &run.pipeline, run.executor.as_deref(), registry)?;
     let mut wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
@@ -52,7 +53,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     };
     let store = study.open(run.durability.into())?;
     let signals =
-        Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
+        Signals::register(study.pipeline.executor.place).map_err(|error| CliError::environment("registering signal handlers", &error))?;
     let mut begun = None;
     if !to_fetch.is_empty() {
         let (folder, events) = begin(arguments, &study, &store)?;
@@ -199,7 +200,7 @@ impl Session<'_> {
             if !plan.is_up_to_date() {
                 // Beforehand, so that the keys of a killed run are known.
                 self.remember(&plan, &outcome)?;
-                outcome.extend(self.execute(&mut plan, &told, run, registry));
+                outcome.extend(self.execute(&mut plan, &told, run, registry)?);
             }
             let complete = self.wanted.nodes.is_none() && outcome.failed.is_empty() && !outcome.cancelled;
             let published = publish::publish(
@@ -232,7 +233,7 @@ impl Session<'_> {
         told: &BTreeSet<NodeId>,
         run: &RunArguments,
         registry: &Registry,
-    ) -> Outcome {
+    ) -> Result<Outcome, CliError> {
         let pipeline = &self.study.pipeline;
         let lost = |id: &NodeId| {
             let damaged = |reasons: &[DirtyReason]| reasons.contains(&DirtyReason::Damaged);
@@ -273,6 +274,7 @@ impl Session<'_> {
             grace: Duration::from_secs(run.grace),
             min_free: run.min_free,
             verify: Verify::from(run.verify),
+            detach: false,
         };
         let scheduler = Scheduler {
             pipeline,
@@ -287,12 +289,35 @@ impl Session<'_> {
             events: Arc::clone(&self.events),
             run: &self.folder,
             stop: Arc::clone(&self.signals.stop),
-            abort: Arc::clone(&self.signals.abort),
+            signals: Arc::clone(&self.signals.count),
         };
-        let mut outcome = scheduler.execute(plan, &durations);
+        let cluster = match pipeline.executor.place {
+            Place::Local => None,
+            Place::Slurm => Some(self.cluster(&scheduler)?),
+        };
+        let mut outcome = scheduler.execute(plan, durations, cluster);
         outcome.damaged += lost.len();
         outcome.expected = bytes;
-        outcome
+        Ok(outcome)
+    }
+
+    /// Where actions go that do not run in this process.
+    fn cluster(&self, scheduler: &Scheduler<'_>) -> Result<Cluster, CliError> {
+        let pipeline = &self.study.pipeline;
+        let surroundings = Surroundings {
+            settings: pipeline.executor.slurm.clone(),
+            store: self.store.clone(),
+            run: self.folder.id().to_owned(),
+            pipeline: pipeline.name.clone(),
+            revision: scheduler.revision.clone(),
+            events: Arc::clone(&self.events),
+            sources: pipeline.sources.clone(),
+        };
+        Cluster::start(surroundings).map_err(|error| {
+            let mut failure = CliError::environment("jobs cannot be submitted", &error);
+            failure.hint = Some("`--executor local` runs the study on this machine".to_owned());
+            failure
+        })
     }
 
     /// Writes the plan of this run.

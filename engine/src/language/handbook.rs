@@ -23,7 +23,7 @@ pub fn reference(registry: &Registry) -> String {
         ("[stage.NAME.resources]", "/stage/additionalProperties/properties/resources"),
         ("[stage.NAME.retry]", "/stage/additionalProperties/properties/retry"),
         ("[stage.NAME.checkpoint]", "/stage/additionalProperties/properties/checkpoint"),
-        ("[executor.local]", "/executor/properties/local"),
+        ("[executor]", "/executor"),
         ("[profile.NAME]", "/profile/additionalProperties"),
     ] {
         let table = tables.pointer(path).unwrap_or(&Json::Null);
