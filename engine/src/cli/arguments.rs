@@ -117,6 +117,9 @@ pub(crate) enum Command {
     Why(WhyArguments),
     /// Shows what runs now, how the last run ended, and what is up to date
     Status(FileArguments),
+    /// Cancels the jobs of a run in a cluster, and waits until they have ended
+    #[command(after_help = "Examples:\n  pipe cancel study.toml last\n  pipe cancel study.toml 01a2")]
+    Cancel(CancelArguments),
     /// Shows a node: its parameters, inputs, outputs and where each value was set
     #[command(
         after_help = "Examples:\n  pipe show study.toml 'tuned[model=clip]'\n  pipe show study.toml pairs.images\n  pipe show study.toml --resolved"
@@ -213,6 +216,16 @@ pub(crate) struct WorkerArguments {
     /// The task of the batch; by default what Slurm says
     #[arg(long, value_name = "NUMBER")]
     pub(crate) task: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CancelArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A run: its id, the beginning of it, or `last`
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
 }
 
 #[derive(Args, Debug)]
@@ -313,6 +326,9 @@ pub(crate) struct RunArguments {
     /// Where actions run; by default what the study says
     #[arg(long, value_name = "WHERE", value_parser = Place::NAMES, help_heading = "Execution")]
     pub(crate) executor: Option<String>,
+    /// Submit what is ready and a job that goes on when it is done, and end; with `--executor slurm`
+    #[arg(long, conflicts_with_all = ["dry_run", "reproduce"], help_heading = "Execution")]
+    pub(crate) detach: bool,
     /// Cores to use; by default all
     #[arg(short, long, value_name = "CORES", help_heading = "Execution")]
     pub(crate) jobs: Option<usize>,

@@ -2,6 +2,7 @@
 
 mod answer;
 mod arguments;
+mod cancel;
 mod clean;
 mod diff;
 mod doctor;
@@ -62,6 +63,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Plan(plan) => plan::plan(&arguments, plan, registry),
         Command::Why(why) => plan::why(&arguments, why, registry),
         Command::Status(file) => status::status(&arguments, file, registry),
+        Command::Cancel(cancel) => cancel::cancel(&arguments, cancel),
         Command::Show(show) => show::show(&arguments, show, registry),
         Command::Log(log) => log::log(&arguments, log, registry),
         Command::Diff(diff) => diff::diff(&arguments, diff, registry),

@@ -29,7 +29,7 @@ use crate::read_ahead::ReadAhead;
 use crate::remote::Fetcher;
 use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path, free_bytes};
-use crate::slurm::{Cluster, Surroundings};
+use crate::slurm::{Cluster, Surroundings, relay};
 use crate::why::DirtyReason;
 
 /// How often results that turn out to be damaged when they are published are made again.
@@ -38,6 +38,7 @@ const REPAIRS: usize = 3;
 pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry) -> Result<u8, CliError> {
     let started = Instant::now();
     let study = Study::load_for(arguments, &run.pipeline, run.executor.as_deref(), registry)?;
+    check_place(&study, run)?;
     let mut wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
@@ -102,6 +103,9 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         store: &session.store,
     };
     summary.print(arguments);
+    if run.detach && !outcome.jobs.is_empty() && !outcome.cancelled {
+        session.relay(&outcome, arguments)?;
+    }
     // Abandoned actions hold handles of the store; the process ends with them.
     let code = match published {
         _ if outcome.cancelled => session.signals.exit_code(),
@@ -119,6 +123,16 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     // with nothing to do.
     std::mem::forget((plan, study));
     Ok(code)
+}
+
+/// Some options make sense in one place only.
+fn check_place(study: &Study, run: &RunArguments) -> Result<(), CliError> {
+    let (option, place) = match study.pipeline.executor.place {
+        Place::Local if run.detach => ("--detach", "slurm"),
+        Place::Slurm if run.reproduce => ("--reproduce", "local"),
+        _ => return Ok(()),
+    };
+    Err(CliError::new(exit::USAGE, format!("error: `{option}` is for `--executor {place}`")))
 }
 
 fn event_log(arguments: &Arguments, folder: &RunFolder) -> Result<Arc<EventLog>, CliError> {
@@ -202,7 +216,10 @@ impl Session<'_> {
                 self.remember(&plan, &outcome)?;
                 outcome.extend(self.execute(&mut plan, &told, run, registry)?);
             }
-            let complete = self.wanted.nodes.is_none() && outcome.failed.is_empty() && !outcome.cancelled;
+            let complete = self.wanted.nodes.is_none()
+                && outcome.failed.is_empty()
+                && outcome.jobs.is_empty()
+                && !outcome.cancelled;
             let published = publish::publish(
                 &self.store,
                 &self.study.results,
@@ -274,7 +291,7 @@ impl Session<'_> {
             grace: Duration::from_secs(run.grace),
             min_free: run.min_free,
             verify: Verify::from(run.verify),
-            detach: false,
+            detach: run.detach,
         };
         let scheduler = Scheduler {
             pipeline,
@@ -318,6 +335,23 @@ impl Session<'_> {
             failure.hint = Some("`--executor local` runs the study on this machine".to_owned());
             failure
         })
+    }
+
+    /// Leaves the rest of the run to a job that begins when those that were submitted have ended.
+    fn relay(&self, outcome: &Outcome, arguments: &Arguments) -> Result<(), CliError> {
+        let jobs: Vec<String> = outcome.jobs.iter().filter_map(|(_, id)| id.clone()).collect();
+        let words: Vec<String> =
+            std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        let settings = &self.study.pipeline.executor.slurm;
+        let id = relay::submit(&self.store, self.folder.id(), &jobs, settings, &words).map_err(|error| {
+            let mut failure = CliError::environment("the rest of the run cannot be submitted", &error);
+            failure.hint = Some("what was submitted goes on; run again when it is done".to_owned());
+            failure
+        })?;
+        if !arguments.global.quiet && !arguments.global.json {
+            eprintln!("{:>10}  job {id} goes on with the run when these have ended", "Detached");
+        }
+        Ok(())
     }
 
     /// Writes the plan of this run.

@@ -82,6 +82,17 @@ impl Summary<'_> {
                 "Accepted", self.foreign
             );
         }
+        if !self.outcome.jobs.is_empty() {
+            let jobs: Vec<&str> =
+                self.outcome.jobs.iter().map(|(name, id)| id.as_ref().unwrap_or(name).as_str()).collect();
+            let file = self.study.pipeline.path.display();
+            eprintln!(
+                "{:>10}  jobs {} go on; `pipe status {file}` follows them, `pipe cancel {file} RUN` ends them, and the next \
+                 run takes what they gave",
+                "Left",
+                jobs.join(", ")
+            );
+        }
         let evicted = self.published.map_or(0, |published| published.evicted);
         if evicted > 0 {
             let files = if evicted == 1 { "file" } else { "files" };

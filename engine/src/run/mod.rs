@@ -102,6 +102,8 @@ impl Outcome {
     pub(crate) fn status(&self) -> &'static str {
         if self.cancelled {
             "cancelled"
+        } else if !self.jobs.is_empty() {
+            "detached"
         } else if self.failed.is_empty() && !self.low_space {
             "ok"
         } else {

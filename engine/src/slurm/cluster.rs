@@ -18,7 +18,7 @@ use serde_json::json;
 use super::batching::Bucket;
 use super::manifest::{Intent, Order};
 use super::verdict::Tries;
-use super::{command, own_program, program_digest};
+use super::{own_program, program_digest};
 use crate::attempt::{AttemptError, Finished};
 use crate::error::StageError;
 use crate::events::EventLog;
@@ -255,7 +255,7 @@ impl Cluster {
         self.stop();
         for (name, _) in self.jobs() {
             // What cannot be reached now goes on, and its results are as good as any.
-            let _ = command::run("scancel", &[format!("--name={name}")], "");
+            let _ = super::cancel(&name);
         }
     }
 

@@ -225,6 +225,11 @@ pub(crate) struct WorkerFile {
 pub(crate) struct Intent {
     /// The name of the job.
     pub(crate) name: String,
+    pub(crate) run: String,
+    pub(crate) stage: String,
+    /// How many there are.
+    pub(crate) tasks: usize,
+    pub(crate) actions: usize,
     pub(crate) arguments: Vec<String>,
     pub(crate) time: String,
 }

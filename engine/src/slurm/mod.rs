@@ -4,9 +4,11 @@
 mod batching;
 mod cluster;
 mod command;
+pub(crate) mod jobs;
 pub(crate) mod manifest;
 pub(crate) mod queue;
 mod refusal;
+pub(crate) mod relay;
 mod submission;
 mod verdict;
 pub(crate) mod worker;
@@ -17,6 +19,14 @@ use pipe_cache::Digest;
 
 pub(crate) use self::cluster::{Cluster, Surroundings};
 use crate::error::StageError;
+
+/// Asks Slurm to end all jobs of a name; whether it took it.
+///
+/// # Errors
+/// If there is no `scancel`.
+pub(crate) fn cancel(name: &str) -> Result<bool, StageError> {
+    command::run("scancel", &[format!("--name={name}")], "").map(|said| said.succeeded)
+}
 
 /// The file of this program.
 pub(crate) fn own_program() -> Result<PathBuf, StageError> {

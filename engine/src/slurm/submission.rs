@@ -39,15 +39,13 @@ pub(crate) struct Array<'a> {
 /// The arguments.
 pub(crate) fn arguments(array: &Array<'_>, settings: &SlurmSettings) -> Vec<String> {
     let Array { name, run, tasks, ask, log } = array;
-    let exported = EXPORTED.into_iter().filter(|name| std::env::var_os(name).is_some());
-    let exported: Vec<&str> = exported.chain(settings.export.iter().map(String::as_str)).collect();
     let mut arguments = vec![
         "--parsable".to_owned(),
         format!("--job-name={name}"),
         format!("--comment={run}"),
         format!("--output={}", log.display()),
         "--open-mode=append".to_owned(),
-        format!("--export={}", exported.join(",")),
+        exported(settings, &[]),
         "--requeue".to_owned(),
         format!("--signal=B:USR1@{}", ask.margin(settings.time_margin)),
         format!("--array=0-{}%{}", tasks - 1, settings.max_tasks),
@@ -64,6 +62,42 @@ pub(crate) fn arguments(array: &Array<'_>, settings: &SlurmSettings) -> Vec<Stri
     arguments.extend(names.filter_map(|name| Some(format!("--{name}={}", name_of(name, ask, settings)?))));
     arguments.extend(settings.extra_args.iter().cloned());
     arguments
+}
+
+/// The variables that a job is given.
+fn exported(settings: &SlurmSettings, further: &[&str]) -> String {
+    let known = EXPORTED.iter().chain(further).copied().filter(|name| std::env::var_os(name).is_some());
+    let names: Vec<&str> = known.chain(settings.export.iter().map(String::as_str)).collect();
+    format!("--export={}", names.join(","))
+}
+
+/// The arguments of a job that goes on with a run when `jobs` have ended.
+pub(crate) fn relay_arguments(
+    name: &str,
+    run: &str,
+    jobs: &[String],
+    log: &Path,
+    settings: &SlurmSettings,
+) -> Vec<String> {
+    let mut arguments = vec![
+        "--parsable".to_owned(),
+        format!("--job-name={name}"),
+        format!("--comment={run}"),
+        format!("--output={}", log.display()),
+        "--open-mode=append".to_owned(),
+        exported(settings, &["PIPE_STORE", "PIPE_RESULTS"]),
+        "--requeue".to_owned(),
+        "--cpus-per-task=1".to_owned(),
+        format!("--dependency=afterany:{}", jobs.join(":")),
+    ];
+    arguments.extend(settings.names.iter().map(|(name, value)| format!("--{name}={value}")));
+    arguments
+}
+
+/// Its script: this program once more, with these arguments.
+pub(crate) fn relay_script(program: &Path, arguments: &[String]) -> String {
+    let words: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
+    format!("#!/bin/bash\nexec {} {}\n", quoted(&program.to_string_lossy()), words.join(" "))
 }
 
 /// What a job asks for by name: what its stage says, else what all jobs ask for.
@@ -157,6 +191,11 @@ mod tests {
             script(Path::new("/a b/it's"), Path::new("/s"), "r-1", &settings),
             "#!/bin/bash -l\nmodule load cuda\nexec '/a b/it'\\''s' worker --store '/s' --batch r-1\n"
         );
+        let jobs = ["7".to_owned(), "9".to_owned()];
+        let relay = relay_arguments("pipe-r", "run", &jobs, Path::new("/l"), &settings);
+        assert!(relay.contains(&"--dependency=afterany:7:9".to_owned()), "{relay:?}");
+        let words = ["run".to_owned(), "a b.toml".to_owned()];
+        assert_eq!(relay_script(Path::new("/p"), &words), "#!/bin/bash\nexec '/p' 'run' 'a b.toml'\n");
         assert_eq!(job_id("12").as_deref(), Some("12"));
         assert_eq!(job_id("a notice\n12;north\n").as_deref(), Some("12"));
         assert_eq!(job_id("no"), None);

@@ -157,7 +157,15 @@ impl Cluster {
             log: &absolute_path(&folder.log_pattern()),
         };
         let arguments = arguments(&array, &self.around.settings);
-        let intent = Intent { name: name.clone(), arguments, time: crate::events::now() };
+        let intent = Intent {
+            name: name.clone(),
+            run: self.around.run.clone(),
+            stage: manifest.stage.clone(),
+            tasks: manifest.tasks.len(),
+            actions: manifest.actions.len(),
+            arguments,
+            time: crate::events::now(),
+        };
         store.write_in_array(&folder, "intent.json", &bytes_of(&intent))?;
         let array = Array::new(folder, intent, manifest.tasks.len(), State::Unsent(now));
         self.arrays.insert(id.clone(), array);
@@ -288,9 +296,10 @@ impl Cluster {
 
     /// The orders of an array are not to be had.
     fn refuse_array(&mut self, id: &str, reason: &str, about: &[&str]) {
-        let reason = reason.trim_start_matches("sbatch: error: ");
+        let lines = reason.lines().map(|line| line.trim_start_matches("sbatch: error: "));
+        let reason = lines.collect::<Vec<_>>().join("; ");
         for key in self.keys_of(id) {
-            self.refuse(key, reason, about);
+            self.refuse(key, &reason, about);
         }
         self.forget(id);
     }
