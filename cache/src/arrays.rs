@@ -16,11 +16,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::Digest;
 use crate::fs::{is_plain_relative, list, read_bounded};
 use crate::lease::{LeaseInfo, living};
 use crate::store::{Store, StoreError};
 use crate::survey::Survey;
-use crate::Digest;
 
 /// The folder of all of them.
 const FOLDER: &str = "batches";
@@ -156,7 +156,10 @@ mod tests {
         assert!(store.new_array("run-1", b"[]").is_err(), "a manifest never changes");
         assert_eq!(array.manifest().unwrap().as_deref(), Some(&b"{}"[..]));
         store.write_in_array(&array, "exits/0.0", b"75").unwrap();
-        assert_eq!((array.names("exits"), array.read("exits/0.0")), (vec!["0.0".to_owned()], Some(b"75".to_vec())));
+        assert_eq!(
+            (array.names("exits"), array.read("exits/0.0")),
+            (vec!["0.0".to_owned()], Some(b"75".to_vec()))
+        );
         assert_eq!(array.read("exits/1.0"), None);
         assert_eq!(store.arrays(), [array]);
         for name in ["", "..", "run-1/exits", ".hidden", "other"] {

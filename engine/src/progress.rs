@@ -141,6 +141,7 @@ impl Display {
                 let class = fields["class"].as_str().unwrap_or_default();
                 self.line("Retry", &format!("{node}  in {seconds:.0} s, after a failure of class {class}"));
             }
+            "submitted" => self.line("Submit", fields["detail"].as_str().unwrap_or_default()),
             "corruption" | "nondeterminism" | "waiting" => {
                 self.line(
                     event,

@@ -22,7 +22,8 @@ pub(crate) fn cancel(arguments: &Arguments, asked: &CancelArguments) -> Result<u
     let run = store.as_ref().map(|store| find_run(store, &asked.run)).transpose()?.flatten();
     let Some((store, run)) = store.zip(run) else {
         let mut error = CliError::new(exit::USAGE, format!("error: `{}` is no run", asked.run));
-        error.hint = Some("`pipe log` lists the runs; the beginning of an id is enough, or `last`".to_owned());
+        error.hint =
+            Some("`pipe log` lists the runs; the beginning of an id is enough, or `last`".to_owned());
         return Err(error);
     };
     let arrays = jobs::arrays(&store, Some(run.id()));
@@ -44,15 +45,22 @@ pub(crate) fn cancel(arguments: &Arguments, asked: &CancelArguments) -> Result<u
     let began = Instant::now();
     while !jobs::live(&arrays).map_err(environment)?.is_some_and(|live| live.is_empty()) {
         if began.elapsed() > PATIENCE {
-            return Err(CliError::new(exit::ENVIRONMENT, "error: some jobs have not ended; `pipe status` lists them"));
+            return Err(CliError::new(
+                exit::ENVIRONMENT,
+                "error: some jobs have not ended; `pipe status` lists them",
+            ));
         }
         std::thread::sleep(POLL);
     }
     let (done, all) = results(&store, arrays.iter().map(|(folder, _)| folder));
     if arguments.global.json {
-        return print_json(&json!({ "version": 1, "run": run.id(), "cancelled": cancelled, "actions": all, "done": done }));
+        return print_json(
+            &json!({ "version": 1, "run": run.id(), "cancelled": cancelled, "actions": all, "done": done }),
+        );
     }
-    print(&format!("{cancelled} tasks cancelled; {done} of {all} actions have results, which the next run takes\n"))
+    print(&format!(
+        "{cancelled} tasks cancelled; {done} of {all} actions have results, which the next run takes\n"
+    ))
 }
 
 fn results<'a>(store: &Store, folders: impl Iterator<Item = &'a ArrayFolder>) -> (usize, usize) {

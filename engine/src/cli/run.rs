@@ -53,8 +53,8 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         Vec::new()
     };
     let store = study.open(run.durability.into())?;
-    let signals =
-        Signals::register(study.pipeline.executor.place).map_err(|error| CliError::environment("registering signal handlers", &error))?;
+    let signals = Signals::register(study.pipeline.executor.place)
+        .map_err(|error| CliError::environment("registering signal handlers", &error))?;
     let mut begun = None;
     if !to_fetch.is_empty() {
         let (folder, events) = begin(arguments, &study, &store)?;

@@ -13,7 +13,8 @@ pub(crate) fn worker(
     registry: &Registry,
 ) -> Result<u8, CliError> {
     let Some(store) = arguments.global.store() else {
-        let mut error = CliError::new(exit::USAGE, "error: a worker has no pipeline file that says where the store is");
+        let mut error =
+            CliError::new(exit::USAGE, "error: a worker has no pipeline file that says where the store is");
         error.hint = Some("name it with `--store` or PIPE_STORE".to_owned());
         return Err(error);
     };

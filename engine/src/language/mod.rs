@@ -88,7 +88,13 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     let sources = std::mem::take(&mut files.sources);
     overrides::apply(&mut files.document, options, &mut diagnostics);
     let machine = options.limits.clone().unwrap_or_else(Limits::of_this_machine);
-    let expanded = expand::expand(&files.document, registry, (machine, options.executor.as_deref()), &sources, &mut diagnostics);
+    let expanded = expand::expand(
+        &files.document,
+        registry,
+        (machine, options.executor.as_deref()),
+        &sources,
+        &mut diagnostics,
+    );
     check::check(&files.document, &expanded, &mut diagnostics);
     diagnostics.sort_by(|a, b| a.place().cmp(&b.place()));
     diagnostics.dedup();

@@ -18,7 +18,14 @@ pub(crate) const IO: &str = "io";
 
 /// Reads the `resources` of a stage.
 pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Diagnostic>) -> Resources {
-    let mut resources = Resources { cpu: None, gpu: 0, memory: None, time: None, tokens: BTreeMap::new(), names: BTreeMap::new() };
+    let mut resources = Resources {
+        cpu: None,
+        gpu: 0,
+        memory: None,
+        time: None,
+        tokens: BTreeMap::new(),
+        names: BTreeMap::new(),
+    };
     for entry in table.iter().filter(|entry| !entry.item.is_invalid()) {
         let understood = match entry.key.as_str() {
             "cpu" => count(&entry.item).filter(|cpu| *cpu > 0).map(|cpu| resources.cpu = Some(cpu)),

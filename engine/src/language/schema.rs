@@ -92,8 +92,12 @@ pub fn schema(registry: &Registry) -> Json {
     });
     let duration = |description: &str| json!({ "type": ["string", "integer"], "description": description });
     let name = |description: &str| json!({ "type": "string", "description": description });
-    let count = |description: &str| or_template(json!({ "type": "integer", "minimum": 1, "description": description }));
-    let list = |description: &str| or_template(json!({ "type": "array", "items": { "type": "string" }, "description": description }));
+    let count = |description: &str| {
+        or_template(json!({ "type": "integer", "minimum": 1, "description": description }))
+    };
+    let list = |description: &str| {
+        or_template(json!({ "type": "array", "items": { "type": "string" }, "description": description }))
+    };
     let slurm = json!({ "type": "object", "additionalProperties": false,
         "description": "how jobs of a cluster are submitted; never in a key", "properties": {
         "partition": name("of all jobs; a stage may say another one under `resources`"),

@@ -26,17 +26,8 @@ pub(crate) const KEYS: [&str; 14] = [
 ];
 
 /// What of `sbatch` is decided here: an argument that says it once more would break how jobs are found again.
-const OURS: [&str; 9] = [
-    "--parsable",
-    "--job-name",
-    "-J",
-    "--comment",
-    "--array",
-    "-a",
-    "--signal",
-    "--wrap",
-    "--export",
-];
+const OURS: [&str; 9] =
+    ["--parsable", "--job-name", "-J", "--comment", "--array", "-a", "--signal", "--wrap", "--export"];
 
 /// The values of the section, each as `slurm.KEY`.
 pub(crate) fn flatten(keys: &Table, diagnostics: &mut Vec<Diagnostic>) -> Vec<Entry> {
@@ -54,12 +45,7 @@ pub(crate) fn flatten(keys: &Table, diagnostics: &mut Vec<Diagnostic>) -> Vec<En
 }
 
 /// Reads one value, whose templates are resolved.
-pub(crate) fn read(
-    key: &str,
-    item: &Item,
-    settings: &mut SlurmSettings,
-    diagnostics: &mut Vec<Diagnostic>,
-) {
+pub(crate) fn read(key: &str, item: &Item, settings: &mut SlurmSettings, diagnostics: &mut Vec<Diagnostic>) {
     let at_least_one = || count(item).filter(|count| *count > 0);
     let duration = || quantity(item, seconds);
     let (understood, example) = match key {

@@ -300,9 +300,10 @@ fn exit_code(error: &AttemptError) -> u8 {
         AttemptError::Stage(StageError::InputData { .. }) => exit::INPUT_DATA,
         AttemptError::Stage(StageError::Environment { .. }) | AttemptError::Store(_) => exit::ENVIRONMENT,
         error if is_no_space(error) => exit::ENVIRONMENT,
-        AttemptError::Stage(_) | AttemptError::Panic(_) | AttemptError::Timeout(_) | AttemptError::Lost(_) => {
-            exit::STAGE_FAILED
-        }
+        AttemptError::Stage(_)
+        | AttemptError::Panic(_)
+        | AttemptError::Timeout(_)
+        | AttemptError::Lost(_) => exit::STAGE_FAILED,
     }
 }
 

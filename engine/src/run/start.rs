@@ -144,8 +144,7 @@ impl Scheduler<'_> {
             DefaultCpu::All => limits.cpu,
         });
         // What computes on a GPU has one for itself, unless the study says how many.
-        let gpu =
-            if action::is_on_gpu(node) { resources.gpu.max(1).min(limits.gpu) } else { resources.gpu };
+        let gpu = if action::is_on_gpu(node) { resources.gpu.max(1).min(limits.gpu) } else { resources.gpu };
         Demand {
             cpu: cpu.clamp(1, limits.cpu),
             memory: resources.memory.unwrap_or(0),

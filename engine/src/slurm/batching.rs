@@ -56,8 +56,15 @@ mod tests {
     #[test]
     fn tasks_are_filled_in_order() {
         let known = |seconds: &[f64]| seconds.iter().copied().map(Some).collect::<Vec<_>>();
-        assert_eq!(tasks(&known(&[10.0, 10.0, 10.0, 10.0, 10.0]), 25.0, 9), [vec![0, 1], vec![2, 3], vec![4]]);
-        assert_eq!(tasks(&known(&[100.0, 1.0, 1.0]), 25.0, 9), [vec![0], vec![1, 2]], "what is too long is alone");
+        assert_eq!(
+            tasks(&known(&[10.0, 10.0, 10.0, 10.0, 10.0]), 25.0, 9),
+            [vec![0, 1], vec![2, 3], vec![4]]
+        );
+        assert_eq!(
+            tasks(&known(&[100.0, 1.0, 1.0]), 25.0, 9),
+            [vec![0], vec![1, 2]],
+            "what is too long is alone"
+        );
         assert_eq!(tasks(&[None, None, Some(1.0), Some(1.0), None], 25.0, 9).len(), 4);
         assert_eq!(tasks(&known(&[20.0, 20.0, 20.0, 1.0]), 25.0, 2), [vec![0], vec![1]]);
         assert_eq!(tasks(&known(&[20.0; 3]), 25.0, 0), Vec::<Vec<usize>>::new());

@@ -216,7 +216,8 @@ impl Cluster {
     pub(crate) fn stop(&mut self) {
         self.stopped = true;
         for order in std::mem::take(&mut self.waiting) {
-            let finished = Finished { result: Err(StageError::Cancelled.into()), wall: Duration::ZERO, cpu: None };
+            let finished =
+                Finished { result: Err(StageError::Cancelled.into()), wall: Duration::ZERO, cpu: None };
             self.endings.push(Ending { key: order.digest, finished, peak: 0 });
         }
     }
@@ -308,7 +309,9 @@ impl Cluster {
             }
             (false, None) => {
                 self.silent = Some(now);
-                self.warn("the controller gives no answer; jobs that run are not affected, and it is asked again");
+                self.warn(
+                    "the controller gives no answer; jobs that run are not affected, and it is asked again",
+                );
             }
             _ => {}
         }

@@ -95,7 +95,10 @@ mod tests {
 
     #[test]
     fn the_size_of_arrays_is_read() {
-        assert_eq!(array_size("KillWait = 30 sec\nMaxArraySize            = 4001\nMaxJobCount = 7"), Some(4001));
+        assert_eq!(
+            array_size("KillWait = 30 sec\nMaxArraySize            = 4001\nMaxJobCount = 7"),
+            Some(4001)
+        );
         assert_eq!(array_size("KillWait = 30 sec"), None);
     }
 }

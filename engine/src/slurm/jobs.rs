@@ -76,9 +76,13 @@ impl LiveArray {
     /// One line for people.
     pub(crate) fn words(&self) -> String {
         let Intent { stage, actions, run, .. } = &self.intent;
-        let reasons = if self.reasons.is_empty() { String::new() } else { format!(" ({})", counts(&self.reasons)) };
+        let reasons =
+            if self.reasons.is_empty() { String::new() } else { format!(" ({})", counts(&self.reasons)) };
         let job = self.job.as_deref().unwrap_or("?");
-        format!("job      {job}: {}{reasons}, {actions} actions of {stage}  (run {run})\n", counts(&self.states))
+        format!(
+            "job      {job}: {}{reasons}, {actions} actions of {stage}  (run {run})\n",
+            counts(&self.states)
+        )
     }
 
     pub(crate) fn json(&self) -> Json {

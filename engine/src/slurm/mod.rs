@@ -30,7 +30,8 @@ pub(crate) fn cancel(name: &str) -> Result<bool, StageError> {
 
 /// The file of this program.
 pub(crate) fn own_program() -> Result<PathBuf, StageError> {
-    std::env::current_exe().map_err(|error| StageError::environment("finding the program of this process", error))
+    std::env::current_exe()
+        .map_err(|error| StageError::environment("finding the program of this process", error))
 }
 
 /// The digest of a program.

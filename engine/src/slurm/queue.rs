@@ -103,7 +103,9 @@ pub(crate) fn meaning(reason: &str) -> Waiting {
     if (reason.starts_with("QOSMax") || reason.starts_with("AssocMax")) && !reason.contains("PerUser") {
         return match reason {
             reason if reason.contains("Wall") => Waiting::Permanent(&["time", "qos", "account"]),
-            reason if reason.contains("PerJob") => Waiting::Permanent(&["cpu", "mem", "gpu", "qos", "account"]),
+            reason if reason.contains("PerJob") => {
+                Waiting::Permanent(&["cpu", "mem", "gpu", "qos", "account"])
+            }
             _ => Waiting::Passing,
         };
     }
@@ -161,7 +163,8 @@ mod tests {
                     12|12|N/A|pipe-b|CANCELLED by 0|None|N/A|n2\n\
                     torn|line\n5_[0-5%2]|5|0-5|x|PENDING|None|N/A|\n";
         let listed = parse(text);
-        let short: Vec<_> = listed.iter().map(|one| (one.job.as_str(), one.task, one.nodes.as_str())).collect();
+        let short: Vec<_> =
+            listed.iter().map(|one| (one.job.as_str(), one.task, one.nodes.as_str())).collect();
         assert_eq!(short, [("8", 3, "n1"), ("8", 9, ""), ("12", 0, "n2")]);
         assert!(listed[0].is_live() && listed[1].is_live());
         assert_eq!(listed[1].waiting(), Waiting::Permanent(&["cpu", "mem", "gpu", "time", "partition"]));
@@ -170,11 +173,23 @@ mod tests {
 
     #[test]
     fn states_end_or_live() {
-        let listed = |state: &str| Listed { state: state.to_owned(), ..parse("1|1|0|a|X|None||n\n").remove(0) };
-        for state in ["RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "NEW"] {
+        let listed =
+            |state: &str| Listed { state: state.to_owned(), ..parse("1|1|0|a|X|None||n\n").remove(0) };
+        for state in [
+            "RUNNING",
+            "PENDING",
+            "CONFIGURING",
+            "COMPLETING",
+            "SUSPENDED",
+            "REQUEUED",
+            "REQUEUE_HOLD",
+            "NEW",
+        ] {
             assert!(listed(state).is_live(), "{state}");
         }
-        for state in ["COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED", "PREEMPTED"] {
+        for state in
+            ["COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED", "PREEMPTED"]
+        {
             assert!(!listed(state).is_live(), "{state}");
         }
     }

@@ -25,7 +25,10 @@ const TABLE: [(&str, Refusal); 21] = [
     ("QOSMaxSubmitJobPerUserLimit", Refusal::Quota),
     ("AssocMaxSubmitJobLimit", Refusal::Quota),
     ("violates accounting/QOS policy", Refusal::Quota),
-    ("Requested node configuration is not available", Refusal::Permanent(&["cpu", "mem", "gpu", "partition"])),
+    (
+        "Requested node configuration is not available",
+        Refusal::Permanent(&["cpu", "mem", "gpu", "partition"]),
+    ),
     ("Memory specification can not be satisfied", Refusal::Permanent(&["mem", "partition"])),
     ("nvalid partition", Refusal::Permanent(&["partition"])),
     ("nvalid account", Refusal::Permanent(&["account"])),
@@ -54,7 +57,10 @@ mod tests {
         for (text, refusal) in [
             ("Unable to contact slurm controller (connect failure)", Refusal::Transient),
             ("Socket timed out on send/recv operation", Refusal::Transient),
-            ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", Refusal::Quota),
+            (
+                "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+                Refusal::Quota,
+            ),
             ("Invalid job array specification", Refusal::Size),
             ("the dog ate it", Refusal::Unknown),
         ] {

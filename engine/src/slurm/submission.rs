@@ -180,8 +180,14 @@ mod tests {
     #[test]
     fn short_tasks_lose_no_more_than_a_quarter() {
         let ask = |time| Ask { cpu: None, memory: None, gpu: 0, time, names: Default::default() };
-        assert_eq!((ask(Some(1)).limit(), ask(Some(61)).limit(), ask(None).limit()), (Some(60), Some(120), None));
-        assert_eq!((ask(Some(1)).margin(180), ask(Some(7200)).margin(180), ask(None).margin(180)), (15, 180, 180));
+        assert_eq!(
+            (ask(Some(1)).limit(), ask(Some(61)).limit(), ask(None).limit()),
+            (Some(60), Some(120), None)
+        );
+        assert_eq!(
+            (ask(Some(1)).margin(180), ask(Some(7200)).margin(180), ask(None).margin(180)),
+            (15, 180, 180)
+        );
     }
 
     #[test]

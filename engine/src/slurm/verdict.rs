@@ -174,7 +174,9 @@ mod tests {
             assert_eq!(tries.after(Cause::OutOfTime, true, false, Some(60)), After::Again);
         }
         assert_eq!(tries.after(Cause::OutOfTime, false, false, Some(60)), After::Again);
-        let After::Fail(text) = tries.after(Cause::OutOfTime, false, false, Some(60)) else { panic!("twice") };
+        let After::Fail(text) = tries.after(Cause::OutOfTime, false, false, Some(60)) else {
+            panic!("twice")
+        };
         assert!(text.contains("60 s"), "{text}");
         assert_eq!(tries.after(Cause::OutOfMemory, false, true, None), After::WithMoreMemory);
         assert!(matches!(tries.after(Cause::OutOfMemory, false, true, None), After::Fail(_)));

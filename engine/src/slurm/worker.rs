@@ -248,7 +248,9 @@ impl Worker<'_> {
         if let Some(told) = told {
             return Ok(if told.outcome.is_ok() { Came::Done } else { Came::Failed });
         }
-        let is_done = |worker: &Self| Ok::<bool, AttemptError>(!action.forced && worker.store.lookup(&digest)?.is_some());
+        let is_done = |worker: &Self| {
+            Ok::<bool, AttemptError>(!action.forced && worker.store.lookup(&digest)?.is_some())
+        };
         if is_done(self)? {
             return Ok(Came::Done);
         }
@@ -263,9 +265,7 @@ impl Worker<'_> {
         let peak = Arc::new(AtomicU64::new(resident_bytes().unwrap_or(0)));
         let finished = match self.kind(action) {
             Ok(kind) => self.execute(action, kind, lease, &peak)?,
-            Err(error) => {
-                Finished { result: Err(error.into()), wall: Duration::ZERO, cpu: None }
-            }
+            Err(error) => Finished { result: Err(error.into()), wall: Duration::ZERO, cpu: None },
         };
         let outcome = match finished.result {
             Ok(committed) => self.settled(&digest, committed.outcome.into()),
@@ -304,8 +304,12 @@ impl Worker<'_> {
         let kind = self.registry.get(&brief.kind);
         let kind = kind.ok_or_else(|| StageError::failed(format!("unknown stage kind `{}`", brief.kind)))?;
         let resolved = kind.resolve(&brief.params).map_err(|problems| {
-            let text: Vec<String> = problems.into_iter().map(|one| format!("{} {}", one.path, one.message)).collect();
-            StageError::failed(format!("the parameters mean nothing on this node: {}", text.join("; ").trim()))
+            let text: Vec<String> =
+                problems.into_iter().map(|one| format!("{} {}", one.path, one.message)).collect();
+            StageError::failed(format!(
+                "the parameters mean nothing on this node: {}",
+                text.join("; ").trim()
+            ))
         })?;
         let numerics = match kind.describe().numerics {
             Numerics::Exact => action::EXACT.to_owned(),

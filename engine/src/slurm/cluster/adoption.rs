@@ -41,7 +41,8 @@ impl Cluster {
             let Some(tasks) = live.get(intent.name.as_str()) else { continue };
             let manifest = folder.manifest().ok().flatten();
             let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
-            let is_ours = |manifest: &Manifest| manifest.version == VERSION && manifest.program == self.digest;
+            let is_ours =
+                |manifest: &Manifest| manifest.version == VERSION && manifest.program == self.digest;
             let Some(manifest) = manifest.filter(is_ours) else { continue };
             // What failed there is to be tried again, not to be waited for.
             let over: BTreeSet<String> = folder.names("ended").into_iter().collect();

@@ -187,7 +187,8 @@ impl Cluster {
 
     /// The name of a job, which no other has: by it alone it is found again.
     fn name(&self, array: &str) -> String {
-        let noise = Digest::of(format!("{array}{:?}{}", Instant::now(), std::process::id()).as_bytes()).to_hex();
+        let noise =
+            Digest::of(format!("{array}{:?}{}", Instant::now(), std::process::id()).as_bytes()).to_hex();
         let run = &self.around.run;
         let short = &run[run.len().saturating_sub(8)..];
         format!("pipe-{short}-{}-{}", self.number - 1, &noise[..6])
@@ -210,7 +211,8 @@ impl Cluster {
     fn sbatch(&mut self, id: &str, further: &[String], now: Instant) {
         let Some(array) = self.arrays.get(id) else { return };
         let arguments = [array.intent.arguments.as_slice(), further].concat();
-        let script = script(&self.program, &absolute_path(self.around.store.root()), id, &self.around.settings);
+        let script =
+            script(&self.program, &absolute_path(self.around.store.root()), id, &self.around.settings);
         let said = match command::run("sbatch", &arguments, &script) {
             Ok(said) => said,
             Err(error) => {

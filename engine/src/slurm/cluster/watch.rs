@@ -40,7 +40,8 @@ impl Cluster {
                     let text = String::from_utf8(array.folder.read(&format!("exits/{name}"))?).ok()?;
                     Some((task.parse().ok()?, restart.parse().ok()?, text.trim().parse().ok()?))
                 };
-                let known = |task, restart| array.exits.get(&task).is_some_and(|(known, _)| *known >= restart);
+                let known =
+                    |task, restart| array.exits.get(&task).is_some_and(|(known, _)| *known >= restart);
                 if let Some((task, restart, code)) = read()
                     && !known(task, restart)
                 {
@@ -74,7 +75,9 @@ impl Cluster {
             return;
         };
         let ended = array.folder.read(&format!("ended/{name}"));
-        let Some(ended) = ended.and_then(|bytes| serde_json::from_slice::<Ended>(&bytes).ok()) else { return };
+        let Some(ended) = ended.and_then(|bytes| serde_json::from_slice::<Ended>(&bytes).ok()) else {
+            return;
+        };
         let result = match ended.outcome {
             Ok(done) => match self.around.store.lookup(&key) {
                 Ok(Some(record)) => Ok(Committed { record, outcome: done.into() }),
@@ -112,7 +115,7 @@ impl Cluster {
         let mut by_task: BTreeMap<(String, usize), Listed> = BTreeMap::new();
         for one in listed.into_iter().flatten() {
             let Some(id) = names.get(one.name.as_str()) else { continue };
-            let known = by_task.entry((( *id).to_owned(), one.task)).or_insert_with(|| one.clone());
+            let known = by_task.entry(((*id).to_owned(), one.task)).or_insert_with(|| one.clone());
             // Of two jobs of one name the living one counts.
             if one.is_live() {
                 *known = one;
@@ -284,7 +287,8 @@ impl Array {
 
     /// Whether the last lines of a job's log say that it had too little memory: without control groups nothing else does.
     fn log_tells_of_memory(&self, task: usize) -> bool {
-        let names = self.folder.names("logs").into_iter().filter(|name| name.starts_with(&format!("{task}.")));
+        let names =
+            self.folder.names("logs").into_iter().filter(|name| name.starts_with(&format!("{task}.")));
         let read = |name: String| -> Option<String> {
             let mut file = std::fs::File::open(self.folder.path().join("logs").join(name)).ok()?;
             let length = file.metadata().ok()?.len();
@@ -294,7 +298,9 @@ impl Array {
             Some(String::from_utf8_lossy(&bytes).into_owned())
         };
         names.filter_map(read).any(|text| {
-            ["exceeded memory limit", "oom-kill", "oom_kill", "Exceeded job memory"].iter().any(|mark| text.contains(mark))
+            ["exceeded memory limit", "oom-kill", "oom_kill", "Exceeded job memory"]
+                .iter()
+                .any(|mark| text.contains(mark))
         })
     }
 
@@ -316,7 +322,8 @@ impl Array {
             *taken += whole as u64;
             let lines = bytes[..whole].split(|byte| *byte == b'\n');
             let events = lines.filter_map(|line| serde_json::from_slice::<Json>(line).ok());
-            found.extend(events.filter(|event| PASSED_ON.contains(&event["ev"].as_str().unwrap_or_default())));
+            found
+                .extend(events.filter(|event| PASSED_ON.contains(&event["ev"].as_str().unwrap_or_default())));
         }
         found
     }
