@@ -125,6 +125,7 @@ impl Display {
                 match fields["status"].as_str() {
                     Some("ok") => self.line("Done", &format!("{node}  {seconds:.1} s")),
                     Some("cancelled") => self.line("Stopped", &node),
+                    Some("left") => self.line("Left", &node),
                     _ => self.line("Failed", &format!("{node}  {seconds:.1} s")),
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pipe_cache::Record;
+use pipe_cache::{Digest, Record};
 
 use super::start::Action;
 use super::{Demand, OnFailure, Running, Scheduler, State, TaskId, Work};
@@ -47,6 +47,11 @@ impl Scheduler<'_> {
             Place::Local => work.demands[id.0].clone(),
             Place::Slurm => Demand { cpu: 1, ..Demand::default() },
         }
+    }
+
+    /// Whether a job of an earlier run is to execute an action: then its worker may have the lease.
+    pub(super) fn is_adoptable(&self, digest: &Digest, work: &Work<'_>) -> bool {
+        work.cluster.as_ref().is_some_and(|cluster| cluster.is_adoptable(digest))
     }
 
     /// Orders an action from the cluster.

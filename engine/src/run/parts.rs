@@ -189,11 +189,15 @@ impl Scheduler<'_> {
             parts.elsewhere.push((Instant::now() + self.lease_poll(), index));
             return Ok(());
         }
-        let lease = match self.store.lease(&shard.digest, self.run.id())? {
-            LeaseAttempt::Acquired(lease) => lease,
-            LeaseAttempt::Busy(_) => {
-                parts.elsewhere.push((Instant::now() + self.lease_poll(), index));
-                return Ok(());
+        let lease = if self.is_adoptable(&shard.digest, work) {
+            None
+        } else {
+            match self.store.lease(&shard.digest, self.run.id())? {
+                LeaseAttempt::Acquired(lease) => Some(lease),
+                LeaseAttempt::Busy(_) => {
+                    parts.elsewhere.push((Instant::now() + self.lease_poll(), index));
+                    return Ok(());
+                }
             }
         };
         let forced = work.plan.forced.contains(&id);
@@ -231,7 +235,7 @@ impl Scheduler<'_> {
         let task = TaskId { node: id, shard: Some(digest) };
         let (key, log) = (shard.key.clone(), self.run.log(&node.name, attempt));
         let action = Action { key, inputs, outputs, log, seconds: parts.seconds };
-        self.spawn(task, Task::Part(digest), action, Some(lease), work).map_err(Unreadable::Error)?;
+        self.spawn(task, Task::Part(digest), action, lease, work).map_err(Unreadable::Error)?;
         parts.running.insert(digest, index);
         Ok(())
     }

@@ -286,7 +286,12 @@ impl Scheduler<'_> {
         work: &mut Work<'_>,
     ) -> Result<Started, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
-        let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+        let lease = if self.is_adoptable(&digest, work) {
+            None
+        } else {
+            let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+            Some(lease)
+        };
         // Another process may have finished it since it was planned.
         if !work.plan.forced.contains(&id)
             && let Some(record) = self.store.lookup(&digest)?
@@ -311,7 +316,7 @@ impl Scheduler<'_> {
         let task = TaskId { node: id, shard: None };
         let seconds = work.durations.get(&id).copied();
         let action = Action { key, inputs, outputs: node.outputs.clone(), log, seconds };
-        self.spawn(task, Task::Whole, action, Some(lease), work)?;
+        self.spawn(task, Task::Whole, action, lease, work)?;
         work.state[id.0] = State::Running;
         Ok(Started::Running)
     }

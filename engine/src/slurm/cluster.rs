@@ -163,6 +163,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Whether a job of an earlier run, which still goes on, is to execute this action.
+    pub(crate) fn is_adoptable(&self, key: &Digest) -> bool {
+        self.adoptable.contains_key(key)
+    }
+
     /// Takes an order.
     pub(crate) fn enqueue(&mut self, order: Order) {
         let adopted = self.adoptable.remove(&order.digest).filter(|_| !order.forced);

@@ -247,15 +247,15 @@ impl Cluster {
             Cause::Lost(what) => format!("its task gave no result ({what}); another one tries"),
             _ => format!("{cause:?}"),
         };
+        if self.stopped || self.cancelled {
+            return self.fail(key, StageError::Cancelled.into());
+        }
         if let After::Fail(text) = after {
             return self.fail(key, AttemptError::Lost(text));
         }
         let event = serde_json::json!({ "node": flying.order.brief.node, "class": "lost", "delay": 0.0, "detail": detail,
             "shard": flying.order.part.is_some().then(|| key.to_hex()) });
         self.around.events.emit("retry", event);
-        if self.stopped {
-            return self.fail(key, StageError::Cancelled.into());
-        }
         let Some(mut flying) = self.flying.remove(&key) else { return };
         if after == After::WithMoreMemory {
             flying.order.ask.memory = flying.order.ask.memory.map(|bytes| bytes.saturating_add(bytes / 2));
