@@ -62,6 +62,7 @@ impl Drop for Cluster {
 pub(crate) struct World {
     folder: TempDir,
     cluster: String,
+    has_fake: bool,
 }
 
 /// What a command wrote.
@@ -91,8 +92,22 @@ pub(crate) fn wait_for<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
 }
 
 impl World {
+    /// A study where a script plays the part of Slurm; `answers` are what `sbatch` says to the first calls: nothing where it
+    /// accepts, `lost` where it does and does not say so, else why it refuses.
+    pub(crate) fn with_fake_slurm(answers: &[&str], stages: &str) -> Self {
+        let world = Self { has_fake: true, ..Self::new("/nowhere", stages) };
+        let lines: String = answers.iter().map(|answer| format!("{answer}\n")).collect();
+        std::fs::write(world.path("answers"), lines).unwrap();
+        world
+    }
+
+    /// The arguments of each call of `sbatch`.
+    pub(crate) fn submissions(&self) -> Vec<String> {
+        std::fs::read_to_string(self.path("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
     pub(crate) fn new(cluster: &str, stages: &str) -> Self {
-        let world = Self { folder: TempDir::new().unwrap(), cluster: cluster.to_owned() };
+        let world = Self { folder: TempDir::new().unwrap(), cluster: cluster.to_owned(), has_fake: false };
         let text = format!(
             "[pipeline]\nname = \"t\"\nformat = 1\n[executor.slurm]\npoll = \"1s\"\nsubmit_rate = \"20/s\"\n\
              task_target = \"1s\"\nexport = [\"PIPE_MARKS\"]\n{stages}"
@@ -116,6 +131,12 @@ impl World {
         command.current_dir(self.folder.path()).env("SLURM_CONF", &self.cluster);
         command.env("PIPE_MARKS", self.path("marks")).env("XDG_CACHE_HOME", self.path("cache"));
         command.env_remove("PIPE_STORE").env_remove("PIPE_RESULTS");
+        if self.has_fake {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command
+                .env("PATH", format!("{}:{path}", script("fake").display()))
+                .env("FAKE_SLURM", self.folder.path());
+        }
         command
     }
 

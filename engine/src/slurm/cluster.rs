@@ -111,6 +111,8 @@ struct Array {
     events: BTreeMap<String, u64>,
     /// Results by task.
     given: BTreeMap<usize, u32>,
+    /// When an answer was lost, so that it may have been accepted.
+    unanswered: Option<Instant>,
     /// How often it was refused without a known reason.
     refused: u32,
     /// What Slurm said last of tasks that are over.

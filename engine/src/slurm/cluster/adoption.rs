@@ -73,6 +73,7 @@ impl Array {
             exits: BTreeMap::new(),
             events: BTreeMap::new(),
             given: BTreeMap::new(),
+            unanswered: None,
             refused: 0,
             over: BTreeMap::new(),
         }

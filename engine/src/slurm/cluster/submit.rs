@@ -201,10 +201,13 @@ impl Cluster {
         match queue::look(&[&name]) {
             Ok(Some(listed)) => match listed.iter().find(|one| one.name == name) {
                 Some(one) => self.accepted(id, one.job.clone()),
+                None if array.unanswered.is_some_and(|since| now < since + LOST_ANSWER) => {
+                    self.later(id, now)
+                }
                 // Should it come to light after all, it waits until the other has ended.
                 None => self.sbatch(id, &["--dependency=singleton".to_owned()], now),
             },
-            _ => self.later(id, false, now),
+            _ => self.later(id, now),
         }
     }
 
@@ -227,7 +230,10 @@ impl Cluster {
         match refusal::class(&said.err) {
             Refusal::Transient => {
                 self.note_answer(false, now);
-                self.later(id, said.err.contains("timed out"), now);
+                if let Some(array) = self.arrays.get_mut(id) {
+                    array.unanswered = said.err.contains("timed out").then_some(now);
+                }
+                self.later(id, now);
             }
             Refusal::Quota => {
                 let others = self.queued().saturating_sub(self.arrays[id].tasks);
@@ -245,16 +251,14 @@ impl Cluster {
             Refusal::Size => self.refuse_array(id, &said.err, &[]),
             Refusal::Permanent(about) => self.refuse_array(id, &said.err, about),
             Refusal::Unknown => {
-                let array = self.arrays.entry(id.to_owned());
-                let refused = array.and_modify(|array| array.refused += 1);
-                let count = match refused {
-                    std::collections::btree_map::Entry::Occupied(array) => array.get().refused,
-                    std::collections::btree_map::Entry::Vacant(_) => UNKNOWN,
-                };
+                let count = self.arrays.get_mut(id).map_or(UNKNOWN, |array| {
+                    array.refused += 1;
+                    array.refused
+                });
                 if count >= UNKNOWN {
                     return self.refuse_array(id, &said.err, &[]);
                 }
-                self.later(id, false, now);
+                self.later(id, now);
             }
         }
     }
@@ -277,10 +281,10 @@ impl Cluster {
     }
 
     /// Tries again after a while, a longer one each time.
-    fn later(&mut self, id: &str, answer_was_lost: bool, now: Instant) {
-        let pause = if answer_was_lost { self.backoff.max(LOST_ANSWER) } else { self.backoff };
+    fn later(&mut self, id: &str, now: Instant) {
+        let pause = self.backoff;
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
-        self.hold = now + self.backoff.min(pause);
+        self.hold = now + pause;
         if let Some(array) = self.arrays.get_mut(id) {
             array.state = State::Unsent(now + pause);
         }

@@ -146,9 +146,10 @@ impl Cluster {
             return;
         }
         let live = listed.is_some_and(Listed::is_live);
+        // In this order: whoever gave the lease back before the first look has left a record before the second.
+        let held = !live && self.around.store.holder(&key).ok().flatten().is_some();
         // A result of somebody else's is one too.
         let record = if flying.order.forced { None } else { self.around.store.lookup(&key).ok().flatten() };
-        let held = !live && self.around.store.holder(&key).ok().flatten().is_some();
         let (since, looks) = flying.unseen.map_or((now, 1), |(since, looks)| (since, looks + 1));
         let signs = Signs {
             recorded: record.is_some(),
