@@ -235,7 +235,7 @@ struct TaskId {
 /// What a thread tells of an action.
 enum News {
     /// It has ended.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// What it reads is there, or cannot be had; it is executed elsewhere.
     Fetched(Result<(), AttemptError>),
 }
@@ -337,7 +337,7 @@ impl Scheduler<'_> {
                 break;
             }
             match handover::receive(&receiver, TICK) {
-                Ok((task, News::Finished(finished))) => self.finish(task, finished, &mut work),
+                Ok((task, News::Finished(finished))) => self.finish(task, *finished, &mut work),
                 Ok((task, News::Fetched(result))) => self.fetched(task, result, &mut work),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,

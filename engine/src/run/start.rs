@@ -369,7 +369,7 @@ impl Scheduler<'_> {
             let _ = sender.send(if for_cluster {
                 (id, News::Fetched(attempt.fetch_inputs()))
             } else {
-                (id, News::Finished(attempt.execute(worker)))
+                (id, News::Finished(Box::new(attempt.execute(worker))))
             });
         });
         if let Err(error) = work.workers.execute(demand.cpu, job) {
