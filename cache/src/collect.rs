@@ -143,6 +143,7 @@ impl Store {
         for key in &garbage.checkpoints {
             disk.remove_tree(&self.checkpoint_folder(key))?;
         }
+        self.collect_arrays(survey, grace)?;
         if at_once {
             disk.remove_tree(&bin)?;
         }

@@ -126,6 +126,13 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     }
 }
 
+/// Who has the lease of an action and lives.
+pub(crate) fn living(store: &Store, key: &Digest) -> Result<Option<LeaseInfo>, StoreError> {
+    let path = store.folder("lease").join(format!("{key}.json"));
+    let Some(holder) = read(&path) else { return Ok(None) };
+    Ok((!is_dead(store, &path, Some(&holder))?).then_some(holder))
+}
+
 /// Removes the leases of dead owners.
 pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     let folder = store.folder("lease");

@@ -31,6 +31,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrays;
 mod batch;
 mod checkpoint;
 mod clear;
@@ -62,6 +63,7 @@ mod usage;
 mod value;
 mod verify;
 
+pub use arrays::ArrayFolder;
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use collect::{CollectOptions, Collected, Garbage};
 pub use content::{part_digest, part_ends, row_digest, table_digest, tree_digest};

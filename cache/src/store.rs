@@ -13,6 +13,7 @@
 //! | `tmp/<host>-<pid>-.../` | staging |
 //! | `tmp/downloads/` | files on their way from elsewhere |
 //! | `quarantine/` | damaged blobs |
+//! | `batches/<array>/` | what tasks of a cluster are told, and what they tell |
 //! | `trash/` | what the garbage collector removed, for one grace period |
 
 use std::path::{Path, PathBuf};

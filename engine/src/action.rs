@@ -19,6 +19,12 @@ pub(crate) fn device(numerics: &str) -> &str {
     if class.starts_with("cuda") || class.starts_with("metal") { class } else { "cpu" }
 }
 
+/// Whether the actions of a node compute on a GPU.
+pub(crate) fn is_on_gpu(node: &Node) -> bool {
+    let class = node.params.numerics.as_deref().unwrap_or_default();
+    node.description.numerics == Numerics::Tensor && device(class) != "cpu"
+}
+
 /// The digests of all external sources of a pipeline.
 #[derive(Debug, Default)]
 pub(crate) struct SourceDigests {

@@ -1,6 +1,6 @@
 //! One execution of an action: staging, the stage itself in a pool of its own, commit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,14 +14,14 @@ use pipe_cache::{
 
 use pipe_mirror::{Found, Mirror};
 
+use crate::brief::{Brief, Port};
 use crate::checkpoints::Checkpoints;
 use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
 use crate::host::{AttemptLog, Host, add_counts};
 use crate::isolate;
-use crate::kind::OutputPort;
-use crate::pipeline::Node;
+use crate::kind::AnyKind;
 use crate::remote::{FetchError, Fetcher, News, Remote, RemoteFile, Watch};
 use crate::workers::Worker;
 
@@ -30,11 +30,12 @@ const SHORT: Duration = Duration::from_secs(1);
 
 /// Everything an attempt needs, owned by its thread.
 pub(crate) struct Attempt {
-    pub(crate) node: Node,
+    pub(crate) brief: Arc<Brief>,
+    pub(crate) kind: Arc<dyn AnyKind>,
     pub(crate) key: ActionKey,
     pub(crate) inputs: BTreeMap<String, Vec<InputArtifact>>,
     /// The outputs that it writes.
-    pub(crate) outputs: Vec<OutputPort>,
+    pub(crate) outputs: Vec<Port>,
     pub(crate) task: Task,
     pub(crate) threads: usize,
     /// The slots of the GPUs that it has for itself.
@@ -117,6 +118,9 @@ pub(crate) enum AttemptError {
     Store(#[from] StoreError),
     #[error("ran for more than the {0} s that `resources.time` allows")]
     Timeout(u64),
+    /// The cluster will not run it, or has lost it for good.
+    #[error("{0}")]
+    Lost(String),
 }
 
 impl AttemptError {
@@ -130,6 +134,7 @@ impl AttemptError {
             Self::Stage(StageError::OutOfMemory(_)) => FailureClass::Oom,
             Self::Stage(StageError::Signalled { .. }) => FailureClass::Signal,
             Self::Timeout(_) => FailureClass::Timeout,
+            Self::Lost(_) => FailureClass::Lost,
             Self::Stage(StageError::Failed { .. }) | Self::Panic(_) => FailureClass::Error,
         })
     }
@@ -176,6 +181,27 @@ impl Attempt {
         match self.mirror.as_ref()?.bring(&self.key.digest(), &self.store) {
             Found::Brought(record) => Some(Committed { record: *record, outcome: CommitOutcome::Equal }),
             Found::Nothing => None,
+        }
+    }
+
+    /// Fetches what of its inputs is not in the store, for an execution elsewhere.
+    pub(crate) fn fetch_inputs(self) -> Result<(), AttemptError> {
+        let host = self.host(Instant::now());
+        self.absent.iter().try_for_each(|absent| self.fetch(absent, &host))
+    }
+
+    fn host(&self, started: Instant) -> Host {
+        Host {
+            node: self.brief.node.clone(),
+            shard: self.task.shard(),
+            key: self.key.digest(),
+            events: Arc::clone(&self.events),
+            cancelled: Arc::clone(&self.cancelled),
+            deadline: self.brief.time.map(|seconds| started + Duration::from_secs(seconds)),
+            log: AttemptLog::new(self.log.clone()),
+            last_progress: Mutex::new(None),
+            programs: Mutex::default(),
+            counts: Mutex::default(),
         }
     }
 
@@ -226,23 +252,12 @@ impl Attempt {
         for port in &self.outputs {
             outputs.insert(port.name.clone(), OutputWriter::new(staging.output_folder(&port.name)?));
         }
-        let host = Host {
-            node: self.node.name.clone(),
-            shard: self.task.shard(),
-            key: self.key.digest(),
-            events: Arc::clone(&self.events),
-            cancelled: Arc::clone(&self.cancelled),
-            deadline: self.node.resources.time.map(|seconds| started + Duration::from_secs(seconds)),
-            log: AttemptLog::new(self.log.clone()),
-            last_progress: Mutex::new(None),
-            programs: Mutex::default(),
-            counts: Mutex::default(),
-        };
+        let host = self.host(started);
         for absent in &self.absent {
             self.fetch(absent, &host)?;
         }
         let scratch = staging.scratch();
-        let outcome = if self.node.isolate {
+        let outcome = if self.brief.isolate {
             self.in_child(&mut outputs, &host, &scratch)
         } else {
             self.in_process(&mut outputs, &host, scratch, worker, cpu)
@@ -251,9 +266,9 @@ impl Attempt {
         *cpu = Some(cpu.unwrap_or_default() + programs);
         self.peak.fetch_max(memory, Ordering::Relaxed);
         if let Err(error) = outcome {
-            host.log(&format!("{}: {}", self.node.name, chain(&error)));
+            host.log(&format!("{}: {}", self.brief.node, chain(&error)));
             let timed_out = host.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            return Err(match (error, self.node.resources.time) {
+            return Err(match (error, self.brief.time) {
                 (AttemptError::Stage(StageError::Cancelled), Some(seconds))
                     if timed_out && !self.cancelled.load(Ordering::Relaxed) =>
                 {
@@ -267,7 +282,7 @@ impl Attempt {
             let writer = &outputs[&port.name];
             staged.push(StagedOutput {
                 port: port.name.clone(),
-                artifact_type: port.artifact.0.to_owned(),
+                artifact_type: port.artifact_type.clone(),
                 parts: writer.table().map(|parts| {
                     parts
                         .iter()
@@ -311,22 +326,16 @@ impl Attempt {
             error => AttemptError::from(error),
         })?;
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
-            nondeterministic(&self.events, &self.node.name);
+            nondeterministic(&self.events, &self.brief.node);
         }
         let checkpoints = self.checkpoints();
         // What cannot be removed now is removed as garbage.
-        let _ = if self.node.checkpoint.retain { checkpoints.retain() } else { checkpoints.clear() };
+        let _ = if self.brief.checkpoint.retain { checkpoints.retain() } else { checkpoints.clear() };
         Ok(committed)
     }
 
     fn checkpoints(&self) -> pipe_cache::Checkpoints {
-        self.store.checkpoints(&self.key.digest(), self.node.checkpoint.keep)
-    }
-
-    /// The inputs that are fan-ins or lists.
-    fn lists(&self) -> BTreeSet<String> {
-        let lists = self.node.inputs.iter().filter(|input| input.is_list);
-        lists.map(|input| input.name.clone()).collect()
+        self.store.checkpoints(&self.key.digest(), self.brief.checkpoint.keep)
     }
 
     /// Executes the stage here.
@@ -338,25 +347,25 @@ impl Attempt {
         worker: &Worker,
         cpu: &mut Option<Duration>,
     ) -> Result<(), AttemptError> {
-        let provenance = provenance(&self.key, &self.node.params.json);
+        let provenance = provenance(&self.key, &self.brief.params);
         let writers = std::mem::take(outputs);
         let mut context =
             StageContext::new(self.inputs.clone(), writers, host, self.threads, scratch, provenance)
-                .with_checkpoints(Checkpoints::new(self.checkpoints(), self.node.checkpoint.every))
+                .with_checkpoints(Checkpoints::new(self.checkpoints(), self.brief.checkpoint.every))
                 .with_gpus(self.gpus.clone())
-                .with_memory(self.node.resources.memory)
-                .with_lists(self.lists());
+                .with_memory(self.brief.memory)
+                .with_lists(self.brief.lists.clone());
         match &self.task {
             Task::Whole => {}
             Task::Part(_) => context = context.of_part(),
             Task::Merge(merge) => context = context.with_partials(merge.partials.clone()),
         }
         let threads_time = || worker.pool.broadcast(|_| thread_time()).into_iter().sum::<Duration>();
-        let before = threads_time();
+        let (before, params) = (threads_time(), self.brief.params());
         let outcome = worker.pool.install(|| {
             std::panic::catch_unwind(AssertUnwindSafe(|| match self.task {
-                Task::Whole | Task::Part(_) => self.node.kind.run(&self.node.params, &mut context),
-                Task::Merge(_) => self.node.kind.merge(&self.node.params, &mut context),
+                Task::Whole | Task::Part(_) => self.kind.run(&params, &mut context),
+                Task::Merge(_) => self.kind.merge(&params, &mut context),
             }))
         });
         // The threads work for one stage at a time, so all that they took was its own.
@@ -381,11 +390,11 @@ impl Attempt {
     ) -> Result<(), AttemptError> {
         let folder = |(port, writer): (&String, &OutputWriter)| (port.clone(), writer.folder().to_owned());
         let request = isolate::Request {
-            node: self.node.name.clone(),
-            kind: self.node.description.name.to_owned(),
-            params: self.node.params.json.clone(),
+            node: self.brief.node.clone(),
+            kind: self.brief.kind.clone(),
+            params: self.brief.params.clone(),
             inputs: self.inputs.clone(),
-            lists: self.lists(),
+            lists: self.brief.lists.clone(),
             outputs: outputs.iter().map(folder).collect(),
             partials: match &self.task {
                 Task::Merge(merge) => Some(merge.partials.clone()),
@@ -394,15 +403,15 @@ impl Attempt {
             is_part: matches!(self.task, Task::Part(_)),
             threads: self.threads,
             gpus: self.gpus.clone(),
-            memory: self.node.resources.memory,
+            memory: self.brief.memory,
             scratch: scratch.to_owned(),
-            provenance: provenance(&self.key, &self.node.params.json),
+            provenance: provenance(&self.key, &self.brief.params),
             checkpoints: isolate::CheckpointRequest {
                 store: self.store.root().to_owned(),
                 is_durable: self.store.is_durable(),
                 key: self.key.digest(),
-                keep: self.node.checkpoint.keep,
-                every: self.node.checkpoint.every,
+                keep: self.brief.checkpoint.keep,
+                every: self.brief.checkpoint.every,
             },
         };
         let tables = isolate::execute(&request, host).map_err(|error| match error {

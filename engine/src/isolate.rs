@@ -79,7 +79,7 @@ pub(crate) type Outputs = BTreeMap<String, Option<Vec<TablePart>>>;
 
 /// An error on its way to the parent.
 #[derive(Debug, Serialize, Deserialize)]
-enum Failure {
+pub(crate) enum Failure {
     Cancelled,
     InputData { path: PathBuf, reason: String },
     Environment { doing: String, cause: String, code: Option<i32> },
@@ -88,6 +88,7 @@ enum Failure {
     Failed { message: String },
     NoSpace { message: String },
     Panic { message: String },
+    Timeout(u64),
 }
 
 /// What a child tells while it works.
@@ -234,11 +235,12 @@ fn run(
 }
 
 impl Failure {
-    fn of(error: &AttemptError) -> Self {
+    pub(crate) fn of(error: &AttemptError) -> Self {
         let message = chain(error);
         match error {
             error if is_no_space(error) => Self::NoSpace { message },
             AttemptError::Panic(message) => Self::Panic { message: message.clone() },
+            AttemptError::Timeout(seconds) => Self::Timeout(*seconds),
             AttemptError::Stage(StageError::Cancelled) => Self::Cancelled,
             AttemptError::Stage(StageError::InputData { path, reason }) => {
                 Self::InputData { path: path.clone(), reason: reason.clone() }
@@ -259,9 +261,10 @@ impl Failure {
         }
     }
 
-    fn into_error(self) -> AttemptError {
+    pub(crate) fn into_error(self) -> AttemptError {
         let error = match self {
             Self::Panic { message } => return AttemptError::Panic(message),
+            Self::Timeout(seconds) => return AttemptError::Timeout(seconds),
             Self::Cancelled => StageError::Cancelled,
             Self::InputData { path, reason } => StageError::InputData { path, reason },
             Self::Environment { doing, code: Some(code), .. } => {
@@ -345,6 +348,7 @@ mod tests {
             StageError::because("fitting", "singular matrix").into(),
             StageError::because("packing", std::io::Error::other(full())).into(),
             AttemptError::Panic("it lost its mind".to_owned()),
+            AttemptError::Timeout(60),
         ];
         for error in errors {
             let text = serde_json::to_string(&Failure::of(&error)).unwrap();

@@ -7,6 +7,7 @@
 mod action;
 mod answers;
 mod attempt;
+mod brief;
 mod checkpoints;
 mod cli;
 mod context;
@@ -36,6 +37,7 @@ mod revision;
 mod roots;
 mod run;
 mod shards;
+mod slurm;
 mod why;
 mod workers;
 

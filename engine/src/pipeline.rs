@@ -262,13 +262,90 @@ impl RemotePolicy {
     }
 }
 
-/// What the executor has for all actions that run at one time.
+/// Where actions run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Place {
+    /// In this process.
+    #[default]
+    Local,
+    /// In jobs of a cluster.
+    Slurm,
+}
+
+impl Place {
+    /// As pipeline files and the command line name them.
+    pub const NAMES: [&str; 2] = ["local", "slurm"];
+
+    /// The place of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        match name {
+            "local" => Some(Self::Local),
+            "slurm" => Some(Self::Slurm),
+            _ => None,
+        }
+    }
+}
+
+/// Where actions run, and what there is for all of them that run at one time.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Executor {
-    /// How much.
+    /// Where.
+    pub place: Place,
+    /// How much there is on this machine.
     pub limits: Limits,
-    /// Where each limit was written, by its name in `[executor.local]`: `cpu`, `tokens.licence`.
+    /// How jobs are submitted.
+    pub slurm: SlurmSettings,
+    /// Where each value was written, by its name in `[executor.local]` (`cpu`, `tokens.licence`), or in `[executor.slurm]`
+    /// with that in front (`slurm.partition`).
     pub origins: BTreeMap<String, Origin>,
+}
+
+/// `[executor.slurm]`: how jobs are submitted. Nothing of it is in a key.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SlurmSettings {
+    /// What jobs ask for by name, as options of `sbatch` without their dashes: `partition`, `account`, `qos`, `constraint`,
+    /// `reservation`.
+    pub names: BTreeMap<String, String>,
+    /// Further arguments of `sbatch`.
+    pub extra_args: Vec<String>,
+    /// Further variables of the environment that jobs are given.
+    pub export: Vec<String>,
+    /// A line for the shell before the work.
+    pub setup: String,
+    /// Tasks of an array that may run at one time.
+    pub max_tasks: usize,
+    /// Tasks of ours in the queue at any time.
+    pub max_submitted: usize,
+    /// The planned length of a task, in seconds.
+    pub task_target: u64,
+    /// Submissions per second.
+    pub submit_rate: f64,
+    /// Seconds between two looks at the queue, while something changes.
+    pub poll: u64,
+    /// Seconds before the end of a task at which its work stops.
+    pub time_margin: u64,
+}
+
+impl SlurmSettings {
+    /// What jobs ask for by name.
+    pub const NAMES: [&str; 5] = ["partition", "account", "qos", "constraint", "reservation"];
+}
+
+impl Default for SlurmSettings {
+    fn default() -> Self {
+        Self {
+            names: BTreeMap::new(),
+            extra_args: Vec::new(),
+            export: Vec::new(),
+            setup: String::new(),
+            max_tasks: 64,
+            max_submitted: 500,
+            task_target: 40 * 60,
+            submit_rate: 1.0,
+            poll: 20,
+            time_margin: 180,
+        }
+    }
 }
 
 /// How much there is of everything that actions ask for.
@@ -297,6 +374,8 @@ pub struct Resources {
     pub time: Option<u64>,
     /// Tokens that the study defines: name to how many.
     pub tokens: BTreeMap<String, usize>,
+    /// What its jobs on a cluster ask for by name, in the place of what [`SlurmSettings::names`] says.
+    pub names: BTreeMap<String, String>,
 }
 
 /// What lies between two checkpoints of an action that keeps its state.
@@ -309,7 +388,7 @@ pub enum CheckpointEvery {
 }
 
 /// When a long action keeps its state, if its kind can.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CheckpointPolicy {
     /// What lies between two of them.
     pub every: CheckpointEvery,
@@ -378,6 +457,7 @@ impl Resources {
         ]
         .into_iter()
         .chain(tokens)
+        .chain(self.names.iter().map(|(name, value)| (name.as_str(), Some(value.as_str().into()))))
         .filter_map(|(name, value)| Some((name, value?)))
     }
 }

@@ -125,6 +125,7 @@ impl Display {
                 match fields["status"].as_str() {
                     Some("ok") => self.line("Done", &format!("{node}  {seconds:.1} s")),
                     Some("cancelled") => self.line("Stopped", &node),
+                    Some("left") => self.line("Left", &node),
                     _ => self.line("Failed", &format!("{node}  {seconds:.1} s")),
                 }
             }
@@ -141,6 +142,7 @@ impl Display {
                 let class = fields["class"].as_str().unwrap_or_default();
                 self.line("Retry", &format!("{node}  in {seconds:.0} s, after a failure of class {class}"));
             }
+            "submitted" => self.line("Submit", fields["detail"].as_str().unwrap_or_default()),
             "corruption" | "nondeterminism" | "waiting" => {
                 self.line(
                     event,

@@ -8,7 +8,7 @@ use pipe_cache::{Durability, Verify};
 use super::{CliError, print};
 use crate::exit;
 use crate::language::quantity;
-use crate::pipeline::RemoteMode;
+use crate::pipeline::{Place, RemoteMode};
 
 /// How many distinct plans keep their results, unless `gc` is told otherwise.
 pub(crate) const KEPT_RUNS: usize = 10;
@@ -117,6 +117,9 @@ pub(crate) enum Command {
     Why(WhyArguments),
     /// Shows what runs now, how the last run ended, and what is up to date
     Status(FileArguments),
+    /// Cancels the jobs of a run in a cluster, and waits until they have ended
+    #[command(after_help = "Examples:\n  pipe cancel study.toml last\n  pipe cancel study.toml 01a2")]
+    Cancel(CancelArguments),
     /// Shows a node: its parameters, inputs, outputs and where each value was set
     #[command(
         after_help = "Examples:\n  pipe show study.toml 'tuned[model=clip]'\n  pipe show study.toml pairs.images\n  pipe show study.toml --resolved"
@@ -186,6 +189,9 @@ pub(crate) enum Command {
         /// The folder that says what is to be done
         folder: PathBuf,
     },
+    /// Executes actions of a batch in a job of a cluster; submitted by `run --executor slurm`
+    #[command(hide = true)]
+    Worker(WorkerArguments),
     /// Prints the manual page of the program, or writes one for each command into a folder
     Man {
         /// The folder, made if it is not there
@@ -206,6 +212,26 @@ pub(crate) struct InitArguments {
     /// What the study asks; `--template help` lists them
     #[arg(long, value_name = "NAME")]
     pub(crate) template: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WorkerArguments {
+    /// The batch
+    #[arg(long, value_name = "BATCH")]
+    pub(crate) batch: String,
+    /// The task of the batch; by default what Slurm says
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) task: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CancelArguments {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub(crate) pipeline: PathBuf,
+    /// A run: its id, the beginning of it, or `last`
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
 }
 
 #[derive(Args, Debug)]
@@ -303,6 +329,12 @@ pub(crate) struct RunArguments {
     /// Say what would run and stop
     #[arg(short = 'n', long, help_heading = "Execution")]
     pub(crate) dry_run: bool,
+    /// Where actions run; by default what the study says
+    #[arg(long, value_name = "WHERE", value_parser = Place::NAMES, help_heading = "Execution")]
+    pub(crate) executor: Option<String>,
+    /// Submit what is ready and a job that goes on when it is done, and end; with `--executor slurm`
+    #[arg(long, conflicts_with_all = ["dry_run", "reproduce"], help_heading = "Execution")]
+    pub(crate) detach: bool,
     /// Cores to use; by default all
     #[arg(short, long, value_name = "CORES", help_heading = "Execution")]
     pub(crate) jobs: Option<usize>,

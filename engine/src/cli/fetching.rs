@@ -131,7 +131,7 @@ pub(crate) fn fetch(
         }
         if signals.stop.load(Ordering::Relaxed) {
             let since = *stopped.get_or_insert_with(Instant::now);
-            if signals.abort.load(Ordering::Relaxed) || since.elapsed() > grace {
+            if signals.count.load(Ordering::Relaxed) >= 2 || since.elapsed() > grace {
                 break;
             }
         }

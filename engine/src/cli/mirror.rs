@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pipe_cache::{Digest, Store};
-use pipe_mirror::{Found, Mirror, Mode, Place, PlaceError, RemoteLimits};
+use pipe_mirror::{Found, Mirror, Mode, PlaceError, RemoteLimits};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -17,7 +17,7 @@ use crate::action;
 use crate::exit;
 use crate::kind::Registry;
 use crate::language::quantity;
-use crate::pipeline::{NodeId, RemoteMode};
+use crate::pipeline::{NodeId, Place, RemoteMode};
 use crate::plan::Status;
 use crate::run::blobs;
 
@@ -36,7 +36,10 @@ pub(crate) fn open(study: &Study, asked: Option<RemoteMode>) -> Result<Option<Mi
     Mirror::open(&place, mode).map(Some).map_err(refuse)
 }
 
-fn place(study: &Study, asked: Option<RemoteMode>) -> Result<Option<(Place, RemoteMode)>, CliError> {
+fn place(
+    study: &Study,
+    asked: Option<RemoteMode>,
+) -> Result<Option<(pipe_mirror::Place, RemoteMode)>, CliError> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let said = &study.pipeline.remote;
     let mode = match variable(MODE) {
@@ -50,8 +53,8 @@ fn place(study: &Study, asked: Option<RemoteMode>) -> Result<Option<(Place, Remo
     };
     let mode = asked.or(mode).unwrap_or(RemoteMode::Read);
     let place = match (variable(URL), &said.url) {
-        (Some(url), _) => Place::parse(&url, None),
-        (None, Some(url)) => Place::parse(url, said.endpoint.as_deref()),
+        (Some(url), _) => pipe_mirror::Place::parse(&url, None),
+        (None, Some(url)) => pipe_mirror::Place::parse(url, said.endpoint.as_deref()),
         (None, None) => return Ok(None),
     };
     Ok(Some((place.map_err(refuse)?, mode)))
@@ -91,7 +94,8 @@ fn check(mirror: &Mirror) -> Result<(), CliError> {
 }
 
 fn signals() -> Result<Signals, CliError> {
-    Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))
+    Signals::register(Place::Local)
+        .map_err(|error| CliError::environment("registering signal handlers", &error))
 }
 
 /// `pipe push`: puts what the store has of a study into the remote cache.

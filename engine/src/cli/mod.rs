@@ -2,6 +2,7 @@
 
 mod answer;
 mod arguments;
+mod cancel;
 mod clean;
 mod diff;
 mod doctor;
@@ -28,6 +29,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -62,6 +64,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Plan(plan) => plan::plan(&arguments, plan, registry),
         Command::Why(why) => plan::why(&arguments, why, registry),
         Command::Status(file) => status::status(&arguments, file, registry),
+        Command::Cancel(cancel) => cancel::cancel(&arguments, cancel),
         Command::Show(show) => show::show(&arguments, show, registry),
         Command::Log(log) => log::log(&arguments, log, registry),
         Command::Diff(diff) => diff::diff(&arguments, diff, registry),
@@ -82,6 +85,7 @@ fn answer(arguments: impl IntoIterator<Item = OsString>, registry: &Registry) ->
         Command::Isolated { folder } => crate::isolate::serve(folder, registry)
             .map(|()| exit::DONE)
             .map_err(|reason| CliError::new(exit::STAGE_FAILED, format!("error: {reason}"))),
+        Command::Worker(worker) => worker::worker(&arguments, worker, registry),
         Command::Man { folder } => manual::man(folder.as_deref()),
         Command::Completions { shell } => arguments::completions(*shell),
     };

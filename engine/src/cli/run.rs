@@ -21,7 +21,7 @@ use crate::events::EventLog;
 use crate::exit;
 use crate::history::{self, History};
 use crate::kind::Registry;
-use crate::pipeline::{Limits, NodeId};
+use crate::pipeline::{Limits, NodeId, Place};
 use crate::plan::{Plan, Status, Wanted};
 use crate::progress::{Display, Verbosity};
 use crate::publish::{self, PublishError, Publishing};
@@ -29,6 +29,7 @@ use crate::read_ahead::ReadAhead;
 use crate::remote::Fetcher;
 use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path, free_bytes};
+use crate::slurm::{Cluster, Surroundings, relay};
 use crate::why::DirtyReason;
 
 /// How often results that turn out to be damaged when they are published are made again.
@@ -36,7 +37,8 @@ const REPAIRS: usize = 3;
 
 pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry) -> Result<u8, CliError> {
     let started = Instant::now();
-    let study = Study::load(arguments, &run.pipeline, registry)?;
+    let study = Study::load_for(arguments, &run.pipeline, run.executor.as_deref(), registry)?;
+    check_place(&study, run)?;
     let mut wanted = study.wanted(&run.selection)?;
     if run.dry_run {
         let store = study.open_existing()?;
@@ -52,8 +54,8 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     };
     let mirror = if run.offline { None } else { mirror::open(&study, run.remote.map(Into::into))? };
     let store = study.open(run.durability.into())?;
-    let signals =
-        Signals::register().map_err(|error| CliError::environment("registering signal handlers", &error))?;
+    let signals = Signals::register(study.pipeline.executor.place)
+        .map_err(|error| CliError::environment("registering signal handlers", &error))?;
     let mut begun = None;
     if !to_fetch.is_empty() {
         let (folder, events) = begin(arguments, &study, &store)?;
@@ -107,6 +109,9 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         store: &session.store,
     };
     summary.print(arguments);
+    if run.detach && !outcome.jobs.is_empty() && !outcome.cancelled {
+        session.relay(&outcome, arguments)?;
+    }
     // Abandoned actions hold handles of the store; the process ends with them.
     let code = match published {
         _ if outcome.cancelled => session.signals.exit_code(),
@@ -124,6 +129,16 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     // with nothing to do.
     std::mem::forget((plan, study));
     Ok(code)
+}
+
+/// Some options make sense in one place only.
+fn check_place(study: &Study, run: &RunArguments) -> Result<(), CliError> {
+    let (option, place) = match study.pipeline.executor.place {
+        Place::Local if run.detach => ("--detach", "slurm"),
+        Place::Slurm if run.reproduce => ("--reproduce", "local"),
+        _ => return Ok(()),
+    };
+    Err(CliError::new(exit::USAGE, format!("error: `{option}` is for `--executor {place}`")))
 }
 
 fn event_log(arguments: &Arguments, folder: &RunFolder) -> Result<Arc<EventLog>, CliError> {
@@ -206,9 +221,12 @@ impl Session<'_> {
             if !plan.is_up_to_date() {
                 // Beforehand, so that the keys of a killed run are known.
                 self.remember(&plan, &outcome)?;
-                outcome.extend(self.execute(&mut plan, &told, run, registry));
+                outcome.extend(self.execute(&mut plan, &told, run, registry)?);
             }
-            let complete = self.wanted.nodes.is_none() && outcome.failed.is_empty() && !outcome.cancelled;
+            let complete = self.wanted.nodes.is_none()
+                && outcome.failed.is_empty()
+                && outcome.jobs.is_empty()
+                && !outcome.cancelled;
             let published = publish::publish(
                 &self.store,
                 &self.study.results,
@@ -239,7 +257,7 @@ impl Session<'_> {
         told: &BTreeSet<NodeId>,
         run: &RunArguments,
         registry: &Registry,
-    ) -> Outcome {
+    ) -> Result<Outcome, CliError> {
         let pipeline = &self.study.pipeline;
         let lost = |id: &NodeId| {
             let damaged = |reasons: &[DirtyReason]| reasons.contains(&DirtyReason::Damaged);
@@ -280,6 +298,7 @@ impl Session<'_> {
             grace: Duration::from_secs(run.grace),
             min_free: run.min_free,
             verify: Verify::from(run.verify),
+            detach: run.detach,
         };
         let scheduler = Scheduler {
             pipeline,
@@ -295,12 +314,52 @@ impl Session<'_> {
             events: Arc::clone(&self.events),
             run: &self.folder,
             stop: Arc::clone(&self.signals.stop),
-            abort: Arc::clone(&self.signals.abort),
+            signals: Arc::clone(&self.signals.count),
         };
-        let mut outcome = scheduler.execute(plan, &durations);
+        let cluster = match pipeline.executor.place {
+            Place::Local => None,
+            Place::Slurm => Some(self.cluster(&scheduler)?),
+        };
+        let mut outcome = scheduler.execute(plan, durations, cluster);
         outcome.damaged += lost.len();
         outcome.expected = bytes;
-        outcome
+        Ok(outcome)
+    }
+
+    /// Where actions go that do not run in this process.
+    fn cluster(&self, scheduler: &Scheduler<'_>) -> Result<Cluster, CliError> {
+        let pipeline = &self.study.pipeline;
+        let surroundings = Surroundings {
+            settings: pipeline.executor.slurm.clone(),
+            store: self.store.clone(),
+            run: self.folder.id().to_owned(),
+            pipeline: pipeline.name.clone(),
+            revision: scheduler.revision.clone(),
+            events: Arc::clone(&self.events),
+            sources: pipeline.sources.clone(),
+        };
+        Cluster::start(surroundings).map_err(|error| {
+            let mut failure = CliError::environment("jobs cannot be submitted", &error);
+            failure.hint = Some("`--executor local` runs the study on this machine".to_owned());
+            failure
+        })
+    }
+
+    /// Leaves the rest of the run to a job that begins when those that were submitted have ended.
+    fn relay(&self, outcome: &Outcome, arguments: &Arguments) -> Result<(), CliError> {
+        let jobs: Vec<String> = outcome.jobs.iter().filter_map(|(_, id)| id.clone()).collect();
+        let words: Vec<String> =
+            std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        let settings = &self.study.pipeline.executor.slurm;
+        let id = relay::submit(&self.store, self.folder.id(), &jobs, settings, &words).map_err(|error| {
+            let mut failure = CliError::environment("the rest of the run cannot be submitted", &error);
+            failure.hint = Some("what was submitted goes on; run again when it is done".to_owned());
+            failure
+        })?;
+        if !arguments.global.quiet && !arguments.global.json {
+            eprintln!("{:>10}  job {id} goes on with the run when these have ended", "Detached");
+        }
+        Ok(())
     }
 
     /// Writes the plan of this run.

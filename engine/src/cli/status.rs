@@ -12,6 +12,7 @@ use crate::journal::{Action, Journal};
 use crate::kind::Registry;
 use crate::plan::Wanted;
 use crate::publish;
+use crate::slurm::jobs::{self, LiveArray};
 
 /// Runs that may still go on are among the newest.
 const RECENT: usize = 64;
@@ -25,7 +26,7 @@ pub(crate) fn status(
     let Some(store) = study.open_existing()? else {
         if arguments.global.json {
             return print_json(
-                &json!({ "version": 1, "store": null, "running": [], "waiting": [], "last_run": null }),
+                &json!({ "version": 1, "store": null, "running": [], "waiting": [], "jobs": [], "last_run": null }),
             );
         }
         return print(&format!("no store at {}: nothing has run yet\n", study.store_path.display()));
@@ -43,6 +44,8 @@ pub(crate) fn status(
     let last = recent.iter().find(|journal| journal.pipeline() == study.pipeline.name);
     let usage = store.usage()?;
     let free = free_bytes(&store);
+    // Where nothing was ever submitted nobody is asked; and who gives no answer is told apart from no jobs.
+    let jobs = jobs::live(&jobs::arrays(&store, None)).ok().flatten();
     if arguments.global.json {
         let json = |state: &str| -> Vec<serde_json::Value> {
             actions(state)
@@ -53,7 +56,8 @@ pub(crate) fn status(
         let (hit, run, maybe) = plan.counts();
         return print_json(&json!({
             "version": 1, "store": study.store_path, "uuid": store.uuid(), "hit": hit, "run": run, "maybe": maybe,
-            "running": json("running"), "waiting": json("waiting"), "last_run": last.map(Journal::json),
+            "running": json("running"), "waiting": json("waiting"),
+            "jobs": jobs.map(|jobs| jobs.iter().map(LiveArray::json).collect::<Vec<_>>()), "last_run": last.map(Journal::json),
             "disk": { "blobs": usage.blobs, "bytes": usage.bytes, "free": free },
         }));
     }
@@ -65,6 +69,10 @@ pub(crate) fn status(
         for (journal, node, action) in actions(state) {
             text.push_str(&action_text(journal, node, action));
         }
+    }
+    match &jobs {
+        Some(jobs) => text.extend(jobs.iter().map(LiveArray::words)),
+        None => text.push_str("jobs     unknown: the cluster gives no answer\n"),
     }
     if let Some(last) = last {
         text.push_str(&format!("last run {}  {}  {}\n", last.time(), last.run, last.status()));

@@ -34,11 +34,22 @@ pub(crate) struct Study {
 impl Study {
     /// Loads and validates; warnings are printed, errors end the command.
     pub(crate) fn load(arguments: &Arguments, path: &Path, registry: &Registry) -> Result<Self, CliError> {
+        Self::load_for(arguments, path, None, registry)
+    }
+
+    /// The same for a run by this executor.
+    pub(crate) fn load_for(
+        arguments: &Arguments,
+        path: &Path,
+        executor: Option<&str>,
+        registry: &Registry,
+    ) -> Result<Self, CliError> {
         let global = &arguments.global;
         let project = language::project_root(path);
         let store_path = global.store().unwrap_or_else(|| project.join(".pipe"));
         let reading = Reading::begin(&store_path, path, &global.profile);
-        let loaded = language::load(path, &load_options(arguments), registry);
+        let options = LoadOptions { executor: executor.map(str::to_owned), ..load_options(arguments) };
+        let loaded = language::load(path, &options, registry);
         if !loaded.diagnostics.is_empty() {
             let has_errors = loaded.has_errors();
             if has_errors && global.json {
@@ -301,6 +312,7 @@ fn load_options(arguments: &Arguments) -> LoadOptions {
         vars: arguments.global.var.clone(),
         sets: arguments.global.set.clone(),
         limits: None,
+        executor: None,
     }
 }
 

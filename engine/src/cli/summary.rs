@@ -88,6 +88,17 @@ impl Summary<'_> {
             let (taken, put) = (self.outcome.taken, self.uploaded.records);
             eprintln!("{:>10}  {taken} results taken from the remote cache, {put} put there", "Remote");
         }
+        if !self.outcome.jobs.is_empty() {
+            let jobs: Vec<&str> =
+                self.outcome.jobs.iter().map(|(name, id)| id.as_ref().unwrap_or(name).as_str()).collect();
+            let file = self.study.pipeline.path.display();
+            eprintln!(
+                "{:>10}  jobs {} go on; `pipe status {file}` follows them, `pipe cancel {file} RUN` ends them, and the next \
+                 run takes what they gave",
+                "Left",
+                jobs.join(", ")
+            );
+        }
         let evicted = self.published.map_or(0, |published| published.evicted);
         if evicted > 0 {
             let files = if evicted == 1 { "file" } else { "files" };

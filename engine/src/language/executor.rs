@@ -1,4 +1,5 @@
-//! `[executor.local]`: how much there is for all actions that run at one time.
+//! `[executor]`: where actions run, how much there is for all of them that run at one time, and how jobs of a cluster are
+//! submitted.
 
 use std::collections::BTreeMap;
 
@@ -6,23 +7,40 @@ use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, Table};
 use super::quantity::bytes;
 use super::resources::{IO, RESOURCES, count, quantity};
+use super::slurm;
 use super::template::Scope;
 use super::{NAME_HELP, is_name, suggestion};
-use crate::pipeline::{Executor, Limits};
+use crate::pipeline::{Executor, Limits, Place, SlurmSettings};
 
 const KEYS: [&str; 4] = ["cpu", "mem", "gpu", "tokens"];
 
+/// Where actions run, in an `executor` section.
+const PLACE: &str = "use";
+
 /// The values of an `executor` section, each under its path in `[executor.local]` (`cpu`,
-/// `tokens.licence`); what has no meaning is reported.
+/// `tokens.licence`), or as `use` and `slurm.partition`; what has no meaning is reported.
 pub(crate) fn flatten(section: &Item, diagnostics: &mut Vec<Diagnostic>) -> Vec<Entry> {
     let mut values = Vec::new();
     let Some(executors) = table("executor", section, diagnostics) else { return values };
     for executor in executors.iter() {
-        if executor.key != "local" {
-            let message = format!("unknown executor `{}`", executor.key);
-            let help = "every action runs on this machine: write `[executor.local]`".to_owned();
-            diagnostics.push(Diagnostic::new("E002", &executor.key_origin, message).help(help));
-            continue;
+        match executor.key.as_str() {
+            "local" => {}
+            "slurm" => {
+                if let Some(keys) = table("executor.slurm", &executor.item, diagnostics) {
+                    values.extend(slurm::flatten(keys, diagnostics));
+                }
+                continue;
+            }
+            PLACE => {
+                values.push(executor.clone());
+                continue;
+            }
+            other => {
+                let message = format!("unknown executor `{other}`");
+                let help = "write `[executor.local]`, `[executor.slurm]`, or `use = \"slurm\"`".to_owned();
+                diagnostics.push(Diagnostic::new("E002", &executor.key_origin, message).help(help));
+                continue;
+            }
         }
         let Some(keys) = table("executor.local", &executor.item, diagnostics) else { continue };
         for entry in keys.iter() {
@@ -69,21 +87,33 @@ fn is_legal(token: &Entry, diagnostics: &mut Vec<Diagnostic>) -> bool {
     false
 }
 
-/// What there is: what the study says, and otherwise what the machine has.
+/// Where actions run, and what there is: what the study says, and otherwise what the machine has. `asked` is what the
+/// command line says of the place.
 pub(crate) fn read(
     values: &Table,
     machine: Limits,
+    asked: Option<&str>,
     scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Executor {
-    let mut executor = Executor { limits: machine, origins: BTreeMap::new() };
+    let (place, slurm) = (Place::default(), SlurmSettings::default());
+    let mut executor = Executor { place, limits: machine, slurm, origins: BTreeMap::new() };
     executor.limits.tokens.entry(IO.to_owned()).or_insert(executor.limits.cpu);
-    let limits = &mut executor.limits;
     for entry in values.iter() {
         let item = scope.resolve(&entry.item, diagnostics);
         if item.is_invalid() {
             continue;
         }
+        if let Some(key) = entry.key.strip_prefix("slurm.") {
+            slurm::read(key, &item, &mut executor.slurm, diagnostics);
+            executor.origins.insert(entry.key.clone(), item.origin);
+            continue;
+        }
+        if entry.key == PLACE {
+            executor.place = place_of(&item, diagnostics);
+            continue;
+        }
+        let limits = &mut executor.limits;
         let understood = match entry.key.as_str() {
             "cpu" => count(&item).filter(|cpu| *cpu > 0).map(|cpu| limits.cpu = cpu),
             "gpu" => count(&item).map(|gpu| limits.gpu = gpu),
@@ -101,5 +131,18 @@ pub(crate) fn read(
         }
         executor.origins.insert(entry.key.clone(), item.origin);
     }
+    if let Some(place) = asked.and_then(Place::of_name) {
+        executor.place = place;
+    }
     executor
+}
+
+fn place_of(item: &Item, diagnostics: &mut Vec<Diagnostic>) -> Place {
+    item.as_str().and_then(Place::of_name).unwrap_or_else(|| {
+        let message = format!("`{PLACE}` of `executor` cannot be {}", item.display());
+        let help = item.as_str().and_then(|text| suggestion(text, Place::NAMES));
+        let help = help.or_else(|| Some("write `use = \"local\"` or `use = \"slurm\"`".to_owned()));
+        diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help));
+        Place::default()
+    })
 }

@@ -59,7 +59,7 @@ pub(crate) struct Draft {
 pub(crate) fn expand(
     document: &Document,
     registry: &Registry,
-    machine: Limits,
+    (machine, asked): (Limits, Option<&str>),
     sources: &[SourceFile],
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Expanded {
@@ -67,7 +67,7 @@ pub(crate) fn expand(
     let vars = template::resolve_vars(&document.vars, &used, diagnostics);
     let scope = Scope::new(&vars, &used);
     let mut matrices = matrix::expand_all(document, &scope, diagnostics);
-    let executor = executor::read(&document.executor, machine, &scope, diagnostics);
+    let executor = executor::read(&document.executor, machine, asked, &scope, diagnostics);
     let remote = remote::read(&document.remote, &scope, diagnostics);
     let mut expander = Expander { registry, executor: &executor, kinds: BTreeMap::new(), diagnostics };
     let mut stages = Vec::new();

@@ -23,7 +23,7 @@ pub fn reference(registry: &Registry) -> String {
         ("[stage.NAME.resources]", "/stage/additionalProperties/properties/resources"),
         ("[stage.NAME.retry]", "/stage/additionalProperties/properties/retry"),
         ("[stage.NAME.checkpoint]", "/stage/additionalProperties/properties/checkpoint"),
-        ("[executor.local]", "/executor/properties/local"),
+        ("[executor]", "/executor"),
         ("[remote]", "/remote"),
         ("[profile.NAME]", "/profile/additionalProperties"),
     ] {

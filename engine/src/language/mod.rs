@@ -32,6 +32,7 @@ mod resources;
 mod retry;
 mod schema;
 mod select;
+mod slurm;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,8 @@ pub struct LoadOptions {
     pub sets: Vec<String>,
     /// What there is where the study does not say; `None`: what this machine has.
     pub limits: Option<Limits>,
+    /// `--executor`.
+    pub executor: Option<String>,
 }
 
 /// The outcome of [`load`].
@@ -86,7 +89,13 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     let sources = std::mem::take(&mut files.sources);
     overrides::apply(&mut files.document, options, &mut diagnostics);
     let machine = options.limits.clone().unwrap_or_else(Limits::of_this_machine);
-    let expanded = expand::expand(&files.document, registry, machine, &sources, &mut diagnostics);
+    let expanded = expand::expand(
+        &files.document,
+        registry,
+        (machine, options.executor.as_deref()),
+        &sources,
+        &mut diagnostics,
+    );
     check::check(&files.document, &expanded, &mut diagnostics);
     diagnostics.sort_by(|a, b| a.place().cmp(&b.place()));
     diagnostics.dedup();

@@ -6,10 +6,11 @@ use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, ItemValue, Table};
 use super::quantity::{bytes, seconds};
 use super::suggestion;
-use crate::pipeline::{Executor, Resources};
+use crate::pipeline::{Executor, Place, Resources, SlurmSettings};
 
 /// The resources that have a meaning of their own; all others are tokens.
-pub(crate) const RESOURCES: [&str; 4] = ["cpu", "gpu", "mem", "time"];
+pub(crate) const RESOURCES: [&str; 9] =
+    ["cpu", "gpu", "mem", "time", "partition", "account", "qos", "constraint", "reservation"];
 
 /// The token that every executor has, as many as cores unless the study says otherwise: for actions that would
 /// hinder each other at a disk or a network.
@@ -17,13 +18,23 @@ pub(crate) const IO: &str = "io";
 
 /// Reads the `resources` of a stage.
 pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Diagnostic>) -> Resources {
-    let mut resources = Resources { cpu: None, gpu: 0, memory: None, time: None, tokens: BTreeMap::new() };
+    let mut resources = Resources {
+        cpu: None,
+        gpu: 0,
+        memory: None,
+        time: None,
+        tokens: BTreeMap::new(),
+        names: BTreeMap::new(),
+    };
     for entry in table.iter().filter(|entry| !entry.item.is_invalid()) {
         let understood = match entry.key.as_str() {
             "cpu" => count(&entry.item).filter(|cpu| *cpu > 0).map(|cpu| resources.cpu = Some(cpu)),
             "gpu" => count(&entry.item).map(|gpu| resources.gpu = gpu),
             "mem" => quantity(&entry.item, bytes).map(|bytes| resources.memory = Some(bytes)),
             "time" => quantity(&entry.item, seconds).map(|time| resources.time = Some(time)),
+            name if SlurmSettings::NAMES.contains(&name) => {
+                word(&entry.item).map(|value| _ = resources.names.insert(name.to_owned(), value))
+            }
             token if executor.limits.tokens.contains_key(token) => {
                 count(&entry.item).map(|count| _ = resources.tokens.insert(token.to_owned(), count))
             }
@@ -41,6 +52,7 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
             let message = format!("resource `{}` cannot be {}", entry.key, entry.item.display());
             let help = match entry.key.as_str() {
                 token if executor.limits.tokens.contains_key(token) => format!("write `{token} = 1`"),
+                name if SlurmSettings::NAMES.contains(&name) => format!("write a name: `{name} = \"...\"`"),
                 _ => "write `cpu = 4`, `gpu = 1`, `mem = \"16GiB\"`, `time = \"4h\"`".to_owned(),
             };
             diagnostics.push(Diagnostic::new("E003", &entry.item.origin, message).help(help));
@@ -53,6 +65,10 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
 
 /// What is asked for beyond the limits: more cores only means to run alone, the rest can never run.
 fn excess(entry: &Entry, resources: &Resources, executor: &Executor) -> Option<Diagnostic> {
+    // What a cluster has, it says itself.
+    if executor.place == Place::Slurm {
+        return None;
+    }
     let limits = &executor.limits;
     let asked = entry.item.display();
     let mut limit = entry.key.clone();
@@ -101,4 +117,11 @@ pub(crate) fn quantity(item: &Item, parse: fn(&str) -> Option<u64>) -> Option<u6
         _ => None,
     }
     .filter(|value| *value > 0)
+}
+
+/// A text that is one argument of a program, and no option of it.
+pub(crate) fn word(item: &Item) -> Option<String> {
+    let text = item.as_str()?;
+    let is_plain = !text.is_empty() && !text.starts_with('-') && !text.chars().any(char::is_control);
+    is_plain.then(|| text.to_owned())
 }

@@ -83,11 +83,42 @@ pub fn schema(registry: &Registry) -> Json {
                 "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
                 "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),
                 "mem": { "type": ["string", "integer"], "description": "bytes, or such as \"16GiB\"" },
-                "time": { "type": ["string", "integer"], "description": "seconds, or such as \"4h\"" } } })),
+                "time": { "type": ["string", "integer"], "description": "seconds, or such as \"4h\"" },
+                "partition": { "type": "string", "description": "of its jobs on a cluster" },
+                "account": { "type": "string", "description": "of its jobs on a cluster" },
+                "qos": { "type": "string", "description": "of its jobs on a cluster" },
+                "constraint": { "type": "string", "description": "of its jobs on a cluster" },
+                "reservation": { "type": "string", "description": "of its jobs on a cluster" } } })),
         },
         "allOf": rules,
     });
+    let duration = |description: &str| json!({ "type": ["string", "integer"], "description": description });
+    let name = |description: &str| json!({ "type": "string", "description": description });
+    let count = |description: &str| {
+        or_template(json!({ "type": "integer", "minimum": 1, "description": description }))
+    };
+    let list = |description: &str| {
+        or_template(json!({ "type": "array", "items": { "type": "string" }, "description": description }))
+    };
+    let slurm = json!({ "type": "object", "additionalProperties": false,
+        "description": "how jobs of a cluster are submitted; never in a key", "properties": {
+        "partition": name("of all jobs; a stage may say another one under `resources`"),
+        "account": name("of all jobs; a stage may say another one under `resources`"),
+        "qos": name("of all jobs; a stage may say another one under `resources`"),
+        "constraint": name("of all jobs; a stage may say another one under `resources`"),
+        "reservation": name("of all jobs; a stage may say another one under `resources`"),
+        "extra_args": list("further arguments of `sbatch`"),
+        "export": list("further variables of the environment that jobs are given"),
+        "setup": name("a line for the shell before the work, such as \"module load cuda\""),
+        "max_tasks": count("tasks of an array that run at one time; by default 64"),
+        "max_submitted": count("tasks of ours in the queue at any time; by default 500"),
+        "task_target": duration("planned length of a task; by default \"40min\""),
+        "submit_rate": { "type": ["string", "number"], "description": "submissions, such as \"1/s\" (the default) or \"30/min\"; five at once" },
+        "poll": duration("between two looks at the queue; by default \"20s\", and up to 120 s while nothing changes"),
+        "time_margin": duration("before the end of its time a task stops its work; by default \"180s\", at most a quarter of the time") } });
     let executor = json!({ "type": "object", "additionalProperties": false, "properties": {
+        "use": { "enum": ["local", "slurm"], "description": "where actions run; by default \"local\"; `pipe run --executor` says otherwise" },
+        "slurm": slurm,
         "local": { "type": "object", "additionalProperties": false,
             "description": "how much there is for all actions that run at one time; never in a key", "properties": {
             "cpu": or_template(json!({ "type": "integer", "minimum": 1, "description": "cores; by default all" })),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::pipeline::{Limits, NodeId};
 
 /// What an action takes while it runs.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Demand {
     /// Cores.
     pub(super) cpu: usize,

@@ -5,7 +5,7 @@ use pipe_cache::{Digest, Record};
 use pipe_mirror::{Blobs, Found};
 use serde_json::json;
 
-use super::{Message, Scheduler, State, Work};
+use super::{News, Scheduler, State, TaskId, Work};
 use crate::pipeline::{NodeId, RemotePolicy};
 
 /// Nodes that are asked for at a time; the files of each come over several connections.
@@ -36,7 +36,7 @@ impl Scheduler<'_> {
                 Found::Nothing => None,
             };
             // The receiver is gone only when the run was aborted.
-            let _ = sender.send(Message::Asked(id, digest, found));
+            let _ = sender.send((TaskId { node: id, shard: None }, News::Asked(digest, found)));
         };
         let thread = std::thread::Builder::new().name("asking".to_owned());
         if thread.spawn(question).is_err() {

@@ -25,7 +25,7 @@ impl Scheduler<'_> {
         let mut peak = 0;
         if let Some(running) = work.running.remove(&task) {
             peak = running.peak.load(Ordering::Relaxed);
-            work.admission.give_back(running.grant);
+            running.grant.into_iter().for_each(|grant| work.admission.give_back(grant));
         }
         if task.shard.is_some() {
             return self.finish_part(task, finished, peak, work);
@@ -301,7 +301,10 @@ fn exit_code(error: &AttemptError) -> u8 {
         AttemptError::Stage(StageError::InputData { .. }) => exit::INPUT_DATA,
         AttemptError::Stage(StageError::Environment { .. }) | AttemptError::Store(_) => exit::ENVIRONMENT,
         error if is_no_space(error) => exit::ENVIRONMENT,
-        AttemptError::Stage(_) | AttemptError::Panic(_) | AttemptError::Timeout(_) => exit::STAGE_FAILED,
+        AttemptError::Stage(_)
+        | AttemptError::Panic(_)
+        | AttemptError::Timeout(_)
+        | AttemptError::Lost(_) => exit::STAGE_FAILED,
     }
 }
 

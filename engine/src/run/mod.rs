@@ -8,6 +8,7 @@
 mod admission;
 mod asking;
 mod finish;
+mod orders;
 mod parts;
 mod start;
 mod states;
@@ -15,7 +16,7 @@ mod states;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,8 @@ use self::admission::{Admission, Demand, Grant};
 pub(crate) use self::asking::blobs;
 use self::parts::Parts;
 use crate::action::{self, SourceDigests};
-use crate::attempt::{Finished, nondeterministic};
+use crate::attempt::{AttemptError, Finished, nondeterministic};
+use crate::brief::Brief;
 use crate::events::EventLog;
 use crate::handover;
 use crate::history::History;
@@ -35,6 +37,7 @@ use crate::pipeline::{Limits, NodeId, Pipeline};
 use crate::plan::{Plan, Status};
 use crate::remote::Fetcher;
 use crate::reproduce::{FileComparison, FileDifference};
+use crate::slurm::Cluster;
 use crate::workers::Workers;
 use states::States;
 
@@ -67,6 +70,8 @@ pub(crate) struct RunOptions {
     pub(crate) verify: Verify,
     /// Bytes that have to be free on the store's disk for anything to start.
     pub(crate) min_free: u64,
+    /// Whether the run ends as soon as all that can be submitted to a cluster is.
+    pub(crate) detach: bool,
 }
 
 /// What a run did.
@@ -87,6 +92,8 @@ pub(crate) struct Outcome {
     pub(crate) cancelled: bool,
     /// Whether actions were left at work because there was no time to wait for them.
     pub(crate) abandoned: bool,
+    /// The jobs of a cluster that go on: their names, and their ids.
+    pub(crate) jobs: Vec<(String, Option<String>)>,
     /// Whether nothing was started any more because the disk was nearly full.
     pub(crate) low_space: bool,
     /// Bytes that the results to be made took when they were last made.
@@ -100,6 +107,8 @@ impl Outcome {
     pub(crate) fn status(&self) -> &'static str {
         if self.cancelled {
             "cancelled"
+        } else if !self.jobs.is_empty() {
+            "detached"
         } else if self.failed.is_empty() && !self.low_space {
             "ok"
         } else {
@@ -118,6 +127,7 @@ impl Outcome {
         self.differing.extend(later.differing);
         self.cancelled |= later.cancelled;
         self.abandoned |= later.abandoned;
+        self.jobs.extend(later.jobs);
         self.low_space |= later.low_space;
         self.expected = self.expected.max(later.expected);
         self.seconds.extend(later.seconds);
@@ -169,8 +179,8 @@ pub(crate) struct Scheduler<'a> {
     pub(crate) events: Arc<EventLog>,
     pub(crate) run: &'a RunFolder,
     pub(crate) stop: Arc<AtomicBool>,
-    /// Set by the signal that wants an immediate end.
-    pub(crate) abort: Arc<AtomicBool>,
+    /// How many signals wanted the run to end.
+    pub(crate) signals: Arc<AtomicUsize>,
 }
 
 /// What changes while a run goes on.
@@ -196,11 +206,20 @@ struct Work<'p> {
     running: BTreeMap<TaskId, Running>,
     /// The row-wise nodes that are executed part by part.
     parts: BTreeMap<NodeId, Parts>,
+    /// Where actions go that do not run here.
+    cluster: Option<Cluster>,
+    /// Those that went there, by their keys.
+    orders: BTreeMap<Digest, TaskId>,
+    briefs: BTreeMap<NodeId, Arc<Brief>>,
+    /// How many signals the cluster was told of.
+    interrupts: usize,
+    /// Seconds that nodes take, as far as it is known.
+    durations: BTreeMap<NodeId, f64>,
     workers: Workers,
     /// The resident memory of the process when it was last looked at, in bytes, and when that was.
     resident: u64,
     measured: Instant,
-    sender: mpsc::Sender<Message>,
+    sender: mpsc::Sender<(TaskId, News)>,
     /// How many nodes the remote cache is being asked for.
     asking: usize,
     /// The keys under which nodes were asked for.
@@ -217,14 +236,6 @@ impl Work<'_> {
     }
 }
 
-/// What the threads of a run tell its scheduler.
-enum Message {
-    /// An attempt has ended.
-    Finished(TaskId, Finished),
-    /// The remote cache has answered.
-    Asked(NodeId, Digest, Option<Box<Record>>),
-}
-
 /// What runs: a node, or one part of a row-wise node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct TaskId {
@@ -233,9 +244,20 @@ struct TaskId {
     shard: Option<Digest>,
 }
 
+/// What a thread tells of an action.
+enum News {
+    /// It has ended.
+    Finished(Box<Finished>),
+    /// What it reads is there, or cannot be had; it is executed elsewhere.
+    Fetched(Result<(), AttemptError>),
+    /// The remote cache was asked for the result of this key.
+    Asked(Digest, Option<Box<Record>>),
+}
+
 /// An action that runs.
 struct Running {
-    grant: Grant,
+    /// What it was given of this machine; none for one that runs elsewhere.
+    grant: Option<Grant>,
     began: Instant,
     /// The greatest resident memory of the process since it started, in bytes.
     peak: Arc<AtomicU64>,
@@ -243,10 +265,15 @@ struct Running {
 
 impl Scheduler<'_> {
     /// Executes what `plan` says, updating its keys and records.
-    pub(crate) fn execute(&self, plan: &mut Plan, durations: &BTreeMap<NodeId, f64>) -> Outcome {
-        let (sender, receiver) = mpsc::channel::<Message>();
+    pub(crate) fn execute(
+        &self,
+        plan: &mut Plan,
+        durations: BTreeMap<NodeId, f64>,
+        cluster: Option<Cluster>,
+    ) -> Outcome {
+        let (sender, receiver) = mpsc::channel::<(TaskId, News)>();
         let consumers = action::consumers(self.pipeline);
-        let urgency = urgency(plan, &consumers, durations);
+        let urgency = urgency(plan, &consumers, &durations);
         let state = plan
             .status
             .iter()
@@ -282,6 +309,11 @@ impl Scheduler<'_> {
             admission: Admission::new(&self.options.limits, PATIENCE),
             running: BTreeMap::new(),
             parts: BTreeMap::new(),
+            cluster,
+            orders: BTreeMap::new(),
+            briefs: BTreeMap::new(),
+            interrupts: 0,
+            durations,
             workers: Workers::default(),
             resident: resident_bytes().unwrap_or(0),
             measured: Instant::now(),
@@ -298,8 +330,12 @@ impl Scheduler<'_> {
                 stopped_at = Some(Instant::now());
                 work.cancelled.store(true, Ordering::Relaxed);
             }
-            let aborting = self.abort.load(Ordering::Relaxed)
-                || stopped_at.is_some_and(|since| since.elapsed() > self.options.grace);
+            let signals = self.signals.load(Ordering::Relaxed);
+            self.tend_cluster(signals, &mut stopped_at, &mut work);
+            // The second signal cancels jobs, where there are any.
+            let last = if work.cluster.is_some() { 3 } else { 2 };
+            let aborting =
+                signals >= last || stopped_at.is_some_and(|since| since.elapsed() > self.options.grace);
             let starting = stopped_at.is_none() && self.may_start(&work);
             let due = space_seen.is_none_or(|seen| seen.elapsed() >= TICK);
             if starting && due && work.state.next_open(None).is_some() {
@@ -313,12 +349,13 @@ impl Scheduler<'_> {
             let running = !work.running.is_empty() || work.asking > 0;
             let due = starting && self.may_start(&work) && work.state.next_open(None).is_some();
             let due = due && !work.outcome.low_space;
-            if aborting || (!running && !due) {
+            if aborting || (!running && !due) || (self.options.detach && self.is_detachable(due, &work)) {
                 break;
             }
             match handover::receive(&receiver, TICK) {
-                Ok(Message::Finished(task, finished)) => self.finish(task, finished, &mut work),
-                Ok(Message::Asked(id, key, found)) => self.answered(id, key, found, &mut work),
+                Ok((task, News::Finished(finished))) => self.finish(task, *finished, &mut work),
+                Ok((task, News::Fetched(result))) => self.fetched(task, result, &mut work),
+                Ok((task, News::Asked(key, found))) => self.answered(task.node, key, found, &mut work),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -328,13 +365,15 @@ impl Scheduler<'_> {
             let (node, shard) = (&self.pipeline.nodes[task.node.0].name, task.shard.map(|key| key.to_hex()));
             let key = shard.clone().or_else(|| self.key_text(task.node, &work));
             let event = json!({
-                "node": node, "shard": shard, "key": key, "status": "cancelled",
+                "node": node, "shard": shard, "key": key,
+                "status": if running.grant.is_some() { "cancelled" } else { "left" },
                 "wall": running.began.elapsed().as_secs_f64(), "cpu": null,
                 "peak_rss": running.peak.load(Ordering::Relaxed), "peak_gpu": null, "outputs": [],
             });
             self.events.emit("action_finished", event);
         }
-        work.outcome.abandoned = !work.running.is_empty();
+        work.outcome.abandoned = work.running.values().any(|running| running.grant.is_some());
+        work.outcome.jobs = work.cluster.as_ref().map(Cluster::jobs).unwrap_or_default();
         self.flush(&mut work);
         work.outcome.cancelled = stopped_at.is_some();
         work.outcome
@@ -391,7 +430,7 @@ pub(crate) fn free_bytes(store: &Store) -> Option<u64> {
 }
 
 /// `VmRSS:    10240 kB` of `/proc/self/status`, in bytes.
-fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use pipe_cache::{
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::start::{LEASE_POLL, Unreadable};
+use super::start::{Action, Inputs, Unreadable};
 use super::{OnFailure, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::attempt::{Absent, AttemptError, Finished, Merge, Task, chain, is_no_space, nondeterministic};
@@ -31,9 +32,11 @@ pub(super) struct Parts {
     /// The results of the distinct actions, as far as they are there.
     records: Vec<Option<Record>>,
     /// Inputs that all parts share, verified once.
-    common: BTreeMap<String, Vec<InputArtifact>>,
+    common: Arc<BTreeMap<String, Vec<InputArtifact>>>,
     /// What of them has to be fetched first.
     absent: Vec<Absent>,
+    /// What an action on a part takes, as far as it is known.
+    seconds: Option<f64>,
     waiting: VecDeque<usize>,
     /// Parts that another node works on, here or in another process, or that have failed: asked for
     /// again then.
@@ -81,6 +84,12 @@ impl Parts {
         self.waiting.pop_front()
     }
 
+    /// What all parts read is there now; the one that it was fetched for waits again.
+    pub(super) fn has_fetched(&mut self, part: Option<&Digest>) {
+        self.absent.clear();
+        self.waiting.extend(part.and_then(|part| self.running.remove(part)));
+    }
+
     /// Starts no further part.
     fn give_up(&mut self) {
         self.waiting.clear();
@@ -120,14 +129,15 @@ impl Scheduler<'_> {
             "action_started",
             json!({
                 "node": node.name, "shard": null, "key": self.key_text(id, work), "attempt": attempt,
-                "executor": "local", "device": device, "slurm": null, "reason": self.reason(id, work),
+                "executor": self.executor(), "device": device, "slurm": null, "reason": self.reason(id, work),
                 "shards": { "total": records.len(), "run": waiting.len() },
             }),
         );
         let parts = Parts {
             shards,
+            seconds: self.seconds_of_part(id, &records),
             records,
-            common,
+            common: Arc::new(common),
             absent,
             waiting,
             elsewhere: Vec::new(),
@@ -175,11 +185,19 @@ impl Scheduler<'_> {
     ) -> Result<(), Unreadable> {
         let node = &self.pipeline.nodes[id.0];
         let shard = &parts.shards.distinct[index];
-        let lease = match self.store.lease(&shard.digest, self.run.id())? {
-            LeaseAttempt::Acquired(lease) => lease,
-            LeaseAttempt::Busy(_) => {
-                parts.elsewhere.push((Instant::now() + LEASE_POLL, index));
-                return Ok(());
+        if work.orders.contains_key(&shard.digest) {
+            parts.elsewhere.push((Instant::now() + self.lease_poll(), index));
+            return Ok(());
+        }
+        let lease = if self.is_adoptable(&shard.digest, work) {
+            None
+        } else {
+            match self.store.lease(&shard.digest, self.run.id())? {
+                LeaseAttempt::Acquired(lease) => Some(lease),
+                LeaseAttempt::Busy(_) => {
+                    parts.elsewhere.push((Instant::now() + self.lease_poll(), index));
+                    return Ok(());
+                }
             }
         };
         let forced = work.plan.forced.contains(&id);
@@ -196,31 +214,28 @@ impl Scheduler<'_> {
                 return Err(Unreadable::Damaged([producer].into()));
             }
         };
-        let mut inputs = parts.common.clone();
         // The axes of its producer are not in the key of a part.
         let input = InputArtifact { axes: BTreeMap::new(), stage: String::new(), artifact };
-        inputs.insert(shard.port.clone(), vec![input]);
+        let inputs = Inputs {
+            common: Arc::clone(&parts.common),
+            part: Some((shard.port.clone(), input)),
+            absent: parts.absent.clone(),
+        };
         // The first attempts at all parts share a log.
         let attempt = if parts.failed_once.contains(&index) { work.next_attempt(id) } else { parts.attempt };
         self.events.emit(
             "action_started",
             json!({
                 "node": node.name, "shard": shard.digest.to_hex(), "key": shard.digest.to_hex(),
-                "attempt": attempt, "executor": "local", "device": action::device(&shard.key.numerics), "slurm": null, "reason": null,
+                "attempt": attempt, "executor": self.executor(), "device": action::device(&shard.key.numerics), "slurm": null, "reason": null,
             }),
         );
         let outputs = parts.shards.ports_of(node, &shard.port).into_iter().cloned().collect();
         let digest = shard.digest;
         let task = TaskId { node: id, shard: Some(digest) };
         let (key, log) = (shard.key.clone(), self.run.log(&node.name, attempt));
-        self.spawn(
-            task,
-            Task::Part(digest),
-            (key, (inputs, parts.absent.clone()), outputs, log),
-            Some(lease),
-            work,
-        )
-        .map_err(Unreadable::Error)?;
+        let action = Action { key, inputs, outputs, log, seconds: parts.seconds };
+        self.spawn(task, Task::Part(digest), action, lease, work).map_err(Unreadable::Error)?;
         parts.running.insert(digest, index);
         Ok(())
     }
@@ -378,7 +393,7 @@ impl Scheduler<'_> {
             self.node_done(id, committed, parts.differences, (event, parts.began.elapsed()), work);
             return Ok(());
         }
-        if !work.admission.admits(id, &work.demands[id.0], Instant::now()) {
+        if !work.admission.admits(id, &self.local_demand(id, work), Instant::now()) {
             // As soon as there is room.
             work.state[id.0] = State::Parts;
             work.parts.insert(id, parts);
@@ -403,9 +418,11 @@ impl Scheduler<'_> {
         let shared = SharedOutputs { outputs: tables, shards };
         let merge = Task::Merge(Box::new(Merge { partials, shared, seconds, counts }));
         let task = TaskId { node: id, shard: None };
-        let (inputs, log) = ((parts.common.clone(), parts.absent.clone()), parts.log.clone());
+        let (common, absent) = (Arc::clone(&parts.common), parts.absent.clone());
+        let inputs = Inputs { common, part: None, absent };
+        let action = Action { key, inputs, outputs: merged, log: parts.log.clone(), seconds: None };
         let lease = parts.lease.take();
-        self.spawn(task, merge, (key, inputs, merged, log), lease, work)?;
+        self.spawn(task, merge, action, lease, work)?;
         parts.is_merging = true;
         work.parts.insert(id, parts);
         work.state[id.0] = State::Running;

@@ -10,21 +10,19 @@ use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, Source
 use serde_json::json;
 
 use super::asking::Asked;
-use super::{Demand, Message, Running, Scheduler, State, TaskId, Work};
+use super::{Demand, News, Running, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
+use crate::brief::{Brief, Port};
 use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
-use crate::kind::{DefaultCpu, Numerics, OutputPort};
-use crate::pipeline::{InputSource, Node, NodeId};
+use crate::kind::{DefaultCpu, OutputPort};
+use crate::pipeline::{InputSource, Node, NodeId, Place};
 use crate::plan::Status;
 use crate::remote::lock::PinnedFile;
 use crate::shards::{self, CutError, Shards};
 use crate::why::DirtyReason;
 use crate::workers::Worker;
-
-/// How often a lease held by another process is asked for again.
-pub(super) const LEASE_POLL: Duration = Duration::from_millis(250);
 
 /// How often it is told that an action waits for another process.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
@@ -43,11 +41,33 @@ enum Started {
     Changed,
 }
 
-/// The inputs of an action, and what of them has to be fetched first.
-type Inputs = (BTreeMap<String, Vec<InputArtifact>>, Vec<Absent>);
+/// The inputs of an action.
+pub(super) struct Inputs {
+    /// Those that all actions of its node share.
+    pub(super) common: Arc<BTreeMap<String, Vec<InputArtifact>>>,
+    /// The part that it works on.
+    pub(super) part: Option<(String, InputArtifact)>,
+    /// What has to be fetched first.
+    pub(super) absent: Vec<Absent>,
+}
+
+impl Inputs {
+    fn all(&self) -> BTreeMap<String, Vec<InputArtifact>> {
+        let mut all = BTreeMap::clone(&self.common);
+        all.extend(self.part.clone().map(|(port, artifact)| (port, vec![artifact])));
+        all
+    }
+}
 
 /// What is executed under which key, and where its log goes.
-type Action = (ActionKey, Inputs, Vec<OutputPort>, PathBuf);
+pub(super) struct Action {
+    pub(super) key: ActionKey,
+    pub(super) inputs: Inputs,
+    pub(super) outputs: Vec<OutputPort>,
+    pub(super) log: PathBuf,
+    /// What it takes, as far as it is known.
+    pub(super) seconds: Option<f64>,
+}
 
 /// Why the inputs of a node cannot be read.
 pub(super) enum Unreadable {
@@ -116,14 +136,16 @@ impl Scheduler<'_> {
     /// What a node, or one of its parts, takes while it runs. More cores than there are: all of them.
     pub(super) fn demand(&self, node: &Node) -> Demand {
         let (resources, limits) = (&node.resources, &self.options.limits);
+        // In a job it takes nothing of this machine.
+        if self.pipeline.executor.place == Place::Slurm {
+            return Demand::default();
+        }
         let cpu = resources.cpu.unwrap_or(match node.description.cpu {
             DefaultCpu::One => 1,
             DefaultCpu::All => limits.cpu,
         });
         // What computes on a GPU has one for itself, unless the study says how many.
-        let class = node.params.numerics.as_deref().unwrap_or_default();
-        let on_gpu = node.description.numerics == Numerics::Tensor && action::device(class) != "cpu";
-        let gpu = if on_gpu { resources.gpu.max(1).min(limits.gpu) } else { resources.gpu };
+        let gpu = if action::is_on_gpu(node) { resources.gpu.max(1).min(limits.gpu) } else { resources.gpu };
         Demand {
             cpu: cpu.clamp(1, limits.cpu),
             memory: resources.memory.unwrap_or(0),
@@ -137,6 +159,12 @@ impl Scheduler<'_> {
             work.state[id.0] = State::Waiting;
             return Ok(Started::No);
         };
+        // A node of the same key is on its way to the cluster.
+        if work.orders.contains_key(&digest) {
+            work.waiting.entry(id).or_insert((Instant::now(), None));
+            work.state[id.0] = State::Elsewhere(Instant::now() + self.lease_poll());
+            return Ok(Started::No);
+        }
         // Another node of this run has the same key, and has just made its result.
         if !work.plan.forced.contains(&id)
             && let Some(record) = self.store.pending(&digest)
@@ -221,7 +249,7 @@ impl Scheduler<'_> {
                         json!({ "node": node.name, "key": digest.to_hex(), "subject": node.name, "detail": owner }),
                     );
                 }
-                work.state[id.0] = State::Elsewhere(Instant::now() + LEASE_POLL);
+                work.state[id.0] = State::Elsewhere(Instant::now() + self.lease_poll());
                 Ok(None)
             }
         }
@@ -263,7 +291,12 @@ impl Scheduler<'_> {
         work: &mut Work<'_>,
     ) -> Result<Started, AttemptError> {
         let node = &self.pipeline.nodes[id.0];
-        let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+        let lease = if self.is_adoptable(&digest, work) {
+            None
+        } else {
+            let Some(lease) = self.node_lease(id, &digest, work)? else { return Ok(Started::No) };
+            Some(lease)
+        };
         // Another process may have finished it since it was planned.
         if !work.plan.forced.contains(&id)
             && let Some(record) = self.store.lookup(&digest)?
@@ -272,8 +305,8 @@ impl Scheduler<'_> {
             self.hit(id, record, "local", work);
             return Ok(Started::Changed);
         }
-        let (inputs, absent) = match self.inputs(id, work, |_| true) {
-            Ok(inputs) => inputs,
+        let inputs = match self.inputs(id, work, |_| true) {
+            Ok((common, absent)) => Inputs { common: Arc::new(common), part: None, absent },
             Err(error) => return self.unreadable(id, error, work),
         };
         let attempt = work.next_attempt(id);
@@ -281,35 +314,47 @@ impl Scheduler<'_> {
             "action_started",
             json!({
                 "node": node.name, "shard": null, "key": digest.to_hex(), "attempt": attempt,
-                "executor": "local", "device": action::device(&key.numerics), "slurm": null, "reason": self.reason(id, work),
+                "executor": self.executor(), "device": action::device(&key.numerics), "slurm": null, "reason": self.reason(id, work),
             }),
         );
         let log = self.run.log(&node.name, attempt);
         let task = TaskId { node: id, shard: None };
-        self.spawn(task, Task::Whole, (key, (inputs, absent), node.outputs.clone(), log), Some(lease), work)?;
+        let seconds = work.durations.get(&id).copied();
+        let action = Action { key, inputs, outputs: node.outputs.clone(), log, seconds };
+        self.spawn(task, Task::Whole, action, lease, work)?;
         work.state[id.0] = State::Running;
         Ok(Started::Running)
     }
 
-    /// Executes an action, which was admitted, in a thread of its own.
+    /// Executes an action, which was admitted: in a thread of its own, or in a job of a cluster once all that it reads is
+    /// there.
     pub(super) fn spawn(
         &self,
         id: TaskId,
         task: Task,
-        (key, (inputs, absent), outputs, log): Action,
+        action: Action,
         lease: Option<Lease>,
         work: &mut Work<'_>,
     ) -> Result<(), AttemptError> {
         let node = &self.pipeline.nodes[id.node.0];
+        let for_cluster = work.cluster.is_some() && !matches!(task, Task::Merge(_));
+        if for_cluster && action.inputs.absent.is_empty() {
+            // The lease is the worker's to take.
+            drop(lease);
+            self.order(id, action, work);
+            return Ok(());
+        }
         let peak = Arc::new(AtomicU64::new(work.resident));
         let is_part = matches!(task, Task::Part(_));
-        let demand = work.demands[id.node.0].clone();
+        let demand = self.local_demand(id.node, work);
         let grant = work.admission.take(&demand);
+        let Action { key, inputs, outputs, log, .. } = action;
         let attempt = Attempt {
-            node: node.clone(),
+            brief: Arc::new(Brief::of(node)),
+            kind: Arc::clone(&node.kind),
             key,
-            inputs,
-            outputs,
+            inputs: inputs.all(),
+            outputs: outputs.iter().map(Port::from).collect(),
             task,
             threads: demand.cpu,
             gpus: grant.gpus.clone(),
@@ -321,20 +366,24 @@ impl Scheduler<'_> {
             cancelled: Arc::clone(&work.cancelled),
             peak: Arc::clone(&peak),
             lease,
-            absent,
+            absent: inputs.absent,
             fetcher: Arc::clone(self.fetcher),
             mirror: self.mirror.filter(|_| is_part && !work.plan.forced.contains(&id.node)).cloned(),
         };
         let sender = work.sender.clone();
         let job = Box::new(move |worker: Result<&Worker, &_>| {
             // The receiver is gone only when the run was aborted.
-            let _ = sender.send(Message::Finished(id, attempt.execute(worker)));
+            let _ = sender.send(if for_cluster {
+                (id, News::Fetched(attempt.fetch_inputs()))
+            } else {
+                (id, News::Finished(Box::new(attempt.execute(worker))))
+            });
         });
         if let Err(error) = work.workers.execute(demand.cpu, job) {
             work.admission.give_back(grant);
             return Err(StageError::environment("starting a thread", error).into());
         }
-        work.running.insert(id, Running { grant, began: Instant::now(), peak });
+        work.running.insert(id, Running { grant: Some(grant), began: Instant::now(), peak });
         Ok(())
     }
 
@@ -391,7 +440,7 @@ impl Scheduler<'_> {
         id: NodeId,
         work: &mut Work<'_>,
         wanted: impl Fn(&str) -> bool,
-    ) -> Result<Inputs, Unreadable> {
+    ) -> Result<(BTreeMap<String, Vec<InputArtifact>>, Vec<Absent>), Unreadable> {
         let mut absent = Vec::new();
         let mut inputs = BTreeMap::new();
         let mut damaged = BTreeSet::new();

@@ -57,7 +57,7 @@ fn e002_unknown_names() {
 
 #[test]
 fn e002_what_comes_later() {
-    check("[executor.slurm]\npartition = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "slurm")]);
+    check("[executor.moon]\nphase = \"x\"\n[stage.a]\nkind = \"make\"\n", &[("E002", "moon")]);
 }
 
 #[test]
@@ -344,6 +344,30 @@ fn executors_are_checked() {
     with("[executor.local]\ncpu = 0", &[("E003", "0")]);
     with("[executor.local]\nmem = \"lots\"", &[("E003", "\"lots\"")]);
     with("[executor.local]\ngpu = 0.5", &[("E003", "0.5")]);
+    with(
+        "[executor]\nuse = \"slurm\"\n[executor.slurm]\npartition = \"gpu\"\nextra_args = [\"--exclusive\"]\nexport = [\"SEED\"]\n\
+         setup = \"module load cuda\"\nmax_tasks = 8\nmax_submitted = 100\ntask_target = \"40min\"\nsubmit_rate = \"30/min\"\n\
+         poll = 5\ntime_margin = \"60s\"",
+        &[],
+    );
+    with("[executor]\nuse = \"moon\"", &[("E003", "\"moon\"")]);
+    with("[executor.slurm]\npartitions = \"x\"", &[("E002", "partitions")]);
+    for (key, wrong) in [
+        ("partition", "\"-p\""),
+        ("extra_args", "\"--exclusive\""),
+        ("extra_args", "[\"--array=0-5\"]"),
+        ("export", "[\"a b\"]"),
+        ("setup", "5"),
+        ("max_tasks", "0"),
+        ("max_submitted", "-1"),
+        ("task_target", "\"soon\""),
+        ("submit_rate", "\"0/s\""),
+        ("submit_rate", "\"1/moon\""),
+        ("poll", "0"),
+        ("time_margin", "\"\""),
+    ] {
+        with(&format!("[executor.slurm]\n{key} = {wrong}"), &[("E003", wrong)]);
+    }
     with("[executor.local]\ntokens = [\"licence\"]", &[("E003", "[\"licence\"]")]);
     with("[executor.local]\ntokens = { licence = -1 }", &[("E003", "-1")]);
     with("[executor.local]\ntokens = { mem = 1 }", &[("E015", "mem")]);
@@ -381,6 +405,20 @@ fn profiles_that_were_not_chosen_are_tried() {
         "{told:?}"
     );
     assert!(!loaded.has_errors());
+}
+
+#[test]
+fn a_cluster_is_chosen_by_a_profile_and_has_what_this_machine_has_not() {
+    let text = "[executor.slurm]\npartition = \"cpu\"\n[profile.big.executor]\nuse = \"slurm\"\n\
+                [profile.big.executor.slurm]\nmax_tasks = 9\n[stage.a]\nkind = \"make\"\n\
+                resources = { gpu = 99, partition = \"gpu\" }\n";
+    check(text, &[("E013", "99")]);
+    let pipeline = Study::new(text).profile("big").pipeline();
+    let executor = &pipeline.executor;
+    assert_eq!(executor.place, crate::pipeline::Place::Slurm);
+    assert_eq!((executor.slurm.names["partition"].as_str(), executor.slurm.max_tasks), ("cpu", 9));
+    assert_eq!(pipeline.nodes[0].resources.names["partition"], "gpu");
+    check("[stage.a]\nkind = \"make\"\nresources = { qos = 5 }\n", &[("E003", "5")]);
 }
 
 #[test]

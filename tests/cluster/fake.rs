@@ -1,0 +1,58 @@
+//! Submissions that are refused, or of which the answer is lost; a script plays Slurm's part.
+
+use crate::study;
+use crate::world::World;
+
+pub(crate) const TESTS: [(&str, fn()); 4] = [
+    ("a_lost_answer_is_no_second_submission", a_lost_answer_is_no_second_submission),
+    ("too_many_jobs_are_submitted_later", too_many_jobs_are_submitted_later),
+    ("too_large_arrays_are_halved", too_large_arrays_are_halved),
+    ("what_nobody_knows_is_tried_three_times", what_nobody_knows_is_tried_three_times),
+];
+
+const ONE: &str = "[stage.one]\nkind = \"steps\"\nparams = { text = \"one\" }\n";
+
+/// It is found in the queue by its name.
+fn a_lost_answer_is_no_second_submission() {
+    let stages = "[stage.one]\nkind = \"steps\"\nparams = { count = 160, millis = 50, text = \"one\" }\n";
+    let world = World::with_fake_slurm(&["lost"], stages);
+    let told = world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    assert!(told.contains("gives no answer") && told.contains("answers again"), "{told}");
+    assert_eq!(world.submissions().len(), 1);
+    world.expect_marks(1);
+    world.expect_results_of_a_local_run();
+}
+
+fn too_many_jobs_are_submitted_later() {
+    let quota = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)";
+    let stages = format!(
+        "{ONE}[stage.two]\nkind = \"steps\"\nparams = {{ count = 30, millis = 50, text = \"two\" }}\n"
+    );
+    let world = World::with_fake_slurm(&["", quota], &stages);
+    world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    assert_eq!(world.submissions().len(), 3);
+    world.expect_marks(2);
+    // With no job of ours in the queue it never changes.
+    let world = World::with_fake_slurm(&[quota], ONE);
+    let told = world.pipe(&["run", "--executor", "slurm"]).expect(1);
+    assert!(told.contains("job submit limit"), "{told}");
+}
+
+fn too_large_arrays_are_halved() {
+    let stages = "[vars]\nn = [0, 1, 2, 3]\n[stage.many]\nkind = \"steps\"\nmatrix = { i = \"${n}\" }\n\
+                  params = { text = \"many${i}\" }\n";
+    let world = World::with_fake_slurm(&["Invalid job array specification"], stages);
+    world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    let sizes: Vec<bool> = world.submissions().iter().map(|call| call.contains("--array=0-1%")).collect();
+    assert_eq!(sizes, [false, true, true]);
+    world.expect_marks(4);
+    world.expect_results_of_a_local_run();
+}
+
+fn what_nobody_knows_is_tried_three_times() {
+    let world = World::with_fake_slurm(&["the dog ate it"; 4], &study(1, 0, 1));
+    let told = world.pipe(&["run", "--executor", "slurm", "numbers"]).expect(1);
+    assert!(told.contains("the dog ate it") && world.submissions().len() == 3, "{told}");
+    let calls = world.submissions();
+    assert!(calls[1].ends_with("--dependency=singleton") && !calls[0].contains("singleton"), "{calls:?}");
+}
