@@ -1,6 +1,7 @@
 //! What holds for every architecture, on small models with random weights.
 
 mod devices;
+mod exports;
 mod imports;
 mod open_clip;
 
