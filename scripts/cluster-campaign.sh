@@ -46,7 +46,9 @@ check() { # what came to its end did so once, and gave what a local run gives
   local often
   often=$(find marks -type f -size +2c)
   [ "${1:-}" = twice-allowed ] || [ -z "$often" ] || { echo "more than once: $often" >&2; exit 1; }
-  PIPE_MARKS='' pipe run --executor local --quiet --store local-store --results local
+  # Here the time is that of the action, which nobody continues.
+  env -u PIPE_MARKS "$program" run study.toml --executor local --quiet --store local-store --results local \
+    --set stage.trained.resources.time=3600
   diff -r -x .published.json results local
 }
 passed() { printf '%-60s ok, %s s\n' "$1" "$SECONDS"; }
