@@ -370,7 +370,7 @@ mod tests {
                 let text = String::from_utf8_lossy(bytes);
                 let encoded = trained.encode(&text, 32, 0).unwrap();
                 for [from, to] in &encoded.offsets {
-                    assert!(text.get(*from as usize..*to as usize).is_some(), "{from}..{to} of {text:?}");
+                    assert!(text.get(*from..*to).is_some(), "{from}..{to} of {text:?}");
                 }
             },
         );
