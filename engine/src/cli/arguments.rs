@@ -32,10 +32,10 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 pub(crate) struct Global {
     /// The store; by default `.pipe` in the project of the pipeline file
-    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Places")]
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Study")]
     store: Option<PathBuf>,
-    /// Where results are published; by default `results` in the project of the pipeline file
-    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Places")]
+    /// Where results are published; by default `results` in that project
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Study")]
     results: Option<PathBuf>,
     /// A profile of the pipeline file; may be given several times, later ones win
     #[arg(long, global = true, value_name = "NAME", help_heading = "Study")]
