@@ -11,8 +11,7 @@ use pipe_cache::{
     ActionKey, CommitOutcome, Committed, Digest, Lease, PartRecord, RecordMeta, SharedOutputs, StagedOutput,
     Store, StoreError,
 };
-
-use pipe_mirror::{Found, Mirror};
+use pipe_mirror::Mirror;
 
 use crate::brief::{Brief, Port};
 use crate::checkpoints::Checkpoints;
@@ -178,10 +177,8 @@ impl Attempt {
 
     /// The result that another machine has made.
     fn take(&self) -> Option<Committed> {
-        match self.mirror.as_ref()?.bring(&self.key.digest(), &self.store) {
-            Found::Brought(record) => Some(Committed { record: *record, outcome: CommitOutcome::Equal }),
-            Found::Nothing => None,
-        }
+        let record = self.mirror.as_ref()?.bring(&self.key.digest(), &self.store)?;
+        Some(Committed { record, outcome: CommitOutcome::Equal })
     }
 
     /// Fetches what of its inputs is not in the store, for an execution elsewhere.

@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use pipe_cache::{Digest, Record};
+use pipe_cache::Digest;
 
 use crate::objects::{Listed, Objects, Refusal, age};
 
 /// Records that are read, and objects that are removed, at a time.
 const AT_A_TIME: usize = 16;
-const LONGEST_RECORD: u64 = 256 << 20;
 
 /// What is kept whatever needs it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +43,8 @@ pub(crate) async fn garbage(objects: &Objects, limits: &RemoteLimits) -> Result<
     let is_old = |one: &Listed| limits.older_than.is_some_and(|limit| age(one.modified) > limit);
     let (old, kept): (Vec<Listed>, Vec<Listed>) = records.into_iter().partition(is_old);
     let reads = kept.iter().map(|one| async move {
-        match objects.short(&one.path, LONGEST_RECORD).await {
-            Ok(found) => Ok(std::str::from_utf8(&found.bytes).ok().and_then(Record::from_text)),
+        match objects.short(&one.path).await {
+            Ok(found) => Ok(found.record()),
             Err(Refusal::Missing) => Ok(None),
             Err(refusal) => Err(words(refusal)),
         }

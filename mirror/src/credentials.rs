@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::place::PlaceError;
-use crate::shown;
 
 /// More than any such file holds.
 const LONGEST: u64 = 1 << 20;
@@ -24,7 +23,7 @@ pub(crate) fn from_file() -> Result<Option<Credentials>, PlaceError> {
     let path = named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".aws/credentials")));
     let Some(path) = path else { return Ok(None) };
     let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
-    let refuse = |reason: &str| Err(PlaceError::Credentials(format!("`{}` {reason}", shown(&path))));
+    let refuse = |reason: &str| Err(PlaceError::Credentials(format!("`{}` {reason}", path.display())));
     if metadata.permissions().mode() & 0o077 != 0 {
         return refuse("holds secrets and others may read it: `chmod 600` it");
     }

@@ -9,8 +9,6 @@ use pipe_cache::{Digest, Partial, Record, Store, StoreError};
 use crate::objects::{Refusal, age, blob_path, record_path};
 use crate::{Mode, Shared};
 
-/// A record of ten thousand parts takes a few megabytes.
-const LONGEST_RECORD: u64 = 256 << 20;
 /// Files that come at a time.
 const AT_A_TIME: usize = 4;
 /// How often to look whether another process has fetched a file.
@@ -21,9 +19,8 @@ const RENEWED: Duration = Duration::from_secs(24 * 3600);
 /// The record of a key. One that does not read back, or is of another key, is none, and is replaced later.
 pub(crate) async fn record(shared: &Shared, key: &Digest) -> Option<Record> {
     let path = record_path(key);
-    let found = shared.answered(shared.objects.short(&path, LONGEST_RECORD).await)?;
-    let text = std::str::from_utf8(&found.bytes).ok();
-    let record = text.and_then(Record::from_text).filter(|record| record.key == *key);
+    let found = shared.answered(shared.objects.short(&path).await)?;
+    let record = found.record().filter(|record| record.key == *key);
     if record.is_none() {
         shared.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(*key);
         return None;
@@ -56,7 +53,7 @@ pub(crate) async fn files(shared: &Shared, record: &Record, store: &Store) -> bo
                 false
             }
             Err(Fetching::Store(error)) => {
-                shared.turn_off(format!("what it gave could not be stored: {error}"));
+                shared.turn_off(not_stored(&error));
                 false
             }
         }
@@ -68,6 +65,11 @@ pub(crate) async fn files(shared: &Shared, record: &Record, store: &Store) -> bo
         all &= came;
     }
     all
+}
+
+/// Why a mirror is of no use to a store that does not take what comes.
+pub(crate) fn not_stored(error: &StoreError) -> String {
+    format!("what it gave could not be stored: {error}")
 }
 
 /// Why a file did not come.

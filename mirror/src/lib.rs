@@ -26,7 +26,6 @@ mod tests;
 mod upload;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,7 +58,9 @@ pub struct Mirror {
 struct Shared {
     objects: Objects,
     mode: Mode,
-    runtime: tokio::runtime::Runtime,
+    /// Where the requests run, and what ends with the last handle.
+    threads: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
     is_off: AtomicBool,
     /// Why it is off, until somebody has asked for it.
     reason: Mutex<Option<String>>,
@@ -70,13 +71,13 @@ struct Shared {
     uploads: Mutex<Option<Uploads>>,
 }
 
-/// What a mirror holds of a key.
-#[derive(Debug)]
-pub enum Found {
-    /// Its result is in the store now, with all its files.
-    Brought(Box<Record>),
-    /// There is none, or it cannot be used.
-    Nothing,
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The last handle may be that of a task of its own, which must not wait for the others.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Mirror {
@@ -99,7 +100,8 @@ impl Mirror {
         let shared = Shared {
             objects,
             mode,
-            runtime,
+            threads: runtime.handle().clone(),
+            runtime: Some(runtime),
             is_off: AtomicBool::new(false),
             reason: Mutex::default(),
             damaged: Mutex::default(),
@@ -124,40 +126,24 @@ impl Mirror {
         !self.shared.is_off.load(Ordering::Relaxed)
     }
 
-    /// Brings the result of `key` into the store, with all its files, if it is there and whole. What is in the store
-    /// already is not fetched again.
-    pub fn bring(&self, key: &Digest, store: &Store) -> Found {
+    /// Brings the result of `key` into the store, with all its files, if it is there and whole, and gives its record. What
+    /// is in the store already is not fetched again, and a record that stands there stays.
+    pub fn bring(&self, key: &Digest, store: &Store) -> Option<Record> {
         let shared = &self.shared;
         if !self.is_on() {
-            return Found::Nothing;
+            return None;
         }
-        let record = match shared.runtime.block_on(download::record(shared, key)) {
-            Some(record) => record,
-            None => return Found::Nothing,
-        };
-        if !self.bring_files(&record, store) {
-            return Found::Nothing;
-        }
+        let record = shared.threads.block_on(async {
+            let record = download::record(shared, key).await?;
+            download::files(shared, &record, store).await.then_some(record)
+        })?;
         match store.adopt(&record) {
-            // What stood in the store before is what counts.
-            Ok(committed) => Found::Brought(Box::new(committed.record)),
+            Ok(committed) => Some(committed.record),
             Err(error) => {
-                shared.turn_off(format!("what it gave could not be stored: {error}"));
-                Found::Nothing
+                shared.turn_off(download::not_stored(&error));
+                None
             }
         }
-    }
-
-    /// Brings the files of a record into the store; whether all are there now.
-    pub fn bring_files(&self, record: &Record, store: &Store) -> bool {
-        let shared = &self.shared;
-        self.is_on() && shared.runtime.block_on(download::files(shared, record, store))
-    }
-
-    /// Whether the blob stands there with its length.
-    pub fn has_blob(&self, digest: &Digest, bytes: u64) -> bool {
-        self.is_on()
-            && self.shared.runtime.block_on(self.shared.objects.has(&objects::blob_path(digest), bytes))
     }
 
     /// Puts a record and what `blobs` says of its files there, in the background.
@@ -184,7 +170,7 @@ impl Mirror {
     /// # Errors
     /// If it does not answer.
     pub fn garbage(&self, limits: &RemoteLimits) -> Result<RemoteGarbage, String> {
-        self.shared.runtime.block_on(collect::garbage(&self.shared.objects, limits))
+        self.shared.threads.block_on(collect::garbage(&self.shared.objects, limits))
     }
 
     /// Removes it: records first.
@@ -192,7 +178,7 @@ impl Mirror {
     /// # Errors
     /// If it does not answer.
     pub fn collect(&self, garbage: &RemoteGarbage) -> Result<(), String> {
-        self.shared.runtime.block_on(collect::remove(&self.shared.objects, garbage))
+        self.shared.threads.block_on(collect::remove(&self.shared.objects, garbage))
     }
 }
 
@@ -227,9 +213,4 @@ impl Shared {
     fn is_broken(&self, key: &Digest) -> bool {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
-}
-
-/// The name of a file in messages.
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -11,8 +11,10 @@ use object_store::{
     Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
     PutPayload, UpdateVersion, WriteMultipart,
 };
-use pipe_cache::Digest;
+use pipe_cache::{Digest, Record};
 
+/// A record of ten thousand parts takes a few megabytes.
+const LONGEST_RECORD: u64 = 256 << 20;
 /// A larger file is sent in parts.
 pub(crate) const PART: u64 = 16 << 20;
 /// From this length on.
@@ -58,6 +60,13 @@ pub(crate) struct Listed {
     pub(crate) modified: SystemTime,
 }
 
+impl Short {
+    /// What stands there, if it is a record that agrees with itself.
+    pub(crate) fn record(&self) -> Option<Record> {
+        std::str::from_utf8(&self.bytes).ok().and_then(Record::from_text)
+    }
+}
+
 pub(crate) fn blob_path(digest: &Digest) -> String {
     let hex = digest.to_hex();
     format!("v1/cas/{}/{hex}", &hex[..2])
@@ -95,10 +104,10 @@ impl Objects {
         }
     }
 
-    /// A whole object of at most `limit` bytes; a longer one is none.
-    pub(crate) async fn short(&self, path: &str, limit: u64) -> Result<Short, Refusal> {
+    /// A whole object, where a record should stand; one that is too long for that is none.
+    pub(crate) async fn short(&self, path: &str) -> Result<Short, Refusal> {
         let found = self.store.get(&self.at(path)).await.map_err(|error| self.refusal(error))?;
-        if found.meta.size > limit {
+        if found.meta.size > LONGEST_RECORD {
             return Err(Refusal::Missing);
         }
         let modified = SystemTime::from(found.meta.last_modified);
@@ -130,11 +139,6 @@ impl Objects {
     pub(crate) async fn length(&self, path: &str) -> Result<u64, Refusal> {
         let found: ObjectMeta = self.store.head(&self.at(path)).await.map_err(|error| self.refusal(error))?;
         Ok(found.size)
-    }
-
-    /// Whether an object of this length stands there.
-    pub(crate) async fn has(&self, path: &str, bytes: u64) -> bool {
-        self.length(path).await.is_ok_and(|found| found == bytes)
     }
 
     pub(crate) async fn put(&self, path: &str, bytes: Bytes, mode: PutMode) -> Result<(), Refusal> {

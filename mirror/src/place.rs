@@ -11,7 +11,6 @@ use url::Url;
 
 use crate::credentials::{self, Credentials};
 use crate::objects::Objects;
-use crate::shown;
 
 /// Without a connection for so long a server is not there.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -80,7 +79,7 @@ impl Place {
             let folder =
                 self.url.to_file_path().map_err(|()| refuse("it names no folder here".to_owned()))?;
             std::fs::create_dir_all(&folder)
-                .map_err(|error| refuse(format!("making `{}`: {error}", shown(&folder))))?;
+                .map_err(|error| refuse(format!("making `{}`: {error}", folder.display())))?;
             let store =
                 LocalFileSystem::new_with_prefix(&folder).map_err(|error| refuse(error.to_string()))?;
             return Ok(Objects::new(Arc::new(store), Path::default(), self.url.to_string()));

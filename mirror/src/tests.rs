@@ -6,7 +6,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use pipe_cache::{ActionKey, Digest, Durability, Record, RecordMeta, StagedOutput, Store, Value};
 
 use crate::objects::{Objects, blob_path, record_path};
-use crate::{Blobs, Found, Mirror, Mode, Place, RemoteLimits, Uploaded};
+use crate::{Blobs, Mirror, Mode, Place, RemoteLimits, Uploaded};
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -81,13 +81,6 @@ fn text(store: &Store, record: &Record, path: &str) -> String {
     std::fs::read_to_string(store.blob_path(&file.blob)).unwrap()
 }
 
-fn brought(found: Found) -> Record {
-    match found {
-        Found::Brought(record) => *record,
-        Found::Nothing => panic!("the mirror gave nothing"),
-    }
-}
-
 #[test]
 fn what_one_store_has_made_another_one_gets() {
     let bench = Bench::new();
@@ -97,11 +90,11 @@ fn what_one_store_has_made_another_one_gets() {
     assert_eq!((uploaded.records, uploaded.blobs, uploaded.bytes), (1, 2, 5));
 
     let mirror = bench.mirror(Mode::Read);
-    let found = brought(mirror.bring(&record.key, &other));
+    let found = mirror.bring(&record.key, &other).unwrap();
     assert!(found.has_equal_outputs(&record));
     assert_eq!(text(&other, &found, "x.txt"), "hello");
     assert!(other.lookup(&record.key).unwrap().is_some());
-    assert!(matches!(mirror.bring(&Digest::of(b"unknown"), &other), Found::Nothing));
+    assert!(mirror.bring(&Digest::of(b"unknown"), &other).is_none());
     assert!(mirror.is_on(), "what is not there is no fault");
     // A second time nothing is sent.
     let again = send(&bench.mirror(Mode::ReadWrite), &record, &one);
@@ -126,7 +119,7 @@ fn damaged_and_missing_files_are_misses_and_are_mended_by_who_makes_them_again()
             None => bench.remove(&x),
         }
         let mirror = bench.mirror(Mode::ReadWrite);
-        assert!(matches!(mirror.bring(&record.key, &other), Found::Nothing), "{damage:?}");
+        assert!(mirror.bring(&record.key, &other).is_none(), "{damage:?}");
         assert!(mirror.is_on());
         assert!(other.lookup(&record.key).unwrap().is_none());
         // The same action made here is the same bytes, and they replace what stood there.
@@ -135,7 +128,7 @@ fn damaged_and_missing_files_are_misses_and_are_mended_by_who_makes_them_again()
         assert_eq!(bench.read(&x).unwrap(), b"hello");
         assert_eq!(bench.read(&y).unwrap(), b"world");
     }
-    brought(bench.mirror(Mode::Read).bring(&record.key, &other));
+    bench.mirror(Mode::Read).bring(&record.key, &other).unwrap();
 }
 
 #[test]
@@ -148,7 +141,7 @@ fn a_record_that_says_something_else_is_none_and_is_replaced() {
     for text in ["", "{}", "\u{0}", &stranger.to_text(), &record.to_text().replace("x.txt", "../x")] {
         bench.overwrite(&path, text.to_owned().leak().as_bytes());
         let mirror = bench.mirror(Mode::ReadWrite);
-        assert!(matches!(mirror.bring(&record.key, &other), Found::Nothing), "{text}");
+        assert!(mirror.bring(&record.key, &other).is_none(), "{text}");
         send(&mirror, &record, &one);
         assert_eq!(bench.read(&path).unwrap(), record.to_text().as_bytes());
     }
@@ -168,7 +161,7 @@ fn who_is_first_stands_and_other_outputs_are_kept_beside() {
     let beside = crate::objects::alternative_path(&first.key, &Digest::of(second.to_text().as_bytes()));
     assert_eq!(bench.read(&beside).unwrap(), second.to_text().as_bytes());
     // Who has a result keeps it, whatever stands on the mirror.
-    let kept = brought(bench.mirror(Mode::Read).bring(&first.key, &other));
+    let kept = bench.mirror(Mode::Read).bring(&first.key, &other).unwrap();
     assert_eq!(text(&other, &kept, "x.txt"), "second");
 }
 
@@ -181,7 +174,7 @@ fn records_go_without_files_where_these_may_not_leave() {
     mirror.send(record.clone(), Blobs::None, &one);
     assert_eq!(mirror.finish(|| false, |_, _| ()).blobs, 0);
     assert!(bench.read(&blob_path(&record.outputs["out"].files[0].blob)).is_none());
-    assert!(matches!(bench.mirror(Mode::Read).bring(&record.key, &other), Found::Nothing));
+    assert!(bench.mirror(Mode::Read).bring(&record.key, &other).is_none());
 }
 
 #[test]
@@ -222,11 +215,30 @@ fn a_server_that_is_not_there_is_told_once_and_fails_nothing() {
     drop(listener);
     let place = Place::parse("s3://bucket/x", Some(&endpoint)).unwrap();
     let mirror = Mirror::open(&place, Mode::ReadWrite).unwrap();
-    assert!(matches!(mirror.bring(&record.key, &store), Found::Nothing));
+    assert!(mirror.bring(&record.key, &store).is_none());
     assert!(!mirror.is_on());
     assert!(mirror.why_off().unwrap().contains("s3://bucket/x"));
     assert!(mirror.why_off().is_none());
     assert_eq!(send(&mirror, &record, &store), Uploaded::default());
+}
+
+#[test]
+fn who_does_not_wait_leaves_the_rest() {
+    let bench = Bench::new();
+    let one = bench.store("one");
+    let records: Vec<Record> = (0..20).map(|n| make(&one, &n.to_string(), &[("x.txt", "hello")])).collect();
+    for waits in [true, false] {
+        let mirror = bench.mirror(Mode::ReadWrite);
+        for record in &records {
+            mirror.send(record.clone(), Blobs::All, &one);
+        }
+        if waits {
+            mirror.finish(|| true, |_, _| ());
+        }
+        drop(mirror);
+    }
+    let uploaded = records.iter().map(|record| send(&bench.mirror(Mode::ReadWrite), record, &one).records);
+    assert_eq!(uploaded.sum::<u64>(), 20);
 }
 
 #[test]
@@ -239,7 +251,7 @@ fn a_folder_is_a_mirror_too() {
     let mirror = Mirror::open(&place, Mode::ReadWrite).unwrap();
     assert_eq!(send(&mirror, &record, &one).records, 1);
     assert!(Path::new(&bench.folder.path().join("shared folder").join(record_path(&record.key))).exists());
-    brought(Mirror::open(&place, Mode::Read).unwrap().bring(&record.key, &other));
+    Mirror::open(&place, Mode::Read).unwrap().bring(&record.key, &other).unwrap();
 }
 
 #[test]

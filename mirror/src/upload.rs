@@ -10,14 +10,13 @@ use pipe_cache::{Digest, FileRecord, Record, Store};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::objects::{Refusal, Sending, Short, alternative_path, blob_path, record_path};
+use crate::objects::{Refusal, Sending, alternative_path, blob_path, record_path};
 use crate::{Shared, probe};
 
 /// Results that are on their way at a time.
 const AT_A_TIME: usize = 4;
 /// How often who waits is told.
 const TELL: Duration = Duration::from_millis(100);
-const LONGEST_RECORD: u64 = 256 << 20;
 
 /// Which files of a result are put there. Its record always is: it holds digests, lengths and parameters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,7 +64,7 @@ impl Uploads {
         let (queue, asked) = mpsc::unbounded_channel();
         let count = Arc::new(Count::default());
         // Its own runtime is held by whoever holds the mirror.
-        let task = shared.runtime.spawn(work(Arc::downgrade(shared), asked, Arc::clone(&count)));
+        let task = shared.threads.spawn(work(Arc::downgrade(shared), asked, Arc::clone(&count)));
         Self { queue, task, count }
     }
 
@@ -84,7 +83,7 @@ impl Uploads {
         let Self { queue, mut task, count } = self;
         drop(queue);
         loop {
-            let ended = shared.runtime.block_on(async { tokio::time::timeout(TELL, &mut task).await });
+            let ended = shared.threads.block_on(async { tokio::time::timeout(TELL, &mut task).await });
             progress(count.done.load(Ordering::Relaxed), count.asked.load(Ordering::Relaxed));
             if ended.is_ok() {
                 break;
@@ -191,16 +190,15 @@ async fn write_record(
         Err(Refusal::Exists) => {}
         other => return other,
     }
-    let Short { bytes, version, .. } = shared.objects.short(&path, LONGEST_RECORD).await?;
-    let there = std::str::from_utf8(&bytes).ok().and_then(Record::from_text);
-    match there.filter(|there| there.key == record.key) {
+    let there = shared.objects.short(&path).await?;
+    match there.record().filter(|there| there.key == record.key) {
         Some(there) if there.has_equal_outputs(record) => Ok(()),
         Some(_) if !shared.is_broken(&record.key) => {
             count.differing.lock().unwrap_or_else(PoisonError::into_inner).push(record.key);
             let ours = Digest::of(&text);
             shared.objects.put(&alternative_path(&record.key, &ours), text, PutMode::Overwrite).await
         }
-        _ => match shared.objects.put(&path, text, PutMode::Update(version)).await {
+        _ => match shared.objects.put(&path, text, PutMode::Update(there.version)).await {
             // Another machine has mended it.
             Err(Refusal::Changed) => Ok(()),
             other => other,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pipe_cache::{Digest, Store};
-use pipe_mirror::{Found, Mirror, Mode, PlaceError, RemoteLimits};
+use pipe_mirror::{Mirror, Mode, PlaceError, RemoteLimits};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -19,7 +19,7 @@ use crate::kind::Registry;
 use crate::language::quantity;
 use crate::pipeline::{NodeId, Place, RemoteMode};
 use crate::plan::Status;
-use crate::run::blobs;
+use crate::run::{blobs, tell_if_off};
 
 const URL: &str = "PIPE_REMOTE";
 const MODE: &str = "PIPE_REMOTE_MODE";
@@ -177,9 +177,7 @@ pub(crate) fn pull(
         if keys.is_empty() || stopped() {
             break;
         }
-        let came = keys
-            .par_iter()
-            .filter(|key| !stopped() && matches!(mirror.bring(key, &store), Found::Brought(_)));
+        let came = keys.par_iter().filter(|key| !stopped() && mirror.bring(key, &store).is_some());
         taken += came.count();
         asked.extend(keys);
         check(&mirror)?;
@@ -259,9 +257,6 @@ pub(crate) fn finish(
         let subject = node.map_or_else(|| key.to_hex(), |kind| format!("{kind} {key}"));
         events.emit("nondeterminism", json!({ "subject": subject, "detail": detail }));
     }
-    if let Some(reason) = mirror.why_off() {
-        let detail = format!("is not used any more in this run: {reason}");
-        events.emit("warning", json!({ "subject": "the remote cache", "detail": detail }));
-    }
+    tell_if_off(Some(mirror), events);
     uploaded
 }

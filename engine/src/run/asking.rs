@@ -2,49 +2,40 @@
 //! its result is put there.
 
 use pipe_cache::{Digest, Record};
-use pipe_mirror::{Blobs, Found};
+use pipe_mirror::{Blobs, Mirror};
 use serde_json::json;
 
 use super::{News, Scheduler, State, TaskId, Work};
+use crate::events::EventLog;
 use crate::pipeline::{NodeId, RemotePolicy};
 
 /// Nodes that are asked for at a time; the files of each come over several connections.
 const AT_A_TIME: usize = 8;
 
-/// Whether a node is asked for.
-pub(super) enum Asked {
-    /// It is, or will be when others have been.
-    Yes,
-    /// There is nobody to ask, or the answer was no.
-    No,
-}
-
 impl Scheduler<'_> {
-    /// Asks for the result of a node that is about to run, once.
-    pub(super) fn ask(&self, id: NodeId, digest: Digest, work: &mut Work<'_>) -> Asked {
-        let Some(mirror) = self.mirror.filter(|mirror| mirror.is_on()) else { return Asked::No };
+    /// Asks for the result of a node that is about to run, once. Whether it is asked for, or will be when others have been;
+    /// else there is nobody to ask, or the answer was no.
+    pub(super) fn ask(&self, id: NodeId, digest: Digest, work: &mut Work<'_>) -> bool {
+        let Some(mirror) = self.mirror.filter(|mirror| mirror.is_on()) else { return false };
         if work.plan.forced.contains(&id) || work.asked.get(&id) == Some(&digest) {
-            return Asked::No;
+            return false;
         }
         if work.asking >= AT_A_TIME {
-            return Asked::Yes;
+            return true;
         }
         let (mirror, store, sender) = (mirror.clone(), self.store.clone(), work.sender.clone());
         let question = move || {
-            let found = match mirror.bring(&digest, &store) {
-                Found::Brought(record) => Some(record),
-                Found::Nothing => None,
-            };
+            let found = mirror.bring(&digest, &store).map(Box::new);
             // The receiver is gone only when the run was aborted.
             let _ = sender.send((TaskId { node: id, shard: None }, News::Asked(digest, found)));
         };
         let thread = std::thread::Builder::new().name("asking".to_owned());
         if thread.spawn(question).is_err() {
-            return Asked::No;
+            return false;
         }
         work.asking += 1;
         work.state[id.0] = State::Running;
-        Asked::Yes
+        true
     }
 
     /// Takes the answer.
@@ -57,7 +48,7 @@ impl Scheduler<'_> {
     ) {
         work.asking -= 1;
         work.asked.insert(id, digest);
-        self.tell_if_off();
+        tell_if_off(self.mirror, &self.events);
         match found {
             Some(record) => {
                 work.outcome.taken += 1;
@@ -75,13 +66,13 @@ impl Scheduler<'_> {
         let is_read = !work.consumers[id.0].is_empty();
         mirror.send(record.clone(), blobs(self.pipeline.nodes[id.0].remote, is_read), self.store);
     }
+}
 
-    /// Says once that the remote cache is not used any more.
-    pub(super) fn tell_if_off(&self) {
-        if let Some(reason) = self.mirror.and_then(pipe_mirror::Mirror::why_off) {
-            let detail = format!("is not used any more in this run: {reason}");
-            self.events.emit("warning", json!({ "subject": "the remote cache", "detail": detail }));
-        }
+/// Says once that the remote cache is not used any more.
+pub(crate) fn tell_if_off(mirror: Option<&Mirror>, events: &EventLog) {
+    if let Some(reason) = mirror.and_then(Mirror::why_off) {
+        let detail = format!("is not used any more in this run: {reason}");
+        events.emit("warning", json!({ "subject": "the remote cache", "detail": detail }));
     }
 }
 

@@ -25,7 +25,7 @@ use pipe_mirror::Mirror;
 use serde_json::json;
 
 use self::admission::{Admission, Demand, Grant};
-pub(crate) use self::asking::blobs;
+pub(crate) use self::asking::{blobs, tell_if_off};
 use self::parts::Parts;
 use crate::action::{self, SourceDigests};
 use crate::attempt::{AttemptError, Finished, nondeterministic};

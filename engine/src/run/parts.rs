@@ -244,7 +244,7 @@ impl Scheduler<'_> {
     pub(super) fn finish_part(&self, task: TaskId, finished: Finished, peak: u64, work: &mut Work<'_>) {
         let (id, Some(digest)) = (task.node, task.shard) else { return };
         let node = &self.pipeline.nodes[id.0];
-        self.tell_if_off();
+        super::tell_if_off(self.mirror, &self.events);
         let mut event = json!({
             "node": node.name, "shard": digest.to_hex(), "key": digest.to_hex(),
             "wall": finished.wall.as_secs_f64(), "cpu": finished.cpu.map(|cpu| cpu.as_secs_f64()),

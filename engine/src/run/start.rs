@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use pipe_cache::{ActionKey, Damage, Digest, Lease, LeaseAttempt, Reading, Source, SourceFile, StoreError};
 use serde_json::json;
 
-use super::asking::Asked;
 use super::{Demand, News, Running, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
@@ -173,9 +172,8 @@ impl Scheduler<'_> {
             return Ok(Started::Changed);
         }
         if !work.parts.contains_key(&id) {
-            match self.ask(id, digest, work) {
-                Asked::Yes => return Ok(Started::No),
-                Asked::No => {}
+            if self.ask(id, digest, work) {
+                return Ok(Started::No);
             }
             let node = &self.pipeline.nodes[id.0];
             let verify = self.options.verify;

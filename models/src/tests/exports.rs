@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::Device;
-use serde_json::json;
 use tempfile::TempDir;
 
 use super::imports::found;
+use super::open_clip::biomed_description;
 use super::{bert, every_architecture, ids, loss_of, pixels, values, vision};
 use crate::biomed_clip::BiomedClipConfig;
 use crate::clip::EotRule;
@@ -84,18 +84,7 @@ fn a_trained_biomed_clip_keeps_its_description() {
     let sizes =
         BiomedClipConfig { vision: vision(Activation::Gelu), text: bert(), context: 9, projection: 10 };
     let model = trained(&ModelConfig::BiomedClip(sizes));
-    let description = json!({ "model_cfg": {
-        "embed_dim": 10,
-        "vision_cfg": {
-            "timm_model_name": "vit_base_patch8_32", "timm_model_pretrained": false, "timm_pool": "",
-            "timm_proj": "linear", "timm_proj_bias": false, "image_size": 32,
-        },
-        "text_cfg": {
-            "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
-            "hf_tokenizer_name": "the same", "hf_proj_type": "mlp",
-            "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 9,
-        },
-    } });
+    let description = biomed_description();
     let folder = TempDir::new().unwrap();
     let companions = Companions { open_clip: Some(&description), ..Companions::default() };
     export(folder.path(), model.as_ref(), &companions).unwrap();

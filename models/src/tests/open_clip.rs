@@ -12,6 +12,22 @@ use crate::import::{Imported, Layout};
 use crate::preprocess::Fit;
 use crate::{Activation, FoundationModel, ModelConfig};
 
+/// The description of a small BiomedCLIP, as open_clip writes it.
+pub(super) fn biomed_description() -> Json {
+    json!({ "model_cfg": {
+        "embed_dim": 10,
+        "vision_cfg": {
+            "timm_model_name": "vit_base_patch8_32", "timm_model_pretrained": false, "timm_pool": "",
+            "timm_proj": "linear", "timm_proj_bias": false, "image_size": 32,
+        },
+        "text_cfg": {
+            "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+            "hf_tokenizer_name": "the same", "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 9,
+        },
+    } })
+}
+
 /// open_clip's folder of a CLIP of its own: GELU unless it says otherwise, heads of a width of its own.
 #[test]
 fn open_clip_tells_what_shapes_do_not() {
@@ -93,18 +109,7 @@ fn open_clip_says_nothing_that_is_not_computed() {
     let sizes =
         BiomedClipConfig { vision: vision(Activation::Gelu), text: bert(), context: 9, projection: 10 };
     let biomed = random(&ModelConfig::BiomedClip(sizes));
-    let of_biomed = json!({ "model_cfg": {
-        "embed_dim": 10,
-        "vision_cfg": {
-            "timm_model_name": "vit_base_patch8_32", "timm_model_pretrained": false, "timm_pool": "",
-            "timm_proj": "linear", "timm_proj_bias": false, "image_size": 32,
-        },
-        "text_cfg": {
-            "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
-            "hf_tokenizer_name": "the same", "hf_proj_type": "mlp",
-            "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 9,
-        },
-    } });
+    let of_biomed = biomed_description();
     for (model, whole, changes) in [
         (
             &clip,
