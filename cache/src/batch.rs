@@ -124,7 +124,7 @@ impl Store {
             }
             drop(state);
             let flushed = self.shared.disk.sync_all(self.root()).map_err(|error| error.to_string());
-            for (staging, record) in queue {
+            for (mut staging, record) in queue {
                 let key = record.key;
                 let outcome = match &flushed {
                     Ok(()) => staging.link_record(record).map(|committed| committed.outcome),

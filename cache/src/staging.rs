@@ -5,7 +5,7 @@
 //! 3. Each file is linked into `cas/`; one that is there already stays.
 //! 4. The folders are flushed: from here the blobs are there, though nothing names them yet.
 //! 5. The record is written under `tmp/`, flushed, linked into `ac/`, its folder flushed: the commit.
-//! 6. Staging is given back or removed (the caller drops the lease after that).
+//! 6. Staging is given back or removed, the lease released: nobody has to wait for that.
 //!
 //! A crash before 5 leaves staging of a dead owner and perhaps orphaned blobs, after 5 a hit.
 
@@ -20,11 +20,12 @@ use crate::record::{FileRecord, OutputRecord, PartRecord, Record, RecordMeta};
 use crate::store::{Store, StoreError};
 use crate::{ActionKey, Digest};
 
-/// A private folder for one attempt, removed when dropped.
+/// A private folder for one attempt. When dropped it is given back after a commit, and removed without one.
 #[derive(Debug)]
 pub struct Staging {
     store: Store,
     folder: PathBuf,
+    is_committed: bool,
 }
 
 /// One output of an attempt, whose files lie in [`Staging::output_folder`].
@@ -76,7 +77,7 @@ pub enum CommitOutcome {
 impl Staging {
     /// Of a folder that holds at most empty folders.
     pub(crate) fn new(store: Store, folder: PathBuf) -> Self {
-        Self { store, folder }
+        Self { store, folder, is_committed: false }
     }
 
     /// The attempt's folder.
@@ -105,7 +106,7 @@ impl Staging {
     /// If an output holds something else than plain files, does not agree with its parts, or the file
     /// system refuses. Nothing is then visible under `key`.
     pub fn commit(
-        self,
+        mut self,
         key: &ActionKey,
         outputs: &[StagedOutput],
         meta: RecordMeta,
@@ -118,7 +119,7 @@ impl Staging {
     /// # Errors
     /// As [`Staging::commit`].
     pub fn commit_node(
-        self,
+        &mut self,
         key: &ActionKey,
         outputs: &[StagedOutput],
         shared: SharedOutputs,
@@ -151,7 +152,7 @@ impl Staging {
     /// # Errors
     /// As [`Staging::commit`].
     pub fn commit_soon(
-        self,
+        &mut self,
         key: &ActionKey,
         outputs: &[StagedOutput],
         shared: SharedOutputs,
@@ -164,8 +165,9 @@ impl Staging {
         let (record, staged) = self.record(key, outputs, shared, meta)?;
         self.link_blobs(&staged)?;
         self.write_record(&record)?;
-        let store = self.store.clone();
-        store.enqueue(self, record.clone());
+        // What is left here has nothing to give back.
+        let waiting = Self { store: self.store.clone(), folder: std::mem::take(&mut self.folder), is_committed: false };
+        self.store.enqueue(waiting, record.clone());
         Ok(Committed { record, outcome: CommitOutcome::Created })
     }
 
@@ -173,7 +175,7 @@ impl Staging {
     ///
     /// # Errors
     /// If the file system refuses. Nothing is then visible under its key.
-    pub(crate) fn commit_record(self, record: Record) -> Result<Committed, StoreError> {
+    pub(crate) fn commit_record(mut self, record: Record) -> Result<Committed, StoreError> {
         let store = self.store.clone();
         let disk = &store.shared.disk;
         let folders = self.write_record(&record)?;
@@ -229,8 +231,8 @@ impl Staging {
         Ok(folders_of(&self.store.record_path(&record.key)))
     }
 
-    /// Links the record into `ac/`: the commit. Gives the staging folder back.
-    pub(crate) fn link_record(mut self, record: Record) -> Result<Committed, StoreError> {
+    /// Links the record into `ac/`: the commit.
+    pub(crate) fn link_record(&mut self, record: Record) -> Result<Committed, StoreError> {
         let disk = &self.store.shared.disk;
         let staged = self.record_path();
         let target = self.store.record_path(&record.key);
@@ -253,7 +255,7 @@ impl Staging {
                 }
             }
         };
-        self.store.session()?.retire_folder(std::mem::take(&mut self.folder))?;
+        self.is_committed = true;
         Ok(committed)
     }
 
@@ -338,10 +340,15 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What cannot be removed is swept later; after a commit there is nothing left.
-        if !self.folder.as_os_str().is_empty() {
-            let _ = self.store.shared.disk.remove_tree(&self.folder);
+        let folder = std::mem::take(&mut self.folder);
+        if folder.as_os_str().is_empty() {
+            return;
         }
+        // What cannot be removed is swept later.
+        let _ = match self.store.session() {
+            Ok(session) if self.is_committed => session.retire_folder(folder),
+            _ => self.store.shared.disk.remove_tree(&folder),
+        };
     }
 }
 

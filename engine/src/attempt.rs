@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pipe_cache::{
     ActionKey, CommitOutcome, Committed, Digest, Lease, PartRecord, RecordMeta, SharedOutputs, StagedOutput,
-    Store, StoreError,
+    Staging, Store, StoreError,
 };
 use pipe_mirror::Mirror;
 
@@ -157,22 +157,41 @@ pub(crate) fn is_no_space(error: &AttemptError) -> bool {
 }
 
 impl Attempt {
-    /// Runs to the end, whatever happens inside the stage.
-    pub(crate) fn execute(self, worker: Result<&Worker, &rayon::ThreadPoolBuildError>) -> Finished {
+    /// Runs to the end, whatever happens inside the stage, and tells how it ended. Nobody waits for what is tidied up
+    /// after a success; after a failure it is done first, because the action may be tried again.
+    pub(crate) fn execute(
+        mut self,
+        worker: Result<&Worker, &rayon::ThreadPoolBuildError>,
+        tell: impl FnOnce(Finished),
+    ) {
         let started = Instant::now();
         let mut cpu = None;
         let taken = self.take();
         let is_taken = taken.is_some();
+        let mut staging = None;
         let result = match worker {
             _ if let Some(committed) = taken => Ok(committed),
-            Ok(worker) => self.run_stage(worker, started, &mut cpu),
+            Ok(worker) => self.run_stage(worker, started, &mut cpu, &mut staging),
             Err(error) => Err(StageError::because("starting the stage's threads", error.to_string()).into()),
         };
-        // Held until the record stands, so that another process waits instead of working twice.
-        if let Some(lease) = self.lease {
+        let is_executed = result.is_ok() && !is_taken;
+        let finished = Finished { result, wall: started.elapsed(), cpu, is_taken };
+        if is_executed {
+            tell(finished);
+            self.clear_checkpoints();
+            self.tidy(staging);
+        } else {
+            self.tidy(staging);
+            tell(finished);
+        }
+    }
+
+    /// Gives back what it held until the record stood, so that another process waited instead of working twice.
+    fn tidy(&mut self, staging: Option<Staging>) {
+        drop(staging);
+        if let Some(lease) = self.lease.take() {
             self.store.release(lease);
         }
-        Finished { result, wall: started.elapsed(), cpu, is_taken }
     }
 
     /// The result that another machine has made.
@@ -243,8 +262,9 @@ impl Attempt {
         worker: &Worker,
         started: Instant,
         cpu: &mut Option<Duration>,
+        staging: &mut Option<Staging>,
     ) -> Result<Committed, AttemptError> {
-        let staging = self.store.stage()?;
+        let staging = staging.insert(self.store.stage()?);
         let mut outputs = BTreeMap::new();
         for port in &self.outputs {
             outputs.insert(port.name.clone(), OutputWriter::new(staging.output_folder(&port.name)?));
@@ -325,10 +345,14 @@ impl Attempt {
         if let CommitOutcome::Nondeterministic { .. } = committed.outcome {
             nondeterministic(&self.events, &self.brief.node);
         }
+        Ok(committed)
+    }
+
+    /// Removes the checkpoints of what is done, or marks them as kept.
+    fn clear_checkpoints(&self) {
         let checkpoints = self.checkpoints();
         // What cannot be removed now is removed as garbage.
         let _ = if self.brief.checkpoint.retain { checkpoints.retain() } else { checkpoints.clear() };
-        Ok(committed)
     }
 
     fn checkpoints(&self) -> pipe_cache::Checkpoints {

@@ -376,7 +376,11 @@ impl Scheduler<'_> {
         work.outcome.jobs = work.cluster.as_ref().map(Cluster::jobs).unwrap_or_default();
         self.flush(&mut work);
         work.outcome.cancelled = stopped_at.is_some();
-        work.outcome
+        let Work { sender, outcome, running, asking, .. } = work;
+        drop(sender);
+        // Threads that have told how their action ended may still tidy up; each has a sender until it is done.
+        while running.is_empty() && asking == 0 && receiver.recv().is_ok() {}
+        outcome
     }
 
     /// Waits until all results are on the disk. One that does not come there has failed after all.

@@ -371,11 +371,12 @@ impl Scheduler<'_> {
         let sender = work.sender.clone();
         let job = Box::new(move |worker: Result<&Worker, &_>| {
             // The receiver is gone only when the run was aborted.
-            let _ = sender.send(if for_cluster {
-                (id, News::Fetched(attempt.fetch_inputs()))
+            let tell = |news| _ = sender.send((id, news));
+            if for_cluster {
+                tell(News::Fetched(attempt.fetch_inputs()));
             } else {
-                (id, News::Finished(Box::new(attempt.execute(worker))))
-            });
+                attempt.execute(worker, |finished| tell(News::Finished(Box::new(finished))));
+            }
         });
         if let Err(error) = work.workers.execute(demand.cpu, job) {
             work.admission.give_back(grant);

@@ -370,7 +370,10 @@ impl Worker<'_> {
         };
         let (sender, receiver) = mpsc::channel();
         let job = Box::new(move |threads: Result<&Threads, &rayon::ThreadPoolBuildError>| {
-            let _ = sender.send(attempt.execute(threads));
+            let mut finished = None;
+            attempt.execute(threads, |told| finished = Some(told));
+            // When all is tidied up: this process may end as soon as it knows.
+            let _ = finished.map(|finished| sender.send(finished));
         });
         self.workers
             .execute(threads, job)
