@@ -166,7 +166,8 @@ impl Staging {
         self.link_blobs(&staged)?;
         self.write_record(&record)?;
         // What is left here has nothing to give back.
-        let waiting = Self { store: self.store.clone(), folder: std::mem::take(&mut self.folder), is_committed: false };
+        let waiting =
+            Self { store: self.store.clone(), folder: std::mem::take(&mut self.folder), is_committed: false };
         self.store.enqueue(waiting, record.clone());
         Ok(Committed { record, outcome: CommitOutcome::Created })
     }

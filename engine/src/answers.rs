@@ -160,6 +160,8 @@ pub struct ResultTables {
     pub query: fn(&StudyTables, &str) -> Result<Answer, QueryError>,
     /// Lays figures out.
     pub grid: fn(&[StudyResult], &GridRequest) -> Result<Grid, QueryError>,
+    /// Writes a table as a file of the program's format.
+    pub write: fn(&Answer, &std::path::Path) -> Result<(), StageError>,
     /// The dictionary of all columns, in Markdown.
     pub dictionary: fn() -> String,
 }

@@ -38,6 +38,7 @@ mod roots;
 mod run;
 mod shards;
 mod slurm;
+mod stage_table;
 mod why;
 mod workers;
 

@@ -33,7 +33,12 @@ pub(crate) struct Setting<'a> {
     pub(crate) threshold: Option<f64>,
     /// The commonest class of the training split, which always answering gives the floor.
     pub(crate) majority: Option<i64>,
+    /// Whether the bootstrap draws within classes.
+    pub(crate) stratified: bool,
 }
+
+/// What is said of an interval that was drawn within classes.
+pub(crate) const STRATIFIED: &str = "the interval is of resamples within classes";
 
 /// A figure's name, whether the task has it, and its definition.
 type Figure = (&'static str, fn(&ClassifierScores, &[f64]) -> Option<f64>);
@@ -106,9 +111,13 @@ impl Classified {
         )
     }
 
-    /// What is resampled as one: the groups of some rows.
-    pub(crate) fn groups(&self, rows: &[usize]) -> Groups {
-        Groups::new(&rows.iter().map(|row| self.groups[*row].clone()).collect::<Vec<_>>())
+    /// What is resampled as one: the groups of some rows, within their classes if they are `stratified`.
+    fn groups(&self, rows: &[usize], stratified: bool) -> Groups {
+        let groups = Groups::new(&rows.iter().map(|row| self.groups[*row].clone()).collect::<Vec<_>>());
+        match stratified {
+            true => groups.within(&rows.iter().map(|row| self.targets[*row][0]).collect::<Vec<_>>()),
+            false => groups,
+        }
     }
 
     /// The MedMNIST evaluator's figures (AUROC and accuracy), further ones, and those per class, over
@@ -126,17 +135,20 @@ impl Classified {
         let figures = figures(scores.task());
         let classes: Vec<usize> = scores.scored().collect();
         let per_class = if classes.len() > 1 { classes.as_slice() } else { &[] };
-        let estimates = bootstrap_all(&self.groups(rows), setting.seed as u64, |weights| {
-            let mut values: Vec<Option<f64>> =
-                figures.iter().map(|(_, figure)| figure(&scores, weights)).collect();
-            values.extend(per_class.iter().map(|class| scores.class_auroc(*class, weights)));
-            values.push(setting.threshold.and_then(|threshold| scores.rates_at(threshold, weights).0));
-            values
-        });
+        let estimates =
+            bootstrap_all(&self.groups(rows, setting.stratified), setting.seed as u64, |weights| {
+                let mut values: Vec<Option<f64>> =
+                    figures.iter().map(|(_, figure)| figure(&scores, weights)).collect();
+                values.extend(per_class.iter().map(|class| scores.class_auroc(*class, weights)));
+                values.push(setting.threshold.and_then(|threshold| scores.rates_at(threshold, weights).0));
+                values
+            });
         let mut estimates = estimates.into_iter();
         let metric = |name: &str, estimate: Option<Estimate>| {
             let mut metric = Metric::new(TASK, setting.split, name, estimate, rows.len());
             metric.seed = Some(setting.seed);
+            let is_drawn = metric.estimate.is_some_and(|one| one.low.is_some());
+            metric.reason = (setting.stratified && is_drawn).then(|| STRATIFIED.to_owned());
             metric
         };
         let mut metrics: Vec<Metric> = Vec::new();
@@ -175,7 +187,7 @@ impl Classified {
 
     /// The area under the ROC curve with DeLong's interval instead of a bootstrap's, put into `row`.
     fn delong(&self, scores: &ClassifierScores, rows: &[usize], mut row: Metric) -> Metric {
-        let is_independent = self.groups(rows).len() == rows.len();
+        let is_independent = self.groups(rows, false).len() == rows.len();
         let column = scores.scored().last();
         let interval = column.filter(|_| is_independent).and_then(|column| {
             let (scores, positive) = scores.column(column);
@@ -233,14 +245,15 @@ impl Classified {
         ];
         // Differences of rates need a threshold, which only binary tasks have.
         let count = if scores.task() == Task::Binary { differences.len() } else { 2 };
-        let estimates = bootstrap_all(&self.groups(rows), setting.seed as u64, |weights| {
-            let rates: Vec<GroupRates> =
-                members.iter().map(|belongs| GroupRates::of(&scores, belongs, weights)).collect();
-            // The worst and the gap of a resample that lost a group would be those of other groups.
-            let comparable = rates.len() > 1 && rates.iter().all(|rates| rates.auroc.is_some());
-            let disparity = comparable.then(|| Disparity::between(&rates));
-            differences[..count].iter().map(|(_, of)| disparity.as_ref().and_then(of)).collect()
-        });
+        let estimates =
+            bootstrap_all(&self.groups(rows, setting.stratified), setting.seed as u64, |weights| {
+                let rates: Vec<GroupRates> =
+                    members.iter().map(|belongs| GroupRates::of(&scores, belongs, weights)).collect();
+                // The worst and the gap of a resample that lost a group would be those of other groups.
+                let comparable = rates.len() > 1 && rates.iter().all(|rates| rates.auroc.is_some());
+                let disparity = comparable.then(|| Disparity::between(&rates));
+                differences[..count].iter().map(|(_, of)| disparity.as_ref().and_then(of)).collect()
+            });
         for ((name, _), estimate) in differences.iter().zip(estimates) {
             let mut metric = Metric::new(TASK, setting.split, name, estimate, rows.len());
             metric.seed = Some(setting.seed);
@@ -344,7 +357,8 @@ mod tests {
     fn a_binary_task_has_a_sensitivity_at_the_threshold_of_its_validation_split() {
         let (classified, description, _) = classified();
         let rows = classified.rows("test");
-        let setting = |threshold| Setting { split: "test", seed: 1, threshold, majority: None };
+        let setting =
+            |threshold| Setting { split: "test", seed: 1, threshold, majority: None, stratified: false };
         let metrics = classified.metrics(&description, &rows, setting(Some(0.5)));
         assert_eq!(value(find(&metrics, "accuracy", None)), 0.75);
         assert_eq!(value(find(&metrics, "sensitivity_at_90_specificity", None)), 0.75);
@@ -364,7 +378,7 @@ mod tests {
     fn an_area_has_delongs_interval_where_samples_are_independent() {
         let (mut classified, description, _) = classified();
         let rows = classified.rows("test");
-        let setting = Setting { split: "test", seed: 1, threshold: None, majority: None };
+        let setting = Setting { split: "test", seed: 1, threshold: None, majority: None, stratified: false };
         classified.groups = (0..80).map(|row| Some(row.to_string())).collect();
         let metrics = classified.metrics(&description, &rows, setting);
         let (bootstrap, delong) = (find(&metrics, "auroc", None), find(&metrics, "auroc_delong", None));
@@ -379,6 +393,25 @@ mod tests {
     }
 
     #[test]
+    fn intervals_within_classes_are_narrower_and_say_so() {
+        let (classified, description, _) = classified();
+        let rows = classified.rows("test");
+        let metrics = |stratified| {
+            let setting = Setting { split: "test", seed: 1, threshold: None, majority: None, stratified };
+            classified.metrics(&description, &rows, setting)
+        };
+        let (plain, within) = (metrics(false), metrics(true));
+        let width = |metrics: &[Metric]| {
+            let estimate = find(metrics, "brier", None).estimate.unwrap();
+            estimate.high.unwrap() - estimate.low.unwrap()
+        };
+        assert_eq!(value(find(&plain, "auroc", None)), value(find(&within, "auroc", None)));
+        assert!(width(&within) <= width(&plain), "{} {}", width(&within), width(&plain));
+        assert_eq!(find(&within, "auroc", None).reason.as_deref(), Some(STRATIFIED));
+        assert_eq!(find(&plain, "auroc", None).reason, None);
+    }
+
+    #[test]
     fn the_majority_is_that_of_the_training_labels() {
         let (mut classified, description, _) = classified();
         // Three of four tested samples are normal, and training knew more abnormal ones.
@@ -389,7 +422,7 @@ mod tests {
             description: description.clone(),
         };
         let floor = |majority| {
-            let setting = Setting { split: "test", seed: 1, threshold: None, majority };
+            let setting = Setting { split: "test", seed: 1, threshold: None, majority, stratified: false };
             let metrics = classified.metrics(&description, &classified.rows("test"), setting);
             metrics.into_iter().find(|row| row.method.as_deref() == Some("majority")).map(|row| value(&row))
         };
@@ -406,7 +439,7 @@ mod tests {
     fn subgroups_differ_where_one_is_served_worse() {
         let (classified, description, device) = classified();
         let rows = classified.rows("test");
-        let setting = Setting { split: "test", seed: 1, threshold: None, majority: None };
+        let setting = Setting { split: "test", seed: 1, threshold: None, majority: None, stratified: false };
         let metrics = classified.subgroup_metrics(&description, &rows, setting, "device", &device);
         assert_eq!(value(find(&metrics, "accuracy", Some("device=A"))), 1.0);
         assert_eq!(value(find(&metrics, "accuracy", Some("device=B"))), 0.5);

@@ -51,6 +51,9 @@ pub struct Params {
     pub device: String,
     /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
     pub precision: Precision,
+    /// Draws the resamples of intervals within classes: for test sets so small that a resample may lack a class. The
+    /// intervals then take the shares of the classes for given, and each says so. Not of several labels at once.
+    pub stratified: bool,
     /// Decides the bootstrap.
     pub seed: i64,
 }
@@ -74,6 +77,7 @@ impl Default for Params {
             batch: 64,
             device: auto(),
             precision: Precision::F32,
+            stratified: false,
             seed: 0,
         }
     }
@@ -149,7 +153,7 @@ impl StageKind for EvaluateClassify {
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["absent", "neighbours", "medmnist_run"]
+        &["absent", "neighbours", "medmnist_run", "stratified"]
     }
 
     /// Not by neighbours, which are images of the whole table; nor from embeddings, which leave little to be done; nor
@@ -256,13 +260,20 @@ fn conclude(params: &Params, logits: Logits, context: &mut StageContext<'_>) -> 
     let labels = Labels::read(context.input("labels")?)?;
     let targets = labels.of(&ids)?;
     let majority = labels.majority(TRAIN);
+    if params.stratified && description.is_multi_label() {
+        return Err(StageError::failed(
+            "`stratified` draws samples within their classes, and those of several labels have no single one; leave \
+             it out",
+        ));
+    }
     let classified = Classified { ids, splits, groups, targets, logits };
     let threshold = is_binary(&description).then(|| threshold(&classified, &description)).flatten();
     let wanted = |split: &String| params.splits.is_empty() || params.splits.contains(split);
     let mut metrics = Vec::new();
     for split in classified.distinct_splits().iter().filter(|split| wanted(split)) {
         let rows = classified.rows(split);
-        let setting = Setting { split, seed: params.seed, threshold, majority };
+        let setting =
+            Setting { split, seed: params.seed, threshold, majority, stratified: params.stratified };
         metrics.extend(classified.metrics(&description, &rows, setting));
         if let Some(column) = &params.subgroup {
             metrics.extend(classified.subgroup_metrics(&description, &rows, setting, column, &subgroups));

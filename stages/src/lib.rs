@@ -46,6 +46,7 @@ mod png;
 mod query;
 mod registry;
 mod report;
+pub mod resplit;
 mod retrieval;
 pub mod retrieve;
 pub mod score;

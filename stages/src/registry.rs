@@ -50,6 +50,7 @@ pub fn registry() -> Registry {
         .with(crate::finetune::PretrainMeta)
         .with(crate::query::RunQuery)
         .with(crate::report::Report)
+        .with(crate::resplit::Resplit)
         .with(crate::retrieve::EvaluateRetrieve)
         .with(crate::evaluate_vqa::EvaluateVqa)
         .with(crate::finetune::FinetuneVqa)

@@ -373,6 +373,21 @@ fn quiet_says_nothing_but_errors() {
 }
 
 #[test]
+fn a_run_that_did_something_leaves_a_table_of_its_stages() {
+    let study = Study::new(SMALL);
+    study.run(&["shapes"]).expect(0);
+    let tables = || {
+        let names = study.files(".pipe/runs").into_iter();
+        names.filter(|(name, _)| name.ends_with("/stages.parquet")).collect::<Vec<_>>()
+    };
+    let first = tables();
+    assert_eq!(first.len(), 1);
+    assert!(first[0].1.starts_with(b"PAR1") && first[0].1.ends_with(b"PAR1"));
+    study.run(&["shapes"]).expect(0);
+    assert_eq!(tables(), first, "nothing ran");
+}
+
+#[test]
 fn every_run_keeps_its_events() {
     let study = Study::new(SMALL);
     let answer = study.run(&["shapes"]).expect(0);

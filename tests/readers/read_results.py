@@ -1,6 +1,6 @@
 """Opens every result of a study with the readers that analysts use: pyarrow, Polars, DuckDB.
 
-usage: read_results.py RESULTS_FOLDER
+usage: read_results.py RESULTS_FOLDER RUNS_FOLDER
 """
 
 import json
@@ -61,6 +61,16 @@ def main() -> None:
         figures += duckdb.sql(f"select count(*) from read_parquet('{glob}', hive_partitioning=true)").fetchall()[0][0]
         assert polars.scan_parquet(glob, hive_partitioning=True).collect().height > 0, glob
     assert figures > 0, "no figures"
+
+    # What the first run executed, by stage, with what it took.
+    runs = Path(sys.argv[2])
+    table = sorted(runs.glob("*/stages.parquet"))[0]
+    stages = polars.read_parquet(table)
+    executed = stages.filter(polars.col("status") == "executed")
+    assert executed.height > 0 and set(stages["status"]) <= {"executed", "hit"}, stages["status"]
+    assert executed.filter(polars.col("seconds").is_null() | polars.col("reason").is_null()).is_empty(), table
+    counted = duckdb.sql(f"select count(*) from read_parquet('{runs}/*/stages.parquet', union_by_name=true)").fetchall()[0][0]
+    assert counted >= stages.height, runs
     print(f"{len(parquet)} Parquet and {len(arrow)} Arrow files, {rows} rows; {figures} figures")
 
 

@@ -1,10 +1,9 @@
 //! `pipe query`: one SQL query over all results of a study.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
-use pipe_cache::{Reading, Record, Verify};
+use pipe_cache::{Reading, Verify};
 use serde_json::json;
 
 use super::answer::{format, write};
@@ -16,9 +15,8 @@ use crate::error::StageError;
 use crate::exit;
 use crate::kind::Registry;
 use crate::language::suggestion;
-use crate::pipeline::Node;
 use crate::plan::Wanted;
-use crate::shards;
+use crate::{shards, stage_table};
 
 /// The longest query that is read.
 const LONGEST: u64 = 1 << 20;
@@ -86,70 +84,16 @@ pub(crate) fn results(
             });
         }
         missing += usize::from(!is_whole);
-        made.push((node, record));
+        made.push((node, Some(record)));
     }
     if missing > 0 && !arguments.global.quiet {
         let count = plan.order.len();
         eprintln!("note: {missing} of {count} nodes have no result that is up to date, and are left out");
         eprintln!("  hint: `pipe run {}` makes them", pipeline.display());
     }
-    let stages = stages(&made);
+    let stages = stage_table::rows(&made);
     Ok((tables, StudyTables { results, stages }))
 }
-
-/// Nodes with what their results cost: a row each, their axes as columns.
-fn stages(made: &[(&Node, &Record)]) -> Answer {
-    let axes: BTreeSet<&str> =
-        made.iter().flat_map(|(node, _)| &node.axes).map(|(axis, _)| axis.as_str()).collect();
-    let axes: Vec<&str> = axes.into_iter().filter(|axis| !FACTS.contains(axis)).collect();
-    // What kinds counted, under names of their own.
-    let counted: BTreeSet<&str> =
-        made.iter().flat_map(|(_, record)| record.meta.counts.keys()).map(String::as_str).collect();
-    let taken = |name: &&str| FACTS.contains(name) || axes.contains(name);
-    let counted: Vec<&str> = counted.into_iter().filter(|name| !taken(name)).collect();
-    let whole = |number: u64| Cell::Integer(i64::try_from(number).unwrap_or(i64::MAX));
-    let row = |(node, record): &(&Node, &Record)| {
-        let axis = |name: &&str| {
-            let own = node.axes.iter().find(|(axis, _)| axis == name);
-            own.map_or(Cell::Null, |(_, value)| Cell::Text(value.clone()))
-        };
-        let meta = &record.meta;
-        let bytes = record.outputs.values().flat_map(|output| &output.files).map(|file| file.bytes);
-        let mut cells = vec![Cell::Text(node.stage.clone())];
-        cells.extend(axes.iter().map(axis));
-        cells.extend([
-            Cell::Text(node.name.clone()),
-            Cell::Text(node.description.name.to_owned()),
-            Cell::Text(record.key.to_hex()),
-            Cell::Text(meta.created.clone()),
-            Cell::Real(meta.duration_seconds),
-            meta.cpu_seconds.map_or(Cell::Null, Cell::Real),
-            meta.peak_memory_bytes.map_or(Cell::Null, whole),
-            meta.device.clone().map_or(Cell::Null, Cell::Text),
-            whole(bytes.fold(0, u64::saturating_add)),
-        ]);
-        cells.extend(
-            counted.iter().map(|name| meta.counts.get(*name).map_or(Cell::Null, |number| whole(*number))),
-        );
-        cells
-    };
-    let names = FACTS[..1].iter().chain(&axes).chain(&FACTS[1..]).chain(&counted);
-    Answer { columns: names.map(|name| (*name).to_owned()).collect(), rows: made.iter().map(row).collect() }
-}
-
-/// The columns of the table of stages, between the first and the others the axes.
-const FACTS: [&str; 10] = [
-    "stage",
-    "node",
-    "kind",
-    "key",
-    "created",
-    "seconds",
-    "cpu_seconds",
-    "peak_memory_bytes",
-    "device",
-    "bytes",
-];
 
 /// A question without an answer, with its place.
 pub(crate) fn failure(error: QueryError, text: Option<&str>) -> CliError {

@@ -17,6 +17,7 @@ use super::study::Study;
 use super::summary::{Summary, exit_code};
 use super::{CliError, fetching, mirror};
 use crate::action::{self, SourceDigests};
+use crate::attempt::chain;
 use crate::events::EventLog;
 use crate::exit;
 use crate::history::{self, History};
@@ -30,6 +31,7 @@ use crate::remote::Fetcher;
 use crate::reproduce;
 use crate::run::{OnFailure, Outcome, RunOptions, Scheduler, critical_path, free_bytes};
 use crate::slurm::{Cluster, Surroundings, relay};
+use crate::stage_table;
 use crate::why::DirtyReason;
 
 /// How often results that turn out to be damaged when they are published are made again.
@@ -92,6 +94,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     let session =
         Session { study: &study, store, wanted, sources, history, folder, events, signals, fetcher, mirror };
     let (plan, outcome, published) = session.make_up_to_date(plan, run, registry)?;
+    session.tell_costs(&plan, &outcome, registry);
     let uploaded = session
         .mirror
         .as_ref()
@@ -248,6 +251,19 @@ impl Session<'_> {
             plan = self.study.plan(Some(&self.store), &self.wanted, registry.numerics())?.0;
         }
         unreachable!("the loop above ends by returning")
+    }
+
+    /// Leaves a table of what each stage did and cost in the run's folder, if any did something.
+    fn tell_costs(&self, plan: &Plan, outcome: &Outcome, registry: &Registry) {
+        let Some(tables) = registry.tables() else { return };
+        if outcome.executed.is_empty() && outcome.failed.is_empty() {
+            return;
+        }
+        let study = (&self.study.pipeline, plan);
+        if let Err(error) = stage_table::write(self.folder.path(), study, outcome, &tables) {
+            let detail = format!("was not written: {}", chain(&error));
+            self.events.emit("warning", json!({ "subject": stage_table::FILE, "detail": detail }));
+        }
     }
 
     /// Executes the plan. The damage of `told` nodes was reported.

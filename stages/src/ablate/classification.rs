@@ -1,7 +1,9 @@
 //! Classification without the image, or with less of it; and, zero-shot, without the text.
 
+use std::collections::BTreeMap;
+
 use candle_core::Tensor;
-use pipe_engine::{StageContext, StageError};
+use pipe_engine::{Artifact, StageContext, StageError};
 use pipe_models::random::Key;
 
 use super::condition::{Condition, Refused};
@@ -21,13 +23,14 @@ use crate::linear_probe::{Labelled, LinearProbe};
 use crate::mean_image::mean_image;
 use crate::model::{DEVICE, Model, tensor_error};
 use crate::statistics::{ClassifierScores, Groups, Task};
-use crate::table::{Column, Table};
+use crate::table::{Column, Table, read_columns};
 
 /// The conditions of this family.
-const FAMILY: [Condition; 12] = [
+const FAMILY: [Condition; 13] = [
     Condition::Majority,
     Condition::ImageStatistics,
     Condition::ImageOnly,
+    Condition::TextOnly,
     Condition::TextPrior,
     Condition::ImageMean,
     Condition::BlankImage,
@@ -164,6 +167,10 @@ impl<'a, 'c> Study<'a, 'c> {
                 Ok(logits) => Ok(vec![logits]),
                 Err(reason) => Err(reason),
             },
+            Condition::TextOnly => match self.text_only()? {
+                Ok(logits) => Ok(vec![logits]),
+                Err(reason) => Err(reason),
+            },
             Condition::TextPrior if self.classifier.is_zero_shot() => Ok(vec![self.constant(&self.mean)?]),
             Condition::TextPrior => no_prompts(),
             // Zero-shot the mean image leaves the prompts alone: the text prior.
@@ -265,20 +272,50 @@ impl<'a, 'c> Study<'a, 'c> {
         Ok(probe.logits(&test, STATISTICS))
     }
 
-    /// A linear probe on a tower that knows no text.
-    fn image_only(&self) -> Result<Result<Logits, Refused>, StageError> {
-        let load = |port: &str| -> Result<Option<Model>, StageError> {
-            self.context
-                .optional_input(port)
-                .map(|artifact| Model::load(artifact, self.params.compute()))
-                .transpose()
+    fn load(&self, port: &str) -> Result<Option<Model>, StageError> {
+        let load = |artifact| Model::load(artifact, self.params.compute());
+        self.context.optional_input(port).map(load).transpose()
+    }
+
+    /// A linear probe on the texts of samples.
+    fn text_only(&self) -> Result<Result<Logits, Refused>, StageError> {
+        let Some(captions) = self.context.optional_input("captions") else {
+            return Ok(Err("the input `captions` was left out".to_owned()));
         };
-        let base = load("base")?;
+        let texts = match texts_of(captions, &self.images.ids)? {
+            Ok(texts) => texts,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let base = self.load("base")?;
         let own = base.as_ref().unwrap_or(self.classifier.model);
         let other = match self.params.init {
             Init::Clip => None,
             Init::Random => Some(own.randomised(self.params.seed)?),
-            Init::Unimodal => match load("unimodal")? {
+            Init::Unimodal => return Ok(Err("the input `unimodal` is a model without text".to_owned())),
+        };
+        let model = other.as_ref().unwrap_or(own);
+        if model.text_tower().is_err() {
+            return Ok(Err("the model has no text tower".to_owned()));
+        }
+        let of = |rows: &[usize]| {
+            let texts: Vec<&str> = rows.iter().map(|row| texts[*row].as_str()).collect();
+            model.embed_texts(&texts, self.params.batch, self.context)
+        };
+        let tested = of(&self.test)?;
+        let width = tested.len() / self.test.len();
+        let (probe, test) =
+            self.probe(width, |rows| if rows == self.test { Ok(tested.clone()) } else { of(rows) })?;
+        Ok(Ok(probe.logits(&test, width)))
+    }
+
+    /// A linear probe on a tower that knows no text.
+    fn image_only(&self) -> Result<Result<Logits, Refused>, StageError> {
+        let base = self.load("base")?;
+        let own = base.as_ref().unwrap_or(self.classifier.model);
+        let other = match self.params.init {
+            Init::Clip => None,
+            Init::Random => Some(own.randomised(self.params.seed)?),
+            Init::Unimodal => match self.load("unimodal")? {
                 Some(model) => Some(model),
                 None => return Ok(Err("the input `unimodal` was left out".to_owned())),
             },
@@ -400,6 +437,7 @@ impl<'a, 'c> Study<'a, 'c> {
     /// What of a sample a condition leaves to see.
     fn modality(&self, condition: Option<Condition>) -> &'static str {
         match condition {
+            Some(Condition::TextOnly) => "text",
             None if self.classifier.is_zero_shot() => "both",
             Some(Condition::PatchShuffled | Condition::BorderOnly) if self.classifier.is_zero_shot() => {
                 "both"
@@ -430,7 +468,8 @@ impl<'a, 'c> Study<'a, 'c> {
             let scores = logits.iter().map(|logits| probabilities(logits, description)).collect();
             ClassifierScores::new(Task::parse(&description.task), scores, targets.clone())
         };
-        let variant = (condition == Some(Condition::ImageOnly)).then_some(match self.params.init {
+        let is_trained = matches!(condition, Some(Condition::ImageOnly | Condition::TextOnly));
+        let variant = is_trained.then_some(match self.params.init {
             Init::Clip => "clip",
             Init::Unimodal => "unimodal",
             Init::Random => "random",
@@ -523,6 +562,22 @@ fn figures(scores: &ClassifierScores) -> Vec<Figure<'_>> {
         Box::new(|weights: &[f64]| scores.accuracy(weights)),
         Box::new(|weights: &[f64]| scores.auroc(weights)),
     ]
+}
+
+/// The text of each image: its first caption; or that some have none.
+fn texts_of(captions: &Artifact, images: &[String]) -> Result<Result<Vec<String>, Refused>, StageError> {
+    let table = read_columns(captions, &["image_id", "caption"])?;
+    let mut known: BTreeMap<&str, &str> = BTreeMap::new();
+    for (id, text) in table.strings("image_id")?.into_iter().zip(table.strings("caption")?) {
+        if !text.trim().is_empty() {
+            known.entry(id).or_insert(text);
+        }
+    }
+    let missing: Vec<&String> = images.iter().filter(|id| !known.contains_key(id.as_str())).collect();
+    Ok(match missing.first() {
+        Some(first) => Err(format!("{} images have no text, the first of them `{first}`", missing.len())),
+        None => Ok(images.iter().map(|id| known[id.as_str()].to_owned()).collect()),
+    })
 }
 
 /// Values as rows.

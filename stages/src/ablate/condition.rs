@@ -25,6 +25,8 @@ pub enum Condition {
     /// The image alone: a linear probe on the tower that `init` names, with the head's budget; of questions, the
     /// input `image_only`, trained with `modality = "image"`.
     ImageOnly,
+    /// The text of each sample alone, such as the report of a scan: a linear probe on the text tower that `init` names.
+    TextOnly,
     /// The prompts alone: zero-shot, with the mean training image in the place of every image.
     TextPrior,
     /// The mean training image in the place of every image.
@@ -57,7 +59,7 @@ pub enum Condition {
 
 impl Condition {
     /// All, in the order of tables.
-    pub(super) const ALL: [Self; 22] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::Majority,
         Self::Random,
         Self::AnswerTypePrior,
@@ -66,6 +68,7 @@ impl Condition {
         Self::QuestionOnly,
         Self::ImageStatistics,
         Self::ImageOnly,
+        Self::TextOnly,
         Self::TextPrior,
         Self::ImageMean,
         Self::BlankImage,
@@ -93,6 +96,7 @@ impl Condition {
             Self::QuestionOnly => "question_only",
             Self::ImageStatistics => "image_statistics",
             Self::ImageOnly => "image_only",
+            Self::TextOnly => "text_only",
             Self::TextPrior => "text_prior",
             Self::ImageMean => "image_mean",
             Self::BlankImage => "blank_image",
@@ -114,7 +118,7 @@ impl Condition {
     pub(super) fn role(self) -> Role {
         match self {
             Self::Majority | Self::Random => Role::Floor,
-            Self::ImageOnly | Self::TextPrior | Self::QuestionOnly => Role::Monomodal,
+            Self::ImageOnly | Self::TextOnly | Self::TextPrior | Self::QuestionOnly => Role::Monomodal,
             Self::AnswerTypePrior | Self::QuestionTypePrior | Self::QuestionLookup => Role::Simpler,
             Self::ImageStatistics | Self::Popularity | Self::Metadata | Self::Keywords => Role::Simpler,
             Self::ShuffledImage | Self::ShuffledWithinStratum | Self::ShuffledQuestion => Role::Permuted,

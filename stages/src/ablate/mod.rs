@@ -163,7 +163,8 @@ impl StageKind for Ablate {
                 InputPort::optional(
                     "captions",
                     &[artifact::CAPTIONS],
-                    "retrieval: their captions; from embeddings it needs them for words",
+                    "retrieval: their captions; from embeddings it needs them for words; classification: texts of the \
+                     images, such as reports, for `text_only`",
                 ),
                 InputPort::optional(
                     "checkpoint",
@@ -242,7 +243,7 @@ impl StageKind for Ablate {
         let given = |ports: &[&str]| ports.iter().any(|port| context.optional_input(port).is_some());
         let families = [
             given(&["labels"]),
-            given(&["captions", "text_embeddings"]) || (given(&["image_embeddings"]) && !given(&["labels"])),
+            given(&["text_embeddings"]) || (given(&["captions", "image_embeddings"]) && !given(&["labels"])),
             given(&["questions", "model"]),
         ];
         let results = match families {
@@ -252,8 +253,8 @@ impl StageKind for Ablate {
             _ => {
                 let count = families.iter().filter(|given| **given).count();
                 let message = format!(
-                    "`labels` (classification), `captions` or embeddings (retrieval) and `questions` exclude each \
-                     other; {} given",
+                    "`labels` (classification), captions or embeddings without labels (retrieval) and `questions` \
+                     exclude each other; {} given",
                     if count == 0 { "none is" } else { "several are" }
                 );
                 return Err(StageError::failed(message));

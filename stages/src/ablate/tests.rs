@@ -124,6 +124,29 @@ fn prompts_without_words_leave_chance() {
 }
 
 #[test]
+fn reports_alone_give_their_labels_away() {
+    let study = study();
+    let labels = &study.phantoms["labels"];
+    let prompts = json!({ "normal": ["no abnormality"], "abnormal": ["an effusion"] });
+    let params = json!({ "prompts": prompts, "conditions": ["text_only", "image_only"], "c": 100.0 });
+    let captions = &study.phantoms["captions"];
+    let inputs = [("labels", labels), ("checkpoint", study.model()), ("captions", captions)];
+    let (metrics, predictions) = study.ablate(params.clone(), &inputs);
+    let auroc = |method: &str| figure(&metrics, method, "auroc").unwrap();
+    // Even through a tower with random weights: captions name the finding.
+    assert!(auroc("text_only_clip") > 0.9, "{}", auroc("text_only_clip"));
+    let synergy = figure(&metrics, "full", "auroc_synergy").unwrap();
+    let best = auroc("text_only_clip").max(auroc("image_only_clip"));
+    assert!((synergy - (auroc("full") - best)).abs() < 1e-12);
+    let conditions = predictions.strings("condition").unwrap();
+    assert_eq!(conditions.iter().filter(|name| **name == "text_only_clip").count(), 60);
+
+    // Without texts it is not there, and where it was asked for it says why.
+    let (metrics, _) = study.ablate(params, &inputs[..2]);
+    assert!(figure(&metrics, "text_only_clip", "accuracy").unwrap_err().contains("captions"));
+}
+
+#[test]
 fn retrieval_by_chance_is_k_over_the_pool() {
     let params = json!({ "weights": "all", "size": 28, "seed": 3, "train": 150, "test": 40 });
     let phantoms = run(&IngestPhantom, &params, &[]).unwrap();
@@ -187,8 +210,7 @@ fn retrieval_by_chance_is_k_over_the_pool() {
 #[test]
 fn what_is_missing_or_too_much_is_named() {
     let study = study();
-    let (images, labels, captions) =
-        (&study.phantoms["images"], &study.phantoms["labels"], &study.phantoms["captions"]);
+    let [images, labels, captions] = ["images", "labels", "captions"].map(|port| &study.phantoms[port]);
     let refused = |inputs: &[(&str, &Artifact)]| match run(&Ablate, &json!({}), inputs) {
         Ok(_) => panic!("it ran"),
         Err(error) => error.to_string(),
@@ -196,7 +218,7 @@ fn what_is_missing_or_too_much_is_named() {
     assert!(refused(&[("images", images)]).contains("none is given"));
     assert!(refused(&[("labels", labels)]).contains("`images`"));
     assert!(
-        refused(&[("images", images), ("labels", labels), ("captions", captions)])
+        refused(&[("images", images), ("labels", labels), ("questions", captions)])
             .contains("several are given")
     );
     assert!(refused(&[("images", images), ("labels", labels)]).contains("checkpoint"));
@@ -350,8 +372,11 @@ fn independent_labels_are_asked_with_their_opposite() {
     let labels = crate::testing::tree(folder.path(), &study.phantoms["labels"].artifact_type);
     let texts = |ending: &str| json!({ "effusion": [format!("an effusion is{ending} seen")], "nodule": [format!("a nodule is{ending} seen")] });
     let inputs = [("images", &study.phantoms["images"]), ("labels", &labels), ("checkpoint", study.model())];
-    // A cosine alone is no probability.
     let evaluate = crate::evaluate_classify::EvaluateClassify;
+    let within = json!({ "prompts": texts(""), "absent": texts(" not"), "stratified": true });
+    let error = run(&evaluate, &within, &inputs).err().unwrap().to_string();
+    assert!(error.contains("`stratified`"), "{error}");
+    // A cosine alone is no probability.
     let alone = json!({ "prompts": texts("") });
     for error in [run(&Ablate, &alone, &inputs).err(), run(&evaluate, &alone, &inputs).err()] {
         let error = error.unwrap().to_string();

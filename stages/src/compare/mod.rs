@@ -53,6 +53,8 @@ pub struct Params {
     /// say whether it is. To be fixed before the figures are known.
     #[schemars(range(min = 0.0001, max = 1.0))]
     pub margin: f64,
+    /// Classifiers: draws the resamples of intervals within classes, as `evaluate.classify` does with the same parameter.
+    pub stratified: bool,
     /// Decides the bootstrap.
     pub seed: i64,
 }
@@ -67,6 +69,7 @@ impl Default for Params {
             subgroup: None,
             equal_protocols: Vec::new(),
             margin: 0.02,
+            stratified: false,
             seed: 0,
         }
     }
@@ -115,6 +118,10 @@ impl StageKind for Compare {
             help: Some("name two or more, or none".to_owned()),
         });
         empty.into_iter().chain(alone).collect()
+    }
+
+    fn key_neutral(&self) -> &'static [&'static str] {
+        &["stratified"]
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {

@@ -108,6 +108,10 @@ fn differences(params: &Params, first: &Answers, second: &Answers) -> Tested {
     match (&first.kind, &second.kind) {
         (Kind::Predictions { right: a, scores: of_a }, Kind::Predictions { right: b, scores: of_b }) => {
             let groups = Groups::new(&first.groups);
+            let groups = match of_a.as_ref().and_then(ClassifierScores::classes) {
+                Some(classes) if params.stratified => groups.within(&classes),
+                _ => groups,
+            };
             predictions(params, &groups, [a, b], [of_a.as_ref(), of_b.as_ref()])
         }
         (Kind::Ranks { ranks: a }, Kind::Ranks { ranks: b }) => ranks(params, first, a, b),

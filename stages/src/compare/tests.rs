@@ -117,6 +117,24 @@ fn what_only_one_has_right_decides() {
 }
 
 #[test]
+fn small_sets_are_resampled_within_classes() {
+    // One positive among 21: every third resample has none.
+    let ids: Vec<usize> = (0..20).map(|place| 2 * place).chain([1]).collect();
+    let given = Given::new()
+        .with(&[("model", "a")], &predictions(&ids, "111111111111111111111", "p"))
+        .with(&[("model", "b")], &predictions(&ids, "110111110111011111111", "p"));
+    let interval = |stratified| {
+        let table = given.compare(&Params { stratified, ..Params::default() }).unwrap();
+        let metrics = table.strings("metric").unwrap();
+        let row = metrics.iter().position(|metric| *metric == "auroc_difference").unwrap();
+        (table.float64("value").unwrap()[row], table.float64("ci_low").unwrap()[row])
+    };
+    assert_eq!(interval(false).0, interval(true).0);
+    assert_eq!(interval(false).1, None);
+    assert!(interval(true).1.is_some());
+}
+
+#[test]
 fn other_items_protocols_targets_and_pools_are_refused() {
     let a = predictions(&items(4), "1111", "published");
     let refused = |other: &Table| {

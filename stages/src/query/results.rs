@@ -16,10 +16,41 @@ use super::answer::{offset, reason};
 use super::database::{Columns, Database, UnionColumn, columns};
 use super::{grid, syntax};
 use crate::artifact;
-use crate::table::{Column, Table, dictionary};
+use crate::table::{Column, Table, dictionary, write_file};
 
 /// What the registry is told.
-pub(crate) const TABLES: ResultTables = ResultTables { list, query, grid: grid::grid, dictionary };
+pub(crate) const TABLES: ResultTables = ResultTables { list, query, grid: grid::grid, write, dictionary };
+
+/// Writes an answer as Parquet. A column without values is one of text.
+fn write(answer: &Answer, path: &Path) -> Result<(), StageError> {
+    fn typed<T>(answer: &Answer, place: usize, value: impl Fn(&Cell) -> Option<T>) -> Vec<Option<T>> {
+        answer.rows.iter().map(|row| value(&row[place])).collect()
+    }
+    let mut table = Table::new();
+    for (place, name) in answer.columns.iter().enumerate() {
+        let first = answer.rows.iter().map(|row| &row[place]).find(|cell| **cell != Cell::Null);
+        let column = match first {
+            Some(Cell::Bool(_)) => Column::Bool(typed(answer, place, |cell| match cell {
+                Cell::Bool(value) => Some(*value),
+                _ => None,
+            })),
+            Some(Cell::Integer(_)) => Column::Int64(typed(answer, place, |cell| match cell {
+                Cell::Integer(value) => Some(*value),
+                _ => None,
+            })),
+            Some(Cell::Real(_)) => Column::Float64(typed(answer, place, |cell| match cell {
+                Cell::Real(value) => Some(*value),
+                _ => None,
+            })),
+            _ => Column::Utf8(typed(answer, place, |cell| match cell {
+                Cell::Text(value) => Some(value.clone()),
+                _ => None,
+            })),
+        };
+        table = table.with(name, column);
+    }
+    write_file(path, "stages", table)
+}
 
 /// The name of the column that says which stage a row of a union comes from.
 const STAGE: &str = "stage";

@@ -245,6 +245,11 @@ impl ClassifierScores {
         self.task
     }
 
+    /// The class of each sample; none where samples have several labels.
+    pub fn classes(&self) -> Option<Vec<i64>> {
+        (self.task != Task::MultiLabel).then(|| self.targets.iter().map(|target| target[0]).collect())
+    }
+
     /// The scores of a column and whether each sample is positive there.
     pub fn column(&self, column: usize) -> (Vec<f64>, Vec<bool>) {
         (0..self.len()).map(|row| (self.scores[row][column], self.is_positive(row, column))).unzip()

@@ -31,6 +31,8 @@ pub struct Groups {
     /// The group of each sample.
     of: Vec<usize>,
     count: usize,
+    /// Where groups are drawn within strata: the groups of each.
+    strata: Option<Vec<Vec<usize>>>,
 }
 
 impl Groups {
@@ -51,7 +53,23 @@ impl Groups {
                 }
             })
             .collect();
-        Self { of, count }
+        Self { of, count, strata: None }
+    }
+
+    /// The same groups, drawn within strata: every resample has as many groups of each as there are. A group whose
+    /// samples are of several classes is of a stratum with those of the same classes. For sets so small that a resample
+    /// may lack a class; intervals then take the shares of the classes for given.
+    #[must_use]
+    pub fn within(self, classes: &[i64]) -> Self {
+        let mut of_group = vec![std::collections::BTreeSet::new(); self.count];
+        for (group, class) in self.of.iter().zip(classes) {
+            of_group[*group].insert(*class);
+        }
+        let mut strata = std::collections::BTreeMap::<_, Vec<usize>>::new();
+        for (group, classes) in of_group.into_iter().enumerate() {
+            strata.entry(classes).or_default().push(group);
+        }
+        Self { strata: Some(strata.into_values().collect()), ..self }
     }
 
     /// Their number.
@@ -66,15 +84,27 @@ impl Groups {
 
     /// Every sample its own group.
     pub fn singles(count: usize) -> Self {
-        Self { of: (0..count).collect(), count }
+        Self { of: (0..count).collect(), count, strata: None }
     }
 
     /// How often each sample is drawn in a replicate: groups with replacement.
     fn weights(&self, key: Key, replicate: u64) -> Vec<f64> {
         let stream = key.sub(replicate + 1);
         let mut drawn = vec![0.0; self.count];
-        for draw in 1..=self.count as u64 {
-            drawn[stream.below(draw, self.count as u64) as usize] += 1.0;
+        match &self.strata {
+            None => {
+                for draw in 1..=self.count as u64 {
+                    drawn[stream.below(draw, self.count as u64) as usize] += 1.0;
+                }
+            }
+            Some(strata) => {
+                let mut draws = 1..;
+                for groups in strata {
+                    for draw in draws.by_ref().take(groups.len()) {
+                        drawn[groups[stream.below(draw, groups.len() as u64) as usize]] += 1.0;
+                    }
+                }
+            }
         }
         self.of.iter().map(|group| drawn[*group]).collect()
     }
@@ -180,6 +210,24 @@ mod tests {
         let weights = groups.weights(Key(3), 0);
         assert_eq!(weights[0], weights[1]);
         assert_eq!(groups.count, 2);
+    }
+
+    #[test]
+    fn strata_keep_their_sizes_and_groups_stay_whole() {
+        // Three groups of class 0, one of class 1, and one of both.
+        let names = ["a", "a", "b", "c", "d", "e", "e"].map(|name| Some(name.to_owned()));
+        let classes = [0, 0, 0, 0, 1, 0, 1];
+        let groups = Groups::new(&names).within(&classes);
+        for replicate in 0..50 {
+            let weights = groups.weights(Key(3), replicate);
+            assert_eq!(weights[0] + weights[2] + weights[3], 3.0, "{weights:?}");
+            // Alone in their strata.
+            assert_eq!(weights[4..], [1.0; 3]);
+            assert_eq!(weights[0], weights[1]);
+        }
+        // Of one class they are drawn as without.
+        let plain = Groups::new(&names);
+        assert_eq!(plain.clone().within(&[0; 7]).weights(Key(3), 1), plain.weights(Key(3), 1));
     }
 
     #[test]

@@ -146,6 +146,13 @@ impl Table {
         self
     }
 
+    /// Leaves out the column of that name, if there is one.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.columns.retain(|(known, _)| known != name);
+        self
+    }
+
     /// Adds a metadata entry.
     #[must_use]
     pub fn with_metadata(mut self, key: &str, value: impl Into<String>) -> Self {

@@ -240,7 +240,9 @@ fn meaning(schema: &str, column: &str) -> Option<&'static str> {
         ("metrics", "n") => "the number of samples",
         ("metrics", "seed") => "the seed of what was drawn, if anything was",
         ("metrics", "matching") => "how answers were compared: `exact` or `normalised`",
-        ("metrics" | "attribution_scores" | "similarities", "reason") => "why there is no value",
+        ("metrics" | "attribution_scores" | "similarities", "reason") => {
+            "why there is no value, or what is particular about its interval"
+        }
         ("metrics", "task") => "the task: `classification`, `retrieval`, `vqa`, ...",
         (_, "protocol") => "the protocol of the data set, such as `published-1797`",
         ("predictions", "id") => "the sample: an image, a question, a query",

@@ -16,5 +16,5 @@ pub(crate) use dictionary::dictionary;
 pub(crate) use read::{Wanted, from_batch, header, read_each};
 pub use read::{metadata, provenance, read, read_columns, read_without};
 pub use schema::{Field, Kind, TableSchema};
-pub(crate) use write::row_digests;
 pub use write::{TableWriter, WriteOptions, write};
+pub(crate) use write::{row_digests, write_file};

@@ -238,6 +238,15 @@ fn value(column: &Column, row: usize) -> Value {
     }
 }
 
+/// Writes a table that is no result of a stage as one file.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(crate) fn write_file(path: &std::path::Path, name: &'static str, table: Table) -> Result<(), StageError> {
+    let schema = TableSchema { name, version: 1, fields: &[], ..TableSchema::metrics() };
+    write_part(path, &schema, table, "{}")
+}
+
 fn write_part(
     path: &std::path::Path,
     schema: &TableSchema,

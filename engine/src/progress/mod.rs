@@ -1,11 +1,14 @@
 //! What a person sees while a run goes on, on standard error: bars on a terminal, else plain lines.
 
+mod pace;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value as Json;
 
+use self::pace::Pace;
 use crate::cli::size;
 
 /// A line for a stage without news at most this often, where there is no terminal.
@@ -27,17 +30,68 @@ pub(crate) struct Display {
     verbosity: Verbosity,
     bars: Option<MultiProgress>,
     running: BTreeMap<String, Running>,
+    /// The whole run, below its stages; only on a terminal.
+    whole: Option<ProgressBar>,
 }
 
 struct Running {
     bar: Option<ProgressBar>,
     said: Instant,
+    pace: Pace,
+}
+
+impl Running {
+    fn new(bar: Option<ProgressBar>) -> Self {
+        let now = Instant::now();
+        Self { bar, said: now, pace: Pace::new(now) }
+    }
 }
 
 impl Display {
     pub(crate) fn new(verbosity: Verbosity, terminal: bool) -> Self {
         let bars = (terminal && verbosity == Verbosity::Normal).then(MultiProgress::new);
-        Self { verbosity, bars, running: BTreeMap::new() }
+        Self { verbosity, bars, running: BTreeMap::new(), whole: None }
+    }
+
+    /// A bar for the whole run: nodes that are done of those that were not up to date.
+    fn planned(&mut self, hit: u64, to_do: u64) {
+        let Some(bars) = self.bars.as_ref().filter(|_| to_do > 0) else { return };
+        let bar = bars.add(ProgressBar::new(to_do));
+        let template = "{prefix:>10}  {pos}/{len} stages{msg}  {wide_bar} {elapsed_precise}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix("All");
+        if hit > 0 {
+            bar.set_message(format!(", {hit} were up to date"));
+        }
+        self.whole = Some(bar);
+    }
+
+    /// One stage more is done, or needs not be done.
+    fn advance(&mut self) {
+        let Some(bar) = &self.whole else { return };
+        bar.inc(1);
+        if Some(bar.position()) >= bar.length() {
+            bar.finish_and_clear();
+            self.whole = None;
+        }
+    }
+
+    /// A bar above that of the whole run.
+    fn bar(&self, length: u64, template: &str, prefix: &'static str, message: &str) -> Option<ProgressBar> {
+        let bars = self.bars.as_ref()?;
+        let bar = ProgressBar::new(length);
+        let bar = match &self.whole {
+            Some(whole) => bars.insert_before(whole, bar),
+            None => bars.add(bar),
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(prefix);
+        bar.set_message(message.to_owned());
+        Some(bar)
     }
 
     fn line(&self, verb: &str, text: &str) {
@@ -64,19 +118,12 @@ impl Display {
                 let counts = &fields["counts"];
                 let (hit, run, maybe) = (&counts["hit"], &counts["run"], &counts["maybe"]);
                 self.line("Plan", &format!("{hit} up to date, {run} to run, {maybe} depend on them"));
+                let count = |count: &Json| count.as_u64().unwrap_or(0);
+                self.planned(count(hit), count(run) + count(maybe));
             }
             "action_started" => {
-                let bar = self.bars.as_ref().map(|bars| {
-                    let bar = bars.add(ProgressBar::new(0));
-                    if let Ok(style) = ProgressStyle::with_template(
-                        "{prefix:>10}  {msg} {wide_bar} {pos}/{len} {elapsed_precise}",
-                    ) {
-                        bar.set_style(style);
-                    }
-                    bar.set_prefix("Run");
-                    bar.set_message(node.clone());
-                    bar
-                });
+                let template = "{prefix:>10}  {msg} {wide_bar} {pos}/{len} {elapsed_precise}";
+                let bar = self.bar(0, template, "Run", &node);
                 if bar.is_none() {
                     let reason =
                         fields["reason"].as_str().map(|reason| format!("  ({reason})")).unwrap_or_default();
@@ -87,7 +134,7 @@ impl Display {
                     };
                     self.line("Run", &format!("{node}{parts}{reason}"));
                 }
-                self.running.insert(node, Running { bar, said: Instant::now() });
+                self.running.insert(node, Running::new(bar));
             }
             "progress" => self.progress(&node, fields),
             "fetch_started" => self.fetch_started(fields),
@@ -116,7 +163,12 @@ impl Display {
             "checkpoint" if self.verbosity == Verbosity::Verbose => {
                 self.line("Kept", &format!("{node}  after step {}", fields["step"]));
             }
-            "action_hit" if self.verbosity == Verbosity::Verbose => self.line("Cached", &node),
+            "action_hit" => {
+                if self.verbosity == Verbosity::Verbose {
+                    self.line("Cached", &node);
+                }
+                self.advance();
+            }
             "action_finished" => {
                 if let Some(Running { bar: Some(bar), .. }) = self.running.remove(&node) {
                     bar.finish_and_clear();
@@ -128,6 +180,7 @@ impl Display {
                     Some("left") => self.line("Left", &node),
                     _ => self.line("Failed", &format!("{node}  {seconds:.1} s")),
                 }
+                self.advance();
             }
             "warning" => self.line(
                 "Warning",
@@ -160,21 +213,13 @@ impl Display {
     fn fetch_started(&mut self, fields: &Json) {
         let subject = fields["subject"].as_str().unwrap_or_default().to_owned();
         let bytes = fields["bytes"].as_u64().unwrap_or(0);
-        let bar = self.bars.as_ref().map(|bars| {
-            let bar = bars.add(ProgressBar::new(bytes));
-            let template = "{prefix:>10}  {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style);
-            }
-            bar.set_prefix("Fetch");
-            bar.set_message(subject.clone());
-            bar
-        });
+        let template = "{prefix:>10}  {msg} {wide_bar} {bytes}/{total_bytes}";
+        let bar = self.bar(bytes, template, "Fetch", &subject);
         if bar.is_none() {
             let files = fields["files"].as_u64().unwrap_or(0);
             self.line("Fetch", &format!("{subject}  {files} files, {}", size(bytes)));
         }
-        self.running.insert(subject, Running { bar, said: Instant::now() });
+        self.running.insert(subject, Running::new(bar));
     }
 
     fn progress(&mut self, node: &str, fields: &Json) {
@@ -188,13 +233,17 @@ impl Display {
             .map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN)))
             .collect();
         let figures = figures.join(", ");
+        let now = Instant::now();
+        running.pace.note(now, done);
+        let pace = running.pace.words(total, unit);
         if let Some(bar) = &running.bar {
             bar.set_length(total);
             bar.set_position(done);
-            bar.set_message(format!("{node}  {unit}  {figures}"));
-        } else if running.said.elapsed() >= HEARTBEAT {
-            running.said = Instant::now();
-            self.line("...", &format!("{node}  {done}/{total} {unit}  {figures}"));
+            bar.set_message(format!("{node}  {unit}  {pace}  {figures}"));
+        } else if now.duration_since(running.said) >= HEARTBEAT {
+            running.said = now;
+            let line = format!("{node}  {done}/{total} {unit}  {pace}  {figures}");
+            self.line("...", line.trim_end());
         }
     }
 }
