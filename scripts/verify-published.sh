@@ -9,7 +9,7 @@
 # `vocab.txt` and the authors' `checkpoint.pt` or the three files that it was split into, one of `ct_clip` CXR-BERT's
 # `vocab.txt` and one of the authors' `.pt`. CT-CLIP and what was tuned from it are gated and compared by their authors'
 # code, so they are in the list only where CT_CLIP names a clone of https://github.com/ibrahimethemhamamci/CT-CLIP, and
-# HF_TOKEN an account that accepted its conditions. Of towers alone (`bert`, `timm`, `torchvision`) that side is compared.
+# HF_TOKEN an account that accepted its conditions; the classifier of CT-LiPro is compared too. Of towers alone (`bert`, `timm`, `torchvision`) that side is compared.
 # CONFIG, a table in TOML, says of a folder what its files do not, as small models of the same layouts need it.
 #
 # Takes a Rust toolchain and Python; installs PyTorch (a large download) into a virtual environment.
@@ -117,6 +117,16 @@ kind = "embed"
 inputs = { $inputs, checkpoint = "model" }
 params = { splits = ["test"], normalise = false, modality = "$modality" }
 TOML
+  # The names of tensors stand in the file as they are.
+  if [ "$library" = ct_clip ] && grep -q --text classifier.weight "$folder"/*.pt; then
+    cat >>"$work/published.toml" <<TOML
+
+[stage.classified]
+kind = "evaluate.classify"
+inputs = { images = "pairs.volumes", labels = "pairs.labels", checkpoint = "model" }
+params = { splits = ["test"] }
+TOML
+  fi
   cargo run --quiet --release -- run "$work/published.toml" --store "$work/store" --results "$work/results"
   "$python" scripts/verify_published.py "$library" "$folder" "$work/results/published"
 done

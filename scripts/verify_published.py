@@ -174,7 +174,7 @@ def with_torchvision(folder):
 def with_ct_clip(folder):
     """CT-CLIP by its authors' code (`transformer_maskgit`, `ct_clip`), which CT_CLIP, a clone of
     https://github.com/ibrahimethemhamamci/CT-CLIP, holds. Takes `vocab.txt` and `CT-CLIP_v2.pt`, or what was tuned from
-    it: `CT_VocabFine_v2.pt`, or `CT_LiPro_v2.pt`, whose names have a prefix and whose classifier is not compared."""
+    it: `CT_VocabFine_v2.pt`, or `CT_LiPro_v2.pt`, whose names have a prefix and whose classifier is `lipro`'s."""
     clone = pathlib.Path(os.environ["CT_CLIP"])
     sys.path += [str(clone / "transformer_maskgit"), str(clone / "CT_CLIP")]
     from ct_clip import CTCLIP
@@ -205,6 +205,16 @@ def with_ct_clip(folder):
         return model.to_text_latent(hidden[:, 0])
 
     return images, texts
+
+
+def lipro(folder):
+    """The probabilities of CT-LiPro's 18 abnormalities from embeddings of volumes, as its authors' inference has them:
+    the positive part of what has unit length, a linear layer, a sigmoid."""
+    (file,) = pathlib.Path(folder).glob("*.pt")
+    state = torch.load(file, map_location="cpu", weights_only=False)
+    weight, bias = (state[f"classifier.{name}"] for name in ("weight", "bias"))
+    unit = lambda embeddings: torch.nn.functional.normalize(embeddings, dim=-1)
+    return lambda embeddings: torch.nn.functional.linear(unit(embeddings).relu(), weight, bias).sigmoid()
 
 
 LIBRARIES = {
@@ -243,7 +253,7 @@ def main(library, folder, results):
         pairs = table(results / "pairs" / "images").to_pylist()
         pictures = {row["image_id"]: Image.open(io.BytesIO(row["image"]["bytes"])) for row in pairs}
     captions = table(results / "pairs" / "captions").to_pylist()
-    worst = 0.0
+    worst, embedded = 0.0, None
     for port, reference in (("images", images), ("texts", texts)):
         if reference is None:
             continue
@@ -252,7 +262,8 @@ def main(library, folder, results):
         ours = vectors(rows)
         with torch.no_grad():
             if port == "images":
-                golden = reference([pictures[one] for one in ids]).numpy()
+                embedded = reference([pictures[one] for one in ids])
+                golden = embedded.numpy()
             else:
                 captions = [row for row in captions if row["image_id"] in set(ids)]
                 assert ids == [row["image_id"] for row in captions], "texts stand in the order of captions"
@@ -260,6 +271,12 @@ def main(library, folder, results):
         error = abs(ours - golden).max() / abs(golden).max()
         worst = max(worst, error)
         print(f"{folder} {port}: relative difference {error:.1e} over {len(ids)} rows")
+    if (results / "classified").exists():
+        rows = {row["id"]: row["scores"] for row in table(results / "classified" / "predictions").to_pylist()}
+        ours = numpy.array([rows[one] for one in stored(results / "embedded" / "images").column("image_id").to_pylist()])
+        error = abs(ours - lipro(folder)(embedded).numpy()).max()
+        worst = max(worst, error)
+        print(f"{folder} classifier: difference {error:.1e} over {ours.shape[0]} rows of {ours.shape[1]} probabilities")
     if worst > TOLERANCE:
         sys.exit(f"a difference of {worst:.1e} is above {TOLERANCE:.0e}")
 

@@ -2,12 +2,14 @@
 """What full-size architectures cost, beside PyTorch on the same machine in the same run. Started by
 `benches/run.sh models`, and on a GPU by `benches/gpu.sh`.
 
-All weights are random. A pass is one batch through the image tower (of BERT: through the text tower, at its full
-length): `forward` alone; `input`, with the gradient of the pixels and frozen weights, as attribution does; `step`,
-with the gradients of all weights. Every measurement is a process of its own, and the sides take turns, so that a
-busy minute hits both. The time is the least of the passes after the first; the memory is the greatest resident size.
-PyTorch computes the models of open_clip, timm and transformers from PyPI, batch norm with its stored statistics as
-here. CT-CLIP has no peer there. On a busy machine only ratios within one run say something.
+All weights are random. A pass is one batch through the image tower (of BERT and of `/text`: through the text tower,
+at its full length; of `/fusion`: through both and the transformer that predicts words over them): `forward` alone;
+`input`, with the gradient of the pixels and frozen weights, as attribution does; `step`, with the gradients of all
+weights. Every measurement is a process of its own, and the sides take turns, so that a busy minute hits both. The time
+is the least of the passes after the first; the memory is the greatest resident size. PyTorch computes the models of
+open_clip, timm and transformers from PyPI, batch norm with its stored statistics as here; CT-ViT, which no package
+holds, is written in PyTorch's layers in `ct_vit.py`. On a busy machine only ratios within one run say something, and
+`--cores --threads 1` compares the seconds that a core computed instead of those that passed.
 
 On a GPU the weights and the batch lie there already, both sides in full f32 unless `--precision` says otherwise, and
 instead of the memory of the process stands what share of the card's peak the rate comes to.
@@ -28,7 +30,7 @@ MODES = ["forward", "input", "step"]
 # Billions of operations of a forward pass, two for each product and sum.
 WORK = {
     "clip-vit-b-32": 8.8, "clip-vit-b-16": 35.1, "clip-vit-l-14": 162.0, "clip-rn50": 12.2, "biomed-clip": 35.1,
-    "pmc-clip": 12.2, "pubmed-bert": 96.7, "vit-b-16": 35.1, "resnet50": 8.2,
+    "pmc-clip": 12.2, "pubmed-bert": 96.7, "vit-b-16": 35.1, "resnet50": 8.2, "clip-vit-b-32/text": 5.9,
 }
 # Of a backward pass each of the gradients, by pixels or by weights, costs as much as the way forward.
 PASSES = {"forward": 1, "input": 2, "step": 3}
@@ -42,41 +44,84 @@ TARGETS = {
 # Batch sizes; a CT volume has 55 million voxels.
 BATCHES = {
     "clip-vit-b-32": 32, "clip-vit-b-16": 16, "clip-vit-l-14": 8, "clip-rn50": 16, "biomed-clip": 16,
-    "pmc-clip": 16, "ct-clip": 1, "pubmed-bert": 8, "vit-b-16": 16, "resnet50": 16,
+    "pmc-clip": 16, "ct-clip": 1, "pubmed-bert": 8, "vit-b-16": 16, "resnet50": 16, "clip-vit-b-32/text": 32,
+    "pmc-clip/fusion": 8,
 }
+# Where there is nothing but texts, of which there is no gradient.
+TEXTS = ["pubmed-bert", "clip-vit-b-32/text"]
 
 
 def peer_model(name):
-    """A module from pixels (or token ids) to embeddings, and the shape of a sample; none if PyPI has none."""
+    """A module from pixels, token ids or both to what is summed, and the shapes of a sample of these (none for what it
+    does not take)."""
     import torch
 
     pixels = (3, 224, 224)
-    if name.startswith("clip-"):
+    names = {"clip-vit-b-32": "ViT-B-32", "clip-vit-b-16": "ViT-B-16", "clip-vit-l-14": "ViT-L-14", "clip-rn50": "RN50"}
+    architecture, _, part = name.partition("/")
+    if architecture in names:
         import open_clip
 
-        names = {"clip-vit-b-32": "ViT-B-32", "clip-vit-b-16": "ViT-B-16", "clip-vit-l-14": "ViT-L-14", "clip-rn50": "RN50"}
-        return open_clip.create_model(f"{names[name]}-quickgelu", precision="fp32").visual, pixels
-    if name == "pmc-clip":
-        from open_clip.modified_resnet import ModifiedResNet
+        model = open_clip.create_model(f"{names[architecture]}-quickgelu", precision="fp32")
+        if part != "text":
+            return model.visual, pixels, None
+        model.visual = None
+        model.forward = model.encode_text
+        return model, None, (77,)
+    if architecture == "pmc-clip":
+        return pmc_clip(part == "fusion"), pixels, (77,) if part else None
+    if name == "ct-clip":
+        from ct_vit import CtVit
 
-        return ModifiedResNet(layers=(3, 4, 6, 3), output_dim=768, heads=32, image_size=224, width=64), pixels
+        return CtVit(), (1, 240, 480, 480), None
     if name in ("biomed-clip", "vit-b-16"):
         import timm
 
         trunk = timm.create_model("vit_base_patch16_224", num_classes=0)
-        return (torch.nn.Sequential(trunk, torch.nn.Linear(768, 512, bias=False)) if name == "biomed-clip" else trunk), pixels
+        projected = torch.nn.Sequential(trunk, torch.nn.Linear(768, 512, bias=False))
+        return (projected if name == "biomed-clip" else trunk), pixels, None
     if name == "resnet50":
         import timm
 
-        return timm.create_model("resnet50", num_classes=0), pixels
-    if name == "pubmed-bert":
-        from transformers import BertConfig, BertModel
+        return timm.create_model("resnet50", num_classes=0), pixels, None
+    from transformers import BertConfig, BertModel
 
-        return BertModel(BertConfig(), add_pooling_layer=False), (512,)
-    return None
+    bert = BertModel(BertConfig(), add_pooling_layer=False)
+    whole = bert.forward
+    bert.forward = lambda ids: whole(input_ids=ids).last_hidden_state[:, 0]
+    return bert, None, (512,)
 
 
-def run_peer(name, batch, mode, passes, threads, device, precision):
+def pmc_clip(fused):
+    """PMC-CLIP of open_clip's and transformers' parts: its image tower, or all of it up to the probabilities of words."""
+    import torch
+    from open_clip.modified_resnet import ModifiedResNet
+
+    tower = ModifiedResNet(layers=(3, 4, 6, 3), output_dim=768, heads=32, image_size=224, width=64)
+    if not fused:
+        return tower
+    from open_clip.transformer import Transformer
+    from transformers import BertConfig, BertModel
+
+    class Fused(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual, self.bert = tower, BertModel(BertConfig(), add_pooling_layer=False)
+            self.blocks = Transformer(width=768, layers=4, heads=8)
+            self.token = torch.nn.Parameter(torch.randn(1, 1, 768))
+            self.words = torch.nn.Linear(768, 30522, bias=False)
+
+        def forward(self, pixels, ids):
+            # Padding is attended: there is no mask.
+            hidden = self.bert(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            image = torch.nn.functional.normalize(self.visual(pixels), dim=-1).unsqueeze(1)
+            x = torch.cat([hidden, self.token.expand(len(ids), -1, -1), image], 1)
+            return self.words(self.blocks(x)[:, :-2]).log_softmax(-1)
+
+    return Fused()
+
+
+def run_peer(name, batch, mode, passes, threads, device, precision, cores):
     """Prints the seconds of each pass and the peak memory in bytes, as JSON."""
     import resource
     import time
@@ -86,7 +131,7 @@ def run_peer(name, batch, mode, passes, threads, device, precision):
     torch.manual_seed(0)
     if threads:
         torch.set_num_threads(threads)
-    model, shape = peer_model(name)
+    model, pixels, ids = peer_model(name)
     on_gpu = device != "cpu"
     if on_gpu:
         # Products and convolutions in all digits, as here.
@@ -95,41 +140,42 @@ def run_peer(name, batch, mode, passes, threads, device, precision):
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
     model.eval().requires_grad_(mode == "step").to(device=device, dtype=dtype)
     seconds = []
+    now = time.process_time if cores else time.perf_counter
     for _ in range(passes):
-        if shape == (512,):
-            ids = torch.randint(5, 1005, (batch, *shape), device=device)
-            embed = lambda: model(input_ids=ids).last_hidden_state[:, 0]
-        else:
-            values = torch.rand(batch, *shape, device=device).to(dtype).requires_grad_(mode == "input")
-            embed = lambda: model(values)
+        inputs = []
+        if pixels:
+            inputs.append(torch.rand(batch, *pixels, device=device).to(dtype).requires_grad_(mode == "input"))
+        if ids:
+            inputs.append(torch.randint(5, 1005, (batch, *ids), device=device))
         if on_gpu:
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = now()
         with torch.set_grad_enabled(mode != "forward"):
-            total = embed().sum()
+            total = model(*inputs).sum()
             if mode != "forward" and total.requires_grad:
                 total.backward()
         total.item()
         if on_gpu:
             torch.cuda.synchronize()
         model.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
     card = torch.cuda.get_device_name() if on_gpu else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": seconds, "peak": peak, "card": card}))
 
 
-def measure_ours(program, name, batch, mode, threads, device, precision):
+def measure_ours(program, name, batch, mode, threads, device, precision, cores):
     environment = dict(os.environ, **({"RAYON_NUM_THREADS": str(threads)} if threads else {}))
     command = [program, name, str(batch), mode, device, precision]
     text = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-    found = re.findall(r"pass \d+: ([\d.]+) s, .* peak ([\d.]+) GiB", text)
-    return [float(seconds) for seconds, _ in found], max(float(peak) for _, peak in found) * 2**30
+    found = re.findall(r"pass \d+: ([\d.]+) s, .* ([\d.]+) s of all cores, peak ([\d.]+) GiB", text)
+    return [float(one[cores]) for one in found], max(float(one[2]) for one in found) * 2**30
 
 
-def measure_peer(python, name, batch, mode, passes, threads, device, precision):
+def measure_peer(python, name, batch, mode, passes, threads, device, precision, cores):
     command = [python, os.path.abspath(__file__), "--peer", name, "--batch", str(batch), "--modes", mode]
     command += ["--passes", str(passes), "--threads", str(threads), "--device", device, "--precision", precision]
+    command += ["--cores"] if cores else []
     answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
     return answer["seconds"], answer["card"] or answer["peak"]
 
@@ -151,13 +197,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (3)")
     parser.add_argument("--passes", type=int, default=3, help="passes of a peer's measurement (3, as ours)")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--cores", action="store_true", help="seconds of the cores instead of those that pass")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda:0")
     parser.add_argument("--precision", default="f32", choices=["f32", "bf16", "f16"], help="not of `step` (f32)")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
         mode, device, precision = arguments.modes[0], arguments.device, arguments.precision
-        run_peer(arguments.peer, arguments.batch, mode, arguments.passes, arguments.threads, device, precision)
+        same = (arguments.threads, device, precision, arguments.cores)
+        run_peer(arguments.peer, arguments.batch, mode, arguments.passes, *same)
         return
     python = peers.interpreter(arguments, PEERS)
     peers.print_machine()
@@ -167,15 +215,14 @@ def main():
     for name in arguments.models:
         batch = arguments.batch or BATCHES[name]
         for mode in arguments.modes:
-            # Token ids have no gradient.
-            if name == "pubmed-bert" and mode == "input":
+            if name in TEXTS and mode == "input":
                 continue
             precision = arguments.precision if mode != "step" else "f32"
             sides = {"ours": [], "peer": []}
             for _ in range(arguments.rounds):
-                same = (arguments.threads, arguments.device, precision)
+                same = (arguments.threads, arguments.device, precision, arguments.cores)
                 sides["ours"].append(measure_ours(arguments.program, name, batch, mode, *same))
-                if python and name != "ct-clip":
+                if python:
                     sides["peer"].append(measure_peer(python, name, batch, mode, arguments.passes, *same))
             best = {side: min(min(seconds[1:]) for seconds, _ in found) for side, found in sides.items() if found}
             cells = [name, mode, str(batch), f"{batch / best['ours']:.2f}"]

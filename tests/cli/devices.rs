@@ -52,6 +52,24 @@ fn a_missing_device_is_told_with_what_is_there() {
     study.assert_clean();
 }
 
+/// Another attempt, or the same study elsewhere, may find it: nothing of the failure is kept.
+#[test]
+fn what_lacks_a_device_is_tried_again() {
+    if Study::finished().pipe(&["doctor", "study.toml"]).stdout.contains("cuda:0") {
+        println!("SKIPPED there is a GPU");
+        return;
+    }
+    let study = on(r#"device = "cuda:0""#);
+    study.edit(r#"device = "cuda:0" }"#, "device = \"cuda:0\" }\nretry = { max = 1, backoff = \"0s\" }");
+    let failed = study.run(&[]).expect(3);
+    let retries = failed.events_of("retry");
+    assert!(!retries.is_empty() && retries.iter().all(|event| event["class"] == "io"), "{retries:?}");
+    let started = study.run(&[]).expect(3).started();
+    assert!(started.iter().any(|node| EMBEDDED.contains(&node.as_str())), "{started:?}");
+    study.edit("cuda:0", "cpu");
+    assert!(study.run(&[]).expect(0).started().is_empty(), "results of the CPU stand");
+}
+
 #[test]
 fn a_name_of_no_device_is_a_mistake_in_the_file() {
     let study = on(r#"device = "gpu""#);

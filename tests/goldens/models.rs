@@ -25,9 +25,11 @@ use serde_json::Value as Json;
 
 use crate::harness::Golden;
 
-/// f32 towers: outputs reach 2e-6, gradients 1e-5.
-const OUTPUT: f64 = 1e-4;
+/// f32 towers, relative to the greatest value: outputs reach 3e-6, gradients 2e-5.
+const OUTPUT: f64 = 1e-5;
 const GRADIENT: f64 = 1e-3;
+/// Of a parameter after a step, absolute: the steps themselves are 1e-4 to 1e-3.
+const STEP: f64 = 1e-5;
 
 fn scalar(tensor: &Tensor) -> f64 {
     f64::from(tensor.to_dtype(DType::F32).unwrap().to_scalar::<f32>().unwrap())
@@ -130,7 +132,7 @@ fn compare_step(golden: &Golden, key: &str, ours: &Tensor, gradient: &Tensor, ra
     let worst = scalar(&difference.flatten_all().unwrap().max(D::Minus1).unwrap());
     assert!(worst <= 2.1 * rate, "{key}: an entry differs by {worst}");
     let quiet = noise.where_cond(&reference, &ours.detach()).unwrap();
-    golden.compare(key, &quiet, 1e-4);
+    golden.compare_within(key, &quiet, 1.0, STEP);
 }
 
 /// A probe that keeps every activation and attention map by name.

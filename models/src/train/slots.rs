@@ -157,20 +157,21 @@ pub(super) struct Piece<'a> {
     pub(super) second: &'a mut [f32],
 }
 
-/// The sums of two gradients of the same `variables`: those of a batch that was computed in pieces.
+/// The sums of two gradients of the same `variables`: those of a batch that was computed in pieces. What was added is freed
+/// before the next is, so that little more is held than both.
 ///
 /// # Errors
 /// Whatever the device reports.
 pub fn add_gradients(
     variables: &BTreeMap<String, Var>,
     mut sum: GradStore,
-    piece: &GradStore,
+    mut piece: GradStore,
 ) -> Result<GradStore> {
     for variable in variables.values() {
-        if let Some(gradient) = piece.get(variable) {
-            let total = match sum.get(variable) {
+        if let Some(gradient) = piece.remove(variable) {
+            let total = match sum.remove(variable) {
                 Some(before) => (before + gradient)?,
-                None => gradient.clone(),
+                None => gradient,
             };
             sum.insert(variable, total);
         }

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked_words::{Hidden, MaskedWords};
-use super::pairs::Pairs;
+use super::pairs::{Batch, Pairs};
 use super::training::{Step, Training};
 use super::{Optimiser, epoch_order};
 use crate::artifact;
@@ -59,7 +59,7 @@ pub struct Params {
     /// Highest learning rate.
     #[schemars(range(min = 1e-9, max = 1.0))]
     pub lr: f64,
-    /// Decides the order of training, and which words are masked.
+    /// Decides the order of training, which words are masked and what is dropped.
     pub seed: i64,
     /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
     /// another number) or `metal`.
@@ -82,6 +82,9 @@ pub struct Params {
     /// by `seed`, caption and epoch, and the objective sees the same captions. Without it words are not predicted.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mlm: f64,
+    /// Whether values are dropped where the original drops them while it is trained: a tenth of those inside BERT, of
+    /// its attention too. Which ones is a function of `seed`, step and piece. The other towers drop none.
+    pub dropout: bool,
     /// AdamW and its schedule.
     pub optimiser: Optimiser,
 }
@@ -107,6 +110,7 @@ impl Default for Params {
             margin: 0.2,
             pieces: 1,
             mlm: 0.0,
+            dropout: false,
             optimiser: Optimiser::default(),
         }
     }
@@ -155,7 +159,7 @@ impl StageKind for FinetuneContrastive {
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["objective", "margin", "pieces", "mlm"]
+        &["objective", "margin", "pieces", "mlm", "dropout"]
     }
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
@@ -224,7 +228,8 @@ impl StageKind for FinetuneContrastive {
                     rows.iter().map(|row| words.of(*row, training.position.epoch)).collect()
                 };
                 let hidden = words.as_ref().map(hidden).transpose()?;
-                let (value, gradients) = pairs.gradients(params, &model, images, rows, hidden.as_deref())?;
+                let batch = Batch { rows, hidden: hidden.as_deref(), step: training.position.step };
+                let (value, gradients) = pairs.gradients(params, &model, images, batch)?;
                 let (_, factor) = clip_gradient_norm(variables, &gradients, optimiser.gradient_norm)
                     .map_err(tensor_error)?;
                 let step = training.position.step;
@@ -266,6 +271,47 @@ mod tests {
     use crate::table::read;
     use crate::testing::run;
     use crate::tokenizer::TrainTokenizer;
+
+    /// BERT drops values while it learns, if it is asked to, and the same in every run; CLIP has none to drop.
+    #[test]
+    fn dropout_is_where_the_original_has_it() {
+        let pairs =
+            run(&IngestPhantom, &json!({ "size": 28, "seed": 4, "train": 8, "test": 0 }), &[]).unwrap();
+        let vocabulary = json!({ "vocab_size": 514 });
+        let tokenizer = run(&TrainTokenizer, &vocabulary, &[("text", &pairs["captions"])]).unwrap();
+        let image = json!({ "width": 16, "hidden": 16, "layers": 1, "heads": 1, "image": 28, "patch": 14 });
+        let bert = json!({
+            "vocab_size": 520, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 24,
+        });
+        let clip =
+            json!({ "vocabulary": 520, "width": 16, "hidden": 16, "layers": 1, "heads": 1, "positions": 24 });
+        for (architecture, config, drops) in [
+            ("biomed-clip", json!({ "vision": image, "text": bert, "context": 24, "projection": 8 }), true),
+            (
+                "clip-vit-b-32",
+                json!({ "image": { "transformer": image }, "text": clip, "projection": 8 }),
+                false,
+            ),
+        ] {
+            let params = json!({ "init": "random", "architecture": architecture, "config": config });
+            let initial = run(&Checkpoint, &params, &[("tokenizer", &tokenizer["tokenizer"])]).unwrap();
+            let inputs = [
+                ("images", &pairs["images"]),
+                ("captions", &pairs["captions"]),
+                ("checkpoint", &initial["checkpoint"]),
+            ];
+            for pieces in [1, 2] {
+                let losses = |dropout: bool| {
+                    let params =
+                        json!({ "epochs": 2, "batch": 4, "lr": 1e-3, "pieces": pieces, "dropout": dropout });
+                    losses_of(&params, &inputs)
+                };
+                assert_eq!(losses(true), losses(true), "{architecture}");
+                assert_eq!(losses(true) != losses(false), drops, "{architecture}");
+            }
+        }
+    }
 
     /// The mean loss of each epoch.
     fn losses_of(params: &Value, inputs: &[(&str, &Artifact)]) -> Vec<f64> {

@@ -9,9 +9,9 @@ use candle_core::{Tensor, Var};
 use pipe_engine::{StageContext, StageError};
 use pipe_models::ops::linear;
 use pipe_models::pmc_clip::masked_word_share;
-use pipe_models::train::add_gradients;
 use pipe_models::train::loss::{self, Hinge};
-use pipe_models::{DualEncoder, normalise};
+use pipe_models::train::{Dropout, add_gradients};
+use pipe_models::{DualEncoder, MaybeProbe, normalise};
 
 use super::class_loss::pieces;
 use super::contrastive::{Objective, Params};
@@ -52,38 +52,37 @@ impl Pairs {
         Ok(Self { rows })
     }
 
-    /// The loss of the batch `rows`, and its gradient. Pixels are read piece by piece. `hidden` are the captions of the
-    /// batch with words masked, if these are to be predicted too: then both losses are of captions with masks, as in the
-    /// original.
+    /// The loss of a batch, and its gradient. Pixels are read piece by piece.
     pub(super) fn gradients(
         &self,
         params: &Params,
         model: &Model,
         images: &dyn Pixels,
-        rows: &[usize],
-        hidden: Option<&[Hidden]>,
+        batch: Batch<'_>,
     ) -> Result<(f64, GradStore), StageError> {
+        let Batch { rows, hidden, step } = batch;
         let towers = model.dual_encoder()?;
         let excluded = self.no_negatives(rows);
         let asked: usize = hidden.into_iter().flatten().map(Hidden::asked).sum();
         let embed = |piece: Range<usize>, with_words: bool| {
             let own = &rows[piece.clone()];
             let pixels = images.batch(&own.iter().map(|row| self.rows[*row].0).collect::<Vec<_>>())?;
+            // Pieces of a step drop other values, and the same in both passes.
+            let dropout = Dropout::new(params.seed as u64, step * rows.len() as u64 + piece.start as u64);
+            let dropout: MaybeProbe<'_> = params.dropout.then_some(&dropout as _);
             let compute = || {
+                // No image tower drops anything, and without a probe it takes its fast path.
                 let image = towers.image_tower().embed_images(&pixels, None)?;
+                let tower = towers.text_tower();
                 let Some(hidden) = hidden else {
                     let ids = matrix(own.iter().map(|row| self.rows[*row].1.as_slice()))?;
-                    return Ok(Embedded {
-                        image,
-                        text: towers.text_tower().embed_texts(&ids, None)?,
-                        words: None,
-                    });
+                    let ids = ids.narrow(1, 0, tower.seen_columns(&ids)?)?;
+                    return Ok(Embedded { image, text: tower.embed_texts(&ids, dropout)?, words: None });
                 };
                 let hidden = &hidden[piece];
                 let ids = matrix(hidden.iter().map(|caption| caption.ids.as_slice()))?;
-                let tower = towers.text_tower();
-                let states = tower.hidden_states(&tower.token_embeddings(&ids)?, &ids, None)?;
-                let text = tower.embed_hidden_states(&states, &ids, None)?;
+                let states = tower.hidden_states(&tower.token_embeddings(&ids)?, &ids, dropout)?;
+                let text = tower.embed_hidden_states(&states, &ids, dropout)?;
                 let words = match model.network.as_word_predictor() {
                     Some(predictor) if with_words => {
                         let labels = matrix(hidden.iter().map(|caption| caption.labels.as_slice()))?;
@@ -126,6 +125,18 @@ impl Pairs {
         }
         excluded
     }
+}
+
+/// The pairs of a step.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a> {
+    /// Places in [`Pairs::rows`].
+    pub(super) rows: &'a [usize],
+    /// Their captions with words masked, if these are to be predicted too: then both losses are of captions with masks, as
+    /// in the original.
+    pub(super) hidden: Option<&'a [Hidden]>,
+    /// The number of the step, which decides what is dropped.
+    pub(super) step: u64,
 }
 
 /// The loss of embeddings `[pairs, width]`.
@@ -215,7 +226,7 @@ fn in_pieces(
         let (words, own) = own().map_err(tensor_error)?;
         sum += words;
         if let Some(own) = own {
-            gradients = add_gradients(variables, gradients, &own).map_err(tensor_error)?;
+            gradients = add_gradients(variables, gradients, own).map_err(tensor_error)?;
         }
     }
     Ok((sum, gradients))

@@ -91,7 +91,7 @@ pub(super) fn train(
                 value += f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
                 sum = Some(match sum {
                     None => own,
-                    Some(sum) => add_gradients(&variables, sum, &own).map_err(tensor_error)?,
+                    Some(sum) => add_gradients(&variables, sum, own).map_err(tensor_error)?,
                 });
             }
             let Some(gradients) = sum else { continue };

@@ -15,7 +15,7 @@ use crate::artifact;
 use crate::checkpoint::Checkpoint;
 use crate::finetune::FinetuneContrastive;
 use crate::finetune::contrastive::Params;
-use crate::finetune::pairs::Pairs;
+use crate::finetune::pairs::{Batch, Pairs};
 use crate::images::{Change, Pixels};
 use crate::model::{DEVICE, Model};
 use crate::phantom::IngestPhantom;
@@ -170,7 +170,8 @@ fn the_gradient_is_that_of_both_losses_whole_and_in_pieces() {
         .collect();
     let of = |mlm: f64, pieces: i64| {
         let params = Params { mlm, pieces, ..Params::default() };
-        pairs.gradients(&params, &model, &Noise, &rows, Some(&hidden)).unwrap()
+        let batch = Batch { rows: &rows, hidden: Some(&hidden), step: 0 };
+        pairs.gradients(&params, &model, &Noise, batch).unwrap()
     };
     let (value, gradients) = of(0.5, 1);
 
