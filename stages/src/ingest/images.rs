@@ -217,19 +217,23 @@ impl StageKind for IngestImages {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let table = match context.optional_input("table") {
-            Some(table) => Some(SourceFiles::of(table)?),
+            Some(table) => Some(SourceFiles::of(table, context.scratch()?)?),
             None => None,
         };
-        let rows = match &table {
+        let csv = match &table {
             Some(table) => {
                 let mut tables = table.iter();
                 let (Some(file), None) = (tables.next(), tables.next()) else {
                     return Err(table.error("one CSV file is expected"));
                 };
-                Rows::InCsv(file, &files)
+                Some(file?)
             }
+            None => None,
+        };
+        let rows = match &csv {
+            Some(file) => Rows::InCsv(file, &files),
             None => Rows::InFolders(&files),
         };
         let mut rejects = Rejects::default();
@@ -328,7 +332,7 @@ struct Ingest<'a> {
     tables: Tables<'a>,
     rejects: Rejects,
     /// Rows whose images are read next.
-    waiting: Vec<Described<'a>>,
+    waiting: Vec<Described>,
     done: u64,
     count: u64,
 }
@@ -338,9 +342,9 @@ impl Ingest<'_> {
     fn write(&mut self, context: &StageContext<'_>) -> Result<(), StageError> {
         context.check_cancelled()?;
         let rows = std::mem::take(&mut self.waiting);
-        let pictures: Vec<Picture<'_>> = rows.iter().map(|row| row.picture.clone()).collect();
+        let pictures: Vec<Picture> = rows.iter().map(|row| row.picture.clone()).collect();
         let kept = self.images.push(&pictures, &mut self.rejects)?;
-        let kept: Vec<&Described<'_>> =
+        let kept: Vec<&Described> =
             rows.iter().zip(kept).filter(|(_, kept)| *kept).map(|(row, _)| row).collect();
         self.tables.push(&kept)?;
         self.done += rows.len() as u64;

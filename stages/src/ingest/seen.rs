@@ -7,6 +7,7 @@ use pipe_engine::StageError;
 use pipe_engine::cache::Digest;
 
 use super::checks::Checks;
+use super::numbered::merge;
 use super::spill::{LIMIT, Spill};
 use super::splits::{SPLITS, place};
 
@@ -245,10 +246,7 @@ impl Marked {
         self.recent.insert(key >> 1, mark);
         if self.recent.len() >= Self::RECENT {
             let recent = std::mem::take(&mut self.recent);
-            self.sorted.reserve_exact(recent.len());
-            self.sorted.extend(recent.into_iter().map(|(key, mark)| key << 1 | u64::from(mark)));
-            // Two sorted runs: one is merged into the other.
-            self.sorted.sort();
+            merge(&mut self.sorted, recent.into_iter().map(|(key, mark)| key << 1 | u64::from(mark)));
         }
     }
 }
