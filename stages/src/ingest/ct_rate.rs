@@ -151,7 +151,7 @@ impl StageKind for IngestCtRate {
         KindDescription {
             name: "ingest.ct_rate",
             summary: "reads CT-RATE: chest CT volumes in Hounsfield units, reports and 18 abnormalities",
-            implementation: 3,
+            implementation: 4,
             schema_version: 2,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -249,6 +249,7 @@ impl StageKind for IngestCtRate {
         let captions = caption_table(&reports).with_all_metadata(&metadata);
         write(context.output("captions")?, &TableSchema::captions(), &captions, text)?;
         count(&mut checks, &kept, &reports, context.scratch()?)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         rejects.write(params.max_rejects, "rejects", context)
     }

@@ -168,7 +168,7 @@ impl StageKind for IngestHuggingFace {
         KindDescription {
             name: "ingest.huggingface",
             summary: "reads Parquet files with a column of images, as on Hugging Face",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -277,6 +277,7 @@ impl StageKind for IngestHuggingFace {
             said.write_labels(params, classes.as_deref(), &files, &provenance, output, &mut checks)?;
         }
         said.finish(context, &mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

@@ -153,7 +153,7 @@ impl StageKind for IngestImages {
         KindDescription {
             name: "ingest.images",
             summary: "reads a folder of images (PNG, JPEG, TIFF, BMP, GIF, WebP), sorted into folders or described by a CSV file",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -278,6 +278,7 @@ impl StageKind for IngestImages {
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
         tables.finish(context, &mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

@@ -110,7 +110,7 @@ impl StageKind for IngestPmc {
         KindDescription {
             name: "ingest.pmc",
             summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -196,6 +196,7 @@ impl StageKind for IngestPmc {
             checks.fact(what, String::new(), count);
         }
         stored.check(&mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

@@ -89,7 +89,7 @@ impl StageKind for IngestRoco {
         KindDescription {
             name: "ingest.roco",
             summary: "reads ROCO or ROCOv2: figures of articles with captions, concepts and licences",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -178,6 +178,7 @@ impl StageKind for IngestRoco {
         }
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

@@ -98,7 +98,7 @@ impl StageKind for IngestSlake {
         KindDescription {
             name: "ingest.slake",
             summary: "reads SLAKE: radiology images, questions in two languages, masks, boxes and knowledge",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -177,6 +177,7 @@ impl StageKind for IngestSlake {
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
         check_questions(&mut checks, &questions, context.scratch()?)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

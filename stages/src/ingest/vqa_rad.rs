@@ -129,7 +129,7 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -200,6 +200,7 @@ impl StageKind for IngestVqaRad {
             checks.shared("templated wording of a test question", "test", "train", leaked);
         }
         checks.fact("image without a question", String::new(), silent as u64);
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)

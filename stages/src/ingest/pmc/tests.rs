@@ -155,6 +155,11 @@ fn what_cannot_be_used_is_listed_with_its_line() {
     rows.sort_unstable();
     assert_eq!(rows, [2, 3, 4, 6, 7, 8, 10, 11, 12, 13]);
     assert!(checks(&made, "figure without a caption").is_empty());
+    // Each reason is counted, whichever image it is about.
+    let counted = checks(&made, "left out");
+    assert_eq!(counted["its image `...` cannot be decoded"], 1);
+    assert_eq!(counted["the image `...` has no caption"], 2);
+    assert_eq!(counted.values().sum::<i64>(), 10);
     let reasons = reasons(&made).join("; ");
     for part in [
         "no JSON",
