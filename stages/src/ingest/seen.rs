@@ -137,7 +137,9 @@ impl Seen {
     /// The rows whose key of a check is of a pass.
     fn keyed(&self, check: usize, pass: u64, passes: u64) -> Result<Vec<Keyed>, StageError> {
         let width = self.width();
-        let mut keyed = Vec::new();
+        // Passes are of about the same length; room that is not needed takes no memory.
+        let each = self.len() / passes;
+        let mut keyed = Vec::with_capacity((each + each / 8 + 1024) as usize);
         for first in (0..self.len()).step_by(BLOCK as usize) {
             let rows = BLOCK.min(self.len() - first);
             let block = self.rows.read(first * width as u64, rows as usize * width)?;

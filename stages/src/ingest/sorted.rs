@@ -148,7 +148,8 @@ impl Sorted {
 
     /// All pairs.
     pub(super) fn iter(&self) -> impl Iterator<Item = Result<Pair, StageError>> {
-        self.read_from(0)
+        let mut reader = Reader::new(&self.pairs);
+        std::iter::from_fn(move || reader.next().transpose())
     }
 
     /// The pairs whose key begins with `prefix`.
@@ -159,18 +160,13 @@ impl Sorted {
         // The block before the first that begins behind what is wanted may hold the first of it.
         let block = self.blocks.partition_point(|(first, _)| &first[..] < prefix).saturating_sub(1);
         let start = self.blocks.get(block).map_or(0, |(_, start)| *start);
-        let is_before = move |pair: &Result<Pair, StageError>| {
-            pair.as_ref().is_ok_and(|(key, _)| key.as_slice() < prefix)
-        };
+        let mut reader = Reader { place: start, ..Reader::new(&self.pairs) };
+        let mut failed = reader.skip_before(prefix).err();
         let begins = move |pair: &Result<Pair, StageError>| {
             pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix))
         };
-        self.read_from(start).skip_while(is_before).take_while(begins)
-    }
-
-    fn read_from(&self, start: u64) -> impl Iterator<Item = Result<Pair, StageError>> + use<'_> {
-        let mut reader = Reader { place: start, ..Reader::new(&self.pairs) };
-        std::iter::from_fn(move || reader.next().transpose())
+        let next = move || failed.take().map(Err).or_else(|| reader.next().transpose());
+        std::iter::from_fn(next).take_while(begins)
     }
 }
 
@@ -191,18 +187,29 @@ impl<'a> Reader<'a> {
 
     /// The next pair.
     fn next(&mut self) -> Result<Option<Pair>, StageError> {
+        let Some(record) = self.record()? else { return Ok(None) };
+        let (key, value) = parts(record);
+        let (pair, length) = ((key.to_vec(), value.to_vec()), record.len());
+        self.given += length;
+        Ok(Some(pair))
+    }
+
+    /// Passes over the pairs whose key comes before another.
+    fn skip_before(&mut self, key: &[u8]) -> Result<(), StageError> {
+        while let Some(length) = self.record()?.filter(|record| parts(record).0 < key).map(<[u8]>::len) {
+            self.given += length;
+        }
+        Ok(())
+    }
+
+    /// The bytes of the next pair, which stays the next.
+    fn record(&mut self) -> Result<Option<&[u8]>, StageError> {
         if !self.has(LENGTHS)? {
             return Ok(None);
         }
         let [key, value] = lengths(&self.block[self.given..]);
         let length = LENGTHS + key + value;
-        if !self.has(length)? {
-            return Ok(None);
-        }
-        let (key, value) = parts(&self.block[self.given..self.given + length]);
-        let pair = (key.to_vec(), value.to_vec());
-        self.given += length;
-        Ok(Some(pair))
+        Ok(self.has(length)?.then(|| &self.block[self.given..self.given + length]))
     }
 
     /// Whether so many bytes are left, which are in the block then.
