@@ -14,7 +14,7 @@ pub(crate) fn encode(
     height: usize,
     channels: usize,
 ) -> Result<Vec<u8>, StageError> {
-    let mut bytes = Cursor::new(Vec::new());
+    let mut bytes = Cursor::new(Vec::with_capacity(pixels.len() + 1024));
     let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Sub)
         .write_image(pixels, width as u32, height as u32, colour)

@@ -12,7 +12,7 @@ use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
 
 /// An image with a caption.
 #[derive(Clone, Debug)]
-pub(crate) struct Pair<'a> {
+pub(crate) struct Pair {
     /// The id of the image.
     pub(crate) id: String,
     pub(crate) split: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Pair<'a> {
     pub(crate) cuis: Option<Vec<String>>,
     pub(crate) keywords: Option<Vec<String>>,
     /// Nothing where the image is stored already, or is not there and need not be.
-    pub(crate) picture: Option<Picture<'a>>,
+    pub(crate) picture: Option<Picture>,
 }
 
 const SCHEMA: &TableSchema = &TableSchema::captions();
@@ -68,18 +68,18 @@ impl<'a> PairWriter<'a> {
     /// `further` are columns of the table of captions beyond the schema's, a value for each pair.
     pub(crate) fn push(
         &mut self,
-        pairs: Vec<Pair<'_>>,
+        pairs: Vec<Pair>,
         further: Vec<(&str, Column)>,
         rejects: &mut Rejects,
     ) -> Result<Vec<bool>, StageError> {
         let mut kept = vec![true; pairs.len()];
-        let pictures: (Vec<usize>, Vec<Picture<'_>>) =
+        let pictures: (Vec<usize>, Vec<Picture>) =
             pairs.iter().enumerate().filter_map(|(index, pair)| Some((index, pair.picture.clone()?))).unzip();
         for (index, stored) in pictures.0.iter().zip(self.images.push(&pictures.1, rejects)?) {
             kept[*index] = stored;
         }
         let rows: Vec<usize> = (0..pairs.len()).filter(|index| kept[*index]).collect();
-        let stored: Vec<&Pair<'_>> = rows.iter().map(|row| &pairs[*row]).collect();
+        let stored: Vec<&Pair> = rows.iter().map(|row| &pairs[*row]).collect();
         for pair in &stored {
             let keys = [Some(text_key(&pair.caption)), pair.group.as_deref().map(text_key)];
             self.seen.add(&pair.id, pair.split, &keys)?;

@@ -149,14 +149,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ingest::source::SourceFiles;
-    use crate::testing::tree;
+    use crate::ingest::testing::source_file;
 
     fn rows(bytes: &[u8]) -> Result<Vec<Result<Vec<String>, String>>, StageError> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("rows.csv"), bytes).unwrap();
-        let files = SourceFiles::of(&tree(folder.path(), "file")).unwrap();
-        let mut csv = CsvFile::open(files.needed("rows.csv").unwrap(), b',')?;
+        let file = source_file(&folder.path().join("rows.csv"));
+        let mut csv = CsvFile::open(&file, b',')?;
         let mut rows = Vec::new();
         while let Some(row) = csv.next_row()? {
             rows.push(row.map(|row| row.fields).map_err(|bad| format!("{}: {}", bad.number, bad.reason)));
@@ -178,6 +177,18 @@ mod tests {
         assert_eq!(found[1].as_ref().unwrap(), &["2", "3"]);
         assert!(found[2].as_ref().unwrap_err().starts_with("4: it is no UTF-8"));
         assert_eq!(found[3].as_ref().unwrap(), &["5", "6"]);
+    }
+
+    /// A file of two encodings loses the rows of the other one; one that is of another from the beginning is refused.
+    #[test]
+    fn other_encodings_are_found() {
+        let found = rows("image,caption\na.png,déjà vu\n".as_bytes()).unwrap();
+        assert_eq!(found[0].as_ref().unwrap(), &["a.png", "déjà vu"]);
+        let found = rows(b"image,caption\na.png,d\xe9j\xe0 vu\nb.png,d\xc3\xa9j\xc3\xa0 vu\n").unwrap();
+        assert_eq!(found[0].as_ref().unwrap_err(), "2: it is no UTF-8 text");
+        assert_eq!(found[1].as_ref().unwrap(), &["b.png", "déjà vu"]);
+        let utf_16: Vec<u8> = "\u{feff}a,b\n1,2\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert!(rows(&utf_16).unwrap_err().to_string().contains("row 1: it is no UTF-8 text"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -150,7 +151,7 @@ impl StageKind for IngestCtRate {
         KindDescription {
             name: "ingest.ct_rate",
             summary: "reads CT-RATE: chest CT volumes in Hounsfield units, reports and 18 abnormalities",
-            implementation: 3,
+            implementation: 4,
             schema_version: 2,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -197,10 +198,10 @@ impl StageKind for IngestCtRate {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let mut rejects = Rejects::default();
         let mut volumes = match tables::labelled_reports(&files)? {
-            Some(file) => tables::read_labelled_reports(file, &mut rejects)?,
+            Some(file) => tables::read_labelled_reports(&file, &mut rejects)?,
             None => {
                 let volumes = tables::read(&files, params.caption, &mut rejects)?;
                 rejects.check(params.max_rejects)?;
@@ -243,11 +244,12 @@ impl StageKind for IngestCtRate {
         let text = WriteOptions::text(&provenance);
         let labels = label_table(&kept).with_all_metadata(&metadata);
         write(context.output("labels")?, &TableSchema::labels(), &labels, text)?;
-        let reports: Vec<(&Volume<'_>, &Report)> =
+        let reports: Vec<(&Volume, &Report)> =
             kept.iter().filter_map(|volume| Some((*volume, volume.report.as_ref()?))).collect();
         let captions = caption_table(&reports).with_all_metadata(&metadata);
         write(context.output("captions")?, &TableSchema::captions(), &captions, text)?;
         count(&mut checks, &kept, &reports, context.scratch()?)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         rejects.write(params.max_rejects, "rejects", context)
     }
@@ -261,7 +263,7 @@ const PUBLISHED: [(&str, usize); 2] = [("train", 47_149), ("val", 3_039)];
 /// Compares the number of volumes with the published one, but for rows that were rejected.
 fn check_counts(
     files: &SourceFiles,
-    volumes: &[Volume<'_>],
+    volumes: &[Volume],
     params: &Params,
     rejects: &Rejects,
 ) -> Result<(), StageError> {
@@ -278,15 +280,15 @@ fn check_counts(
 }
 
 /// Writes the volumes one after the other; those that were written, or that have none to write.
-fn write_volumes<'v, 'f>(
+fn write_volumes<'v>(
     files: &SourceFiles,
-    volumes: &'v [Volume<'f>],
+    volumes: &'v [Volume],
     params: &Params,
     metadata: &[(&str, String)],
     rejects: &mut Rejects,
     checks: &mut Checks,
     context: &mut StageContext<'_>,
-) -> Result<Vec<&'v Volume<'f>>, StageError> {
+) -> Result<Vec<&'v Volume>, StageError> {
     let provenance = context.provenance().to_owned();
     let options = WriteOptions { shard_rows: params.shard_rows as usize, provenance: &provenance };
     let mut writer = TableWriter::new(context.output("volumes")?, SCHEMA, options);
@@ -296,28 +298,29 @@ fn write_volumes<'v, 'f>(
     let mut kept = Vec::new();
     let mut sheets = Sheets::default();
     // What is missing shows before the work begins.
-    let found: Vec<Option<&SourceFile>> = volumes
-        .iter()
-        .map(|volume| volume.acquisition.and_then(|_| scans::file(files, &volume.id)))
-        .collect();
-    let is_missing = |(volume, found): &(&Volume<'_>, &Option<&SourceFile>)| {
+    let found = volumes.iter().map(|volume| match volume.acquisition {
+        Some(_) => scans::file(files, &volume.id),
+        None => Ok(None),
+    });
+    let found = found.collect::<Result<Vec<_>, StageError>>()?;
+    let is_missing = |(volume, found): &(&Volume, &Option<Arc<SourceFile>>)| {
         volume.acquisition.is_some() && found.is_none()
     };
-    let missing: Vec<&Volume<'_>> =
+    let missing: Vec<&Volume> =
         volumes.iter().zip(&found).filter(is_missing).map(|(volume, _)| volume).collect();
     for volume in missing.iter().filter(|_| !params.allow_partial) {
-        let (file, row) = volume.place;
+        let (file, row) = &volume.place;
         let reason = format!(
             "there is no volume `{}.nii.gz`; `allow_partial = true` takes those that are there",
             volume.id
         );
-        rejects.add(file, Some(row), Some(&volume.id), reason);
+        rejects.add(file, Some(*row), Some(&volume.id), reason);
     }
     rejects.check(params.max_rejects)?;
     let mut bytes = 0;
     for (index, (volume, found)) in volumes.iter().zip(&found).enumerate() {
         context.check_cancelled()?;
-        let (Some(acquisition), Some(found)) = (&volume.acquisition, *found) else {
+        let (Some(acquisition), Some(found)) = (&volume.acquisition, found) else {
             if volume.acquisition.is_none() {
                 kept.push(volume);
             }
@@ -357,8 +360,8 @@ fn write_volumes<'v, 'f>(
     Ok(kept)
 }
 
-fn volume_table(rows: Vec<(&Volume<'_>, Scan)>) -> Table {
-    let text = |value: &dyn Fn(&Volume<'_>) -> Option<String>| {
+fn volume_table(rows: Vec<(&Volume, Scan)>) -> Table {
+    let text = |value: &dyn Fn(&Volume) -> Option<String>| {
         Column::Utf8(rows.iter().map(|(volume, _)| value(volume)).collect())
     };
     let table = Table::new()
@@ -380,8 +383,8 @@ fn volume_table(rows: Vec<(&Volume<'_>, Scan)>) -> Table {
     table.with("voxels", Column::Binary(rows.into_iter().map(|(_, scan)| Some(scan.voxels)).collect()))
 }
 
-fn label_table(volumes: &[&Volume<'_>]) -> Table {
-    let labelled: Vec<&&Volume<'_>> = volumes.iter().filter(|volume| volume.labels.is_some()).collect();
+fn label_table(volumes: &[&Volume]) -> Table {
+    let labelled: Vec<&&Volume> = volumes.iter().filter(|volume| volume.labels.is_some()).collect();
     Table::new()
         .with("image_id", Column::texts(labelled.iter().map(|volume| volume.id.clone())))
         .with("split", Column::texts(labelled.iter().map(|volume| volume.split)))
@@ -390,7 +393,7 @@ fn label_table(volumes: &[&Volume<'_>]) -> Table {
         .with_metadata("label_names", serde_json::json!(LABELS).to_string())
 }
 
-fn caption_table(reports: &[(&Volume<'_>, &Report)]) -> Table {
+fn caption_table(reports: &[(&Volume, &Report)]) -> Table {
     let text = |value: &dyn Fn(&Report) -> Option<String>| {
         Column::Utf8(reports.iter().map(|(_, report)| value(report)).collect())
     };
@@ -408,8 +411,8 @@ fn caption_table(reports: &[(&Volume<'_>, &Report)]) -> Table {
 
 fn count(
     checks: &mut Checks,
-    volumes: &[&Volume<'_>],
-    reports: &[(&Volume<'_>, &Report)],
+    volumes: &[&Volume],
+    reports: &[(&Volume, &Report)],
     scratch: &Path,
 ) -> Result<(), StageError> {
     let mut seen = Seen::new(&["same caption"], scratch);
@@ -417,7 +420,7 @@ fn count(
         seen.add(&volume.id, volume.split, &[Some(text_key(&report.text))])?;
     }
     for split in SPLITS.into_iter().filter(|split| volumes.iter().any(|volume| volume.split == *split)) {
-        let of_split: Vec<&&Volume<'_>> = volumes.iter().filter(|volume| volume.split == split).collect();
+        let of_split: Vec<&&Volume> = volumes.iter().filter(|volume| volume.split == split).collect();
         let patients: std::collections::BTreeSet<&str> =
             of_split.iter().map(|volume| volume.patient.as_str()).collect();
         checks.count("patients", split, None, patients.len() as u64);

@@ -6,6 +6,7 @@ mod rows;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pipe_engine::cache::Digest;
 use pipe_engine::{
@@ -167,7 +168,7 @@ impl StageKind for IngestHuggingFace {
         KindDescription {
             name: "ingest.huggingface",
             summary: "reads Parquet files with a column of images, as on Hugging Face",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -229,7 +230,7 @@ impl StageKind for IngestHuggingFace {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let metadata = [
             ("dataset", params.dataset.clone()),
             ("dataset_version", version(params.version.as_deref())),
@@ -250,7 +251,8 @@ impl StageKind for IngestHuggingFace {
             classes: None,
             is_empty: true,
         };
-        let parquet: Vec<&SourceFile> = files.iter().filter(|file| file.path.ends_with(".parquet")).collect();
+        let parquet = files.filtered(|path| path.ends_with(".parquet"));
+        let parquet = parquet.collect::<Result<Vec<Arc<SourceFile>>, StageError>>()?;
         if parquet.is_empty() {
             return Err(files.error("it has no .parquet file"));
         }
@@ -275,6 +277,7 @@ impl StageKind for IngestHuggingFace {
             said.write_labels(params, classes.as_deref(), &files, &provenance, output, &mut checks)?;
         }
         said.finish(context, &mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -300,7 +303,7 @@ impl Ingest<'_> {
     /// Reads the rows of one split from a file. What is wrong with a row that is of no split is said once.
     fn read(
         &mut self,
-        file: &SourceFile,
+        file: &Arc<SourceFile>,
         split: &'static str,
         is_named: bool,
         context: &mut StageContext<'_>,
@@ -328,7 +331,7 @@ impl Ingest<'_> {
     /// The rows of a block that are of this split.
     fn take(
         &mut self,
-        file: &SourceFile,
+        file: &Arc<SourceFile>,
         split: &'static str,
         is_named: bool,
         first: usize,
@@ -409,7 +412,7 @@ impl Ingest<'_> {
             }
             taken.push(Row {
                 id,
-                bytes: bytes.clone(),
+                bytes: bytes.as_slice().into(),
                 path: path.clone(),
                 number,
                 group: groups[row].clone(),
@@ -431,7 +434,12 @@ impl Ingest<'_> {
 
     /// Writes the images of a block, and keeps what is said of them. The first row of an id says which image it
     /// names; a later row of the same id adds to it if its image is the same one.
-    fn write(&mut self, file: &SourceFile, split: &'static str, rows: Vec<Row>) -> Result<(), StageError> {
+    fn write(
+        &mut self,
+        file: &Arc<SourceFile>,
+        split: &'static str,
+        rows: Vec<Row>,
+    ) -> Result<(), StageError> {
         let asks = self.params.columns.question.is_some();
         let digests: Vec<Digest> = rows.par_iter().map(|row| Digest::of(&row.bytes)).collect();
         let mut firsts = BTreeSet::new();

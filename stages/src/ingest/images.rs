@@ -153,7 +153,7 @@ impl StageKind for IngestImages {
         KindDescription {
             name: "ingest.images",
             summary: "reads a folder of images (PNG, JPEG, TIFF, BMP, GIF, WebP), sorted into folders or described by a CSV file",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -217,19 +217,23 @@ impl StageKind for IngestImages {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let table = match context.optional_input("table") {
-            Some(table) => Some(SourceFiles::of(table)?),
+            Some(table) => Some(SourceFiles::of(table, context.scratch()?)?),
             None => None,
         };
-        let rows = match &table {
+        let csv = match &table {
             Some(table) => {
                 let mut tables = table.iter();
                 let (Some(file), None) = (tables.next(), tables.next()) else {
                     return Err(table.error("one CSV file is expected"));
                 };
-                Rows::InCsv(file, &files)
+                Some(file?)
             }
+            None => None,
+        };
+        let rows = match &csv {
+            Some(file) => Rows::InCsv(file, &files),
             None => Rows::InFolders(&files),
         };
         let mut rejects = Rejects::default();
@@ -274,6 +278,7 @@ impl StageKind for IngestImages {
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
         tables.finish(context, &mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -328,7 +333,7 @@ struct Ingest<'a> {
     tables: Tables<'a>,
     rejects: Rejects,
     /// Rows whose images are read next.
-    waiting: Vec<Described<'a>>,
+    waiting: Vec<Described>,
     done: u64,
     count: u64,
 }
@@ -338,9 +343,9 @@ impl Ingest<'_> {
     fn write(&mut self, context: &StageContext<'_>) -> Result<(), StageError> {
         context.check_cancelled()?;
         let rows = std::mem::take(&mut self.waiting);
-        let pictures: Vec<Picture<'_>> = rows.iter().map(|row| row.picture.clone()).collect();
+        let pictures: Vec<Picture> = rows.iter().map(|row| row.picture.clone()).collect();
         let kept = self.images.push(&pictures, &mut self.rejects)?;
-        let kept: Vec<&Described<'_>> =
+        let kept: Vec<&Described> =
             rows.iter().zip(kept).filter(|(_, kept)| *kept).map(|(row, _)| row).collect();
         self.tables.push(&kept)?;
         self.done += rows.len() as u64;

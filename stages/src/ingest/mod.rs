@@ -1,5 +1,6 @@
 //! Stage kinds that read data sets as they are published and write the tables of the study.
 
+mod archive;
 mod asked;
 mod captions;
 pub(crate) mod checks;
@@ -25,6 +26,7 @@ mod roco;
 pub(crate) mod seen;
 mod sheets;
 mod slake;
+mod sorted;
 mod source;
 pub(crate) mod spill;
 pub(crate) mod splits;

@@ -12,6 +12,9 @@ const VOXEL_LIMIT: usize = 1 << 29;
 /// Extensions between header and voxels are at most this long.
 const OFFSET_LIMIT: usize = 16 << 20;
 const HEADER: usize = 348;
+/// Slices that are read before they are sorted into columns, and voxels of each that are turned at once: what is near in
+/// the file and what is near in memory are both touched together.
+const TOGETHER: usize = 32;
 
 /// A volume.
 #[derive(Clone, PartialEq, Debug)]
@@ -146,20 +149,34 @@ where
     T: Copy + Default + Into<f64>,
 {
     let [width, height, depth] = shape;
-    let mut voxels = vec![T::default(); width * height * depth];
-    let mut slice = vec![0; width * height * bytes];
-    for z in 0..depth {
-        input
-            .read_exact(&mut slice)
-            .map_err(|error| format!("it ends in slice {} of {depth}: {error}", z + 1))?;
-        for (place, bytes) in slice.chunks_exact(bytes).enumerate() {
-            let value = value(bytes);
-            let number: f64 = value.into();
-            if !number.is_finite() {
-                return Err(format!("a voxel of slice {} is {number}", z + 1));
+    let plane = width * height;
+    let mut voxels = vec![T::default(); plane * depth];
+    let mut block = Vec::new();
+    for first in (0..depth).step_by(TOGETHER) {
+        let count = TOGETHER.min(depth - first);
+        block.resize(count * plane * bytes, 0);
+        for (slice, read) in block.chunks_exact_mut(plane * bytes).enumerate() {
+            let cut = |error| format!("it ends in slice {} of {depth}: {error}", first + slice + 1);
+            input.read_exact(read).map_err(cut)?;
+        }
+        let mut tile = [T::default(); TOGETHER * TOGETHER];
+        for start in (0..plane).step_by(TOGETHER) {
+            let places = TOGETHER.min(plane - start);
+            for (slice, read) in block.chunks_exact(plane * bytes).enumerate() {
+                let read = read[start * bytes..(start + places) * bytes].chunks_exact(bytes);
+                for (voxel, bytes) in tile[slice..].iter_mut().step_by(TOGETHER).zip(read) {
+                    *voxel = value(bytes);
+                    let number: f64 = (*voxel).into();
+                    if !number.is_finite() {
+                        return Err(format!("a voxel of slice {} is {number}", first + slice + 1));
+                    }
+                }
             }
-            let (x, y) = (place % width, place / width);
-            voxels[(x * height + y) * depth + z] = value;
+            for (place, column) in (start..start + places).zip(tile.chunks_exact(TOGETHER)) {
+                let (x, y) = (place % width, place / width);
+                let start = (x * height + y) * depth + first;
+                voxels[start..start + count].copy_from_slice(&column[..count]);
+            }
         }
     }
     Ok(voxels)
@@ -220,6 +237,18 @@ pub(crate) mod tests {
         let at = |x: usize, y: usize, z: usize| read.voxels.value((x * 3 + y) * 4 + z);
         assert!(matches!(read.voxels, Voxels::I16(_)), "16 bits are kept as such");
         assert_eq!((at(1, 0, 0), at(0, 1, 0), at(0, 0, 1), at(1, 2, 3)), (1.0, 2.0, 6.0, 23.0));
+    }
+
+    /// More slices and more voxels of a slice than are turned at once, and no multiple of them.
+    #[test]
+    fn large_volumes_are_turned_voxel_by_voxel() {
+        let [width, height, depth] = [9, 11, 2 * TOGETHER + 5];
+        let voxels: Vec<i16> = (0..width * height * depth).map(|voxel| voxel as i16).collect();
+        let read = parse(&file([width as i16, height as i16, depth as i16], &voxels)).unwrap();
+        for (place, voxel) in voxels.iter().enumerate() {
+            let (x, y, z) = (place % width, place / width % height, place / (width * height));
+            assert_eq!(read.voxels.value((x * height + y) * depth + z), f64::from(*voxel), "{x}, {y}, {z}");
+        }
     }
 
     #[test]

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Keys of ids (of [`super::seen::text_key`]) with a number each. Fifteen million take 250 MB, and half of that again
-/// while those that came last are sorted in.
+/// Keys of ids (of [`super::seen::text_key`]) with a number each. Fifteen million take 250 MB.
 #[derive(Debug, Default)]
 pub(crate) struct Numbered {
     /// In the order of keys.
@@ -30,10 +29,7 @@ impl Numbered {
         self.recent.insert(key, number);
         if self.recent.len() >= Self::RECENT {
             let recent = std::mem::take(&mut self.recent);
-            self.sorted.reserve_exact(recent.len());
-            self.sorted.extend(recent);
-            // Two sorted runs: one is merged into the other.
-            self.sorted.sort();
+            merge(&mut self.sorted, recent.into_iter());
         }
     }
 
@@ -42,10 +38,49 @@ impl Numbered {
     }
 }
 
+/// Merges values, which come in their order, into sorted ones, in their place: from behind, so that no more memory is
+/// needed than for what is added.
+pub(super) fn merge<T: Ord + Copy>(
+    sorted: &mut Vec<T>,
+    added: impl DoubleEndedIterator<Item = T> + ExactSizeIterator,
+) {
+    let mut left = sorted.len();
+    let mut added = added.rev().peekable();
+    let Some(filling) = added.peek().copied() else { return };
+    sorted.reserve_exact(added.len());
+    sorted.resize(left + added.len(), filling);
+    let mut end = sorted.len();
+    while let Some(value) = added.peek().copied() {
+        end -= 1;
+        if left > 0 && sorted[left - 1] > value {
+            left -= 1;
+            sorted[end] = sorted[left];
+        } else {
+            sorted[end] = value;
+            added.next();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::ingest::seen::text_key;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn what_is_merged_is_sorted(mut one in prop::collection::vec(0u8..20, 0..30), mut other in prop::collection::vec(0u8..20, 0..30)) {
+            let mut expected = [&one[..], &other[..]].concat();
+            one.sort_unstable();
+            other.sort_unstable();
+            expected.sort_unstable();
+            merge(&mut one, other.into_iter());
+            prop_assert_eq!(one, expected);
+        }
+    }
 
     #[test]
     fn the_last_number_of_a_key_counts() {

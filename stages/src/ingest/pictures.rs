@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::Arc;
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use pipe_engine::cache::Digest;
@@ -15,7 +16,7 @@ use super::checks::Checks;
 use super::rejects::Rejects;
 use super::seen::{Seen, key, text_key};
 use super::sheets::{Sheets, tile};
-use super::source::SourceFile;
+use super::source::{RowPlace, SourceFile};
 use super::splits::place;
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
 
@@ -44,27 +45,27 @@ pub enum MissingImages {
 
 /// An image on its way into the table.
 #[derive(Clone, Debug)]
-pub(crate) struct Picture<'a> {
+pub(crate) struct Picture {
     pub(crate) id: String,
     pub(crate) split: &'static str,
     /// The published name.
     pub(crate) path: String,
-    pub(crate) content: Content<'a>,
+    pub(crate) content: Content,
     pub(crate) modality: Option<String>,
     pub(crate) region: Option<String>,
     pub(crate) licence: Option<String>,
     pub(crate) group: Option<String>,
     /// The file and the row in it, from 1, that name the image.
-    pub(crate) named_by: Option<(&'a SourceFile, usize)>,
+    pub(crate) named_by: Option<RowPlace>,
 }
 
 /// Where the bytes of an image are.
 #[derive(Clone, Debug)]
-pub(crate) enum Content<'a> {
+pub(crate) enum Content {
     /// In a file.
-    File(&'a SourceFile),
+    File(Arc<SourceFile>),
     /// In a cell of a table.
-    Bytes(Vec<u8>),
+    Bytes(Arc<[u8]>),
 }
 
 /// What is remembered of the images that were stored.
@@ -85,7 +86,7 @@ impl StoredImages {
         }
     }
 
-    fn add(&mut self, picture: &Picture<'_>, decoded: &Decoded) -> Result<(), StageError> {
+    fn add(&mut self, picture: &Picture, decoded: &Decoded) -> Result<(), StageError> {
         let keys =
             [Some(key(&decoded.digest)), Some(key(&decoded.pixels)), picture.group.as_deref().map(text_key)];
         self.seen.add(&picture.id, picture.split, &keys)?;
@@ -114,7 +115,7 @@ impl StoredImages {
     }
 }
 
-impl Content<'_> {
+impl Content {
     fn bytes(&self) -> u64 {
         match self {
             Self::File(file) => file.bytes,
@@ -130,10 +131,10 @@ struct Encoded {
 }
 
 /// Reads an image without decoding it; the reason if it cannot be used.
-fn read(content: &Content<'_>) -> Result<Encoded, String> {
+fn read(content: &Content) -> Result<Encoded, String> {
     let bytes = match content {
         Content::File(file) => file.read(FILE_LIMIT)?,
-        Content::Bytes(bytes) => bytes.clone(),
+        Content::Bytes(bytes) => bytes.to_vec(),
     };
     let decoded = reader(&bytes)?.into_decoder().map_err(undecodable)?.total_bytes();
     Ok(Encoded { bytes, decoded })
@@ -282,7 +283,7 @@ impl<'a> ImageWriter<'a> {
     /// others are rejected.
     pub(crate) fn push(
         &mut self,
-        mut pictures: &[Picture<'_>],
+        mut pictures: &[Picture],
         rejects: &mut Rejects,
     ) -> Result<Vec<bool>, StageError> {
         let mut kept = Vec::with_capacity(pictures.len());
@@ -295,11 +296,7 @@ impl<'a> ImageWriter<'a> {
         Ok(kept)
     }
 
-    fn push_block(
-        &mut self,
-        pictures: &[Picture<'_>],
-        rejects: &mut Rejects,
-    ) -> Result<Vec<bool>, StageError> {
+    fn push_block(&mut self, pictures: &[Picture], rejects: &mut Rejects) -> Result<Vec<bool>, StageError> {
         let sheets = &self.stored.sheets;
         let wants: Vec<bool> = pictures.iter().map(|picture| sheets.has_room(picture.split)).collect();
         let mut encoded: VecDeque<Result<Encoded, String>> =
@@ -319,13 +316,13 @@ impl<'a> ImageWriter<'a> {
             kept.push(decoded.is_ok());
             self.bytes += picture.content.bytes();
             let id = Some(picture.id.as_str());
-            match (decoded, picture.named_by, &picture.content) {
+            match (decoded, &picture.named_by, &picture.content) {
                 (Ok(decoded), ..) => {
                     self.stored.add(picture, &decoded)?;
                     rows.push((picture, decoded));
                 }
                 (Err(reason), Some((file, row)), _) => {
-                    rejects.add(file, Some(row), id, format!("`{}`: {reason}", picture.path));
+                    rejects.add(file, Some(*row), id, format!("`{}`: {reason}", picture.path));
                 }
                 (Err(reason), None, Content::File(file)) => rejects.add(file, None, id, reason),
                 (Err(reason), None, Content::Bytes(_)) => {
@@ -352,7 +349,7 @@ impl<'a> ImageWriter<'a> {
 /// Writes the images that can be read to the output `images`, in the given order, and says of each whether
 /// it could; the others are rejected.
 pub(crate) fn write_images(
-    pictures: &[Picture<'_>],
+    pictures: &[Picture],
     metadata: &[(&str, String)],
     shard_rows: i64,
     rejects: &mut Rejects,
@@ -372,8 +369,8 @@ pub(crate) fn write_images(
     Ok((kept, writer.finish(context.output("images")?)?))
 }
 
-fn table(rows: Vec<(&Picture<'_>, Decoded)>, metadata: &[(&str, String)]) -> Table {
-    let text = |value: &dyn Fn(&Picture<'_>) -> Option<String>| {
+fn table(rows: Vec<(&Picture, Decoded)>, metadata: &[(&str, String)]) -> Table {
+    let text = |value: &dyn Fn(&Picture) -> Option<String>| {
         Column::Utf8(rows.iter().map(|(picture, _)| value(picture)).collect())
     };
     let size = |axis: usize| {
@@ -450,10 +447,10 @@ mod tests {
 
     #[test]
     fn images_that_are_decoded_at_once_are_bounded() {
-        let small = read(&Content::Bytes(jpeg())).unwrap();
+        let small = read(&Content::Bytes(jpeg().into())).unwrap();
         assert_eq!(small.decoded, 40 * 30 * 3);
         // What a file claims counts before it is decoded, and not how long the file is.
-        let claimed = read(&Content::Bytes(claiming(16_000, 10_000))).unwrap();
+        let claimed = read(&Content::Bytes(claiming(16_000, 10_000).into())).unwrap();
         assert_eq!(claimed.decoded, 160_000_000);
         let sizes = [claimed.decoded, claimed.decoded, small.decoded, small.decoded];
         assert_eq!(fitting(sizes.into_iter(), DECODE_LIMIT), 1);
@@ -467,7 +464,11 @@ mod tests {
         for format in OTHERS {
             let whole = encoded(format);
             assert_eq!(described(&whole).unwrap().0, [30, 40, 3], "{format:?}");
-            assert_eq!(read(&Content::Bytes(whole.clone())).unwrap().decoded, 40 * 30 * 4, "{format:?}");
+            assert_eq!(
+                read(&Content::Bytes(whole.clone().into())).unwrap().decoded,
+                40 * 30 * 4,
+                "{format:?}"
+            );
             let reason = described(&whole[..whole.len() / 2]).unwrap_err();
             assert!(reason.contains("cannot be decoded"), "{format:?}: {reason}");
         }

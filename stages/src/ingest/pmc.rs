@@ -8,6 +8,7 @@ mod rows;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -109,7 +110,7 @@ impl StageKind for IngestPmc {
         KindDescription {
             name: "ingest.pmc",
             summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -148,7 +149,7 @@ impl StageKind for IngestPmc {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let lists = lists(&files)?;
         check_count(&files, &lists, params, context)?;
         let licences = Licences::read(&files)?;
@@ -195,6 +196,7 @@ impl StageKind for IngestPmc {
             checks.fact(what, String::new(), count);
         }
         stored.check(&mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -207,7 +209,7 @@ const PMC_OA_PAIRS: std::ops::RangeInclusive<u64> = 1_640_000..=1_660_000;
 /// Compares the number of pairs of PMC-OA with the published one, before any image is read.
 fn check_count(
     files: &SourceFiles,
-    lists: &[(&SourceFile, Option<&'static str>)],
+    lists: &[(Arc<SourceFile>, Option<&'static str>)],
     params: &Params,
     context: &StageContext<'_>,
 ) -> Result<(), StageError> {
@@ -240,18 +242,20 @@ fn share(params: &Params, split: &str) -> f64 {
 
 /// The files of pairs with their splits, in the order of paths. Of two that differ in `.jsonl` and `.csv`
 /// alone, the first says more.
-fn lists(files: &SourceFiles) -> Result<Vec<(&SourceFile, Option<&'static str>)>, StageError> {
-    let stem = |file: &SourceFile| {
-        file.path.trim_end_matches(".gz").rsplit_once('.').map(|(stem, _)| stem.to_owned())
-    };
-    let ends = |file: &SourceFile, ending: &str| file.path.trim_end_matches(".gz").ends_with(ending);
-    let mut lists: Vec<&SourceFile> = files.iter().filter(|file| ends(file, ".jsonl")).collect();
-    let stems: Vec<Option<String>> = lists.iter().map(|file| stem(file)).collect();
-    lists.extend(files.iter().filter(|file| ends(file, ".csv") && !stems.contains(&stem(file))));
+fn lists(files: &SourceFiles) -> Result<Vec<(Arc<SourceFile>, Option<&'static str>)>, StageError> {
+    let stem = |path: &str| path.trim_end_matches(".gz").rsplit_once('.').map(|(stem, _)| stem.to_owned());
+    let ends = |path: &str, ending: &str| path.trim_end_matches(".gz").ends_with(ending);
+    let lines = files.filtered(|path| ends(path, ".jsonl"));
+    let mut lists = lines.collect::<Result<Vec<_>, StageError>>()?;
+    let stems: Vec<Option<String>> = lists.iter().map(|file| stem(&file.path)).collect();
+    for table in files.filtered(|path| ends(path, ".csv") && !stems.contains(&stem(path))) {
+        lists.push(table?);
+    }
     if lists.is_empty() {
         return Err(files.error("it has no .jsonl or .csv file"));
     }
-    Ok(lists.into_iter().map(|file| (file, named_in(file.name()))).collect())
+    let split = |file: &SourceFile| named_in(file.name());
+    Ok(lists.into_iter().map(|file| (Arc::clone(&file), split(&file))).collect())
 }
 
 /// What is known while pairs are read.
@@ -264,19 +268,19 @@ struct Ingest<'a> {
     /// Images that were written or rejected, by a key of their id, and whether they were kept.
     images: Marked,
     /// Pairs that wait for their block to be full, and what a pair's line says beyond them.
-    pairs: Vec<Pair<'a>>,
+    pairs: Vec<Pair>,
     scores: Vec<(Option<String>, Option<f64>)>,
     written: u64,
     /// Figures that have nothing to pair, by what they lack.
     without: BTreeMap<&'static str, u64>,
 }
 
-impl<'a> Ingest<'a> {
+impl Ingest<'_> {
     /// Reads the pairs of one split from a file; where splits are drawn, those whose article was drawn for
     /// it. What is wrong with a line is said once, for the first split.
     fn read(
         &mut self,
-        file: &'a SourceFile,
+        file: &Arc<SourceFile>,
         split: &'static str,
         is_drawn: bool,
         context: &mut StageContext<'_>,
@@ -324,7 +328,7 @@ impl<'a> Ingest<'a> {
     fn take(
         &mut self,
         row: rows::Row,
-        file: &'a SourceFile,
+        file: &Arc<SourceFile>,
         line: usize,
         split: &'static str,
     ) -> Result<(), StageError> {
@@ -339,7 +343,7 @@ impl<'a> Ingest<'a> {
                 return self.rejects.check(self.params.max_rejects);
             }
             Some(true) => None,
-            None => match row.file(self.files) {
+            None => match row.file(self.files)? {
                 Some(image) => Some(Picture {
                     id: row.id.clone(),
                     split,
@@ -349,7 +353,7 @@ impl<'a> Ingest<'a> {
                     region: None,
                     licence: self.licences.of(row.article.as_deref()),
                     group: row.article.clone(),
-                    named_by: Some((file, line)),
+                    named_by: Some((Arc::clone(file), line)),
                 }),
                 None if self.params.missing_images == MissingImages::Keep => None,
                 None => {

@@ -1,10 +1,11 @@
 //! Questions about images, in the columns that all data sets of them share.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::pictures::Picture;
 use super::rejects::Rejects;
-use super::source::SourceFile;
+use super::source::RowPlace;
 use crate::table::{Column, Table};
 use crate::vqa::TRAINING_TWIN;
 
@@ -30,30 +31,30 @@ pub(crate) struct Question {
 }
 
 /// The file and the row in it, from 1, that ask a question, by its number.
-pub(crate) type Records<'a> = BTreeMap<i64, (&'a SourceFile, usize)>;
+pub(crate) type Records = BTreeMap<i64, RowPlace>;
 
 /// Leaves out the questions whose image is not among the pictures, or is there and was not kept. Each is rejected where it
 /// is asked, but for the one that names its picture, which is rejected with it.
 pub(crate) fn retain_with_image(
     questions: &mut Vec<Question>,
-    records: &Records<'_>,
-    pictures: &[Picture<'_>],
+    records: &Records,
+    pictures: &[Picture],
     kept: &[bool],
     rejects: &mut Rejects,
 ) {
-    let found: BTreeMap<&str, (&Picture<'_>, bool)> =
+    let found: BTreeMap<&str, (&Picture, bool)> =
         pictures.iter().zip(kept).map(|(picture, kept)| (picture.id.as_str(), (picture, *kept))).collect();
     questions.retain(|one| {
         let place = records.get(&one.qid);
         let (reason, told) = match found.get(one.image.as_str()) {
             Some((_, true)) => return true,
             Some((picture, false)) => {
-                (format!("its image `{}` cannot be decoded", one.image), picture.named_by)
+                (format!("its image `{}` cannot be decoded", one.image), picture.named_by.as_ref())
             }
             None => (format!("there is no image `{}`", one.image), None),
         };
         if let Some((file, row)) = place
-            && told.is_none_or(|(other, line)| !std::ptr::eq(*file, other) || *row != line)
+            && told.is_none_or(|(other, line)| !Arc::ptr_eq(file, other) || row != line)
         {
             rejects.add(file, Some(*row), Some(&one.qid.to_string()), reason);
         }

@@ -1,9 +1,11 @@
 //! Rows that cannot be used: counted, listed with their place, and too many of them are an error.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pipe_engine::{OutputWriter, StageContext, StageError};
 
+use super::checks::Checks;
 use super::source::SourceFile;
 use crate::table::{Column, Table, TableSchema, WriteOptions, write};
 
@@ -55,6 +57,17 @@ impl Rejects {
         self.rows.len()
     }
 
+    /// Counts what is left out by what is wrong with it.
+    pub(crate) fn count_reasons(&self, checks: &mut Checks) {
+        let mut counts = BTreeMap::new();
+        for reject in &self.rows {
+            *counts.entry(without_particulars(&reject.reason)).or_default() += 1;
+        }
+        for (reason, count) in counts {
+            checks.fact("left out", reason, count);
+        }
+    }
+
     /// Fails if there are more than `most`, naming the first.
     pub(crate) fn check(&self, most: i64) -> Result<(), StageError> {
         let count = self.rows.len();
@@ -94,9 +107,48 @@ impl Rejects {
     }
 }
 
+/// A reason without the names and numbers in it, which are those of a single row.
+fn without_particulars(reason: &str) -> String {
+    let mut plain = String::with_capacity(reason.len());
+    // Every second piece stands between two marks.
+    for (place, piece) in reason.split('`').enumerate() {
+        if place % 2 == 1 {
+            plain.push_str("`...`");
+            continue;
+        }
+        let mut before = ' ';
+        for character in piece.chars() {
+            match (character.is_ascii_digit(), before.is_ascii_digit()) {
+                (true, true) => {}
+                (true, false) => plain.push('N'),
+                (false, _) => plain.push(character),
+            }
+            before = character;
+        }
+    }
+    plain
+}
+
 impl Reject {
     fn what(&self) -> String {
         let place = self.row.map(|row| format!("row {row}: ")).unwrap_or_default();
         format!("{place}{}", self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_counted_without_names_and_numbers() {
+        let plain = without_particulars;
+        assert_eq!(
+            plain("the id `a 1` stands twice, first in row 12"),
+            "the id `...` stands twice, first in row N"
+        );
+        assert_eq!(plain("it has 2 fields, the header 30"), "it has N fields, the header N");
+        assert_eq!(plain("`a.jpg`: it cannot be decoded"), plain("`b 2.jpg`: it cannot be decoded"));
+        assert_eq!(plain("it names no image"), "it names no image");
     }
 }

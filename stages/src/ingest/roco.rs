@@ -7,6 +7,8 @@ mod tests;
 mod v1;
 mod v2;
 
+use std::sync::Arc;
+
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
     StageKind,
@@ -19,7 +21,7 @@ use super::checks::Checks;
 use super::origin::source_md5;
 use super::pictures::{Content, ImageWriter, MissingImages, Picture};
 use super::rejects::Rejects;
-use super::source::{SourceFile, SourceFiles};
+use super::source::{RowPlace, SourceFile, SourceFiles};
 use super::splits::SPLITS;
 use crate::artifact;
 use crate::table::Column;
@@ -87,7 +89,7 @@ impl StageKind for IngestRoco {
         KindDescription {
             name: "ingest.roco",
             summary: "reads ROCO or ROCOv2: figures of articles with captions, concepts and licences",
-            implementation: 3,
+            implementation: 4,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -111,11 +113,11 @@ impl StageKind for IngestRoco {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let mut rejects = Rejects::default();
-        let (dataset, version, protocol, rows) = if v2::is_there(&files) {
+        let (dataset, version, protocol, rows) = if v2::is_there(&files)? {
             ("rocov2", "Zenodo 10821435", "rocov2", v2::read(&files, params, &mut rejects)?)
-        } else if mirror::is_there(&files) {
+        } else if mirror::is_there(&files)? {
             let rows = mirror::read(&files, params, &mut rejects)?;
             ("roco", "a mirror of razorx89/roco-dataset", params.subset.name(), rows)
         } else {
@@ -135,26 +137,25 @@ impl StageKind for IngestRoco {
         let (mut done, total) = (0, rows.len() as u64);
         for block in rows.chunks(ImageWriter::BLOCK) {
             context.check_cancelled()?;
-            let found: Vec<(&Row<'_>, Option<&SourceFile>)> =
-                block.iter().map(|row| (row, row.image(&files))).collect();
             let (mut pairs, mut here) = (Vec::new(), Vec::new());
-            for (row, file) in found {
+            for row in block {
+                let file = files.ending(&row.image_name)?;
                 if file.is_none() && params.missing_images == MissingImages::Reject {
-                    let (named_by, line) = row.place;
+                    let (named_by, line) = &row.place;
                     let mut reason = format!("there is no image `{}`", row.image_name);
                     if let Some((archive, name)) = &row.published {
                         reason = format!("{reason}; it is `{name}` of {archive}");
                     }
-                    rejects.add(named_by, Some(line), Some(&row.id), reason);
+                    rejects.add(named_by, Some(*line), Some(&row.id), reason);
                     continue;
                 }
                 pairs.push(row.pair(file));
                 here.push(row);
             }
-            let lists = |value: &dyn Fn(&Row<'_>) -> Option<Vec<String>>| {
+            let lists = |value: &dyn Fn(&Row) -> Option<Vec<String>>| {
                 Column::ListUtf8(here.iter().map(|row| value(row)).collect())
             };
-            let texts = |value: &dyn Fn(&Row<'_>) -> Option<String>| {
+            let texts = |value: &dyn Fn(&Row) -> Option<String>| {
                 Column::Utf8(here.iter().map(|row| value(row)).collect())
             };
             let further = vec![
@@ -177,6 +178,7 @@ impl StageKind for IngestRoco {
         }
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -184,7 +186,7 @@ impl StageKind for IngestRoco {
 }
 
 /// A caption with what is said of its image.
-struct Row<'a> {
+struct Row {
     /// The published id: `ROCO_00001`, `ROCOv2_2023_test_000408`.
     id: String,
     split: &'static str,
@@ -202,19 +204,12 @@ struct Row<'a> {
     /// The archive that the image was published in, and its name there.
     published: Option<(String, String)>,
     /// Where the caption stands.
-    place: (&'a SourceFile, usize),
+    place: RowPlace,
 }
 
-impl<'a> Row<'a> {
-    /// The file of the image.
-    fn image<'f>(&self, files: &'f SourceFiles) -> Option<&'f SourceFile> {
-        files.ending(&self.image_name)
-    }
-
-    fn pair<'f>(&self, file: Option<&'f SourceFile>) -> Pair<'f>
-    where
-        'a: 'f,
-    {
+impl Row {
+    /// The caption with its image, if that is there.
+    fn pair(&self, file: Option<Arc<SourceFile>>) -> Pair {
         let picture = file.map(|file| Picture {
             id: self.id.clone(),
             split: self.split,
@@ -224,7 +219,7 @@ impl<'a> Row<'a> {
             region: None,
             licence: self.licence.clone(),
             group: self.article.clone(),
-            named_by: Some(self.place),
+            named_by: Some(self.place.clone()),
         });
         Pair {
             id: self.id.clone(),

@@ -7,6 +7,7 @@ use pipe_engine::StageError;
 use pipe_engine::cache::Digest;
 
 use super::checks::Checks;
+use super::numbered::merge;
 use super::spill::{LIMIT, Spill};
 use super::splits::{SPLITS, place};
 
@@ -136,7 +137,9 @@ impl Seen {
     /// The rows whose key of a check is of a pass.
     fn keyed(&self, check: usize, pass: u64, passes: u64) -> Result<Vec<Keyed>, StageError> {
         let width = self.width();
-        let mut keyed = Vec::new();
+        // Passes are of about the same length; room that is not needed takes no memory.
+        let each = self.len() / passes;
+        let mut keyed = Vec::with_capacity((each + each / 8 + 1024) as usize);
         for first in (0..self.len()).step_by(BLOCK as usize) {
             let rows = BLOCK.min(self.len() - first);
             let block = self.rows.read(first * width as u64, rows as usize * width)?;
@@ -245,10 +248,7 @@ impl Marked {
         self.recent.insert(key >> 1, mark);
         if self.recent.len() >= Self::RECENT {
             let recent = std::mem::take(&mut self.recent);
-            self.sorted.reserve_exact(recent.len());
-            self.sorted.extend(recent.into_iter().map(|(key, mark)| key << 1 | u64::from(mark)));
-            // Two sorted runs: one is merged into the other.
-            self.sorted.sort();
+            merge(&mut self.sorted, recent.into_iter().map(|(key, mark)| key << 1 | u64::from(mark)));
         }
     }
 }

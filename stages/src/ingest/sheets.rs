@@ -26,15 +26,25 @@ pub(crate) fn tile(image: &DynamicImage) -> RgbImage {
     let longer = width.max(height);
     let scaled = |side: u32| ((u64::from(side) * u64::from(SIDE)) / u64::from(longer)).max(1) as u32;
     let (width, height) = (scaled(width), scaled(height));
-    let small = if longer < SIDE {
-        image.resize_exact(width, height, imageops::FilterType::Nearest)
-    } else {
-        image.thumbnail_exact(width, height)
+    let small = match longer < SIDE {
+        true => enlarged(&image.to_rgb8(), width, height),
+        false => image.thumbnail_exact(width, height).to_rgb8(),
     };
     let mut tile = RgbImage::new(SIDE, SIDE);
     let (left, top) = ((SIDE - width) / 2, (SIDE - height) / 2);
-    imageops::replace(&mut tile, &small.to_rgb8(), i64::from(left), i64::from(top));
+    imageops::replace(&mut tile, &small, i64::from(left), i64::from(top));
     tile
+}
+
+/// An image of another size, of the pixels in which those of that size have their centres.
+fn enlarged(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let source = |place: u32, size: u32, wanted: u32| {
+        let centre = (place as f32 + 0.5) * (size as f32 / wanted as f32);
+        (centre as u32).min(size - 1)
+    };
+    RgbImage::from_fn(width, height, |x, y| {
+        *image.get_pixel(source(x, image.width(), width), source(y, image.height(), height))
+    })
 }
 
 /// The middle slice of a volume `[slices, rows, columns]`, values from `low` to `high` as black to white.
@@ -121,6 +131,17 @@ mod tests {
         // The middle of the tenth tile, and the black above an image that is wider than high.
         assert_eq!(sheet.get_pixel(4 + 116 + 56, 4 + 116 + 56).0, [109; 3]);
         assert_eq!(sheet.get_pixel(4 + 116 + 56, 4 + 116 + 5).0, [0; 3]);
+    }
+
+    /// The sheets of earlier versions were made so, and results hold their digests.
+    #[test]
+    fn small_images_are_enlarged_as_the_library_does() {
+        for side in 1..SIDE {
+            let image = RgbImage::from_fn(side, side.div_ceil(3), |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8]));
+            let (width, height) = (SIDE, SIDE * side.div_ceil(3) / side);
+            let expected = imageops::resize(&image, width, height, imageops::FilterType::Nearest);
+            assert!(enlarged(&image, width, height) == expected, "{side}");
+        }
     }
 
     #[test]

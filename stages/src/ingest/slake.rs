@@ -5,6 +5,7 @@ mod annotations;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, StageContext, StageError,
@@ -97,7 +98,7 @@ impl StageKind for IngestSlake {
         KindDescription {
             name: "ingest.slake",
             summary: "reads SLAKE: radiology images, questions in two languages, masks, boxes and knowledge",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -124,11 +125,11 @@ impl StageKind for IngestSlake {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let mut rejects = Rejects::default();
         let mut read = read(&files, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
-        let pictures = pictures(&files, &read);
+        let pictures = pictures(&files, &read)?;
         let needs_images = params.missing_images == MissingImages::Reject;
         // What is missing shows before the work begins.
         if needs_images {
@@ -176,6 +177,7 @@ impl StageKind for IngestSlake {
         let mut checks = Checks::default();
         stored.check(&mut checks)?;
         check_questions(&mut checks, &questions, context.scratch()?)?;
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -183,9 +185,9 @@ impl StageKind for IngestSlake {
 }
 
 /// The questions of a language, and what their records say of images.
-struct Read<'a> {
+struct Read {
     questions: Vec<Question>,
-    records: Records<'a>,
+    records: Records,
     images: BTreeMap<String, Named>,
 }
 
@@ -200,30 +202,30 @@ struct Named {
 const FILES: [(&str, &[&str]); 3] =
     [("train", &["train.json"]), ("val", &["validate.json", "validation.json"]), ("test", &["test.json"])];
 
-fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> Result<Read<'a>, StageError> {
+fn read(files: &SourceFiles, params: &Params, rejects: &mut Rejects) -> Result<Read, StageError> {
     let mut read = Read { questions: Vec::new(), records: Records::new(), images: BTreeMap::new() };
     let mut seen = BTreeSet::new();
     for (index, (split, names)) in FILES.into_iter().enumerate() {
-        let Some(file) = names.iter().find_map(|name| files.ending(name)) else {
-            return Err(files.error(format!("it has no file `{}`", names[0])));
-        };
+        let found = names.iter().map(|name| files.ending(name)).collect::<Result<Vec<_>, StageError>>()?;
+        let missing = || files.error(format!("it has no file `{}`", names[0]));
+        let file = found.into_iter().flatten().next().ok_or_else(missing)?;
         let before = read.questions.len();
-        for (row, record) in records(file, rejects)? {
+        for (row, record) in records(&file, rejects)? {
             let lang = record.some_text("q_lang").unwrap_or_default();
             if params.language != Language::Both && lang != params.language.name() {
                 continue;
             }
             match question(&record, split) {
                 Ok((one, ..)) if !seen.insert(one.qid) => {
-                    rejects.add(file, Some(row), Some(&one.qid.to_string()), "its `qid` stands twice");
+                    rejects.add(&file, Some(row), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
                 Ok((one, path)) => {
                     let modality = record.some_text("modality");
                     read.images.entry(one.image.clone()).or_insert(Named { path, modality });
-                    read.records.insert(one.qid, (file, row));
+                    read.records.insert(one.qid, (Arc::clone(&file), row));
                     read.questions.push(one);
                 }
-                Err(reason) => rejects.add(file, Some(row), record.text("qid").as_deref(), reason),
+                Err(reason) => rejects.add(&file, Some(row), record.text("qid").as_deref(), reason),
             }
         }
         let (found, wanted) = (read.questions.len() - before, params.language.counts()[index]);
@@ -264,12 +266,12 @@ fn question(record: &Record, split: &'static str) -> Result<(Question, String), 
 }
 
 /// One picture per image that is asked about and there, in the first split where it is asked about.
-fn pictures<'a>(files: &'a SourceFiles, read: &Read<'a>) -> Vec<Picture<'a>> {
+fn pictures(files: &SourceFiles, read: &Read) -> Result<Vec<Picture>, StageError> {
     let mut seen = BTreeSet::new();
     let mut pictures = Vec::new();
     for one in read.questions.iter().filter(|one| seen.insert(one.image.as_str())) {
         let Some(Named { path, modality }) = read.images.get(&one.image) else { continue };
-        let Some(file) = files.ending(&format!("imgs/{path}")) else { continue };
+        let Some(file) = files.ending(&format!("imgs/{path}"))? else { continue };
         pictures.push(Picture {
             id: one.image.clone(),
             split: one.split,
@@ -279,8 +281,8 @@ fn pictures<'a>(files: &'a SourceFiles, read: &Read<'a>) -> Vec<Picture<'a>> {
             region: one.organ.clone(),
             licence: Some("CC-BY-4.0".to_owned()),
             group: None,
-            named_by: read.records.get(&one.qid).copied(),
+            named_by: read.records.get(&one.qid).cloned(),
         });
     }
-    pictures
+    Ok(pictures)
 }

@@ -1,25 +1,23 @@
 //! The files of a data set as they are published: a folder, in which a ZIP archive counts as the folder
 //! that it is.
 //!
-//! An archive is untrusted. Its members are found by name and never written to disk; a member whose name
-//! leads out of the archive, or that stands twice, is refused with the whole archive; a member is read up
-//! to a limit that the reader of the data set states, whatever size the archive claims.
+//! Members of archives are found by name and never written to disk, and a member is read up to a limit that the
+//! reader of the data set states, whatever size the archive claims. The list of files is sorted on disk once it is
+//! long: a source of millions takes no more memory than one of thousands.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt as _;
+use std::io::{BufReader, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::bufread::DeflateDecoder;
-use flate2::{Crc, bufread::MultiGzDecoder};
-use pipe_engine::{Artifact, StageError};
-use zip::{CompressionMethod, ZipArchive};
+use flate2::bufread::MultiGzDecoder;
+use pipe_engine::{Artifact, StageContext, StageError};
 
+use super::archive::{Archive, Member, is_hidden};
 use super::origin::is_table;
-
-/// More members than this are in no published data set.
-const MEMBER_LIMIT: usize = 20_000_000;
+use super::sorted::{Pair, Sorted, Sorter};
 
 /// A file, on disk or in an archive.
 #[derive(Clone, Debug)]
@@ -34,17 +32,19 @@ pub(crate) struct SourceFile {
 #[derive(Clone, Debug)]
 enum Place {
     Disk(PathBuf),
-    Member { archive: Arc<Archive>, start: u64, compressed: u64, deflated: bool, checksum: u32 },
+    Member(Arc<Packed>, Member),
 }
 
-/// An open archive. Millions of members share one.
+/// An archive of the source.
 #[derive(Debug)]
-struct Archive {
-    path: PathBuf,
+struct Packed {
+    archive: Archive,
     /// The folder of its members' paths that is not in their names, with its `/`.
     folder: String,
-    file: Arc<File>,
 }
+
+/// Where the row is that says something: its file, and its number in it, from 1.
+pub(crate) type RowPlace = (Arc<SourceFile>, usize);
 
 impl SourceFile {
     /// The part of the path behind the last `/`.
@@ -61,9 +61,9 @@ impl SourceFile {
     pub(crate) fn shown(&self) -> PathBuf {
         match &self.place {
             Place::Disk(path) => path.clone(),
-            Place::Member { archive, .. } => {
-                let name = self.path.strip_prefix(archive.folder.as_str()).unwrap_or(&self.path);
-                archive.path.join(name)
+            Place::Member(packed, _) => {
+                let name = self.path.strip_prefix(packed.folder.as_str()).unwrap_or(&self.path);
+                packed.archive.path.join(name)
             }
         }
     }
@@ -72,7 +72,7 @@ impl SourceFile {
     pub(crate) fn on_disk(&self) -> Option<&Path> {
         match &self.place {
             Place::Disk(path) => Some(path),
-            Place::Member { .. } => None,
+            Place::Member(..) => None,
         }
     }
 
@@ -83,16 +83,7 @@ impl SourceFile {
                 let file = File::open(path).map_err(|error| error.to_string())?;
                 Ok(Box::new(file))
             }
-            Place::Member { archive, start, compressed, deflated, checksum } => {
-                let section =
-                    Section { file: Arc::clone(&archive.file), position: *start, length: start + compressed };
-                let bytes: Box<dyn Read + Send> = if *deflated {
-                    Box::new(DeflateDecoder::new(BufReader::new(section)))
-                } else {
-                    Box::new(section)
-                };
-                Ok(Box::new(Checked { bytes, crc: Crc::new(), expected: *checksum }))
-            }
+            Place::Member(packed, member) => packed.archive.read(member),
         }
     }
 
@@ -118,60 +109,108 @@ impl SourceFile {
 }
 
 /// The files of a source, in the order of their paths.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct SourceFiles {
     origin: String,
-    files: Vec<SourceFile>,
-    /// The places of files, in the order of their names.
-    by_name: Vec<u32>,
+    archives: Vec<Arc<Packed>>,
+    /// By path what [`Written`] says of a file.
+    by_path: Sorted,
+    /// By the names on the way to a file, its own first, the path.
+    by_name: Sorted,
     /// Tables and archives as they lie on disk, unopened: path and location.
     tables: Vec<(String, PathBuf)>,
 }
 
 impl SourceFiles {
-    /// The files of an input. Hidden files, which some archives are full of, are left out.
+    /// The files of an input.
     ///
     /// # Errors
-    /// If an archive is damaged, encrypted, or has a member that leads out of it.
-    pub(crate) fn of(artifact: &Artifact) -> Result<Self, StageError> {
+    /// If an archive is damaged, encrypted, or has a member that leads out of it; or a path stands twice.
+    pub(crate) fn input(context: &StageContext<'_>, port: &str) -> Result<Self, StageError> {
+        Self::of(context.input(port)?, context.scratch()?)
+    }
+
+    /// The files of an artifact. Hidden files, which some archives are full of, are left out. What is too long for
+    /// memory goes to files in `scratch`.
+    ///
+    /// # Errors
+    /// As [`Self::input`].
+    pub(crate) fn of(artifact: &Artifact, scratch: &Path) -> Result<Self, StageError> {
         let origin = artifact.origin.clone().unwrap_or_else(|| "source".to_owned());
         let origin = origin.strip_prefix("file:").unwrap_or(&origin).to_owned();
-        let mut files = Vec::with_capacity(artifact.files.len());
-        let mut tables = Vec::new();
-        for file in &artifact.files {
-            if is_hidden(&file.path) {
-                continue;
-            }
+        let (mut by_path, mut by_name) = (Sorter::new(scratch), Sorter::new(scratch));
+        let mut add = |path: &str, written: Written<'_>| {
+            by_path.push(path.as_bytes(), &written.bytes())?;
+            by_name.push(&names(path), path.as_bytes())
+        };
+        let (mut archives, mut tables) = (Vec::new(), Vec::new());
+        for file in artifact.files.iter().filter(|file| !is_hidden(&file.path)) {
             if is_table(&file.path) {
                 tables.push((file.path.clone(), file.location.clone()));
             }
-            if file.path.to_lowercase().ends_with(".zip") {
-                let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-                members(&file.location, folder, &mut files)?;
-            } else {
-                files.push(SourceFile {
-                    path: file.path.clone(),
-                    bytes: file.bytes,
-                    place: Place::Disk(file.location.clone()),
-                });
+            if !file.path.to_lowercase().ends_with(".zip") {
+                add(&file.path, Written::Disk(file.bytes, &file.location))?;
+                continue;
+            }
+            let folder = file.path.rsplit_once('/').map(|(folder, _)| format!("{folder}/"));
+            let packed =
+                Packed { archive: Archive::open(&file.location)?, folder: folder.unwrap_or_default() };
+            let number = archives.len() as u32;
+            packed.archive.each(|name, member| {
+                add(&format!("{}{name}", packed.folder), Written::Member(number, member))
+            })?;
+            archives.push(Arc::new(packed));
+        }
+        tables.sort_unstable();
+        let (by_path, by_name) = (by_path.finish()?, by_name.finish()?);
+        let files = Self { origin, archives, by_path, by_name, tables };
+        files.check()?;
+        Ok(files)
+    }
+
+    /// Finds a path that stands twice.
+    fn check(&self) -> Result<(), StageError> {
+        let mut before: Option<Pair> = None;
+        for pair in self.by_path.iter() {
+            let pair = pair?;
+            if let Some(twin) = before.replace(pair.clone()).filter(|before| before.0 == pair.0) {
+                let (one, other) = (self.file(twin)?, self.file(pair)?);
+                let reason = format!("`{}` is there too: which of the two is meant?", one.shown().display());
+                return Err(other.error(reason));
             }
         }
-        files.sort_by(|one, other| one.path.cmp(&other.path));
-        if let Some(pair) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            let reason = format!("`{}` is there too: which of the two is meant?", pair[0].shown().display());
-            return Err(pair[1].error(reason));
-        }
-        let count = u32::try_from(files.len())
-            .map_err(|_| StageError::input(&origin, format!("it has {} files", files.len())))?;
-        let mut by_name: Vec<u32> = (0..count).collect();
-        by_name.sort_by_key(|place| files[*place as usize].name());
-        tables.sort_unstable();
-        Ok(Self { origin, files, by_name, tables })
+        Ok(())
+    }
+
+    /// A file as it is written in the list.
+    fn file(&self, (path, written): Pair) -> Result<Arc<SourceFile>, StageError> {
+        let damaged = || StageError::failed("the list of files is damaged".to_owned());
+        let path = String::from_utf8(path).map_err(|_| damaged())?;
+        let (bytes, place) = match Written::read(&written).ok_or_else(damaged)? {
+            Written::Disk(bytes, location) => (bytes, Place::Disk(location.to_owned())),
+            Written::Member(number, member) => {
+                let packed = self.archives.get(number as usize).ok_or_else(damaged)?;
+                (member.bytes, Place::Member(Arc::clone(packed), member))
+            }
+        };
+        Ok(Arc::new(SourceFile { path, bytes, place }))
     }
 
     /// All files.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &SourceFile> {
-        self.files.iter()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Result<Arc<SourceFile>, StageError>> {
+        self.by_path.iter().map(|pair| self.file(pair?))
+    }
+
+    /// The files whose path a filter accepts.
+    pub(crate) fn filtered(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> impl Iterator<Item = Result<Arc<SourceFile>, StageError>> {
+        let is_wanted = move |pair: &Result<Pair, StageError>| {
+            // An error is none to be left out.
+            pair.as_ref().map_or(true, |(path, _)| std::str::from_utf8(path).is_ok_and(&wanted))
+        };
+        self.by_path.iter().filter(is_wanted).map(|pair| self.file(pair?))
     }
 
     /// Tables and archives as they lie on disk, unopened, in the order of their paths: path and location.
@@ -186,156 +225,109 @@ impl SourceFiles {
 
     /// The file of exactly this path. What is asked for comes from data: a path that leads out of the
     /// source is none of its files.
-    pub(crate) fn exactly(&self, path: &str) -> Option<&SourceFile> {
-        let place = self.files.binary_search_by(|file| file.path.as_str().cmp(path)).ok()?;
-        Some(&self.files[place])
+    pub(crate) fn exactly(&self, path: &str) -> Result<Option<Arc<SourceFile>>, StageError> {
+        // Of those that begin so, a file itself comes before what is longer.
+        let Some(first) = self.by_path.beginning(path.as_bytes()).next().transpose()? else {
+            return Ok(None);
+        };
+        if first.0 != path.as_bytes() {
+            return Ok(None);
+        }
+        self.file(first).map(Some)
     }
 
-    /// The files of this name, in the order of their paths.
-    pub(crate) fn named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a SourceFile> + use<'a> {
-        let file = |place: &u32| &self.files[*place as usize];
-        let first = self.by_name.partition_point(|place| file(place).name() < name);
-        let count = self.by_name[first..].partition_point(|place| file(place).name() == name);
-        self.by_name[first..first + count].iter().map(|place| &self.files[*place as usize])
+    /// The files whose path ends in `path`, whole names, in the order of their paths.
+    pub(crate) fn all_ending(&self, path: &str) -> Result<Vec<Arc<SourceFile>>, StageError> {
+        let end = names(path);
+        let paths = self.by_name.beginning(&end).map(|pair| Ok(pair?.1));
+        let mut paths = paths.collect::<Result<Vec<_>, StageError>>()?;
+        paths.sort_unstable();
+        let files = paths.into_iter().map(|path| self.exactly(&String::from_utf8_lossy(&path)));
+        Ok(files.collect::<Result<Vec<_>, StageError>>()?.into_iter().flatten().collect())
     }
 
     /// The file whose path ends in `path`, whole names; the one that lies highest, if there are several.
-    pub(crate) fn ending(&self, path: &str) -> Option<&SourceFile> {
-        let name = path.rsplit('/').next()?;
-        let whole = |file: &&SourceFile| {
-            file.path.strip_suffix(path).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
-        };
-        self.named(name).filter(whole).min_by_key(|file| file.path.matches('/').count())
+    pub(crate) fn ending(&self, path: &str) -> Result<Option<Arc<SourceFile>>, StageError> {
+        let end = names(path);
+        let mut highest: Option<(usize, Vec<u8>)> = None;
+        for pair in self.by_name.beginning(&end) {
+            let (names, path) = pair?;
+            let found = (names.iter().filter(|byte| **byte == 0).count(), path);
+            if highest.as_ref().is_none_or(|known| found < *known) {
+                highest = Some(found);
+            }
+        }
+        match highest {
+            Some((_, path)) => self.exactly(&String::from_utf8_lossy(&path)),
+            None => Ok(None),
+        }
     }
 
     /// As [`Self::ending`]; an error that says what is missing otherwise.
-    pub(crate) fn needed(&self, path: &str) -> Result<&SourceFile, StageError> {
-        self.ending(path).ok_or_else(|| self.error(format!("it has no file `{path}`")))
+    pub(crate) fn needed(&self, path: &str) -> Result<Arc<SourceFile>, StageError> {
+        self.ending(path)?.ok_or_else(|| self.error(format!("it has no file `{path}`")))
     }
 
     /// The files that lie in a folder of this name, not below it.
-    pub(crate) fn within<'a>(&'a self, folder: &'a str) -> impl Iterator<Item = &'a SourceFile> {
-        self.files.iter().filter(move |file| {
-            let mut parts = file.path.rsplit('/');
-            parts.next();
-            parts.next() == Some(folder)
-        })
+    pub(crate) fn within(&self, folder: &str) -> impl Iterator<Item = Result<Arc<SourceFile>, StageError>> {
+        self.filtered(move |path| path.rsplit('/').nth(1) == Some(folder))
     }
 }
 
-/// Whether a file or one of its folders is hidden, or what macOS adds to archives.
-fn is_hidden(path: &str) -> bool {
-    path.split('/').any(|part| part.starts_with('.') || part == "__MACOSX")
+/// The names on the way to a file, its own first, each with its end: paths that end alike begin alike so.
+fn names(path: &str) -> Vec<u8> {
+    let mut names = Vec::with_capacity(path.len() + 1);
+    for name in path.rsplit('/') {
+        names.extend_from_slice(name.as_bytes());
+        names.push(0);
+    }
+    names
 }
 
-/// The members of an archive, as files of the folder in which it lies.
-fn members(archive: &Path, folder: &str, files: &mut Vec<SourceFile>) -> Result<(), StageError> {
-    let damaged = |reason: String| StageError::input(archive, reason);
-    let file = File::open(archive).map_err(|error| damaged(error.to_string()))?;
-    let length = file.metadata().map_err(|error| damaged(error.to_string()))?.len();
-    let file = Arc::new(file);
-    let section = Section { file: Arc::clone(&file), position: 0, length };
-    let mut zip = ZipArchive::new(BufReader::new(section))
-        .map_err(|error| damaged(format!("it is no ZIP archive, or a truncated one: {error}")))?;
-    let folder = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-    let opened = Arc::new(Archive { path: archive.to_owned(), folder, file });
-    if zip.len() > MEMBER_LIMIT {
-        return Err(damaged(format!("it has {} members; at most {MEMBER_LIMIT} are read", zip.len())));
+/// What the list of files says of one.
+enum Written<'a> {
+    /// Its length and where it lies.
+    Disk(u64, &'a Path),
+    /// The number of the archive, and the member.
+    Member(u32, Member),
+}
+
+impl<'a> Written<'a> {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Disk(bytes, location) => {
+                [&[0], &bytes.to_le_bytes()[..], location.as_os_str().as_bytes()].concat()
+            }
+            Self::Member(archive, member) => {
+                let mut bytes = vec![1 + u8::from(member.is_deflated)];
+                bytes.extend(archive.to_le_bytes());
+                bytes.extend(member.checksum.to_le_bytes());
+                for number in [member.header, member.compressed, member.bytes] {
+                    bytes.extend(number.to_le_bytes());
+                }
+                bytes
+            }
+        }
     }
-    files.reserve_exact(zip.len());
-    for index in 0..zip.len() {
-        let member =
-            zip.by_index_raw(index).map_err(|error| damaged(format!("member {}: {error}", index + 1)))?;
-        let name = String::from_utf8(member.name_raw().to_vec())
-            .map_err(|_| damaged(format!("the name of member {} is no UTF-8 text", index + 1)))?;
-        if member.is_dir() || is_hidden_member(&name) {
-            continue;
+
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        if *kind == 0 {
+            let (length, location) = rest.split_first_chunk()?;
+            return Some(Self::Disk(u64::from_le_bytes(*length), Path::new(OsStr::from_bytes(location))));
         }
-        let refused = |reason: &str| damaged(format!("member `{}`: {reason}", name.escape_debug()));
-        if !stays_inside(&name) {
-            return Err(refused("its name leads out of the archive"));
-        }
-        if member.is_symlink() {
-            return Err(refused("it is a symbolic link"));
-        }
-        if member.encrypted() {
-            return Err(refused("it is encrypted"));
-        }
-        let deflated = match member.compression() {
-            CompressionMethod::Stored => false,
-            CompressionMethod::Deflated => true,
-            method => return Err(refused(&format!("it is packed by {method}; deflate is read"))),
+        let (archive, rest) = rest.split_first_chunk()?;
+        let (checksum, rest) = rest.split_first_chunk()?;
+        let (header, rest) = rest.split_first_chunk()?;
+        let (compressed, rest) = rest.split_first_chunk()?;
+        let member = Member {
+            header: u64::from_le_bytes(*header),
+            compressed: u64::from_le_bytes(*compressed),
+            bytes: u64::from_le_bytes(*rest.first_chunk()?),
+            checksum: u32::from_le_bytes(*checksum),
+            is_deflated: *kind == 2,
         };
-        let (compressed, bytes, checksum) = (member.compressed_size(), member.size(), member.crc32());
-        let Some(start) = member.data_start() else { return Err(refused("it has no beginning")) };
-        if start.checked_add(compressed).is_none_or(|end| end > length) {
-            return Err(refused("it reaches beyond the end of the archive"));
-        }
-        let mut path = format!("{}{name}", opened.folder);
-        path.shrink_to_fit();
-        let place = Place::Member { archive: Arc::clone(&opened), start, compressed, deflated, checksum };
-        files.push(SourceFile { path, bytes, place });
-    }
-    Ok(())
-}
-
-/// Hidden names that do not lead out of the archive, which is not for this function to forgive.
-fn is_hidden_member(name: &str) -> bool {
-    stays_inside(name) && is_hidden(name)
-}
-
-/// Whether a name is a plain relative path.
-fn stays_inside(name: &str) -> bool {
-    !name.contains(['\\', '\0']) && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
-}
-
-/// A part of a file, with a place of its own: several may be read at once.
-struct Section {
-    file: Arc<File>,
-    position: u64,
-    /// Where the part ends in the file.
-    length: u64,
-}
-
-impl Read for Section {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let left = self.length.saturating_sub(self.position).min(buffer.len() as u64) as usize;
-        let read = self.file.read_at(&mut buffer[..left], self.position)?;
-        self.position += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for Section {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        let place = match to {
-            SeekFrom::Start(place) => Some(place),
-            SeekFrom::End(offset) => self.length.checked_add_signed(offset),
-            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
-        };
-        self.position = place.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
-        Ok(self.position)
-    }
-}
-
-/// Compares the checksum at the end.
-struct Checked {
-    bytes: Box<dyn Read + Send>,
-    crc: Crc,
-    expected: u32,
-}
-
-impl Read for Checked {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.bytes.read(buffer)?;
-        self.crc.update(&buffer[..read]);
-        if read == 0 && !buffer.is_empty() && self.crc.sum() != self.expected {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
-                "its checksum is not that of the archive",
-            ));
-        }
-        Ok(read)
+        Some(Self::Member(u32::from_le_bytes(*archive), member))
     }
 }
 
@@ -344,8 +336,8 @@ mod tests {
     use std::io::Write;
 
     use proptest::prelude::*;
-    use zip::ZipWriter;
     use zip::write::SimpleFileOptions;
+    use zip::{CompressionMethod, ZipWriter};
 
     use super::*;
     use crate::testing::tree;
@@ -362,11 +354,11 @@ mod tests {
     }
 
     fn files(bytes: &[u8]) -> Result<SourceFiles, StageError> {
-        let folder = tempfile::tempdir().unwrap().keep();
+        let (folder, scratch) = (tempfile::tempdir().unwrap().keep(), tempfile::tempdir().unwrap());
         std::fs::create_dir_all(folder.join("data")).unwrap();
         std::fs::write(folder.join("data/images.zip"), bytes).unwrap();
         std::fs::write(folder.join("rows.csv"), "a,b").unwrap();
-        let files = SourceFiles::of(&tree(&folder, "file"));
+        let files = SourceFiles::of(&tree(&folder, "file"), scratch.path());
         // Open archives stay readable without their names.
         std::fs::remove_dir_all(folder).unwrap();
         files
@@ -379,12 +371,12 @@ mod tests {
             let members: [(&str, &[u8]); 3] =
                 [("a/one.txt", &text), ("two.txt", b"2"), ("__MACOSX/._two.txt", b"")];
             let files = files(&archive(&members, method)).unwrap();
-            let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+            let paths: Vec<String> = files.iter().map(|file| file.unwrap().path.clone()).collect();
             assert_eq!(paths, ["data/a/one.txt", "data/two.txt", "rows.csv"]);
-            assert_eq!(files.ending("one.txt").unwrap().read(1 << 20).unwrap(), text);
-            assert_eq!(files.exactly("data/two.txt").unwrap().read(1).unwrap(), b"2");
-            assert!(files.exactly("two.txt").is_none());
-            assert!(files.ending("wo.txt").is_none());
+            assert_eq!(files.needed("one.txt").unwrap().read(1 << 20).unwrap(), text);
+            assert_eq!(files.exactly("data/two.txt").unwrap().unwrap().read(1).unwrap(), b"2");
+            assert!(files.exactly("two.txt").unwrap().is_none());
+            assert!(files.ending("wo.txt").unwrap().is_none());
         }
     }
 
@@ -398,7 +390,9 @@ mod tests {
             .unwrap();
         let mut listed = tree(folder.path(), "file");
         let paths = |artifact: &Artifact| -> Vec<String> {
-            SourceFiles::of(artifact).unwrap().iter().map(|file| file.path.clone()).collect()
+            let scratch = tempfile::tempdir().unwrap();
+            let files = SourceFiles::of(artifact, scratch.path()).unwrap();
+            files.iter().map(|file| file.unwrap().path.clone()).collect()
         };
         let sorted = paths(&listed);
         assert_eq!(sorted, ["0.txt", "a.txt", "b.txt", "c.txt"]);
@@ -412,7 +406,7 @@ mod tests {
         let bytes = archive(&[("bomb.png", &zeros)], CompressionMethod::Deflated);
         assert!(bytes.len() < 1 << 20);
         let files = files(&bytes).unwrap();
-        let reason = files.ending("bomb.png").unwrap().read(1 << 20).unwrap_err();
+        let reason = files.needed("bomb.png").unwrap().read(1 << 20).unwrap_err();
         assert!(reason.contains("more than 1048576 bytes"), "{reason}");
     }
 
@@ -443,7 +437,7 @@ mod tests {
         assert!(error.contains("truncated"), "{error}");
         let mut flipped = whole;
         flipped[100] ^= 1;
-        let reason = files(&flipped).unwrap().ending("one.txt").unwrap().read(1 << 20).unwrap_err();
+        let reason = files(&flipped).unwrap().needed("one.txt").unwrap().read(1 << 20).unwrap_err();
         assert!(reason.contains("checksum"), "{reason}");
     }
 
@@ -454,7 +448,7 @@ mod tests {
             .unwrap();
         std::fs::write(folder.path().join("b.zip"), archive(&[("x", b"2")], CompressionMethod::Stored))
             .unwrap();
-        let error = SourceFiles::of(&tree(folder.path(), "file")).unwrap_err().to_string();
+        let error = SourceFiles::of(&tree(folder.path(), "file"), folder.path()).unwrap_err().to_string();
         assert!(error.contains("which of the two"), "{error}");
     }
 
@@ -467,7 +461,7 @@ mod tests {
             bytes[place % length] = byte;
             if let Ok(files) = files(&bytes) {
                 for file in files.iter() {
-                    let _ = file.read(1 << 16);
+                    let _ = file.unwrap().read(1 << 16);
                 }
             }
         }

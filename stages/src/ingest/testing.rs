@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use super::source::{SourceFile, SourceFiles};
 use crate::table::{Table, read};
-use crate::testing::{Made, tree};
+use crate::testing::{Made, source, tree};
 
 /// The counts of a check in a table of checks, by split, other split and value, as far as there are any.
 pub(crate) fn checks(made: &Made, check: &str) -> BTreeMap<String, i64> {
@@ -79,4 +81,10 @@ pub(crate) fn zip_folder(folder: &Path, archive: &Path, keep: impl Fn(&str) -> b
         }
     }
     zip.finish().unwrap();
+}
+
+/// A file, as a source of its own.
+pub(crate) fn source_file(path: &Path) -> Arc<SourceFile> {
+    let files = SourceFiles::of(&source(path), path.parent().unwrap()).unwrap();
+    files.iter().next().unwrap().unwrap()
 }

@@ -6,6 +6,7 @@ mod record;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pipe_engine::cache::Digest;
 use pipe_engine::{
@@ -128,7 +129,7 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -152,13 +153,13 @@ impl StageKind for IngestVqaRad {
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
-        let files = SourceFiles::of(context.input("source")?)?;
+        let files = SourceFiles::input(context, "source")?;
         let mut rejects = Rejects::default();
         let mut read = read(&files, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
-        let images = by_name(&files);
+        let images = by_name(&files)?;
         let asked: BTreeSet<&str> = read.questions.iter().map(|one| one.image.as_str()).collect();
-        let silent = images.keys().filter(|name| !asked.contains(*name)).count();
+        let silent = images.keys().filter(|name| !asked.contains(name.as_str())).count();
         let pictures = pictures(&read, &images);
         let needs_images = params.missing_images == MissingImages::Reject;
         // What is missing shows before the work begins.
@@ -199,6 +200,7 @@ impl StageKind for IngestVqaRad {
             checks.shared("templated wording of a test question", "test", "train", leaked);
         }
         checks.fact("image without a question", String::new(), silent as u64);
+        rejects.count_reasons(&mut checks);
         checks.write(context.output("checks")?, &provenance)?;
         stored.sheets().write(context.output("sheets")?)?;
         rejects.write(params.max_rejects, "rejects", context)
@@ -206,23 +208,23 @@ impl StageKind for IngestVqaRad {
 }
 
 /// The questions of a protocol, in the published order.
-struct Read<'a> {
+struct Read {
     /// The file that names the training images.
-    file: &'a SourceFile,
+    file: Arc<SourceFile>,
     /// Whose files these are.
     version: &'static str,
     questions: Vec<Question>,
-    records: Records<'a>,
+    records: Records,
     /// The case of an image, where the file tells it.
     cases: BTreeMap<String, String>,
     /// The templated wordings of test questions, where the file tells them: number, image, wording.
     tested: Vec<(i64, String, String)>,
     /// Images that are cells of a table, by id.
-    cells: BTreeMap<String, Vec<u8>>,
+    cells: BTreeMap<String, Arc<[u8]>>,
 }
 
-impl<'a> Read<'a> {
-    fn new(file: &'a SourceFile, version: &'static str) -> Self {
+impl Read {
+    fn new(file: Arc<SourceFile>, version: &'static str) -> Self {
         Self {
             file,
             version,
@@ -236,14 +238,14 @@ impl<'a> Read<'a> {
 }
 
 /// Finds the layout and reads it.
-fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> Result<Read<'a>, StageError> {
-    let split_files = (files.ending("trainset.json"), files.ending("testset.json"));
-    let mut read = match (files.ending(PUBLIC), split_files) {
+fn read(files: &SourceFiles, params: &Params, rejects: &mut Rejects) -> Result<Read, StageError> {
+    let split_files = (files.ending("trainset.json")?, files.ending("testset.json")?);
+    let mut read = match (files.ending(PUBLIC)?, split_files) {
         _ if params.protocol == Protocol::HuggingFace => from_parquet(files, rejects)?,
-        (Some(file), _) => from_public(file, params, rejects)?,
-        (None, (Some(train), Some(test))) => from_mevf(train, test, params, rejects)?,
+        (Some(file), _) => from_public(&file, params, rejects)?,
+        (None, (Some(train), Some(test))) => from_mevf(&train, &test, params, rejects)?,
         _ => {
-            let parquet = match files.iter().any(|file| file.path.ends_with(".parquet")) {
+            let parquet = match files.filtered(|path| path.ends_with(".parquet")).next().is_some() {
                 true => "; its Parquet files are read under `protocol = \"huggingface-1793\"`",
                 false => "",
             };
@@ -273,11 +275,7 @@ fn read<'a>(files: &'a SourceFiles, params: &Params, rejects: &mut Rejects) -> R
 }
 
 /// The public file: 2,248 records of both splits, some with a templated wording beside the free one.
-fn from_public<'a>(
-    file: &'a SourceFile,
-    params: &Params,
-    rejects: &mut Rejects,
-) -> Result<Read<'a>, StageError> {
+fn from_public(file: &Arc<SourceFile>, params: &Params, rejects: &mut Rejects) -> Result<Read, StageError> {
     let records = records(file, rejects)?;
     let is_test =
         |record: &Record| record.text("phrase_type").is_some_and(|phrase| phrase.starts_with("test_"));
@@ -289,7 +287,7 @@ fn from_public<'a>(
         let wordings = record.text("question").into_iter().chain(frame(record));
         tested.extend(wordings.map(|wording| (image.clone(), exact(&wording))));
     }
-    let mut read = Read::new(file, "OSF 89kps");
+    let mut read = Read::new(Arc::clone(file), "OSF 89kps");
     let mut seen = BTreeSet::new();
     for (number, record) in &records {
         let split = if is_test(record) { "test" } else { "train" };
@@ -328,7 +326,7 @@ fn from_public<'a>(
                 || !tested.contains(&(templated.image.clone(), exact(&templated.question)))
         });
         for one in std::iter::once(one).chain(templated) {
-            read.records.insert(one.qid, (file, *number));
+            read.records.insert(one.qid, (Arc::clone(file), *number));
             read.questions.push(one);
         }
     }
@@ -336,13 +334,13 @@ fn from_public<'a>(
 }
 
 /// The files of the MEVF code, whose training file already has the templated wordings.
-fn from_mevf<'a>(
-    train: &'a SourceFile,
-    test: &'a SourceFile,
+fn from_mevf(
+    train: &Arc<SourceFile>,
+    test: &Arc<SourceFile>,
     params: &Params,
     rejects: &mut Rejects,
-) -> Result<Read<'a>, StageError> {
-    let mut read = Read::new(train, "MEVF");
+) -> Result<Read, StageError> {
+    let mut read = Read::new(Arc::clone(train), "MEVF");
     let mut seen = BTreeSet::new();
     for (file, split) in [(train, "train"), (test, "test")] {
         for (number, record) in records(file, rejects)? {
@@ -351,7 +349,7 @@ fn from_mevf<'a>(
                     rejects.add(file, Some(number), Some(&one.qid.to_string()), "its `qid` stands twice");
                 }
                 Ok(one) => {
-                    read.records.insert(one.qid, (file, number));
+                    read.records.insert(one.qid, (Arc::clone(file), number));
                     read.questions.push(one);
                 }
                 Err(reason) => {
@@ -416,12 +414,14 @@ fn frames_of_tests(questions: &[Question]) -> Option<BTreeMap<i64, (String, Stri
 
 /// Parquet files of rows of an image, a question and an answer. An image is named by its digest, and rows
 /// are numbered as they stand.
-fn from_parquet<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<Read<'a>, StageError> {
-    let mut read: Option<Read<'a>> = None;
-    for file in files.iter().filter(|file| file.path.ends_with(".parquet")) {
+fn from_parquet(files: &SourceFiles, rejects: &mut Rejects) -> Result<Read, StageError> {
+    let mut read: Option<Read> = None;
+    for file in files.filtered(|path| path.ends_with(".parquet")) {
+        let file = file?;
         let split = named_in(&file.path).ok_or_else(|| file.error("its name tells no split"))?;
-        let read = read.get_or_insert_with(|| Read::new(file, "Hugging Face flaviagiammarino/vqa-rad"));
-        let mut rows = ParquetRows::open(file, &["image", "question", "answer"])?;
+        let read =
+            read.get_or_insert_with(|| Read::new(Arc::clone(&file), "Hugging Face flaviagiammarino/vqa-rad"));
+        let mut rows = ParquetRows::open(&file, &["image", "question", "answer"])?;
         while let Some((first, table)) = rows.next()? {
             let images = table.images("image").map_err(|error| file.error(error.to_string()))?;
             let questions = table.as_text("question").map_err(|error| file.error(error.to_string()))?;
@@ -430,13 +430,13 @@ fn from_parquet<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<Rea
             {
                 let row = first + offset;
                 let (Some((bytes, _)), Some(question), Some(answer)) = (image, question, answer) else {
-                    rejects.add(file, Some(row), None, "it lacks an image, a question or an answer");
+                    rejects.add(&file, Some(row), None, "it lacks an image, a question or an answer");
                     continue;
                 };
                 let image = format!("{}.jpg", &Digest::of(bytes).to_hex()[..16]);
-                read.cells.entry(image.clone()).or_insert_with(|| bytes.clone());
+                read.cells.entry(image.clone()).or_insert_with(|| bytes.as_slice().into());
                 let qid = read.questions.len() as i64;
-                read.records.insert(qid, (file, row));
+                read.records.insert(qid, (Arc::clone(&file), row));
                 read.questions.push(Question {
                     qid,
                     image,
@@ -453,22 +453,23 @@ fn from_parquet<'a>(files: &'a SourceFiles, rejects: &mut Rejects) -> Result<Rea
 }
 
 /// The image files by name.
-fn by_name(files: &SourceFiles) -> BTreeMap<&str, &SourceFile> {
+fn by_name(files: &SourceFiles) -> Result<BTreeMap<String, Arc<SourceFile>>, StageError> {
     let mut by_name = BTreeMap::new();
-    for file in files.iter().filter(|file| file.path.ends_with(".jpg")) {
-        by_name.entry(file.name()).or_insert(file);
+    for file in files.filtered(|path| path.ends_with(".jpg")) {
+        let file = file?;
+        by_name.entry(file.name().to_owned()).or_insert(file);
     }
-    by_name
+    Ok(by_name)
 }
 
 /// One picture per image that is asked about and there, in the split where it is asked about first.
-fn pictures<'a>(read: &Read<'a>, images: &BTreeMap<&str, &'a SourceFile>) -> Vec<Picture<'a>> {
+fn pictures(read: &Read, images: &BTreeMap<String, Arc<SourceFile>>) -> Vec<Picture> {
     let mut seen = BTreeSet::new();
     let mut pictures = Vec::new();
     for one in read.questions.iter().filter(|one| seen.insert(one.image.as_str())) {
         let content = match (read.cells.get(&one.image), images.get(one.image.as_str())) {
-            (Some(bytes), _) => Content::Bytes(bytes.clone()),
-            (None, Some(file)) => Content::File(file),
+            (Some(bytes), _) => Content::Bytes(Arc::clone(bytes)),
+            (None, Some(file)) => Content::File(Arc::clone(file)),
             (None, None) => continue,
         };
         pictures.push(Picture {
@@ -480,7 +481,7 @@ fn pictures<'a>(read: &Read<'a>, images: &BTreeMap<&str, &'a SourceFile>) -> Vec
             region: one.organ.clone(),
             licence: Some(LICENCE.to_owned()),
             group: read.cases.get(&one.image).cloned(),
-            named_by: read.records.get(&one.qid).copied(),
+            named_by: read.records.get(&one.qid).cloned(),
         });
     }
     pictures

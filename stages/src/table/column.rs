@@ -91,6 +91,18 @@ impl Column {
         }
     }
 
+    /// Takes the rows from `at` on away.
+    fn split_off(&mut self, at: usize) -> Self {
+        macro_rules! split {
+            ($($variant:ident),*) => {
+                match self {
+                    $(Self::$variant(values) => Self::$variant(values.split_off(at)),)*
+                }
+            };
+        }
+        split!(Utf8, Bool, Int32, Int64, Float64, ListInt64, ListInt32, ListFloat32, ListUtf8, Image, Binary)
+    }
+
     /// The values of `next` after these; nothing if it holds another type.
     fn append(self, next: Self) -> Option<Self> {
         macro_rules! join {
@@ -198,6 +210,12 @@ impl Table {
         let columns =
             self.columns.iter().map(|(name, column)| (name.clone(), column.select(indices))).collect();
         Self { columns, metadata: self.metadata.clone() }
+    }
+
+    /// Takes the rows from `at` on away; nothing is copied.
+    pub(super) fn split_off(&mut self, at: usize) -> Self {
+        let columns = self.columns.iter_mut().map(|(name, column)| (name.clone(), column.split_off(at)));
+        Self { columns: columns.collect(), metadata: self.metadata.clone() }
     }
 
     /// The rows of `next` after those of this table; a table without rows adds nothing.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::PathBuf;
 
 use parquet::arrow::ArrowWriter;
@@ -77,8 +76,7 @@ impl<'a> TableWriter<'a> {
         Self { schema, options, folder, waiting: None, digests: Vec::new(), parts: Vec::new() }
     }
 
-    /// Adds rows. Every piece has the same columns; the metadata are those of the first one. Rows that are a part by
-    /// themselves, as a large volume is, are not copied.
+    /// Adds rows. Every piece has the same columns; the metadata are those of the first one. Rows are moved, not copied.
     ///
     /// # Errors
     /// As [`write()`].
@@ -91,18 +89,12 @@ impl<'a> TableWriter<'a> {
         };
         let mut start = 0;
         for end in part_ends(&self.digests, self.options.shard_rows) {
-            let part = if start == 0 && end == table.rows() {
-                let nothing = select(&table, 0..0);
-                std::mem::replace(&mut table, nothing)
-            } else {
-                select(&table, start..end)
-            };
-            self.write_part(part, start)?;
+            let rest = table.split_off(end - start);
+            self.write_part(std::mem::replace(&mut table, rest), start)?;
             start = end;
         }
         self.digests.drain(..start);
-        self.waiting =
-            Some(if start == 0 || table.rows() == 0 { table } else { select(&table, start..table.rows()) });
+        self.waiting = Some(table);
         Ok(())
     }
 
@@ -132,10 +124,6 @@ impl<'a> TableWriter<'a> {
         self.parts.push(TablePart { path, digest, rows: rows as u64 });
         Ok(())
     }
-}
-
-fn select(table: &Table, range: Range<usize>) -> Table {
-    table.select(&range.collect::<Vec<_>>())
 }
 
 /// The columns in schema order, further ones after them; required values checked.

@@ -19,8 +19,9 @@ impl Excluded {
     /// Reads the lists that are there.
     pub(super) fn read(files: &SourceFiles) -> Result<Self, StageError> {
         let mut names = BTreeSet::new();
-        for file in LISTS.iter().filter_map(|name| files.ending(name)) {
-            let mut lines = Lines::open(file)?;
+        for name in LISTS {
+            let Some(file) = files.ending(name)? else { continue };
+            let mut lines = Lines::open(&file)?;
             while let Some((number, line)) = lines.next_text()? {
                 let line = line.map_err(|reason| file.error(format!("row {number}: {reason}")))?;
                 let name = line.trim().rsplit('/').next().unwrap_or_default();
@@ -31,7 +32,7 @@ impl Excluded {
     }
 
     /// Whether a volume, its scan or its patient is named.
-    pub(super) fn has(&self, volume: &Volume<'_>) -> bool {
+    pub(super) fn has(&self, volume: &Volume) -> bool {
         let names = [Some(&volume.id), volume.scan.as_ref(), Some(&volume.patient)];
         names.into_iter().flatten().any(|name| self.0.contains(name))
     }

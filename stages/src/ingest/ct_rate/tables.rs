@@ -1,13 +1,14 @@
 //! What the CSV files of CT-RATE say of each volume.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pipe_engine::StageError;
 
 use super::CaptionText;
 use crate::ingest::csv::{CsvFile, CsvRow};
 use crate::ingest::rejects::Rejects;
-use crate::ingest::source::{SourceFile, SourceFiles};
+use crate::ingest::source::{RowPlace, SourceFile, SourceFiles};
 use crate::ingest::splits::named_in;
 
 /// The abnormalities, in the order of the published columns.
@@ -33,7 +34,7 @@ pub(crate) const LABELS: [&str; 18] = [
 ];
 
 /// A volume, or a report that has none.
-pub(super) struct Volume<'a> {
+pub(super) struct Volume {
     /// `train_1_a_1`.
     pub(super) id: String,
     /// `train_1`.
@@ -46,7 +47,7 @@ pub(super) struct Volume<'a> {
     /// How stored values become Hounsfield units. Nothing where there are no volumes.
     pub(super) acquisition: Option<Acquisition>,
     /// The row that names the volume.
-    pub(super) place: (&'a SourceFile, usize),
+    pub(super) place: RowPlace,
 }
 
 /// A report.
@@ -208,22 +209,22 @@ fn reports(
 }
 
 /// The volumes that the metadata of both splits name, in their order.
-pub(super) fn read<'a>(
-    files: &'a SourceFiles,
+pub(super) fn read(
+    files: &SourceFiles,
     caption: CaptionText,
     rejects: &mut Rejects,
-) -> Result<Vec<Volume<'a>>, StageError> {
+) -> Result<Vec<Volume>, StageError> {
     let mut volumes = Vec::new();
     // The validation split has two names.
     for (split, long, short) in [("train", "train", "train"), ("val", "validation", "valid")] {
-        let Some(file) = files.ending(&format!("{long}_metadata.csv")) else { continue };
-        let mut csv = CsvFile::open(file, b',')?;
+        let Some(file) = files.ending(&format!("{long}_metadata.csv"))? else { continue };
+        let mut csv = CsvFile::open(&file, b',')?;
         let columns =
             ["XYSpacing", "ZSpacing", "RescaleSlope", "RescaleIntercept"].map(|name| csv.column(name));
         let [xy, z, slope, intercept] = columns;
         let (xy, z, slope, intercept) = (xy?, z?, slope?, intercept?);
-        let mut named = Named { table: file, volumes: BTreeSet::new() };
-        let rows = by_volume(&mut csv, file, &mut named.volumes, rejects, |_, row| {
+        let mut named = Named { table: &file, volumes: BTreeSet::new() };
+        let rows = by_volume(&mut csv, &file, &mut named.volumes, rejects, |_, row| {
             Ok(Acquisition {
                 in_plane: number(row, xy, "spacing in the plane")?,
                 between_planes: number(row, z, "spacing between planes")?,
@@ -231,12 +232,12 @@ pub(super) fn read<'a>(
                 intercept: number(row, intercept, "intercept")?,
             })
         })?;
-        let labels = match files.ending(&format!("{short}_predicted_labels.csv")) {
-            Some(file) => labels(file, &named, rejects)?,
+        let labels = match files.ending(&format!("{short}_predicted_labels.csv"))? {
+            Some(file) => labels(&file, &named, rejects)?,
             None => BTreeMap::new(),
         };
-        let mut reports = match files.ending(&format!("{long}_reports.csv")) {
-            Some(file) => reports(file, &named, caption, rejects)?,
+        let mut reports = match files.ending(&format!("{long}_reports.csv"))? {
+            Some(file) => reports(&file, &named, caption, rejects)?,
             None => BTreeMap::new(),
         };
         for (id, row, acquisition) in rows {
@@ -245,7 +246,7 @@ pub(super) fn read<'a>(
             let patient = scan.as_deref().and_then(|scan| scan.rsplit_once('_'));
             let Some(patient) = patient.map(|(patient, _)| patient.to_owned()) else {
                 rejects.add(
-                    file,
+                    &file,
                     Some(row),
                     Some(&id),
                     format!("`{id}` is no `split_patient_scan_reconstruction`"),
@@ -260,7 +261,7 @@ pub(super) fn read<'a>(
                 report: reports.remove(&id).filter(|report: &Report| !report.text.is_empty()),
                 acquisition: Some(acquisition),
                 id,
-                place: (file, row),
+                place: (Arc::clone(&file), row),
             });
         }
     }
@@ -273,9 +274,10 @@ pub(super) fn read<'a>(
 }
 
 /// The file of labelled reports, if the source is that file.
-pub(super) fn labelled_reports(files: &SourceFiles) -> Result<Option<&SourceFile>, StageError> {
-    for file in files.iter().filter(|file| file.path.ends_with(".csv")) {
-        let csv = CsvFile::open(file, b',')?;
+pub(super) fn labelled_reports(files: &SourceFiles) -> Result<Option<Arc<SourceFile>>, StageError> {
+    for file in files.filtered(|path| path.ends_with(".csv")) {
+        let file = file?;
+        let csv = CsvFile::open(&file, b',')?;
         if ["AccessionNo", "report_text"].iter().all(|name| csv.header().iter().any(|header| header == name))
         {
             return Ok(Some(file));
@@ -285,10 +287,10 @@ pub(super) fn labelled_reports(files: &SourceFiles) -> Result<Option<&SourceFile
 }
 
 /// Reports with labels that people gave, by which CT-RATE's text classifier was trained.
-pub(super) fn read_labelled_reports<'a>(
-    file: &'a SourceFile,
+pub(super) fn read_labelled_reports(
+    file: &Arc<SourceFile>,
     rejects: &mut Rejects,
-) -> Result<Vec<Volume<'a>>, StageError> {
+) -> Result<Vec<Volume>, StageError> {
     let split = named_in(&file.path).unwrap_or("train");
     let mut csv = CsvFile::open(file, b',')?;
     let (number, text) = (csv.column("AccessionNo")?, csv.column("report_text")?);
@@ -333,7 +335,7 @@ pub(super) fn read_labelled_reports<'a>(
             labels: Some(labels),
             report: Some(report),
             acquisition: None,
-            place: (file, row.number),
+            place: (Arc::clone(file), row.number),
         });
     }
     Ok(volumes)

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::IngestCtRate;
-use crate::ingest::testing::{checks, copy, csv_rows, reasons, strings};
+use crate::ingest::testing::{checks, copy, csv_rows, reasons, source_file, strings};
 use crate::table::{Column, Table, read};
 use crate::testing::{Made, data, run, source, tree};
 
@@ -18,8 +18,8 @@ fn ingest(folder: &Path, params: Value) -> Result<Made, StageError> {
 type Row = BTreeMap<String, String>;
 
 fn csv(path: &Path) -> Vec<Row> {
-    let files = crate::ingest::source::SourceFiles::of(&source(path)).unwrap();
-    let mut file = crate::ingest::csv::CsvFile::open(files.iter().next().unwrap(), b',').unwrap();
+    let table = source_file(path);
+    let mut file = crate::ingest::csv::CsvFile::open(&table, b',').unwrap();
     let names = file.header().to_vec();
     let mut rows = Vec::new();
     while let Some(row) = file.next_row().unwrap() {
@@ -68,8 +68,7 @@ fn volumes_reports_and_labels_belong_together() {
         // Hounsfield units by the metadata alone, slices first.
         let split = id.split('_').next().unwrap();
         let path = folder.join(split).join(patient).join(scan).join(format!("{id}.nii.gz"));
-        let file = crate::ingest::source::SourceFiles::of(&source(&path)).unwrap();
-        let nifti = crate::ingest::nifti::read(file.iter().next().unwrap()).unwrap();
+        let nifti = crate::ingest::nifti::read(&source_file(&path)).unwrap();
         let [height, width, depth] = nifti.shape;
         assert_eq!(shapes(&volumes)[place], [depth as i32, height as i32, width as i32]);
         let (slope, intercept) = (number(&row["RescaleSlope"]), number(&row["RescaleIntercept"]));

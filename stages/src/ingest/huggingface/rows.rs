@@ -1,6 +1,7 @@
 //! What is kept of rows until all are read, and the tables that come of them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pipe_engine::cache::Digest;
 use pipe_engine::{OutputWriter, StageContext, StageError};
@@ -28,7 +29,7 @@ pub(super) enum Written {
 /// A row of a file.
 pub(super) struct Row {
     pub(super) id: String,
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Arc<[u8]>,
     pub(super) path: String,
     pub(super) number: usize,
     pub(super) group: Option<String>,
@@ -44,17 +45,17 @@ pub(super) struct Row {
 
 impl Row {
     /// Its image, which the row names.
-    pub(super) fn picture<'a>(&self, split: &'static str, file: &'a SourceFile) -> Picture<'a> {
+    pub(super) fn picture(&self, split: &'static str, file: &Arc<SourceFile>) -> Picture {
         Picture {
             id: self.id.clone(),
             split,
             path: if self.path.is_empty() { self.id.clone() } else { self.path.clone() },
-            content: Content::Bytes(self.bytes.clone()),
+            content: Content::Bytes(Arc::clone(&self.bytes)),
             modality: self.modality.clone(),
             region: self.region.clone(),
             licence: self.licence.clone(),
             group: self.group.clone(),
-            named_by: Some((file, self.number)),
+            named_by: Some((Arc::clone(file), self.number)),
         }
     }
 }

@@ -8,7 +8,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Field, Fields, Schema};
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, GzipLevel, ZstdLevel};
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use pipe_engine::StageError;
@@ -116,6 +116,7 @@ fn files_may_be_packed_in_any_usual_way() {
         Compression::SNAPPY,
         Compression::GZIP(GzipLevel::default()),
         Compression::LZ4_RAW,
+        Compression::BROTLI(BrotliLevel::default()),
         Compression::ZSTD(ZstdLevel::default()),
     ] {
         let folder = TempDir::new().unwrap();

@@ -1,5 +1,7 @@
 //! What is said of each image: by the folders it lies in, or by a row of a CSV file.
 
+use std::sync::Arc;
+
 use pipe_engine::StageError;
 
 use super::{FolderMeaning, Params};
@@ -10,19 +12,19 @@ use crate::ingest::source::{SourceFile, SourceFiles};
 use crate::ingest::splits::{canonical, drawn};
 
 /// An image with what is said of it.
-pub(super) struct Described<'a> {
-    pub(super) picture: Picture<'a>,
+pub(super) struct Described {
+    pub(super) picture: Picture,
     pub(super) labels: Vec<String>,
     pub(super) caption: Option<String>,
     /// The file that says so, and the row in it: a CSV file, or the image itself.
-    pub(super) place: (&'a SourceFile, Option<usize>),
+    pub(super) place: (Arc<SourceFile>, Option<usize>),
 }
 
-impl Described<'_> {
+impl Described {
     /// Leaves it out.
     pub(super) fn reject(&self, rejects: &mut Rejects, reason: impl Into<String>) {
-        let (file, row) = self.place;
-        rejects.add(file, row, Some(&self.picture.id), reason);
+        let (file, row) = &self.place;
+        rejects.add(file, *row, Some(&self.picture.id), reason);
     }
 
     /// The row that names it, from 1; 0 where none does.
@@ -52,19 +54,19 @@ pub(super) enum Rows<'a> {
     /// In the paths of the images.
     InFolders(&'a SourceFiles),
     /// In a CSV file that names images of a folder.
-    InCsv(&'a SourceFile, &'a SourceFiles),
+    InCsv(&'a Arc<SourceFile>, &'a SourceFiles),
 }
 
 /// Takes a row.
-type Take<'t, 'a> = &'t mut dyn FnMut(Described<'a>) -> Result<(), StageError>;
+type Take<'t> = &'t mut dyn FnMut(Described) -> Result<(), StageError>;
 
-impl<'a> Rows<'a> {
+impl Rows<'_> {
     /// Gives each row that can be used to `take`, in their order; the others are rejected.
     pub(super) fn each(
         self,
         params: &Params,
         rejects: &mut Rejects,
-        take: Take<'_, 'a>,
+        take: Take<'_>,
     ) -> Result<(), StageError> {
         match self {
             Self::InFolders(files) => from_folders(files, params, rejects, take),
@@ -83,19 +85,20 @@ fn is_image(path: &str) -> bool {
 }
 
 /// The images below a folder, in the order of their paths.
-fn from_folders<'a>(
-    files: &'a SourceFiles,
+fn from_folders(
+    files: &SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-    take: Take<'_, 'a>,
+    take: Take<'_>,
 ) -> Result<(), StageError> {
-    for file in files.iter().filter(|file| is_image(&file.path)) {
+    for file in files.filtered(is_image) {
+        let file = file?;
         let parts: Vec<&str> = file.path.split('/').collect();
         let (name, folders) = (file.path.as_str(), &parts[..parts.len() - 1]);
         if folders.len() < params.folders.len() {
             let reason =
                 format!("it lies in {} folders; `folders` names {}", folders.len(), params.folders.len());
-            rejects.add(file, None, Some(name), reason);
+            rejects.add(&file, None, Some(name), reason);
             continue;
         }
         let said = |meaning: FolderMeaning| {
@@ -107,7 +110,7 @@ fn from_folders<'a>(
             Some(written) => match canonical(&written) {
                 Some(split) => split,
                 None => {
-                    rejects.add(file, None, Some(name), unknown_split(&written));
+                    rejects.add(&file, None, Some(name), unknown_split(&written));
                     continue;
                 }
             },
@@ -118,7 +121,7 @@ fn from_folders<'a>(
                 id: name.to_owned(),
                 split,
                 path: name.to_owned(),
-                content: Content::File(file),
+                content: Content::File(Arc::clone(&file)),
                 modality: None,
                 region: None,
                 licence: params.licence.clone(),
@@ -127,7 +130,7 @@ fn from_folders<'a>(
             },
             labels: said(FolderMeaning::Label).into_iter().collect(),
             caption: None,
-            place: (file, None),
+            place: (Arc::clone(&file), None),
         })?;
     }
     Ok(())
@@ -138,12 +141,12 @@ fn unknown_split(written: &str) -> String {
 }
 
 /// The rows of a CSV file, in its order. Their images have to lie in the folder.
-fn from_csv<'a>(
-    table: &'a SourceFile,
-    files: &'a SourceFiles,
+fn from_csv(
+    table: &Arc<SourceFile>,
+    files: &SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-    take: Take<'_, 'a>,
+    take: Take<'_>,
 ) -> Result<(), StageError> {
     let mut file = CsvFile::open(table, params.delimiter.bytes().next().unwrap_or(b','))?;
     let column = |wanted: &str| file.column(wanted);
@@ -171,7 +174,7 @@ fn from_csv<'a>(
         };
         // Only what lies in the folder is found: no path leads out of it.
         let found = written.strip_prefix("./").unwrap_or(written);
-        let Some(image) = files.exactly(found) else {
+        let Some(image) = files.exactly(found)? else {
             rejects.add(table, Some(row), field(id), format!("the folder has no file `{written}`"));
             continue;
         };
@@ -210,11 +213,11 @@ fn from_csv<'a>(
                 region: owned(region),
                 licence: owned(licence).or_else(|| params.licence.clone()),
                 group,
-                named_by: Some((table, row)),
+                named_by: Some((Arc::clone(table), row)),
             },
             labels,
             caption: owned(caption),
-            place: (table, Some(row)),
+            place: (Arc::clone(table), Some(row)),
         })?;
     }
     Ok(())

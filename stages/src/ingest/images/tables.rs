@@ -36,7 +36,7 @@ impl Classes {
     }
 
     /// The class of a row, or a bit for each.
-    fn of(&self, row: &Described<'_>) -> Vec<i64> {
+    fn of(&self, row: &Described) -> Vec<i64> {
         let index = |label: &String| self.names.iter().position(|class| class == label);
         if self.multi_label {
             self.names.iter().map(|class| i64::from(row.labels.contains(class))).collect()
@@ -98,7 +98,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Writes what is said of images that are stored.
-    pub(super) fn push(&mut self, rows: &[&Described<'_>]) -> Result<(), StageError> {
+    pub(super) fn push(&mut self, rows: &[&Described]) -> Result<(), StageError> {
         for row in rows {
             let picture = &row.picture;
             self.rows[place(picture.split)] += 1;
@@ -121,7 +121,7 @@ impl<'a> Tables<'a> {
             writer.push(table.with_all_metadata(self.metadata))?;
         }
         if let Some(writer) = &mut self.captions {
-            let captions: Vec<(&Described<'_>, &str)> =
+            let captions: Vec<(&Described, &str)> =
                 rows.iter().filter_map(|row| Some((*row, row.caption.as_deref()?))).collect();
             let ids = self.next_caption..self.next_caption + captions.len() as i64;
             self.next_caption = ids.end;

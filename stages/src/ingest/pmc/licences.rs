@@ -21,8 +21,8 @@ impl Licences {
     /// Reads the list, if it is there. A line that is none of an article is passed over: the list begins with one.
     pub(super) fn read(files: &SourceFiles) -> Result<Self, StageError> {
         let mut licences = Self::default();
-        let Some(file) = files.ending(LIST) else { return Ok(licences) };
-        let mut lines = Lines::open(file)?;
+        let Some(file) = files.ending(LIST)? else { return Ok(licences) };
+        let mut lines = Lines::open(&file)?;
         while let Some((number, line)) = lines.next_text()? {
             let line = line.map_err(|reason| file.error(format!("row {number}: {reason}")))?;
             let fields: Vec<&str> = line.split('\t').map(str::trim).collect();

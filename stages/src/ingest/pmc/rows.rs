@@ -1,5 +1,7 @@
 //! The lines of a file of pairs or articles.
 
+use std::sync::Arc;
+
 use pipe_engine::StageError;
 
 use super::Params;
@@ -26,7 +28,7 @@ pub(super) struct Row {
 
 impl Row {
     /// The file of the image. Only what lies in the source is found.
-    pub(super) fn file<'a>(&self, files: &'a SourceFiles) -> Option<&'a SourceFile> {
+    pub(super) fn file(&self, files: &SourceFiles) -> Result<Option<Arc<SourceFile>>, StageError> {
         let path = self.image.trim_start_matches("./");
         if !self.foreign {
             return files.ending(path);
@@ -34,11 +36,13 @@ impl Row {
         // The longest end that is there; the folder of the article belongs to it.
         let mut end = path;
         loop {
-            if let Some(file) = files.ending(end) {
-                return Some(file);
+            if let Some(file) = files.ending(end)? {
+                return Ok(Some(file));
             }
-            let (_, rest) = end.split_once('/')?;
-            end = rest.contains('/').then_some(rest)?;
+            match end.split_once('/') {
+                Some((_, rest)) if rest.contains('/') => end = rest,
+                _ => return Ok(None),
+            }
         }
     }
 }

@@ -140,18 +140,26 @@ fn what_cannot_be_used_is_listed_with_its_line() {
         r#"{"image": "a.jpg", "caption": null}"#,
         r#"{"image": "a.jpg", "caption": "  "}"#,
     ];
-    std::fs::write(folder.path().join("train.jsonl"), lines.join("\n")).unwrap();
+    // The last line is in another encoding than the rest.
+    let mut bytes = lines.join("\n").into_bytes();
+    bytes.extend(b"\n{\"image\": \"a.jpg\", \"caption\": \"d\xe9j\xe0 vu\"}\n");
+    std::fs::write(folder.path().join("train.jsonl"), bytes).unwrap();
     let error = ingest(folder.path(), json!({})).err().unwrap();
     assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
-    let made = ingest(folder.path(), json!({ "max_rejects": 9 })).unwrap();
+    let made = ingest(folder.path(), json!({ "max_rejects": 10 })).unwrap();
     let captions = read(&made["captions"]).unwrap();
     assert_eq!(strings(&captions, "caption"), ["one", "the same image again", "7"]);
     assert_eq!(read(&made["images"]).unwrap().rows(), 1);
     let rejects = read(&made["rejects"]).unwrap();
     let mut rows: Vec<i64> = rejects.int64("row").unwrap().iter().flatten().copied().collect();
     rows.sort_unstable();
-    assert_eq!(rows, [2, 3, 4, 6, 7, 8, 10, 11, 12]);
+    assert_eq!(rows, [2, 3, 4, 6, 7, 8, 10, 11, 12, 13]);
     assert!(checks(&made, "figure without a caption").is_empty());
+    // Each reason is counted, whichever image it is about.
+    let counted = checks(&made, "left out");
+    assert_eq!(counted["its image `...` cannot be decoded"], 1);
+    assert_eq!(counted["the image `...` has no caption"], 2);
+    assert_eq!(counted.values().sum::<i64>(), 10);
     let reasons = reasons(&made).join("; ");
     for part in [
         "no JSON",

@@ -2,6 +2,7 @@
 //! licences. The name begins with the article.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pipe_engine::StageError;
 
@@ -15,27 +16,31 @@ const TABLES: [(&str, &str, [usize; 2]); 3] =
     [("train", "train", [65_448, 4_895]), ("val", "val", [8_180, 611]), ("test", "test", [8_179, 612])];
 
 /// The table of a split and subset. One that lies in no folder of a subset is of radiology.
-fn table<'a>(files: &'a SourceFiles, split: &str, subset: &str) -> Option<&'a SourceFile> {
+fn table(files: &SourceFiles, split: &str, subset: &str) -> Result<Option<Arc<SourceFile>>, StageError> {
     let name = format!("{split}data.csv");
-    let folder = |file: &&SourceFile| file.path.rsplit('/').nth(1).map(str::to_owned);
-    let of_subset = |file: &&SourceFile| match folder(file).as_deref() {
+    let folder = |file: &SourceFile| file.path.rsplit('/').nth(1).map(str::to_owned);
+    let of_subset = |file: &Arc<SourceFile>| match folder(file).as_deref() {
         Some(known @ ("radiology" | "non-radiology")) => known == subset,
         _ => subset == "radiology",
     };
-    files.named(&name).find(of_subset)
+    Ok(files.all_ending(&name)?.into_iter().find(of_subset))
 }
 
 /// Whether the source is a mirror.
-pub(super) fn is_there(files: &SourceFiles) -> bool {
-    TABLES.iter().any(|(_, name, _)| files.ending(&format!("{name}data.csv")).is_some())
+pub(super) fn is_there(files: &SourceFiles) -> Result<bool, StageError> {
+    let mut found = false;
+    for (_, name, _) in TABLES {
+        found |= files.ending(&format!("{name}data.csv"))?.is_some();
+    }
+    Ok(found)
 }
 
 /// All captions of a subset, in the order of splits and of the files.
-pub(super) fn read<'a>(
-    files: &'a SourceFiles,
+pub(super) fn read(
+    files: &SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-) -> Result<Vec<Row<'a>>, StageError> {
+) -> Result<Vec<Row>, StageError> {
     let subsets = [(Subset::Radiology, "radiology"), (Subset::NonRadiology, "non-radiology")];
     let (mut rows, mut seen) = (Vec::new(), BTreeSet::new());
     for (split, name, counts) in TABLES {
@@ -43,27 +48,27 @@ pub(super) fn read<'a>(
             if params.subset != Subset::All && params.subset != subset {
                 continue;
             }
-            let Some(file) = table(files, name, folder) else {
+            let Some(file) = table(files, name, folder)? else {
                 if params.allow_partial {
                     continue;
                 }
                 return Err(files.error(format!("it has no file `{name}data.csv` of {folder} images")));
             };
             let before = rows.len();
-            read_table(file, files, (split, folder), &mut seen, rejects, &mut rows)?;
-            check_count(file, rows.len() - before, published, params)?;
+            read_table(&file, files, (split, folder), &mut seen, rejects, &mut rows)?;
+            check_count(&file, rows.len() - before, published, params)?;
         }
     }
     Ok(rows)
 }
 
-fn read_table<'a>(
-    file: &'a SourceFile,
+fn read_table(
+    file: &Arc<SourceFile>,
     files: &SourceFiles,
     (split, subset): (&'static str, &'static str),
     seen: &mut BTreeSet<String>,
     rejects: &mut Rejects,
-    rows: &mut Vec<Row<'a>>,
+    rows: &mut Vec<Row>,
 ) -> Result<(), StageError> {
     let mut csv = CsvFile::open(file, b',')?;
     let (id, name, caption) = (csv.column("id")?, csv.column("name")?, csv.column("caption")?);
@@ -87,7 +92,7 @@ fn read_table<'a>(
         }
         // Mirrors call an image as its article does, or by its id as the repository's script does.
         let published = format!("images/{name}");
-        let image_name = match files.ending(&published) {
+        let image_name = match files.ending(&published)? {
             Some(_) => published,
             None => format!("images/{id}.jpg"),
         };
@@ -104,7 +109,7 @@ fn read_table<'a>(
             article: name.split_once('_').map(|(article, _)| article.to_owned()),
             licence: None,
             published: None,
-            place: (file, row.number),
+            place: (Arc::clone(file), row.number),
         });
     }
     Ok(())

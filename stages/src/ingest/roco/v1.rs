@@ -1,6 +1,7 @@
 //! The text files of the repository of ROCO, a line per figure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pipe_engine::StageError;
 
@@ -8,7 +9,7 @@ use super::{Params, Row, Subset, check_count};
 use crate::ingest::csv::CsvFile;
 use crate::ingest::lines::Lines;
 use crate::ingest::rejects::Rejects;
-use crate::ingest::source::{SourceFile, SourceFiles};
+use crate::ingest::source::{RowPlace, SourceFile, SourceFiles};
 
 /// The folder of a split, and how many captions its two subsets have.
 const FOLDERS: [(&str, &str, [usize; 2]); 3] = [
@@ -18,11 +19,11 @@ const FOLDERS: [(&str, &str, [usize; 2]); 3] = [
 ];
 
 /// All captions of a subset, in the order of splits and of the files.
-pub(super) fn read<'a>(
-    files: &'a SourceFiles,
+pub(super) fn read(
+    files: &SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-) -> Result<Vec<Row<'a>>, StageError> {
+) -> Result<Vec<Row>, StageError> {
     let subsets = [(Subset::Radiology, "radiology"), (Subset::NonRadiology, "non-radiology")];
     let (mut rows, mut seen) = (Vec::new(), BTreeSet::new());
     let mut found = false;
@@ -32,21 +33,23 @@ pub(super) fn read<'a>(
                 continue;
             }
             let path = format!("{folder}/{name}/captions.txt");
-            let file = match files.ending(&path) {
+            let file = match files.ending(&path)? {
                 None if params.allow_partial => continue,
                 _ => files.needed(&path)?,
             };
             found = true;
             let before = rows.len();
             let beside = Beside::read(files, &format!("{folder}/{name}"), rejects)?;
-            let mut lines = Lines::open(file)?;
+            let mut lines = Lines::open(&file)?;
             while let Some((line, text)) = lines.next_text()? {
                 match caption(text, &mut seen) {
-                    Ok((id, caption)) => rows.push(beside.row(id, caption, split, name, (file, line))),
-                    Err((id, reason)) => rejects.add(file, Some(line), id.as_deref(), reason),
+                    Ok((id, caption)) => {
+                        rows.push(beside.row(id, caption, split, name, (Arc::clone(&file), line)))
+                    }
+                    Err((id, reason)) => rejects.add(&file, Some(line), id.as_deref(), reason),
                 }
             }
-            check_count(file, rows.len() - before, published, params)?;
+            check_count(&file, rows.len() - before, published, params)?;
         }
     }
     match found {
@@ -94,29 +97,29 @@ struct Beside {
 impl Beside {
     fn read(files: &SourceFiles, folder: &str, rejects: &mut Rejects) -> Result<Self, StageError> {
         let beside = |name: &str| files.ending(&format!("{folder}/{name}"));
-        let mut lists = |name: &str| match beside(name) {
-            Some(file) => lists(file, rejects),
+        let mut lists = |name: &str| match beside(name)? {
+            Some(file) => lists(&file, rejects),
             None => Ok(BTreeMap::new()),
         };
         let (cuis, keywords) = (lists("cuis.txt")?, lists("keywords.txt")?);
         let semantic_types = lists("semtypes.txt")?;
         let links = lists("dlinks.txt")?;
         let places = links.into_iter().filter_map(|(id, fields)| Some((id, link(&fields)?))).collect();
-        let licences = match beside("licences.txt") {
-            Some(file) => licences(file, rejects)?,
+        let licences = match beside("licences.txt")? {
+            Some(file) => licences(&file, rejects)?,
             None => BTreeMap::new(),
         };
         Ok(Self { cuis, keywords, semantic_types, licences, places })
     }
 
-    fn row<'a>(
+    fn row(
         &self,
         id: String,
         caption: String,
         split: &'static str,
         subset: &'static str,
-        place: (&'a SourceFile, usize),
-    ) -> Row<'a> {
+        place: RowPlace,
+    ) -> Row {
         let (article, licence) = self.licences.get(&id).cloned().unwrap_or_default();
         Row {
             image_name: format!("images/{id}.jpg"),

@@ -1,6 +1,7 @@
 //! The tables of ROCOv2, one of captions and two of concepts per split.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pipe_engine::StageError;
 
@@ -14,48 +15,53 @@ const SPLITS: [(&str, &str, usize); 3] =
     [("train", "train", 59_958), ("val", "valid", 9_904), ("test", "test", 9_927)];
 
 /// Whether the source is the second version.
-pub(super) fn is_there(files: &SourceFiles) -> bool {
-    SPLITS.iter().any(|(_, name, _)| files.ending(&format!("{name}_captions.csv")).is_some())
+pub(super) fn is_there(files: &SourceFiles) -> Result<bool, StageError> {
+    let mut found = false;
+    for (_, name, _) in SPLITS {
+        found |= files.ending(&format!("{name}_captions.csv"))?.is_some();
+    }
+    Ok(found)
 }
 
 /// All captions, in the order of splits and of the files.
-pub(super) fn read<'a>(
-    files: &'a SourceFiles,
+pub(super) fn read(
+    files: &SourceFiles,
     params: &Params,
     rejects: &mut Rejects,
-) -> Result<Vec<Row<'a>>, StageError> {
-    let licences = match files.ending("license_information.csv") {
-        Some(file) => licences(file, rejects)?,
+) -> Result<Vec<Row>, StageError> {
+    let licences = match files.ending("license_information.csv")? {
+        Some(file) => licences(&file, rejects)?,
         None => BTreeMap::new(),
     };
     let (mut rows, mut seen) = (Vec::new(), BTreeSet::new());
     for (split, name, published) in SPLITS {
         let path = format!("{name}_captions.csv");
-        let file = match files.ending(&path) {
+        let file = match files.ending(&path)? {
             None if params.allow_partial => continue,
             _ => files.needed(&path)?,
         };
-        let concepts = |ending: &str| files.ending(&format!("{name}_{ending}.csv"));
-        let cuis = concepts("concepts").map(|file| lists(file, rejects)).transpose()?.unwrap_or_default();
-        let manual =
-            concepts("concepts_manual").map(|file| lists(file, rejects)).transpose()?.unwrap_or_default();
+        let mut concepts = |ending: &str| match files.ending(&format!("{name}_{ending}.csv"))? {
+            Some(file) => lists(&file, rejects),
+            None => Ok(BTreeMap::new()),
+        };
+        let (cuis, manual) = (concepts("concepts")?, concepts("concepts_manual")?);
         let before = rows.len();
-        let mut csv = CsvFile::open(file, b',')?;
+        let mut csv = CsvFile::open(&file, b',')?;
         let (id, caption) = (csv.column("ID")?, csv.column("Caption")?);
         while let Some(row) = csv.next_row()? {
             let row = match row {
                 Ok(row) => row,
                 Err(bad) => {
-                    rejects.add(file, Some(bad.number), None, bad.reason);
+                    rejects.add(&file, Some(bad.number), None, bad.reason);
                     continue;
                 }
             };
             let (Some(id), Some(caption)) = (row.field(id), row.field(caption)) else {
-                rejects.add(file, Some(row.number), row.field(id), "it lacks an id or a caption");
+                rejects.add(&file, Some(row.number), row.field(id), "it lacks an id or a caption");
                 continue;
             };
             if !seen.insert(id.to_owned()) {
-                rejects.add(file, Some(row.number), Some(id), format!("the id `{id}` stands twice"));
+                rejects.add(&file, Some(row.number), Some(id), format!("the id `{id}` stands twice"));
                 continue;
             }
             let (article, licence) = licences.get(id).cloned().unwrap_or_default();
@@ -72,10 +78,10 @@ pub(super) fn read<'a>(
                 article,
                 licence,
                 published: None,
-                place: (file, row.number),
+                place: (Arc::clone(&file), row.number),
             });
         }
-        check_count(file, rows.len() - before, published, params)?;
+        check_count(&file, rows.len() - before, published, params)?;
     }
     Ok(rows)
 }

@@ -25,9 +25,9 @@ fn text(file: &SourceFile) -> Result<String, StageError> {
 
 /// What each grey value of a mask stands for: lines of `value:organ`.
 fn organs(files: &SourceFiles) -> Result<BTreeMap<u8, String>, StageError> {
-    let Some(file) = files.ending("mask.txt") else { return Ok(BTreeMap::new()) };
+    let Some(file) = files.ending("mask.txt")? else { return Ok(BTreeMap::new()) };
     let mut organs = BTreeMap::new();
-    for (index, line) in text(file)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (index, line) in text(&file)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let entry =
             line.split_once(':').and_then(|(value, organ)| Some((value.trim().parse().ok()?, organ.trim())));
         let Some((value, organ)) = entry else {
@@ -50,11 +50,11 @@ pub(super) fn masks(
     let (mut masks, mut pixels) = (Vec::new(), Vec::new());
     for (id, split) in images {
         let path = format!("imgs/{id}/mask.png");
-        let Some(file) = files.ending(&path) else { continue };
-        let grey = match grey_pixels(file) {
+        let Some(file) = files.ending(&path)? else { continue };
+        let grey = match grey_pixels(&file) {
             Ok(grey) => grey,
             Err(reason) => {
-                rejects.add(file, None, Some(id), reason);
+                rejects.add(&file, None, Some(id), reason);
                 continue;
             }
         };
@@ -90,16 +90,16 @@ pub(super) fn boxes(
     let mut sides: [Vec<Option<f64>>; 4] = Default::default();
     for (id, split) in images {
         let path = format!("imgs/{id}/detection.json");
-        let Some(file) = files.ending(&path) else { continue };
-        let json = match parse(file) {
+        let Some(file) = files.ending(&path)? else { continue };
+        let json = match parse(&file) {
             Ok(json) => json,
             Err(reason) => {
-                rejects.add(file, None, Some(id), reason);
+                rejects.add(&file, None, Some(id), reason);
                 continue;
             }
         };
         let Some(detections) = json.as_array() else {
-            rejects.add(file, None, Some(id), "it is no list of boxes");
+            rejects.add(&file, None, Some(id), "it is no list of boxes");
             continue;
         };
         for (index, detection) in detections.iter().enumerate() {
@@ -117,7 +117,7 @@ pub(super) fn boxes(
                         }
                     }
                     _ => rejects.add(
-                        file,
+                        &file,
                         Some(index + 1),
                         Some(id),
                         format!("`{region}` has no four numbers"),
@@ -145,6 +145,7 @@ pub(super) fn knowledge(
 ) -> Result<Table, StageError> {
     let mut columns: [Vec<String>; 5] = Default::default();
     for file in files.within("KG") {
+        let file = file?;
         let name = file.path.rsplit('/').next().unwrap_or_default();
         let Some((lang, graph)) = name.strip_suffix(".csv").and_then(|name| name.split_once('_')) else {
             continue;
@@ -153,13 +154,13 @@ pub(super) fn knowledge(
             continue;
         }
         // The first line names the columns.
-        for (index, line) in text(file)?.trim_start_matches('\u{feff}').lines().enumerate().skip(1) {
+        for (index, line) in text(&file)?.trim_start_matches('\u{feff}').lines().enumerate().skip(1) {
             if line.trim().is_empty() {
                 continue;
             }
             let fields: Vec<&str> = line.splitn(3, '#').map(str::trim).collect();
             let [head, relation, tail] = fields[..] else {
-                rejects.add(file, Some(index + 1), None, "it is no `head#relation#tail`");
+                rejects.add(&file, Some(index + 1), None, "it is no `head#relation#tail`");
                 continue;
             };
             for (column, value) in columns.iter_mut().zip([head, relation, tail, lang, graph]) {

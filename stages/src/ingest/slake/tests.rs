@@ -88,6 +88,32 @@ fn languages_are_kept_apart_and_the_leak_between_them_is_counted() {
     assert!(error.contains("there is no image `xmlab"), "{error}");
 }
 
+/// Figures that were computed from the same records by somebody else.
+#[test]
+fn the_checks_count_what_was_counted_before() {
+    let (Some(folder), Some(file)) = (data("slake"), data("goldens-metrics/vqa_floors.json")) else { return };
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let golden = &golden["slake_en"];
+    let made = ingest(&folder, json!({ "allow_partial": true, "missing_images": "keep" })).unwrap();
+    assert_eq!(json!(checks(&made, "questions")["train"]), golden["train_rows"]);
+    for (check, key) in
+        [("answer not in training", "answer_unseen"), ("question in training", "question_seen")]
+    {
+        let counts = checks(&made, check);
+        for (name, part) in [("test", "all"), ("test OPEN", "OPEN"), ("test CLOSED", "CLOSED")] {
+            let part = &golden["parts"][part];
+            let share = counts[name] as f64 / part["n"].as_f64().unwrap() * 100.0;
+            assert!((share - part[key].as_f64().unwrap()).abs() < 1e-4, "{check} {name}: {share}");
+        }
+    }
+    // Knowledge is asked for in the records of the knowledge graph alone.
+    let table = read(&made["questions"]).unwrap();
+    let (bases, contents) = (strings(&table, "base_type"), strings(&table, "content_type"));
+    assert!(bases.iter().zip(contents).all(|(base, content)| (*base == "kvqa") == (content == "KG")));
+    let Some(Column::ListUtf8(triples)) = table.column("triple") else { panic!() };
+    assert!(triples.iter().all(|triple| triple.as_ref().is_some_and(|triple| triple.len() == 3)));
+}
+
 /// Invented images with masks, boxes and facts, in the published layout.
 #[test]
 fn masks_boxes_and_facts_belong_to_their_images() {

@@ -1,4 +1,5 @@
-//! A damaged or hostile `.npz` is an error: never a panic, and never memory by a size that it claims.
+//! A damaged or hostile archive is an error: never a panic, and never memory by a size that it claims. One of many
+//! members takes no more memory than one of few.
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +8,7 @@ use peak_alloc::PeakAlloc;
 use pipe_engine::StageError;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use testing::{run_on, source};
+use testing::{run_on, source, tree};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
@@ -161,4 +162,38 @@ fn a_bomb_is_refused_before_it_is_unpacked() {
     let params = serde_json::json!({ "dataset": "breastmnist" });
     let error = run_on(1, kind.as_ref(), &params, &[("source", &source(&file))]).err().unwrap();
     assert!(error.to_string().contains("400000 samples, 546 are published"), "{error}");
+}
+
+/// Listed in memory, so many members would take 100 MB.
+#[test]
+fn many_members_are_listed_in_bounded_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let file = std::io::BufWriter::new(std::fs::File::create(folder.path().join("images.zip")).unwrap());
+    let mut archive = ZipWriter::new(file);
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    for number in 0..300_000u64 {
+        // No order that a list may rely on.
+        let name = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        archive.start_file(format!("images/PMC{name:020}_Fig1.jpg"), options).unwrap();
+    }
+    archive.finish().unwrap();
+    let line = |number: u64| {
+        let name = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        serde_json::json!({ "image": format!("PMC{name:020}_Fig1.jpg"), "caption": "one" }).to_string()
+    };
+    let lines = [line(0), line(299_999), line(300_000)].join("\n");
+    std::fs::write(folder.path().join("train.jsonl"), lines).unwrap();
+    let registry = pipe_stages::registry();
+    let kind = registry.get("ingest.pmc").unwrap();
+    let source = tree(folder.path(), "file");
+    let before = PEAK.current_usage_as_mb();
+    PEAK.reset_peak_usage();
+    let error =
+        run_on(1, kind.as_ref(), &serde_json::json!({ "max_rejects": 2 }), &[("source", &source)]).err();
+    let peak = PEAK.peak_usage_as_mb() - before;
+    assert!(peak < BOUND, "{peak} MB");
+    // Two images are there and empty, the third is not there.
+    let error = error.unwrap().to_string();
+    assert!(error.contains("there is no image `PMC") && error.contains("max_rejects = 3"), "{error}");
 }
