@@ -152,9 +152,14 @@ impl DeviceName {
     }
 }
 
-/// `x` as a tower takes it, whose weights are like `weight`: on its device, of its type.
+/// `x` as a tower takes it, whose weights are like `weight`: on its device, of its type. What is of a half type stays so:
+/// the tower then computes in that type, with weights that keep all their digits (mixed precision).
 pub(crate) fn enter(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-    x.to_device(weight.device())?.to_dtype(weight.dtype())
+    let x = x.to_device(weight.device())?;
+    match x.dtype() {
+        DType::BF16 | DType::F16 => Ok(x),
+        _ => x.to_dtype(weight.dtype()),
+    }
 }
 
 /// What a tower gives, and what a probe sees: f32 on the CPU.

@@ -1,7 +1,7 @@
 //! Where and how precisely a stage computes: the parameters `device` and `precision` of every kind that runs
 //! a model.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use pipe_engine::{ParameterProblem, StageError};
 use pipe_models::DeviceName;
 use pipe_models::device::{DEVICE_NAMES, numerics_class};
@@ -46,6 +46,15 @@ pub(crate) fn check(device: &str) -> Option<ParameterProblem> {
     Some(ParameterProblem { path: "device".to_owned(), message, help: Some(DEVICE_NAMES.to_owned()) })
 }
 
+/// A data type in which no tower learns.
+pub(crate) fn check_mixed(precision: Precision) -> Option<ParameterProblem> {
+    (precision == Precision::F16).then(|| ParameterProblem {
+        path: "precision".to_owned(),
+        message: "gradients vanish in f16, whose least numbers are too large for them".to_owned(),
+        help: Some("`bf16` has the range of f32".to_owned()),
+    })
+}
+
 /// Lets `auto` stand for the first GPU that an action was given, where it stands for one at all.
 pub(crate) fn take_gpu(device: &mut String, gpus: &[usize]) {
     let Some(slot) = gpus.first() else { return };
@@ -81,6 +90,15 @@ impl Compute {
     /// The numerics class of its results.
     pub(crate) fn numerics(self) -> Option<String> {
         Some(numerics_class(self.device, self.precision))
+    }
+
+    /// What a tower that learns is given, in the type in which it computes; its weights keep all their digits (mixed
+    /// precision).
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub(crate) fn mixed(self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.to_dtype(self.precision.dtype())
     }
 
     /// Opens the device.
@@ -146,12 +164,18 @@ mod tests {
             assert_eq!(first.canonical, second.canonical, "{name}: the number of a GPU is in no key");
             assert_eq!(first.canonical, default.canonical, "{name}");
             assert_ne!(first.json, second.json, "{name}: but people see it");
-            // Training is in f32.
-            if !name.starts_with("finetune.") {
-                let half = resolve(json!({ "precision": "bf16" }));
-                assert_eq!(half.canonical, default.canonical, "{name}");
-                assert_ne!(half.numerics.unwrap(), class, "{name}");
-            }
+            // No tower learns under a linear probe, which is the default of classifiers.
+            let whole = if name == "finetune.classify" { json!({ "mode": "full" }) } else { json!({}) };
+            let in_half = |half: &str| {
+                let mut params = whole.clone();
+                params["precision"] = json!(half);
+                kind.resolve(&params)
+            };
+            let half = in_half("bf16").unwrap();
+            assert_eq!(half.canonical, resolve(whole.clone()).canonical, "{name}");
+            assert_ne!(half.numerics.unwrap(), class, "{name}");
+            let is_refused = in_half("f16").is_err_and(|problems| problems[0].path == "precision");
+            assert_eq!(is_refused, name.starts_with("finetune."), "{name}");
             let problems = kind.resolve(&json!({ "device": "gpu" })).unwrap_err();
             assert_eq!(problems[0].path, "device", "{name}");
             assert!(problems[0].message.contains("`gpu`") && problems[0].help.is_some(), "{name}");

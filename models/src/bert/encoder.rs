@@ -159,10 +159,11 @@ impl Bert {
         if tokens > positions {
             bail!("{tokens} tokens do not fit into {positions} positions");
         }
-        let x = embeddings.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
+        let dtype = embeddings.dtype();
+        let x = embeddings.broadcast_add(&self.positions.narrow(0, 0, tokens)?.to_dtype(dtype)?)?;
         let x = match types {
-            Some(types) => (x + lookup(&self.types, types)?)?,
-            None => x.broadcast_add(&self.types.narrow(0, 0, 1)?)?,
+            Some(types) => (x + lookup(&self.types, types)?.to_dtype(dtype)?)?,
+            None => x.broadcast_add(&self.types.narrow(0, 0, 1)?.to_dtype(dtype)?)?,
         };
         let x = observe(probe, "text.embeddings", self.norm.forward(&x)?)?;
         let mut x = dropout(probe, "text.embeddings", self.config.hidden_dropout_prob, x)?;

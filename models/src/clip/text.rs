@@ -75,7 +75,8 @@ impl TextTransformer {
         if tokens > self.config.positions {
             bail!("{tokens} tokens do not fit into {} positions", self.config.positions);
         }
-        let x = embeddings.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
+        let positions = self.positions.narrow(0, 0, tokens)?.to_dtype(embeddings.dtype())?;
+        let x = embeddings.broadcast_add(&positions)?;
         let mut x = observe(probe, "text.embeddings", x)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &format!("text.layers.{layer}"), probe)?;

@@ -55,7 +55,8 @@ impl AttentionPool {
             bail!("{rows} x {columns} cells do not fit {} positions", self.positions.dim(0)?);
         }
         let cells = map.reshape((batch, rows * columns, width))?;
-        let tokens = Tensor::cat(&[&mean_keepdim(&cells, 1)?, &cells], 1)?.broadcast_add(&self.positions)?;
+        let tokens = Tensor::cat(&[&mean_keepdim(&cells, 1)?, &cells], 1)?;
+        let tokens = tokens.broadcast_add(&self.positions.to_dtype(tokens.dtype())?)?;
         let query = self.query.forward(&tokens.narrow(1, 0, 1)?)?;
         let (keys, values) = (self.key.forward(&tokens)?, self.value.forward(&tokens)?);
         let pooled = pooling_attention(&query, &keys, &values, self.heads, name, probe)?;

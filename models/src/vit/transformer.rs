@@ -194,8 +194,10 @@ impl VisionTransformer {
             .reshape((batch, grid * grid, channels * patch * patch))?;
         let kernel = self.patch.reshape((width, channels * patch * patch))?;
         let patches = linear(&patches, &kernel, self.patch_bias.as_ref())?;
-        let class = self.class.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
-        let tokens = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions)?;
+        let class =
+            self.class.to_dtype(patches.dtype())?.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
+        let tokens =
+            Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions.to_dtype(patches.dtype())?)?;
         match &self.pre_norm {
             Some(norm) => norm.forward(&tokens),
             None => Ok(tokens),

@@ -70,18 +70,22 @@ impl Pairs {
             // Pieces of a step drop other values, and the same in both passes.
             let dropout = Dropout::new(params.seed as u64, step * rows.len() as u64 + piece.start as u64);
             let dropout: MaybeProbe<'_> = params.dropout.then_some(&dropout as _);
+            let mixed = |x: &Tensor| params.compute().mixed(x);
             let compute = || {
                 // No image tower drops anything, and without a probe it takes its fast path.
-                let image = towers.image_tower().embed_images(&pixels, None)?;
+                let image = towers.image_tower().embed_images(&mixed(&pixels)?, None)?;
                 let tower = towers.text_tower();
                 let Some(hidden) = hidden else {
                     let ids = matrix(own.iter().map(|row| self.rows[*row].1.as_slice()))?;
                     let ids = ids.narrow(1, 0, tower.seen_columns(&ids)?)?;
-                    return Ok(Embedded { image, text: tower.embed_texts(&ids, dropout)?, words: None });
+                    let states =
+                        tower.hidden_states(&mixed(&tower.token_embeddings(&ids)?)?, &ids, dropout)?;
+                    let text = tower.embed_hidden_states(&states, &ids, dropout)?;
+                    return Ok(Embedded { image, text, words: None });
                 };
                 let hidden = &hidden[piece];
                 let ids = matrix(hidden.iter().map(|caption| caption.ids.as_slice()))?;
-                let states = tower.hidden_states(&tower.token_embeddings(&ids)?, &ids, dropout)?;
+                let states = tower.hidden_states(&mixed(&tower.token_embeddings(&ids)?)?, &ids, dropout)?;
                 let text = tower.embed_hidden_states(&states, &ids, dropout)?;
                 let words = match model.network.as_word_predictor() {
                     Some(predictor) if with_words => {

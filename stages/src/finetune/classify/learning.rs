@@ -85,6 +85,7 @@ pub(super) fn train(
             for piece in pieces(rows.len(), least.max(params.pieces as usize)) {
                 tower.update(model, Gradients::Wanted)?;
                 let pixels = images.changed_batch(&rows[piece.clone()], Some(&augmenter))?;
+                let pixels = params.compute().mixed(&pixels).map_err(tensor_error)?;
                 let logits = model.logits(&pixels, training_pass(params))?;
                 let loss = losses.of(&logits, piece, &data.targets_of(rows)).map_err(tensor_error)?;
                 let own = loss.backward().map_err(tensor_error)?;

@@ -146,6 +146,9 @@ pub struct Params {
     /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
     /// another number) or `metal`.
     pub device: String,
+    /// Adapters and full: the data type in which the tower computes while it learns, `f32` or `bf16` (mixed precision:
+    /// weights, their gradients, norms, sums and losses are of f32). On a CPU `bf16` saves nothing.
+    pub precision: Precision,
     /// Adapters and full: changes of training images.
     pub augment: Augment,
     /// The adapters.
@@ -157,7 +160,7 @@ pub struct Params {
 impl Params {
     /// Where and how precisely the model computes.
     pub(crate) fn compute(&self) -> Compute {
-        Compute::new(&self.device, Precision::F32)
+        Compute::new(&self.device, self.precision)
     }
 
     /// What is wrong with them together.
@@ -168,6 +171,11 @@ impl Params {
             help: Some(help.to_owned()),
         };
         let mut problems: Vec<ParameterProblem> = compute::check(&self.device).into_iter().collect();
+        problems.extend(compute::check_mixed(self.precision));
+        if self.mode == Mode::LinearProbe && self.precision != Precision::F32 {
+            let help = "let `embed` compute in it, and give the probe the `embeddings`";
+            problems.push(problem("precision", "no tower learns under a linear probe", help));
+        }
         problems.extend(Scarcity::check(self.shots, self.share));
         if self.batch_norm == NormStatistics::Batch {
             if self.mode != Mode::Full {
@@ -213,6 +221,7 @@ impl Default for Params {
             head_lr: None,
             seed: 0,
             device: auto(),
+            precision: Precision::F32,
             augment: Augment::default(),
             lora: Lora::default(),
             optimiser: Optimiser::default(),

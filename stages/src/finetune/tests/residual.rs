@@ -73,6 +73,25 @@ fn statistics_are_saved_with_the_model_that_was_judged() {
 }
 
 #[test]
+fn half_types_learn_as_f32_does() {
+    let ((pairs, _), initial) = (pairs(), small());
+    let inputs =
+        [("images", &pairs["images"]), ("labels", &pairs["labels"]), ("checkpoint", &initial["checkpoint"])];
+    let losses = |precision: &str| {
+        let params = recipe(json!({ "epochs": 3, "precision": precision }));
+        curve(&run(&FinetuneClassify, &params, &inputs).unwrap(), "train", "loss")
+    };
+    let (whole, half) = (losses("f32"), losses("bf16"));
+    assert_ne!(whole, half);
+    assert!(
+        whole.iter().zip(&half).all(|(whole, half)| (whole - half).abs() < 0.05 * whole),
+        "{whole:?} {half:?}"
+    );
+    let problems = AnyKind::resolve(&FinetuneClassify, &json!({ "precision": "bf16" })).unwrap_err();
+    assert_eq!(problems[0].path, "precision", "a probe is no tower");
+}
+
+#[test]
 fn volumes_are_learned_from_too() {
     let params = json!({
         "domain": "volume", "size": 28, "seed": 4, "train": 12, "val": 6, "test": 0, "depth": 28,
