@@ -67,7 +67,9 @@ fn main() -> Result<()> {
     let model = model.as_ref();
     let part = part.unwrap_or(if model.as_image_tower().is_some() { Part::Image } else { Part::Text });
     println!("{name}: {:.2} GiB after loading", peak_memory());
-    let mut optimiser = AdamW::new(model.variables(), AdamWOptions::default(), AdamW::matrices_decay);
+    // Its moments are memory that no other mode has.
+    let adamw = || AdamW::new(model.variables(), AdamWOptions::default(), AdamW::matrices_decay);
+    let mut optimiser = (mode == "train").then(adamw);
     let passes = if device.is_cpu() { 3 } else { 12 };
     for pass in 0..passes {
         let pixels =
@@ -75,9 +77,9 @@ fn main() -> Result<()> {
         let ids = if part == Part::Image && mode != "train" { None } else { ids(model, batch, &device)? };
         device.synchronize()?;
         let (start, busy) = (Instant::now(), processor_time());
-        match mode {
-            "train" => train(model, &mut optimiser, pixels.as_ref(), ids.as_ref())?,
-            _ => run(model, part, pixels.as_ref(), ids.as_ref(), mode)?,
+        match &mut optimiser {
+            Some(optimiser) => train(model, optimiser, pixels.as_ref(), ids.as_ref())?,
+            None => run(model, part, pixels.as_ref(), ids.as_ref(), mode)?,
         }
         device.synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
