@@ -137,7 +137,8 @@ mod tests {
     #[test]
     fn small_images_are_enlarged_as_the_library_does() {
         for side in 1..SIDE {
-            let image = RgbImage::from_fn(side, side.div_ceil(3), |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8]));
+            let image =
+                RgbImage::from_fn(side, side.div_ceil(3), |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8]));
             let (width, height) = (SIDE, SIDE * side.div_ceil(3) / side);
             let expected = imageops::resize(&image, width, height, imageops::FilterType::Nearest);
             assert!(enlarged(&image, width, height) == expected, "{side}");
