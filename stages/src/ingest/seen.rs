@@ -12,7 +12,7 @@ use super::spill::{LIMIT, Spill};
 use super::splits::{SPLITS, place};
 
 /// Rows that a pass compares at most, sixteen bytes each.
-const PASS: u64 = 4 << 20;
+const PASS: u64 = 1 << 20;
 /// Rows that are read at once.
 const BLOCK: u64 = 1 << 14;
 
