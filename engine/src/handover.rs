@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// How long a receiver looks before it sleeps: about what the scheduler, or a short action, needs.
-const SOON: Duration = Duration::from_micros(150);
+/// How long a receiver looks before it sleeps: more than the scheduler, or a short action, needs.
+const SOON: Duration = Duration::from_micros(400);
 
 /// How long nobody looks after a look took too long.
 const PAUSE: Duration = Duration::from_millis(50);
