@@ -72,6 +72,11 @@ kind = "finetune.vqa"
 inputs = { images = "pairs.images", questions = "pairs.questions", checkpoint = "trained.checkpoint" }
 params = { method = "mevf", hidden = 16, word_width = 8, autoencoder = "none", epochs = 1 }
 
+[stage.dealt]
+kind = "resplit"
+inputs = { questions = "pairs.questions" }
+params = { test = 0.1 }
+
 [stage.embedded]
 kind = "embed"
 inputs = { images = "pairs.images", captions = "tokens", checkpoint = "trained.checkpoint" }

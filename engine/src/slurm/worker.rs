@@ -373,7 +373,9 @@ impl Worker<'_> {
             let mut finished = None;
             attempt.execute(threads, |told| finished = Some(told));
             // When all is tidied up: this process may end as soon as it knows.
-            let _ = finished.map(|finished| sender.send(finished));
+            if let Some(finished) = finished {
+                let _ = sender.send(finished);
+            }
         });
         self.workers
             .execute(threads, job)

@@ -324,8 +324,11 @@ mod tests {
             }
             assert!(half[3] < half[0], "{architecture}: {half:?}");
             let trained = run(&FinetuneContrastive, &params("bf16"), &inputs).unwrap();
-            let file =
-                trained["checkpoint"].files.iter().find(|file| file.path.ends_with("model.safetensors")).unwrap();
+            let file = trained["checkpoint"]
+                .files
+                .iter()
+                .find(|file| file.path.ends_with("model.safetensors"))
+                .unwrap();
             let tensors = candle_core::safetensors::load(&file.location, &candle_core::Device::Cpu).unwrap();
             let rounded = |tensor: &candle_core::Tensor| {
                 let values = tensor.flatten_all()?.to_vec1::<f32>()?;
