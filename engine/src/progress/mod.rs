@@ -42,8 +42,7 @@ struct Running {
 
 impl Running {
     fn new(bar: Option<ProgressBar>) -> Self {
-        let now = Instant::now();
-        Self { bar, said: now, pace: Pace::new(now) }
+        Self { bar, said: Instant::now(), pace: Pace::default() }
     }
 }
 

@@ -11,17 +11,14 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Over less than this a rate says nothing.
 const LEAST: Duration = Duration::from_secs(2);
 
-/// What was done until when, over the last minute.
-#[derive(Debug)]
+/// What was done until when, over the last minute. It counts from what is told first: what was resumed had been done
+/// before.
+#[derive(Debug, Default)]
 pub(super) struct Pace {
     seen: VecDeque<(Instant, u64)>,
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { seen: VecDeque::from([(now, 0)]) }
-    }
-
     /// So much is done by now.
     pub(super) fn note(&mut self, now: Instant, done: u64) {
         // Another epoch counts from the beginning again.
@@ -77,7 +74,8 @@ mod tests {
     #[test]
     fn the_rate_is_that_of_the_last_minute() {
         let began = Instant::now();
-        let mut pace = Pace::new(began);
+        let mut pace = Pace::default();
+        pace.note(at(began, 0), 0);
         pace.note(at(began, 1), 100);
         assert_eq!(pace.words(1000, "images"), "ETA --:--");
         pace.note(at(began, 10), 100);
@@ -92,9 +90,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_done_before_does_not_count() {
+        let began = Instant::now();
+        let mut pace = Pace::default();
+        pace.note(at(began, 30), 500);
+        assert_eq!(pace.words(600, "steps"), "ETA --:--");
+        pace.note(at(began, 40), 520);
+        assert_eq!(pace.words(600, "steps"), "2.0/s  ETA 00:40");
+    }
+
+    #[test]
     fn what_begins_anew_has_a_new_rate() {
         let began = Instant::now();
-        let mut pace = Pace::new(began);
+        let mut pace = Pace::default();
         pace.note(at(began, 10), 500);
         pace.note(at(began, 11), 3);
         assert_eq!(pace.rate(), None);
@@ -105,11 +113,13 @@ mod tests {
     #[test]
     fn slow_work_has_a_rate_and_a_time() {
         let began = Instant::now();
-        let mut pace = Pace::new(began);
+        let mut pace = Pace::default();
+        pace.note(began, 0);
         pace.note(at(began, 1000), 1);
         pace.note(at(began, 2000), 2);
         assert_eq!(pace.words(9, "images"), "0.1/min  ETA 1:56:40");
-        let mut pace = Pace::new(began);
+        let mut pace = Pace::default();
+        pace.note(began, 0);
         pace.note(at(began, 4), 8 << 20);
         assert_eq!(pace.words(16 << 20, "bytes"), format!("{}/s  ETA 00:04", size(2 << 20)));
         assert_eq!(clock(Duration::from_secs(36_000)), "10:00:00");
