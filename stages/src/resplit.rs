@@ -17,7 +17,7 @@ use crate::ingest::exact;
 use crate::metrics::{Metric, write_metrics};
 use crate::statistics::Estimate;
 use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
-use crate::vqa::TRAINING_TWIN;
+use crate::vqa::{TRAINING_TWIN, question_types};
 
 /// Parameters of `resplit`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -150,21 +150,16 @@ struct Cells {
 impl Cells {
     /// Of some rows of a table of questions.
     fn of(table: &Table, rows: &[usize]) -> Result<Self, StageError> {
-        let text = |name: &str| match table.column(name) {
-            Some(_) => table.as_text(name),
-            None => Ok(vec![None; table.rows()]),
-        };
-        let (own, content, kind) = (text("question_type")?, text("content_type")?, text("answer_type")?);
-        let several = match table.column("question_types") {
-            Some(Column::ListUtf8(lists)) => lists.clone(),
-            _ => vec![None; table.rows()],
+        let several = question_types(table)?;
+        let kind = match table.column("answer_type") {
+            Some(_) => table.as_text("answer_type")?,
+            None => vec![None; table.rows()],
         };
         let answers = table.strings("answer")?;
         // Of several types the first.
         let name = |row: usize| {
-            let first = several[row].as_ref().and_then(|types| types.first().cloned());
-            let known = first.or_else(|| own[row].clone()).or_else(|| content[row].clone());
-            known.or_else(|| kind[row].clone()).unwrap_or_else(|| "any".to_owned())
+            let known = several[row].first().or(kind[row].as_ref());
+            known.cloned().unwrap_or_else(|| "any".to_owned())
         };
         let mut types: BTreeMap<String, usize> = rows.iter().map(|row| (name(*row), 0)).collect();
         let mut given: BTreeMap<String, usize> = rows.iter().map(|row| (exact(answers[*row]), 0)).collect();

@@ -277,6 +277,23 @@ impl<'a, 'c> Study<'a, 'c> {
         self.context.optional_input(port).map(load).transpose()
     }
 
+    /// The model whose tower a probe of one modality stands on, if it is not the one that is asked: as `init` says, where
+    /// `unimodal` gives the counterpart. Or why there is none.
+    fn probed(
+        &self,
+        unimodal: impl FnOnce() -> Result<Result<Model, Refused>, StageError>,
+    ) -> Result<Result<Option<Model>, Refused>, StageError> {
+        let base = self.load("base")?;
+        Ok(match self.params.init {
+            Init::Clip => Ok(base),
+            Init::Random => {
+                let own = base.as_ref().unwrap_or(self.classifier.model);
+                Ok(Some(own.randomised(self.params.seed)?))
+            }
+            Init::Unimodal => unimodal()?.map(Some),
+        })
+    }
+
     /// A linear probe on the texts of samples.
     fn text_only(&self) -> Result<Result<Logits, Refused>, StageError> {
         let Some(captions) = self.context.optional_input("captions") else {
@@ -286,14 +303,12 @@ impl<'a, 'c> Study<'a, 'c> {
             Ok(texts) => texts,
             Err(reason) => return Ok(Err(reason)),
         };
-        let base = self.load("base")?;
-        let own = base.as_ref().unwrap_or(self.classifier.model);
-        let other = match self.params.init {
-            Init::Clip => None,
-            Init::Random => Some(own.randomised(self.params.seed)?),
-            Init::Unimodal => return Ok(Err("the input `unimodal` is a model without text".to_owned())),
-        };
-        let model = other.as_ref().unwrap_or(own);
+        let other =
+            match self.probed(|| Ok(Err("the input `unimodal` is a model without text".to_owned())))? {
+                Ok(other) => other,
+                Err(reason) => return Ok(Err(reason)),
+            };
+        let model = other.as_ref().unwrap_or(self.classifier.model);
         if model.text_tower().is_err() {
             return Ok(Err("the model has no text tower".to_owned()));
         }
@@ -310,17 +325,12 @@ impl<'a, 'c> Study<'a, 'c> {
 
     /// A linear probe on a tower that knows no text.
     fn image_only(&self) -> Result<Result<Logits, Refused>, StageError> {
-        let base = self.load("base")?;
-        let own = base.as_ref().unwrap_or(self.classifier.model);
-        let other = match self.params.init {
-            Init::Clip => None,
-            Init::Random => Some(own.randomised(self.params.seed)?),
-            Init::Unimodal => match self.load("unimodal")? {
-                Some(model) => Some(model),
-                None => return Ok(Err("the input `unimodal` was left out".to_owned())),
-            },
+        let counterpart = || Ok(self.load("unimodal")?.ok_or("the input `unimodal` was left out".to_owned()));
+        let other = match self.probed(counterpart)? {
+            Ok(other) => other,
+            Err(reason) => return Ok(Err(reason)),
         };
-        let model = other.as_ref().unwrap_or(own);
+        let model = other.as_ref().unwrap_or(self.classifier.model);
         let same_pixels = model.preprocessor()? == self.images.preprocessor();
         let reread = match same_pixels {
             true => None,

@@ -4,6 +4,7 @@
 //! is refused as a whole; what a member says of its place is checked against the file when it is listed, and again
 //! when it is opened.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt as _;
@@ -97,8 +98,7 @@ impl Archive {
             texts.resize(name + extra + comment, 0);
             list.read_exact(&mut texts).map_err(cut)?;
             let (name, rest) = texts.split_at(name);
-            let name = std::str::from_utf8(name)
-                .map_err(|_| damaged(format!("the name of member {number} is no UTF-8 text")))?;
+            let name = &*name_of(name);
             if name.ends_with('/') || (stays_inside(name) && is_hidden(name)) {
                 continue;
             }
@@ -229,6 +229,21 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+/// The characters behind the 128 of ASCII in the code page of names that are not UTF-8 (IBM 437).
+const CODE_PAGE: &str = "\
+    ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐\
+    └┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
+
+/// The name of a member. Many programs write UTF-8 without saying so; what is none is of the code page.
+fn name_of(bytes: &[u8]) -> Cow<'_, str> {
+    let Err(_) = std::str::from_utf8(bytes) else { return String::from_utf8_lossy(bytes) };
+    let character = |byte: &u8| match byte.checked_sub(128) {
+        None => char::from(*byte),
+        Some(place) => CODE_PAGE.chars().nth(place.into()).unwrap_or(char::REPLACEMENT_CHARACTER),
+    };
+    Cow::Owned(bytes.iter().map(character).collect())
+}
+
 /// Whether a file or one of its folders is hidden, or what macOS adds to archives.
 pub(super) fn is_hidden(path: &str) -> bool {
     path.split('/').any(|part| part.starts_with('.') || part == "__MACOSX")
@@ -336,6 +351,13 @@ mod tests {
             (0, 2),
         ]));
         archive
+    }
+
+    #[test]
+    fn names_of_either_encoding_are_read() {
+        assert_eq!(CODE_PAGE.chars().count(), 128);
+        assert_eq!(name_of("d\u{e9}j\u{e0}.png".as_bytes()), "d\u{e9}j\u{e0}.png");
+        assert_eq!(name_of(b"d\x82j\x85 \xe1\xff.png"), "d\u{e9}j\u{e0} \u{df}\u{a0}.png");
     }
 
     fn texts(archive: &[u8]) -> Result<Vec<(String, Vec<u8>)>, String> {

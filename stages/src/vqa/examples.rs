@@ -89,10 +89,7 @@ impl Examples {
             (table.strings("split")?, table.strings("question")?, table.strings("answer")?);
         let (ids, answer_type) = (table.int64("qid")?, optional("answer_type")?);
         let (question_type, content_type) = (optional("question_type")?, optional("content_type")?);
-        let question_types = match table.column("question_types") {
-            Some(Column::ListUtf8(lists)) => lists.clone(),
-            _ => vec![None; table.rows()],
-        };
+        let question_types = question_types(table)?;
         let training_twin = match table.column(TRAINING_TWIN) {
             Some(_) => table.bools(TRAINING_TWIN)?.to_vec(),
             None => vec![None; table.rows()],
@@ -114,10 +111,7 @@ impl Examples {
                 question: question[row].to_owned(),
                 answer: answer[row].to_owned(),
                 closed,
-                question_types: match &question_types[row] {
-                    Some(types) if !types.is_empty() => types.clone(),
-                    _ => published.iter().cloned().collect(),
-                },
+                question_types: question_types[row].clone(),
                 question_type: published,
                 training_twin: training_twin[row],
                 phrase_type: phrase_type[row].clone(),
@@ -182,6 +176,26 @@ impl Examples {
         }
         Ok(all)
     }
+}
+
+/// All types of each question: those that were told apart, else the one that is published, as one of content if need be.
+///
+/// # Errors
+/// If the table is damaged.
+pub(crate) fn question_types(table: &Table) -> Result<Vec<Vec<String>>, StageError> {
+    let optional = |name: &str| match table.column(name) {
+        Some(_) => table.as_text(name),
+        None => Ok(vec![None; table.rows()]),
+    };
+    let apart = match table.column("question_types") {
+        Some(Column::ListUtf8(lists)) => lists.clone(),
+        _ => vec![None; table.rows()],
+    };
+    let published = optional("question_type")?.into_iter().zip(optional("content_type")?);
+    let types = apart.into_iter().zip(published).map(|(apart, (question, content))| {
+        apart.filter(|types| !types.is_empty()).unwrap_or_else(|| question.or(content).into_iter().collect())
+    });
+    Ok(types.collect())
 }
 
 /// The questions of some splits (all if empty) with all that their table says of them.

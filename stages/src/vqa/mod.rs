@@ -20,7 +20,7 @@ pub(crate) use answerer::{Answerer, Description, ENCODER, Matching, copy_encoder
 pub use answers::normalise;
 pub use cooccurrence::{Weighting, co_occurrences, mixed_vectors};
 pub(crate) use design::{Design, Fusing, Method, Reading, answer_list};
-pub(crate) use examples::{Asked, Examples, TRAINING_TWIN, asked};
+pub(crate) use examples::{Asked, Examples, TRAINING_TWIN, asked, question_types};
 pub use questions::{QuestionVocabulary, UnknownWord, placed_words, words_of};
 pub(crate) use scoring::{Answered, MATCHING, Scoring, TASK, given};
 pub(crate) use senses::{

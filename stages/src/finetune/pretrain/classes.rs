@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pipe_engine::{Artifact, StageError};
 
 use crate::labels::Labels;
-use crate::table::{Column, read_columns};
-use crate::vqa::normalise;
+use crate::table::read_columns;
+use crate::vqa::{normalise, question_types};
 
 /// The class of each image that has one, in words, from parts that stand side by side.
 #[derive(Default)]
@@ -66,22 +66,12 @@ impl Classes {
         let table =
             read_columns(questions, &["image_id", "split", "answer", "question_type", "question_types"])?;
         let table = table.select(&table.rows_of_splits(splits));
-        let written = match table.column("question_type") {
-            Some(_) => table.as_text("question_type")?,
-            None => vec![None; table.rows()],
-        };
-        let types = |row: usize| -> Vec<String> {
-            match table.column("question_types") {
-                Some(Column::ListUtf8(lists)) => lists[row].clone().unwrap_or_default(),
-                _ => written[row].iter().cloned().collect(),
-            }
-        };
+        let types = question_types(&table)?;
         let mut states: BTreeMap<String, State> = BTreeMap::new();
         for (row, (id, answer)) in table.strings("image_id")?.iter().zip(table.strings("answer")?).enumerate()
         {
             let state = states.entry((*id).to_owned()).or_insert(State::Normal);
-            let asked = types(row);
-            if !asked.iter().any(|one| ABNORMALITY.iter().any(|name| one.eq_ignore_ascii_case(name))) {
+            if !types[row].iter().any(|one| ABNORMALITY.iter().any(|name| one.eq_ignore_ascii_case(name))) {
                 continue;
             }
             *state = (*state).max(match normalise(answer).as_str() {
