@@ -69,11 +69,8 @@ impl Display {
 
     /// One stage more is done, or needs not be done.
     fn advance(&mut self) {
-        let Some(bar) = &self.whole else { return };
-        bar.inc(1);
-        if Some(bar.position()) >= bar.length() {
-            bar.finish_and_clear();
-            self.whole = None;
+        if let Some(bar) = &self.whole {
+            bar.inc(1);
         }
     }
 
@@ -189,7 +186,16 @@ impl Display {
                     fields["detail"].as_str().unwrap_or_default()
                 ),
             ),
+            "run_finished" => {
+                if let Some(bar) = self.whole.take() {
+                    bar.finish_and_clear();
+                }
+            }
             "retry" => {
+                // It is not done after all.
+                if let Some(bar) = &self.whole {
+                    bar.dec(1);
+                }
                 let seconds = fields["delay"].as_f64().unwrap_or_default();
                 let class = fields["class"].as_str().unwrap_or_default();
                 self.line("Retry", &format!("{node}  in {seconds:.0} s, after a failure of class {class}"));
