@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::value::{begin_list, digest, encode_string};
+use crate::value::{begin_list, encode_string};
 use crate::{Digest, Value};
 
 const ARTIFACT: &str = "pipe artifact v1";
@@ -16,17 +16,43 @@ const ROW: &str = "pipe row v1";
 pub fn tree_digest<'a>(files: impl IntoIterator<Item = (&'a str, u64, Digest)>) -> Digest {
     let mut files: Vec<_> = files.into_iter().collect();
     files.sort_unstable_by_key(|file| file.0);
-    let mut encoded = Vec::new();
-    begin_list(2, &mut encoded);
-    encode_string("tree", &mut encoded);
-    begin_list(files.len(), &mut encoded);
-    for (path, bytes, blob) in files {
-        begin_list(3, &mut encoded);
-        encode_string(path, &mut encoded);
-        Value::Integer(bytes as i64).encode_into(&mut encoded);
-        Value::Digest(blob).encode_into(&mut encoded);
+    let mut tree = TreeHasher::new(files.len());
+    files.into_iter().for_each(|(path, bytes, blob)| tree.add(path, bytes, blob));
+    tree.finish()
+}
+
+/// Makes a [`tree_digest`] of files that come one by one.
+pub(crate) struct TreeHasher {
+    hasher: blake3::Hasher,
+    encoded: Vec<u8>,
+}
+
+impl TreeHasher {
+    /// Of so many files.
+    pub(crate) fn new(files: usize) -> Self {
+        let mut encoded = Vec::new();
+        begin_list(2, &mut encoded);
+        encode_string("tree", &mut encoded);
+        begin_list(files, &mut encoded);
+        Self { hasher: blake3::Hasher::new_derive_key(ARTIFACT), encoded }
     }
-    digest(ARTIFACT, &encoded)
+
+    /// Adds the file that comes next by its path.
+    pub(crate) fn add(&mut self, path: &str, bytes: u64, blob: Digest) {
+        begin_list(3, &mut self.encoded);
+        encode_string(path, &mut self.encoded);
+        Value::Integer(bytes as i64).encode_into(&mut self.encoded);
+        Value::Digest(blob).encode_into(&mut self.encoded);
+        if self.encoded.len() >= 1 << 16 {
+            self.hasher.update(&self.encoded);
+            self.encoded.clear();
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> Digest {
+        self.hasher.update(&self.encoded);
+        self.hasher.finalize().into()
+    }
 }
 
 /// The digest of a table made of parts, in order.

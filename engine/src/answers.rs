@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::context::Artifact;
+use crate::artifact::Artifact;
 use crate::error::StageError;
 
 /// A result of a study: one output of one node.

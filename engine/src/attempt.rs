@@ -13,9 +13,10 @@ use pipe_cache::{
 };
 use pipe_mirror::Mirror;
 
+use crate::artifact::{Artifact, InputArtifact};
 use crate::brief::{Brief, Port};
 use crate::checkpoints::Checkpoints;
-use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost};
+use crate::context::{OutputWriter, StageContext, StageHost};
 use crate::error::{FailureClass, StageError};
 use crate::events::EventLog;
 use crate::host::{AttemptLog, Host, add_counts};
@@ -460,17 +461,18 @@ fn locate(artifact: &Artifact, inside: &Path) -> Option<PathBuf> {
     let origin = artifact.origin.as_ref()?;
     // The blobs of a remote source have names that say nothing.
     if Remote::parse(origin).is_some() {
-        return Some(match artifact.files.as_slice() {
-            [file] if file.path.starts_with("source") => PathBuf::from(origin),
+        return Some(match artifact.single_file() {
+            Ok(file) if file.path.starts_with("source") => PathBuf::from(origin),
             _ => PathBuf::from(format!("{origin}: {}", inside.display())),
         });
     }
-    if let Some(file) = artifact.files.iter().find(|file| Path::new(&file.path) == inside) {
-        return Some(file.location.clone());
+    if let Some(file) = inside.to_str().and_then(|inside| artifact.file(inside)) {
+        return Some(file.location);
     }
     let root = artifact.files.iter().find_map(|file| {
         let levels = Path::new(&file.path).components().count();
-        file.location.ends_with(&file.path).then(|| file.location.ancestors().nth(levels))?
+        let root = file.location.ancestors().nth(levels)?;
+        file.location.ends_with(&file.path).then(|| root.to_owned())
     })?;
     Some(root.join(inside))
 }
@@ -528,7 +530,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::ArtifactFile;
+    use crate::artifact::ArtifactFile;
 
     #[test]
     fn files_of_sources_are_named_by_where_they_lie() {
@@ -540,7 +542,7 @@ mod tests {
         let artifact = |origin: Option<&str>, files: Vec<ArtifactFile>| Artifact {
             artifact_type: "file".to_owned(),
             digest: pipe_cache::Digest::of(b""),
-            files,
+            files: files.into_iter().collect(),
             origin: origin.map(str::to_owned),
         };
         let folder = artifact(Some("file:model"), vec![file("a/config.json", "/data/model/a/config.json")]);

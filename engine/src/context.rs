@@ -7,69 +7,9 @@ use std::time::Duration;
 use pipe_cache::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::{Artifact, InputArtifact};
 use crate::checkpoints::{Checkpoints, Resumed};
 use crate::error::StageError;
-
-/// A read-only artifact, as a stage sees it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Artifact {
-    /// Its type, such as `table<images>`.
-    pub artifact_type: String,
-    /// The digest of its content.
-    pub digest: Digest,
-    /// Its files, sorted by path.
-    pub files: Vec<ArtifactFile>,
-    /// For an external source: what the TOML says (`file:data/breastmnist.npz`).
-    pub origin: Option<String>,
-}
-
-/// One file of an artifact.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ArtifactFile {
-    /// The path inside the artifact, with `/`.
-    pub path: String,
-    /// Its length.
-    pub bytes: u64,
-    /// Where it can be read now. Never written to.
-    pub location: PathBuf,
-}
-
-impl Artifact {
-    /// The file of this path inside the artifact.
-    pub fn file(&self, path: &str) -> Option<&ArtifactFile> {
-        self.files.iter().find(|file| file.path == path)
-    }
-
-    /// The only file.
-    ///
-    /// # Errors
-    /// If there are none or several.
-    pub fn single_file(&self) -> Result<&ArtifactFile, StageError> {
-        match self.files.as_slice() {
-            [file] => Ok(file),
-            files => Err(StageError::input(
-                self.origin.as_deref().unwrap_or("input"),
-                format!("one file is expected, {} were found", files.len()),
-            )),
-        }
-    }
-
-    /// The files whose path ends in `extension` (with its dot), in path order.
-    pub fn files_ending(&self, extension: &str) -> impl Iterator<Item = &ArtifactFile> {
-        self.files.iter().filter(move |file| file.path.ends_with(extension))
-    }
-}
-
-/// One artifact of an input, with the axis assignment of its producer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct InputArtifact {
-    /// The axis assignment of the producing node; empty for external sources.
-    pub axes: BTreeMap<String, String>,
-    /// The name of the producing stage, for reports; empty for external sources. Never in a key.
-    pub stage: String,
-    /// The artifact.
-    pub artifact: Artifact,
-}
 
 /// One part of a table that a stage has written.
 #[derive(Clone, Debug, Serialize, Deserialize)]

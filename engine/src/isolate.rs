@@ -19,9 +19,10 @@ use pipe_cache::{Digest, Durability, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::artifact::{Artifact, InputArtifact};
 use crate::attempt::{AttemptError, chain, is_no_space, panic_text};
 use crate::checkpoints::Checkpoints;
-use crate::context::{Artifact, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
+use crate::context::{OutputWriter, StageContext, StageHost, TablePart};
 use crate::error::StageError;
 use crate::kind::{Registry, ResolvedParams};
 use crate::pipeline::CheckpointEvery;

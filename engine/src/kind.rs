@@ -13,7 +13,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::answers::ResultTables;
-use crate::context::{Artifact, StageContext};
+use crate::artifact::Artifact;
+use crate::context::StageContext;
 use crate::error::StageError;
 use crate::reproduce::FileComparison;
 

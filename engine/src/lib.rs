@@ -6,6 +6,7 @@
 
 mod action;
 mod answers;
+mod artifact;
 mod attempt;
 mod brief;
 mod checkpoints;
@@ -46,9 +47,10 @@ pub use answers::{
     Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, Runs, StudyResult, StudyTables,
     TableSummary,
 };
+pub use artifact::{Artifact, ArtifactFile, ArtifactFiles, InputArtifact};
 pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;
-pub use context::{Artifact, ArtifactFile, InputArtifact, OutputWriter, StageContext, StageHost, TablePart};
+pub use context::{OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};
 pub use kind::{
     AnyKind, ArtifactType, DefaultCpu, Determinism, FigureReader, Figures, InputClass, InputPort,

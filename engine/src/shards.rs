@@ -13,7 +13,7 @@ use pipe_cache::{
 };
 use rayon::prelude::*;
 
-use crate::context::{Artifact, ArtifactFile};
+use crate::artifact::{Artifact, ArtifactFile};
 use crate::error::StageError;
 use crate::kind::InputClass;
 use crate::pipeline::{InputSource, Node, NodeId, NodeInput};
@@ -217,7 +217,7 @@ fn part_artifact(artifact_type: &str, part: &PartRecord, file: &FileRecord, stor
     Artifact {
         artifact_type: artifact_type.to_owned(),
         digest: pipe_cache::table_digest(&[part.digest]),
-        files: vec![ArtifactFile { path: format!("part-00000{extension}"), bytes: file.bytes, location }],
+        files: ArtifactFile { path: format!("part-00000{extension}"), bytes: file.bytes, location }.into(),
         origin: None,
     }
 }

@@ -138,11 +138,11 @@ pub(crate) fn run(
 pub(crate) fn tree(folder: &Path, artifact_type: &str) -> Artifact {
     let mut files = Vec::new();
     collect(folder, folder, &mut files);
-    files.sort_by(|a, b| a.path.cmp(&b.path));
     let digest =
         tree_digest(files.iter().map(|file| {
             (file.path.as_str(), file.bytes, Digest::of(&std::fs::read(&file.location).unwrap()))
         }));
+    let files = files.into_iter().collect();
     Artifact { artifact_type: artifact_type.to_owned(), digest, files, origin: None }
 }
 
@@ -184,7 +184,12 @@ pub(crate) fn source(file: &Path) -> Artifact {
     let extension = file.extension().map(|extension| extension.to_string_lossy().into_owned());
     let path = extension.map_or("source".to_owned(), |extension| format!("source.{extension}"));
     let file = ArtifactFile { path, bytes: bytes.len() as u64, location: file.to_owned() };
-    Artifact { artifact_type: "file".to_owned(), digest: Digest::of(&bytes), files: vec![file], origin: None }
+    Artifact {
+        artifact_type: "file".to_owned(),
+        digest: Digest::of(&bytes),
+        files: file.into(),
+        origin: None,
+    }
 }
 
 /// A folder or file of the sample data (`PIPE_DATA`, by default `../shared/data` beside the repository);

@@ -58,7 +58,7 @@ impl VolumeSet {
             last: Mutex::new(None),
         };
         for file in artifact.files_ending(".parquet") {
-            let part = Artifact { files: vec![file.clone()], ..artifact.clone() };
+            let part = artifact.only(file);
             let table = read_columns(&part, &["image_id", "split", "group_id"])?;
             let rows = match wanted {
                 VolumeRows::OfSplits(splits) => table.rows_of_splits(splits),

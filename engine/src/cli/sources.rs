@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use pipe_cache::{Source, Sources, Store};
+use pipe_cache::{Digest, Sources, Store};
 use serde_json::{Value as Json, json};
 
 use super::arguments::{Arguments, VerifyArguments};
@@ -108,28 +108,37 @@ pub(crate) fn verify(
 fn look(sources: &Sources, path: &std::path::Path, pattern: String, is_frozen: bool, repair: bool) -> Found {
     let mut found = Found { pattern, is_frozen, bytes: 0, changes: Vec::new(), missing: None };
     let (base, text) = (path.parent().unwrap_or(path), path.to_string_lossy());
-    let recorded = if is_frozen { sources.recorded(path) } else { None };
-    match sources.hash_again(base, &text) {
-        Ok(now) => {
-            found.bytes = now.files.iter().map(|file| file.bytes).sum();
-            found.changes = recorded.map(|recorded| changes(&recorded, &now)).unwrap_or_default();
-            if is_frozen && repair {
-                sources.refreeze(base, &text, now);
-            }
+    let (mut before, mut now) = (Digests::new(), Digests::new());
+    let keep = |digests: &mut Digests, path: &str, digest| _ = digests.insert(path.to_owned(), digest);
+    let recorded =
+        if is_frozen { sources.recorded(path, |path, digest| keep(&mut before, path, digest)) } else { None };
+    let hashed = sources.hash_again(base, &text, |path, digest| {
+        // Without a record there is nothing to compare with.
+        if recorded.is_some() {
+            keep(&mut now, path, digest);
+        }
+    });
+    let hashed = match hashed {
+        Ok(_) if is_frozen && repair => sources.refreeze(base, &text),
+        hashed => hashed,
+    };
+    match hashed {
+        Ok(source) => {
+            found.bytes = source.files.iter().map(|file| file.bytes).sum();
+            found.changes = changes(&before, &now);
         }
         Err(error) => found.missing = Some(error.reason),
     }
     found
 }
 
+/// Of the files of a source, by path.
+type Digests = BTreeMap<String, Digest>;
+
 /// What is different, by path.
-fn changes(recorded: &Source, now: &Source) -> Vec<(String, &'static str)> {
-    let by_path = |source: &Source| -> BTreeMap<String, pipe_cache::Digest> {
-        source.files.iter().map(|file| (file.path.clone(), file.digest)).collect()
-    };
-    let (recorded, now) = (by_path(recorded), by_path(now));
+fn changes(recorded: &Digests, now: &Digests) -> Vec<(String, &'static str)> {
     let mut changes: Vec<(String, &'static str)> = Vec::new();
-    for (path, digest) in &recorded {
+    for (path, digest) in recorded {
         match now.get(path) {
             None => changes.push((path.clone(), "is gone")),
             Some(other) if other != digest => changes.push((path.clone(), "has another content")),

@@ -11,9 +11,9 @@ use serde_json::json;
 
 use super::{Demand, News, Running, Scheduler, State, TaskId, Work};
 use crate::action;
+use crate::artifact::{Artifact, ArtifactFile, ArtifactFiles, InputArtifact};
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
 use crate::brief::{Brief, Port};
-use crate::context::{Artifact, ArtifactFile, InputArtifact};
 use crate::error::StageError;
 use crate::kind::{DefaultCpu, OutputPort};
 use crate::pipeline::{InputSource, Node, NodeId, Place};
@@ -458,13 +458,8 @@ impl Scheduler<'_> {
                     InputSource::File { pattern, path, .. } => {
                         if let Some(source) = self.sources.get(path) {
                             check_frozen(pattern, source).map_err(|error| Unreadable::Error(error.into()))?;
-                            let files = source.files.iter().map(|file| ArtifactFile {
-                                path: file.path.clone(),
-                                bytes: file.bytes,
-                                location: file.location.clone(),
-                            });
                             let origin = format!("file:{pattern}");
-                            artifacts.push(external(origin, source.digest, files.collect()));
+                            artifacts.push(external(origin, source.digest, source.files.clone().into()));
                         }
                     }
                     InputSource::Remote(remote) => {
@@ -496,7 +491,7 @@ impl Scheduler<'_> {
                             return Err(Unreadable::Error(StageError::input(origin, damage.reason).into()));
                         }
                         let file = ArtifactFile { path: digest.to_hex(), bytes, location };
-                        artifacts.push(external(origin, *digest, vec![file]));
+                        artifacts.push(external(origin, *digest, file.into()));
                     }
                 }
             }
@@ -570,8 +565,8 @@ fn check_frozen(pattern: &str, source: &Source) -> Result<(), StageError> {
         length.is_ok_and(|length| length == file.bytes)
             && pipe_cache::modified(&file.location) == Some(recorded)
     };
-    for file in &source.files {
-        if file.recorded.is_some_and(|recorded| !is_as_recorded(file, recorded)) {
+    for file in source.files.iter() {
+        if file.recorded.is_some_and(|recorded| !is_as_recorded(&file, recorded)) {
             let reason = format!(
                 "the source `file:{pattern}` is frozen, and this is not what was recorded; \
                  `pipe verify --sources --repair` records what is there now"
@@ -582,7 +577,7 @@ fn check_frozen(pattern: &str, source: &Source) -> Result<(), StageError> {
     Ok(())
 }
 
-fn external(origin: String, digest: pipe_cache::Digest, files: Vec<ArtifactFile>) -> InputArtifact {
+fn external(origin: String, digest: pipe_cache::Digest, files: ArtifactFiles) -> InputArtifact {
     InputArtifact {
         axes: BTreeMap::new(),
         stage: String::new(),

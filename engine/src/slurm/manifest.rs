@@ -7,9 +7,9 @@ use std::sync::Arc;
 use pipe_cache::{ActionKey, CommitOutcome, Digest, OutputRecord};
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::InputArtifact;
 use crate::attempt::AttemptError;
 use crate::brief::{Brief, Port};
-use crate::context::InputArtifact;
 use crate::isolate::Failure;
 use crate::pipeline::Origin;
 
@@ -147,9 +147,7 @@ impl Manifest {
 
 /// Makes the places of an artifact's files independent of the folder of a process.
 fn absolute(input: &mut InputArtifact) {
-    for file in &mut input.artifact.files {
-        file.location = absolute_path(&file.location);
-    }
+    input.artifact.files = input.artifact.files.moved(absolute_path);
 }
 
 pub(crate) fn absolute_path(path: &Path) -> PathBuf {

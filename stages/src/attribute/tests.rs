@@ -402,7 +402,7 @@ fn equal_runs_give_equal_bytes_and_batches_change_nothing_but_rounding() {
         let base = Params { limit: Some(6), ..params(method, Baseline::Mean) };
         let bytes = || {
             let artifact = study.attribute(&base, &Host::default()).unwrap();
-            std::fs::read(&artifact.files[0].location).unwrap()
+            std::fs::read(&artifact.single_file().unwrap().location).unwrap()
         };
         assert_eq!(bytes(), bytes(), "{method:?}");
         let (small, large) = (study.maps(&base), study.maps(&Params { batch: 64, ..base.clone() }));

@@ -39,7 +39,7 @@ impl Study {
             ("checkpoint", &self.checkpoint["checkpoint"]),
         ];
         let made = run(&AttributeText, params, &inputs).unwrap();
-        Words(read_file(&made["words"].files[0].location).unwrap())
+        Words(read_file(&made["words"].single_file().unwrap().location).unwrap())
     }
 }
 
@@ -145,7 +145,7 @@ fn captions_without_their_image_say_so() {
         ("checkpoint", &study.checkpoint["checkpoint"]),
     ];
     let made = run(&AttributeText, &json!({ "method": "occlusion" }), &inputs).unwrap();
-    let words = Words(read_file(&made["words"].files[0].location).unwrap());
+    let words = Words(read_file(&made["words"].single_file().unwrap().location).unwrap());
     let missing = words.text("status").into_iter().filter(|status| status.starts_with("not_applicable: "));
     assert!(missing.count() > 0);
 }

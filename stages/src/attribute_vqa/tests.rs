@@ -67,7 +67,7 @@ impl Study {
 
     fn explain(&self, model: &Made, params: &Json) -> Explained {
         let made = run(&AttributeVqa, params, &self.inputs(model)).unwrap();
-        let file = |port: &str| read_file(&made[port].files[0].location).unwrap();
+        let file = |port: &str| read_file(&made[port].single_file().unwrap().location).unwrap();
         Explained {
             maps: file("saliency"),
             words: file("words"),

@@ -200,7 +200,8 @@ fn a_tokeniser_of_another_model_is_refused() {
     let texts =
         run(&IngestPhantom, &json!({ "size": 28, "train": 200, "test": 0, "weights": "all" }), &[]).unwrap();
     let other = run(&TrainTokenizer, &json!({ "vocab_size": 900 }), &[("text", &texts["captions"])]).unwrap();
-    std::fs::copy(&other["tokenizer"].files[0].location, whole.path().join("tokenizer.json")).unwrap();
+    std::fs::copy(&other["tokenizer"].single_file().unwrap().location, whole.path().join("tokenizer.json"))
+        .unwrap();
     let error = load(whole.path()).err().unwrap();
     assert!(matches!(error, StageError::InputData { .. }), "{error:?}");
     assert!(error.to_string().contains("the model's embedding table"), "{error}");

@@ -81,7 +81,8 @@ impl WorkingFolder {
     /// Puts an artifact at a place in the folder.
     fn put(&mut self, place: &str, artifact: &Artifact) -> Result<(), StageError> {
         if let Some(extension) = of_one_file(artifact) {
-            self.put_file(place, &artifact.files[0].location, artifact.files[0].bytes)?;
+            let file = artifact.single_file()?;
+            self.put_file(place, &file.location, file.bytes)?;
             if let (Some(extension), Some(name)) = (extension, Path::new(place).file_name()) {
                 let alias = self.path.join(format!("{place}.{extension}"));
                 symlink(name, &alias).map_err(failed("linking", &alias))?;
@@ -221,7 +222,7 @@ impl Written {
 
 /// Whether an artifact is one file by nature; then the extension that its name ends in, if there is one.
 fn of_one_file(artifact: &Artifact) -> Option<Option<String>> {
-    let [file] = artifact.files.as_slice() else { return None };
+    let file = artifact.single_file().ok()?;
     let kind = artifact.artifact_type.as_str();
     let stem = file.path.split('.').next().unwrap_or_default();
     // A folder of outside files may hold only one; a file by itself is always called `source`, a blob by its

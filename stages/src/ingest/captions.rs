@@ -100,7 +100,7 @@ impl<'a> PairWriter<'a> {
         for (name, column) in further {
             table = table.with(name, column.select(&rows));
         }
-        let table = table.with_all_metadata(self.metadata).with_metadata("task", "retrieval");
+        let table = table.with_all_metadata(self.metadata);
         self.captions.push(table)?;
         Ok(kept)
     }

@@ -110,7 +110,7 @@ impl StageKind for IngestPmc {
         KindDescription {
             name: "ingest.pmc",
             summary: "reads figures of PubMed Central with captions: PMC-OA, or the output of PMC-15M's pipeline",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -155,6 +155,7 @@ impl StageKind for IngestPmc {
         let licences = Licences::read(&files)?;
         let metadata = [
             ("dataset", params.dataset.clone()),
+            ("task", "retrieval".to_owned()),
             ("dataset_version", version(params.version.as_deref())),
             ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("licence", "per article".to_owned()),

@@ -89,7 +89,7 @@ impl StageKind for IngestRoco {
         KindDescription {
             name: "ingest.roco",
             summary: "reads ROCO or ROCOv2: figures of articles with captions, concepts and licences",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -127,6 +127,7 @@ impl StageKind for IngestRoco {
         rejects.check(params.max_rejects)?;
         let metadata = [
             ("dataset", dataset.to_owned()),
+            ("task", "retrieval".to_owned()),
             ("dataset_version", version.to_owned()),
             ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("protocol", protocol.to_owned()),

@@ -98,7 +98,7 @@ impl StageKind for IngestSlake {
         KindDescription {
             name: "ingest.slake",
             summary: "reads SLAKE: radiology images, questions in two languages, masks, boxes and knowledge",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -139,6 +139,7 @@ impl StageKind for IngestSlake {
         }
         let metadata = [
             ("dataset", "slake".to_owned()),
+            ("task", "vqa".to_owned()),
             ("dataset_version", "1.0".to_owned()),
             // What lies beside an image describes that image alone.
             (

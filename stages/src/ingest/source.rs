@@ -388,7 +388,7 @@ mod tests {
         }
         std::fs::write(folder.path().join("z.zip"), archive(&[("0.txt", b"0")], CompressionMethod::Stored))
             .unwrap();
-        let mut listed = tree(folder.path(), "file");
+        let listed = tree(folder.path(), "file");
         let paths = |artifact: &Artifact| -> Vec<String> {
             let scratch = tempfile::tempdir().unwrap();
             let files = SourceFiles::of(artifact, scratch.path()).unwrap();
@@ -396,8 +396,6 @@ mod tests {
         };
         let sorted = paths(&listed);
         assert_eq!(sorted, ["0.txt", "a.txt", "b.txt", "c.txt"]);
-        listed.files.reverse();
-        assert_eq!(paths(&listed), sorted);
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl StageKind for IngestVqaRad {
         KindDescription {
             name: "ingest.vqa_rad",
             summary: "reads VQA-RAD: radiology images, and questions with answers under a named protocol",
-            implementation: 6,
+            implementation: 7,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::All,
@@ -170,6 +170,7 @@ impl StageKind for IngestVqaRad {
         }
         let metadata = [
             ("dataset", "vqa-rad".to_owned()),
+            ("task", "vqa".to_owned()),
             ("dataset_version", read.version.to_owned()),
             ("source_md5", source_md5(&[&files], |_| true, context)?),
             ("protocol", params.protocol.name().to_owned()),

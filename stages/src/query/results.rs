@@ -310,10 +310,10 @@ fn tables_in(result: &StudyResult) -> Vec<(String, Artifact)> {
         let is_there = files.next().is_some();
         return is_there.then(|| (name, result.artifact.clone())).into_iter().collect();
     }
-    let one = |file: &ArtifactFile| {
+    let one = |file: ArtifactFile| {
         let path = file.path.rsplit_once('.').map_or(file.path.as_str(), |(path, _)| path);
         let path: String = path.chars().map(|one| if one.is_alphanumeric() { one } else { '_' }).collect();
-        (format!("{name}_{path}"), Artifact { files: vec![file.clone()], ..result.artifact.clone() })
+        (format!("{name}_{path}"), result.artifact.only(file))
     };
     files.map(one).collect()
 }

@@ -332,7 +332,7 @@ fn figures() -> (Vec<StudyResult>, Vec<tempfile::TempDir>) {
         let artifact = Artifact {
             artifact_type: crate::artifact::METRICS.0.to_owned(),
             digest: Digest::of(model.as_bytes()),
-            files: vec![file],
+            files: file.into(),
             origin: None,
         };
         for stage in ["early", "late"] {

@@ -71,7 +71,7 @@ impl Study {
             artifact: Artifact {
                 artifact_type: kind.0.to_owned(),
                 digest: Digest::of(&bytes),
-                files: vec![file],
+                files: file.into(),
                 origin: None,
             },
         });

@@ -336,10 +336,10 @@ fn inputs_that_do_not_fit_are_named() {
     let unknown = Study::new().with_maps("perfect", &[("nobody", &perfect())]);
     assert!(unknown.error(&Params::default()).contains("`nobody`"));
     let mut damaged = Study::new().with_maps("perfect", &maps_of(&perfect()));
-    let location = damaged.inputs["saliency"][0].artifact.files[0].location.clone();
+    let location = damaged.inputs["saliency"][0].artifact.single_file().unwrap().location.clone();
     std::fs::write(&location, &std::fs::read(&location).unwrap()[..200]).unwrap();
     assert!(damaged.error(&Params::default()).contains("saliency.arrow"));
-    damaged.inputs.get_mut("saliency").unwrap()[0].artifact.files.clear();
+    damaged.inputs.get_mut("saliency").unwrap()[0].artifact.files = [].into_iter().collect();
     assert!(damaged.error(&Params::default()).contains("no Arrow file"));
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-use pipe_engine::{Artifact, ArtifactFile, OutputWriter, StageContext, StageError};
+use pipe_engine::{Artifact, ArtifactFile, ArtifactFiles, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
 use pipe_models::vqa::{
     AnswerModel, Autoencoder, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig,
@@ -470,12 +470,12 @@ impl Answerer {
 /// The encoder's files as an artifact of their own, if there are any.
 fn encoder_files(artifact: &Artifact) -> Option<Artifact> {
     let prefix = format!("{ENCODER}/");
-    let files: Vec<ArtifactFile> = artifact
+    let files: ArtifactFiles = artifact
         .files
         .iter()
         .filter_map(|file| {
             let path = file.path.strip_prefix(&prefix)?.to_owned();
-            Some(ArtifactFile { path, bytes: file.bytes, location: file.location.clone() })
+            Some(ArtifactFile { path, ..file })
         })
         .collect();
     (!files.is_empty()).then(|| Artifact { files, ..artifact.clone() })

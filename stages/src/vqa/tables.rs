@@ -73,8 +73,8 @@ pub(crate) fn word_tables<'a>(
     let array = glove.files.iter().find(|file| file.path.ends_with(".npy"));
     let list = glove.files.iter().find(|file| file.path.ends_with(".json") && file.path.contains("words"));
     match (array, list) {
-        (Some(array), Some(list)) => from_array(array, list, &mut vectors)?,
-        _ => from_text(glove.single_file()?, &mut vectors)?,
+        (Some(array), Some(list)) => from_array(&array, &list, &mut vectors)?,
+        _ => from_text(&glove.single_file()?, &mut vectors)?,
     }
     let Some(width) = vectors.width else {
         return Err(StageError::input("glove", "it has a vector for none of the words of the questions"));

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::World;
-use crate::context::{Artifact, OutputWriter, StageContext, TablePart};
+use crate::artifact::Artifact;
+use crate::context::{OutputWriter, StageContext, TablePart};
 use crate::error::StageError;
 use crate::kind::{
     ArtifactType, DefaultCpu, InputClass, InputPort, KindDescription, Numerics, OutputPort, StageKind,

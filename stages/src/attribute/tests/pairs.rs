@@ -60,7 +60,7 @@ impl Study {
 }
 
 fn maps(made: &Made) -> Maps {
-    Maps(read_file(&made["saliency"].files[0].location).unwrap())
+    Maps(read_file(&made["saliency"].single_file().unwrap().location).unwrap())
 }
 
 /// The greatest difference as a share of the greatest magnitude.
@@ -98,7 +98,7 @@ fn maps_and_words_of_a_pair_explain_one_score() {
         ("checkpoint", &study.checkpoint["checkpoint"]),
     ];
     let words = run(&AttributeText, &json!({ "method": "input_x_gradient" }), &inputs).unwrap();
-    let words = Maps(read_file(&words["words"].files[0].location).unwrap());
+    let words = Maps(read_file(&words["words"].single_file().unwrap().location).unwrap());
     assert_eq!(words.text("id"), ids);
     for (of_words, of_map) in words.numbers("score").iter().zip(maps.numbers("score")) {
         assert!((of_words.unwrap() - of_map.unwrap()).abs() < 1e-4);

@@ -38,7 +38,7 @@ fn filters_that_nothing_passes_give_a_file_without_rows() {
     let host = Host::default();
     let params = Params { splits: vec!["val".to_owned()], ..params(Method::Gradient, Baseline::Zero) };
     let artifact = study.attribute(&params, &host).unwrap();
-    let batch = read_file(&artifact.files[0].location).unwrap();
+    let batch = read_file(&artifact.single_file().unwrap().location).unwrap();
     assert_eq!((batch.num_rows(), batch.num_columns()), (0, 14));
     assert!(host.lines.lock().unwrap().iter().any(|line| line.starts_with("warning: no image")));
 }

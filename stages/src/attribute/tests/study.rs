@@ -133,7 +133,7 @@ impl Study {
 }
 
 pub(super) fn artifact(kind: &str, folder: &std::path::Path) -> Artifact {
-    let mut files: Vec<ArtifactFile> = std::fs::read_dir(folder)
+    let files = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| {
             let entry = entry.unwrap();
@@ -144,7 +144,6 @@ pub(super) fn artifact(kind: &str, folder: &std::path::Path) -> Artifact {
             }
         })
         .collect();
-    files.sort_by(|a, b| a.path.cmp(&b.path));
     Artifact { artifact_type: kind.to_owned(), digest: Digest::of(b""), files, origin: None }
 }
 

@@ -32,7 +32,7 @@ impl GreySquares {
             // Files of a table one by one: only squares are kept of many images.
             for file in &table.files {
                 context.check_cancelled()?;
-                all.add(&Artifact { files: vec![file.clone()], ..table.clone() }, splits)?;
+                all.add(&table.only(file), splits)?;
             }
         }
         Ok(all)

@@ -280,11 +280,8 @@ fn what_is_wrong_with_a_file_is_said_with_its_name_and_the_array() {
 
     let missing = folder.path().join("nowhere.npz");
     let artifact = Artifact {
-        files: vec![pipe_engine::ArtifactFile {
-            path: "source.npz".into(),
-            bytes: 0,
-            location: missing.clone(),
-        }],
+        files: pipe_engine::ArtifactFile { path: "source.npz".into(), bytes: 0, location: missing.clone() }
+            .into(),
         ..source(&write("good.npz", &members(6)))
     };
     let error = run(&IngestMedmnist, &partial, &[("source", &artifact)]).err().unwrap();

@@ -69,7 +69,7 @@ impl Study {
     }
 
     pub(super) fn add(&mut self, input: &str, axes: &[(&str, &str)], folder: &Path) {
-        let mut files: Vec<ArtifactFile> = std::fs::read_dir(folder)
+        let files = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| {
                 let location = entry.unwrap().path();
@@ -77,7 +77,6 @@ impl Study {
                 ArtifactFile { path, bytes: location.metadata().unwrap().len(), location }
             })
             .collect();
-        files.sort_by(|a, b| a.path.cmp(&b.path));
         let artifact = Artifact {
             artifact_type: input.to_owned(),
             digest: Digest::of(folder.to_str().unwrap().as_bytes()),

@@ -176,7 +176,8 @@ fn pairs_of_volumes_and_reports_are_learned_whole_and_in_pieces() {
         ];
         let places = run(&Attribute, &json!({ "method": "occlusion" }), &inputs).unwrap();
         let words = run(&AttributeText, &json!({ "method": "occlusion", "batch": 2 }), &inputs).unwrap();
-        let (places, words) = (batch(&places), read_file(&words["words"].files[0].location).unwrap());
+        let (places, words) =
+            (batch(&places), read_file(&words["words"].single_file().unwrap().location).unwrap());
         assert_eq!((places.num_rows(), texts(&places, "id")), (3, texts(&words, "id")));
         let scores = |batch: &RecordBatch| -> Vec<f32> {
             batch.column_by_name("score").unwrap().as_primitive::<Float32Type>().values().to_vec()
