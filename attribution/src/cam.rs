@@ -223,6 +223,7 @@ impl Cam {
             maps: Vec::new(),
             scores: Vec::new(),
         };
+        let mut passes_by = false;
         for part in evaluator.parts(inputs)? {
             let hook = Watch { name: &self.hook.name, wants_gradient, seen: RefCell::new(None) };
             let scores = evaluator.probed(&part, part.values(), &hook)?;
@@ -240,12 +241,26 @@ impl Cam {
             if let Some(variable) = variable {
                 let gradients = evaluator.backward(&scores)?;
                 let gradient = match gradients.get(&variable) {
-                    Some(gradient) => self.laid_out(gradient)?.flatten_all()?.to_vec1::<f32>()?,
-                    None => vec![0.0; part.rows() * channels * cells],
+                    Some(gradient) => {
+                        passes_by |= gradient.abs()?.max_all()?.to_scalar::<f32>()? > 0.0;
+                        self.laid_out(gradient)?.flatten_all()?.to_vec1::<f32>()?
+                    }
+                    None => {
+                        passes_by = true;
+                        vec![0.0; part.rows() * channels * cells]
+                    }
                 };
                 parts.gradients.extend(gradient);
             }
             parts.scores.extend(host(&scores)?);
+        }
+        // A score that leaves the layer by other tokens than its cells, as that of a class token leaves the last block of
+        // a transformer, says nothing of them. One that does not change at all has a map of zeros.
+        if passes_by && parts.gradients.iter().all(|value| *value == 0.0) {
+            return Err(AttributionError::NotApplicable(format!(
+                "the score's gradient at the places of `{}` is zero: nothing of them reaches it",
+                self.hook.name
+            )));
         }
         self.weigh(evaluator, inputs, &mut parts)?;
         Ok(parts)
@@ -253,12 +268,6 @@ impl Cam {
 
     fn weigh(&self, evaluator: &Evaluator<'_>, inputs: &Inputs, parts: &mut CamParts) -> Result<()> {
         let (channels, cells) = (parts.channels, self.cells());
-        if parts.gradients.iter().all(|value| *value == 0.0) && !parts.gradients.is_empty() {
-            return Err(AttributionError::NotApplicable(format!(
-                "the score's gradient at `{}` is zero: nothing of this layer reaches it",
-                self.hook.name
-            )));
-        }
         let per_channel = |value: fn(&[f32], &[f32]) -> f64| -> Vec<f32> {
             let gradients = parts.gradients.chunks_exact(cells);
             let both = parts.activations.chunks_exact(cells).zip(gradients);
@@ -635,11 +644,48 @@ mod tests {
         let mut missing = cam(ActivationLayout::Map, CamWeights::Gradient);
         missing.hook.name = "lair".to_owned();
         assert!(matches!(missing.attribute(&evaluator, &inputs), Err(AttributionError::Settings(_))));
-        let unread =
-            Pooled { classifier: normal(1, &[1, 5]).zeros_like().unwrap(), layout: ActivationLayout::Map };
-        let result =
-            cam(ActivationLayout::Map, CamWeights::Gradient).attribute(&Evaluator::new(&unread, 3), &inputs);
+        let result = cam(ActivationLayout::Tokens, CamWeights::Gradient)
+            .attribute(&Evaluator::new(&OfPrefix, 3), &inputs);
         assert!(matches!(result, Err(AttributionError::NotApplicable(_))));
+    }
+
+    /// Tokens of which the first alone is read, as behind the last block of a transformer.
+    struct OfPrefix;
+
+    impl Score for OfPrefix {
+        fn score(&self, x: &Tensor, _: &[usize], probe: MaybeProbe<'_>) -> TensorResult<Tensor> {
+            let cells = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+            let tokens = Tensor::cat(&[&cells.mean_keepdim(1)?, &cells], 1)?;
+            let shown = match probe {
+                Some(probe) => probe.activation("layer", tokens)?,
+                None => tokens,
+            };
+            shown.narrow(1, 0, 1)?.flatten_from(1)?.sum(1)
+        }
+    }
+
+    /// A score per sample that does not depend on the image has a map of zeros, whoever stands beside it.
+    #[test]
+    fn a_score_that_never_changes_has_a_map_of_zeros() {
+        struct Dead(Pooled);
+        impl Score for Dead {
+            fn score(&self, x: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> TensorResult<Tensor> {
+                let alive: Vec<f32> = samples.iter().map(|sample| (sample % 2) as f32).collect();
+                self.0.score(x, samples, probe)? * Tensor::new(alive, x.device())?
+            }
+        }
+        let score =
+            Dead(Pooled { classifier: normal(1, &[1, 5]).abs().unwrap(), layout: ActivationLayout::Map });
+        let x = normal(2, &[2, 5, 3, 4]);
+        for weights in [CamWeights::Gradient, CamWeights::GradientPlusPlus, CamWeights::Layer] {
+            let cam = cam(ActivationLayout::Map, weights);
+            let of =
+                |inputs: Inputs| host(&cam.attribute(&Evaluator::new(&score, 2), &inputs).unwrap().values);
+            let both = of(Inputs::new(&x).unwrap());
+            let alone = of(Inputs::of_samples(&x.narrow(0, 0, 1).unwrap(), vec![0]).unwrap());
+            assert_eq!((&both[..12], &alone[..]), (&[0.0; 12][..], &[0.0; 12][..]));
+            assert!(both[12..].iter().any(|value| *value > 0.0));
+        }
     }
 
     #[test]

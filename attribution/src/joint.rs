@@ -19,7 +19,8 @@ impl Joint {
         Self { shapes: shapes.iter().map(|shape| shape.to_vec()).collect() }
     }
 
-    fn lengths(&self) -> Vec<usize> {
+    /// The number of values of each part.
+    pub fn lengths(&self) -> Vec<usize> {
         self.shapes.iter().map(|shape| shape.iter().product()).collect()
     }
 

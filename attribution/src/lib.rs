@@ -47,6 +47,7 @@ mod grid;
 mod guided;
 mod input_x_gradient;
 mod integrated_gradients;
+mod iterative_saliency;
 mod joint;
 mod mask_optimisation;
 mod method;
@@ -89,6 +90,7 @@ pub use grid::{
 pub use guided::{GuidedGradient, Rule};
 pub use input_x_gradient::InputXGradient;
 pub use integrated_gradients::IntegratedGradients;
+pub use iterative_saliency::IterativeSaliency;
 pub use joint::Joint;
 pub use mask_optimisation::{MaskStart, MeaningfulPerturbation, OptimisedMasks};
 pub use method::{Absolute, Attribution, Blurred, Inputs, Method};

@@ -8,12 +8,40 @@ use crate::method::{Attribution, Inputs, Method};
 use crate::{AttributionError, Result};
 
 /// The deviation of noise.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Deviation {
     /// In units of the input.
     Absolute(f64),
     /// A share of the range of each row's values; 0.1 to 0.2 in the paper.
     OfRange(f64),
+    /// The same for rows of several inputs behind each other ([`crate::Joint`]), of each its own range: the share, and
+    /// how many values each input has.
+    OfRanges(f64, Vec<usize>),
+}
+
+impl Deviation {
+    /// The deviation of each value of a row. What stands behind the inputs that are counted is left as it is.
+    fn of(&self, row: &[f32]) -> Vec<f64> {
+        let of_range = |share: f64, part: &[f32]| {
+            let least = part.iter().copied().fold(f32::INFINITY, f32::min);
+            let greatest = part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            share * f64::from(greatest - least)
+        };
+        match self {
+            Self::Absolute(deviation) => vec![*deviation; row.len()],
+            Self::OfRange(share) => vec![of_range(*share, row); row.len()],
+            Self::OfRanges(share, lengths) => {
+                let (mut rest, mut all) = (row, Vec::with_capacity(row.len()));
+                for length in lengths {
+                    let (part, behind) = rest.split_at((*length).min(rest.len()));
+                    all.extend(std::iter::repeat_n(of_range(*share, part), part.len()));
+                    rest = behind;
+                }
+                all.resize(row.len(), 0.0);
+                all
+            }
+        }
+    }
 }
 
 /// What is added to the inputs.
@@ -67,7 +95,7 @@ impl Noise {
                         keys.len()
                     )));
                 }
-                Ok(NoiseRows::Normal { deviation: *deviation, keys: keys.clone() })
+                Ok(NoiseRows::Normal { deviation: deviation.clone(), keys: keys.clone() })
             }
         }
     }
@@ -88,16 +116,9 @@ impl NoiseRows {
                 row.iter().zip(&values[start..start + row.len()]).map(|(x, noise)| x + noise).collect()
             }
             Self::Normal { deviation, keys } => {
-                let deviation = match deviation {
-                    Deviation::Absolute(deviation) => *deviation,
-                    Deviation::OfRange(share) => {
-                        let least = row.iter().copied().fold(f32::INFINITY, f32::min);
-                        let greatest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                        share * f64::from(greatest - least)
-                    }
-                };
                 let key = keys[sample].sub(draw as u64 + 1);
-                let noise = (1..=row.len() as u64).map(|value| key.normal(value) * deviation);
+                let deviations = deviation.of(row).into_iter();
+                let noise = (1u64..).zip(deviations).map(|(value, deviation)| key.normal(value) * deviation);
                 row.iter().zip(noise).map(|(x, noise)| x + noise as f32).collect()
             }
         }
@@ -210,6 +231,22 @@ mod tests {
         assert_eq!(smooth.cost(&[2, 3]).unwrap(), Passes { forward: 6, backward: 5 });
         let spread = Smoothed { method: Gradient, noise, average: Average::Variance };
         assert!(host(&spread.attribute(&evaluator, &inputs).unwrap().values).iter().all(|v| *v < 1e-10));
+    }
+
+    /// Two inputs behind each other: each moves by a share of its own range, and what is not counted stays.
+    #[test]
+    fn each_input_has_noise_of_its_own_range() {
+        let row = [0.0, 1.0, 0.5, 100.0, 300.0, 7.0];
+        assert_eq!(Deviation::OfRanges(0.1, vec![3, 2]).of(&row), [0.1, 0.1, 0.1, 20.0, 20.0, 0.0]);
+        assert_eq!(Deviation::OfRange(0.1).of(&row), [30.0; 6]);
+        let noise = |deviation: Deviation| {
+            let rows = normal_noise(1, 1, deviation)
+                .of(&Inputs::new(&Tensor::new(&[row], &candle_core::Device::Cpu).unwrap()).unwrap());
+            rows.unwrap().add(&row, 0, 0, 1)
+        };
+        let [one, parts] = [Deviation::Absolute(20.0), Deviation::OfRanges(0.1, vec![3, 2])].map(noise);
+        assert_eq!((one[3], one[4], parts[5]), (parts[3], parts[4], row[5]));
+        assert!((parts[0] - row[0]).abs() < 1.0 && parts[0] != row[0]);
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub mod resplit;
 mod retrieval;
 pub mod retrieve;
 pub mod score;
+pub mod score_grid;
 pub mod score_reliability;
 pub mod score_text;
 pub mod statistics;

@@ -223,6 +223,19 @@ impl Model {
         Ok(Self { network, preprocessor, tokenizer, open_clip, head, compute: self.compute })
     }
 
+    /// The same residual network with its head for images of another side: its weights know no size. Nothing of a model
+    /// whose weights do.
+    pub(crate) fn of_image_side(&self, side: usize) -> Result<Option<Self>, StageError> {
+        let ModelConfig::ResNet(mut config) = self.network.model_config() else { return Ok(None) };
+        config.image = side;
+        let network = ModelConfig::ResNet(config)
+            .build_frozen(self.network.tensors(), self.compute.precision)
+            .map_err(checkpoint_error)?;
+        let (preprocessor, tokenizer) = (self.preprocessor.clone(), self.tokenizer.clone());
+        let (open_clip, head) = (self.open_clip.clone(), self.head.clone());
+        Ok(Some(Self { network, preprocessor, tokenizer, open_clip, head, compute: self.compute }))
+    }
+
     /// Puts a network of the same architecture in the place of the present one.
     pub(crate) fn replace_network(&mut self, network: Box<dyn FoundationModel>) {
         self.network = on_volumes(network, self.preprocessor.as_ref());

@@ -55,6 +55,7 @@ pub fn registry() -> Registry {
         .with(crate::evaluate_vqa::EvaluateVqa)
         .with(crate::finetune::FinetuneVqa)
         .with(crate::score::Score)
+        .with(crate::score_grid::ScoreGrid)
         .with(crate::score_reliability::ScoreReliability)
         .with(crate::score_text::ScoreText)
         .with(crate::tokenize::Tokenize)

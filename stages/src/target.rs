@@ -33,6 +33,7 @@ enum Space {
     Logit,
     Probability,
     Agreement,
+    Lead,
 }
 
 impl<'a> ClassScore<'a> {
@@ -71,9 +72,17 @@ impl<'a> ClassScore<'a> {
         self
     }
 
+    /// By how much each target leads over the best other class instead: negative where it is not predicted.
+    #[must_use]
+    pub(crate) fn lead(mut self) -> Self {
+        self.space = Space::Lead;
+        self
+    }
+
     fn read_off(&self, logits: Tensor) -> Result<Tensor> {
         match self.space {
-            Space::Logit => Ok(logits),
+            // The others depend on the class: they are taken off behind the choice.
+            Space::Logit | Space::Lead => Ok(logits),
             Space::Agreement if self.is_multi_label => logits.gt(0.0)?.to_dtype(logits.dtype()),
             Space::Agreement => {
                 let greatest = logits.max_keepdim(D::Minus1)?;
@@ -106,6 +115,15 @@ impl Score for ClassScore<'_> {
             let index = Tensor::from_vec(classes, (samples.len(), 1), logits.device())?;
             logits.gather(&index, 1)?.squeeze(1)
         };
+        if self.space == Space::Lead {
+            let count = logits.dim(D::Minus1)? as u32;
+            let own = Tensor::from_vec(classes.clone(), (samples.len(), 1), logits.device())?;
+            let all = Tensor::arange(0, count, logits.device())?.unsqueeze(0)?;
+            let is_own = all.broadcast_eq(&own)?;
+            let never = Tensor::new(f32::NEG_INFINITY, logits.device())?.broadcast_as(logits.shape())?;
+            let best = is_own.where_cond(&never, &logits)?.max(D::Minus1)?;
+            return pick(classes)? - best;
+        }
         let scores = pick(classes)?;
         if others.iter().all(Option::is_none) {
             return Ok(scores);
@@ -218,6 +236,23 @@ mod tests {
         model.head.as_mut().unwrap().description.task = "multi-label, binary-class".to_owned();
         let expected: Vec<f32> = logits.iter().map(|row| f32::from(u8::from(row[1] > 0.0))).collect();
         assert_eq!(agreements(&model, 1), expected);
+    }
+
+    #[test]
+    fn a_lead_is_that_over_the_best_other_class() {
+        let model = model(3);
+        let pixels = Var::randn(0f32, 1.0, (3, 3, 8, 8), &DEVICE).unwrap();
+        let logits = model.logits(&pixels, None).unwrap().to_vec2::<f32>().unwrap();
+        let targets: Vec<ClassTarget> = (0..3).map(|class| ClassTarget { class, against: None }).collect();
+        let score = ClassScore::new(&model, &targets).unwrap().lead();
+        let leads = score.score(&pixels, &[0, 1, 2], None).unwrap();
+        for (class, (lead, row)) in leads.to_vec1::<f32>().unwrap().into_iter().zip(&logits).enumerate() {
+            let others = (0..3).filter(|other| *other != class).map(|other| row[other]);
+            assert!((lead - (row[class] - others.fold(f32::NEG_INFINITY, f32::max))).abs() < 1e-6);
+        }
+        let gradients = leads.sum_all().unwrap().backward().unwrap();
+        let gradient = gradients.get(&pixels).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(gradient.iter().all(|value| value.is_finite()) && gradient.iter().any(|value| *value != 0.0));
     }
 
     #[test]

@@ -146,6 +146,11 @@ kind = "mosaic"
 inputs = { images = "pairs.images", labels = "pairs.labels" }
 params = { count = 2 }
 
+[stage.pointed]
+kind = "score.grid"
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "tuned[mode=full].checkpoint" }
+params = { count = 1, steps = 4, confidence = 0.0, layers = ["input"], methods = ["input_x_gradient", "grad_cam"] }
+
 [stage.carded]
 kind = "card"
 inputs = { images = "pairs.images", labels = "pairs.labels" }

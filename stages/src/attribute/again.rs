@@ -95,7 +95,7 @@ impl<'a, 'c> Again<'a, 'c> {
         targets: &'t [ClassTarget],
     ) -> Result<ClassScore<'t>, StageError> {
         let score = ClassScore::new(model, targets)?;
-        Ok(if self.params.method.explains_probability() { score.probability() } else { score })
+        Ok(self.params.method.explained(score))
     }
 
     fn inputs(&self, images: &[(usize, &[f32])]) -> Result<Inputs, StageError> {
@@ -156,7 +156,7 @@ impl<'a, 'c> Again<'a, 'c> {
             other => other.map_err(|error| StageError::failed(error.to_string()))?,
         };
         let shape = self.images.map_shape();
-        let maps = maps(&attribution, self.params.method.reduction(), &shape).map_err(tensor_error)?;
+        let maps = maps(&attribution, self.params.reduction(), &shape).map_err(tensor_error)?;
         let values = maps.into_iter().map(|map| match map {
             Ok(map) => map.values().iter().map(|value| f64::from(*value)).collect(),
             Err(_) => vec![f64::NAN; shape.iter().product()],
@@ -178,7 +178,7 @@ impl<'a, 'c> Again<'a, 'c> {
             return Ok(Err("the method compares the image with nothing".to_owned()));
         }
         let keeps_sum = self.params.wrap.iter().all(|wrapper| *wrapper == Wrapper::Smoothing);
-        if self.params.method.explains_probability() || !keeps_sum {
+        if self.params.method.explains_choice() || !keeps_sum {
             return Ok(Err("the sum of such a map is no difference of scores".to_owned()));
         }
         let baselines = self.baselines.of(&self.params, places)?;

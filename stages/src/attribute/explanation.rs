@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Tensor};
 use pipe_attribution::{
-    Ablated, Absolute, AttentionRelevance, AttentionRule, Attribution, AttributionError, Average, Blurred,
-    Cam, CamWeights, Coalitions, DeepLift, Deviation, Evaluator, ExcitationBackprop, ExcitationStart,
-    FactorisedRelevance, Features, FullGradient, Gradient, GradientShap, GuidedGradient, InputXGradient,
-    Inputs, IntegratedGradients, KernelShap, MeaningfulPerturbation, Method as _, Noise, Occlusion, Passes,
-    Places, PoolRelevance, Rise, Rule, ShapleyValues, Smoothed,
+    Ablated, AttentionRelevance, AttentionRule, Attribution, AttributionError, Average, Cam, CamWeights,
+    Coalitions, DeepLift, Deviation, Evaluator, ExcitationBackprop, ExcitationStart, FactorisedRelevance,
+    Features, FullGradient, Gradient, GradientShap, GuidedGradient, InputXGradient, Inputs,
+    IntegratedGradients, IterativeSaliency, KernelShap, MeaningfulPerturbation, Method as _, Noise,
+    Occlusion, Passes, Places, PoolRelevance, Rise, Rule, ShapleyValues, Smoothed,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::ImageTower;
@@ -19,7 +19,7 @@ use pipe_models::random::Key;
 use super::baseline::Baselines;
 use super::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use super::selection::Explained;
-use super::{Method, Params, Wrapper};
+use super::{Method, Params, wrapped};
 use crate::images::Pixels;
 use crate::model::{Head, HeadInput, Model, tensor_error};
 use crate::target::{ClassScore, ClassTarget};
@@ -138,7 +138,7 @@ impl Explanation<'_, '_> {
         let inputs = Inputs::new(&self.images.batch(images)?).map_err(attribution_error)?;
         let score = ClassScore::new(self.model, targets)?;
         // The paper's is a probability; a logit has no scale on which masks could be averaged.
-        let score = if self.params.method.explains_probability() { score.probability() } else { score };
+        let score = self.params.method.explained(score);
         let method = match self.method(images, targets)? {
             Ok(method) => method,
             Err(reason) => return Ok(vec![Err(reason); images.len()]),
@@ -163,31 +163,16 @@ impl Explanation<'_, '_> {
             Err(AttributionError::NotApplicable(reason)) => return Ok(vec![Err(reason); images.len()]),
             other => other.map_err(attribution_error)?,
         };
-        maps(&attribution, self.params.method.reduction(), &self.images.map_shape()).map_err(tensor_error)
+        maps(&attribution, self.params.reduction(), &self.images.map_shape()).map_err(tensor_error)
     }
 
     /// The method with the baselines of these images and everything that is wrapped around it, or why the model has
     /// none.
     pub(super) fn method(&self, images: &[usize], targets: &[ClassTarget]) -> Result<Applicable, StageError> {
-        let mut method = match self.bare(images, targets)? {
-            Ok(method) => method,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        for wrapper in &self.params.wrap {
-            let averaged = |method, average| Smoothed { method, noise: self.noise(images), average };
-            method = match wrapper {
-                Wrapper::NoiseMean => Box::new(averaged(method, Average::Mean)),
-                Wrapper::NoiseSquares => Box::new(averaged(method, Average::MeanOfSquares)),
-                Wrapper::NoiseVariance => Box::new(averaged(method, Average::Variance)),
-                Wrapper::Absolute => Box::new(Absolute(method)),
-                Wrapper::Smoothing => {
-                    let side = self.model.image_tower()?.geometry().image[1] as f64;
-                    let sigma = self.params.smoothing.unwrap_or(SMOOTHING_OF_224 * side / 224.0);
-                    Box::new(Blurred { method, sigma })
-                }
-            };
-        }
-        Ok(Ok(method))
+        let side = self.model.image_tower()?.geometry().image[1] as f64;
+        let sigma = self.params.smoothing.unwrap_or(SMOOTHING_OF_224 * side / 224.0);
+        let bare = self.bare(images, targets)?;
+        Ok(bare.map(|method| wrapped(method, &self.params.wrap, &|| self.noise(images), sigma)))
     }
 
     /// The method alone.
@@ -218,7 +203,8 @@ impl Explanation<'_, '_> {
             Method::Occlusion => {
                 let [side, stride] =
                     window([params.window, params.stride], geometry.image[0], geometry.patch[0])?;
-                let (mut windows, mut strides) = (vec![geometry.channels], vec![geometry.channels]);
+                let channels = if params.per_channel { 1 } else { geometry.channels };
+                let (mut windows, mut strides) = (vec![channels], vec![channels]);
                 if let Some(depth) = geometry.depth {
                     let [slices, apart] =
                         window([params.slices, params.slice_stride], depth.slices, depth.patch)?;
@@ -287,6 +273,19 @@ impl Explanation<'_, '_> {
                     baseline: baseline()?,
                     steps: params.descent_steps as usize,
                     ..MeaningfulPerturbation::new(side, keys)
+                })
+            }
+            Method::IterativeSaliency => {
+                let description = &self.model.head()?.description;
+                if params.against.is_some() || description.is_multi_label() || description.classes.len() < 2 {
+                    let reason = "the method explains by how much a class leads over the best other of several that \
+                                  exclude each other";
+                    return Ok(Err(reason.to_owned()));
+                }
+                let keys = self.keys("pipe attribution saliency/1", images);
+                Box::new(IterativeSaliency {
+                    steps: params.descent_steps as usize,
+                    ..IterativeSaliency::new(keys)
                 })
             }
             Method::AttentionPool => match tower.attention_hooks().as_slice() {

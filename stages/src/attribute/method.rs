@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::explanation;
+use crate::target::ClassScore;
 
 /// The method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +67,9 @@ pub enum Method {
     KernelShap,
     /// The smallest region without which the probability is gone, found by gradient descent.
     MeaningfulPerturbation,
+    /// The smallest region that suffices for the class and without which it is gone, found by gradient descent (Dabkowski
+    /// and Gal 2017, without a network that is trained to find it).
+    IterativeSaliency,
     /// The product of attention maps; the same for every class.
     AttentionRollout,
     /// The product of attention maps times their gradients (Chefer et al. 2021).
@@ -131,6 +135,7 @@ impl Method {
             Self::ShapleyValues => "shapley_values",
             Self::KernelShap => "kernel_shap",
             Self::MeaningfulPerturbation => "meaningful_perturbation",
+            Self::IterativeSaliency => "iterative_saliency",
             Self::AttentionRollout => "attention_rollout",
             Self::AttentionRelevance => "attention_relevance",
             Self::AttentionPool => "attention_pool",
@@ -154,7 +159,8 @@ impl Method {
             | Self::FullGradient
             | Self::ShapleyValues
             | Self::KernelShap
-            | Self::MeaningfulPerturbation => Reduction::One,
+            | Self::MeaningfulPerturbation
+            | Self::IterativeSaliency => Reduction::One,
             Self::GradCam | Self::GradCamPlusPlus | Self::LayerCam | Self::ScoreCam | Self::AblationCam => {
                 Reduction::PositiveGrid
             }
@@ -178,6 +184,25 @@ impl Method {
         matches!(self, Self::Rise | Self::MeaningfulPerturbation)
     }
 
+    /// Whether it explains by how much the class leads: whether it is predicted at all.
+    pub(super) fn explains_lead(self) -> bool {
+        self == Self::IterativeSaliency
+    }
+
+    /// Whether what it explains depends on the other classes too.
+    pub(super) fn explains_choice(self) -> bool {
+        self.explains_probability() || self.explains_lead()
+    }
+
+    /// What it explains of a score of classes.
+    pub(super) fn explained(self, score: ClassScore<'_>) -> ClassScore<'_> {
+        match self {
+            _ if self.explains_probability() => score.probability(),
+            _ if self.explains_lead() => score.lead(),
+            _ => score,
+        }
+    }
+
     /// Whether it is defined here for flat images alone: its rules walk their layers, or its mask lies on them.
     pub(super) fn is_of_flat_images(self) -> bool {
         matches!(
@@ -187,6 +212,7 @@ impl Method {
                 | Self::ExcitationBackpropagation
                 | Self::ContrastiveExcitationBackpropagation
                 | Self::MeaningfulPerturbation
+                | Self::IterativeSaliency
         )
     }
 

@@ -33,6 +33,8 @@ use self::pairs::{Pairs, class_parameters};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
 pub use self::wrapper::Wrapper;
+use self::wrapper::check_noise;
+pub(crate) use self::wrapper::{check_words, names, noise_of_words, wrapped};
 use crate::artifact;
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
@@ -146,6 +148,10 @@ pub struct Params {
     /// Occlusion: distance between windows in pixels; by default half of that, at least one patch.
     #[schemars(range(min = 1, max = 4096))]
     pub stride: Option<i64>,
+    /// Occlusion: whether each window covers one channel alone. The map is then the sum over channels of their falls, and
+    /// costs a pass per window and channel.
+    #[serde(skip_serializing_if = "is_false")]
+    pub per_channel: bool,
     /// Occlusion of volumes: slices of a window; by default in proportion, as `window`.
     #[schemars(range(min = 1, max = 4096))]
     pub slices: Option<i64>,
@@ -179,7 +185,7 @@ pub struct Params {
     /// Kernel SHAP: subsets of blocks; at least two more than blocks.
     #[schemars(range(min = 3, max = 1_000_000))]
     pub coalitions: i64,
-    /// Meaningful perturbation: steps of descent.
+    /// Meaningful perturbation and iterative saliency (whose authors take 200): steps of descent.
     #[schemars(range(min = 1, max = 100_000))]
     pub descent_steps: i64,
     /// The splits that are explained; all if empty.
@@ -229,6 +235,7 @@ impl Default for Params {
             quadrature: Quadrature::GaussLegendre,
             window: None,
             stride: None,
+            per_channel: false,
             slices: None,
             slice_stride: None,
             draws: 25,
@@ -253,7 +260,16 @@ impl Default for Params {
     }
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 impl Params {
+    /// How the values of an attribution become one map.
+    pub(crate) fn reduction(&self) -> Reduction {
+        if self.per_channel { Reduction::Sum } else { self.method.reduction() }
+    }
+
     /// The baseline's name, or that there is none.
     fn baseline_name(&self) -> &'static str {
         if self.method.has_baseline() { self.baseline.name() } else { "none" }
@@ -271,7 +287,7 @@ impl StageKind for Attribute {
             name: "attribute",
             summary: "saliency maps of a classifier, or of the similarity with captions: which pixels or voxels made the \
                       model say what it says",
-            implementation: 4,
+            implementation: 5,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -356,14 +372,6 @@ impl StageKind for Attribute {
                 "give several times as many as there are blocks",
             );
         }
-        let noisy = params.wrap.iter().filter(|wrapper| wrapper.takes_noise()).count();
-        if noisy + usize::from(params.method.averages_noise()) > 1 {
-            wrong(
-                "wrap",
-                "an average over noisy copies would be averaged over noisy copies again".to_owned(),
-                "name one average over noise; around `gradient` the three are SmoothGrad and its relatives",
-            );
-        }
         let target = params.text.as_ref().unwrap_or(&params.target);
         if params.against.as_ref() == Some(target) {
             wrong(
@@ -371,6 +379,14 @@ impl StageKind for Attribute {
                 format!("`{target}` minus itself is 0 everywhere"),
                 "name another one, or leave it out",
             );
+        }
+        problems.extend(check_noise(&params.wrap, params.method.averages_noise()));
+        if params.per_channel && params.method != Method::Occlusion {
+            problems.push(ParameterProblem {
+                path: "per_channel".to_owned(),
+                message: format!("`{}` moves no window", params.method.name()),
+                help: Some("leave it out, or choose `occlusion`".to_owned()),
+            });
         }
         if params.text.is_some() {
             problems.extend(class_parameters(params));
@@ -462,6 +478,7 @@ impl StageKind for Attribute {
         let target_kind = match params.method {
             _ if params.against.is_some() => "margin",
             method if method.explains_probability() => "probability",
+            method if method.explains_lead() => "lead",
             _ if pairs.is_some() => "similarity",
             _ => "logit",
         };
@@ -498,7 +515,7 @@ fn metadata(
         ("model".to_owned(), model.describe()),
         ("layer".to_owned(), params.method.layer(model.image_tower()?, params.last_layers)),
         ("baseline".to_owned(), params.baseline_name().to_owned()),
-        ("channels".to_owned(), params.method.reduction().name().to_owned()),
+        ("channels".to_owned(), params.reduction().name().to_owned()),
         ("target".to_owned(), target.to_owned()),
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
@@ -507,8 +524,7 @@ fn metadata(
         metadata.insert("random_weights".to_owned(), params.seed.to_string());
     }
     if !params.wrap.is_empty() {
-        let names: Vec<&str> = params.wrap.iter().map(|wrapper| wrapper.name()).collect();
-        metadata.insert("wrap".to_owned(), names.join(", "));
+        metadata.insert("wrap".to_owned(), names(&params.wrap));
     }
     if let Some(against) = &params.against {
         metadata.insert("against".to_owned(), against.clone());

@@ -46,7 +46,7 @@ enum Against {
 
 /// Whether the captions of all images decide what is explained of one.
 pub(super) fn needs_all(params: &Params) -> bool {
-    params.against.as_deref() == Some(OTHERS) || params.method.explains_probability()
+    params.against.as_deref() == Some(OTHERS) || params.method.explains_choice()
 }
 
 /// What `params` say of classes, which similarities have none of.
@@ -170,9 +170,9 @@ impl Pairs {
         let has_choice =
             self.captions.is_some() && self.texts.len() > 1 && self.against != Some(Against::Others);
         match method {
-            _ if method.explains_probability() && !has_choice => Some(
-                "the method explains a probability: that of a caption among those of all images, of which there \
-                 are none here, or whose mean is subtracted",
+            _ if method.explains_choice() && !has_choice => Some(
+                "the method explains a probability or a lead: that of a caption among those of all images, of which \
+                 there are none here, or whose mean is subtracted",
             ),
             Method::DeepLift => Some("DeepLIFT has no rule for an embedding that is brought to unit length"),
             _ => None,

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::{
-    AttentionRelevance, AttentionRule, Attribution, AttributionError, Baseline, Coalitions, Evaluator,
-    FeatureAblation, Features, InputXGradient, Inputs, IntegratedGradients, KernelShap, Method, Passes,
-    ShapleyValues, TextSimilarity, Word, absent_ids, token_values, word_values, words,
+    AttentionRelevance, AttentionRule, Attribution, AttributionError, Baseline, Coalitions, Deviation,
+    Evaluator, FeatureAblation, Features, InputXGradient, Inputs, IntegratedGradients, KernelShap, Method,
+    Passes, ShapleyValues, TextSimilarity, Word, absent_ids, token_values, word_values, words,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::Encoded;
@@ -15,7 +15,7 @@ use pipe_models::random::Key;
 
 use super::file::{Row, WordFile, WordValues};
 use super::{Absent, Params, WordMethod};
-use crate::attribute::{attribution_error, first_layer};
+use crate::attribute::{attribution_error, first_layer, noise_of_words, wrapped};
 use crate::images::Pixels;
 use crate::model::{DEVICE, Model, checkpoint_error, tensor_error};
 use crate::table::read_columns;
@@ -189,13 +189,31 @@ impl Explanation<'_, '_> {
                 let pooled = pooled.map_err(tensor_error)?;
                 self.along_attention(&evaluator, &tokens, &pooled, captions, &of_captions)
             }
-            (_, Some(method)) => self.together(method.as_ref(), &evaluator, &tokens, captions, &of_captions),
+            (_, Some(method)) => {
+                let method = self.wrapped(method, captions);
+                self.together(method.as_ref(), &evaluator, &tokens, captions, &of_captions)
+            }
             (_, None) => self.one_by_one(&evaluator, &tokens, &baseline, captions, &of_captions),
         };
         let passes = evaluator.passes();
         counts.passes.forward += passes.forward;
         counts.passes.backward += passes.backward;
         outcomes
+    }
+
+    /// A method with what is wrapped around it.
+    fn wrapped(&self, method: Box<dyn Method>, captions: &[usize]) -> Box<dyn Method> {
+        let params = self.params;
+        let noise = || {
+            noise_of_words(
+                params.draws,
+                params.noise,
+                Deviation::OfRange,
+                captions.iter().map(|caption| self.key(*caption)),
+            )
+        };
+        // Words are not smoothed: the deviation of a blur means nothing.
+        wrapped(method, &params.wrap, &noise, 1.0)
     }
 
     /// The method, if it is one on token embeddings that knows nothing of words.
@@ -293,17 +311,16 @@ impl Explanation<'_, '_> {
                 let features = Features::of_words(positions, width, words)?;
                 let baseline = baseline.clone();
                 let inputs = Inputs::of_samples(&tokens.narrow(0, row, 1)?, vec![row])?;
-                match self.params.method {
-                    WordMethod::ShapleyValues => {
-                        ShapleyValues { features, baseline }.attribute(evaluator, &inputs)
-                    }
+                let method: Box<dyn Method> = match self.params.method {
+                    WordMethod::ShapleyValues => Box::new(ShapleyValues { features, baseline }),
                     WordMethod::KernelShap => {
                         let samples = (self.params.samples as usize).max(words.len() + 2);
                         let coalitions = Coalitions::Drawn { samples, keys: keys.clone() };
-                        KernelShap { features, baseline, coalitions }.attribute(evaluator, &inputs)
+                        Box::new(KernelShap { features, baseline, coalitions })
                     }
-                    _ => FeatureAblation { features, baseline }.attribute(evaluator, &inputs),
-                }
+                    _ => Box::new(FeatureAblation { features, baseline }),
+                };
+                self.wrapped(method, captions).attribute(evaluator, &inputs)
             };
             outcomes.push(match explained() {
                 Ok(attribution) => {

@@ -19,7 +19,7 @@ pub(crate) use self::explanation::absent_id;
 use self::explanation::{Captions, Counts, Explanation};
 pub(crate) use self::file::{Row, WordFile, WordValues};
 use crate::artifact;
-use crate::attribute::Quadrature;
+use crate::attribute::{Quadrature, Wrapper, check_words, names};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::{count_passes, read_pixels_of};
 use crate::lookup::{LookedUp, image_ids};
@@ -86,6 +86,18 @@ impl Absent {
 pub struct Params {
     /// The method.
     pub method: WordMethod,
+    /// What is wrapped around the method, from the inside out: averages over noisy copies of the token embeddings, and
+    /// the absolute value. They act on each value of a token, before a word's are added up.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wrap: Vec<Wrapper>,
+    /// What wraps by noise: noisy copies of each caption; 25 by default.
+    #[schemars(range(min = 1, max = 10_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draws: Option<i64>,
+    /// What wraps by noise: its deviation, as a share of the range of the caption's token embeddings; 0.15 by default.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
     /// What a caption without a word has in its place.
     pub absent: Absent,
     /// Integrated Gradients: points between baseline and caption.
@@ -131,6 +143,9 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             method: WordMethod::IntegratedGradients,
+            wrap: Vec::new(),
+            draws: None,
+            noise: None,
             absent: Absent::Word,
             steps: 50,
             quadrature: Quadrature::GaussLegendre,
@@ -187,6 +202,15 @@ impl StageKind for AttributeText {
                 path: "steps".to_owned(),
                 message: "a trapezoid has two ends".to_owned(),
                 help: Some("give at least 2 steps".to_owned()),
+            });
+        }
+        problems.extend(check_words(&params.wrap));
+        if params.method == WordMethod::AttentionRelevance && !params.wrap.is_empty() {
+            problems.push(ParameterProblem {
+                path: "wrap".to_owned(),
+                message: "relevance along attention is a share of each word, not a value of its tokens"
+                    .to_owned(),
+                help: Some("leave it out, or choose another method".to_owned()),
             });
         }
         problems
@@ -250,6 +274,9 @@ fn metadata(params: &Params, model: &Model, provenance: &str) -> HashMap<String,
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),
     ]);
+    if !params.wrap.is_empty() {
+        metadata.insert("wrap".to_owned(), names(&params.wrap));
+    }
     if params.random_weights {
         metadata.insert("random_weights".to_owned(), params.seed.to_string());
     }

@@ -174,3 +174,32 @@ fn relevance_along_attention_is_shared_among_words() {
     let control = of(4, json!({ "random_weights": true, "seed": 9 }));
     assert_ne!(control.values(), words.values());
 }
+
+/// Without noise an average over noisy copies is the method itself; with it it is another, of every caption its own.
+#[test]
+fn wrappers_stand_around_words() {
+    let study = Study::new();
+    for method in ["input_x_gradient", "occlusion"] {
+        let of = |more: Json| {
+            let mut params = json!({ "method": method, "draws": 3 });
+            params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            study.explain(&params)
+        };
+        let near = |ours: &[Vec<f32>], others: &[Vec<f32>]| {
+            let scale = others.iter().flatten().fold(0.0f32, |scale, value| scale.max(value.abs()));
+            let pairs = ours.iter().flatten().zip(others.iter().flatten());
+            pairs.fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) < 1e-3 * scale
+        };
+        let plain = of(json!({})).values();
+        assert!(near(&of(json!({ "wrap": ["noise_mean"], "noise": 0.0 })).values(), &plain));
+        let noisy = of(json!({ "wrap": ["noise_mean", "absolute"], "noise": 0.2 }));
+        assert_eq!(noisy.0.schema().metadata()["wrap"], "noise_mean, absolute");
+        assert!(!near(&noisy.values(), &plain) && noisy.values().iter().flatten().all(|value| *value >= 0.0));
+        let single = of(json!({ "wrap": ["noise_mean", "absolute"], "noise": 0.2, "batch": 1 }));
+        assert!(near(&single.values(), &noisy.values()), "{method}");
+    }
+    let kind = |params: Json| pipe_engine::AnyKind::resolve(&AttributeText, &params).err().unwrap();
+    assert!(kind(json!({ "wrap": ["smoothing"] }))[0].message.contains("grid"));
+    let relevance = kind(json!({ "wrap": ["absolute"], "method": "attention_relevance" }));
+    assert!(relevance[0].message.contains("share of each word"));
+}

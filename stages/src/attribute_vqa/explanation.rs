@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::{
-    Attribution, Baseline, Evaluator, InputXGradient, Inputs, IntegratedGradients, Method as _, Occlusion,
-    Passes, Score, token_values,
+    Absolute, Attribution, Baseline, Deviation, Evaluator, InputXGradient, Inputs, IntegratedGradients,
+    Method as _, Occlusion, Passes, Score, token_values,
 };
 use pipe_engine::cache::Digest;
 use pipe_engine::{StageContext, StageError};
@@ -17,7 +17,10 @@ use super::score::{Answers, JointScore, Layout, PresenceScore, Shown};
 use super::shares::{Shares, presences, shares, whole};
 use super::shown::{Pictures, Piece, Pieces, Texts};
 use super::{AnswerMethod, Params, Target};
-use crate::attribute::{About, GREAT_GAP, Reduction, SaliencyMap, attribution_error, maps, window};
+use crate::attribute::{
+    About, GREAT_GAP, Reduction, SaliencyMap, Wrapper, attribution_error, maps, noise_of_words, window,
+    wrapped,
+};
 use crate::attribute_text::WordValues;
 use crate::model::tensor_error;
 use crate::vqa::{Answerer, Examples, Readings};
@@ -197,7 +200,7 @@ impl Explanation<'_, '_> {
 
     /// Of Integrated Gradients alone: both modalities then go from nothing to all on one path.
     fn has_gradient_share(&self) -> bool {
-        self.params.method == AnswerMethod::IntegratedGradients
+        self.params.method == AnswerMethod::IntegratedGradients && self.params.wrap.is_empty()
     }
 
     fn parts(
@@ -221,8 +224,14 @@ impl Explanation<'_, '_> {
         };
         let keys: Vec<Key> = questions.iter().map(|question| self.key(*question)).collect();
         let answers = self.answers(self.explained, &texts, questions, targets)?;
-        let sample =
-            Samples { explanation: self, answers: &answers, shown: &shown, absent: &absent, pieces: &pieces };
+        let sample = Samples {
+            explanation: self,
+            answers: &answers,
+            shown: &shown,
+            absent: &absent,
+            pieces: &pieces,
+            keys: &keys,
+        };
         let mut parts = match self.params.method {
             AnswerMethod::InputXGradient | AnswerMethod::IntegratedGradients => sample.gradients(counts)?,
             AnswerMethod::Occlusion => sample.occlusion(counts)?,
@@ -293,6 +302,8 @@ struct Samples<'a, 'c> {
     shown: &'a Shown,
     absent: &'a Shown,
     pieces: &'a [Pieces],
+    /// One per question.
+    keys: &'a [Key],
 }
 
 impl Samples<'_, '_> {
@@ -343,6 +354,16 @@ impl Samples<'_, '_> {
             }),
             _ => Box::new(InputXGradient { baseline }),
         };
+        let noise = || {
+            noise_of_words(
+                params.draws,
+                params.noise,
+                |share| Deviation::OfRanges(share, score.joint.lengths()),
+                self.keys.iter().copied(),
+            )
+        };
+        // Neither words nor several images of one question are smoothed: the deviation of a blur means nothing.
+        let method = wrapped(method, &params.wrap, &noise, 1.0);
         let attribution = self.counted(&score, counts, |evaluator| {
             method.attribute(evaluator, &inputs).map_err(attribution_error)
         })?;
@@ -410,6 +431,9 @@ impl Samples<'_, '_> {
             strides: vec![1, stride, stride],
             baseline: Baseline::Zero,
         };
+        let is_absolute = params.wrap.contains(&Wrapper::Absolute);
+        let method: Box<dyn pipe_attribution::Method> =
+            if is_absolute { Box::new(Absolute(method)) } else { Box::new(method) };
         let image = whole(samples, side)?;
         let of_image = self.counted(&windows, counts, |evaluator| {
             method.attribute(evaluator, &image).map_err(attribution_error)
@@ -432,7 +456,8 @@ impl Samples<'_, '_> {
             .enumerate()
             .map(|(row, map)| {
                 let falls = without.by_ref().take(self.pieces[row].words.len());
-                let falls = falls.map(|score| of_image.scores[row] - score).collect();
+                let falls = falls.map(|score| of_image.scores[row] - score);
+                let falls = falls.map(|fall| if is_absolute { fall.abs() } else { fall }).collect();
                 let words = self.words(row, falls, &of_image);
                 Parts { map, words, gradient_share: None, shares: None, removed: None }
             })

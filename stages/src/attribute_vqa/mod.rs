@@ -25,7 +25,7 @@ use self::explanation::{Counts, Explained, Explanation};
 use self::rows::Rows;
 use self::shown::Pictures;
 use crate::artifact;
-use crate::attribute::{Quadrature, SaliencyFile};
+use crate::attribute::{Quadrature, SaliencyFile, Wrapper, check_words, names};
 use crate::attribute_text::{Absent, Row, WordFile};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
@@ -138,6 +138,20 @@ impl Default for Removal {
 pub struct Params {
     /// The method.
     pub method: AnswerMethod,
+    /// What is wrapped around the method, from the inside out: averages over noisy copies of image and token embeddings
+    /// (not around `occlusion`, which removes and adds nothing else), and the absolute value. They act on each value of a
+    /// pixel and of a token, before channels and a word's tokens are added up.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wrap: Vec<Wrapper>,
+    /// What wraps by noise: noisy copies of each question; 25 by default.
+    #[schemars(range(min = 1, max = 10_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draws: Option<i64>,
+    /// What wraps by noise: its deviation, as a share of the range of the image, and of the token embeddings; 0.15 by
+    /// default.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
     /// The answer whose logit is explained. With branches, a question keeps the one that it takes.
     pub target: Target,
     /// What stands for an absent image, or an absent part of one.
@@ -199,6 +213,9 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             method: AnswerMethod::IntegratedGradients,
+            wrap: Vec::new(),
+            draws: None,
+            noise: None,
             target: Target::Predicted,
             baseline: Blank::Zero,
             blur_sigma: 10.0,
@@ -276,6 +293,15 @@ impl StageKind for AttributeVqa {
                 "a stride of at most the window covers every pixel",
             );
         }
+        if params.method == AnswerMethod::Occlusion && params.wrap.iter().any(|wrapper| wrapper.takes_noise())
+        {
+            wrong(
+                "wrap",
+                "occlusion of image and question goes by what is there, which takes no noise".to_owned(),
+                "only `absolute` is defined here; other methods take noise",
+            );
+        }
+        problems.extend(check_words(&params.wrap));
         problems
     }
 
@@ -382,6 +408,9 @@ fn metadata(params: &Params, answerer: &Answerer, provenance: &str) -> HashMap<S
     ]);
     // The whole image is seen, whatever its proportions.
     metadata.extend(Framing::Whole.entries());
+    if !params.wrap.is_empty() {
+        metadata.insert("wrap".to_owned(), names(&params.wrap));
+    }
     if params.random_weights {
         metadata.insert("random_weights".to_owned(), params.seed.to_string());
     }

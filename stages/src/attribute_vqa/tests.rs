@@ -482,3 +482,37 @@ fn explanations_are_scored_by_what_goes() {
     assert!(removed(&shares, "occlusion", "word_deletion").iter().all(Result::is_err));
     assert!(removed(&shares, "occlusion", "patch_deletion").iter().all(Result::is_ok));
 }
+
+/// Of image and question at once, each with noise of its own range.
+#[test]
+fn wrappers_stand_around_image_and_question() {
+    let study = Study::new();
+    let model = study.train("cross_modal", &json!({ "visual_tokens": "grid" }));
+    let of = |more: Json| {
+        let mut params = json!({ "method": "input_x_gradient", "draws": 3, "limit": 4 });
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        study.explain(&model, &params)
+    };
+    let flat = |explained: &Explained| -> [Vec<f32>; 2] {
+        let (maps, _) = tensors(&explained.maps, "saliency").unwrap();
+        [maps.to_vec(), explained.values().concat()]
+    };
+    let distance = |ours: &[f32], others: &[f32]| {
+        let scale = others.iter().fold(0.0f32, |scale, value| scale.max(value.abs()));
+        ours.iter().zip(others).fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / scale
+    };
+    let plain = flat(&of(json!({})));
+    let none = flat(&of(json!({ "wrap": ["noise_mean"], "noise": 0.0 })));
+    let noisy = flat(&of(json!({ "wrap": ["noise_mean"], "noise": 0.3 })));
+    for part in [0, 1] {
+        assert!(distance(&none[part], &plain[part]) < 1e-3);
+        assert!(distance(&noisy[part], &plain[part]) > 1e-2, "both take noise");
+    }
+    let falls = flat(&of(json!({ "method": "occlusion" })));
+    let absolute = flat(&of(json!({ "method": "occlusion", "wrap": ["absolute"] })));
+    assert_eq!(absolute[1], falls[1].iter().map(|value| value.abs()).collect::<Vec<f32>>());
+    assert_eq!(absolute[0], falls[0].iter().map(|value| value.abs()).collect::<Vec<f32>>());
+    let kind = |params: Json| pipe_engine::AnyKind::resolve(&AttributeVqa, &params).err().unwrap();
+    let problems = kind(json!({ "method": "occlusion", "wrap": ["noise_mean"] }));
+    assert!(problems[0].message.contains("takes no noise"));
+}

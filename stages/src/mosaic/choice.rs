@@ -9,40 +9,46 @@ use super::{Cell, Params};
 use crate::labels::Labels;
 use crate::table::read_columns;
 
+/// The images that all models of the input `predictions` classify correctly with at least this probability; nothing
+/// where there are no predictions.
+pub(crate) fn sure(
+    confidence: f64,
+    context: &StageContext<'_>,
+) -> Result<Option<BTreeSet<String>>, StageError> {
+    let mut sure: Option<BTreeSet<String>> = None;
+    for input in context.inputs("predictions") {
+        let table = read_columns(&input.artifact, &["id", "target", "scores", "correct"])?;
+        let (ids, targets) = (table.strings("id")?, table.list_int32("target")?);
+        let (scores, correct) = (table.list_float32("scores")?, table.bools("correct")?);
+        // An image may have several rows, such as one per protocol.
+        let (mut judged, mut doubtful) = (BTreeSet::new(), BTreeSet::new());
+        for (row, id) in ids.iter().enumerate() {
+            let class = targets[row].as_deref().and_then(|target| usize::try_from(*target.first()?).ok());
+            let score = class.and_then(|class| scores[row].as_deref()?.get(class).copied());
+            let is_sure = score.is_some_and(|score| f64::from(score) >= confidence);
+            judged.insert((*id).to_owned());
+            if !is_sure || correct[row] != Some(true) {
+                doubtful.insert((*id).to_owned());
+            }
+        }
+        let own: BTreeSet<String> = judged.difference(&doubtful).cloned().collect();
+        sure = Some(match sure {
+            None => own,
+            Some(sure) => sure.intersection(&own).cloned().collect(),
+        });
+    }
+    Ok(sure)
+}
+
 /// The images of each class that may stand in a mosaic, in a random order of their own.
-pub(super) struct Candidates {
-    pub(super) of_class: BTreeMap<usize, Vec<String>>,
+pub(crate) struct Candidates {
+    of_class: BTreeMap<usize, Vec<String>>,
 }
 
 impl Candidates {
-    /// Images of the split, and among them those that all models are sure of and right about.
-    pub(super) fn read(
-        params: &Params,
-        labels: &Labels,
-        context: &StageContext<'_>,
-    ) -> Result<Self, StageError> {
-        let mut doubtful: BTreeSet<String> = BTreeSet::new();
-        let mut judged: Option<BTreeSet<String>> = None;
-        for input in context.inputs("predictions") {
-            let table = read_columns(&input.artifact, &["id", "target", "scores", "correct"])?;
-            let (ids, targets) = (table.strings("id")?, table.list_int32("target")?);
-            let (scores, correct) = (table.list_float32("scores")?, table.bools("correct")?);
-            for (row, id) in ids.iter().enumerate() {
-                let class = targets[row].as_deref().and_then(|target| usize::try_from(*target.first()?).ok());
-                let score = class.and_then(|class| scores[row].as_deref()?.get(class).copied());
-                let is_sure = score.is_some_and(|score| f64::from(score) >= params.confidence);
-                if !is_sure || correct[row] != Some(true) {
-                    doubtful.insert((*id).to_owned());
-                }
-            }
-            let ids: BTreeSet<String> = ids.into_iter().map(str::to_owned).collect();
-            judged = Some(match judged {
-                None => ids,
-                Some(judged) => judged.intersection(&ids).cloned().collect(),
-            });
-        }
-        let may_stand =
-            |id: &String| judged.as_ref().is_none_or(|judged| judged.contains(id) && !doubtful.contains(id));
+    /// Images of the split, and among them those that are `sure`.
+    pub(crate) fn new(params: &Params, labels: &Labels, sure: Option<&BTreeSet<String>>) -> Self {
+        let may_stand = |id: &String| sure.is_none_or(|sure| sure.contains(id));
         let mut of_class: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         for (id, split, label) in &labels.rows {
             if *split == params.split && may_stand(id) {
@@ -56,7 +62,7 @@ impl Candidates {
         for ids in of_class.values_mut() {
             ids.sort_by_cached_key(order);
         }
-        Ok(Self { of_class })
+        Self { of_class }
     }
 }
 
@@ -64,7 +70,7 @@ impl Candidates {
 ///
 /// # Errors
 /// If there are fewer classes than cells.
-pub(super) fn choose(
+pub(crate) fn choose(
     params: &Params,
     candidates: &Candidates,
     names: &[String],

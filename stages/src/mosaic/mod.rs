@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::choice::{Candidates, choose};
+pub(crate) use self::choice::{Candidates, choose, sure};
 use crate::labels::Labels;
 use crate::table::{Column, Table, TableSchema, WriteOptions, read_columns, write};
 use crate::{artifact, png};
@@ -94,7 +94,8 @@ impl StageKind for Mosaic {
             let reason = "an image has several of these labels at once; a cell has one class";
             return Err(StageError::input("labels", reason));
         }
-        let candidates = Candidates::read(params, &labels, context)?;
+        let sure = sure(params.confidence, context)?;
+        let candidates = Candidates::new(params, &labels, sure.as_ref());
         let chosen = choose(params, &candidates, &labels.description.classes)?;
         if chosen.len() < params.count as usize {
             context.warn(&format!("images suffice for {} mosaics of {}", chosen.len(), params.count));
@@ -127,9 +128,9 @@ impl StageKind for Mosaic {
 
 /// An image of a mosaic, with its class.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Cell {
-    id: String,
-    class: usize,
+pub(crate) struct Cell {
+    pub(crate) id: String,
+    pub(crate) class: usize,
 }
 
 /// The pixels of all chosen images.

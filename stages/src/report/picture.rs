@@ -85,7 +85,7 @@ impl Drawn {
 }
 
 /// The colour of a value: RdBu reversed for signed maps in [-1, 1], viridis for unsigned in [0, 1].
-pub(super) fn colour(value: f64, signed: bool) -> Rgb<u8> {
+pub(crate) fn colour(value: f64, signed: bool) -> Rgb<u8> {
     let colour = if signed {
         colorous::RED_BLUE.eval_continuous(0.5 - value.clamp(-1.0, 1.0) / 2.0)
     } else {

@@ -21,24 +21,24 @@ struct Tile {
 }
 
 /// The pictures of one gallery, sample by sample.
-pub(super) struct Sheet {
+pub(crate) struct Sheet {
     name: String,
     rows: Vec<(String, Vec<Tile>)>,
 }
 
 impl Sheet {
     /// An empty one; `name` begins the names of its files.
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self { name: name.to_owned(), rows: Vec::new() }
     }
 
     /// Begins the row of a sample.
-    pub(super) fn row(&mut self, sample: &str) {
+    pub(crate) fn row(&mut self, sample: &str) {
         self.rows.push((sample.to_owned(), Vec::new()));
     }
 
     /// Adds a picture to the row that was begun last. Columns of one name stand below each other.
-    pub(super) fn add(&mut self, column: &str, shows: &str, picture: &RgbImage) {
+    pub(crate) fn add(&mut self, column: &str, shows: &str, picture: &RgbImage) {
         let Some((_, tiles)) = self.rows.last_mut() else { return };
         let is_same =
             |name: &str| name == column || name.strip_prefix(column).is_some_and(|end| end.starts_with(" #"));
@@ -48,7 +48,7 @@ impl Sheet {
     }
 
     /// Sheets of [`ROWS`] rows as PNG files, and one table that says what stands where, as (relative path, bytes).
-    pub(super) fn into_files(self) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn into_files(self) -> Vec<(String, Vec<u8>)> {
         let mut columns: Vec<&str> = Vec::new();
         for tile in self.rows.iter().flat_map(|(_, tiles)| tiles) {
             if !columns.contains(&tile.column.as_str()) {

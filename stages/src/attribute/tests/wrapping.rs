@@ -142,3 +142,27 @@ fn relevance_begins_at_the_layer_that_is_asked_for() {
     };
     assert!(layer(None).contains(" to ") && !layer(Some(1)).contains(" to "));
 }
+
+/// Three windows at every place, one in each channel: a map of as many falls.
+#[test]
+fn occlusion_goes_channel_by_channel() {
+    let study = Study::new();
+    let window = |per_channel| Params {
+        per_channel,
+        window: Some(14),
+        stride: Some(14),
+        limit: Some(2),
+        ..params(Method::Occlusion, Baseline::Zero)
+    };
+    let host = Host::default();
+    study.attribute(&window(true), &host).unwrap();
+    let lines = host.lines.lock().unwrap().join("\n");
+    assert!(lines.contains("2 maps of 2 images, 26 forward"), "{lines}");
+    let [together, apart] = [false, true].map(|per_channel| study.maps(&window(per_channel)));
+    assert_eq!(apart.0.schema().metadata()["channels"], "sum");
+    let most = |maps: &Maps| maps.rows().concat().iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    assert!(most(&apart) > 0.0);
+    assert_ne!(apart.rows(), together.rows(), "the score is no sum over channels");
+    let refused = StageKind::check(&Attribute, &Params { method: Method::Rise, ..window(true) });
+    assert!(refused.iter().any(|problem| problem.path == "per_channel"), "{refused:?}");
+}
