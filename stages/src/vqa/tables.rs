@@ -8,7 +8,7 @@ use pipe_engine::{Artifact, ArtifactFile, StageError};
 use pipe_models::checkpoint::read_tensors;
 use pipe_models::vqa::{SecondTable, WordsConfig, published};
 
-use super::answerer::Architecture;
+use super::architecture::Architecture;
 use super::{QuestionVocabulary, Weighting, co_occurrences, mixed_vectors};
 use crate::model::{DEVICE, checkpoint_error, files, tensor_error};
 
@@ -79,15 +79,29 @@ pub(crate) fn word_tables<'a>(
     let Some(width) = vectors.width else {
         return Err(StageError::input("glove", "it has a vector for none of the words of the questions"));
     };
+    with_company((vectors.values, width), vocabulary, questions, weighting, own_unknown)
+}
+
+/// Tables of vectors of the words of the vocabulary, `[words, width]`, and of those of their company.
+///
+/// # Errors
+/// Whatever the device reports.
+pub(crate) fn with_company<'a>(
+    (own, width): (Vec<f32>, usize),
+    vocabulary: &QuestionVocabulary,
+    questions: impl IntoIterator<Item = &'a str>,
+    weighting: Weighting,
+    own_unknown: bool,
+) -> Result<Tables, StageError> {
     let mixture = co_occurrences(questions, vocabulary, weighting);
-    let company = mixed_vectors(&mixture, &vectors.values, width);
+    let company = mixed_vectors(&mixture, &own, width);
     // Padding, and the word that no training question has, are rows of zeros.
     let rows = vocabulary.words().len() + 1 + usize::from(own_unknown);
     let table = |mut values: Vec<f32>| {
         values.resize(rows * width, 0.0);
         Tensor::from_vec(values, (rows, width), &DEVICE).map_err(tensor_error)
     };
-    Ok(Tables { width, values: Some([table(vectors.values)?, table(company)?]) })
+    Ok(Tables { width, values: Some([table(own)?, table(company)?]) })
 }
 
 /// The vectors of the words of a vocabulary, as they are found.
