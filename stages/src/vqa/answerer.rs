@@ -67,7 +67,7 @@ pub(crate) struct Description {
     pub(crate) closed: Option<usize>,
     pub(crate) matching: Matching,
     /// Whose answers they are.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "AnswerSource::is_train")]
     pub(crate) source: AnswerSource,
     /// The words of questions by id.
     pub(crate) words: Vec<String>,

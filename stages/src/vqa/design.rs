@@ -59,6 +59,13 @@ pub enum AnswerSource {
     TrainAndTest,
 }
 
+impl AnswerSource {
+    /// Whether only training tells them; a description leaves that out.
+    pub(crate) fn is_train(&self) -> bool {
+        *self == Self::Train
+    }
+}
+
 /// What is chosen of an architecture.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Design {
