@@ -398,6 +398,16 @@ fn words_may_begin_as_tokens_of_the_tower() {
     assert!((mean - 6.3).abs() < 1e-2 && own[0].len() == 12, "{mean}");
     assert!(own[words..].iter().all(|row| length(row) < 1e-6));
     assert_eq!(company.map(|table| table.len()), Some(own.len()));
+    // Without a mixture the same vectors stand beside them, and do not learn.
+    let kept = |epochs: i64| {
+        tables(
+            &json!({ "word_vectors": "clip_token", "word_width": 12, "mixture": "none", "epochs": epochs }),
+        )
+    };
+    let (_, beside) = kept(1);
+    let (learned, later) = kept(3);
+    assert_eq!(beside, later);
+    assert!(learned != later.unwrap());
     // The tower of 16 values has no more axes.
     assert_eq!(
         tables(&json!({ "word_vectors": "clip_token", "word_width": 300, "epochs": 1 })).0[0].len(),

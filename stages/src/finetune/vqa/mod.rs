@@ -209,8 +209,9 @@ fn begin(
     let (answers, closed) =
         answer_list(&asked, params.vocabulary, params.matching, params.min_occurrence as usize, branches);
     let weighting = match params.mixture {
-        Mixture::Intended => Weighting::Intended,
-        Mixture::Reference => Weighting::Reference,
+        Mixture::Intended => Some(Weighting::Intended),
+        Mixture::Reference => Some(Weighting::Reference),
+        Mixture::None => None,
     };
     let (width, own_unknown) = (params.word_width as usize, !params.unknown_is_last);
     let tables = match (params.word_vectors, context.optional_input("glove")) {

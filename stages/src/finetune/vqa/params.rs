@@ -48,6 +48,8 @@ pub enum Mixture {
     Intended,
     /// As their code computes it, and every published figure was made.
     Reference,
+    /// Not at all: beside a word's vector stands the same one, which does not learn (BAN without the mixture).
+    None,
 }
 
 /// What words begin as.
