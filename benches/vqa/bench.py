@@ -5,10 +5,10 @@ Started by `benches/run.sh vqa`.
 Full published sizes (VQA-RAD's 1177 words, 458 answers; QCR 56 closed and 431 open ones, batch 64), random weights. A
 step is the published one: the loss with dropout and with batch norms in training, the gradients of all parameters,
 their norm clipped at 0.25, Adamax. `reconstructing` trains the auto-encoder along with its decoder, as published;
-`frozen` is given its codes, as `autoencoder = "frozen"` has it. Every measurement is a process of its own, with the
-same number of threads, and the sides take turns, so that a busy minute hits both; the time is the least of the steps
-after the first. On a machine that others use, `--cores --threads 1` compares the seconds that a core computed instead
-of those that passed. PyTorch's side is written here after the papers, in PyTorch's own layers.
+`trained` without it; `frozen` is given its codes: the values of `autoencoder` of `finetune.vqa`. Every measurement is a
+process of its own, with the same number of threads, and the sides take turns, so that a busy minute hits both; the time
+is the least of the steps after the first. On a machine that others use, `--cores --threads 1` compares the seconds that
+a core computed instead of those that passed. PyTorch's side is written here after the papers, in PyTorch's own layers.
 """
 
 import argparse
@@ -24,8 +24,8 @@ import peers
 PEERS = ["torch"]
 # What is measured: method, questions per step, and what happens to the auto-encoder.
 WORK = [
-    ("mevf-ban", 32, "reconstructing"), ("mevf-ban", 32, "frozen"), ("mevf-san", 32, "frozen"),
-    ("qcr", 64, "reconstructing"), ("qcr", 64, "frozen"),
+    ("mevf-ban", 32, "reconstructing"), ("mevf-ban", 32, "trained"), ("mevf-ban", 32, "frozen"),
+    ("mevf-san", 32, "trained"), ("mevf-san", 32, "frozen"), ("qcr", 64, "reconstructing"), ("qcr", 64, "frozen"),
 ]
 WORDS, LENGTH, WIDTH, HIDDEN = 1177, 12, 300, 1024
 ANSWERS, CLOSED, OPEN = 458, 56, 431
@@ -117,7 +117,7 @@ def peer_step(name, batch, mode):
             self.convert = nn.Linear(16 * 32 * 32, 64)
 
         def forward(self, small, large):
-            code = self.encoder(large) if mode == "reconstructing" else large
+            code = large if mode == "frozen" else self.encoder(large)
             seen = torch.cat([self.meta(small).mean((2, 3)), self.convert(code.flatten(1))], 1).unsqueeze(1)
             if mode != "reconstructing":
                 return seen, 0.0
@@ -184,7 +184,7 @@ def peer_step(name, batch, mode):
     model.train()
     optimiser = torch.optim.Adamax(model.parameters(), lr=0.002)
     small = torch.rand(batch, 1, 84, 84)
-    large = torch.rand(batch, 1, 128, 128) if mode == "reconstructing" else torch.rand(batch, 16, 32, 32)
+    large = torch.rand(batch, 16, 32, 32) if mode == "frozen" else torch.rand(batch, 1, 128, 128)
     words = torch.arange(batch * LENGTH).mul(37).remainder(WORDS).view(batch, LENGTH)
     rows = torch.arange(batch)
     closed = rows % 5 < 3

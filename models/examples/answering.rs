@@ -1,10 +1,10 @@
 //! Times training steps of a published model of visual question answering at full size with random weights, and prints
 //! its peak memory.
 //!
-//! `cargo run --release -p pipe-models --example answering [mevf-ban|mevf-san|qcr] [BATCH] [reconstructing|frozen]`
+//! `cargo run --release -p pipe-models --example answering [mevf-ban|mevf-san|qcr] [BATCH] [reconstructing|trained|frozen]`
 //!
 //! A step is the published one: loss with dropout and batch norms in training, gradients of all parameters, their norm
-//! clipped, Adamax. `reconstructing` trains the auto-encoder along, as published; `frozen` is given its codes.
+//! clipped, Adamax. `reconstructing` trains the auto-encoder along, as published; `trained` without its decoder; `frozen` is given its codes.
 
 use std::time::Instant;
 
@@ -29,11 +29,12 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let name = arguments.first().map_or("mevf-ban", String::as_str);
     let batch: usize = arguments.get(1).and_then(|text| text.parse().ok()).unwrap_or(32);
-    let frozen = arguments.get(2).is_some_and(|mode| mode == "frozen");
+    let mode = arguments.get(2).map_or("reconstructing", String::as_str);
+    let (frozen, reconstruct) = (mode == "frozen", mode == "reconstructing");
     let (model, answers): (Box<dyn AnswerModel>, usize) = match name {
-        "qcr" => (Box::new(qcr(frozen)), CLOSED + OPEN),
-        "mevf-san" => (Box::new(mevf(Fusion::San { stacks: 2 }, frozen)), ANSWERS),
-        _ => (Box::new(mevf(Fusion::Ban { glimpses: 2 }, frozen)), ANSWERS),
+        "qcr" => (Box::new(qcr(reconstruct)), CLOSED + OPEN),
+        "mevf-san" => (Box::new(mevf(Fusion::San { stacks: 2 }, reconstruct)), ANSWERS),
+        _ => (Box::new(mevf(Fusion::Ban { glimpses: 2 }, reconstruct)), ANSWERS),
     };
     let variables = model.variables();
     let mut optimiser = Adamax::new(variables, AdamaxOptions::default(), Adamax::alike);
@@ -56,18 +57,18 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn mevf(fusion: Fusion, frozen: bool) -> Mevf {
+fn mevf(fusion: Fusion, reconstruct: bool) -> Mevf {
     let mut config = MevfConfig::new(ANSWERS, WORDS, fusion);
     if let Some(autoencoder) = &mut config.image.autoencoder {
-        autoencoder.reconstruct = !frozen;
+        autoencoder.reconstruct = reconstruct;
     }
     Mevf::random(config, 1, [].into()).expect("the published sizes fit")
 }
 
-fn qcr(frozen: bool) -> Qcr {
+fn qcr(reconstruct: bool) -> Qcr {
     let mut config = QcrConfig::new(CLOSED, OPEN, WORDS);
     if let Some(autoencoder) = &mut config.image.autoencoder {
-        autoencoder.reconstruct = !frozen;
+        autoencoder.reconstruct = reconstruct;
     }
     Qcr::random(config, 1, [].into()).expect("the published sizes fit")
 }

@@ -193,7 +193,8 @@ fn conclude(params: &Params, table: &Table, context: &mut StageContext<'_>) -> R
     let logits: Vec<Vec<f32>> = logits.iter().map(|row| row.clone().unwrap_or_default()).collect();
     // Either all questions took a branch, or none.
     let routed: Option<Vec<bool>> = table.bools(ROUTED)?.iter().copied().collect();
-    let protocol = params.protocol.as_deref().or(examples.protocol.as_deref());
+    let protocol = description.protocol(params.protocol.as_deref().or(examples.protocol.as_deref()));
+    let protocol = protocol.as_deref();
     let subgroup = match &params.subgroup {
         Some(column) => Some((column, table.as_text(column)?)),
         None => None,

@@ -312,6 +312,14 @@ impl Model {
         self.preprocessor.as_ref().ok_or_else(|| self.lacks("preprocessing of images"))
     }
 
+    /// What a tower that learns is given, in the type in which it computes ([`Compute::mixed`]).
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub(crate) fn mixed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.compute.mixed(x)
+    }
+
     /// The tokeniser.
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, StageError> {
         self.tokenizer.as_ref().ok_or_else(|| {

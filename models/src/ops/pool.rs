@@ -1,6 +1,9 @@
 //! Pooling over channels-last images.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use super::elementwise::vectorised;
@@ -133,23 +136,87 @@ struct Greatest {
 }
 
 impl Greatest {
-    /// The values of an output pixel, and the input pixel that each comes from.
+    /// The rows and columns of an image that the window of an output pixel sees.
     #[inline(always)]
-    fn pixel(&self, x: &[f32], row: usize, column: usize, values: &mut [f32], from: &mut [u32]) {
+    fn seen(&self, row: usize, column: usize) -> [Range<usize>; 2] {
         let Window { stride, padding } = self.window;
-        values.fill(f32::NEG_INFINITY);
-        for y in (row * stride).max(padding)..(row * stride + self.side).min(self.rows + padding) {
-            for x_place in
-                (column * stride).max(padding)..(column * stride + self.side).min(self.columns + padding)
-            {
-                let pixel = (y - padding) * self.columns + x_place - padding;
-                let input = &x[pixel * self.channels..(pixel + 1) * self.channels];
-                for ((value, from), x) in values.iter_mut().zip(&mut *from).zip(input) {
-                    // Like PyTorch, a NaN is the greatest.
-                    if *x > *value || x.is_nan() {
-                        *value = *x;
-                        *from = pixel as u32;
-                    }
+        [(row, self.rows), (column, self.columns)].map(|(place, size)| {
+            let (first, last) = (place * stride, (place * stride + self.side).min(size + padding));
+            first.saturating_sub(padding)..last - padding
+        })
+    }
+}
+
+// Methods of named types, not closures: only a method can be forced into the caller that is compiled for the machine's
+// vectors.
+
+/// The greatest values of one image.
+struct Values<'a> {
+    op: &'a Greatest,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+/// Like PyTorch, a NaN is the greatest; of equal values the first is.
+#[inline(always)]
+fn is_greater(x: f32, value: f32) -> bool {
+    (x > value) | x.is_nan()
+}
+
+impl NullaryFnOnce for Values<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { op, x, y } = self;
+        for (place, values) in y.chunks_exact_mut(op.channels).enumerate() {
+            values.fill(f32::NEG_INFINITY);
+            let [rows, columns] = op.seen(place / op.out[1], place % op.out[1]);
+            for pixel in rows.flat_map(|row| columns.clone().map(move |column| row * op.columns + column)) {
+                let input = &x[pixel * op.channels..][..op.channels];
+                for (value, x) in values.iter_mut().zip(input) {
+                    *value = if is_greater(*x, *value) { *x } else { *value };
+                }
+            }
+        }
+    }
+}
+
+/// Adds the gradients of one image's greatest values to those of where they came from.
+struct Back<'a> {
+    op: &'a Greatest,
+    x: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    /// The values of an output pixel, and the input pixels that they come from.
+    values: Vec<f32>,
+    from: Vec<u32>,
+}
+
+impl NullaryFnOnce for Back<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { op, x, dy, dx, mut values, mut from } = self;
+        for (place, dy) in dy.chunks_exact(op.channels).enumerate() {
+            values.fill(f32::NEG_INFINITY);
+            let [rows, columns] = op.seen(place / op.out[1], place % op.out[1]);
+            let pixels = rows.flat_map(|row| columns.clone().map(move |column| row * op.columns + column));
+            // Where all are the least there is, the first counts.
+            from.fill(pixels.clone().next().unwrap_or(0) as u32);
+            for pixel in pixels.clone() {
+                let input = &x[pixel * op.channels..][..op.channels];
+                for ((value, from), x) in values.iter_mut().zip(&mut from).zip(input) {
+                    let greater = is_greater(*x, *value);
+                    *value = if greater { *x } else { *value };
+                    *from = if greater { pixel as u32 } else { *from };
+                }
+            }
+            for pixel in pixels {
+                let dx = &mut dx[pixel * op.channels..][..op.channels];
+                for ((dx, dy), from) in dx.iter_mut().zip(dy).zip(&from) {
+                    *dx = if *from == pixel as u32 { *dx + dy } else { *dx };
                 }
             }
         }
@@ -168,14 +235,7 @@ impl CustomOp1 for Greatest {
         let mut y = vec![0.0f32; self.batch * out_rows * out_columns * channels];
         x.par_chunks_exact((self.rows * self.columns * channels).max(1))
             .zip(y.par_chunks_exact_mut((out_rows * out_columns * channels).max(1)))
-            .for_each(|(x, y)| {
-                let mut from = vec![0; channels];
-                vectorised(|| {
-                    for (place, values) in y.chunks_exact_mut(channels).enumerate() {
-                        self.pixel(x, place / out_columns, place % out_columns, values, &mut from);
-                    }
-                });
-            });
+            .for_each(|(x, y)| Arch::new().dispatch(Values { op: self, x, y }));
         Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, channels))))
     }
 
@@ -190,15 +250,8 @@ impl CustomOp1 for Greatest {
             .zip(x_values.par_chunks_exact(image))
             .zip(dy.par_chunks_exact((out_rows * out_columns * channels).max(1)))
             .for_each(|((dx, x), dy)| {
-                let (mut values, mut from) = (vec![0.0; channels], vec![0; channels]);
-                vectorised(|| {
-                    for (place, dy) in dy.chunks_exact(channels).enumerate() {
-                        self.pixel(x, place / out_columns, place % out_columns, &mut values, &mut from);
-                        for (channel, (from, dy)) in from.iter().zip(dy).enumerate() {
-                            dx[*from as usize * channels + channel] += dy;
-                        }
-                    }
-                });
+                let (values, from) = (vec![0.0; channels], vec![0; channels]);
+                Arch::new().dispatch(Back { op: self, x, dy, dx, values, from });
             });
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }

@@ -210,7 +210,7 @@ impl<'a, 'c> Study<'a, 'c> {
         key: impl Fn(&Asked) -> K,
         wider: impl Fn(&Asked) -> W,
     ) -> Answers {
-        let form = |one: &Asked| self.model.description.matching.form(&one.answer);
+        let form = |one: &Asked| self.model.description.form(one);
         let train = || self.train.asked.iter();
         let own = MostFrequent::fit(train().map(|one| (key(one), form(one))));
         let wide = MostFrequent::fit(train().map(|one| (wider(one), form(one))));
@@ -243,7 +243,7 @@ impl<'a, 'c> Study<'a, 'c> {
     }
 
     fn right(&self, answers: &Answers) -> Vec<bool> {
-        let form = |one: &Asked| self.model.description.matching.form(&one.answer);
+        let form = |one: &Asked| self.model.description.form(one);
         self.test.asked.iter().zip(answers).map(|(one, answer)| form(one) == *answer).collect()
     }
 
@@ -341,7 +341,7 @@ impl<'a, 'c> Study<'a, 'c> {
         };
         let mut train: BTreeMap<Option<String>, BTreeMap<String, f64>> = BTreeMap::new();
         for one in &self.train.asked {
-            let answer = self.model.description.matching.form(&one.answer);
+            let answer = self.model.description.form(one);
             for kind in types(one) {
                 *train.entry(kind).or_default().entry(answer.clone()).or_default() += 1.0;
             }

@@ -1,7 +1,7 @@
 //! `report`: one page for people, from everything that is given to it.
 //!
 //! Inputs are named freely; each becomes a heading. What an input is follows from its type: metrics and
-//! explanation scores become tables and charts, training logs curves, saliency maps a gallery over the
+//! explanation scores become tables and charts, answers of queries tables, training logs curves, saliency maps a gallery over the
 //! images, masks and labels that are given beside them. The axes of a fan-in (`model=*`) become columns.
 //!
 //! The page says no time, host, path or stage name: equal inputs give equal bytes.
@@ -22,6 +22,7 @@ mod picture;
 mod pictures;
 mod predicted;
 mod provenance;
+mod queries;
 mod saliency;
 mod samples;
 mod scores;
@@ -114,6 +115,7 @@ const ACCEPTS: &[ArtifactType] = &[
     artifact::CHECKPOINT,
     artifact::RANKS,
     artifact::CHECKS,
+    artifact::QUERY,
 ];
 
 impl StageKind for Report {
@@ -249,6 +251,7 @@ fn sections(
         section("transparency", "Transparency: what the explanations point at", transparency),
         section("samples", "Samples: what each model said", samples),
         section("expected", "Planted truths", provenance::expected(collected)),
+        section("queries", "Queries: what was asked of the tables", queries::queries(collected)?),
         section("facts", "Data sets: what there is, and what splits share", facts::facts(collected)?),
         section("data", "Data behind this page", vec![data_links(files)]),
         section("provenance", "Provenance", vec![provenance::inputs(collected)]),

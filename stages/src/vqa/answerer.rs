@@ -8,15 +8,13 @@ use std::path::Path;
 use candle_core::Tensor;
 use pipe_engine::{Artifact, ArtifactFile, ArtifactFiles, OutputWriter, StageContext, StageError};
 use pipe_models::checkpoint::{read_tensors, write_tensors};
-use pipe_models::vqa::{
-    AnswerModel, Autoencoder, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig,
-    Mode, Qcr, QcrConfig, QuestionTypeClassifier, QuestionTypeConfig, Reader,
-};
+use pipe_models::vqa::{AnswerModel, Autoencoder, Mode, QuestionTypeClassifier, QuestionTypeConfig};
 use pipe_models::{Trainable, Weights};
 use serde::{Deserialize, Serialize};
 
+use super::architecture::Architecture;
 use super::senses::{Modality, Readings, Sight, Sights, VisualTokens};
-use super::{Examples, QuestionVocabulary, UnknownWord, normalise};
+use super::{AnswerSource, Asked, Examples, QuestionVocabulary, UnknownWord, normalise};
 use crate::compute::Compute;
 use crate::ingest::exact;
 use crate::model::{DEVICE, Model, checkpoint_error, files, tensor_error, write_text};
@@ -58,120 +56,6 @@ impl Matching {
     }
 }
 
-/// The architecture with its sizes.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Architecture {
-    Mevf(MevfConfig),
-    Qcr(QcrConfig),
-    CrossModal(CrossModalConfig),
-}
-
-impl Architecture {
-    /// A name for tables.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Mevf(config) => match config.fusion {
-                pipe_models::vqa::Fusion::Ban { .. } => "mevf-ban",
-                pipe_models::vqa::Fusion::San { .. } => "mevf-san",
-            },
-            Self::Qcr(_) => "qcr",
-            Self::CrossModal(_) => "cross-modal",
-        }
-    }
-
-    pub(crate) fn image(&self) -> &ImageConfig {
-        match self {
-            Self::Mevf(config) => &config.image,
-            Self::Qcr(config) => &config.image,
-            Self::CrossModal(config) => &config.image,
-        }
-    }
-
-    /// All but what it sees of images, of which only the width of the vectors is kept.
-    fn head(&self) -> Self {
-        let mut head = self.clone();
-        let image = match &mut head {
-            Self::Mevf(config) => &mut config.image,
-            Self::Qcr(config) => &mut config.image,
-            Self::CrossModal(config) => &mut config.image,
-        };
-        *image = ImageConfig::constant(image.width());
-        head
-    }
-
-    /// Whether questions are read as hidden states of a text tower.
-    pub(crate) fn reads_states(&self) -> bool {
-        let states = |reader: &Reader| matches!(reader, Reader::States { .. });
-        match self {
-            Self::Mevf(config) => states(&config.question.reader),
-            Self::Qcr(config) => states(&config.question.reader),
-            Self::CrossModal(_) => true,
-        }
-    }
-
-    /// Whether questions are read as words of the vocabulary, alone or beside hidden states.
-    pub(crate) fn reads_words(&self) -> bool {
-        match self {
-            Self::Mevf(_) => !self.reads_states(),
-            // The attention that conditions its reasoning reads words, whatever its fusion does.
-            Self::Qcr(_) => true,
-            Self::CrossModal(_) => false,
-        }
-    }
-
-    /// The auto-encoder, with what its tensors are called.
-    fn autoencoder(&self) -> Option<(&'static str, &AutoencoderConfig)> {
-        let name = match self {
-            Self::Mevf(_) => "ae_v_emb",
-            Self::Qcr(_) | Self::CrossModal(_) => "ae",
-        };
-        self.image().autoencoder.as_ref().map(|config| (name, config))
-    }
-
-    /// What the tensors of the meta-learned network and of the auto-encoder are called.
-    pub(crate) fn image_names(&self) -> [&'static str; 2] {
-        match self {
-            Self::Mevf(_) => ["maml_v_emb", "ae_v_emb"],
-            Self::Qcr(_) | Self::CrossModal(_) => ["maml", "ae"],
-        }
-    }
-
-    /// A model that begins at random but for what is given.
-    pub(crate) fn random(
-        &self,
-        seed: u64,
-        given: BTreeMap<String, Tensor>,
-    ) -> Result<Box<dyn AnswerModel>, StageError> {
-        Ok(match self {
-            Self::Mevf(config) => {
-                Box::new(Mevf::random(config.clone(), seed, given).map_err(checkpoint_error)?)
-            }
-            Self::Qcr(config) => {
-                Box::new(Qcr::random(config.clone(), seed, given).map_err(checkpoint_error)?)
-            }
-            Self::CrossModal(config) => {
-                Box::new(CrossModal::random(config.clone(), seed, given).map_err(checkpoint_error)?)
-            }
-        })
-    }
-
-    fn load(&self, tensors: BTreeMap<String, Tensor>) -> Result<Box<dyn AnswerModel>, StageError> {
-        let frozen = Trainable::Frozen;
-        Ok(match self {
-            Self::Mevf(config) => {
-                Box::new(Mevf::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
-            }
-            Self::Qcr(config) => {
-                Box::new(Qcr::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
-            }
-            Self::CrossModal(config) => {
-                Box::new(CrossModal::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
-            }
-        })
-    }
-}
-
 /// What `answers.json` says.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Description {
@@ -182,6 +66,9 @@ pub(crate) struct Description {
     /// With branches: how many answers are closed.
     pub(crate) closed: Option<usize>,
     pub(crate) matching: Matching,
+    /// Whose answers they are.
+    #[serde(default, skip_serializing_if = "AnswerSource::is_train")]
+    pub(crate) source: AnswerSource,
     /// The words of questions by id.
     pub(crate) words: Vec<String>,
     /// Whether an unknown word has an id of its own; else it is the last word.
@@ -202,7 +89,7 @@ impl Description {
         architecture: Architecture,
         answers: Vec<String>,
         closed: Option<usize>,
-        matching: Matching,
+        (source, matching): (AnswerSource, Matching),
         vocabulary: &QuestionVocabulary,
         own_unknown: bool,
         tokens: VisualTokens,
@@ -218,6 +105,7 @@ impl Description {
             answers,
             closed,
             matching,
+            source,
             words,
             own_unknown,
             tokens,
@@ -234,9 +122,32 @@ impl Description {
         QuestionVocabulary::of_words(self.words.clone(), unknown)
     }
 
+    /// The answer to a question as it stands in the list, if it does.
+    pub(crate) fn form(&self, one: &Asked) -> String {
+        self.form_of(&one.answer, one.closed)
+    }
+
+    fn form_of(&self, answer: &str, closed: bool) -> String {
+        if self.source == AnswerSource::Train {
+            return self.matching.form(answer);
+        }
+        // As the authors' code does: runs of white space become one here, and not in the list.
+        let form = answer.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
+        let marked = format!("{form}#");
+        if !closed && self.answers.contains(&marked) { marked } else { form }
+    }
+
+    /// The name of a protocol under which the model learned from these answers.
+    pub(crate) fn protocol(&self, protocol: Option<&str>) -> Option<String> {
+        match self.source {
+            AnswerSource::Train => protocol.map(str::to_owned),
+            AnswerSource::TrainAndTest => Some(format!("{}+test-answers", protocol.unwrap_or("train"))),
+        }
+    }
+
     /// The label of an answer to a question of this type; none if it is not in the list.
     pub(crate) fn label(&self, answer: &str, closed: bool) -> Option<usize> {
-        let form = self.matching.form(answer);
+        let form = self.form_of(answer, closed);
         let (first, list) = match self.closed {
             None => (0, &self.answers[..]),
             Some(count) if closed => (0, &self.answers[..count]),

@@ -8,10 +8,10 @@ use pipe_models::vqa::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::answerer::Architecture;
+use super::architecture::Architecture;
 use super::senses::{Modality, VisualTokens};
 use super::tables::Tables;
-use super::{Asked, Matching, QuestionVocabulary};
+use super::{Asked, Matching, QuestionVocabulary, TrainAndTestVocabulary};
 use crate::model::Model;
 
 /// A method of visual question answering.
@@ -44,6 +44,26 @@ pub enum Reading {
     Words,
     /// As the hidden states of the checkpoint's text tower.
     Tower,
+}
+
+/// Which questions tell the answers that a model can give, and the words that it knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub enum AnswerSource {
+    /// Those of training.
+    #[default]
+    #[serde(rename = "train")]
+    Train,
+    /// Those of the test too, as the code of PubMedCLIP has it: what it reports can only be compared with figures made so.
+    /// Answers are compared in lower case, closed ones come first, and an open answer that is also a closed one is another.
+    #[serde(rename = "train+test")]
+    TrainAndTest,
+}
+
+impl AnswerSource {
+    /// Whether only training tells them; a description leaves that out.
+    pub(crate) fn is_train(&self) -> bool {
+        *self == Self::Train
+    }
 }
 
 /// What is chosen of an architecture.
@@ -150,18 +170,24 @@ impl Design {
     }
 }
 
-/// The answers of training questions in the order of their first occurrence, and with branches how many of them are
+/// The answers of the questions in the order of their first occurrence, and with branches how many of them are
 /// closed: those come first. An answer to questions of both types is then in both parts.
 pub(crate) fn answer_list(
-    train: &[&Asked],
+    asked: &[&Asked],
+    source: AnswerSource,
     matching: Matching,
     min_occurrence: usize,
     branches: bool,
 ) -> (Vec<String>, Option<usize>) {
+    if source == AnswerSource::TrainAndTest {
+        let records = asked.iter().map(|one| (one.answer.as_str(), one.answer_type()));
+        let known = TrainAndTestVocabulary::new(records);
+        return (known.answers().to_vec(), branches.then(|| known.closed()));
+    }
     let list = |wanted: &dyn Fn(&Asked) -> bool| -> Vec<String> {
         let mut counts = std::collections::HashMap::new();
         let mut order = Vec::new();
-        for one in train.iter().filter(|one| wanted(one)) {
+        for one in asked.iter().filter(|one| wanted(one)) {
             let form = matching.form(&one.answer);
             let count = counts.entry(form.clone()).or_insert(0usize);
             if *count == 0 {

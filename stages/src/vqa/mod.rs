@@ -4,6 +4,8 @@
 
 mod answerer;
 mod answers;
+mod architecture;
+mod clip_tokens;
 mod cooccurrence;
 mod design;
 mod examples;
@@ -18,13 +20,16 @@ mod words;
 
 pub(crate) use answerer::{Answerer, Description, ENCODER, Matching, copy_encoder};
 pub use answers::normalise;
+pub(crate) use clip_tokens::clip_tokens;
 pub use cooccurrence::{Weighting, co_occurrences, mixed_vectors};
-pub(crate) use design::{Design, Fusing, Method, Reading, answer_list};
+pub(crate) use design::{AnswerSource, Design, Fusing, Method, Reading, answer_list};
 pub(crate) use examples::{Asked, Examples, TRAINING_TWIN, asked, question_types};
 pub use questions::{QuestionVocabulary, UnknownWord, placed_words, words_of};
 pub(crate) use scoring::{Answered, MATCHING, Scoring, TASK, given};
 pub(crate) use senses::{
     Modality, QUESTION_LENGTH, Readings, Sights, VisualTokens, annotated, batch, features, preprocessing,
 };
-pub(crate) use tables::{AUTOENCODER_WEIGHTS, META_WEIGHTS, Tables, known_weights, word_tables};
+pub(crate) use tables::{
+    AUTOENCODER_WEIGHTS, META_WEIGHTS, Tables, known_weights, with_company, word_tables,
+};
 pub use vocabulary::{Branch, BranchVocabulary, Label, SharedVocabulary, TrainAndTestVocabulary, is_closed};

@@ -139,7 +139,7 @@ impl Answered<'_> {
         let kind = |place: usize| -> (String, String) {
             let one = asked[place];
             let own = one.question_types.first().cloned();
-            let answer = self.description.matching.form(&one.answer);
+            let answer = self.description.form(one);
             (own.unwrap_or_else(|| one.answer_type().to_owned()), answer)
         };
         let mut counts: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();

@@ -185,7 +185,9 @@ impl Sights {
                 let chosen: Vec<u8> =
                     rows.iter().flat_map(|row| &squares[row * length..(row + 1) * length]).copied().collect();
                 let pixels = preprocessor.tensor(&chosen, &DEVICE).map_err(tensor_error)?;
-                Some(features(encoder.image_tower()?, self.tokens, &pixels).map_err(tensor_error)?)
+                let tower = encoder.image_tower()?;
+                let made = encoder.mixed(&pixels).and_then(|pixels| features(tower, self.tokens, &pixels));
+                Some(made.map_err(tensor_error)?)
             }
             (Features::Live(..), None) => return Err(StageError::failed("the images need their encoder")),
         };
@@ -410,7 +412,7 @@ fn hidden_states(tower: &Model, ids: &[&Vec<u32>]) -> Result<Tensor, StageError>
     let flat: Vec<u32> = ids.iter().flat_map(|ids| ids.iter().copied()).collect();
     let made = || {
         let ids = Tensor::from_vec(flat, (ids.len(), text.context_length()), &DEVICE)?;
-        text.hidden_states(&text.token_embeddings(&ids)?, &ids, None)?.to_dtype(DType::F32)
+        text.hidden_states(&tower.mixed(&text.token_embeddings(&ids)?)?, &ids, None)?.to_dtype(DType::F32)
     };
     made().map_err(tensor_error)
 }

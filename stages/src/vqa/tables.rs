@@ -8,7 +8,7 @@ use pipe_engine::{Artifact, ArtifactFile, StageError};
 use pipe_models::checkpoint::read_tensors;
 use pipe_models::vqa::{SecondTable, WordsConfig, published};
 
-use super::answerer::Architecture;
+use super::architecture::Architecture;
 use super::{QuestionVocabulary, Weighting, co_occurrences, mixed_vectors};
 use crate::model::{DEVICE, checkpoint_error, files, tensor_error};
 
@@ -16,20 +16,21 @@ use crate::model::{DEVICE, checkpoint_error, files, tensor_error};
 #[derive(Debug)]
 pub(crate) struct Tables {
     width: usize,
-    /// The vectors of the words and those of their company, `[rows, width]` each.
+    /// What happens to the second table.
+    second: SecondTable,
+    /// The vectors of the words and those beside them, `[rows, width]` each.
     values: Option<[Tensor; 2]>,
 }
 
 impl Tables {
     /// Tables that begin at random.
     pub(crate) fn random(width: usize) -> Self {
-        Self { width, values: None }
+        Self { width, second: SecondTable::None, values: None }
     }
 
     /// Their sizes for so many words.
     pub(crate) fn config(&self, words: usize, own_unknown: bool) -> WordsConfig {
-        let second = if self.values.is_some() { SecondTable::Trained } else { SecondTable::None };
-        WordsConfig { words, own_unknown, width: self.width, second }
+        WordsConfig { words, own_unknown, width: self.width, second: self.second }
     }
 
     /// What a model begins with, by the names of its tensors.
@@ -57,7 +58,7 @@ impl Tables {
 const LONGEST_LINE: usize = 1 << 16;
 
 /// Tables whose first holds the vectors of files for the words of the vocabulary (zeros for those that they lack),
-/// and whose second mixes those of words that occur together. The files are a text of lines `word value value ...`, or
+/// and whose second mixes those of words that occur together, or without a `weighting` keeps the first as it begins. The files are a text of lines `word value value ...`, or
 /// an array `.npy` of one row per word beside a `.json` list of the words.
 ///
 /// # Errors
@@ -66,7 +67,7 @@ pub(crate) fn word_tables<'a>(
     glove: &Artifact,
     vocabulary: &QuestionVocabulary,
     questions: impl IntoIterator<Item = &'a str>,
-    weighting: Weighting,
+    weighting: Option<Weighting>,
     own_unknown: bool,
 ) -> Result<Tables, StageError> {
     let mut vectors = Vectors::new(vocabulary);
@@ -79,15 +80,35 @@ pub(crate) fn word_tables<'a>(
     let Some(width) = vectors.width else {
         return Err(StageError::input("glove", "it has a vector for none of the words of the questions"));
     };
-    let mixture = co_occurrences(questions, vocabulary, weighting);
-    let company = mixed_vectors(&mixture, &vectors.values, width);
+    with_company((vectors.values, width), vocabulary, questions, weighting, own_unknown)
+}
+
+/// Tables of vectors of the words of the vocabulary, `[words, width]`, and of those of their company, or without a
+/// `weighting` of the same vectors, which then do not learn.
+///
+/// # Errors
+/// Whatever the device reports.
+pub(crate) fn with_company<'a>(
+    (own, width): (Vec<f32>, usize),
+    vocabulary: &QuestionVocabulary,
+    questions: impl IntoIterator<Item = &'a str>,
+    weighting: Option<Weighting>,
+    own_unknown: bool,
+) -> Result<Tables, StageError> {
+    let (company, second) = match weighting {
+        Some(weighting) => {
+            let mixture = co_occurrences(questions, vocabulary, weighting);
+            (mixed_vectors(&mixture, &own, width), SecondTable::Trained)
+        }
+        None => (own.clone(), SecondTable::Frozen),
+    };
     // Padding, and the word that no training question has, are rows of zeros.
     let rows = vocabulary.words().len() + 1 + usize::from(own_unknown);
     let table = |mut values: Vec<f32>| {
         values.resize(rows * width, 0.0);
         Tensor::from_vec(values, (rows, width), &DEVICE).map_err(tensor_error)
     };
-    Ok(Tables { width, values: Some([table(vectors.values)?, table(company)?]) })
+    Ok(Tables { width, second, values: Some([table(own)?, table(company)?]) })
 }
 
 /// The vectors of the words of a vocabulary, as they are found.

@@ -1,15 +1,17 @@
 //! Trained and asked, through the stages.
 
-use pipe_engine::StageError;
+use pipe_engine::{InputArtifact, StageError};
 use serde_json::{Value as Json, json};
 
 use crate::attribute_vqa::AttributeVqa;
 use crate::checkpoint::Checkpoint;
+use crate::compare::Compare;
 use crate::evaluate_vqa::EvaluateVqa;
 use crate::finetune::FinetuneVqa;
 use crate::phantom::IngestPhantom;
+use crate::query::RunQuery;
 use crate::table::{Column, Table, TableSchema, WriteOptions, read, write};
-use crate::testing::{Made, poisoned, run, source, tree};
+use crate::testing::{Made, poisoned, run, run_with, source, tree};
 use crate::tokenizer::TrainTokenizer;
 
 /// Phantom questions, and a small CLIP with random weights.
@@ -279,6 +281,159 @@ fn questions_of_several_types_count_in_each_and_twins_are_scored_by_themselves()
     // The column that figures were also wanted for is there for later ones.
     assert!(predictions.column("organ").is_some());
     assert_eq!(predictions.metadata["task"], "vqa");
+}
+
+/// The stage `leak` of the study on VQA-RAD, over two models that stand for two protocols.
+#[test]
+fn the_leak_of_twins_is_shown_by_the_study() {
+    let study = Study::new();
+    let table = read(&study.data["questions"]).unwrap();
+    let splits = table.strings("split").unwrap();
+    let twin = |row: usize| (splits[row] == "test").then_some(row.is_multiple_of(3));
+    let changed = table.clone().with("training_twin", Column::Bool((0..table.rows()).map(twin).collect()));
+    let folder = tempfile::tempdir().unwrap();
+    let mut output = pipe_engine::OutputWriter::new(folder.path().to_owned());
+    write(&mut output, &TableSchema::questions(), &changed, WriteOptions::text("{}")).unwrap();
+    let questions = tree(folder.path(), study.data["questions"].artifact_type.as_str());
+    let protocols = ["mevf-3064", "clean-2773"];
+    let asked: Vec<Made> = [6, 1]
+        .into_iter()
+        .zip(protocols)
+        .map(|(epochs, protocol)| {
+            let trained = study.train(&small("mevf", &json!({ "epochs": epochs })));
+            let inputs =
+                [("images", &study.data["images"]), ("questions", &questions), ("model", &trained["model"])];
+            run(&EvaluateVqa, &json!({ "protocol": protocol }), &inputs).unwrap()
+        })
+        .collect();
+    let given = |port: &str| -> Vec<InputArtifact> {
+        let one = |(protocol, made): (&&str, &Made)| InputArtifact {
+            axes: [("protocol", *protocol), ("method", "mevf_ban")]
+                .map(|(axis, value)| (axis.to_owned(), value.to_owned()))
+                .into(),
+            stage: String::new(),
+            artifact: made[port].clone(),
+        };
+        protocols.iter().zip(&asked).map(one).collect()
+    };
+    let params = json!({ "equal_protocols": protocols, "subgroup": "training_twin" });
+    let inputs = [("predictions".to_owned(), given("predictions"))];
+    let compared = run_with(1, &Compare, &params, inputs.into()).unwrap();
+    let text = include_str!("../../../pipelines/vqa-rad.toml");
+    let stage = text.split_once("[stage.leak]").unwrap().1;
+    let sql = stage.split("\"\"\"").nth(1).unwrap();
+    let only = InputArtifact { axes: [].into(), stage: String::new(), artifact: compared["metrics"].clone() };
+    let inputs = [("answered".to_owned(), given("metrics")), ("compared".to_owned(), vec![only])];
+    let answer = run_with(1, &RunQuery, &json!({ "sql": sql }), inputs.into()).unwrap();
+    let leak = read(&answer["table"]).unwrap();
+    let asked: Vec<Table> = asked.iter().map(|made| read(&made["predictions"]).unwrap()).collect();
+    let (twins, types) = (asked[0].bools("training_twin").unwrap(), asked[0].strings("answer_type").unwrap());
+    let rows = leak.strings("questions").unwrap();
+    for (name, wanted) in [
+        ("all", &(|_| true) as &dyn Fn(usize) -> bool),
+        ("training_twin=true", &|row| twins[row] == Some(true)),
+        ("training_twin=true,answer_type=OPEN", &|row| twins[row] == Some(true) && types[row] == "OPEN"),
+        ("training_twin=false,answer_type=OPEN", &|row| twins[row] == Some(false) && types[row] == "OPEN"),
+    ] {
+        let places: Vec<usize> = (0..asked[0].rows()).filter(|row| wanted(*row)).collect();
+        let share = |table: &Table| {
+            let correct = table.bools("correct").unwrap();
+            places.iter().filter(|row| correct[**row] == Some(true)).count() as f64 / places.len() as f64
+        };
+        let row = rows.iter().position(|row| *row == name).unwrap_or_else(|| panic!("no {name}: {rows:?}"));
+        let value = |column: &str| leak.float64(column).unwrap()[row].unwrap();
+        let (first, second) = (share(&asked[0]), share(&asked[1]));
+        assert_eq!(leak.int64("n").unwrap()[row], Some(places.len() as i64));
+        assert!((value("accuracy_first") - first).abs() < 1e-12, "{name}");
+        assert!((value("accuracy_second") - second).abs() < 1e-12, "{name}");
+        assert!((value("difference") - (first - second)).abs() < 1e-12, "{name}");
+        assert!(value("low") <= first - second && first - second <= value("high"), "{name}");
+    }
+    assert_eq!(leak.strings("first").unwrap()[0], "mevf-3064");
+    assert_eq!(leak.rows(), 7, "all, and with a twin and without: both types, closed and open");
+}
+
+/// PubMedCLIP's protocol: the test's answers are known, and figures say so.
+#[test]
+fn answers_of_the_test_are_known_only_under_a_name_of_its_own() {
+    let study = Study::new();
+    for method in ["mevf", "qcr"] {
+        let params =
+            json!({ "epochs": 2, "type_epochs": 1, "vocabulary": "train+test", "matching": "exact" });
+        let trained = study.train(&small(method, &params));
+        let metrics = read(&study.ask(&trained, &json!({}))["metrics"]).unwrap();
+        if method == "mevf" {
+            assert_eq!(figure(&metrics, "ceiling", None), 1.0, "no answer is missing");
+        }
+        let protocols = metrics.strings("protocol").unwrap();
+        assert!(protocols.iter().all(|name| name.contains("+test-answers/")), "{protocols:?}");
+        let file = trained["model"].file("answers.json").unwrap();
+        let text = std::fs::read_to_string(&file.location).unwrap();
+        let answers = serde_json::from_str::<Json>(&text).unwrap();
+        assert_eq!(answers["source"], "train+test");
+        assert_eq!(answers["closed"].is_null(), method == "mevf");
+    }
+    let params = small("mevf", &json!({ "vocabulary": "train+test" }));
+    let problems = pipe_engine::AnyKind::resolve(&FinetuneVqa, &params).unwrap_err();
+    assert_eq!(problems[0].path, "matching");
+}
+
+#[test]
+fn words_may_begin_as_tokens_of_the_tower() {
+    let study = Study::new();
+    let tables = |params: &Json| {
+        let trained = study.train(&small("mevf", params));
+        let file = trained["model"].file("model.safetensors").unwrap().location.clone();
+        let mut tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+        let mut take = |name: &str| tensors.remove(name).map(|table| table.to_vec2::<f32>().unwrap());
+        (take("w_emb.emb.weight").unwrap(), take("w_emb.emb_.weight"))
+    };
+    // So small a rate that they stay as they began.
+    let params = json!({ "word_vectors": "clip_token", "word_width": 12, "epochs": 1, "lr": 1e-9 });
+    let (own, company) = tables(&params);
+    let length = |row: &Vec<f32>| row.iter().map(|value| value * value).sum::<f32>().sqrt();
+    // Padding, and the word that no training question has, are zero.
+    let words = own.len() - 2;
+    let mean = own[..words].iter().map(length).sum::<f32>() / words as f32;
+    assert!((mean - 6.3).abs() < 1e-2 && own[0].len() == 12, "{mean}");
+    assert!(own[words..].iter().all(|row| length(row) < 1e-6));
+    assert_eq!(company.map(|table| table.len()), Some(own.len()));
+    // Without a mixture the same vectors stand beside them, and do not learn.
+    let kept = |epochs: i64| {
+        tables(
+            &json!({ "word_vectors": "clip_token", "word_width": 12, "mixture": "none", "epochs": epochs }),
+        )
+    };
+    let (_, beside) = kept(1);
+    let (learned, later) = kept(3);
+    assert_eq!(beside, later);
+    assert!(learned != later.unwrap());
+    // The tower of 16 values has no more axes.
+    assert_eq!(
+        tables(&json!({ "word_vectors": "clip_token", "word_width": 300, "epochs": 1 })).0[0].len(),
+        16
+    );
+    let inputs = [("images", &study.data["images"]), ("questions", &study.data["questions"])];
+    let error = run(&FinetuneVqa, &small("mevf", &params), &inputs).err().unwrap().to_string();
+    assert!(error.contains("checkpoint"), "{error}");
+}
+
+/// In bf16 losses are near those of f32 and others, with an encoder that learns and one that stays.
+#[test]
+fn encoders_compute_in_half_types() {
+    let study = Study::new();
+    for (method, encoder) in [("mevf", "tuned"), ("mevf", "frozen"), ("cross_modal", "tuned")] {
+        let learned = |precision: &str| {
+            let params =
+                json!({ "epochs": 3, "encoder": encoder, "precision": precision, "encoder_lr": 1e-3 });
+            losses(&study.train(&small(method, &params)))
+        };
+        let (whole, half) = (learned("f32"), learned("bf16"));
+        assert_ne!(whole, half, "{method} {encoder}");
+        for (whole, half) in whole.iter().zip(&half) {
+            assert!((whole - half).abs() < 0.05 * whole, "{method} {encoder}: {whole} {half}");
+        }
+    }
 }
 
 #[test]

@@ -121,6 +121,53 @@ fn pools_agree_with_their_twins_and_differences() {
     }
 }
 
+/// To the bit: values are copied, and a gradient is the sum of those of its windows in their order.
+#[test]
+fn max_pools_are_what_loops_give() {
+    for (sizes, side, stride, padding) in
+        [([2, 8, 6, 19], 2, 2, 0), ([1, 7, 5, 33], 3, 2, 1), ([2, 5, 5, 3], 3, 1, 1)]
+    {
+        let [batch, rows, columns, channels] = sizes;
+        // Few values, so that many are equal.
+        let x = Var::from_tensor(&(random(&sizes, 5) * 2.0).unwrap().round().unwrap()).unwrap();
+        let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let y = max_pool2d(&x, side, Window { stride, padding }).unwrap();
+        let [_, out_rows, out_columns, _] = y.dims()[..] else { panic!("four axes") };
+        let given = random(y.dims(), 6);
+        let gradients = (&y * &given).unwrap().sum_all().unwrap().backward().unwrap();
+        let (given, y) =
+            (given.flatten_all().unwrap().to_vec1::<f32>(), y.flatten_all().unwrap().to_vec1::<f32>());
+        let (given, y) = (given.unwrap(), y.unwrap());
+        let mut expected = vec![0.0f32; values.len()];
+        for place in 0..y.len() {
+            let (channel, cell) = (place % channels, place / channels);
+            let (image, row, column) =
+                (cell / out_columns / out_rows, cell / out_columns % out_rows, cell % out_columns);
+            let mut found: Option<usize> = None;
+            for row in
+                (row * stride..row * stride + side).filter(|row| (padding..rows + padding).contains(row))
+            {
+                for column in column * stride..column * stride + side {
+                    if !(padding..columns + padding).contains(&column) {
+                        continue;
+                    }
+                    let pixel = (image * rows + row - padding) * columns + column - padding;
+                    let at = pixel * channels + channel;
+                    if found.is_none_or(|before| values[at] > values[before]) {
+                        found = Some(at);
+                    }
+                }
+            }
+            let found = found.unwrap();
+            assert_eq!(y[place], values[found]);
+            expected[found] += given[place];
+        }
+        let gradient = gradients.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(gradient, expected);
+        assert_eq!(batch * rows * columns * channels, gradient.len());
+    }
+}
+
 #[test]
 fn the_first_of_equal_values_gets_the_gradient() {
     let x = Var::ones((1, 2, 2, 1), DType::F32, &Device::Cpu).unwrap();
