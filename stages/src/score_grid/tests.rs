@@ -128,7 +128,7 @@ fn what_a_head_cannot_see_is_not_pointed_at() {
     let occluded = study.score(json!({ "methods": ["occlusion"], "layers": ["final"], "aggregates": false }));
     let occluded = values(&read(&occluded.unwrap()["scores"]).unwrap());
     assert_eq!(occluded.values().flatten().filter(|value| value.is_ok()).count(), 8 + 4 + 4);
-    let files: Vec<&str> = made["aggregates"].files.iter().map(|file| file.path.as_str()).collect();
+    let files: Vec<String> = made["aggregates"].files.iter().map(|file| file.path).collect();
     assert_eq!(files.len(), 2 * 9 + 1, "{files:?}");
     let bins = made["aggregates"].files.iter().find(|file| file.path == "aggregates.csv").unwrap();
     let bins = std::fs::read_to_string(&bins.location).unwrap();
