@@ -129,3 +129,32 @@ impl Journal {
         Json::Object(json)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pipe_cache::{Durability, Store};
+
+    use super::*;
+
+    #[test]
+    fn fuzz_events() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_with_cache(folder.path(), Durability::Rename, None).unwrap();
+        let run = store.new_run().unwrap();
+        let owner = serde_json::to_string(&Owner::current()).unwrap();
+        let text = format!(
+            "{{\"ev\":\"run_started\",\"ts\":\"2026-01-01T00:00:00Z\",\"pipeline\":\"p\",\"owner\":{owner}}}\n\
+             {{\"ev\":\"action_started\",\"node\":\"a\",\"key\":\"k\",\"ts\":\"t\"}}\n\
+             {{\"ev\":\"progress\",\"node\":\"a\",\"done\":1,\"total\":2,\"unit\":\"rows\"}}\n\
+             {{\"ev\":\"action_finished\",\"node\":\"a\",\"status\":\"ok\"}}\n\
+             {{\"ev\":\"run_finished\",\"status\":\"ok\",\"executed\":1}}\n"
+        );
+        let words: [&[u8]; 6] = [b"\n", b"null", b"{}", b"\"ev\":\"progress\"", b"\"shard\":\"s\"", b"-1"];
+        pipe_fuzz::fuzz("events", &[text.into_bytes()], &words, |bytes| {
+            std::fs::write(run.events(), bytes).unwrap();
+            let Some(journal) = Journal::read(&run) else { return };
+            assert_eq!(journal.json()["status"], journal.status());
+            let _ = (journal.pipeline(), journal.time());
+        });
+    }
+}

@@ -19,6 +19,7 @@ use arrow_schema::{DataType, Field, Schema};
 use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
 use pipe_engine::{OutputWriter, StageError, TablePart};
 
+use crate::guard::guarded;
 use crate::table::{Table, Wanted, from_batch};
 
 /// A column of tensors of one shape.
@@ -233,10 +234,12 @@ fn list(values: &ArrayRef) -> Value {
 pub(crate) fn read_file(path: &Path) -> Result<RecordBatch, StageError> {
     let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
     let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    let reader = FileReader::try_new(file, None).map_err(damaged)?;
-    let schema = reader.schema();
-    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
-    arrow_select::concat::concat_batches(&schema, &batches).map_err(damaged)
+    guarded(path, || {
+        let reader = FileReader::try_new(file, None).map_err(damaged)?;
+        let schema = reader.schema();
+        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
+        arrow_select::concat::concat_batches(&schema, &batches).map_err(damaged)
+    })
 }
 
 /// The values of a tensor column and the shape of one row.

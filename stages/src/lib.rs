@@ -27,6 +27,7 @@ mod features;
 pub mod finetune;
 mod finite;
 mod framing;
+mod guard;
 mod images;
 pub mod ingest;
 mod ipc;

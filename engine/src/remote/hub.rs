@@ -51,6 +51,37 @@ pub(super) struct Listing {
     pub(super) gated: bool,
 }
 
+impl Listing {
+    /// From what the hub answers about a repository.
+    ///
+    /// # Errors
+    /// If it is no such answer.
+    pub(super) fn read(answer: serde_json::Value) -> Result<Self, FetchError> {
+        let description: Description = serde_json::from_value(answer)
+            .map_err(|error| FetchError::new(format!("the hub describes it in an unknown way: {error}")))?;
+        let commit = description.sha;
+        if commit.len() != 40 || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(FetchError::new(format!("the hub names no commit but `{}`", commit.escape_debug())));
+        }
+        let file = |sibling: Sibling| {
+            let (sha256, size) = sibling.lfs.map(|lfs| (lfs.sha256, lfs.size)).unwrap_or_default();
+            let checksum = match sha256 {
+                Some(hex) => Checksum::new("sha256", &hex),
+                None => sibling.blob_id.and_then(|hex| Checksum::new("git", &hex)),
+            };
+            RemoteFile {
+                path: sibling.rfilename,
+                size: size.or(sibling.size),
+                checksum,
+                digest: None,
+                tag: None,
+            }
+        };
+        let gated = !matches!(description.gated, serde_json::Value::Null | serde_json::Value::Bool(false));
+        Ok(Self { commit, files: description.siblings.into_iter().map(file).collect(), gated })
+    }
+}
+
 impl Hub {
     /// As `variable` sets it, with the token of `HF_TOKEN` or of the file that `hf auth login` writes.
     pub(super) fn new(variable: impl Fn(&str) -> Option<String>) -> (Self, Option<Token>) {
@@ -99,28 +130,7 @@ impl Hub {
         let url = format!("{endpoint}/api/{kind}/{name}/revision/{}?blobs=true", escape(revision, ""));
         let answer =
             client.json(&url, watch).map_err(|problem| self.refusal(client, repository, None, problem))?;
-        let description: Description = serde_json::from_value(answer)
-            .map_err(|error| FetchError::new(format!("the hub describes it in an unknown way: {error}")))?;
-        let commit = description.sha;
-        if commit.len() != 40 || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(FetchError::new(format!("the hub names no commit but `{}`", commit.escape_debug())));
-        }
-        let file = |sibling: Sibling| {
-            let (sha256, size) = sibling.lfs.map(|lfs| (lfs.sha256, lfs.size)).unwrap_or_default();
-            let checksum = match sha256 {
-                Some(hex) => Checksum::new("sha256", &hex),
-                None => sibling.blob_id.and_then(|hex| Checksum::new("git", &hex)),
-            };
-            RemoteFile {
-                path: sibling.rfilename,
-                size: size.or(sibling.size),
-                checksum,
-                digest: None,
-                tag: None,
-            }
-        };
-        let gated = !matches!(description.gated, serde_json::Value::Null | serde_json::Value::Bool(false));
-        Ok(Listing { commit, files: description.siblings.into_iter().map(file).collect(), gated })
+        Listing::read(answer)
     }
 
     /// What a refusal means, and what to do.

@@ -66,16 +66,8 @@ impl Fetcher {
             }
             other => other.into(),
         })?;
-        let answer: Record = serde_json::from_value(answer)
-            .map_err(|error| FetchError::new(format!("Zenodo describes it in an unknown way: {error}")))?;
-        let files = answer.files.into_iter().map(|file| RemoteFile {
-            checksum: file.checksum.as_deref().and_then(Checksum::parse),
-            path: file.key,
-            size: file.size,
-            digest: None,
-            tag: None,
-        });
-        Ok(Resolved { files: select(remote, files.collect())?, revision: Some(answer.id.to_string()) })
+        let (id, files) = record_files(answer)?;
+        Ok(Resolved { files: select(remote, files)?, revision: Some(id.to_string()) })
     }
 
     fn resolve_address(
@@ -116,6 +108,20 @@ impl Fetcher {
             Place::Address { url, .. } => url.clone(),
         }
     }
+}
+
+/// The number and the files of a record, from what Zenodo answers about it.
+fn record_files(answer: serde_json::Value) -> Result<(u64, Vec<RemoteFile>), FetchError> {
+    let answer: Record = serde_json::from_value(answer)
+        .map_err(|error| FetchError::new(format!("Zenodo describes it in an unknown way: {error}")))?;
+    let files = answer.files.into_iter().map(|file| RemoteFile {
+        checksum: file.checksum.as_deref().and_then(Checksum::parse),
+        path: file.key,
+        size: file.size,
+        digest: None,
+        tag: None,
+    });
+    Ok((answer.id, files.collect()))
 }
 
 /// The last name of an address, without what is unusual in a file name.
@@ -162,7 +168,8 @@ fn select(remote: &Remote, mut files: Vec<RemoteFile>) -> Result<Vec<RemoteFile>
 
 #[cfg(test)]
 mod tests {
-    use super::file_name;
+    use super::super::hub::Listing;
+    use super::*;
 
     #[test]
     fn an_address_ends_in_a_file_name() {
@@ -175,5 +182,31 @@ mod tests {
         ] {
             assert_eq!(file_name(url), expected, "{url}");
         }
+    }
+
+    /// Whatever a server answers, no file of it leads out of its folder.
+    #[test]
+    fn fuzz_answers() {
+        let hub = r#"{"sha": "0123456789012345678901234567890123456789", "gated": "auto", "siblings": [
+            {"rfilename": "a/model.safetensors", "size": 3, "lfs": {"sha256": "ab", "size": 3}},
+            {"rfilename": "config.json", "blobId": "0123456789012345678901234567890123456789"}]}"#;
+        let zenodo = r#"{"id": 12, "files": [{"key": "set.npz", "size": 4, "checksum": "md5:b1946ac92492d2347c6235b4d2611184"}]}"#;
+        let remotes = ["hf:o/n@main", "hf:o/n@main/**/*.json", "zenodo:12/set.npz", "zenodo:12"];
+        let remotes: Vec<Remote> = remotes.into_iter().filter_map(Remote::parse).flatten().collect();
+        assert!(!remotes.is_empty());
+        let words: [&[u8]; 6] = [b"../", b"\\u0000", b"null", b"-1", b"1e400", b"\"rfilename\":"];
+        let seeds = [hub.as_bytes().to_vec(), zenodo.as_bytes().to_vec()];
+        pipe_fuzz::fuzz("answers", &seeds, &words, |bytes| {
+            let Ok(answer) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+            let listed = Listing::read(answer.clone()).map(|listing| listing.files);
+            let recorded = record_files(answer).map(|(_, files)| files);
+            for files in [listed, recorded].into_iter().flatten() {
+                for remote in &remotes {
+                    for file in select(remote, files.clone()).into_iter().flatten() {
+                        assert!(is_plain(&file.path), "{}", file.path);
+                    }
+                }
+            }
+        });
     }
 }

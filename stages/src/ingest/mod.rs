@@ -7,6 +7,8 @@ pub(crate) mod checks;
 mod checksum;
 mod csv;
 mod ct_rate;
+#[cfg(test)]
+mod fuzz;
 mod huggingface;
 mod images;
 mod json;

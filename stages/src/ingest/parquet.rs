@@ -15,6 +15,7 @@ use parquet::arrow::arrow_reader::{
 use pipe_engine::StageError;
 
 use super::source::SourceFile;
+use crate::guard::{guarded, next_batch};
 use crate::table::{Column, Table};
 
 /// Rows that are read at once: images wait in memory.
@@ -42,8 +43,9 @@ impl<'a> ParquetRows<'a> {
         let opened = File::open(path).map_err(|error| file.error(error.to_string()))?;
         // Types as Parquet knows them: dictionaries and views are plain values then.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let builder =
-            ParquetRecordBatchReaderBuilder::try_new_with_options(opened, options).map_err(damaged)?;
+        let builder = guarded(path, || {
+            ParquetRecordBatchReaderBuilder::try_new_with_options(opened, options).map_err(damaged)
+        })?;
         let names: Vec<&str> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
         let mut roots = Vec::with_capacity(columns.len());
         for column in columns {
@@ -84,8 +86,7 @@ impl<'a> ParquetRows<'a> {
     /// # Errors
     /// If the file is damaged, or a column holds what no reader takes.
     pub(crate) fn next(&mut self) -> Result<Option<(usize, Table)>, StageError> {
-        let Some(batch) = self.reader.next() else { return Ok(None) };
-        let batch = batch.map_err(|error| self.file.error(error.to_string()))?;
+        let Some(batch) = next_batch(&self.file.shown(), &mut self.reader)? else { return Ok(None) };
         let mut table = Table::new();
         for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
             let column = column(array).ok_or_else(|| {

@@ -13,6 +13,7 @@ use pipe_engine::{Artifact, StageError};
 
 use super::arrow::columns;
 use super::column::Table;
+use crate::guard::{guarded, next_batch};
 
 /// All columns of a table.
 ///
@@ -44,9 +45,7 @@ pub fn read_columns(artifact: &Artifact, names: &[&str]) -> Result<Table, StageE
 /// If its first part is damaged.
 pub fn provenance(artifact: &Artifact) -> Result<Option<serde_json::Value>, StageError> {
     let Some(file) = artifact.files_ending(".parquet").next() else { return Ok(None) };
-    let damaged = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
-    let opened = File::open(&file.location).map_err(|error| damaged(&error))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|error| damaged(&error))?;
+    let builder = open(&file.location)?;
     Ok(builder.schema().metadata().get("pipe").and_then(|text| serde_json::from_str(text).ok()))
 }
 
@@ -84,8 +83,9 @@ pub(crate) fn header(path: &Path) -> Result<Table, StageError> {
 }
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, StageError> {
-    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| StageError::input(path, error.to_string()))
+    let refuse = |error: &dyn std::fmt::Display| StageError::input(path, error.to_string());
+    let file = File::open(path).map_err(|error| refuse(&error))?;
+    guarded(path, || ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| refuse(&error)))
 }
 
 /// Whether a column holds neither files nor bytes.
@@ -112,11 +112,10 @@ pub(crate) fn read_each(
     plain.retain(|place| wanted(fields[*place].name()));
     let plain = if plain.is_empty() { first.into_iter().collect() } else { plain };
     let mask = ProjectionMask::roots(builder.parquet_schema(), plain);
-    let reader = builder.with_projection(mask).with_batch_size(8192).build().map_err(damaged)?;
+    let mut reader = builder.with_projection(mask).with_batch_size(8192).build().map_err(damaged)?;
     let mut empty = true;
     let schema = reader.schema();
-    for batch in reader {
-        let batch = batch.map_err(|error| StageError::input(path, error.to_string()))?;
+    while let Some(batch) = next_batch(path, &mut reader)? {
         take(&from_batch(path, &batch)?)?;
         empty = false;
     }
@@ -135,8 +134,7 @@ pub(crate) fn from_batch(path: &Path, batch: &RecordBatch) -> Result<Table, Stag
 /// One Parquet file as a table.
 pub(super) fn read_file(path: &Path, wanted: Wanted<'_>) -> Result<Table, StageError> {
     let damaged = |error: parquet::errors::ParquetError| StageError::input(path, error.to_string());
-    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+    let builder = open(path)?;
     let metadata: BTreeMap<String, String> = builder
         .schema()
         .metadata()
@@ -150,10 +148,9 @@ pub(super) fn read_file(path: &Path, wanted: Wanted<'_>) -> Result<Table, StageE
     let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
     let builder = builder.with_projection(mask);
     let mut table: Option<Table> = None;
-    let reader = builder.with_batch_size(8192).build().map_err(damaged)?;
+    let mut reader = builder.with_batch_size(8192).build().map_err(damaged)?;
     let schema = reader.schema();
-    for batch in reader {
-        let batch = batch.map_err(|error| StageError::input(path, error.to_string()))?;
+    while let Some(batch) = next_batch(path, &mut reader)? {
         let part = from_batch(path, &batch)?;
         table = Some(match table {
             None => part,
