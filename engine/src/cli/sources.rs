@@ -112,8 +112,11 @@ fn look(sources: &Sources, path: &std::path::Path, pattern: String, is_frozen: b
     let keep = |digests: &mut Digests, path: &str, digest| _ = digests.insert(path.to_owned(), digest);
     let recorded =
         if is_frozen { sources.recorded(path, |path, digest| keep(&mut before, path, digest)) } else { None };
+    if recorded.is_none() {
+        // What was read of a damaged record is nothing to compare with.
+        before.clear();
+    }
     let hashed = sources.hash_again(base, &text, |path, digest| {
-        // Without a record there is nothing to compare with.
         if recorded.is_some() {
             keep(&mut now, path, digest);
         }
