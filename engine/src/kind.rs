@@ -236,6 +236,12 @@ pub trait StageKind: Send + Sync + 'static {
         BTreeMap::new()
     }
 
+    /// The parameter, a list of [`crate::Ancestor`], that the engine fills with the stages above: of kinds that show how
+    /// a result came about. It is in the key; nobody else writes it. None by default.
+    fn ancestry_parameter(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The numerics class of results with these parameters, where they choose it (the device, the data
     /// type); by default that of the program. It counts for kinds of [`Numerics::Tensor`] only.
     fn numerics(&self, _params: &Self::Params) -> Option<String> {
@@ -317,6 +323,8 @@ pub trait AnyKind: Send + Sync {
     fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>>;
     /// The output ports under resolved parameters.
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
+    /// The parameter that holds the stages above; see [`StageKind::ancestry_parameter`].
+    fn ancestry_parameter(&self) -> Option<&'static str>;
     /// What it promises of its results.
     fn determinism(&self) -> Determinism;
     /// Whether the kind is row-wise; see [`StageKind::is_row_wise`].
@@ -401,6 +409,10 @@ impl<K: StageKind> AnyKind for K {
             Ok(params) => StageKind::outputs(self, &params),
             Err(_) => Vec::new(),
         }
+    }
+
+    fn ancestry_parameter(&self) -> Option<&'static str> {
+        StageKind::ancestry_parameter(self)
     }
 
     fn determinism(&self) -> Determinism {

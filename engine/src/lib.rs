@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod ancestry;
 mod answers;
 mod artifact;
 mod attempt;
@@ -13,6 +14,7 @@ mod checkpoints;
 mod cli;
 mod context;
 mod difference;
+pub mod drawing;
 mod error;
 mod events;
 pub mod exit;
@@ -43,6 +45,7 @@ mod stage_table;
 mod why;
 mod workers;
 
+pub use ancestry::Ancestor;
 pub use answers::{
     Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, Runs, StudyResult, StudyTables,
     TableSummary,

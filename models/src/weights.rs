@@ -73,6 +73,12 @@ impl Parameters {
         tensors
     }
 
+    /// Where they lie; the CPU, if there are none.
+    pub fn device(&self) -> Device {
+        let variables = self.variables.values().chain(self.buffers.values()).map(Var::as_tensor);
+        variables.chain(self.constants.values()).next().map_or(Device::Cpu, |tensor| tensor.device().clone())
+    }
+
     /// Sets variables and buffers to the values that [`Self::tensors`] gave earlier; constants among them
     /// are left alone.
     ///

@@ -31,7 +31,7 @@ pub struct Params {
     /// Questions per forward pass.
     #[schemars(range(min = 1, max = 4096))]
     pub batch: i64,
-    /// Where the image encoder computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// Where the models compute: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
     /// another number) or `metal`.
     pub device: String,
     /// The data type of the encoder's weights and activations; on a CPU half types save memory, not time.

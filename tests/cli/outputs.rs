@@ -49,6 +49,36 @@ fn a_model_leaves_with_what_is_known_of_it() {
 }
 
 #[test]
+fn a_page_shows_the_stages_above_it() {
+    let study = Study::finished();
+    let page = "[stage.page]\nkind = \"report\"\ninputs = { found = \"retrieved[model=*].metrics\" }\n";
+    let shown = |text: &str| {
+        study.write(&format!("{text}\n{page}"));
+        let started = study.run(&["page"]).expect(0).started();
+        let file = study.path("results/small/page/page/index.html");
+        (started, std::fs::read_to_string(file).expect("the page is there"))
+    };
+    let (_, first) = shown(SMALL);
+    let boxes = first.matches("<rect").count();
+    for stage in ["pairs", "initial", "trained", "embedded", "retrieved", "page"] {
+        assert!(first.contains(&format!(">{stage}</text>")), "{stage} is not drawn");
+    }
+    assert!(first.contains(">finetune.contrastive</text>") && first.contains(">embed \u{d7} 2</text>"));
+    assert!(!first.contains(">shapes</text>"), "what it does not come from");
+    // Another name above is another picture, and nothing else is made.
+    let (started, second) =
+        shown(&SMALL.replace("stage.pairs", "stage.couples").replace("\"pairs.", "\"couples."));
+    assert_eq!(started, ["page"]);
+    assert!(second.contains(">couples</text>") && second.matches("<rect").count() == boxes);
+    // What stands below or beside it is not in its picture.
+    let beside = "[stage.beside]\nkind = \"ingest.phantom\"\nparams = { seed = 4 }\n";
+    assert_eq!(shown(&format!("{SMALL}\n{beside}")), (Vec::new(), first));
+    study.write(&format!("{SMALL}\n{page}params = {{ ancestry = [] }}\n"));
+    let refused = study.pipe(&["check", "study.toml"]).expect(2);
+    assert!(refused.stderr.contains("ancestry"), "nobody else tells it");
+}
+
+#[test]
 fn what_is_no_longer_planned_is_removed() {
     let study = Study::finished();
     assert!(study.path("results/small/shapes").is_dir());

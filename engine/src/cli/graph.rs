@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use super::arguments::{Arguments, GraphArguments, GraphFormat};
-use super::drawing;
 use super::study::Study;
 use super::{CliError, print, print_json};
 use crate::action::{producers, topological};
+use crate::drawing::{self, Colours, Drawn};
 use crate::kind::Registry;
 use crate::pipeline::Pipeline;
 use crate::plan::{Plan, ShardCount, Wanted};
 
 /// How a stage or a node stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Standing {
+enum Standing {
     Hit,
     Maybe,
     Run,
@@ -23,7 +23,7 @@ pub(crate) enum Standing {
 
 impl Standing {
     /// A light colour, dark text on which is easy to read.
-    pub(crate) fn colour(self) -> &'static str {
+    fn colour(self) -> &'static str {
         match self {
             Self::Hit => "#d5ecd4",
             Self::Maybe => "#eeeeee",
@@ -33,20 +33,20 @@ impl Standing {
 }
 
 /// A stage or a node.
-pub(crate) struct Vertex {
-    pub(crate) name: String,
+struct Vertex {
+    name: String,
     /// With `--status`: the gravest standing of its nodes.
-    pub(crate) standing: Option<Standing>,
+    standing: Option<Standing>,
     /// With `--status` and `--shards`: a second line.
-    pub(crate) words: Option<String>,
+    words: Option<String>,
     /// With `--shards`: the parts of its row-wise nodes, where they are known.
     shards: Option<ShardCount>,
 }
 
 /// What is drawn, in topological order.
-pub(crate) struct Graph {
-    pub(crate) vertices: Vec<Vertex>,
-    pub(crate) edges: BTreeSet<(usize, usize)>,
+struct Graph {
+    vertices: Vec<Vertex>,
+    edges: BTreeSet<(usize, usize)>,
 }
 
 pub(crate) fn graph(
@@ -69,7 +69,7 @@ pub(crate) fn graph(
         GraphFormat::Text => drawn.text(),
         GraphFormat::Dot => drawn.dot(),
         GraphFormat::Mermaid => drawn.mermaid(),
-        GraphFormat::Svg => drawing::svg(&drawn),
+        GraphFormat::Svg => drawn.svg(),
     })
 }
 
@@ -156,6 +156,16 @@ impl Graph {
             })
             .collect();
         json!({ "version": 1, "nodes": names, "edges": edges, "status": status, "shards": shards })
+    }
+
+    fn svg(&self) -> String {
+        let drawn = |one: &Vertex| Drawn {
+            name: one.name.clone(),
+            words: one.words.clone(),
+            fill: one.standing.map(Standing::colour),
+        };
+        let boxes: Vec<Drawn> = self.vertices.iter().map(drawn).collect();
+        drawing::svg(&boxes, &self.edges, Colours::ALONE)
     }
 
     fn text(&self) -> String {

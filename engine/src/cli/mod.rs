@@ -6,7 +6,6 @@ mod cancel;
 mod clean;
 mod diff;
 mod doctor;
-mod drawing;
 mod export;
 mod fetching;
 mod figures;

@@ -9,7 +9,7 @@ use crate::device::{DeviceName, Precision};
 use crate::model::ActivationLayout;
 use crate::ops::{self, Scores, Window, composed};
 use crate::random::Key;
-use crate::train::{AdamW, AdamWOptions};
+use crate::train::{AdamW, AdamWOptions, Adamax, AdamaxOptions};
 use crate::{Activation, FoundationModel, MaybeProbe, ModelConfig, Probe, Trainable};
 
 /// Makes each function a test on each device that this program was built for.
@@ -243,9 +243,21 @@ fn a_step_of_training_is_that_of_the_cpu(device: &Device) {
             }
             let gradients = loss.backward().unwrap();
             let mut adamw = AdamW::new(variables, AdamWOptions::default(), AdamW::matrices_decay);
+            let mut adamax = Adamax::new(variables, AdamaxOptions::default(), Adamax::alike);
             for _ in 0..3 {
-                adamw.step(&gradients, 1e-3, 1.0).unwrap();
+                adamw.step(&gradients, 1e-3, 0.5).unwrap();
+                adamax.step(&gradients, 1e-3, 0.5).unwrap();
             }
+            // What is kept of each parameter goes on elsewhere.
+            let (state, start) = (adamw.state().unwrap(), model.parameters().tensors());
+            let copies = start.into_iter().map(|(name, value)| (name, value.copy().unwrap())).collect();
+            adamw.step(&gradients, 1e-3, 0.5).unwrap();
+            let after: Vec<_> = variables.values().map(|variable| values(variable)).collect();
+            model.parameters().restore(&copies).unwrap();
+            let mut again = AdamW::new(variables, AdamWOptions::default(), AdamW::matrices_decay);
+            assert!(again.restore(state));
+            again.step(&gradients, 1e-3, 0.5).unwrap();
+            assert!(variables.values().zip(&after).all(|(variable, after)| values(variable) == *after));
             assert!(variables.values().all(|variable| variable.device().same_device(device)), "{config:?}");
             model.tensors().into_values().filter(|tensor| tensor.dtype() == DType::F32).collect::<Vec<_>>()
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Var};
 
-use super::slots::{Group, Moments, Piece, Slots, Treatment};
+use super::slots::{Changed, Group, Moments, Piece, Slots, Treatment, Whole};
 
 /// The constants of Adamax.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -43,8 +43,16 @@ impl Adamax {
 
     /// The state beside the parameters' values: with it and the values, [`Self::restore`] goes on as if nothing
     /// had happened.
-    pub fn state(&self) -> BTreeMap<String, Moments> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn state(&self) -> Result<BTreeMap<String, Moments>> {
         self.slots.state()
+    }
+
+    /// The names of the parameters.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.slots.names()
     }
 
     /// Takes a state of an optimiser of the same parameters; whether it was one.
@@ -66,9 +74,11 @@ impl Adamax {
     pub fn step(&mut self, gradients: &GradStore, rate: f64, factor: f64) -> Result<()> {
         let AdamaxOptions { beta1, beta2, epsilon } = self.options;
         let factor = factor as f32;
-        self.slots.change(gradients, |Treatment { group, steps }, piece| {
+        let step_size =
+            |treatment: &Treatment| rate * treatment.group.rate / (1.0 - beta1.powi(treatment.steps));
+        let on_host = |treatment: &Treatment, piece: Piece<'_>| {
             let Piece { values, gradient, first, second } = piece;
-            let step_size = (rate * group.rate / (1.0 - beta1.powi(*steps))) as f32;
+            let step_size = step_size(treatment) as f32;
             let (beta1, beta2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
             let moments = first.iter_mut().zip(second.iter_mut());
             for ((value, gradient), (first, second)) in values.iter_mut().zip(gradient).zip(moments) {
@@ -77,7 +87,15 @@ impl Adamax {
                 *second = (*second * beta2).max(gradient.abs() + epsilon);
                 *value -= step_size * (*first / *second);
             }
-        })
+        };
+        let on_gpu = |treatment: &Treatment, whole: &Whole<'_>| {
+            let gradient = (whole.gradient * f64::from(factor))?;
+            let first = (((&gradient - whole.first)? * (1.0 - beta1))? + whole.first)?;
+            let second = (whole.second * beta2)?.maximum(&(gradient.abs()? + epsilon)?)?;
+            let step = ((&first / &second)? * step_size(treatment))?;
+            Ok(Changed { values: (whole.values - step)?, first, second })
+        };
+        self.slots.change(gradients, on_host, on_gpu)
     }
 }
 
@@ -102,7 +120,7 @@ mod tests {
         for (value, expected) in first.iter().zip([0.9, -1.9, 0.4]) {
             assert!((value - expected).abs() < 1e-6, "{first:?}");
         }
-        let (kept, state) = (variables["x"].copy().unwrap(), optimiser.state());
+        let (kept, state) = (variables["x"].copy().unwrap(), optimiser.state().unwrap());
         let second = step(&mut optimiser);
         variables["x"].set(&kept).unwrap();
         let mut restored = Adamax::new(&variables, AdamaxOptions::default(), Adamax::alike);

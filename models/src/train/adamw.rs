@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Var};
 
-use super::slots::{Group, Moments, Piece, Slots, Treatment};
+use super::slots::{Changed, Group, Moments, Piece, Slots, Treatment, Whole};
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -45,8 +45,16 @@ impl AdamW {
 
     /// The state beside the parameters' values: both moments of each parameter, and in how many steps it had
     /// a gradient. With it and the values, [`Self::restore`] goes on as if nothing had happened.
-    pub fn state(&self) -> BTreeMap<String, Moments> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn state(&self) -> Result<BTreeMap<String, Moments>> {
         self.slots.state()
+    }
+
+    /// The names of the parameters.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.slots.names()
     }
 
     /// Takes a state of an optimiser of the same parameters; whether it was one.
@@ -69,12 +77,17 @@ impl AdamW {
     pub fn step(&mut self, gradients: &GradStore, rate: f64, factor: f64) -> Result<()> {
         let AdamWOptions { beta1, beta2, epsilon, weight_decay } = self.options;
         let factor = factor as f32;
-        self.slots.change(gradients, |Treatment { group, steps }, piece| {
-            let Piece { values, gradient, first, second } = piece;
+        let steps = |Treatment { group, steps }: &Treatment| {
             let rate = rate * group.rate;
-            let decay = if group.decay { 1.0 - rate * weight_decay } else { 1.0 };
-            let step_size = rate / (1.0 - beta1.powi(*steps));
-            let root_correction = (1.0 - beta2.powi(*steps)).sqrt();
+            Steps {
+                decay: if group.decay { 1.0 - rate * weight_decay } else { 1.0 },
+                step_size: rate / (1.0 - beta1.powi(*steps)),
+                root_correction: (1.0 - beta2.powi(*steps)).sqrt(),
+            }
+        };
+        let on_host = |treatment: &Treatment, piece: Piece<'_>| {
+            let Piece { values, gradient, first, second } = piece;
+            let Steps { decay, step_size, root_correction } = steps(treatment);
             let (beta1, beta2) = (beta1 as f32, beta2 as f32);
             let (decay, step_size) = (decay as f32, step_size as f32);
             let (root_correction, epsilon) = (root_correction as f32, epsilon as f32);
@@ -86,6 +99,25 @@ impl AdamW {
                 let denominator = second.sqrt() / root_correction + epsilon;
                 *value = *value * decay - step_size * *first / denominator;
             }
-        })
+        };
+        let on_gpu = |treatment: &Treatment, whole: &Whole<'_>| {
+            let Steps { decay, step_size, root_correction } = steps(treatment);
+            let gradient = (whole.gradient * f64::from(factor))?;
+            let first = (((&gradient - whole.first)? * (1.0 - beta1))? + whole.first)?;
+            let second = ((whole.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+            let denominator = second.sqrt()?.affine(1.0 / root_correction, epsilon)?;
+            let step = ((&first / &denominator)? * step_size)?;
+            Ok(Changed { values: ((whole.values * decay)? - step)?, first, second })
+        };
+        self.slots.change(gradients, on_host, on_gpu)
     }
+}
+
+/// What one step does to a parameter.
+struct Steps {
+    /// Factor on its values.
+    decay: f64,
+    step_size: f64,
+    /// What the root of the second moment is divided by.
+    root_correction: f64,
 }

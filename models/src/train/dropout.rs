@@ -1,6 +1,7 @@
 //! Dropout (Srivastava et al. 2014) as a probe of a training pass.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use crate::Probe;
 use crate::ops::masked;
@@ -21,6 +22,9 @@ impl Dropout {
     }
 }
 
+/// Draws that one thread makes at once.
+const DRAWS: usize = 1 << 13;
+
 impl Probe for Dropout {
     fn dropout(&self, name: &str, rate: f64, value: Tensor) -> Result<Tensor> {
         let key = Key::derive("pipe dropout/1", self.seed, &[self.step.into(), name.into()]);
@@ -29,11 +33,13 @@ impl Probe for Dropout {
         let dropped = (rate * 2f64.powi(32)) as u64;
         let factor = |bits: u64| if bits < dropped { 0.0 } else { kept };
         let count = value.elem_count();
-        let mut mask = Vec::with_capacity(count + 1);
-        for counter in 1..=count.div_ceil(2) as u64 {
-            let bits = key.bits(counter);
-            mask.extend([factor(bits >> 32), factor(bits & 0xFFFF_FFFF)]);
-        }
+        let mut mask = vec![0.0f32; count.next_multiple_of(2)];
+        mask.par_chunks_mut(2 * DRAWS).enumerate().for_each(|(block, mask)| {
+            for (pair, counter) in mask.chunks_exact_mut(2).zip((block * DRAWS) as u64 + 1..) {
+                let bits = key.bits(counter);
+                pair.copy_from_slice(&[factor(bits >> 32), factor(bits & 0xFFFF_FFFF)]);
+            }
+        });
         mask.truncate(count);
         masked(&value, mask)
     }

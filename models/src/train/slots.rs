@@ -34,7 +34,27 @@ pub struct Moments {
 struct Slot {
     variable: Var,
     group: Group,
-    moments: Moments,
+    steps: i32,
+    kept: Kept,
+}
+
+impl Slot {
+    /// To where the parameter lies.
+    fn move_moments(&mut self) -> Result<()> {
+        let variable = &self.variable;
+        if let (Kept::Host { first, second }, false) = (&self.kept, variable.device().is_cpu()) {
+            let there = |values: &[f32]| Tensor::from_slice(values, variable.shape(), variable.device());
+            self.kept = Kept::Gpu { first: there(first)?, second: there(second)? };
+        }
+        Ok(())
+    }
+}
+
+/// Both moments, once a step was taken where the parameter lies.
+#[derive(Debug)]
+enum Kept {
+    Host { first: Vec<f32>, second: Vec<f32> },
+    Gpu { first: Tensor, second: Tensor },
 }
 
 /// Parameters by name, in name order, with what is remembered of each.
@@ -45,21 +65,35 @@ impl Slots {
     pub(super) fn new(variables: &BTreeMap<String, Var>, group: impl Fn(&str, &Var) -> Group) -> Self {
         let slots = variables.iter().map(|(name, variable)| {
             let count = variable.elem_count();
-            let moments = Moments { first: vec![0.0; count], second: vec![0.0; count], steps: 0 };
-            let slot = Slot { variable: variable.clone(), group: group(name, variable), moments };
+            let kept = Kept::Host { first: vec![0.0; count], second: vec![0.0; count] };
+            let slot = Slot { variable: variable.clone(), group: group(name, variable), steps: 0, kept };
             (name.clone(), slot)
         });
         Self(slots.collect())
     }
 
-    pub(super) fn state(&self) -> BTreeMap<String, Moments> {
-        self.0.iter().map(|(name, slot)| (name.clone(), slot.moments.clone())).collect()
+    pub(super) fn state(&self) -> Result<BTreeMap<String, Moments>> {
+        let moments = |(name, slot): (&String, &Slot)| {
+            let (first, second) = match &slot.kept {
+                Kept::Host { first, second } => (first.clone(), second.clone()),
+                Kept::Gpu { first, second } => {
+                    let here = |moment: &Tensor| moment.flatten_all()?.to_vec1::<f32>();
+                    (here(first)?, here(second)?)
+                }
+            };
+            Ok((name.clone(), Moments { first, second, steps: slot.steps }))
+        };
+        self.0.iter().map(moments).collect()
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Takes a state of the same parameters; whether it was one.
     pub(super) fn restore(&mut self, mut state: BTreeMap<String, Moments>) -> bool {
         let fits = |(name, slot): (&String, &Slot)| {
-            let count = slot.moments.first.len();
+            let count = slot.variable.elem_count();
             let moments = state.get(name);
             moments.is_some_and(|moments| moments.first.len() == count && moments.second.len() == count)
         };
@@ -67,35 +101,49 @@ impl Slots {
             return false;
         }
         for (name, slot) in &mut self.0 {
-            if let Some(moments) = state.remove(name) {
-                slot.moments = moments;
+            if let Some(Moments { first, second, steps }) = state.remove(name) {
+                slot.kept = Kept::Host { first, second };
+                slot.steps = steps;
             }
         }
         true
     }
 
-    /// Lets `change` change the values of every parameter that has a gradient, a piece of it at a time.
+    /// Changes every parameter that has a gradient by one rule, told twice: `on_host` changes a piece of the values,
+    /// `on_gpu` makes new values and moments of the whole.
     pub(super) fn change(
         &mut self,
         gradients: &GradStore,
-        change: impl Fn(&Treatment, Piece<'_>) + Sync,
+        on_host: impl Fn(&Treatment, Piece<'_>) + Sync,
+        on_gpu: impl Fn(&Treatment, &Whole<'_>) -> Result<Changed>,
     ) -> Result<()> {
         for slot in self.0.values_mut() {
             let Some(gradient) = gradients.get(&slot.variable) else { continue };
-            let Moments { first, second, steps } = &mut slot.moments;
-            *steps += 1;
-            let treatment = Treatment { group: slot.group, steps: *steps };
-            let pieces = |values: &mut [f32], gradient: &[f32]| {
-                values
-                    .par_chunks_mut(PIECE)
-                    .zip(gradient.par_chunks(PIECE))
-                    .zip(first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE)))
-                    .for_each(|((values, gradient), (first, second))| {
-                        change(&treatment, Piece { values, gradient, first, second });
-                    });
-            };
-            let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
-            change_values(&slot.variable, &gradient, pieces)?;
+            slot.steps += 1;
+            let treatment = Treatment { group: slot.group, steps: slot.steps };
+            // The gradient of a parameter may still know how it came about: kept in a moment it would keep all activations.
+            let gradient = gradient.detach().to_dtype(DType::F32)?.contiguous()?;
+            slot.move_moments()?;
+            match &mut slot.kept {
+                Kept::Host { first, second } => {
+                    let pieces = |values: &mut [f32], gradient: &[f32]| {
+                        values
+                            .par_chunks_mut(PIECE)
+                            .zip(gradient.par_chunks(PIECE))
+                            .zip(first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE)))
+                            .for_each(|((values, gradient), (first, second))| {
+                                on_host(&treatment, Piece { values, gradient, first, second });
+                            });
+                    };
+                    change_values(&slot.variable, &gradient, pieces)?;
+                }
+                Kept::Gpu { first, second } => {
+                    let values = &slot.variable.as_detached_tensor();
+                    let changed = on_gpu(&treatment, &Whole { values, gradient: &gradient, first, second })?;
+                    slot.variable.set(&changed.values)?;
+                    (*first, *second) = (changed.first, changed.second);
+                }
+            }
         }
         Ok(())
     }
@@ -149,6 +197,21 @@ pub(super) struct Treatment {
     pub(super) steps: i32,
 }
 
+/// A parameter with its gradient and moments.
+pub(super) struct Whole<'a> {
+    pub(super) values: &'a Tensor,
+    pub(super) gradient: &'a Tensor,
+    pub(super) first: &'a Tensor,
+    pub(super) second: &'a Tensor,
+}
+
+/// What a step makes of it.
+pub(super) struct Changed {
+    pub(super) values: Tensor,
+    pub(super) first: Tensor,
+    pub(super) second: Tensor,
+}
+
 /// A piece of a parameter with its gradient and moments.
 pub(super) struct Piece<'a> {
     pub(super) values: &'a mut [f32],
@@ -168,9 +231,10 @@ pub fn add_gradients(
     mut piece: GradStore,
 ) -> Result<GradStore> {
     for variable in variables.values() {
-        if let Some(gradient) = piece.remove(variable) {
+        // What a gradient came from would stay in memory with the sum.
+        if let Some(gradient) = piece.remove(variable).map(|gradient| gradient.detach()) {
             let total = match sum.remove(variable) {
-                Some(before) => (before + gradient)?,
+                Some(before) => (before.detach() + gradient)?,
                 None => gradient,
             };
             sum.insert(variable, total);

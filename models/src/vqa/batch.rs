@@ -1,6 +1,6 @@
 //! What a model of visual question answering is shown.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// Which kind of answer a question asks for, the branches of QCR.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -26,6 +26,40 @@ pub struct Batch {
     /// Of which type each question is, where a model has a branch for each (QCR): annotated in training, as
     /// [`super::QuestionTypeClassifier`] says in evaluation.
     pub types: Option<Vec<QuestionType>>,
+}
+
+impl Batch {
+    /// The same on a device. Gradients pass.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let there = |x: &Tensor| x.to_device(device);
+        let maybe = |x: &Option<Tensor>| x.as_ref().map(there).transpose();
+        let Images { meta, autoencoder, features } = &self.images;
+        let autoencoder = match autoencoder {
+            None => None,
+            Some(AutoencoderInput::Pixels(pixels)) => Some(AutoencoderInput::Pixels(there(pixels)?)),
+            Some(AutoencoderInput::Codes(codes)) => Some(AutoencoderInput::Codes(there(codes)?)),
+        };
+        let words = match &self.questions.words {
+            None => None,
+            Some(Words { tokens, embedded }) => {
+                Some(Words { tokens: there(tokens)?, embedded: maybe(embedded)? })
+            }
+        };
+        let states = match &self.questions.states {
+            None => None,
+            Some(TextStates { hidden, mask, pooled }) => {
+                Some(TextStates { hidden: there(hidden)?, mask: there(mask)?, pooled: there(pooled)? })
+            }
+        };
+        Ok(Self {
+            images: Images { meta: maybe(meta)?, autoencoder, features: maybe(features)? },
+            questions: Questions { words, states },
+            types: self.types.clone(),
+        })
+    }
 }
 
 /// Images in the forms that the parts of an image branch look at; each part needs its own alone.
@@ -96,7 +130,7 @@ impl Questions {
     /// # Errors
     /// Whatever the device reports.
     pub fn padding(batch: usize, length: usize, padding: u32) -> Result<Self> {
-        let tokens = Tensor::full(padding, (batch, length), &candle_core::Device::Cpu)?;
+        let tokens = Tensor::full(padding, (batch, length), &Device::Cpu)?;
         Ok(Self::tokens(tokens))
     }
 

@@ -218,7 +218,8 @@ impl QuestionTypeClassifier {
     /// If an id has no row.
     pub fn logits(&self, tokens: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let [first, second, third] = &self.layers;
-        let x = first.forward(&self.attention.forward(&self.attention.embed(tokens)?)?)?;
+        let tokens = tokens.to_device(&self.parameters.device())?;
+        let x = first.forward(&self.attention.forward(&self.attention.embed(&tokens)?)?)?;
         let x = activate(&x, Activation::Relu)?;
         third.forward(&dropped_rectified(second, TYPE_DROPOUT, &x, mode)?)
     }
@@ -229,8 +230,9 @@ impl QuestionTypeClassifier {
     /// As [`Self::logits`], or if the numbers of questions and types differ.
     pub fn loss(&self, tokens: &Tensor, types: &[QuestionType], mode: Mode<'_>) -> Result<Tensor> {
         let classes: Vec<u32> = types.iter().map(|one| *one as u32).collect();
-        let classes = Tensor::from_vec(classes, types.len(), tokens.device())?;
-        crate::train::loss::cross_entropy(&self.logits(tokens, mode)?, &classes)
+        let logits = self.logits(tokens, mode)?;
+        let classes = Tensor::from_vec(classes, types.len(), logits.device())?;
+        crate::train::loss::cross_entropy(&logits, &classes)
     }
 
     /// The type of each question, the first of equals.

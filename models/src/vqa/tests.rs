@@ -1,5 +1,7 @@
 //! Models of visual question answering: gradients by finite differences, and what always holds.
 
+mod devices;
+
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};

@@ -339,5 +339,7 @@ fn answering_goes_on_after_an_end() {
     disturb(&FinetuneVqa, &params(json!({ "keep": "best" })), &own, 18, 1);
     let with = [("images", images), ("questions", questions), ("checkpoint", checkpoint)];
     disturb(&FinetuneVqa, &params(json!({ "method": "qcr", "encoder": "tuned" })), &with, 18, 2);
+    let adamax = json!({ "method": "qcr", "encoder": "tuned", "encoder_rule": "adamax", "encoder_lr": 1e-4 });
+    disturb(&FinetuneVqa, &params(adamax), &with, 18, 4);
     disturb(&FinetuneVqa, &params(json!({ "method": "cross_modal", "heads": 2 })), &with, 18, 3);
 }

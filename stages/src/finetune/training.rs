@@ -187,7 +187,7 @@ impl<'a> Training<'a> {
             tensors.insert(format!("best/{name}"), value.clone());
         }
         let mut steps = BTreeMap::new();
-        for (name, Moments { first, second, steps: count }) in self.update.state() {
+        for (name, Moments { first, second, steps: count }) in self.update.state().map_err(tensor_error)? {
             for (which, values) in [("first", first), ("second", second)] {
                 let length = values.len();
                 let tensor = Tensor::from_vec(values, length, &DEVICE).map_err(tensor_error)?;

@@ -4,7 +4,7 @@
 //! explanation scores become tables and charts, answers of queries tables, training logs curves, saliency maps a gallery over the
 //! images, masks and labels that are given beside them. The axes of a fan-in (`model=*`) become columns.
 //!
-//! The page says no time, host, path or stage name: equal inputs give equal bytes.
+//! The page says no time, host or path: equal inputs in equal studies give equal bytes.
 
 mod answers_by_modality;
 mod captions;
@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 use pipe_engine::{
-    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    Ancestor, ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
 use schemars::JsonSchema;
@@ -81,6 +81,10 @@ pub(crate) struct ReportParams {
     /// Pictures are embedded up to this number of bytes in total; the others lie beside the page.
     #[schemars(range(min = 0))]
     pub(crate) embed_limit_bytes: i64,
+    /// The stages that the inputs came about by, which the engine tells.
+    #[schemars(skip)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ancestry: Vec<Ancestor>,
 }
 
 impl Default for ReportParams {
@@ -92,6 +96,7 @@ impl Default for ReportParams {
             max_samples: 200,
             sheets: false,
             embed_limit_bytes: 15_000_000,
+            ancestry: Vec::new(),
         }
     }
 }
@@ -125,13 +130,17 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 7,
+            implementation: 8,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
             inputs: Vec::new(),
             free_inputs: Some(InputPort::fan_in("", ACCEPTS, "Results to show; the name becomes a heading")),
         }
+    }
+
+    fn ancestry_parameter(&self) -> Option<&'static str> {
+        Some("ancestry")
     }
 
     fn outputs(&self, _params: &ReportParams) -> Vec<OutputPort> {
@@ -254,7 +263,7 @@ fn sections(
         section("queries", "Queries: what was asked of the tables", queries::queries(collected)?),
         section("facts", "Data sets: what there is, and what splits share", facts::facts(collected)?),
         section("data", "Data behind this page", vec![data_links(files)]),
-        section("provenance", "Provenance", vec![provenance::inputs(collected)]),
+        section("provenance", "Provenance", provenance::provenance(&params.ancestry, collected)),
         section("limits", "Limits", vec![limits()]),
     ])
 }

@@ -12,7 +12,7 @@ use pipe_models::vqa::{AnswerModel, Autoencoder, Mode, QuestionTypeClassifier, Q
 use pipe_models::{Trainable, Weights};
 use serde::{Deserialize, Serialize};
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, moved};
 use super::senses::{Modality, Readings, Sight, Sights, VisualTokens};
 use super::{AnswerSource, Asked, Examples, QuestionVocabulary, UnknownWord, normalise};
 use crate::compute::Compute;
@@ -240,7 +240,9 @@ impl Answerer {
         let own = files(artifact);
         let description = Description::read(artifact)?;
         let tensors = read_tensors(&own, WEIGHTS, &DEVICE).map_err(checkpoint_error)?;
-        let model = description.architecture.load(tensors)?;
+        let device = compute.open()?;
+        let model = description.architecture.load(tensors, Trainable::Frozen)?;
+        let model = description.architecture.moved(model, Trainable::Frozen, &device)?;
         if model.answers() != description.answers.len() {
             let reason = format!(
                 "it names {} answers, and the model gives {}",
@@ -252,7 +254,7 @@ impl Answerer {
         let types = match &description.types {
             None => None,
             Some(config) => {
-                let tensors = read_tensors(&own, TYPES, &DEVICE).map_err(checkpoint_error)?;
+                let tensors = moved(read_tensors(&own, TYPES, &DEVICE).map_err(checkpoint_error)?, &device)?;
                 let types = QuestionTypeClassifier::from_tensors(config.clone(), tensors, Trainable::Frozen);
                 Some(types.map_err(checkpoint_error)?)
             }
@@ -268,8 +270,10 @@ impl Answerer {
     /// # Errors
     /// If the device fails.
     pub(crate) fn randomised(self, seed: i64) -> Result<Self, StageError> {
-        let drawn = self.description.architecture.random(seed as u64, BTreeMap::new())?;
-        let model = self.description.architecture.load(drawn.parameters().tensors())?;
+        let architecture = &self.description.architecture;
+        let drawn = architecture.random(seed as u64, BTreeMap::new())?.parameters().tensors();
+        let model = architecture.load(drawn, Trainable::Frozen)?;
+        let model = architecture.moved(model, Trainable::Frozen, &self.model.parameters().device())?;
         let encoder = self.encoder.map(|encoder| encoder.randomised(seed)).transpose()?;
         Ok(Self { model, encoder, ..self })
     }
@@ -333,7 +337,7 @@ impl Answerer {
         let Some((name, config)) = self.description.architecture.autoencoder() else { return Ok(None) };
         let mut tensors = self.model.parameters().tensors();
         tensors.retain(|tensor, _| tensor.starts_with(&format!("{name}.")));
-        let mut weights = Weights::new(tensors, Trainable::Frozen);
+        let mut weights = Weights::new(moved(tensors, &DEVICE)?, Trainable::Frozen);
         Autoencoder::load(&mut weights, name, config).map(Some).map_err(checkpoint_error)
     }
 

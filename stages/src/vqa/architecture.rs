@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use pipe_engine::StageError;
 use pipe_models::Trainable;
 use pipe_models::vqa::{
-    AnswerModel, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig, Qcr,
-    QcrConfig, Reader,
+    AnswerModel, AutoencoderConfig, CrossModal, CrossModalConfig, ImageConfig, Mevf, MevfConfig, OnDevice,
+    Qcr, QcrConfig, Reader,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::model::checkpoint_error;
+use crate::model::{checkpoint_error, tensor_error};
 
 /// The architecture with its sizes.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -111,18 +111,45 @@ impl Architecture {
         })
     }
 
-    pub(super) fn load(&self, tensors: BTreeMap<String, Tensor>) -> Result<Box<dyn AnswerModel>, StageError> {
-        let frozen = Trainable::Frozen;
+    /// The model of a state dict.
+    pub(super) fn load(
+        &self,
+        tensors: BTreeMap<String, Tensor>,
+        trainable: Trainable,
+    ) -> Result<Box<dyn AnswerModel>, StageError> {
         Ok(match self {
             Self::Mevf(config) => {
-                Box::new(Mevf::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
+                Box::new(Mevf::from_tensors(config.clone(), tensors, trainable).map_err(checkpoint_error)?)
             }
             Self::Qcr(config) => {
-                Box::new(Qcr::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
+                Box::new(Qcr::from_tensors(config.clone(), tensors, trainable).map_err(checkpoint_error)?)
             }
-            Self::CrossModal(config) => {
-                Box::new(CrossModal::from_tensors(config.clone(), tensors, frozen).map_err(checkpoint_error)?)
-            }
+            Self::CrossModal(config) => Box::new(
+                CrossModal::from_tensors(config.clone(), tensors, trainable).map_err(checkpoint_error)?,
+            ),
         })
     }
+
+    /// A model of this architecture where `device` is.
+    pub(crate) fn moved(
+        &self,
+        model: Box<dyn AnswerModel>,
+        trainable: Trainable,
+        device: &Device,
+    ) -> Result<Box<dyn AnswerModel>, StageError> {
+        if device.is_cpu() {
+            return Ok(model);
+        }
+        let tensors = moved(model.parameters().tensors(), device)?;
+        Ok(Box::new(OnDevice::new(self.load(tensors, trainable)?, device.clone())))
+    }
+}
+
+/// Tensors where `device` is.
+pub(crate) fn moved(
+    tensors: BTreeMap<String, Tensor>,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, StageError> {
+    let there = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
+    there.collect::<candle_core::Result<_>>().map_err(tensor_error)
 }

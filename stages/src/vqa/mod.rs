@@ -20,6 +20,7 @@ mod words;
 
 pub(crate) use answerer::{Answerer, Description, ENCODER, Matching, copy_encoder};
 pub use answers::normalise;
+pub(crate) use architecture::moved;
 pub(crate) use clip_tokens::clip_tokens;
 pub use cooccurrence::{Weighting, co_occurrences, mixed_vectors};
 pub(crate) use design::{AnswerSource, Design, Fusing, Method, Reading, answer_list};

@@ -92,6 +92,7 @@ fn every_method_learns_and_answers_from_its_artifact_alone() {
         ("mevf", json!({})),
         ("mevf", json!({ "fusion": "san", "visual_tokens": "grid", "reader": "tower" })),
         ("mevf", json!({ "encoder": "tuned", "encoder_lr": 1e-3, "epochs": 8 })),
+        ("mevf", json!({ "encoder": "tuned", "encoder_rule": "adamax", "encoder_lr": 1e-3, "epochs": 8 })),
         ("qcr", json!({})),
         ("cross_modal", json!({ "visual_tokens": "grid" })),
         ("cross_modal", json!({ "encoder": "tuned", "encoder_lr": 1e-4, "epochs": 8 })),

@@ -59,7 +59,7 @@ fn adamax() {
             golden.compare(&format!("param{name}.{}", step + 1), variable, 1e-6);
         }
     }
-    for (name, moments) in optimiser.state() {
+    for (name, moments) in optimiser.state().unwrap() {
         let shape = variables[&name].shape().clone();
         for (key, values) in [("avg", moments.first), ("inf", moments.second)] {
             let ours = Tensor::from_vec(values, shape.clone(), &Device::Cpu).unwrap();

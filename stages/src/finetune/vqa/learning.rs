@@ -13,6 +13,7 @@ use pipe_models::vqa::{Mode, QuestionTypeClassifier};
 use super::super::training::{Best, Step, Training};
 use super::super::update::Update;
 use super::super::{TrainingLog, epoch_order};
+use super::params::EncoderRule;
 use super::{Keep, Params};
 use crate::images::batches;
 use crate::model::{DEVICE, Model, tensor_error};
@@ -150,9 +151,14 @@ pub(super) fn learn(
             .iter()
             .map(|(name, variable)| (format!("{ENCODER}.{name}"), variable.clone()))
             .collect();
-        let options = AdamWOptions { weight_decay: 0.01, ..AdamWOptions::default() };
         let share = params.encoder_lr / params.lr();
-        update = update.and(AdamW::new(&tower, options, AdamW::matrices_decay), share);
+        let options = AdamWOptions { weight_decay: 0.01, ..AdamWOptions::default() };
+        update = match params.encoder_rule {
+            EncoderRule::AdamW => update.and(AdamW::new(&tower, options, AdamW::matrices_decay), share),
+            EncoderRule::Adamax => {
+                update.and(Adamax::new(&tower, AdamaxOptions::default(), Adamax::alike), share)
+            }
+        };
         variables.extend(tower);
     }
     let epochs = params.epochs();

@@ -1,18 +1,17 @@
 //! The stage kind `finetune.vqa`: trains a model that answers questions about images.
 
+mod held_out;
 mod learning;
 mod params;
-
-use std::collections::BTreeSet;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, OutputWriter,
     ParameterProblem, StageContext, StageError, StageKind,
 };
 use pipe_models::Trainable;
-use pipe_models::random::Key;
 use pipe_models::vqa::{QuestionTypeClassifier, QuestionTypeConfig};
 
+use self::held_out::hold_out;
 use self::learning::{Data, TypeRows, learn, train_types};
 use self::params::{AutoencoderUse, Encoder, Keep, Mixture, Params, WordVectors};
 use super::TrainingLog;
@@ -21,8 +20,8 @@ use crate::compute::{self, OUTSIDE_KEY};
 use crate::model::{Model, checkpoint_error};
 use crate::vqa::{
     AnswerSource, Answerer, Description, ENCODER, Examples, Matching, Method, QuestionVocabulary, Reading,
-    Tables, UnknownWord, Weighting, answer_list, clip_tokens, copy_encoder, known_weights, with_company,
-    word_tables,
+    Tables, UnknownWord, Weighting, answer_list, clip_tokens, copy_encoder, known_weights, moved,
+    with_company, word_tables,
 };
 
 /// Trains a model that answers questions.
@@ -105,7 +104,7 @@ impl StageKind for FinetuneVqa {
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["vocabulary", "word_vectors"]
+        &["encoder_rule", "vocabulary", "word_vectors"]
     }
 
     fn outside_key(&self) -> &'static [&'static str] {
@@ -181,14 +180,7 @@ fn split(params: &Params, examples: &Examples) -> Result<(Vec<usize>, Vec<usize>
         }
         return Ok((train, val));
     }
-    let mut images: Vec<usize> = train.iter().map(|row| examples.asked[*row].image).collect();
-    images.sort_unstable();
-    images.dedup();
-    let held = (images.len() as f64 * params.validation).round() as usize;
-    let order = Key::derive("pipe held-out images/1", params.seed as u64, &[]).permutation(images.len());
-    let held: BTreeSet<usize> = order.into_iter().take(held).map(|place| images[place]).collect();
-    let (val, train) = train.into_iter().partition(|row| held.contains(&examples.asked[*row].image));
-    Ok((train, val))
+    Ok(hold_out(train, |row| examples.asked[row].image, params.validation, params.seed))
 }
 
 /// The model before training.
@@ -248,7 +240,9 @@ fn begin(
     for weights in context.inputs("weights") {
         given.extend(known_weights(&weights.artifact, &architecture)?);
     }
+    let device = params.compute().open()?;
     let model = architecture.random(params.seed as u64, given)?;
+    let model = architecture.moved(model, Trainable::All, &device)?;
     let description = Description::new(
         architecture,
         answers,
@@ -265,7 +259,10 @@ fn begin(
     let types = match &description.types {
         None => None,
         Some(config) => {
-            let types = QuestionTypeClassifier::random(config.clone(), params.seed as u64, given_types);
+            let types = QuestionTypeClassifier::random(config.clone(), params.seed as u64, given_types)
+                .map_err(checkpoint_error)?;
+            let tensors = moved(types.parameters().tensors(), &device)?;
+            let types = QuestionTypeClassifier::from_tensors(config.clone(), tensors, Trainable::All);
             Some(types.map_err(checkpoint_error)?)
         }
     };

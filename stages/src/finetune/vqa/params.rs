@@ -63,6 +63,19 @@ pub enum WordVectors {
     ClipToken,
 }
 
+/// By which rule an encoder that learns is changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EncoderRule {
+    /// AdamW with a decay of 0.01 of matrices.
+    #[default]
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// Adamax, like what answers, as in the code of PubMedCLIP, whose `encoder_lr` is the rate of the rest too: at 0.001
+    /// and more a pre-trained tower is lost within an epoch, unless `gradient_norm` holds it.
+    Adamax,
+}
+
 /// Parameters of `finetune.vqa`. What a method publishes is the default: MEVF 20 epochs of 32 questions with Adamax
 /// at 0.005 warmed up to 0.01; QCR 200 epochs of 64 with Adamax at 0.002; the cross-modal transformer 30 epochs of 32
 /// with AdamW at 1e-4.
@@ -131,6 +144,8 @@ pub struct Params {
     /// The learning rate of an encoder that learns, at the base rate's peak.
     #[schemars(range(min = 1e-9, max = 1.0))]
     pub encoder_lr: f64,
+    /// The rule of an encoder that learns.
+    pub encoder_rule: EncoderRule,
     /// Gradients are scaled down to this norm.
     #[schemars(range(min = 1e-6, max = 1e6))]
     pub gradient_norm: f64,
@@ -147,7 +162,7 @@ pub struct Params {
     pub validation: f64,
     /// Decides the first weights, the order of training and what is dropped.
     pub seed: i64,
-    /// Where the image encoder computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
+    /// Where the models compute: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
     /// another number) or `metal`.
     pub device: String,
     /// The data type in which the image encoder computes, `f32` or `bf16`; while it learns, its weights, their gradients,
@@ -225,6 +240,7 @@ impl Default for Params {
             batch: None,
             lr: None,
             encoder_lr: 1e-5,
+            encoder_rule: EncoderRule::AdamW,
             gradient_norm: 0.25,
             type_epochs: 20,
             type_lr: 1e-4,

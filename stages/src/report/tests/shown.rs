@@ -57,6 +57,7 @@ const BESIDE: ReportParams = ReportParams {
     max_samples: 8,
     sheets: false,
     embed_limit_bytes: 0,
+    ancestry: Vec::new(),
 };
 
 #[test]
