@@ -28,6 +28,7 @@ mod samples;
 mod scores;
 mod seeds;
 mod sheet;
+mod strip;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -125,7 +126,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 7,
+            implementation: 8,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
