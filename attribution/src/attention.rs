@@ -84,7 +84,10 @@ pub struct AttentionMap {
 
 impl AttentionMap {
     /// The mean over heads of what the rule takes, `[sequences, queries, keys]` flat.
-    pub(crate) fn weighted(&self, rule: AttentionRule) -> Result<Vec<f32>> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn weighted(&self, rule: AttentionRule) -> Result<Vec<f32>> {
         let weighted = match (rule, &self.gradients) {
             (AttentionRule::Gradient, Some(gradients)) => (gradients * &self.probabilities)?.relu()?,
             _ => self.probabilities.clone(),

@@ -19,6 +19,8 @@ use crate::{AttributionError, Result};
 const PLUS_PLUS_EPSILON: f64 = 1e-6;
 /// Keeps the range of an activation from zero in Score-CAM.
 const SCORE_EPSILON: f32 = 1e-8;
+/// Keeps the size of a score from zero in Ablation-CAM.
+const LEAST_SCORE: f64 = 1e-6;
 /// Keeps a map's range from zero in [`displayed`].
 const DISPLAY_EPSILON: f32 = 1e-7;
 
@@ -53,13 +55,15 @@ pub enum CamWeights {
     /// forward pass per channel; large where the score is close to 0, and of the other sign where it is
     /// negative.
     Ablation(Ablated),
+    /// By that fall over the size of the score: positive where a channel adds to it, also where it is negative.
+    AblationBySize(Ablated),
 }
 
 impl CamWeights {
     fn need_gradient(&self) -> bool {
         match self {
             Self::Gradient | Self::GradientPlusPlus | Self::ExponentialPlusPlus | Self::Layer => true,
-            Self::Given(_) | Self::Score | Self::Ablation(_) => false,
+            Self::Given(_) | Self::Score | Self::Ablation(_) | Self::AblationBySize(_) => false,
         }
     }
 }
@@ -306,7 +310,12 @@ impl Cam {
                     .collect()
             }
             CamWeights::Score => self.by_score(evaluator, inputs, parts)?,
-            CamWeights::Ablation(ablated) => self.by_ablation(evaluator, inputs, parts, *ablated)?,
+            CamWeights::Ablation(ablated) => {
+                self.by_ablation(evaluator, inputs, parts, (*ablated, |score| score))?
+            }
+            CamWeights::AblationBySize(ablated) => {
+                self.by_ablation(evaluator, inputs, parts, (*ablated, |score| score.abs().max(LEAST_SCORE)))?
+            }
         };
         let weighted: Vec<f64> = parts
             .activations
@@ -363,7 +372,7 @@ impl Cam {
         evaluator: &Evaluator<'_>,
         inputs: &Inputs,
         parts: &CamParts,
-        ablated: Ablated,
+        (ablated, divisor): (Ablated, fn(f64) -> f64),
     ) -> Result<Vec<f32>> {
         let channels = parts.channels;
         let (values, length) = (inputs.host()?, inputs.row_length());
@@ -382,7 +391,7 @@ impl Cam {
             let scores = host(&evaluator.probed(&rows, rows.values(), &probe)?)?;
             weights.extend(batch.iter().zip(scores).map(|(pair, score)| {
                 let whole = f64::from(parts.scores[pair / channels]);
-                ((whole - f64::from(score)) / whole) as f32
+                ((whole - f64::from(score)) / divisor(whole)) as f32
             }));
         }
         Ok(weights)
@@ -405,7 +414,9 @@ impl Method for Cam {
     /// as none.
     fn cost(&self, _row_shape: &[usize]) -> Result<Passes> {
         let more = match self.weights {
-            CamWeights::Score | CamWeights::Ablation(_) => self.channels.unwrap_or(0) as u64,
+            CamWeights::Score | CamWeights::Ablation(_) | CamWeights::AblationBySize(_) => {
+                self.channels.unwrap_or(0) as u64
+            }
             _ => 0,
         };
         Ok(Passes { forward: 1 + more, backward: u64::from(self.weights.need_gradient()) })
@@ -601,6 +612,16 @@ mod tests {
                     let activation = &parts.activations[(row * 5 + channel) * 12..][..12];
                     let expected = mean(activation) * f64::from(weight[channel]) / f64::from(scores[row]);
                     assert!((f64::from(weights[channel]) - expected).abs() < 1e-4 * expected.abs().max(1.0));
+                }
+            }
+            // By the size of the score, what adds to it has a positive weight whatever its sign.
+            assert!(scores.iter().any(|score| *score < 0.0));
+            let sized =
+                cam(layout, CamWeights::AblationBySize(Ablated::Zero)).parts(&evaluator, &inputs).unwrap();
+            for (row, score) in scores.iter().enumerate() {
+                for (sized, plain) in sized.weights[row * 5..][..5].iter().zip(&parts.weights[row * 5..][..5])
+                {
+                    assert!((sized - plain * score.signum()).abs() < 1e-5 * plain.abs().max(1.0));
                 }
             }
             // Behind a mean the mean of a channel is as good as the channel.

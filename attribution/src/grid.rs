@@ -57,13 +57,14 @@ pub struct GridTarget {
     pub class: usize,
 }
 
-/// The logit of each sample's target, as a function of a layer's activations of its grid.
+/// The logit of each sample's target (or, on request, its probability), as a function of a layer's activations of its grid.
 pub struct GridScore<'a> {
     network: &'a dyn CutClassifier,
     setting: GridSetting,
     /// Cells along a side.
     scale: usize,
     targets: Vec<GridTarget>,
+    is_probability: bool,
 }
 
 impl<'a> GridScore<'a> {
@@ -83,7 +84,13 @@ impl<'a> GridScore<'a> {
                 "a grid of {scale} x {scale} has no cell {cell}"
             )));
         }
-        Ok(Self { network, setting, scale, targets })
+        Ok(Self { network, setting, scale, targets, is_probability: false })
+    }
+
+    /// The probability of each target among all classes instead of its logit.
+    #[must_use]
+    pub fn probability(self) -> Self {
+        Self { is_probability: true, ..self }
     }
 
     /// What is attributed: the layer's activations of grids `[samples, channels, rows, columns]`, those of
@@ -150,7 +157,11 @@ impl<'a> GridScore<'a> {
 
 impl Score for GridScore<'_> {
     fn score(&self, input: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> TensorResult<Tensor> {
-        let logits = self.logits(input, samples, probe)?;
+        let mut logits = self.logits(input, samples, probe)?;
+        if self.is_probability {
+            let raised = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?.exp()?;
+            logits = raised.broadcast_div(&raised.sum_keepdim(1)?)?;
+        }
         let classes: Vec<u32> = samples.iter().map(|sample| self.targets[*sample].class as u32).collect();
         let classes = Tensor::from_vec(classes, (samples.len(), 1), logits.device())?;
         logits.gather(&classes, 1)?.squeeze(1)

@@ -1,28 +1,15 @@
 //! Real-time image saliency without the network that makes it fast (Dabkowski and Gal 2017): a mask for each image, found
 //! by descent with the same objective.
 
-use candle_core::{Result as TensorResult, Tensor, Var};
+use candle_core::{Tensor, Var};
 use pipe_models::random::Key;
 
-use crate::blur::{Border, gaussian_taps, smoothed};
 use crate::evaluator::{Evaluator, Passes};
 use crate::method::{Attribution, Inputs, Method};
-use crate::real_time_saliency::{area_loss, smoothness_loss};
-use crate::resize::{Interpolation, resize};
+use crate::real_time_saliency::{
+    BORDER, LEADS, POWERS, area_loss, blurred, enlarged, share_of, shown, smoothness_loss,
+};
 use crate::{AttributionError, Result};
-
-/// The power of the price of an area, and of that of differences.
-const POWERS: [f64; 2] = [0.3, 2.0];
-/// The price of a border in units of that of a difference.
-const BORDER: f64 = 0.3;
-/// The lead that the class shall have in what is kept, and lack in what is left.
-const LEADS: [f64; 2] = [1.0, 5.0];
-/// Deviation and radius of the blur that stands for what is gone, for an image of 224.
-const BLUR_OF_224: [f64; 2] = [11.0, 27.0];
-/// Of noise that stands for it, of its colour on either side of zero, and of noise on the image: shares of the range.
-const NOISE: [f64; 3] = [0.055, 0.165, 0.015];
-/// Keeps a mask whose two channels are zero from having no value.
-const LEAST: f64 = 1e-8;
 
 /// A mask in \[0, 1\] for each image, 1 where the evidence is: what it keeps suffices for the class, and what is left
 /// without it does not. The score has to be the lead of a class over the best other one.
@@ -78,46 +65,6 @@ impl IterativeSaliency {
             ))),
         }
     }
-
-    /// What stands for what is gone in a step, and the image with the noise of that step.
-    fn shown(&self, x: &[f32], blurred: &[f32], plane: usize, key: Key) -> [Vec<f32>; 2] {
-        let [least, greatest] =
-            x.iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[least, greatest], value| {
-                [least.min(*value), greatest.max(*value)]
-            });
-        let [noise, colour, on_image] = NOISE.map(|share| share * f64::from(greatest - least));
-        let normal = |stream: u64, place: usize| key.sub(stream).normal(place as u64 + 1);
-        let gone = match key.below(1, 2) {
-            0 => blurred.to_vec(),
-            _ => (0..x.len())
-                .map(|place| {
-                    let share = key.sub(2).uniform((place / plane) as u64 + 1) * 2.0 - 1.0;
-                    (colour * share + noise * normal(3, place)) as f32
-                })
-                .collect(),
-        };
-        let image = x.iter().enumerate();
-        let image = image.map(|(place, x)| (f64::from(*x) + on_image * normal(4, place)) as f32).collect();
-        [image, gone]
-    }
-
-    /// The mask of two channels `[rows, 2, cells, cells]`, as large as the image: `[rows, 1, height, width]`.
-    fn seen(&self, channels: &Tensor, [down, across]: &[Tensor; 2]) -> TensorResult<Tensor> {
-        let parts = channels.abs()?;
-        let (kept, left) = (parts.narrow(1, 0, 1)?, parts.narrow(1, 1, 1)?);
-        let mask = (&kept / ((&kept + left)? + LEAST)?)?;
-        down.broadcast_matmul(&mask)?.broadcast_matmul(across)
-    }
-}
-
-/// The matrix `[to, from]` that enlarges a line linearly.
-fn enlarging(from: usize, to: usize, like: &Tensor) -> TensorResult<Tensor> {
-    let mut columns = Vec::with_capacity(from * to);
-    for cell in 0..from {
-        let line: Vec<f32> = (0..from).map(|place| f32::from(u8::from(place == cell))).collect();
-        columns.extend(resize(&line, &[from], &[to], Interpolation::Centres));
-    }
-    Tensor::from_vec(columns, (from, to), like.device())?.t()?.contiguous()
 }
 
 impl Method for IterativeSaliency {
@@ -129,23 +76,18 @@ impl Method for IterativeSaliency {
         let (rows, length, plane) = (inputs.rows(), inputs.row_length(), height * width);
         let scores = evaluator.scores(inputs)?;
         let values = inputs.host()?;
-        let [sigma, radius] = BLUR_OF_224.map(|pixels| pixels * height as f64 / 224.0);
-        let taps = gaussian_taps(sigma.max(0.1), radius.round().max(1.0) as usize);
         let blurred = values
             .chunks_exact(length.max(1))
-            .map(|x| smoothed(x, &[channels, height, width], &taps, Border::Mirrored))
+            .map(|x| blurred(x, [channels, height, width]))
             .collect::<Result<Vec<_>>>()?;
-        let enlarging = [
-            enlarging(self.cells, height, inputs.values())?,
-            enlarging(self.cells, width, inputs.values())?.t()?.contiguous()?,
-        ];
+        let seen = |channels: &Tensor| enlarged(&share_of(channels)?, [height, width]);
         let count = 2 * self.cells * self.cells;
         let mut parameters = vec![0.5f32; rows * count];
         let mut speed = vec![0.0f32; rows * count];
         let shape = (rows, 2, self.cells, self.cells);
         for step in 0..self.steps {
             let variable = Var::from_vec(parameters.clone(), shape, inputs.values().device())?;
-            let mask = self.seen(variable.as_tensor(), &enlarging)?;
+            let mask = seen(variable.as_tensor())?;
             let kept: Vec<f32> = mask.detach().flatten_all()?.to_vec1()?;
             let slopes = self.slopes(evaluator, inputs, [&values, &kept], &blurred, (step, plane))?;
             let slopes = Tensor::from_vec(slopes, mask.shape(), mask.device())?;
@@ -161,12 +103,7 @@ impl Method for IterativeSaliency {
             }
         }
         let found = Tensor::from_vec(parameters, shape, inputs.values().device())?;
-        Ok(Attribution {
-            values: self.seen(&found, &enlarging)?,
-            scores,
-            baseline_scores: None,
-            completeness_gaps: None,
-        })
+        Ok(Attribution { values: seen(&found)?, scores, baseline_scores: None, completeness_gaps: None })
     }
 
     fn cost(&self, row_shape: &[usize]) -> Result<Passes> {
@@ -189,7 +126,7 @@ impl IterativeSaliency {
         let shown: Vec<[Vec<f32>; 2]> = (0..rows)
             .map(|row| {
                 let key = self.keys[inputs.samples()[row]].sub(step as u64 + 1);
-                self.shown(&values[row * length..(row + 1) * length], &blurred[row], plane, key)
+                shown(&values[row * length..(row + 1) * length], &blurred[row], plane, key)
             })
             .collect();
         let mut slopes = vec![0.0f32; rows * plane];
@@ -231,7 +168,7 @@ impl IterativeSaliency {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Result as TensorResult};
     use pipe_models::MaybeProbe;
 
     use super::*;

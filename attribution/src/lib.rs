@@ -50,11 +50,14 @@ mod integrated_gradients;
 mod iterative_saliency;
 mod joint;
 mod mask_optimisation;
+mod masker;
 mod method;
 pub mod metrics;
 mod noise;
 mod occlusion;
 mod occlusion_density;
+#[cfg(test)]
+mod properties;
 mod quadrature;
 mod real_time_saliency;
 mod resize;
@@ -93,12 +96,15 @@ pub use integrated_gradients::IntegratedGradients;
 pub use iterative_saliency::IterativeSaliency;
 pub use joint::Joint;
 pub use mask_optimisation::{MaskStart, MeaningfulPerturbation, OptimisedMasks};
+pub use masker::{Masker, MaskerLayer, MaskerProbe, MaskerSizes, TrainedSaliency};
 pub use method::{Absolute, Attribution, Blurred, Inputs, Method};
 pub use noise::{Average, Deviation, Noise, Smoothed};
 pub use occlusion::Occlusion;
 pub use occlusion_density::OcclusionDensity;
 pub use quadrature::{Nodes, Quadrature};
-pub use real_time_saliency::{Wanted, area_loss, margin_loss, smoothness_loss};
+pub use real_time_saliency::{
+    Asked, MaskerPrices, Wanted, area_loss, enlarged, margin_loss, smoothness_loss, without,
+};
 pub use resize::{Interpolation, resize};
 pub use rise::{Rise, RiseMask, RiseMasks, RiseScale};
 pub use score::Score;

@@ -90,6 +90,19 @@ impl Convolutional {
         ));
         Self { layers }
     }
+
+    /// One whose kernels are their own mirror images, from left to right.
+    pub(crate) fn symmetric(key: u64) -> Self {
+        let mut network = Self::new(key, false);
+        for (_, layer) in &mut network.layers {
+            if let Layer::Convolution { kernel, .. } = layer {
+                let column = |column: usize| kernel.narrow(2, column, 1).expect("three columns");
+                let mirrored = Tensor::cat(&[column(2), column(1), column(0)], 2).expect("columns");
+                *kernel = ((&*kernel + mirrored).expect("one shape") * 0.5).expect("a mean");
+            }
+        }
+        network
+    }
 }
 
 impl Score for Convolutional {

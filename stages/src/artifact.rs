@@ -54,6 +54,8 @@ pub const TENSORBOARD: ArtifactType = ArtifactType("tensorboard");
 pub const CHECKPOINT: ArtifactType = ArtifactType("checkpoint");
 /// A model that answers questions: description, tensors, the files of its image encoder.
 pub const ANSWER_MODEL: ArtifactType = ArtifactType("answer_model");
+/// A network that finds what a classifier sees a class by: description and tensors.
+pub const MASKER: ArtifactType = ArtifactType("masker");
 /// Weights of the small networks by which MEVF sees an image.
 pub const IMAGE_WEIGHTS: ArtifactType = ArtifactType("image_weights");
 /// A tokeniser: `tokenizer.json`.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact;
 use crate::compute::Compute;
 use crate::model::{DEVICE, Model, checkpoint_error, files};
+use crate::weight_noise::noisy;
 
 /// Where the weights come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -167,12 +168,16 @@ pub struct Params {
     /// Whether weights that are no finite numbers (NaN, infinity) are refused, each tensor by name: it takes one
     /// more pass over the weights.
     pub finite: bool,
+    /// Multiplies each weight by a draw of its own around 1 with this deviation, which `seed` decides: a model that is a
+    /// little or much off, by which metrics of explanations are judged.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub weight_noise: Option<f64>,
     /// Random weights of a published architecture in full size, instead of the sizes below:
     /// `clip-vit-b-32`, `clip-vit-b-16`, `clip-vit-l-14`, `clip-rn50`, `biomed-clip`, `pmc-clip`,
     /// `ct-clip`, `pubmed-bert`, `vit-b-16`, `resnet50`, `resnet18`, `medmnist-resnet18` or
     /// `medmnist-resnet18-3d`.
     pub architecture: Option<String>,
-    /// Decides random weights.
+    /// Decides random weights and `weight_noise`.
     pub seed: i64,
     /// Side of the image, in pixels.
     #[schemars(range(min = 8, max = 1024))]
@@ -202,6 +207,7 @@ impl Default for Params {
             window: None,
             volumes: None,
             finite: false,
+            weight_noise: None,
             architecture: None,
             seed: 0,
             image_size: 48,
@@ -298,7 +304,7 @@ impl StageKind for Checkpoint {
     }
 
     fn key_neutral(&self) -> &'static [&'static str] {
-        &["window", "volumes", "finite"]
+        &["window", "volumes", "finite", "weight_noise"]
     }
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -332,6 +338,10 @@ impl StageKind for Checkpoint {
                 };
                 random(params, given.map(cleaned).transpose()?.as_ref())?
             }
+        };
+        let model = match params.weight_noise {
+            Some(deviation) => noisy(&model, deviation, params.seed)?,
+            None => model,
         };
         if let (Some(tokenizer), Some(tower)) = (&model.tokenizer, model.network.as_text_tower())
             && tokenizer.vocabulary() > tower.vocabulary()

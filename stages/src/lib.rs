@@ -34,6 +34,7 @@ mod ipc;
 mod labels;
 mod linear_probe;
 mod lookup;
+mod masker;
 mod mean_image;
 mod medmnist_scores;
 mod metrics;
@@ -65,6 +66,7 @@ pub mod tokenizer;
 mod truth;
 mod volumes;
 pub mod vqa;
+mod weight_noise;
 
 pub use pipe_models::process;
 pub use registry::registry;

@@ -43,6 +43,7 @@ pub fn registry() -> Registry {
         .with(crate::ingest::IngestRoco)
         .with(crate::ingest::IngestSlake)
         .with(crate::ingest::IngestVqaRad)
+        .with(crate::finetune::TrainMasker)
         .with(crate::mosaic::Mosaic)
         .with(crate::overlap::Overlap)
         .with(crate::phantom::IngestPhantom)

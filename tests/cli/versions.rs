@@ -146,6 +146,16 @@ kind = "mosaic"
 inputs = { images = "pairs.images", labels = "pairs.labels" }
 params = { count = 2 }
 
+[stage.masker]
+kind = "masker"
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "tuned[mode=full].checkpoint" }
+params = { selector_epochs = 1, epochs = 1, batch = 8, width = 4 }
+
+[stage.masked]
+kind = "attribute"
+inputs = { images = "pairs.images", checkpoint = "tuned[mode=full].checkpoint", masker = "masker.masker" }
+params = { method = "trained_saliency" }
+
 [stage.pointed]
 kind = "score.grid"
 inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "tuned[mode=full].checkpoint" }

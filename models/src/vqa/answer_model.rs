@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor, Var};
 
-use super::{AnswerLoss, Batch, Mode};
+use super::{AnswerLoss, Batch, JointAttention, Mode, QuestionType};
 use crate::weights::Parameters;
 
 /// A model that answers by classification over a list of answers.
@@ -32,6 +32,12 @@ pub trait AnswerModel: Send + Sync {
     /// # Errors
     /// If an id has no vector, or the model reads no words.
     fn embed_words(&self, tokens: &Tensor) -> Result<Tensor>;
+
+    /// Where it attends to the image by a question of this type (of models with branches; others ignore it), if it does
+    /// so in one place.
+    fn joint_attention(&self, _kind: Option<QuestionType>) -> Option<JointAttention> {
+        None
+    }
 
     /// The parameters: for the optimiser, and to keep and restore.
     fn parameters(&self) -> &Parameters;

@@ -104,6 +104,11 @@ impl Bilinear {
         })
     }
 
+    /// The name of the attention maps, as probes see them.
+    pub fn map_name(&self) -> &str {
+        &self.name
+    }
+
     /// The matrix that makes maps of products, `[1, glimpses, 1, rank]`.
     ///
     /// # Errors
@@ -162,6 +167,7 @@ impl Bilinear {
         let logits = self.logits(visual, states, seen, mode)?;
         let (batch, glimpses, tokens, words) = logits.dims4()?;
         let maps = softmax(&logits.reshape((batch, glimpses, tokens * words))?)?.reshape(logits.shape())?;
+        let maps = mode.attention(self.map_name(), maps)?;
         let mut q = states.clone();
         let mut read = Vec::with_capacity(glimpses);
         for (place, glimpse) in self.glimpses.iter().enumerate() {

@@ -13,7 +13,7 @@ use super::loss::{AnswerLoss, RECONSTRUCTION, soft_cross_entropy_sum};
 use super::question::{QuestionConfig, QuestionEncoder, QuestionStates};
 use super::recurrent::Cell;
 use super::stacked_attention::{StackedAttention, StackedSizes};
-use super::{Batch, ImageConfig, Mode};
+use super::{Batch, ImageConfig, JointAttention, Mode, QuestionType};
 use crate::Trainable;
 use crate::checkpoint::CheckpointError;
 use crate::weights::{Parameters, Weights};
@@ -193,6 +193,13 @@ impl AnswerModel for Mevf {
 
     fn embed_words(&self, tokens: &Tensor) -> Result<Tensor> {
         self.question.embed(tokens)
+    }
+
+    fn joint_attention(&self, _kind: Option<QuestionType>) -> Option<JointAttention> {
+        Some(match &self.fusion {
+            Joined::Ban(ban) => JointAttention::Pairs(ban.map_name().to_owned()),
+            Joined::San(san) => JointAttention::Stacked(san.map_names()),
+        })
     }
 
     fn parameters(&self) -> &Parameters {

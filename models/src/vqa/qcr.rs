@@ -15,7 +15,7 @@ use super::mevf::default_reconstruction;
 use super::question::{QuestionConfig, QuestionEncoder, QuestionStates};
 use super::recurrent::Cell;
 use super::words::WordsConfig;
-use super::{Batch, ImageConfig, Mode, QuestionType};
+use super::{Batch, ImageConfig, JointAttention, Mode, QuestionType};
 use crate::Trainable;
 use crate::checkpoint::CheckpointError;
 use crate::weights::{Parameters, Weights};
@@ -287,6 +287,11 @@ impl AnswerModel for Qcr {
             return Ok(conditioning);
         }
         Tensor::cat(&[&self.question.embed(tokens)?, &conditioning], D::Minus1)
+    }
+
+    fn joint_attention(&self, kind: Option<QuestionType>) -> Option<JointAttention> {
+        let branch = self.branches.iter().find(|branch| Some(branch.kind) == kind)?;
+        Some(JointAttention::Pairs(branch.fusion.map_name().to_owned()))
     }
 
     fn parameters(&self) -> &Parameters {

@@ -64,6 +64,15 @@ impl StackedAttention {
         Ok(Self { name: name.to_owned(), stacks })
     }
 
+    /// The names of the attention maps of all stacks, as probes see them.
+    pub fn map_names(&self) -> Vec<String> {
+        (0..self.stacks.len()).map(|stack| self.map_name(stack)).collect()
+    }
+
+    fn map_name(&self, stack: usize) -> String {
+        format!("{}.{stack}", self.name)
+    }
+
     /// Joins `visual` `[batch, visual tokens, width]` and `question` `[batch, hidden]` to `[batch, hidden]`, with
     /// the attention of each stack, `[batch, visual tokens]`. Tokens that are all zero are not looked at.
     ///
@@ -93,7 +102,8 @@ impl StackedAttention {
                 let mask = Tensor::from_vec(mask, scores.shape(), scores.device())?;
                 scores = (scores + mask.to_dtype(seen.dtype())?)?;
             }
-            let map = softmax(&scores)?;
+            let map = softmax(&scores)?.unsqueeze(1)?.unsqueeze(1)?;
+            let map = mode.attention(&self.map_name(place), map)?.squeeze(1)?.squeeze(1)?;
             let found = map.unsqueeze(1)?.contiguous()?.matmul(&seen)?.squeeze(1)?;
             joint = (if place == 0 { asked } else { joint } + found)?;
             maps.push(map);

@@ -136,6 +136,7 @@ impl<'a, 'c> Again<'a, 'c> {
             images: self.images,
             baselines: &self.baselines,
             context: self.context,
+            masker: None,
             channels: OnceCell::new(),
         };
         let method = match explanation.method(changed.places, changed.targets)? {

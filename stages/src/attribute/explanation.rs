@@ -2,20 +2,21 @@
 
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use pipe_attribution::{
-    Ablated, AttentionRelevance, AttentionRule, Attribution, AttributionError, Average, Cam, CamWeights,
-    Coalitions, DeepLift, Deviation, Evaluator, ExcitationBackprop, ExcitationStart, FactorisedRelevance,
-    Features, FullGradient, Gradient, GradientShap, GuidedGradient, InputXGradient, Inputs,
-    IntegratedGradients, IterativeSaliency, KernelShap, MeaningfulPerturbation, Method as _, Noise,
-    Occlusion, Passes, Places, PoolRelevance, Rise, Rule, ShapleyValues, Smoothed,
+    Ablated, AttentionRule, AttributionError, Average, Cam, CamWeights, Coalitions, DeepLift, Deviation,
+    Evaluator, ExcitationBackprop, ExcitationStart, Features, FullGradient, Gradient, GradientShap,
+    GuidedGradient, InputXGradient, Inputs, IntegratedGradients, IterativeSaliency, KernelShap, Masker,
+    MeaningfulPerturbation, Method as _, Noise, Occlusion, Passes, Places, PoolRelevance, Rise, Rule,
+    ShapleyValues, Smoothed, TrainedSaliency,
 };
 use pipe_engine::{StageContext, StageError};
-use pipe_models::ImageTower;
 use pipe_models::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
 use pipe_models::random::Key;
 
+use super::attention::relevance;
 use super::baseline::Baselines;
 use super::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use super::selection::Explained;
@@ -52,6 +53,8 @@ pub(super) struct Explanation<'a, 'c> {
     pub(super) images: &'a dyn Pixels,
     pub(super) baselines: &'a Baselines,
     pub(super) context: &'a StageContext<'c>,
+    /// The network of `trained_saliency`, if it is given.
+    pub(super) masker: Option<Arc<Masker>>,
     /// Channels of the layer of class activation maps, once they were counted.
     pub(super) channels: OnceCell<usize>,
 }
@@ -243,7 +246,9 @@ impl Explanation<'_, '_> {
             Method::GradCamPlusPlus => Box::new(cam(CamWeights::GradientPlusPlus)),
             Method::LayerCam => Box::new(cam(CamWeights::Layer)),
             Method::ScoreCam => Box::new(self.counted(cam(CamWeights::Score), images)?),
-            Method::AblationCam => Box::new(self.counted(cam(CamWeights::Ablation(Ablated::Zero)), images)?),
+            Method::AblationCam => {
+                Box::new(self.counted(cam(CamWeights::AblationBySize(Ablated::Zero)), images)?)
+            }
             Method::Rise => {
                 let key = Key::derive("pipe rise/1", params.seed as u64, &[]);
                 Box::new(Rise {
@@ -275,13 +280,23 @@ impl Explanation<'_, '_> {
                     ..MeaningfulPerturbation::new(side, keys)
                 })
             }
-            Method::IterativeSaliency => {
-                let description = &self.model.head()?.description;
-                if params.against.is_some() || description.is_multi_label() || description.classes.len() < 2 {
-                    let reason = "the method explains by how much a class leads over the best other of several that \
-                                  exclude each other";
+            Method::IterativeSaliency | Method::TrainedSaliency if !self.explains_leads()? => {
+                let reason = "the method explains by how much a class leads over the best other of several that \
+                              exclude each other";
+                return Ok(Err(reason.to_owned()));
+            }
+            Method::TrainedSaliency => match &self.masker {
+                Some(masker) => Box::new(TrainedSaliency {
+                    masker: Arc::clone(masker),
+                    classes: targets.iter().map(|target| target.class as u32).collect(),
+                }),
+                None => {
+                    let reason = "the network that finds the mask is no input here: a stage `masker` trains it for one \
+                                  classifier as it is, without random weights";
                     return Ok(Err(reason.to_owned()));
                 }
+            },
+            Method::IterativeSaliency => {
                 let keys = self.keys("pipe attribution saliency/1", images);
                 Box::new(IterativeSaliency {
                     steps: params.descent_steps as usize,
@@ -309,6 +324,13 @@ impl Explanation<'_, '_> {
             }
         };
         Ok(Ok(method))
+    }
+
+    /// Whether there is a best other class that a class leads over.
+    fn explains_leads(&self) -> Result<bool, StageError> {
+        let description = &self.model.head()?.description;
+        let is_choice = !description.is_multi_label() && description.classes.len() > 1;
+        Ok(is_choice && self.params.against.is_none())
     }
 
     /// The weights of each target in the linear classifier, `[targets, width]`, or why they weight no activation.
@@ -376,60 +398,6 @@ fn weights_of(head: &Head, targets: &[ClassTarget]) -> candle_core::Result<Tenso
         })
         .collect();
     Tensor::from_vec(values, (targets.len(), width), head.weight.device())
-}
-
-/// Relevance along a tower's attention, all of it or that of its last layers, or why it has none.
-fn relevance(tower: &dyn ImageTower, rule: AttentionRule, last: Option<i64>) -> Applicable {
-    let (mut hooks, geometry) = (tower.attention_hooks(), tower.geometry());
-    if hooks.iter().all(|hook| hook.scope == AttentionScope::Tokens) {
-        hooks.drain(..first_layer(hooks.len(), last));
-    } else if last.is_some() {
-        return Err("`last_layers` counts layers whose tokens all see each other, which this model has not"
-            .to_owned());
-    }
-    let names = |scope: AttentionScope| -> Vec<String> {
-        hooks.iter().filter(|hook| hook.scope == scope).map(|hook| hook.name.clone()).collect()
-    };
-    let [tokens, spatial, temporal] =
-        [AttentionScope::Tokens, AttentionScope::Step, AttentionScope::Cell].map(names);
-    let [rows, columns] = geometry.grid();
-    if !hooks.is_empty() && tokens.len() == hooks.len() {
-        return Ok(Box::new(AttentionRelevance {
-            rule,
-            layers: tokens,
-            pooled: 0,
-            prefix: geometry.prefix_tokens,
-            grid: vec![rows, columns],
-        }));
-    }
-    if !spatial.is_empty() && spatial.len() + temporal.len() == hooks.len() {
-        let method = FactorisedRelevance { rule, spatial, temporal, grid: [geometry.steps(), rows, columns] };
-        return Ok(match geometry.depth {
-            Some(_) => Box::new(method),
-            // A flat image is a volume of one step.
-            None => Box::new(Flat(method)),
-        });
-    }
-    Err("the tokens of the model do not all attend each other in every layer".to_owned())
-}
-
-/// The only step of a volume as an image.
-struct Flat(FactorisedRelevance);
-
-impl pipe_attribution::Method for Flat {
-    fn attribute(&self, evaluator: &Evaluator<'_>, inputs: &Inputs) -> pipe_attribution::Result<Attribution> {
-        let attribution = self.0.attribute(evaluator, inputs)?;
-        Ok(Attribution { values: attribution.values.squeeze(2)?, ..attribution })
-    }
-
-    fn cost(&self, row_shape: &[usize]) -> pipe_attribution::Result<Passes> {
-        self.0.cost(row_shape)
-    }
-}
-
-/// Of `layers` the first one that is taken where only the `last` are.
-pub(crate) fn first_layer(layers: usize, last: Option<i64>) -> usize {
-    last.map_or(0, |last| layers.saturating_sub(last.max(1) as usize))
 }
 
 /// Window and stride of occlusion along an axis, as far as they are `given`: 32 and 16 pixels at 224 in

@@ -4,6 +4,7 @@ use pipe_models::ImageTower;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::attention::first_layer;
 use super::explanation;
 use crate::target::ClassScore;
 
@@ -70,6 +71,8 @@ pub enum Method {
     /// The smallest region that suffices for the class and without which it is gone, found by gradient descent (Dabkowski
     /// and Gal 2017, without a network that is trained to find it).
     IterativeSaliency,
+    /// The same, by a network that a stage `masker` has trained: one pass.
+    TrainedSaliency,
     /// The product of attention maps; the same for every class.
     AttentionRollout,
     /// The product of attention maps times their gradients (Chefer et al. 2021).
@@ -96,7 +99,7 @@ pub(crate) enum Reduction {
 
 impl Reduction {
     /// Its name in metadata.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::GreatestAbsolute => "greatest absolute value",
             Self::Sum => "sum",
@@ -136,6 +139,7 @@ impl Method {
             Self::KernelShap => "kernel_shap",
             Self::MeaningfulPerturbation => "meaningful_perturbation",
             Self::IterativeSaliency => "iterative_saliency",
+            Self::TrainedSaliency => "trained_saliency",
             Self::AttentionRollout => "attention_rollout",
             Self::AttentionRelevance => "attention_relevance",
             Self::AttentionPool => "attention_pool",
@@ -165,6 +169,7 @@ impl Method {
                 Reduction::PositiveGrid
             }
             Self::Cam
+            | Self::TrainedSaliency
             | Self::AttentionRollout
             | Self::AttentionRelevance
             | Self::AttentionPool
@@ -186,7 +191,7 @@ impl Method {
 
     /// Whether it explains by how much the class leads: whether it is predicted at all.
     pub(super) fn explains_lead(self) -> bool {
-        self == Self::IterativeSaliency
+        matches!(self, Self::IterativeSaliency | Self::TrainedSaliency)
     }
 
     /// Whether what it explains depends on the other classes too.
@@ -213,6 +218,7 @@ impl Method {
                 | Self::ContrastiveExcitationBackpropagation
                 | Self::MeaningfulPerturbation
                 | Self::IterativeSaliency
+                | Self::TrainedSaliency
         )
     }
 
@@ -252,7 +258,7 @@ impl Method {
             }
             Self::AttentionRollout | Self::AttentionRelevance | Self::AttentionPool => {
                 let mut hooks = tower.attention_hooks();
-                hooks.drain(..explanation::first_layer(hooks.len(), last));
+                hooks.drain(..first_layer(hooks.len(), last));
                 match (hooks.first(), hooks.last()) {
                     (Some(first), Some(last)) if first.name != last.name => {
                         format!("{} to {}", first.name, last.name)

@@ -1,6 +1,7 @@
 //! The stage kind `attribute`: which pixels made the classifier say what it says, or find a text fit for the image.
 
 mod again;
+mod attention;
 mod baseline;
 mod explanation;
 mod method;
@@ -13,6 +14,7 @@ mod wrapper;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use pipe_attribution::Passes;
 use pipe_engine::cache::Digest;
@@ -24,9 +26,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::again::{Again, Changed};
+pub(crate) use self::attention::first_layer;
 use self::baseline::Baselines;
 use self::explanation::{Counts, Explanation};
-pub(crate) use self::explanation::{GREAT_GAP, attribution_error, first_layer, window};
+pub(crate) use self::explanation::{GREAT_GAP, attribution_error, window};
 pub use self::method::Method;
 pub(crate) use self::method::Reduction;
 use self::pairs::{Pairs, class_parameters};
@@ -287,7 +290,7 @@ impl StageKind for Attribute {
             name: "attribute",
             summary: "saliency maps of a classifier, or of the similarity with captions: which pixels or voxels made the \
                       model say what it says",
-            implementation: 5,
+            implementation: 6,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -309,6 +312,11 @@ impl StageKind for Attribute {
                     "their captions, whose similarity with the image is explained instead of a class",
                 )
                 .class(InputClass::Lookup),
+                InputPort::optional(
+                    "masker",
+                    &[artifact::MASKER],
+                    "`trained_saliency`: the network that a stage `masker` has trained for the checkpoint",
+                ),
                 InputPort::optional(
                     "labels",
                     &[artifact::LABELS],
@@ -459,6 +467,18 @@ impl StageKind for Attribute {
             true => Baselines::plain(images),
             false => Baselines::read(params, &model, images, context)?,
         };
+        let wants_masker = params.method == Method::TrainedSaliency
+            && !params.random_weights
+            && pairs.is_none()
+            && crate::masker::sizes(&model, 1)?.is_ok();
+        let masker = match context.optional_input("masker").filter(|_| wants_masker) {
+            Some(masker) => Some(Arc::new(crate::masker::load(masker, &model)?)),
+            None if wants_masker => {
+                let reason = "`trained_saliency` needs the network that a stage `masker` has trained for this checkpoint";
+                return Err(StageError::input("masker", reason));
+            }
+            None => None,
+        };
         let mut model = if params.random_weights { model.randomised(params.seed)? } else { model };
         if let Some(pairs) = &pairs {
             model.head = Some(pairs.head(&model, images.ids().len(), params.batch, context)?);
@@ -494,6 +514,7 @@ impl StageKind for Attribute {
             images,
             baselines: &baselines,
             context,
+            masker,
             channels: OnceCell::new(),
         };
         let counts = explanation.write(&selection.rows, &mut file)?;

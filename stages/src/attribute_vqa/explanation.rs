@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::{
-    Absolute, Attribution, Baseline, Deviation, Evaluator, InputXGradient, Inputs, IntegratedGradients,
-    Method as _, Occlusion, Passes, Score, token_values,
+    AttentionRule, Attribution, Baseline, Deviation, Evaluator, InputXGradient, Inputs, IntegratedGradients,
+    Method as _, Passes, Score, token_values,
 };
 use pipe_engine::cache::Digest;
 use pipe_engine::{StageContext, StageError};
@@ -14,12 +14,11 @@ use pipe_models::random::Key;
 use super::canvas::spread;
 use super::removal::{Removed, Values, removed};
 use super::score::{Answers, JointScore, Layout, PresenceScore, Shown};
-use super::shares::{Shares, presences, shares, whole};
+use super::shares::{Shares, shares};
 use super::shown::{Pictures, Piece, Pieces, Texts};
 use super::{AnswerMethod, Params, Target};
 use crate::attribute::{
-    About, GREAT_GAP, Reduction, SaliencyMap, Wrapper, attribution_error, maps, noise_of_words, window,
-    wrapped,
+    About, GREAT_GAP, Reduction, SaliencyMap, attribution_error, maps, noise_of_words, wrapped,
 };
 use crate::attribute_text::WordValues;
 use crate::model::tensor_error;
@@ -235,6 +234,8 @@ impl Explanation<'_, '_> {
         let mut parts = match self.params.method {
             AnswerMethod::InputXGradient | AnswerMethod::IntegratedGradients => sample.gradients(counts)?,
             AnswerMethod::Occlusion => sample.occlusion(counts)?,
+            AnswerMethod::Attention => sample.attention(AttentionRule::Rollout, counts)?,
+            AnswerMethod::AttentionRelevance => sample.attention(AttentionRule::Gradient, counts)?,
         };
         if let Some(settings) = &self.params.modality_share {
             let layouts: Vec<Layout> = pieces
@@ -276,15 +277,21 @@ impl Explanation<'_, '_> {
 }
 
 /// What is made of one question.
-struct Parts {
-    map: Result<SaliencyMap, String>,
-    words: Result<WordValues, String>,
-    gradient_share: Option<Result<f64, String>>,
-    shares: Option<Shares>,
-    removed: Option<Vec<Removed>>,
+pub(super) struct Parts {
+    pub(super) map: Result<SaliencyMap, String>,
+    pub(super) words: Result<WordValues, String>,
+    pub(super) gradient_share: Option<Result<f64, String>>,
+    pub(super) shares: Option<Shares>,
+    pub(super) removed: Option<Vec<Removed>>,
 }
 
 impl Parts {
+    /// Neither a map nor words, for this reason.
+    pub(super) fn none(reason: &str) -> Self {
+        let reason = || reason.to_owned();
+        Self { map: Err(reason()), words: Err(reason()), gradient_share: None, shares: None, removed: None }
+    }
+
     /// The values that are scored.
     fn values(&self) -> Values {
         let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
@@ -296,23 +303,23 @@ impl Parts {
 }
 
 /// A chunk of questions with all that is put in and taken away.
-struct Samples<'a, 'c> {
-    explanation: &'a Explanation<'a, 'c>,
-    answers: &'a Answers<'a>,
-    shown: &'a Shown,
+pub(super) struct Samples<'a, 'c> {
+    pub(super) explanation: &'a Explanation<'a, 'c>,
+    pub(super) answers: &'a Answers<'a>,
+    pub(super) shown: &'a Shown,
     absent: &'a Shown,
-    pieces: &'a [Pieces],
+    pub(super) pieces: &'a [Pieces],
     /// One per question.
     keys: &'a [Key],
 }
 
 impl Samples<'_, '_> {
-    fn params(&self) -> &Params {
+    pub(super) fn params(&self) -> &Params {
         self.explanation.params
     }
 
     /// Runs `work` and adds up the passes that it made.
-    fn counted<T>(
+    pub(super) fn counted<T>(
         &self,
         score: &dyn Score,
         counts: &mut Counts,
@@ -331,7 +338,7 @@ impl Samples<'_, '_> {
         done
     }
 
-    fn presence(&self, layouts: Vec<Layout>) -> Result<PresenceScore<'_>, StageError> {
+    pub(super) fn presence(&self, layouts: Vec<Layout>) -> Result<PresenceScore<'_>, StageError> {
         PresenceScore::new(self.answers, self.shown, self.absent, layouts).map_err(tensor_error)
     }
 
@@ -419,57 +426,28 @@ impl Samples<'_, '_> {
         maps(&Attribution { values, ..attribution.clone() }, Reduction::Sum, &[side; 2]).map_err(tensor_error)
     }
 
-    /// Windows of the image before the whole question, and words of the question before the whole image.
-    fn occlusion(&self, counts: &mut Counts) -> Result<Vec<Parts>, StageError> {
-        let (params, pictures) = (self.params(), self.explanation.pictures);
-        let (side, samples) = (pictures.side, self.pieces.len());
-        let layout = |grid: [usize; 2], pieces: &Pieces| Layout { grid, pieces: pieces.words.clone() };
-        let windows = self.presence(self.pieces.iter().map(|pieces| layout([side; 2], pieces)).collect())?;
-        let [window, stride] = window([params.window, params.stride], side, pictures.patch)?;
-        let method = Occlusion {
-            window: vec![1, window, window],
-            strides: vec![1, stride, stride],
-            baseline: Baseline::Zero,
-        };
-        let is_absolute = params.wrap.contains(&Wrapper::Absolute);
-        let method: Box<dyn pipe_attribution::Method> =
-            if is_absolute { Box::new(Absolute(method)) } else { Box::new(method) };
-        let image = whole(samples, side)?;
-        let of_image = self.counted(&windows, counts, |evaluator| {
-            method.attribute(evaluator, &image).map_err(attribution_error)
-        })?;
-        let maps = maps(&of_image, Reduction::One, &[side; 2]).map_err(tensor_error)?;
-        // The image as one cell, which is there.
-        let layouts: Vec<Layout> = self.pieces.iter().map(|pieces| layout([1, 1], pieces)).collect();
-        let mut rows = Vec::new();
-        for (sample, layout) in layouts.iter().enumerate() {
-            rows.extend((0..layout.pieces.len()).map(|word| {
-                let present = (0..layout.len()).map(|place| place != layout.cells() + word);
-                (sample, present.collect())
-            }));
-        }
-        let without =
-            self.counted(&self.presence(layouts)?, counts, |evaluator| presences(evaluator, &rows))?;
-        let mut without = without.into_iter();
-        Ok(maps
-            .into_iter()
-            .enumerate()
-            .map(|(row, map)| {
-                let falls = without.by_ref().take(self.pieces[row].words.len());
-                let falls = falls.map(|score| of_image.scores[row] - score);
-                let falls = falls.map(|fall| if is_absolute { fall.abs() } else { fall }).collect();
-                let words = self.words(row, falls, &of_image);
-                Parts { map, words, gradient_share: None, shares: None, removed: None }
-            })
-            .collect())
+    pub(super) fn words(
+        &self,
+        row: usize,
+        values: Vec<f32>,
+        attribution: &Attribution,
+    ) -> Result<WordValues, String> {
+        self.words_of(row, values, attribution, row)
     }
 
-    fn words(&self, row: usize, values: Vec<f32>, attribution: &Attribution) -> Result<WordValues, String> {
+    /// The words of a sample with their values, which explain the scores in a row of an attribution.
+    pub(super) fn words_of(
+        &self,
+        sample: usize,
+        values: Vec<f32>,
+        attribution: &Attribution,
+        row: usize,
+    ) -> Result<WordValues, String> {
         if self.answers.texts.forms().is_empty() {
             return Err("the model is told nothing of the question".to_owned());
         }
-        let question = &self.explanation.examples.asked[self.answers.questions[row]].question;
-        let places = self.pieces[row].words.iter().map(|piece| piece.place.clone());
+        let question = &self.explanation.examples.asked[self.answers.questions[sample]].question;
+        let places = self.pieces[sample].words.iter().map(|piece| piece.place.clone());
         WordValues::new(question, places, values, attribution, row)
     }
 }

@@ -1,8 +1,10 @@
 //! The stage kind `attribute.vqa`: what in the image and which words of the question made a model answer as it does,
 //! and how much it owes to either.
 
+mod attention;
 mod canvas;
 mod explanation;
+mod occlusion;
 mod removal;
 mod rows;
 mod score;
@@ -25,7 +27,7 @@ use self::explanation::{Counts, Explained, Explanation};
 use self::rows::Rows;
 use self::shown::Pictures;
 use crate::artifact;
-use crate::attribute::{Quadrature, SaliencyFile, Wrapper, check_words, names};
+use crate::attribute::{Quadrature, Reduction, SaliencyFile, Wrapper, check_words, names};
 use crate::attribute_text::{Absent, Row, WordFile};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
@@ -44,6 +46,11 @@ pub enum AnswerMethod {
     IntegratedGradients,
     /// The fall of the score when a window of the image, or a word of the question, is absent.
     Occlusion,
+    /// The attention of the model itself over cells of the image and words of the question (MEVF's stacked and bilinear
+    /// attention, QCR); the same for every answer.
+    Attention,
+    /// The same times its gradient, positive part (Chefer et al. 2021).
+    AttentionRelevance,
 }
 
 impl AnswerMethod {
@@ -53,7 +60,14 @@ impl AnswerMethod {
             Self::InputXGradient => "input_x_gradient",
             Self::IntegratedGradients => "integrated_gradients",
             Self::Occlusion => "occlusion",
+            Self::Attention => "attention",
+            Self::AttentionRelevance => "attention_relevance",
         }
+    }
+
+    /// Whether it is read off the model's attention.
+    fn is_attention(self) -> bool {
+        matches!(self, Self::Attention | Self::AttentionRelevance)
     }
 }
 
@@ -301,6 +315,16 @@ impl StageKind for AttributeVqa {
                 "only `absolute` is defined here; other methods take noise",
             );
         }
+        if params.method.is_attention() && !params.wrap.is_empty() {
+            wrong(
+                "wrap",
+                format!(
+                    "`{}` is a map of positive values that the model has, not of an input",
+                    params.method.name()
+                ),
+                "leave it out; other methods take wrappers",
+            );
+        }
         problems.extend(check_words(&params.wrap));
         problems
     }
@@ -395,13 +419,17 @@ fn metadata(params: &Params, answerer: &Answerer, provenance: &str) -> HashMap<S
     let description = &answerer.description;
     let encoder = answerer.encoder.as_ref().map(|encoder| format!(", {}", encoder.describe()));
     let model = format!("{}{}", description.architecture.name(), encoder.unwrap_or_default());
+    let (layer, baseline, channels) = match params.method.is_attention() {
+        true => ("attention of image and question", "none", Reduction::Grid.name()),
+        false => ("pixels and token embeddings", params.baseline.name(), "sum"),
+    };
     let mut metadata = HashMap::from([
         ("method".to_owned(), params.method.name().to_owned()),
         ("model".to_owned(), model),
-        ("layer".to_owned(), "pixels and token embeddings".to_owned()),
-        ("baseline".to_owned(), params.baseline.name().to_owned()),
+        ("layer".to_owned(), layer.to_owned()),
+        ("baseline".to_owned(), baseline.to_owned()),
         ("absent".to_owned(), params.absent.name().to_owned()),
-        ("channels".to_owned(), "sum".to_owned()),
+        ("channels".to_owned(), channels.to_owned()),
         ("target".to_owned(), params.target.name().to_owned()),
         ("params".to_owned(), compute::keyed(params)),
         ("pipe".to_owned(), provenance.to_owned()),

@@ -79,9 +79,16 @@ impl Answers<'_> {
         self.readings.told(&rows, words, tower)
     }
 
-    fn answer(&self, images: Images, questions: Questions, samples: &[usize]) -> Result<Tensor> {
+    fn answer(
+        &self,
+        images: Images,
+        questions: Questions,
+        samples: &[usize],
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
         let types = self.types.as_ref().map(|types| samples.iter().map(|sample| types[*sample]).collect());
-        self.answerer.model.logits(&Batch { images, questions, types }, Mode::Evaluation)
+        let mode = probe.map_or(Mode::Evaluation, Mode::Observed);
+        self.answerer.model.logits(&Batch { images, questions, types }, mode)
     }
 
     /// The logits of all answers, `[samples, answers]`.
@@ -90,13 +97,19 @@ impl Answers<'_> {
     /// Whatever the model reports; likewise below.
     pub(super) fn logits(&self, shown: &Shown) -> Result<Tensor> {
         let samples: Vec<usize> = (0..self.questions.len()).collect();
-        self.answer(self.see(&shown.images)?, self.read(&shown.texts, &samples)?, &samples)
+        self.answer(self.see(&shown.images)?, self.read(&shown.texts, &samples)?, &samples, None)
     }
 
-    fn score(&self, images: Images, questions: Questions, samples: &[usize]) -> Result<Tensor> {
+    fn score(
+        &self,
+        images: Images,
+        questions: Questions,
+        samples: &[usize],
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
         let targets: Vec<u32> = samples.iter().map(|sample| self.targets[*sample]).collect();
         let targets = Tensor::from_vec(targets, (samples.len(), 1), &DEVICE)?;
-        self.answer(images, questions, samples)?.gather(&targets, 1)?.squeeze(1)
+        self.answer(images, questions, samples, probe)?.gather(&targets, 1)?.squeeze(1)
     }
 }
 
@@ -115,10 +128,10 @@ impl<'a> JointScore<'a> {
 }
 
 impl Score for JointScore<'_> {
-    fn score(&self, input: &Tensor, samples: &[usize], _: MaybeProbe<'_>) -> Result<Tensor> {
+    fn score(&self, input: &Tensor, samples: &[usize], probe: MaybeProbe<'_>) -> Result<Tensor> {
         let forms = self.joint.split(input)?;
         let (images, texts) = forms.split_at(forms.len() - self.answers.texts.forms().len());
-        self.answers.score(self.answers.see(images)?, self.answers.read(texts, samples)?, samples)
+        self.answers.score(self.answers.see(images)?, self.answers.read(texts, samples)?, samples, probe)
     }
 }
 
@@ -244,7 +257,7 @@ impl Score for PresenceScore<'_> {
         let read = self.answers.read(&self.texts(&texts.parts)?, &own)?;
         let seen = images_at(&seen, &images.places()?)?;
         let read = questions_at(&read, &texts.places()?)?;
-        self.answers.score(seen, read, samples)
+        self.answers.score(seen, read, samples, None)
     }
 }
 

@@ -516,3 +516,57 @@ fn wrappers_stand_around_image_and_question() {
     let problems = kind(json!({ "method": "occlusion", "wrap": ["noise_mean"] }));
     assert!(problems[0].message.contains("takes no noise"));
 }
+
+/// The model's own attention: each cell and each word has its share, and what is no cell has none.
+#[test]
+fn attention_over_cells_and_words_is_a_map() {
+    let study = Study::new();
+    let grid = json!({ "visual_tokens": "grid" });
+    let of = |model: &Made, method: &str, batch: i64| {
+        study.explain(model, &json!({ "method": method, "batch": batch }))
+    };
+    let statuses = |batch: &RecordBatch| text(batch, "status");
+    let all_ok = |batch: &RecordBatch| statuses(batch).iter().all(|status| status == "ok");
+    for (method, more) in [("mevf", json!({})), ("mevf", json!({ "fusion": "san" })), ("qcr", json!({}))] {
+        let mut params = grid.clone();
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let model = study.train(method, &params);
+        let attention = of(&model, "attention", 32);
+        assert!(all_ok(&attention.maps), "{method} {more}: {:?}", statuses(&attention.maps));
+        let (values, shape) = tensors(&attention.maps, "saliency").unwrap();
+        assert_eq!(shape, [28, 28]);
+        // Four cells of 14 x 14 pixels: a share each, which are 1 together, and of a quarter of all pixels.
+        for map in values.chunks_exact(28 * 28) {
+            let corners = map[0] + map[27] + map[27 * 28] + map[28 * 28 - 1];
+            assert!((corners - 1.0).abs() < 1e-4, "{method} {more}: {corners}");
+        }
+        if more["fusion"] == json!("san") {
+            let reasons = statuses(&attention.words);
+            assert!(reasons.iter().all(|reason| reason.contains("not to its words")), "{reasons:?}");
+        } else {
+            attention.check_words();
+            for words in attention.values() {
+                let sum: f32 = words.iter().sum();
+                // The rest is attention to padding.
+                assert!(words.iter().all(|value| *value > 0.0) && sum < 1.0 + 1e-4, "{method}: {words:?}");
+            }
+        }
+        let relevance = of(&model, "attention_relevance", 32);
+        let found = tensors(&relevance.maps, "saliency").unwrap().0;
+        assert!(found.iter().all(|value| *value >= 0.0) && found.iter().any(|value| *value > 0.0));
+        assert_ne!(found, values);
+        let again = of(&model, "attention_relevance", 3);
+        assert_equal(method, found, tensors(&again.maps, "saliency").unwrap().0);
+        let words = [&relevance, &again].map(|explained| explained.values().concat());
+        assert_equal(method, &words[0], &words[1]);
+    }
+    // One token for the whole image: words may have attention, places have none.
+    let pooled = of(&study.train("mevf", &json!({})), "attention", 8);
+    assert!(statuses(&pooled.maps).iter().all(|status| status.contains("one token")));
+    assert!(all_ok(&pooled.words));
+    let mixed = of(&study.train("cross_modal", &grid), "attention", 8);
+    assert!(statuses(&mixed.maps).iter().all(|status| status.contains("mix all tokens")));
+    let params = json!({ "method": "attention", "wrap": ["absolute"] });
+    let problems = pipe_engine::AnyKind::resolve(&AttributeVqa, &params).err().unwrap();
+    assert!(problems[0].message.contains("positive values"), "{}", problems[0].message);
+}

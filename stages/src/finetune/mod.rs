@@ -8,6 +8,7 @@ mod contrastive;
 mod events;
 mod log;
 mod masked_words;
+mod masker;
 mod pairs;
 mod pretrain;
 mod probe;
@@ -21,6 +22,7 @@ mod vqa;
 pub use classify::FinetuneClassify;
 pub use contrastive::FinetuneContrastive;
 pub(crate) use log::TrainingLog;
+pub use masker::TrainMasker;
 pub use pretrain::{PretrainAutoencoder, PretrainMeta};
 pub use vqa::FinetuneVqa;
 

@@ -1,5 +1,6 @@
 //! Trainings that are stopped and killed at random steps give what an undisturbed one gives, to the bit.
 
+mod masker;
 mod residual;
 
 use std::collections::BTreeMap;

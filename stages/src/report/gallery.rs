@@ -12,6 +12,7 @@ use pipe_engine::{Artifact, StageError};
 use super::picture::{Drawn, colour_bar, decode, original, outlined};
 use super::pictures::Pictures;
 use super::saliency::{self, Explanation, Explanations, Map, Metadata, Plane, Slice};
+use super::strip::strip;
 use super::words::{number, title};
 use crate::framing::Framing;
 
@@ -78,6 +79,11 @@ impl Shown<'_> {
     /// The explanations of a sample, one per target.
     fn of(&self, id: &str) -> &[Explanation] {
         self.explanations.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether its maps are of volumes.
+    fn has_volumes(&self) -> bool {
+        self.explanations.values().flatten().any(|explanation| !explanation.strip.is_empty())
     }
 }
 
@@ -294,6 +300,11 @@ fn legend(shown: &[Shown<'_>], pictures: &mut Pictures) -> Markup {
         "Within a row all maps are drawn on one scale, after division by the value printed below each map: the \
          one under which 98 % of its absolute mass lies. Overlays are half map, half grey original, enlarged \
          without smoothing; what a model did not see of an image is the grey original alone. "
+        @if shown.iter().any(Shown::has_volumes) {
+            "Of volumes three slices are shown, in each direction the one of the greatest absolute sum, and a strip of \
+             slices that share a scale; greys run from -1000 to 1000 HU, or over all values of 8-bit volumes, whatever \
+             a model's window. "
+        }
         @if let Some([first, second]) = shown.first().and_then(sides) {
             (bar(true, &format!("more in {second}"), &format!("more in {first}")))
         } @else if shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
@@ -363,14 +374,14 @@ fn case(
 }
 
 /// What lies under maps: an image, or a volume.
-struct Under<'a> {
+pub(super) struct Under<'a> {
     flat: Option<&'a RgbImage>,
     volume: Option<&'a Vec<u8>>,
 }
 
 impl Under<'_> {
     /// The picture under a map, and where the map lies on it. Nothing where that is not known.
-    fn of(&self, map: &Map, framing: Option<Framing>) -> Option<(RgbImage, Framing)> {
+    pub(super) fn of(&self, map: &Map, framing: Option<Framing>) -> Option<(RgbImage, Framing)> {
         if let Some(volume) = self.volume {
             // Of a model that sees one slice it is the only one.
             let only = Slice { plane: Plane::Axial, index: 0, of: [1, map.height, map.width] };
@@ -435,10 +446,11 @@ fn explained(
                 }
             }
         }
+        (strip(id, &name, (&explanation.strip, one.signed), under, pictures))
     }
 }
 
-fn in_words(slice: Slice) -> String {
+pub(super) fn in_words(slice: Slice) -> String {
     format!("{} slice {} of {}", slice.plane.name(), slice.index + 1, slice.plane.count(slice.of))
 }
 

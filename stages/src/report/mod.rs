@@ -28,6 +28,7 @@ mod samples;
 mod scores;
 mod seeds;
 mod sheet;
+mod strip;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -110,7 +110,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .tick{fill:var(--sof
 .case{border-top:1px solid var(--line)}.strip{display:flex;flex-wrap:wrap;gap:.75rem;align-items:flex-start}
 .strip figure{margin:0;width:112px}.strip .pair{width:226px}
 .strip img{image-rendering:pixelated;width:112px;height:auto;background:var(--fill)}
-.pair img+img{margin-left:2px}.scale{white-space:nowrap;margin-right:1rem}.scale img{image-rendering:auto;vertical-align:middle}
+.strip .slices{width:100%;max-width:60rem}.strip .slices img{width:100%}.pair img+img{margin-left:2px}.scale{white-space:nowrap;margin-right:1rem}.scale img{image-rendering:auto;vertical-align:middle}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--best)}
 @media(max-width:30rem){.scale{white-space:normal}}
 @media print{.filter,.chart-data{display:none}.tall{max-height:none}.sort::after{content:''}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}

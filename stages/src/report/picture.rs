@@ -50,7 +50,11 @@ pub(super) struct Drawn {
 impl Drawn {
     /// Decides scale and colours; `signed` where any map of the same method has negative values.
     pub(super) fn new(map: &Map, signed: bool) -> Self {
-        let divisor = drawing_scale(&map.values, OUTLIERS);
+        Self::on_scale(map, signed, drawing_scale(&map.values, OUTLIERS))
+    }
+
+    /// As [`Self::new`] with a scale that several maps share; 0 for maps of zeros.
+    pub(super) fn on_scale(map: &Map, signed: bool, divisor: f32) -> Self {
         let scale = |value: &f32| if divisor > 0.0 { (value / divisor).clamp(-1.0, 1.0) } else { 0.0 };
         let values = map.values.iter().map(scale).collect();
         Self { scaled: Map { values, ..*map }, signed, divisor }

@@ -10,7 +10,15 @@ pub(super) struct Pictures {
     left: u64,
     files: Vec<(String, Vec<u8>)>,
     /// Where galleries collect their pictures for print, if they do.
-    sheets: Option<Vec<Sheet>>,
+    sheets: Option<Vec<Sheets>>,
+}
+
+/// The sheets of one gallery.
+struct Sheets {
+    /// A row per sample.
+    pictures: Sheet,
+    /// Of volumes: a row per explanation, a column per slice.
+    strips: Sheet,
 }
 
 impl Pictures {
@@ -28,26 +36,41 @@ impl Pictures {
     /// Begins the sheet of a gallery; whether there are any.
     pub(super) fn begin_sheet(&mut self, name: &str) -> bool {
         if let Some(sheets) = &mut self.sheets {
-            sheets.push(Sheet::new(name));
+            let strips = Sheet::new(&format!("{name}-slices"));
+            sheets.push(Sheets { pictures: Sheet::new(name), strips });
         }
         self.sheets.is_some()
     }
 
-    fn sheet(&mut self) -> Option<&mut Sheet> {
+    fn sheet(&mut self) -> Option<&mut Sheets> {
         self.sheets.as_mut().and_then(|sheets| sheets.last_mut())
     }
 
     /// Begins the row of a sample on the sheet.
     pub(super) fn begin_row(&mut self, sample: &str) {
         if let Some(sheet) = self.sheet() {
-            sheet.row(sample);
+            sheet.pictures.row(sample);
+        }
+    }
+
+    /// Begins the row of a strip on the sheet of strips.
+    pub(super) fn begin_strip(&mut self, name: &str) {
+        if let Some(sheet) = self.sheet() {
+            sheet.strips.row(name);
+        }
+    }
+
+    /// Adds a slice to the strip that was begun last: on its sheet alone.
+    pub(super) fn on_strip(&mut self, heading: &str, shows: &str, picture: &RgbImage) {
+        if let Some(sheet) = self.sheet() {
+            sheet.strips.add(heading, shows, picture);
         }
     }
 
     /// As [`Self::source`], of a picture that stands on the sheet too: in the column `heading`, and what it shows.
     pub(super) fn on_sheet(&mut self, heading: &str, shows: &str, picture: &RgbImage) -> String {
         if let Some(sheet) = self.sheet() {
-            sheet.add(heading, shows, picture);
+            sheet.pictures.add(heading, shows, picture);
         }
         self.source(picture)
     }
@@ -67,7 +90,10 @@ impl Pictures {
 
     /// The pictures that did not fit, and the sheets, as (relative path, bytes).
     pub(super) fn into_files(self) -> Vec<(String, Vec<u8>)> {
-        let sheets = self.sheets.into_iter().flatten().flat_map(Sheet::into_files);
+        let sheets = self.sheets.into_iter().flatten().flat_map(|Sheets { pictures, strips }| {
+            let strips = Some(strips).filter(|strips| !strips.is_empty());
+            pictures.into_files().into_iter().chain(strips.into_iter().flat_map(Sheet::into_files))
+        });
         self.files.into_iter().chain(sheets).collect()
     }
 }

@@ -13,6 +13,9 @@ use pipe_engine::{Artifact, StageError};
 
 use super::columns::{numbers, texts};
 
+/// Slices of a strip at most.
+const STRIP: usize = 8;
+
 /// Maps with more values than this on one side are no pictures.
 const LONGEST_SIDE: usize = 4096;
 
@@ -103,6 +106,8 @@ pub(super) struct Explanation {
     pub(super) status: String,
     /// Nothing where the method gave no map; of a volume the most salient slice of each direction.
     pub(super) maps: Vec<Map>,
+    /// Of a volume axial slices at equal distances, or all if they are few; else nothing.
+    pub(super) strip: Vec<Map>,
 }
 
 /// What is stored of each sample: an explanation per target, in the order of the file.
@@ -156,7 +161,8 @@ fn read_batch(
         }
         let status = statuses[row].clone().unwrap_or_else(|| "ok".to_owned());
         let is_valid = valid[row] != Some(0.0) && !status.starts_with("not_applicable");
-        let maps = shape.filter(|_| is_valid).and_then(|shape| maps_of(batch, row, shape));
+        let drawn = shape.filter(|_| is_valid).and_then(|shape| maps_of(batch, row, shape));
+        let (maps, strip) = drawn.unwrap_or_default();
         explanations.entry(id).or_default().push(Explanation {
             image,
             question: questions[row].clone(),
@@ -164,12 +170,14 @@ fn read_batch(
             score: scores[row],
             completeness_gap: gaps[row],
             status,
-            maps: maps.unwrap_or_default(),
+            maps,
+            strip,
         });
     }
 }
 
-fn maps_of(batch: &RecordBatch, row: usize, shape: [usize; 3]) -> Option<Vec<Map>> {
+/// What is drawn of a row: its map, or slices of it and a strip.
+fn maps_of(batch: &RecordBatch, row: usize, shape: [usize; 3]) -> Option<(Vec<Map>, Vec<Map>)> {
     let column = batch.column_by_name("saliency")?.as_fixed_size_list_opt()?;
     if column.is_null(row) || column.value_length() as usize != shape.iter().product::<usize>() {
         return None;
@@ -180,15 +188,22 @@ fn maps_of(batch: &RecordBatch, row: usize, shape: [usize; 3]) -> Option<Vec<Map
     let values: Vec<f32> = values.iter().map(finite).collect();
     let [slices, height, width] = shape;
     if slices == 1 {
-        return Some(vec![Map { slice: None, height, width, values }]);
+        return Some((vec![Map { slice: None, height, width, values }], Vec::new()));
     }
-    let map = |plane: Plane| {
-        let index = most_salient(plane, &values, shape);
+    let map = |plane: Plane, index: usize| {
         let [height, width] = plane.size(shape);
         let values = plane.cut(&values, shape, index);
         Map { slice: Some(Slice { plane, index, of: shape }), height, width, values }
     };
-    Some(Plane::ALL.map(map).to_vec())
+    let maps = Plane::ALL.map(|plane| map(plane, most_salient(plane, &values, shape)));
+    let strip = strip_of(slices).into_iter().map(|index| map(Plane::Axial, index));
+    Some((maps.to_vec(), strip.collect()))
+}
+
+/// The slices of a strip: the middles of equal parts.
+fn strip_of(slices: usize) -> Vec<usize> {
+    let count = slices.min(STRIP);
+    (0..count).map(|part| (2 * part + 1) * slices / (2 * count)).collect()
 }
 
 /// The slice of the greatest sum of absolute values; the first of equal ones.
@@ -230,6 +245,13 @@ fn shape_of(schema: &Schema) -> Option<[usize; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_strip_has_slices_at_equal_distances() {
+        assert_eq!(strip_of(240), [15, 45, 75, 105, 135, 165, 195, 225]);
+        assert_eq!(strip_of(5), [0, 1, 2, 3, 4]);
+        assert_eq!(strip_of(9).last(), Some(&8));
+    }
 
     #[test]
     fn slices_run_along_each_axis() {

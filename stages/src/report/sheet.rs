@@ -32,6 +32,11 @@ impl Sheet {
         Self { name: name.to_owned(), rows: Vec::new() }
     }
 
+    /// Whether no row was begun.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Begins the row of a sample.
     pub(crate) fn row(&mut self, sample: &str) {
         self.rows.push((sample.to_owned(), Vec::new()));

@@ -2,9 +2,10 @@
 
 use pipe_attribution::{
     Ablated, Absolute, Attribution, Baseline, Blurred, Cam, CamWeights, GRID_LAYER, Gradient, GuidedGradient,
-    InputXGradient, IntegratedGradients, Method, OcclusionDensity, Quadrature, Rule,
+    InputXGradient, IntegratedGradients, Method, OcclusionDensity, Quadrature, Rise, Rule,
 };
 use pipe_models::model::{ActivationLayout, CamHook};
+use pipe_models::random::Key;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,10 +39,19 @@ pub enum Explanation {
     ScoreCam,
     /// The same, weighted by the fall of the logit without them: a pass per channel.
     AblationCam,
+    /// The probability of the class averaged over random masks of the values, of which a tenth is kept in 6 x 6 cells: a
+    /// pass per mask.
+    Rise,
 }
 
 /// The deviation of smoothing in a cell of 224 pixels: that of a kernel of 65, one of the paper's.
 const SMOOTHING_OF_224: f64 = 16.0;
+
+/// Masks of RISE, their cells along a side, and the share of cells that is kept: the paper's, but for the number, which is
+/// that of the authors' example.
+const MASKS: i64 = 1000;
+const MASK_CELLS: usize = 6;
+const KEPT: f64 = 0.1;
 
 /// The grid as a method sees it.
 pub(super) struct Seen<'a> {
@@ -83,7 +93,14 @@ impl Explanation {
             Self::LayerCam => "layer_cam",
             Self::ScoreCam => "score_cam",
             Self::AblationCam => "ablation_cam",
+            Self::Rise => "rise",
         }
+    }
+
+    /// Whether it explains the probability of a class, not its logit: what it gives is an average over images that are not
+    /// the one.
+    pub(super) fn explains_probability(self) -> bool {
+        self == Self::Rise
     }
 
     /// The method for values that are seen so.
@@ -126,6 +143,12 @@ impl Explanation {
             Self::LayerCam => cam(CamWeights::Layer),
             Self::ScoreCam => cam(CamWeights::Score),
             Self::AblationCam => cam(CamWeights::Ablation(Ablated::Zero)),
+            Self::Rise => {
+                let key = Key::derive("pipe rise/1", params.seed as u64, &[]);
+                let count = params.masks.unwrap_or(MASKS).max(1) as usize;
+                let least = seen.row_shape[1..].iter().copied().min().unwrap_or(1);
+                Box::new(Rise { grid: MASK_CELLS.min(least), keep: KEPT, ..Rise::new(count, key) })
+            }
         }
     }
 }

@@ -75,6 +75,10 @@ pub struct Params {
     /// The smoothed methods: the standard deviation in pixels; by default 16 for a cell of 224.
     #[schemars(range(min = 0.01, max = 1000.0))]
     pub smoothing: Option<f64>,
+    /// RISE: masks of each grid; by default 1000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masks: Option<i64>,
     /// Whether maps are averaged by how well they are localised (AggAtt) and drawn.
     pub aggregates: bool,
     /// Decides which images stand together, and where.
@@ -101,6 +105,7 @@ impl Default for Params {
             confidence: 0.99,
             steps: 50,
             smoothing: None,
+            masks: None,
             aggregates: true,
             seed: 0,
             batch: 32,

@@ -144,6 +144,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             Setting::DiPart => GridSetting::CellOfMap,
         };
         let score = GridScore::new(cut, setting, scale, targets.clone()).map_err(attribution_error)?;
+        let score = if way.method.explains_probability() { score.probability() } else { score };
         let once = score.inputs(&images).map_err(attribution_error)?;
         let [rows, columns] = [once.row_shape()[1], once.row_shape()[2]];
         if let Some(reason) = self.indivisible(way.setting, cut, &once)? {
@@ -227,7 +228,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 text(&|row| row.value.as_ref().err().map(|reason| format!("not_applicable: {reason}"))),
             )
             .with("target", text(&class))
-            .with("score", text(&|_| Some("logit".to_owned())))
+            .with("score", text(&|row| Some(score_of(row.way.method).to_owned())))
             .with("better", text(&|_| Some("higher".to_owned())))
             .with("parameters", text(&|row| Some(parameters(row))))
             .with("layer", text(&|row| Some(row.way.place.name().to_owned())));
@@ -241,4 +242,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
             .with_metadata("metrics", serde_json::Value::Object(facts).to_string())
             .with_metadata("axes", json!(["layer"]).to_string())
     }
+}
+
+/// What a method explains.
+fn score_of(method: Explanation) -> &'static str {
+    if method.explains_probability() { "probability" } else { "logit" }
 }

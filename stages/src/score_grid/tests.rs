@@ -128,6 +128,17 @@ fn what_a_head_cannot_see_is_not_pointed_at() {
     let occluded = study.score(json!({ "methods": ["occlusion"], "layers": ["final"], "aggregates": false }));
     let occluded = values(&read(&occluded.unwrap()["scores"]).unwrap());
     assert_eq!(occluded.values().flatten().filter(|value| value.is_ok()).count(), 8 + 4 + 4);
+    let masked = study
+        .score(json!({ "methods": ["rise"], "masks": 40, "settings": ["di_full"], "aggregates": false }));
+    let masked = read(&masked.unwrap()["scores"]).unwrap();
+    assert!(masked.as_text("score").unwrap().iter().all(|score| score.as_deref() == Some("probability")));
+    for (key, values) in values(&masked) {
+        // Masks know nothing of cells: other cells have an average of the same probabilities.
+        assert!(
+            values.iter().all(|value| (0.0..1.0).contains(value.as_ref().unwrap())),
+            "{key:?} {values:?}"
+        );
+    }
     let files: Vec<String> = made["aggregates"].files.iter().map(|file| file.path).collect();
     assert_eq!(files.len(), 2 * 9 + 1, "{files:?}");
     let bins = made["aggregates"].files.iter().find(|file| file.path == "aggregates.csv").unwrap();

@@ -350,8 +350,14 @@ fn a_classifier_of_volumes_is_explained() {
     let maps = explained(&chests, &probe, json!({ "method": "input_x_gradient" })).unwrap();
     let inputs =
         [("maps", &maps["saliency"]), ("volumes", &chests["volumes"]), ("labels", &chests["labels"])];
-    let page = run(&Report, &json!({}), &inputs).unwrap();
+    let page = run(&Report, &json!({ "sheets": true }), &inputs).unwrap();
     let html = html(&page);
+    assert!(
+        html.contains("6 slices at equal distances, axial slice 1 of 6 to axial slice 6 of 6"),
+        "a strip"
+    );
+    let named = |name: &str| page["page"].files.iter().any(|file| file.path == name);
+    assert!(named("sheets/maps-slices-1.png") && named("sheets/maps-slices.csv"));
     assert!(
         html.contains("original, axial slice 4 of 6") && html.contains("most salient axial slice "),
         "slices are named"
