@@ -14,6 +14,7 @@ mod cli;
 mod context;
 mod difference;
 mod error;
+mod estimate;
 mod events;
 pub mod exit;
 mod export;
