@@ -121,7 +121,7 @@ impl Store {
     /// # Errors
     /// If the folder holds something else or cannot be read.
     pub fn open_existing(path: &Path, durability: Durability) -> Result<Option<Self>, StoreError> {
-        let disk = Disk::new(durability);
+        let disk = Disk::new(durability).below(path);
         match read_format(path)? {
             Some(uuid) => Ok(Some(Self::with_parts(disk, path, uuid, user_cache_folder()))),
             None => Ok(None),
@@ -129,6 +129,7 @@ impl Store {
     }
 
     pub(crate) fn open_on(disk: Disk, path: &Path, cache: Option<PathBuf>) -> Result<Self, StoreError> {
+        let disk = disk.below(path);
         let uuid = match read_format(path)? {
             Some(uuid) => uuid,
             None => create(&disk, path)?,
