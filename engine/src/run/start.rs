@@ -416,8 +416,11 @@ impl Scheduler<'_> {
                 let cause = std::io::Error::other("it is damaged each time: the disk cannot be trusted");
                 return Err(StageError::environment(doing, cause).into());
             }
+            let may_come = self.mirror.is_some_and(pipe_mirror::Mirror::is_on);
             let reason = if work.plan.evicted.contains(&id) {
                 work.demanded.insert(id);
+                // Its files are another question than its record was.
+                work.asked.remove(&id);
                 DirtyReason::Evicted { reader: self.pipeline.nodes[reader.0].name.clone() }
             } else {
                 DirtyReason::Damaged
@@ -429,9 +432,10 @@ impl Scheduler<'_> {
                 work.plan.keys[id.0] = key.map(|key| (key.digest(), key));
             }
             asked.push(id);
-            // What it reads itself may be evicted too.
+            // What it reads itself may be evicted too, and is needed if its own files do not come.
             let evicted = &work.plan.evicted;
-            waiting.extend(action::producers(node).filter(|producer| evicted.contains(producer)));
+            let read = action::producers(node).filter(|producer| evicted.contains(producer));
+            waiting.extend(read.filter(|_| !may_come));
         }
         for id in asked {
             let mut producers = action::producers(&self.pipeline.nodes[id.0]);
