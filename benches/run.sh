@@ -4,6 +4,9 @@
 #   benches/run.sh engine              the engine beside DVC and Snakemake, on the same shapes
 #   benches/run.sh engine --no-peers   the engine alone
 #   benches/run.sh engine --help       sizes and places
+#   benches/run.sh scale               a study over 15 million rows of keys: planned, changed, planned again
+#   benches/run.sh scale --rows 100000 fewer rows
+#   benches/run.sh slurm               an action on a Slurm cluster beside Snakemake's plugin for it (root)
 #   benches/run.sh models              full-size architectures beside PyTorch (open_clip, timm, transformers)
 #   benches/run.sh models --help       which ones, and how often
 #   benches/run.sh attribution         methods of attribution beside Captum, on full-size architectures
@@ -33,6 +36,17 @@ engine)
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-engine --example shapes
     exec python3 "$here/engine/bench.py" --pipe "$target/release/examples/shapes" \
         --environment "$target/bench-peers" "$@"
+    ;;
+scale)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-engine --example scale
+    exec python3 "$here/engine/scale.py" --program "$target/release/examples/scale" "$@"
+    ;;
+slurm)
+    shift
+    cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-engine --example shapes
+    exec python3 "$here/engine/slurm.py" --program "$target/release/examples/shapes" \
+        --environment "$target/bench-slurm" --cluster "$here/../tests/cluster" "$@"
     ;;
 models)
     shift
@@ -71,7 +85,7 @@ vqa)
         --environment "$target/bench-vqa" --json "$target/bench.json" "$@"
     ;;
 *)
-    sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,27s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

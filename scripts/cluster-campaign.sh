@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Faults of a cluster, one after the other, on a Slurm of this machine's own: dead drivers, nodes and controllers, the end of
-# time, a stopped driver, a controller that forgets. Takes about 20 minutes, and root; `cargo test` has the short form.
+# time, a stopped driver, a controller that forgets; then the thesis pipeline beside a local run. Takes about 40 minutes, and root;
+# `cargo test` has the short form.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=$(cd "$here" && cargo test --quiet --release -p pipe-engine --test cluster --no-run --message-format=json |
@@ -118,3 +119,9 @@ wait $first
 wait $second
 check
 passed "two drivers"
+
+# 7. The thesis pipeline, record for record.
+"$here/tests/cluster/slurm-down.sh" "$work/slurm"
+(cd "$here" && cargo build --quiet --release)
+"$here/scripts/cluster-thesis.sh" "${CARGO_TARGET_DIR:-$here/target}/release/pipe"
+passed "the thesis equals the local run"

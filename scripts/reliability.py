@@ -2,6 +2,7 @@
 """Campaigns against a store: what is promised of crashes, of many processes, and of damage, tried often.
 
     scripts/reliability.py PIPE crash       --trials 300   kills at random moments, of runs and of collections
+    scripts/reliability.py PIPE crash       --trials 20 --study pipelines/thesis.toml   the same over one long run
     scripts/reliability.py PIPE concurrency --minutes 60   eight processes on one store, killed now and then
     scripts/reliability.py PIPE corruption  --trials 1000  flipped bits, cut and emptied files anywhere in a store
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 STUDY = """
@@ -86,10 +88,12 @@ class Broken(Exception):
 class Place:
     """A study with its store."""
 
-    def __init__(self, program, work, name):
-        self.program, self.folder = program, Path(work) / name
+    def __init__(self, options, work, name):
+        self.program, self.folder = options.pipe, Path(work) / name
         self.folder.mkdir()
-        (self.folder / "study.toml").write_text(STUDY)
+        text = Path(options.study).read_text() if options.study else STUDY
+        (self.folder / "study.toml").write_text(text)
+        self.pipeline = tomllib.loads(text)["pipeline"]["name"]
         (self.folder / "in.txt").write_text("begin\n")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPE_")}
         self.environment["XDG_CACHE_HOME"] = str(self.folder / "cache")
@@ -100,7 +104,7 @@ class Place:
             stdout=options.get("stdout", subprocess.DEVNULL), stderr=subprocess.PIPE,
         )
 
-    def ask(self, *arguments, limit=600):
+    def ask(self, *arguments, limit=7200):
         child = self.start(*arguments, stdout=subprocess.PIPE)
         out, err = child.communicate(timeout=limit)
         # Whatever happens, nothing panics.
@@ -112,7 +116,7 @@ class Place:
         return self.ask("run", "study.toml", "--quiet", *arguments)
 
     def results(self):
-        root = self.folder / "results" / "small"
+        root = self.folder / "results" / self.pipeline
         files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".published.json")
         return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
@@ -142,8 +146,8 @@ class Place:
         return [str(path.relative_to(store)) for name in ("lease", "tmp") for path in (store / name).rglob("*") if path.is_file()]
 
 
-def undisturbed(program, work):
-    place = Place(program, work, "undisturbed")
+def undisturbed(options, work):
+    place = Place(options, work, "undisturbed")
     started = time.monotonic()
     code, _, err = place.run()
     if code != 0:
@@ -161,15 +165,19 @@ def kill(child):
 
 def crash(options, chance, work):
     """Kills at random moments; the store is kept between them, until a run has come to its end."""
-    truth, seconds = undisturbed(options.pipe, work)
-    place = Place(options.pipe, work, "crashed")
+    truth, seconds = undisturbed(options, work)
+    place = Place(options, work, "crashed")
     counts = {"kills": 0, "kills of collections": 0, "ends": 0}
     while counts["kills"] + counts["kills of collections"] < options.trials:
         collects = (place.folder / ".pipe" / "FORMAT").exists() and chance.random() < 0.15
-        arguments = ("gc", "study.toml", "--apply", "--now", "--grace", "0s") if collects else ("run", "study.toml", "--quiet")
+        # What took minutes to make is kept as anybody would keep it.
+        grace = "1h" if options.study else "0s"
+        arguments = ("gc", "study.toml", "--apply", "--now", "--grace", grace) if collects else ("run", "study.toml", "--quiet")
         child = place.start(*arguments)
-        # Often early and never late, so that a run hardly ever comes to its end before its kill.
-        moment = chance.uniform(0, 0.1) if collects else chance.uniform(0, seconds * chance.choice([0.05, 0.3, 1.0]))
+        # Often early and never late, so that a run hardly ever comes to its end before its kill. A study of one's own takes
+        # long: its kills share the time of one run, and each goes on where the last one was killed.
+        latest = 2 * seconds / options.trials if options.study else seconds * chance.choice([0.05, 0.3, 1.0])
+        moment = chance.uniform(0, 0.1) if collects else chance.uniform(0, latest)
         try:
             _, err = child.communicate(timeout=moment)
             if child.returncode != 0:
@@ -187,7 +195,7 @@ def crash(options, chance, work):
             code, out, err = place.ask("verify", "study.toml")
             if code != 0:
                 raise Broken(f"after kill {done} of `{arguments[0]}`: `verify` finds {out}{err}")
-        if done % 10 == 0:
+        if done % (options.trials if options.study else 10) == 0:
             # Without a person's hand, to the end and to the same results.
             place.expect_sound(truth, f"after kill {done}")
             if place.leftovers():
@@ -195,14 +203,15 @@ def crash(options, chance, work):
             place.forget()
         if done % 100 == 0:
             print(f"{done} kills", flush=True)
-    place.expect_sound(truth, "at the end")
+    if (place.folder / ".pipe").exists():
+        place.expect_sound(truth, "at the end")
     return counts
 
 
 def concurrency(options, chance, work):
     """Eight processes on one store: runs of random targets, collections, kills."""
-    truth, _ = undisturbed(options.pipe, work)
-    place = Place(options.pipe, work, "shared")
+    truth, _ = undisturbed(options, work)
+    place = Place(options, work, "shared")
     targets = ["pairs", "learned", "embedded", "found", "step", "joined", "report", None]
     counts = {"runs": 0, "kills": 0, "collections": 0, "rounds": 0, "actions": 0, "executed twice": 0}
     end = time.monotonic() + options.minutes * 60
@@ -288,8 +297,8 @@ def damage(path, chance):
 
 def corruption(options, chance, work):
     """Damages one file of a complete store: afterwards the study has its true results, or is told by name why not."""
-    truth, _ = undisturbed(options.pipe, work)
-    sound = Place(options.pipe, work, "sound")
+    truth, _ = undisturbed(options, work)
+    sound = Place(options, work, "sound")
     # A training that was stopped leaves checkpoints too.
     child = sound.start("run", "study.toml", "--quiet")
     deadline = time.monotonic() + 60
@@ -303,7 +312,7 @@ def corruption(options, chance, work):
     # The memory of files that did not change leaves out those of the last moments.
     time.sleep(2.5)
     sound.run()
-    place = Place(options.pipe, work, "damaged")
+    place = Place(options, work, "damaged")
     counts = {"trials": 0, "found by verify": 0, "told": 0, "checkpoints there": len(partial)}
     by_sort, by_how = {}, {}
     for trial in range(options.trials):
@@ -354,6 +363,7 @@ def main():
     parser.add_argument("campaign", choices=["crash", "concurrency", "corruption"])
     parser.add_argument("--trials", type=int, default=300, help="kills, or damaged files")
     parser.add_argument("--minutes", type=float, default=60, help="of the campaign of many processes")
+    parser.add_argument("--study", help="a study for `crash` that reads nothing from outside, such as pipelines/thesis.toml, instead of the small one")
     parser.add_argument("--seed", type=int, default=1, help="of all choices")
     parser.add_argument("--work", help="where stores are made; by default a temporary folder")
     options = parser.parse_args()

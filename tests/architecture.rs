@@ -25,6 +25,8 @@ const OF_OTHER_ROOMS: [&str; 5] = ["candle", "arrow", "parquet", "polars", "data
 struct Graph {
     /// Package id to name.
     names: BTreeMap<String, String>,
+    /// Of each package: its name, its licence and where it comes from; none for rooms of this workspace.
+    origins: Vec<(String, String, Option<String>)>,
     /// Package id to the ids that its normal and build dependencies resolve to.
     needs: BTreeMap<String, Vec<String>>,
 }
@@ -52,6 +54,12 @@ impl Graph {
         let list = |value: &Json| value.as_array().expect("a list").clone();
         let names =
             list(&metadata["packages"]).iter().map(|one| (id(&one["id"]), id(&one["name"]))).collect();
+        let text_of = |value: &Json| value.as_str().unwrap_or_default().to_owned();
+        let origins = list(&metadata["packages"]);
+        let origins = origins.iter().map(|one| {
+            (id(&one["name"]), text_of(&one["license"]), one["source"].as_str().map(str::to_owned))
+        });
+        let origins = origins.collect();
         let built =
             |dependency: &Json| list(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"] != "dev");
         let needs = list(&metadata["resolve"]["nodes"])
@@ -61,7 +69,7 @@ impl Graph {
                 (id(&node["id"]), needs.iter().filter(|one| built(one)).map(|one| id(&one["pkg"])).collect())
             })
             .collect();
-        Self { names, needs }
+        Self { names, origins, needs }
     }
 
     fn id(&self, name: &str) -> &str {
@@ -86,6 +94,83 @@ impl Graph {
             }
         }
         seen.into_iter().map(|id| self.names[id].as_str()).collect()
+    }
+}
+
+/// Whether a licence expression (SPDX, or with `/` for `OR`, as it was once written) may be fulfilled by these licences.
+fn is_allowed(expression: &str, allowed: &BTreeSet<&str>) -> bool {
+    // The places of an operator outside of brackets cut it.
+    let cut = |operator: &str| {
+        let (mut pieces, mut depth, mut start) = (Vec::new(), 0, 0);
+        for (place, character) in expression.char_indices() {
+            depth += i32::from(character == '(') - i32::from(character == ')');
+            if depth == 0 && place >= start && expression[place..].starts_with(operator) {
+                pieces.push(&expression[start..place]);
+                start = place + operator.len();
+            }
+        }
+        pieces.push(&expression[start..]);
+        pieces
+    };
+    for (operator, needs_all) in [("/", false), (" OR ", false), (" AND ", true)] {
+        let pieces = cut(operator);
+        if pieces.len() > 1 {
+            let is_allowed = |piece: &&str| is_allowed(piece.trim(), allowed);
+            return if needs_all { pieces.iter().all(is_allowed) } else { pieces.iter().any(is_allowed) };
+        }
+    }
+    match expression.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
+        Some(inner) => is_allowed(inner, allowed),
+        None => allowed.contains(expression),
+    }
+}
+
+#[test]
+fn licences_are_read_as_they_are_meant() {
+    let allowed = ["MIT", "Apache-2.0"].into();
+    for (expression, fine) in [
+        ("MIT", true),
+        ("GPL-3.0", false),
+        ("", false),
+        ("MIT/GPL-3.0", true),
+        ("GPL-3.0 OR Apache-2.0", true),
+        ("MIT AND GPL-3.0", false),
+        ("MIT AND GPL-3.0 OR Apache-2.0", true),
+        ("MIT AND (GPL-3.0 OR Apache-2.0)", true),
+        ("(MIT OR Apache-2.0) AND GPL-3.0", false),
+        ("Apache-2.0 WITH LLVM-exception", false),
+    ] {
+        assert_eq!(is_allowed(expression, &allowed), fine, "{expression}");
+    }
+}
+
+/// `deny.toml` is for `cargo deny`; its licences and registries hold without it too.
+#[test]
+fn what_is_compiled_comes_from_where_it_may_under_licences_that_may_be_passed_on() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deny.toml");
+    let text = std::fs::read_to_string(path).expect("deny.toml can be read");
+    let rules: toml::Table = toml::from_str(&text).expect("deny.toml is TOML");
+    let texts = |table: &str, key: &str| -> Vec<String> {
+        let list = rules[table][key].as_array().expect("a list");
+        list.iter().map(|text| text.as_str().expect("a text").to_owned()).collect()
+    };
+    let (licences, registries) = (texts("licenses", "allow"), texts("sources", "allow-registry"));
+    let allowed: BTreeSet<&str> = licences.iter().map(String::as_str).collect();
+    let graph = Graph::resolve();
+    assert!(graph.origins.len() > 200, "{}", graph.origins.len());
+    for (name, licence, source) in &graph.origins {
+        assert!(is_allowed(licence, &allowed), "`{name}` is under `{licence}`");
+        let registry =
+            source.as_ref().map(|source| source.strip_prefix("registry+").unwrap_or(source).to_owned());
+        assert!(
+            registry.is_none_or(|registry| registries.contains(&registry)),
+            "`{name}` comes from {source:?}"
+        );
+    }
+    // Each that is allowed is somebody's: what is not needed is taken out.
+    for licence in &licences {
+        let is_used = graph.origins.iter().any(|(_, expression, _)| expression.contains(licence.as_str()));
+        assert!(is_used, "nothing is under `{licence}`");
     }
 }
 

@@ -124,7 +124,7 @@ impl Store {
         grace: Duration,
         at_once: bool,
     ) -> Result<Collected, StoreError> {
-        let _lock = crate::lease::kernel_lock(&self.root().join("gc.lock"))?;
+        let _lock = crate::lease::kernel_lock(self, "gc.lock")?;
         let disk = &self.shared.disk;
         let bin = self.trash()?;
         let mut collected = Collected::default();

@@ -51,6 +51,8 @@ impl Store {
                 }
                 opened => opened.map_err(failed)?,
             };
+            // Of another account it is shared already, or is taken as it is.
+            let _ = self.shared.disk.share(&file);
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),

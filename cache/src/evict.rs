@@ -46,7 +46,7 @@ impl Store {
         evictable: &Evictable,
         at_once: bool,
     ) -> Result<Collected, StoreError> {
-        let _lock = crate::lease::kernel_lock(&self.root().join("gc.lock"))?;
+        let _lock = crate::lease::kernel_lock(self, "gc.lock")?;
         let disk = &self.shared.disk;
         // Marked first: a blob that is missing without a mark is damage.
         for key in &evictable.keys {

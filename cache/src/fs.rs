@@ -57,6 +57,8 @@ impl FsError {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     durability: Durability,
+    /// Whether folders and files are for a group of people, whatever the umask of each.
+    shared: bool,
     #[cfg(test)]
     pub(crate) faults: Option<std::sync::Arc<Faults>>,
 }
@@ -77,9 +79,38 @@ impl Disk {
     pub(crate) fn new(durability: Durability) -> Self {
         Self {
             durability,
+            shared: false,
             #[cfg(test)]
             faults: None,
         }
+    }
+
+    /// The same file system for what is in this folder: shared, if the folder is (see [`is_shared`]).
+    pub(crate) fn below(mut self, folder: &Path) -> Self {
+        self.shared = is_shared(folder);
+        self
+    }
+
+    /// Lets the group have what its owner has, in a shared folder.
+    pub(crate) fn share(&self, file: &File) -> io::Result<()> {
+        if !self.shared {
+            return Ok(());
+        }
+        let mode = file.metadata()?.mode();
+        // A folder hands its group on.
+        let set_group = if mode & S_IFMT == S_IFDIR { S_ISGID } else { 0 };
+        let wanted = Permissions::from_mode((mode | (mode & 0o700) >> 3 | set_group) & 0o7777);
+        match file.set_permissions(wanted) {
+            // Of another account, which made it in the same moment.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+            set => set,
+        }
+    }
+
+    fn share_folder(&self, path: &Path) -> Result<(), FsError> {
+        let shared =
+            if self.shared { File::open(path).and_then(|folder| self.share(&folder)) } else { Ok(()) };
+        shared.map_err(|error| FsError::new("giving the group the folder", path, error))
     }
 
     /// The same file system, flushing always.
@@ -96,14 +127,17 @@ impl Disk {
     /// Makes a folder and its parents.
     pub(crate) fn make_folder(&self, path: &Path) -> Result<(), FsError> {
         step!(self, MakeFolder, path);
-        fs::create_dir_all(path).map_err(|error| FsError::new("making the folder", path, error))
+        let is_new = |folder: &&Path| self.shared && !folder.exists();
+        let new: Vec<&Path> = path.ancestors().take_while(is_new).collect();
+        fs::create_dir_all(path).map_err(|error| FsError::new("making the folder", path, error))?;
+        new.into_iter().try_for_each(|folder| self.share_folder(folder))
     }
 
     /// Makes a folder whose parent exists; whether it is new.
     pub(crate) fn make_subfolder(&self, path: &Path) -> Result<bool, FsError> {
         step!(self, MakeFolder, path);
         match fs::create_dir(path) {
-            Ok(()) => Ok(true),
+            Ok(()) => self.share_folder(path).map(|()| true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(FsError::new("making the folder", path, error)),
         }
@@ -143,6 +177,7 @@ impl Disk {
             .mode(mode)
             .open(path)
             .map_err(|error| FsError::new("creating", path, error))?;
+        self.share(&file).map_err(|error| FsError::new("giving the group the file", path, error))?;
         file.write_all(bytes).map_err(|error| FsError::new("writing", path, error))?;
         Ok(file)
     }
@@ -296,6 +331,17 @@ impl Disk {
             _ => Ok(()),
         }
     }
+}
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_ISGID: u32 = 0o2_000;
+
+/// Whether a folder is for a group of people: its group may write into it, and what is made in it is of that group. So its
+/// owner says with `chmod g+ws`.
+fn is_shared(folder: &Path) -> bool {
+    let said = S_ISGID | 0o020;
+    fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & said == said)
 }
 
 /// What tells a file from any other that had or will have its name: the number of a removed file is given again,

@@ -4,6 +4,7 @@
 //! correctness. Therefore nothing ever has to be unlocked by hand.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -171,7 +172,7 @@ fn take_away(
     path: &Path,
     dead: Option<&LeaseInfo>,
 ) -> Result<(), StoreError> {
-    let _lock = kernel_lock(&store.root().join("takeover.lock"))?;
+    let _lock = kernel_lock(store, "takeover.lock")?;
     if read(path).map(|info| info.nonce) == dead.map(|info| info.nonce.clone()) && path.exists() {
         let disk = &store.shared.disk;
         let caught = session.fresh_path();
@@ -184,13 +185,15 @@ fn take_away(
 
 /// A lock that the kernel releases with its process: under it dead leases are removed, and garbage is
 /// collected. A file system without locks goes without: it costs time, never correctness.
-pub(crate) fn kernel_lock(path: &Path) -> Result<File, StoreError> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(|error| FsError::new("opening", path, error))?;
+pub(crate) fn kernel_lock(store: &Store, name: &str) -> Result<File, StoreError> {
+    let path = store.root().join(name);
+    let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+        // Of another account: a lock needs no writing.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => File::open(&path),
+        opened => opened,
+    };
+    let file = file.map_err(|error| FsError::new("opening", &path, error))?;
+    let _ = store.shared.disk.share(&file);
     let _ = rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive);
     Ok(file)
 }

@@ -28,7 +28,7 @@ use crate::read::{LookedCounter, Verified};
 use crate::record::Record;
 use crate::session::{self, Session};
 use crate::sources::Sources;
-use crate::staging::{Committed, Staging};
+use crate::staging::{CommitOutcome, Committed, Staging};
 use crate::{Digest, FORMAT_LINE};
 
 /// What the store reports.
@@ -121,7 +121,7 @@ impl Store {
     /// # Errors
     /// If the folder holds something else or cannot be read.
     pub fn open_existing(path: &Path, durability: Durability) -> Result<Option<Self>, StoreError> {
-        let disk = Disk::new(durability);
+        let disk = Disk::new(durability).below(path);
         match read_format(path)? {
             Some(uuid) => Ok(Some(Self::with_parts(disk, path, uuid, user_cache_folder()))),
             None => Ok(None),
@@ -129,6 +129,7 @@ impl Store {
     }
 
     pub(crate) fn open_on(disk: Disk, path: &Path, cache: Option<PathBuf>) -> Result<Self, StoreError> {
+        let disk = disk.below(path);
         let uuid = match read_format(path)? {
             Some(uuid) => uuid,
             None => create(&disk, path)?,
@@ -216,6 +217,29 @@ impl Store {
     /// If the store cannot be written.
     pub fn adopt(&self, record: &Record) -> Result<Committed, StoreError> {
         self.stage()?.commit_record(record.clone())
+    }
+
+    /// Takes a record that was made elsewhere and whose blobs are not all here: it is as that of an evicted result. One that
+    /// stands already stays, unless it is damaged.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn adopt_without_files(&self, record: &Record) -> Result<Record, StoreError> {
+        if let Some(whole) = self.lookup(&record.key)? {
+            return Ok(whole);
+        }
+        if let Some(known) = self.evicted(&record.key)? {
+            return Ok(known);
+        }
+        let mark = self.eviction_mark(&record.key);
+        // Marked first: a blob that is missing without a mark is damage.
+        self.shared.disk.write_atomic(&mark, b"")?;
+        let committed = self.adopt(record)?;
+        if committed.outcome == CommitOutcome::Repaired {
+            // A damaged record stood there, and whatever replaces one has its files.
+            self.shared.disk.write_atomic(&mark, b"")?;
+        }
+        Ok(committed.record)
     }
 
     /// Takes the lease of an action, or tells who has it.

@@ -201,10 +201,17 @@ impl Attempt {
         Some(Committed { record, outcome: CommitOutcome::Equal })
     }
 
-    /// Fetches what of its inputs is not in the store, for an execution elsewhere.
-    pub(crate) fn fetch_inputs(self) -> Result<(), AttemptError> {
-        let host = self.host(Instant::now());
-        self.absent.iter().try_for_each(|absent| self.fetch(absent, &host))
+    /// What an execution elsewhere needs of the network: the result, if another machine has made it; else what of its inputs
+    /// is not in the store is fetched.
+    pub(crate) fn prepare(self) -> Result<Option<Finished>, AttemptError> {
+        let started = Instant::now();
+        if let Some(committed) = self.take() {
+            let wall = started.elapsed();
+            return Ok(Some(Finished { result: Ok(committed), wall, cpu: None, is_taken: true }));
+        }
+        let host = self.host(started);
+        self.absent.iter().try_for_each(|absent| self.fetch(absent, &host))?;
+        Ok(None)
     }
 
     fn host(&self, started: Instant) -> Host {

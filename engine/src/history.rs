@@ -190,6 +190,18 @@ impl History {
         classes.into_iter().filter(|class| class != action::EXACT).collect()
     }
 
+    /// The results that the newest runs in this store had, whatever they ran: the newest first, by the runs and then by
+    /// when they were made.
+    pub(crate) fn known_records(&self) -> Vec<Record> {
+        let Some(store) = &self.store else { return Vec::new() };
+        let plans = self.runs.iter().rev().take(DEPTH).filter_map(|run| StoredPlan::read(store, run));
+        let keys: BTreeSet<Digest> = plans.flat_map(|plan| plan.nodes.into_values()).collect();
+        let mut records: Vec<Record> =
+            keys.iter().filter_map(|key| store.record(key).ok().flatten()).collect();
+        records.sort_by(|left, right| (&right.meta.created, right.key).cmp(&(&left.meta.created, left.key)));
+        records
+    }
+
     /// Seconds that nodes of this one's kind take on its device: the mean of the results of the newest plan, each
     /// weighing a tenth less than the next younger one. For a node that never ran.
     pub(crate) fn seconds_of_kind(&self, node: &Node, numerics: &str) -> Option<f64> {

@@ -16,6 +16,7 @@ mod context;
 mod difference;
 pub mod drawing;
 mod error;
+mod estimate;
 mod events;
 pub mod exit;
 mod export;

@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) records: Vec<Option<Record>>,
     /// Of row-wise nodes that run: how many parts they have.
     pub(crate) shards: Vec<Option<ShardCount>>,
+    /// The nodes that were asked for by name: of what else is wanted somebody has to read the files. `None`: all.
+    pub(crate) asked: Option<BTreeSet<NodeId>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
     /// Nodes whose results are known and whose files were evicted: a hit until somebody reads them.
@@ -58,8 +60,12 @@ pub(crate) struct ShardCount {
 pub(crate) struct Wanted {
     /// The nodes asked for and their ancestors; `None`: all.
     pub(crate) nodes: Option<BTreeSet<NodeId>>,
+    /// The nodes that were asked for by name, without their ancestors; `None`: all.
+    pub(crate) asked: Option<BTreeSet<NodeId>>,
     /// Nodes that run whatever is in the store.
     pub(crate) forced: BTreeSet<NodeId>,
+    /// Whether there is a remote cache that files may come from.
+    pub(crate) has_remote: bool,
     /// Whether results of other numerics classes will do.
     pub(crate) accept_numerics: bool,
 }
@@ -123,6 +129,7 @@ impl Plan {
             keys: vec![None; count],
             records: vec![None; count],
             shards: vec![None; count],
+            asked: wanted.asked.clone(),
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
             evicted: BTreeSet::new(),
             accepted: if wanted.accept_numerics { history.numerics_classes() } else { Vec::new() },
@@ -187,7 +194,7 @@ impl Plan {
                 }
             };
         }
-        plan.make_evicted_again(pipeline);
+        plan.make_evicted_again(pipeline, wanted.has_remote);
         Ok(plan)
     }
 
@@ -227,20 +234,29 @@ impl Plan {
     }
 
     /// What was evicted and is read by a node that runs has to run too, and so on towards the sources. What only
-    /// may run reads it when it does.
-    fn make_evicted_again(&mut self, pipeline: &Pipeline) {
+    /// may run reads it when it does; and so does what runs because it was evicted itself, where its files may come from a
+    /// remote cache.
+    fn make_evicted_again(&mut self, pipeline: &Pipeline, has_remote: bool) {
         if self.evicted.is_empty() {
             return;
         }
         let consumers = action::consumers(pipeline);
         for id in self.order.iter().rev().filter(|id| self.evicted.contains(id)) {
-            let runs = |consumer: &&NodeId| matches!(self.status[consumer.0], Status::Run(_));
+            let runs = |consumer: &&NodeId| {
+                let comes = has_remote && self.evicted.contains(consumer);
+                matches!(self.status[consumer.0], Status::Run(_)) && !comes
+            };
             if let Some(reader) = consumers[id.0].iter().find(runs) {
                 let reader = pipeline.nodes[reader.0].name.clone();
                 self.status[id.0] = Status::Run(vec![DirtyReason::Evicted { reader }]);
                 self.records[id.0] = None;
             }
         }
+    }
+
+    /// Whether a node was asked for by name, or all were.
+    pub(crate) fn is_asked(&self, id: NodeId) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.contains(&id))
     }
 
     /// (hit, run, maybe).

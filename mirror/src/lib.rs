@@ -146,6 +146,23 @@ impl Mirror {
         }
     }
 
+    /// Brings the record of `key` alone: its files come when somebody reads them, by [`Mirror::bring`]. Where they are in the
+    /// store already it is as if they had come.
+    pub fn bring_record(&self, key: &Digest, store: &Store) -> Option<Record> {
+        let shared = &self.shared;
+        if !self.is_on() {
+            return None;
+        }
+        let record = shared.threads.block_on(download::record(shared, key))?;
+        let mut files = record.outputs.values().flat_map(|output| &output.files);
+        let taken = if files.all(|file| store.has_blob(&file.blob, file.bytes)) {
+            store.adopt(&record).map(|committed| committed.record)
+        } else {
+            store.adopt_without_files(&record)
+        };
+        taken.map_err(|error| shared.turn_off(download::not_stored(&error))).ok()
+    }
+
     /// Puts a record and what `blobs` says of its files there, in the background.
     pub fn send(&self, record: Record, blobs: Blobs, store: &Store) {
         if self.is_on() && self.is_writable() {

@@ -13,13 +13,12 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int32Type};
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch};
 use arrow_buffer::NullBuffer;
-use arrow_ipc::reader::FileReader;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema};
 use pipe_engine::cache::{Digest, Value, part_digest, row_digest};
 use pipe_engine::{OutputWriter, StageError, TablePart};
 
-use crate::guard::guarded;
+use crate::arrow_file::ArrowFile;
 use crate::table::{Table, Wanted, from_batch};
 
 /// A column of tensors of one shape.
@@ -86,14 +85,14 @@ pub(crate) fn each_without_tensors(
     take: &mut dyn FnMut(&Table) -> Result<(), StageError>,
 ) -> Result<(), StageError> {
     let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
-    let reader = open(path)?;
-    let schema = reader.schema();
+    let mut file = ArrowFile::open(path)?;
+    let schema = file.schema();
     let mut plain = plain_columns(&schema);
     let first = plain.first().copied();
     plain.retain(|place| wanted(schema.field(*place).name()));
     let plain = if plain.is_empty() { first.into_iter().collect() } else { plain };
-    for batch in reader {
-        let batch = batch.and_then(|batch| batch.project(&plain)).map_err(damaged)?;
+    while let Some(batch) = file.next()? {
+        let batch = batch.project(&plain).map_err(damaged)?;
         take(&from_batch(path, &batch)?)?;
     }
     Ok(())
@@ -104,15 +103,10 @@ pub(crate) fn each_without_tensors(
 /// # Errors
 /// If it is damaged.
 pub(crate) fn header_without_tensors(path: &Path) -> Result<Table, StageError> {
-    let schema = open(path)?.schema();
+    let schema = ArrowFile::open(path)?.schema();
     let plain = schema.project(&plain_columns(&schema));
     let plain = plain.map_err(|error| StageError::input(path, error.to_string()))?;
     from_batch(path, &RecordBatch::new_empty(Arc::new(plain)))
-}
-
-fn open(path: &Path) -> Result<FileReader<File>, StageError> {
-    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    FileReader::try_new(file, None).map_err(|error| StageError::input(path, error.to_string()))
 }
 
 /// Where the columns are that hold neither tensors nor bytes.
@@ -232,14 +226,7 @@ fn list(values: &ArrayRef) -> Value {
 
 /// All rows of a file as one batch.
 pub(crate) fn read_file(path: &Path) -> Result<RecordBatch, StageError> {
-    let damaged = |error: arrow_schema::ArrowError| StageError::input(path, error.to_string());
-    let file = File::open(path).map_err(|error| StageError::input(path, error.to_string()))?;
-    guarded(path, || {
-        let reader = FileReader::try_new(file, None).map_err(damaged)?;
-        let schema = reader.schema();
-        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
-        arrow_select::concat::concat_batches(&schema, &batches).map_err(damaged)
-    })
+    ArrowFile::open(path)?.all()
 }
 
 /// The values of a tensor column and the shape of one row.

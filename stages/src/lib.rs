@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ablate;
+mod arrow_file;
 pub mod artifact;
 pub mod attribute;
 pub mod attribute_text;

@@ -232,6 +232,55 @@ fn stages_of_the_guide_are_those_of_the_program() {
     assert!(stages > 15, "{stages}");
 }
 
+/// The first column of the tables of a page, where `is_code` takes it.
+fn codes_of(page: &str, is_code: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let page = std::fs::read_to_string(root().join("docs").join(page)).expect("the page is there");
+    let first = page.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |"));
+    first.map(|(code, _)| code.to_owned()).filter(|code| is_code(code)).collect()
+}
+
+/// A letter and three digits.
+fn is_diagnostic(code: &str) -> bool {
+    code.len() == 4 && code.starts_with(['E', 'W']) && code[1..].bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Every code that a diagnostic may have is explained, and no other one.
+#[test]
+fn every_code_of_a_refusal_has_its_line_in_the_guide() {
+    let mut used = BTreeSet::new();
+    let mut folders = vec![root().join("engine/src"), root().join("stages/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("it is a folder") {
+            let path = entry.expect("it can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(path).expect("sources are UTF-8");
+                let quoted = text.split('"').filter(|text| text.is_ascii());
+                used.extend(quoted.filter(|text| is_diagnostic(text)).map(str::to_owned));
+            }
+        }
+    }
+    assert!(used.len() > 20, "{used:?}");
+    assert_eq!(codes_of("pipeline-language.md", is_diagnostic), used);
+}
+
+/// The exit codes of `--help` are those of the guide.
+#[test]
+fn every_exit_code_has_its_line_in_the_guide() {
+    let help = Study::new("").pipe(&["--help"]).expect(0).stdout;
+    let table = help.split("Exit codes:").nth(1).expect("there is a table");
+    let first = |text: &str| text.split_whitespace().next().map(str::to_owned);
+    let told: BTreeSet<String> = table
+        .split(['\n', ';'])
+        .filter_map(first)
+        .filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()))
+        .collect();
+    assert!(told.len() >= 9, "{told:?}");
+    let is_number = |code: &str| !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_digit());
+    assert_eq!(codes_of("pipeline-language.md", is_number), told);
+}
+
 /// The program that the page on kinds shows is the one that is compiled.
 #[test]
 fn the_example_of_a_kind_is_the_one_that_is_compiled() {

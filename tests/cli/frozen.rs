@@ -83,3 +83,48 @@ fn a_source_that_is_gone_is_told() {
     study.pipe(&["verify", "study.toml", "--sources", "--repair"]).expect(4);
     study.pipe(&["verify", "--sources"]).expect(2);
 }
+
+/// The records of frozen sources, of which there is one here.
+fn record(study: &Study) -> std::path::PathBuf {
+    let mut folders = vec![study.path("cache")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("it is a folder") {
+            let path = entry.expect("it can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if folder.ends_with("frozen") {
+                return path;
+            }
+        }
+    }
+    panic!("no source is recorded")
+}
+
+/// What was read before the tear is no record: nothing of it is gone or new.
+#[test]
+fn a_torn_record_is_none() {
+    let study = study();
+    study.run(&[]).expect(0);
+    let path = record(&study);
+    let whole = std::fs::read(&path).expect("it can be read");
+    let lines = whole.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::len);
+    let starts: Vec<usize> =
+        lines.scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect();
+    assert_eq!(starts.len(), 4, "a header, two files, a digest");
+    // Before and within each line, and with files that are not the recorded ones.
+    let tears = starts.iter().flat_map(|start| [*start, start + 5]).chain([whole.len() - 2]);
+    for tear in tears {
+        for text in ["one\n", "other\n"] {
+            study.write_file("data/a.txt", text);
+            std::fs::write(&path, &whole[..tear]).expect("it can be written");
+            let told = study.json("verify", &["--sources"]);
+            let source = &told["sources"][0];
+            assert_eq!(source["changes"], serde_json::json!([]), "{tear} of {} bytes: {told}", whole.len());
+            assert!(source["missing"].is_null(), "{told}");
+        }
+    }
+    // The whole one is held against what is there.
+    std::fs::write(&path, &whole).expect("it can be written");
+    let told = study.pipe(&["verify", "study.toml", "--sources"]).expect(4);
+    assert!(told.stdout.contains("changed  file:data: `a.txt` has another content"), "{}", told.stdout);
+}

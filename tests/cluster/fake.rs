@@ -3,7 +3,8 @@
 use crate::study;
 use crate::world::World;
 
-pub(crate) const TESTS: [(&str, fn()); 4] = [
+pub(crate) const TESTS: [(&str, fn()); 5] = [
+    ("parts_that_others_made_are_not_ordered", parts_that_others_made_are_not_ordered),
     ("a_lost_answer_is_no_second_submission", a_lost_answer_is_no_second_submission),
     ("too_many_jobs_are_submitted_later", too_many_jobs_are_submitted_later),
     ("too_large_arrays_are_halved", too_large_arrays_are_halved),
@@ -55,4 +56,25 @@ fn what_nobody_knows_is_tried_three_times() {
     assert!(told.contains("the dog ate it") && world.submissions().len() == 3, "{told}");
     let calls = world.submissions();
     assert!(calls[1].ends_with("--dependency=singleton") && !calls[0].contains("singleton"), "{calls:?}");
+}
+
+/// A table that grew is another one; the parts that it had are in the remote cache, though the store is new.
+fn parts_that_others_made_are_not_ordered() {
+    let world = World::with_fake_slurm(&[], ONE);
+    let write = |parts: usize| {
+        let remote = format!("[remote]\nurl = \"{}\"\nmode = \"read-write\"\n", world.shared_folder());
+        world.write(&format!("{remote}{}", study(parts, 0, 1)));
+    };
+    write(6);
+    world.pipe(&["run", "--executor", "local", "doubled"]).expect(0);
+    world.forget_store();
+    write(8);
+    world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    // Six of its parts at first, and two later.
+    let marks = world.marks();
+    let doubled: Vec<_> = marks.iter().filter(|(name, _)| name.starts_with("double")).collect();
+    assert!(doubled.len() == 8 && doubled.iter().all(|(_, times)| **times == 1), "{marks:?}");
+    let hits = world.events("action_hit");
+    assert_eq!(hits.iter().filter(|hit| hit["source"] == "remote" && hit["shard"].is_string()).count(), 6);
+    world.expect_results_of_a_local_run();
 }

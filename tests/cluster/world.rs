@@ -108,13 +108,28 @@ impl World {
 
     pub(crate) fn new(cluster: &str, stages: &str) -> Self {
         let world = Self { folder: TempDir::new().unwrap(), cluster: cluster.to_owned(), has_fake: false };
+        world.write(stages);
+        std::fs::create_dir(world.path("marks")).unwrap();
+        world
+    }
+
+    /// Replaces the stages of the study.
+    pub(crate) fn write(&self, stages: &str) {
         let text = format!(
             "[pipeline]\nname = \"t\"\nformat = 1\n[executor.slurm]\npoll = \"1s\"\nsubmit_rate = \"20/s\"\n\
              task_target = \"1s\"\nexport = [\"PIPE_MARKS\"]\n{stages}"
         );
-        std::fs::write(world.path("study.toml"), text).unwrap();
-        std::fs::create_dir(world.path("marks")).unwrap();
-        world
+        std::fs::write(self.path("study.toml"), text).unwrap();
+    }
+
+    /// The address of a folder that stores share.
+    pub(crate) fn shared_folder(&self) -> String {
+        format!("file://{}", self.path("shared-cache").display())
+    }
+
+    /// The store is gone, as that of another machine would be.
+    pub(crate) fn forget_store(&self) {
+        std::fs::remove_dir_all(self.path(".pipe")).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -213,16 +228,18 @@ impl World {
         self.path("results/t").join(stage).is_dir()
     }
 
+    /// How often each action came to its end.
+    pub(crate) fn marks(&self) -> BTreeMap<String, usize> {
+        let mark = |path: PathBuf| {
+            let times = std::fs::read_to_string(&path).unwrap().lines().count();
+            (path.file_name().unwrap().to_string_lossy().into_owned(), times)
+        };
+        std::fs::read_dir(self.path("marks")).unwrap().map(|entry| mark(entry.unwrap().path())).collect()
+    }
+
     /// So many actions came to their end, each once.
     pub(crate) fn expect_marks(&self, count: usize) {
-        let marks: BTreeMap<String, usize> = std::fs::read_dir(self.path("marks"))
-            .unwrap()
-            .map(|entry| {
-                let path = entry.unwrap().path();
-                let times = std::fs::read_to_string(&path).unwrap().lines().count();
-                (path.file_name().unwrap().to_string_lossy().into_owned(), times)
-            })
-            .collect();
+        let marks = self.marks();
         let often: Vec<_> = marks.iter().filter(|(_, times)| **times != 1).collect();
         assert!(often.is_empty(), "{often:?} ran to their ends more than once");
         assert_eq!(marks.len(), count, "{marks:?}");

@@ -209,3 +209,58 @@ fn runs_sort_by_time_and_their_logs_stay_inside() {
         assert!(store.run(id).is_err(), "{id}");
     }
 }
+
+/// The modes of all that lies below a folder, by relative path.
+fn modes(root: &std::path::Path) -> Vec<(String, u32, bool)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = std::fs::metadata(&path).unwrap();
+            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            found.push((name, metadata.permissions().mode() & 0o7777, metadata.is_dir()));
+            if metadata.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Whatever the umask of each: the folder says that it is a group's, and all below it follows.
+#[test]
+fn what_lies_in_a_shared_store_is_its_groups() {
+    let shared = |mode: u32| {
+        let folder = TempDir::new().unwrap();
+        let root = folder.path().join("store");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(mode)).unwrap();
+        let store = open(folder.path());
+        commit(&store, &action(1), &[("a.txt", "one"), ("b/c.txt", "two")]);
+        let run = store.new_run().unwrap();
+        store.write_atomic(&run.path().join("plan.json"), b"{}").unwrap();
+        let lease = store.lease(&action(2).digest(), "run").unwrap();
+        assert!(matches!(lease, crate::LeaseAttempt::Acquired(_)));
+        (modes(&root), folder)
+    };
+    let (found, _folder) = shared(0o2775);
+    assert!(found.len() > 15, "{found:?}");
+    for (name, mode, is_folder) in &found {
+        // Two levels of staging are made by who writes outputs, and go with their process.
+        if name.starts_with("tmp/") && name.contains("/b") {
+            continue;
+        }
+        match is_folder {
+            true => assert_eq!(mode & 0o2070, 0o2070, "{name}: {mode:o}"),
+            // What is in the store is never written again; all else may be replaced by whoever comes.
+            false if mode & 0o222 == 0 => assert_eq!(*mode, 0o444, "{name}"),
+            false => assert_eq!(mode & 0o060, 0o060, "{name}: {mode:o}"),
+        }
+    }
+    // Elsewhere the umask says.
+    for mode in [0o2755, 0o775] {
+        let (found, _folder) = shared(mode);
+        assert!(found.iter().all(|(_, mode, _)| mode & 0o020 == 0), "{found:?}");
+    }
+}

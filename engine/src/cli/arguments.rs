@@ -110,7 +110,7 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Says what would run, and why
     #[command(
-        after_help = "Examples:\n  pipe plan study.toml\n  pipe plan study.toml --check && echo up to date"
+        after_help = "Examples:\n  pipe plan study.toml\n  pipe plan study.toml --check && echo up to date\n  pipe plan study.toml --estimate --rows pairs=15000000"
     )]
     Plan(PlanArguments),
     /// Says why a node would run: the causes, root first
@@ -464,6 +464,12 @@ pub(crate) struct PlanArguments {
     /// Exit with 6 if anything would run
     #[arg(long)]
     pub(crate) check: bool,
+    /// Say what it will cost: jobs, hours, bytes, by what results so far took
+    #[arg(long)]
+    pub(crate) estimate: bool,
+    /// Rows that a node will give which has no result yet, for the estimate: `--rows pairs=15000000`
+    #[arg(long, value_name = "NODE=ROWS", requires = "estimate")]
+    pub(crate) rows: Vec<String>,
 }
 
 #[derive(Args, Debug)]

@@ -170,7 +170,11 @@ pub(crate) fn pull(
     // What a result says decides the keys of what reads it.
     loop {
         let (plan, ..) = study.plan(Some(&store), &wanted, registry.numerics())?;
-        let missing = |id: &NodeId| matches!(plan.status[id.0], Status::Run(_));
+        let missing = |id: &NodeId| match plan.status[id.0] {
+            Status::Run(_) => true,
+            Status::Hit => plan.evicted.contains(id),
+            _ => false,
+        };
         let keys =
             plan.order.iter().copied().filter(missing).filter_map(|id| Some(plan.keys[id.0].as_ref()?.0));
         let keys: BTreeSet<Digest> = keys.filter(|key| !asked.contains(key)).collect();

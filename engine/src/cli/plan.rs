@@ -1,10 +1,13 @@
 //! `pipe plan` and `pipe why`: what would run, and the causes, root first.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::arguments::{Arguments, PlanArguments, WhyArguments};
 use super::study::Study;
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, size};
+use crate::estimate::{Basis, Estimate};
 use crate::exit;
 use crate::history::History;
 use crate::kind::{Determinism, Registry};
@@ -17,8 +20,91 @@ pub(crate) fn plan(arguments: &Arguments, plan: &PlanArguments, registry: &Regis
     let wanted = study.wanted(&plan.selection)?;
     let store = study.open_existing()?;
     let (made, _, history) = study.plan(store.as_ref(), &wanted, registry.numerics())?;
-    plan_text(arguments, &study, &made, &history)?;
+    if plan.estimate {
+        let given = given_rows(&study, &plan.rows)?;
+        let estimate = Estimate::make(&study.pipeline, &made, &history, registry.numerics(), &given);
+        estimate_text(arguments, &study, &made, &estimate)?;
+    } else {
+        plan_text(arguments, &study, &made, &history)?;
+    }
     Ok(if plan.check && !made.is_up_to_date() { exit::WORK_TO_DO } else { exit::DONE })
+}
+
+/// `NODE=ROWS` of the command line.
+fn given_rows(study: &Study, texts: &[String]) -> Result<BTreeMap<NodeId, u64>, CliError> {
+    let mut given = BTreeMap::new();
+    for text in texts {
+        let parsed = text.rsplit_once('=').and_then(|(node, rows)| Some((node, rows.parse::<u64>().ok()?)));
+        let Some((node, rows)) = parsed else {
+            let mut error =
+                CliError::new(exit::USAGE, format!("error: `--rows {text}` names no number of rows"));
+            error.hint =
+                Some("write a node or a stage and a whole number: `--rows pairs=15000000`".to_owned());
+            return Err(error);
+        };
+        given.extend(study.select(node)?.into_iter().map(|id| (id, rows)));
+    }
+    Ok(given)
+}
+
+/// Prints what a plan costs.
+fn estimate_text(
+    arguments: &Arguments,
+    study: &Study,
+    plan: &Plan,
+    estimate: &Estimate,
+) -> Result<u8, CliError> {
+    if arguments.global.json {
+        let (hit, run, maybe) = plan.counts();
+        return print_json(&json!({
+            "version": 1, "pipeline": study.pipeline.name, "hit": hit, "run": run, "maybe": maybe,
+            "estimate": estimate.json(&study.pipeline),
+        }));
+    }
+    if arguments.global.quiet {
+        return Ok(exit::DONE);
+    }
+    let unknown = || "unknown".to_owned();
+    let hours = |seconds: Option<f64>| seconds.map_or_else(unknown, duration);
+    let bytes = |bytes: Option<f64>| bytes.map_or_else(unknown, |bytes| size(bytes as u64));
+    let mut text = format!(
+        "{:>8} {:>7} {:>9} {:>9} {:>9} {:>10}  node\n",
+        "actions", "jobs", "time", "of GPUs", "of cores", "results"
+    );
+    for cost in &estimate.costs {
+        let count = |count: Option<usize>| count.map_or_else(unknown, |count| count.to_string());
+        let note = match cost.basis {
+            Some(Basis::Kind) => "  (by others of its kind)",
+            _ => "",
+        };
+        text.push_str(&format!(
+            "{:>8} {:>7} {:>9} {:>9} {:>9} {:>10}  {}{note}\n",
+            count(cost.actions),
+            count(cost.jobs),
+            hours(cost.seconds),
+            hours(cost.gpu_seconds),
+            hours(cost.core_seconds),
+            bytes(cost.bytes),
+            study.pipeline.nodes[cost.id.0].name,
+        ));
+    }
+    let totals = estimate.totals();
+    text.push_str(&counts(plan));
+    text.push_str(&format!(
+        "by what was measured: {} jobs, {} of one action after another, {} of GPUs, {} of cores, {} of results\n",
+        totals.jobs,
+        duration(totals.seconds),
+        duration(totals.gpu_seconds),
+        duration(totals.core_seconds),
+        size(totals.bytes as u64)
+    ));
+    if totals.unknown > 0 {
+        text.push_str(&format!(
+            "nothing is known of what {} of these nodes take, which adds to it\n",
+            totals.unknown
+        ));
+    }
+    print(&text)
 }
 
 /// Prints a plan: what would run, with reasons; hits are counted, and listed with `-v`.

@@ -55,6 +55,7 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         Vec::new()
     };
     let mirror = if run.offline { None } else { mirror::open(&study, run.remote.map(Into::into))? };
+    wanted.has_remote = mirror.is_some();
     let store = study.open(run.durability.into())?;
     let signals = Signals::register(study.pipeline.executor.place)
         .map_err(|error| CliError::environment("registering signal handlers", &error))?;
@@ -88,6 +89,9 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
         wanted.forced.extend(again);
         let (numerics, ahead) = (registry.numerics(), ReadAhead::default());
         plan = Plan::make(&study.pipeline, Some(&store), &sources, numerics, &wanted, &history, ahead)?;
+    }
+    if let Some(mirror) = &mirror {
+        bring_asked(&mut plan, mirror, &store);
     }
     announce(&study, &plan, &events);
     let hits = plan.counts().0;
@@ -132,6 +136,17 @@ pub(crate) fn run(arguments: &Arguments, run: &RunArguments, registry: &Registry
     // with nothing to do.
     std::mem::forget((plan, study));
     Ok(code)
+}
+
+/// What is asked for by name comes with its files, if only its record is here.
+fn bring_asked(plan: &mut Plan, mirror: &pipe_mirror::Mirror, store: &Store) {
+    let Some(asked) = plan.asked.clone() else { return };
+    for id in asked.intersection(&plan.evicted.clone()) {
+        let key = plan.keys[id.0].as_ref().map(|(digest, _)| *digest);
+        if plan.status[id.0] == Status::Hit && key.is_some_and(|key| mirror.bring(&key, store).is_some()) {
+            plan.evicted.remove(id);
+        }
+    }
 }
 
 /// Some options make sense in one place only.

@@ -90,6 +90,7 @@ impl Study {
             Ok(nodes)
         };
         let forced = select(&selection.force)?;
+        let mut asked = None;
         let mut nodes = if selection.targets.is_empty() {
             None
         } else {
@@ -99,6 +100,7 @@ impl Study {
             } else {
                 targets
             };
+            asked = Some(targets.clone());
             Some(if selection.only { targets } else { Wanted::with_ancestors(&self.pipeline, targets) })
         };
         let all = || (0..self.pipeline.nodes.len()).map(NodeId).collect::<BTreeSet<NodeId>>();
@@ -110,7 +112,13 @@ impl Study {
             let out = Wanted::with_descendants(&self.pipeline, select(&selection.exclude)?);
             nodes = Some(nodes.unwrap_or_else(all).difference(&out).copied().collect());
         }
-        Ok(Wanted { nodes, forced, accept_numerics: selection.accept_numerics.is_some() })
+        Ok(Wanted {
+            nodes,
+            asked,
+            forced,
+            has_remote: false,
+            accept_numerics: selection.accept_numerics.is_some(),
+        })
     }
 
     /// The targets of a selection themselves; none: all nodes.

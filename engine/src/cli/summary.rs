@@ -103,7 +103,8 @@ impl Summary<'_> {
         if evicted > 0 {
             let files = if evicted == 1 { "file" } else { "files" };
             eprintln!(
-                "{:>10}  {evicted} {files} of evicted results left out; `--force NODE` makes them again",
+                "{:>10}  {evicted} {files} left out of results that are evicted or whose records alone came from the remote cache; naming \
+                 their stages brings the latter, `--force NODE` makes them again",
                 "Evicted"
             );
         }

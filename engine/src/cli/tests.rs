@@ -1,6 +1,7 @@
 //! The program with kinds made for tests: stages that panic, fail and count how often they run.
 
 mod edits;
+mod estimate;
 mod evict;
 mod growth;
 mod numerics;

@@ -23,9 +23,15 @@ impl Scheduler<'_> {
         if work.asking >= AT_A_TIME {
             return true;
         }
+        // Of what nobody asked for, and nobody reads yet, it is enough to know the digests.
+        let is_enough = !work.plan.is_asked(id) && !work.demanded.contains(&id);
         let (mirror, store, sender) = (mirror.clone(), self.store.clone(), work.sender.clone());
         let question = move || {
-            let found = mirror.bring(&digest, &store).map(Box::new);
+            let found = match is_enough {
+                true => mirror.bring_record(&digest, &store),
+                false => mirror.bring(&digest, &store),
+            };
+            let found = found.map(Box::new);
             // The receiver is gone only when the run was aborted.
             let _ = sender.send((TaskId { node: id, shard: None }, News::Asked(digest, found)));
         };
@@ -53,6 +59,11 @@ impl Scheduler<'_> {
             Some(record) => {
                 work.outcome.taken += 1;
                 self.hit(id, *record, "remote", work);
+                // The files may have come with another result.
+                let has_files = matches!(self.store.lookup(&digest), Ok(Some(_)));
+                if !has_files {
+                    work.plan.evicted.insert(id);
+                }
             }
             None => work.state[id.0] = State::Ready,
         }

@@ -224,6 +224,8 @@ struct Work<'p> {
     asking: usize,
     /// The keys under which nodes were asked for.
     asked: BTreeMap<NodeId, Digest>,
+    /// The parts that were asked for before they were ordered from a cluster.
+    asked_parts: BTreeSet<Digest>,
     /// Tells running stages to stop at their next safe point.
     cancelled: Arc<AtomicBool>,
     outcome: Outcome,
@@ -320,6 +322,7 @@ impl Scheduler<'_> {
             sender,
             asking: 0,
             asked: BTreeMap::new(),
+            asked_parts: BTreeSet::new(),
             cancelled: Arc::new(AtomicBool::new(false)),
             outcome: Outcome::default(),
         };

@@ -9,10 +9,8 @@ use pipe_cache::{Digest, Record};
 
 use super::start::Action;
 use super::{Demand, OnFailure, Running, Scheduler, State, TaskId, Work};
-use crate::action;
 use crate::attempt::{AttemptError, Finished};
 use crate::brief::{Brief, Port};
-use crate::kind::DefaultCpu;
 use crate::pipeline::{Node, NodeId, Origin, Place};
 use crate::slurm::manifest::{Ask, Order};
 
@@ -69,7 +67,7 @@ impl Scheduler<'_> {
             digest,
             log: action.log,
             forced: work.plan.forced.contains(&id.node),
-            ask: ask(node),
+            ask: Ask::of(node),
             seconds: action.seconds,
             origins: Arc::new(self.origins(node)),
         };
@@ -161,21 +159,5 @@ impl Scheduler<'_> {
         let last = self.history.last_record(&self.pipeline.nodes[id.0].name, None)?;
         let parts = last.shards.len();
         (parts > 0).then(|| last.meta.duration_seconds / parts as f64)
-    }
-}
-
-/// What a task of a node asks the cluster for.
-fn ask(node: &Node) -> Ask {
-    let resources = &node.resources;
-    let on_gpu = usize::from(action::is_on_gpu(node));
-    Ask {
-        cpu: resources.cpu.or(match node.description.cpu {
-            DefaultCpu::One => Some(1),
-            DefaultCpu::All => None,
-        }),
-        memory: resources.memory,
-        gpu: resources.gpu.max(on_gpu),
-        time: resources.time,
-        names: resources.names.clone(),
     }
 }

@@ -336,14 +336,19 @@ impl Scheduler<'_> {
     ) -> Result<(), AttemptError> {
         let node = &self.pipeline.nodes[id.node.0];
         let for_cluster = work.cluster.is_some() && !matches!(task, Task::Merge(_));
-        if for_cluster && action.inputs.absent.is_empty() {
+        let is_part = matches!(task, Task::Part(_));
+        let mirror = self.mirror.filter(|_| is_part && !work.plan.forced.contains(&id.node));
+        // A driver asks for each part once, before it is ordered: nodes of a cluster need no network.
+        let mirror = mirror.filter(|mirror| mirror.is_on());
+        let mirror =
+            mirror.filter(|_| !for_cluster || id.shard.is_some_and(|part| work.asked_parts.insert(part)));
+        if for_cluster && action.inputs.absent.is_empty() && mirror.is_none() {
             // The lease is the worker's to take.
             drop(lease);
             self.order(id, action, work);
             return Ok(());
         }
         let peak = Arc::new(AtomicU64::new(work.resident));
-        let is_part = matches!(task, Task::Part(_));
         let demand = self.local_demand(id.node, work);
         let grant = work.admission.take(&demand);
         let Action { key, inputs, outputs, log, .. } = action;
@@ -366,14 +371,17 @@ impl Scheduler<'_> {
             lease,
             absent: inputs.absent,
             fetcher: Arc::clone(self.fetcher),
-            mirror: self.mirror.filter(|_| is_part && !work.plan.forced.contains(&id.node)).cloned(),
+            mirror: mirror.cloned(),
         };
         let sender = work.sender.clone();
         let job = Box::new(move |worker: Result<&Worker, &_>| {
             // The receiver is gone only when the run was aborted.
             let tell = |news| _ = sender.send((id, news));
             if for_cluster {
-                tell(News::Fetched(attempt.fetch_inputs()));
+                match attempt.prepare() {
+                    Ok(Some(taken)) => tell(News::Finished(Box::new(taken))),
+                    fetched => tell(News::Fetched(fetched.map(|_| ()))),
+                }
             } else {
                 attempt.execute(worker, |finished| tell(News::Finished(Box::new(finished))));
             }
@@ -408,8 +416,11 @@ impl Scheduler<'_> {
                 let cause = std::io::Error::other("it is damaged each time: the disk cannot be trusted");
                 return Err(StageError::environment(doing, cause).into());
             }
+            let may_come = self.mirror.is_some_and(pipe_mirror::Mirror::is_on);
             let reason = if work.plan.evicted.contains(&id) {
                 work.demanded.insert(id);
+                // Its files are another question than its record was.
+                work.asked.remove(&id);
                 DirtyReason::Evicted { reader: self.pipeline.nodes[reader.0].name.clone() }
             } else {
                 DirtyReason::Damaged
@@ -421,9 +432,10 @@ impl Scheduler<'_> {
                 work.plan.keys[id.0] = key.map(|key| (key.digest(), key));
             }
             asked.push(id);
-            // What it reads itself may be evicted too.
+            // What it reads itself may be evicted too, and is needed if its own files do not come.
             let evicted = &work.plan.evicted;
-            waiting.extend(action::producers(node).filter(|producer| evicted.contains(producer)));
+            let read = action::producers(node).filter(|producer| evicted.contains(producer));
+            waiting.extend(read.filter(|_| !may_come));
         }
         for id in asked {
             let mut producers = action::producers(&self.pipeline.nodes[id.0]);

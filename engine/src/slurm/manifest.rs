@@ -7,11 +7,13 @@ use std::sync::Arc;
 use pipe_cache::{ActionKey, CommitOutcome, Digest, OutputRecord};
 use serde::{Deserialize, Serialize};
 
+use crate::action;
 use crate::artifact::InputArtifact;
 use crate::attempt::AttemptError;
 use crate::brief::{Brief, Port};
 use crate::isolate::Failure;
-use crate::pipeline::Origin;
+use crate::kind::DefaultCpu;
+use crate::pipeline::{Node, Origin};
 
 /// The version of these files.
 pub(crate) const VERSION: u32 = 1;
@@ -34,6 +36,22 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    /// What a task of a node asks for.
+    pub(crate) fn of(node: &Node) -> Self {
+        let resources = &node.resources;
+        let on_gpu = usize::from(action::is_on_gpu(node));
+        Self {
+            cpu: resources.cpu.or(match node.description.cpu {
+                DefaultCpu::One => Some(1),
+                DefaultCpu::All => None,
+            }),
+            memory: resources.memory,
+            gpu: resources.gpu.max(on_gpu),
+            time: resources.time,
+            names: resources.names.clone(),
+        }
+    }
+
     /// The wall time of a task in seconds: what was asked for, in whole minutes.
     pub(crate) fn limit(&self) -> Option<u64> {
         self.time.map(|time| time.div_ceil(60).max(1) * 60)

@@ -1,7 +1,8 @@
 //! Actions in jobs of a Slurm cluster: `pipe run --executor slurm` submits them, `pipe worker` executes them, and both
 //! meet in the store alone.
 
-mod batching;
+mod accounts;
+pub(crate) mod batching;
 mod cluster;
 mod command;
 pub(crate) mod jobs;

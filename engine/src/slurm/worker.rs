@@ -365,7 +365,7 @@ impl Worker<'_> {
             lease: Some(lease),
             absent: Vec::new(),
             fetcher: Arc::clone(&self.fetcher),
-            // The driver has asked for the node.
+            // The driver has asked for the node and for its parts.
             mirror: None,
         };
         let (sender, receiver) = mpsc::channel();

@@ -145,6 +145,113 @@ fn parts_of_a_table_are_taken_one_by_one() {
     assert!(taken + 2 >= parts, "{taken}");
 }
 
+/// The texts of all results that are in the store.
+fn stored(world: &World) -> Vec<String> {
+    let folders = std::fs::read_dir(world.path(".pipe/cas")).unwrap();
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+    let mut texts: Vec<String> =
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    texts.sort();
+    texts
+}
+
+/// Of what is asked for by name, and of what something reads; of all else the records are enough.
+#[test]
+fn files_come_when_somebody_reads_them() {
+    let world = World::new("");
+    study(&world, &three(""));
+    assert_eq!(world.pipe("run", &[]), 0);
+    forget(&world);
+    assert_eq!(world.pipe("run", &["c"]), 0);
+    assert_eq!((world.started(), stored(&world)), (vec![], vec!["zyx".to_owned()]));
+    assert_eq!(text(&world, "c"), "zyx");
+    assert_eq!(world.pipe("plan", &["--check"]), 0, "all is known");
+    assert_eq!(world.pipe("verify", &[]), 0, "nothing is damaged");
+    // Another reader: what it reads comes, and what that was made of does not.
+    let changed = three("").replace("text = \"z\"", "text = \"Z\"");
+    study(&world, &changed);
+    assert_eq!(world.pipe("run", &["c"]), 0);
+    assert_eq!((world.started(), text(&world, "c")), (vec!["c".to_owned()], "Zyx".to_owned()));
+    assert_eq!(stored(&world), ["Zyx", "yx", "zyx"]);
+    // By name it comes; and with everything what is here is published.
+    assert_eq!(world.pipe("run", &["a"]), 0);
+    assert_eq!((world.started(), text(&world, "a")), (vec![], "x".to_owned()));
+    assert_eq!(world.pipe("run", &["--remote", "off"]), 0);
+    assert_eq!((world.started(), text(&world, "b")), (vec![], "yx".to_owned()));
+}
+
+#[test]
+fn files_that_do_not_come_are_made_again_from_what_does() {
+    for all in [false, true] {
+        let world = World::new("");
+        study(&world, &three(""));
+        assert_eq!(world.pipe("run", &[]), 0);
+        std::fs::remove_file(blob_of(&world, "yx")).unwrap();
+        if all {
+            std::fs::remove_file(blob_of(&world, "x")).unwrap();
+        }
+        forget(&world);
+        assert_eq!(world.pipe("run", &["c"]), 0);
+        assert_eq!(world.started(), [""; 0], "nobody reads what is gone there");
+        for stages in [
+            three("").replace("text = \"z\"", "text = \"Z\""),
+            three("").replace("text = \"z\"", "text = \"ZZ\""),
+        ] {
+            study(&world, &stages);
+            assert_eq!(world.pipe("run", &["c"]), 0);
+            let made = text(&world, "c");
+            assert!(made == "Zyx" || made == "ZZyx", "{made}");
+        }
+        let mut runs = world.started_by_all();
+        runs.dedup();
+        let expected = if all { ["a", "b", "c"].as_slice() } else { &["b", "c"] };
+        assert_eq!(runs, expected);
+        assert_eq!(world.started(), ["c"], "what was made again is here");
+        // What came from here has mended the remote cache.
+        forget(&world);
+        study(&world, &three(""));
+        assert_eq!(world.pipe("run", &["b"]), 0);
+        assert_eq!((world.started(), text(&world, "b")), (vec![], "yx".to_owned()));
+    }
+}
+
+/// Licences bind files and not digests: what reads such files makes them again, and what does not goes without.
+#[test]
+fn records_without_files_are_enough_for_who_reads_none() {
+    let world = World::new("");
+    study(&world, &three("remote = \"never\"\n"));
+    assert_eq!(world.pipe("run", &[]), 0);
+    forget(&world);
+    assert_eq!(world.pipe("run", &["c"]), 0);
+    assert_eq!((world.started(), text(&world, "c")), (vec![], "zyx".to_owned()));
+    assert_eq!(
+        world.pipe("run", &["b"]),
+        0,
+        "its files never come: they are left out, or made when they are read"
+    );
+    // Pulled, all that may come is there.
+    let pulled = world.answer("pull", &["--json"]);
+    assert_eq!(pulled["taken"].as_u64(), Some(1), "{pulled}");
+    assert_eq!(stored(&world), ["x", "zyx"]);
+}
+
+/// Without the server the records still say what is up to date, and what has to be read is made here.
+#[test]
+fn a_server_that_went_away_costs_time_only() {
+    let world = World::new("");
+    study(&world, &three(""));
+    assert_eq!(world.pipe("run", &[]), 0);
+    forget(&world);
+    assert_eq!(world.pipe("run", &["c"]), 0);
+    std::fs::rename(world.path("far"), world.path("gone")).unwrap();
+    study(&world, &three("").replace("text = \"z\"", "text = \"Z\""));
+    assert_eq!(world.pipe("run", &["c"]), 0);
+    assert_eq!(
+        (world.started(), text(&world, "c")),
+        (["a", "b", "c"].map(str::to_owned).to_vec(), "Zyx".to_owned())
+    );
+}
+
 #[test]
 fn push_and_pull_move_what_is_there() {
     let world = World::new("");

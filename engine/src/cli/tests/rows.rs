@@ -257,7 +257,7 @@ fn parts_run(world: &World) -> BTreeMap<String, u64> {
     counts
 }
 
-fn write_lines(world: &World, name: &str, lines: &[String]) {
+pub(super) fn write_lines(world: &World, name: &str, lines: &[String]) {
     std::fs::write(world.path(name), lines.iter().map(|line| format!("{line}\n")).collect::<String>())
         .unwrap();
 }
@@ -270,11 +270,11 @@ fn published(world: &World, port: &str) -> String {
     files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
 }
 
-fn lines(count: u64) -> Vec<String> {
+pub(super) fn lines(count: u64) -> Vec<String> {
     (0..count).map(|row| format!("{}{row}", char::from(b'a' + (row % 7) as u8))).collect()
 }
 
-const STUDY: &str = r#"
+pub(super) const STUDY: &str = r#"
 [stage.table]
 kind = "lines"
 inputs = { source = "file:rows.txt" }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pipe_cache::{Committed, Digest};
 use serde_json::Value as Json;
 
+use super::super::accounts;
 use super::super::manifest::Ended;
 use super::super::queue::{self, Listed, Waiting};
 use super::super::verdict::{After, Cause, Signs, Verdict, judge};
@@ -282,7 +283,11 @@ impl Array {
             (Some(state), Some(code)) => Cause::Lost(format!("{state}, exit code {code}")),
             (None, Some(code)) => Cause::Lost(format!("exit code {code}")),
             (Some(state), None) => Cause::Lost(state.to_owned()),
-            (None, None) => Cause::Lost("the queue does not know it".to_owned()),
+            // Whoever keeps accounts knows more, and may be asked: it is rare.
+            (None, None) => Cause::Lost(
+                accounts::end_of(&self.intent.name, task)
+                    .unwrap_or_else(|| "the queue does not know it".to_owned()),
+            ),
         }
     }
 
