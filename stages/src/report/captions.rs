@@ -1,12 +1,8 @@
 //! Captions and questions with their words tinted by what each adds to the score.
 
-use std::fs::File;
-use std::io::BufReader;
-
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Float32Type, Int32Type};
 use arrow_array::{Array as _, RecordBatch};
-use arrow_ipc::reader::FileReader;
 use image::Rgb;
 use maud::{Markup, html};
 use pipe_attribution::{OUTLIERS, drawing_scale};
@@ -16,6 +12,7 @@ use super::collect::Given;
 use super::columns::{numbers, texts};
 use super::picture::colour;
 use super::words::{number, title};
+use crate::arrow_file::ArrowFile;
 
 /// The share of full colour that the strongest word has, so that black letters stay readable.
 const STRONGEST: f64 = 0.6;
@@ -38,12 +35,9 @@ pub(super) fn captions(given: &Given, most: usize) -> Result<Markup, StageError>
     let (mut method, mut all, mut total) = (None, Vec::new(), 0);
     let mut answered = false;
     for file in given.artifact.files_ending(".arrow") {
-        let fail = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
-        let opened = File::open(&file.location).map_err(|error| fail(&error))?;
-        let reader = FileReader::try_new(BufReader::new(opened), None).map_err(|error| fail(&error))?;
-        method = method.or_else(|| reader.schema().metadata().get("method").cloned());
-        for batch in reader {
-            let batch = batch.map_err(|error| fail(&error))?;
+        let mut rows = ArrowFile::open(&file.location)?;
+        method = method.or_else(|| rows.schema().metadata().get("method").cloned());
+        while let Some(batch) = rows.next()? {
             total += batch.num_rows();
             answered |= texts(&batch, "target_kind").iter().flatten().any(|kind| kind != "similarity");
             read_batch(&batch, most, &mut all);

@@ -1,17 +1,15 @@
 //! Saliency maps as they are stored: an Arrow file with one map per row.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Float32Type;
 use arrow_array::{Array as _, RecordBatch};
-use arrow_ipc::reader::FileReader;
 use arrow_schema::{Field, Schema};
 use pipe_engine::{Artifact, StageError};
 
 use super::columns::{numbers, texts};
+use crate::arrow_file::ArrowFile;
 
 /// Slices of a strip at most.
 const STRIP: usize = 8;
@@ -127,14 +125,11 @@ pub(super) fn read(
     let mut metadata = Metadata::new();
     let mut explanations = Explanations::new();
     for file in artifact.files_ending(".arrow") {
-        let fail = |error: &dyn std::fmt::Display| StageError::input(&file.path, error.to_string());
-        let opened = File::open(&file.location).map_err(|error| fail(&error))?;
-        let reader = FileReader::try_new(BufReader::new(opened), None).map_err(|error| fail(&error))?;
-        let schema = reader.schema();
+        let mut rows = ArrowFile::open(&file.location)?;
+        let schema = rows.schema();
         metadata.extend(schema.metadata().clone());
         let shape = shape_of(&schema);
-        for batch in reader {
-            let batch = batch.map_err(|error| fail(&error))?;
+        while let Some(batch) = rows.next()? {
             read_batch(&batch, shape, &mut wanted, &mut explanations);
         }
     }
