@@ -16,6 +16,7 @@ use crate::answers::ResultTables;
 use crate::artifact::Artifact;
 use crate::context::StageContext;
 use crate::error::StageError;
+use crate::export::SheetDrawer;
 use crate::reproduce::FileComparison;
 
 /// The type of an artifact, such as `table<images>` or `checkpoint`. The engine only compares it.
@@ -483,6 +484,7 @@ pub struct Registry {
     templates: Vec<Template>,
     devices: fn() -> String,
     tables: Option<ResultTables>,
+    sheets: Option<SheetDrawer>,
     comparison: Option<FileComparison>,
     version: &'static str,
 }
@@ -508,6 +510,7 @@ impl Default for Registry {
             templates: Vec::new(),
             devices: || "cpu".to_owned(),
             tables: None,
+            sheets: None,
             comparison: None,
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -614,6 +617,18 @@ impl Registry {
     pub fn with_tables(mut self, tables: ResultTables) -> Self {
         self.tables = Some(tables);
         self
+    }
+
+    /// Says how results are drawn: what `pipe export --sheets` asks.
+    #[must_use]
+    pub fn with_sheets(mut self, draw: SheetDrawer) -> Self {
+        self.sheets = Some(draw);
+        self
+    }
+
+    /// How results are drawn, if this program says so.
+    pub fn sheets(&self) -> Option<SheetDrawer> {
+        self.sheets
     }
 
     /// How results are read as tables, if this program says so.

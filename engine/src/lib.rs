@@ -56,6 +56,7 @@ pub use checkpoints::{Checkpoints, Resumed};
 pub use cli::main;
 pub use context::{OutputWriter, StageContext, StageHost, TablePart};
 pub use error::{FailureClass, StageError};
+pub use export::{Pictured, SheetDrawer};
 pub use kind::{
     AnyKind, ArtifactType, DefaultCpu, Determinism, FigureReader, Figures, InputClass, InputPort,
     KindDescription, Numerics, OutputPort, ParameterProblem, PortAxes, Registry, ResolvedParams, StageKind,

@@ -16,6 +16,7 @@ pub fn registry() -> Registry {
             crate::artifact::TRAINING_LOG,
         ])
         .with_tables(crate::query::TABLES)
+        .with_sheets(crate::report::sheets)
         .with_comparison(crate::comparison::differences)
         // Of what computes without a model. Models say theirs by their parameters.
         .with_numerics(numerics_class(DeviceName::Cpu, Precision::F32))

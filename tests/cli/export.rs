@@ -201,3 +201,57 @@ fn an_export_comes_whole_or_not_at_all() {
     }
     assert_eq!(names(&study), before, "nothing is left");
 }
+
+/// A classifier and maps of it.
+const MAPS: &str = r#"[pipeline]
+name = "maps"
+format = 1
+
+[stage.pairs]
+kind = "ingest.phantom"
+params = { domain = "medical", weights = "chest", task = "finding-chest", seed = 5, size = 28, train = 16, test = 6 }
+
+[stage.vocabulary]
+kind = "tokenizer"
+inputs = { text = "pairs.captions" }
+params = { vocab_size = 512 }
+
+[stage.initial]
+kind = "checkpoint"
+inputs = { tokenizer = "vocabulary" }
+params = { init = "random", image_size = 28, patch = 14, context = 64, projection = 8, vision = { width = 16, layers = 1 }, text = { width = 16, layers = 1 } }
+
+[stage.tuned]
+kind = "finetune.classify"
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "initial" }
+params = { mode = "linear_probe" }
+
+[stage.explained]
+kind = "attribute"
+matrix = { method = ["gradient", "input_x_gradient"] }
+inputs = { images = "pairs.images", labels = "pairs.labels", checkpoint = "tuned.checkpoint" }
+params = { method = "${method}" }
+"#;
+
+#[test]
+fn maps_leave_as_sheets_for_print() {
+    let study = Study::new(MAPS);
+    study.run(&[]).expect(0);
+    let answer = study.export(&["last", "prints", "explained", "--sheets", "--samples", "3"]).expect(0);
+    assert!(answer.stdout.starts_with("sheets of 2 nodes are in `prints`: 2 files"), "{}", answer.stdout);
+    let table = std::fs::read_to_string(study.path("prints/explained.saliency.csv")).expect("a table");
+    // Three samples with their original, and of either method the map and its overlay.
+    let row = |text: &str| table.lines().filter(|line| line.contains(text)).count();
+    assert_eq!((row("\"original\""), row(", overlay\""), row("input_x_gradient\",")), (3, 6, 3), "{table}");
+    assert!(table.lines().skip(1).all(|line| line.starts_with("explained.saliency-1.png,")), "{table}");
+    let sheet = std::fs::read(study.path("prints/explained.saliency-1.png")).expect("a picture");
+    let length = |at: usize| u32::from_be_bytes(sheet[at..at + 4].try_into().expect("four bytes"));
+    assert!(sheet.starts_with(b"\x89PNG") && length(16) > length(20), "five columns and more by three rows");
+    // Nothing is replaced, and what is no picture is said to be none.
+    study.export(&["last", "prints", "explained", "--sheets"]).expect(2);
+    let none = study.export(&["last", "none", "tuned", "--sheets"]).expect(2);
+    assert!(none.stderr.contains("none of these results is a picture"), "{}", none.stderr);
+    assert!(!study.path("none").exists());
+    // Pictures of single samples are no aggregate.
+    study.export(&["last", "both", "--sheets", "--aggregate-only"]).expect(2);
+}

@@ -147,7 +147,7 @@ pub(crate) enum Command {
     Report(ReportArguments),
     /// Writes a run as a folder or an archive that stands alone (RO-Crate)
     #[command(
-        after_help = "Examples:\n  pipe export study.toml last results.zip\n  pipe export study.toml 01a2 crate/ report 'tested*'"
+        after_help = "Examples:\n  pipe export study.toml last results.zip\n  pipe export study.toml 01a2 crate/ report 'tested*'\n  pipe export study.toml last pictures/ explained --sheets"
     )]
     Export(ExportArguments),
     /// Draws the graph of a study
@@ -583,6 +583,12 @@ pub(crate) struct ExportArguments {
     /// Only results of which no row is about a single image, patient or question, and nothing of what stages said
     #[arg(long)]
     pub(crate) aggregate_only: bool,
+    /// Instead of results the pictures of saliency maps, as PNG sheets for print
+    #[arg(long, conflicts_with = "aggregate_only")]
+    pub(crate) sheets: bool,
+    /// Samples of which pictures are drawn, at most
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "sheets", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) samples: u32,
 }
 
 #[derive(Args, Debug)]

@@ -1,13 +1,16 @@
 //! `pipe export STUDY RUN TO`: a run as a folder or an archive that stands alone.
 
+use pipe_cache::Store;
 use serde_json::json;
 
 use super::arguments::{Arguments, ExportArguments};
 use super::log::run_and_plan;
 use super::study::open_store;
 use super::{CliError, print, print_json, size};
+use crate::answers::QueryError;
 use crate::exit;
-use crate::export::{self, ExportError, Wanted};
+use crate::export::{self, ExportError, SheetsError, Summary, Wanted};
+use crate::history::StoredPlan;
 use crate::kind::Registry;
 use crate::language::{means, suggestion};
 
@@ -32,6 +35,9 @@ pub(crate) fn export(
     }
     let wanted =
         |name: &str| export.targets.is_empty() || export.targets.iter().any(|target| means(target, name));
+    if export.sheets {
+        return sheets(arguments, export, registry, &store, &plan, &wanted);
+    }
     let is_aggregate = |artifact_type: &str| registry.is_aggregate(artifact_type);
     let wanted =
         Wanted { node: &wanted, aggregate: if export.aggregate_only { Some(&is_aggregate) } else { None } };
@@ -55,13 +61,57 @@ pub(crate) fn export(
     if export.aggregate_only {
         text.push_str(&format!("  without {} outputs that tell of single samples\n", summary.private));
     }
+    text.push_str(&without(&summary));
+    print(&text)
+}
+
+/// Which nodes are missing, and why.
+fn without(summary: &Summary) -> String {
+    let mut text = String::new();
     for (node, reason) in summary.missing.iter().take(LISTED) {
         text.push_str(&format!("  without {node}: {reason}\n"));
     }
     if summary.missing.len() > LISTED {
         text.push_str(&format!("  and without {} others\n", summary.missing.len() - LISTED));
     }
-    print(&text)
+    text
+}
+
+/// Pictures in the place of results.
+fn sheets(
+    arguments: &Arguments,
+    export: &ExportArguments,
+    registry: &Registry,
+    store: &Store,
+    plan: &StoredPlan,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<u8, CliError> {
+    let draw = registry
+        .sheets()
+        .ok_or_else(|| CliError::new(exit::USAGE, "error: this program draws no results"))?;
+    let written = export::sheets(store, plan, &export.to, wanted, (draw, export.samples as usize));
+    let summary = written.map_err(|error| match error {
+        SheetsError::Export(error) => failure(error),
+        SheetsError::Drawing(error) => super::query::failure(QueryError::Results(error), None),
+        SheetsError::Nothing => {
+            let mut error = CliError::new(exit::USAGE, format!("error: {error}"));
+            error.hint = Some("name a stage that gives saliency maps, as `attribute` does".to_owned());
+            error
+        }
+    })?;
+    if arguments.global.json {
+        return print_json(&json!({
+            "version": 1, "to": export.to, "nodes": summary.nodes, "files": summary.files, "bytes": summary.bytes,
+        }));
+    }
+    print(&format!(
+        "sheets of {} nodes are in `{}`: {} files, {}\n{}",
+        summary.nodes,
+        export.to.display(),
+        summary.files,
+        size(summary.bytes),
+        without(&summary)
+    ))
 }
 
 fn failure(error: ExportError) -> CliError {

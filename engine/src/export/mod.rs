@@ -2,6 +2,7 @@
 //! action was made of, and all of it described as a Workflow Run RO-Crate.
 
 mod description;
+mod sheets;
 mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,8 @@ use crate::journal::Journal;
 use crate::language::parts_of;
 use crate::publish;
 use description::Description;
+pub use sheets::{Pictured, SheetDrawer};
+pub(crate) use sheets::{SheetsError, sheets};
 use target::Target;
 
 /// A node of the run.

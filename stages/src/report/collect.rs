@@ -62,18 +62,27 @@ impl Collected {
     /// # Errors
     /// If a table cannot be read.
     pub(super) fn read(context: &StageContext<'_>) -> Result<Self, StageError> {
+        let inputs = context.all_inputs().flat_map(|(input, artifacts)| {
+            artifacts.iter().map(move |one| (input, &one.axes, &one.artifact))
+        });
         let mut collected = Self::default();
-        for (input, artifacts) in context.all_inputs() {
-            for one in artifacts {
-                context.check_cancelled()?;
-                let given = Given {
-                    input: input.to_owned(),
-                    axes: one.axes.clone(),
-                    artifact: one.artifact.clone(),
-                    provenance: None,
-                };
-                collected.add(given)?;
-            }
+        for one in inputs {
+            context.check_cancelled()?;
+            collected.add(given(one))?;
+        }
+        Ok(collected)
+    }
+
+    /// Reads artifacts, each with the name of its input and its axes.
+    ///
+    /// # Errors
+    /// If a table cannot be read.
+    pub(super) fn of<'a>(
+        artifacts: impl Iterator<Item = (&'a str, &'a BTreeMap<String, String>, &'a Artifact)>,
+    ) -> Result<Self, StageError> {
+        let mut collected = Self::default();
+        for one in artifacts {
+            collected.add(given(one))?;
         }
         Ok(collected)
     }
@@ -216,6 +225,10 @@ impl Samples for Collected {
     fn has_mask(&self, id: &str) -> bool {
         self.masked.contains(id)
     }
+}
+
+fn given((input, axes, artifact): (&str, &BTreeMap<String, String>, &Artifact)) -> Given {
+    Given { input: input.to_owned(), axes: axes.clone(), artifact: artifact.clone(), provenance: None }
 }
 
 /// The `pipe` metadata of a file.

@@ -21,6 +21,7 @@ mod page;
 mod picture;
 mod pictures;
 mod predicted;
+mod printed;
 mod provenance;
 mod queries;
 mod saliency;
@@ -55,6 +56,7 @@ use self::page::{Section, page};
 pub(crate) use self::picture::colour;
 use self::pictures::Pictures;
 use self::predicted::Charts;
+pub(crate) use self::printed::sheets;
 use self::scores::Cascade;
 pub(crate) use self::sheet::Sheet;
 use self::tables::{across_datasets, answers, table};
@@ -178,7 +180,7 @@ impl StageKind for Report {
         let output = context.output("page")?;
         let mut all = vec![("index.html".to_owned(), html.into_bytes())];
         all.extend(files.into_iter().map(|file| (file.path, file.bytes)));
-        all.extend(pictures.into_files());
+        all.extend(pictures.into_files("sheets/"));
         for (path, bytes) in all {
             let path = output.path(&path)?;
             std::fs::write(&path, bytes)

@@ -88,11 +88,14 @@ impl Pictures {
         name
     }
 
-    /// The pictures that did not fit, and the sheets, as (relative path, bytes).
-    pub(super) fn into_files(self) -> Vec<(String, Vec<u8>)> {
+    /// The pictures that did not fit, and the sheets, which go to `folder`, as (relative path, bytes).
+    pub(super) fn into_files(self, folder: &str) -> Vec<(String, Vec<u8>)> {
         let sheets = self.sheets.into_iter().flatten().flat_map(|Sheets { pictures, strips }| {
             let strips = Some(strips).filter(|strips| !strips.is_empty());
-            pictures.into_files().into_iter().chain(strips.into_iter().flat_map(Sheet::into_files))
+            pictures
+                .into_files(folder)
+                .into_iter()
+                .chain(strips.into_iter().flat_map(|strips| strips.into_files(folder)))
         });
         self.files.into_iter().chain(sheets).collect()
     }

@@ -52,8 +52,9 @@ impl Sheet {
         tiles.push(Tile { column, shows: shows.to_owned(), picture: picture.clone() });
     }
 
-    /// Sheets of [`ROWS`] rows as PNG files, and one table that says what stands where, as (relative path, bytes).
-    pub(crate) fn into_files(self) -> Vec<(String, Vec<u8>)> {
+    /// Sheets of [`ROWS`] rows as PNG files in `folder`, and one table that says what stands where, as (relative path,
+    /// bytes).
+    pub(crate) fn into_files(self, folder: &str) -> Vec<(String, Vec<u8>)> {
         let mut columns: Vec<&str> = Vec::new();
         for tile in self.rows.iter().flat_map(|(_, tiles)| tiles) {
             if !columns.contains(&tile.column.as_str()) {
@@ -63,7 +64,7 @@ impl Sheet {
         let mut files = Vec::new();
         let mut table = "file,row,column,sample,heading,shows\n".to_owned();
         for (number, rows) in self.rows.chunks(ROWS).enumerate().filter(|_| !columns.is_empty()) {
-            let path = format!("sheets/{}-{}.png", self.name, number + 1);
+            let path = format!("{folder}{}-{}.png", self.name, number + 1);
             let side = |cells: usize| cells as u32 * (CELL + MARGIN) + MARGIN;
             let mut sheet = RgbImage::from_pixel(side(columns.len()), side(rows.len()), Rgb([255; 3]));
             for (row, (sample, tiles)) in rows.iter().enumerate() {
@@ -80,7 +81,7 @@ impl Sheet {
             }
             files.push((path, png(&sheet)));
         }
-        files.push((format!("sheets/{}.csv", self.name), table.into_bytes()));
+        files.push((format!("{folder}{}.csv", self.name), table.into_bytes()));
         files
     }
 }
@@ -115,7 +116,7 @@ mod tests {
             sheet.add("map", "a map", &blue);
             sheet.add("map", "another map", &red);
         }
-        let files = sheet.into_files();
+        let files = sheet.into_files("sheets/");
         let names: Vec<&str> = files.iter().map(|(path, _)| path.as_str()).collect();
         assert_eq!(names, ["sheets/maps-1.png", "sheets/maps-2.png", "sheets/maps.csv"]);
         let first = image::load_from_memory(&files[0].1).unwrap().to_rgb8();
@@ -138,7 +139,7 @@ mod tests {
     fn nothing_shown_is_no_sheet() {
         let mut sheet = Sheet::new("maps");
         sheet.row("s");
-        let files = sheet.into_files();
+        let files = sheet.into_files("sheets/");
         assert_eq!(files.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["sheets/maps.csv"]);
     }
 }

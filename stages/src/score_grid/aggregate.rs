@@ -59,7 +59,9 @@ impl Aggregates {
     /// If a file cannot be written.
     pub(super) fn write(self, output: &mut OutputWriter) -> Result<(), StageError> {
         let table = ("aggregates.csv".to_owned(), self.table.into_bytes());
-        for (path, bytes) in self.sheets.into_values().flat_map(Sheet::into_files).chain([table]) {
+        for (path, bytes) in
+            self.sheets.into_values().flat_map(|sheet| sheet.into_files("sheets/")).chain([table])
+        {
             std::fs::write(output.path(&path)?, bytes)
                 .map_err(|error| StageError::because(format!("writing `{path}`"), error))?;
         }
