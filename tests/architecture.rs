@@ -154,19 +154,17 @@ fn what_is_compiled_comes_from_where_it_may_under_licences_that_may_be_passed_on
         let list = rules[table][key].as_array().expect("a list");
         list.iter().map(|text| text.as_str().expect("a text").to_owned()).collect()
     };
-    let (licences, registries) = (texts("licenses", "allow"), texts("sources", "allow-registry"));
+    let licences = texts("licenses", "allow");
     let allowed: BTreeSet<&str> = licences.iter().map(String::as_str).collect();
     let graph = Graph::resolve();
     assert!(graph.origins.len() > 200, "{}", graph.origins.len());
     for (name, licence, source) in &graph.origins {
         assert!(is_allowed(licence, &allowed), "`{name}` is under `{licence}`");
-        let registry =
-            source.as_ref().map(|source| source.strip_prefix("registry+").unwrap_or(source).to_owned());
-        assert!(
-            registry.is_none_or(|registry| registries.contains(&registry)),
-            "`{name}` comes from {source:?}"
-        );
+        assert!(source.as_ref().is_none_or(|source| source.starts_with("registry+")), "`{name}`: {source:?}");
     }
+    let registries: BTreeSet<&String> =
+        graph.origins.iter().filter_map(|(_, _, source)| source.as_ref()).collect();
+    assert_eq!(registries.len(), 1, "{registries:?}");
     // Each that is allowed is somebody's: what is not needed is taken out.
     for licence in &licences {
         let is_used = graph.origins.iter().any(|(_, expression, _)| expression.contains(licence.as_str()));
