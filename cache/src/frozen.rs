@@ -89,7 +89,7 @@ impl Sources {
             text.clear();
             lines.read_line(&mut text).ok()?;
             let (path, bytes, modified, digest): Line<'_> = serde_json::from_str(&text).ok()?;
-            if !files.push(&path, bytes, modified) {
+            if !files.push(&path, bytes, modified).ok()? {
                 return None;
             }
             tree.add(&path, bytes, digest);

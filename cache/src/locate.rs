@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::glob::{self, Glob};
+use crate::sorted::{Sorted, Sorter};
 use crate::source_files::{Place, SourceFiles};
 use crate::sources::SourceError;
 
@@ -26,7 +27,7 @@ pub(crate) fn locate(base: &Path, pattern: &str) -> Result<SourceFiles, SourceEr
         if metadata.is_file() {
             let name = glob::single(pattern);
             let mut only = SourceFiles::builder(Place::At(root), false);
-            only.push(&name, 0, 0);
+            only.push(&name, 0, 0)?;
             return Ok(only.finish());
         }
     }
@@ -35,8 +36,9 @@ pub(crate) fn locate(base: &Path, pattern: &str) -> Result<SourceFiles, SourceEr
     let mut files = SourceFiles::builder(Place::Below(root.clone()), false);
     walk(&root, &mut |path| {
         if glob.as_ref().is_none_or(|glob| glob.matches(path)) {
-            files.push(path, 0, 0);
+            files.push(path, 0, 0)?;
         }
+        Ok(())
     })?;
     let files = files.finish();
     match files.is_empty() {
@@ -48,74 +50,53 @@ pub(crate) fn locate(base: &Path, pattern: &str) -> Result<SourceFiles, SourceEr
 
 /// Gives `each` the paths of all files below a folder, in their order. Symbolic links are followed where they stay
 /// inside.
-fn walk(root: &Path, each: &mut dyn FnMut(&str)) -> Result<(), SourceError> {
+fn walk(root: &Path, each: &mut dyn FnMut(&str) -> Result<(), SourceError>) -> Result<(), SourceError> {
     let real_root = root.canonicalize().map_err(|error| SourceError::io(root, &error))?;
-    let mut folders = vec![(String::new(), Names::read(&real_root, root)?)];
-    while let Some((prefix, names)) = folders.last_mut() {
-        let Some(name) = names.next() else {
-            folders.pop();
-            continue;
-        };
-        let path = format!("{prefix}{name}");
-        if path.ends_with('/') {
-            let names = Names::read(&real_root, &root.join(&path))?;
-            folders.push((path, names));
-        } else {
-            each(&path);
+    walk_below(root, "", &real_root, each)
+}
+
+/// As [`walk`], of the folder with this path inside the root, with its `/`.
+fn walk_below(
+    root: &Path,
+    prefix: &str,
+    real_root: &Path,
+    each: &mut dyn FnMut(&str) -> Result<(), SourceError>,
+) -> Result<(), SourceError> {
+    for pair in names(real_root, &root.join(prefix))?.iter() {
+        // They were texts when they were sorted.
+        let path = format!("{prefix}{}", String::from_utf8_lossy(&pair?.0));
+        match path.ends_with('/') {
+            true => walk_below(root, &path, real_root, each)?,
+            false => each(&path)?,
         }
     }
     Ok(())
 }
 
-/// The names in a folder, those of folders with their `/`: so sorted, all paths below come in their order.
-struct Names {
-    text: String,
-    ends: Vec<(u32, u32)>,
-    next: usize,
-}
-
-impl Names {
-    fn read(real_root: &Path, folder: &Path) -> Result<Self, SourceError> {
-        let refuse = |error: io::Error| SourceError::io(folder, &error);
-        let mut text = String::new();
-        let mut ends = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(refuse)? {
-            let entry = entry.map_err(refuse)?;
-            let name = entry.file_name();
-            let refuse = |reason: &str| SourceError::new(&entry.path(), reason);
-            let name = name.to_str().ok_or_else(|| refuse("the name is not UTF-8"))?;
-            let kind = entry.file_type().map_err(|error| SourceError::io(&entry.path(), &error))?;
-            let is_folder = if kind.is_symlink() {
-                follow(real_root, folder, &entry.path())?
-            } else if kind.is_dir() || kind.is_file() {
-                kind.is_dir()
-            } else {
-                return Err(refuse("it is neither a file nor a folder"));
-            };
-            let start = text.len();
-            text.push_str(name);
-            if is_folder {
-                text.push('/');
-            }
-            let ends_of = (u32::try_from(start), u32::try_from(text.len()));
-            let (Ok(start), Ok(end)) = ends_of else {
-                return Err(SourceError::new(folder, "its list of names is longer than 4 GiB"));
-            };
-            ends.push((start, end));
+/// The names in a folder, those of folders with their `/`: so sorted, all paths below come in their order. They are
+/// sorted in a temporary file where there are very many.
+fn names(real_root: &Path, folder: &Path) -> Result<Sorted, SourceError> {
+    let refuse = |error: io::Error| SourceError::io(folder, &error);
+    let mut names = Sorter::new(&std::env::temp_dir());
+    for entry in std::fs::read_dir(folder).map_err(refuse)? {
+        let entry = entry.map_err(refuse)?;
+        let name = entry.file_name();
+        let refuse = |reason: &str| SourceError::new(&entry.path(), reason);
+        let name = name.to_str().ok_or_else(|| refuse("the name is not UTF-8"))?;
+        let kind = entry.file_type().map_err(|error| SourceError::io(&entry.path(), &error))?;
+        let is_folder = if kind.is_symlink() {
+            follow(real_root, folder, &entry.path())?
+        } else if kind.is_dir() || kind.is_file() {
+            kind.is_dir()
+        } else {
+            return Err(refuse("it is neither a file nor a folder"));
+        };
+        match is_folder {
+            true => names.push(format!("{name}/").as_bytes(), b"")?,
+            false => names.push(name.as_bytes(), b"")?,
         }
-        ends.sort_unstable_by(|one, other| name(&text, *one).cmp(name(&text, *other)));
-        Ok(Self { text, ends, next: 0 })
     }
-
-    fn next(&mut self) -> Option<&str> {
-        let ends = *self.ends.get(self.next)?;
-        self.next += 1;
-        Some(name(&self.text, ends))
-    }
-}
-
-fn name(text: &str, (start, end): (u32, u32)) -> &str {
-    &text[start as usize..end as usize]
+    Ok(names.finish()?)
 }
 
 /// Whether a link leads to a folder; an error where it leaves the source or leads around in a circle.

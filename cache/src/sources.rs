@@ -21,6 +21,7 @@ use crate::fs::Disk;
 use crate::locate::locate;
 use crate::remembered::{Entry, Remembered};
 use crate::source_files::SourceFiles;
+use crate::spill::SpillError;
 use crate::staging::hash_file;
 
 const RACY: Duration = Duration::from_secs(2);
@@ -47,6 +48,12 @@ impl SourceError {
             io::ErrorKind::NotFound => Self::new(path, "there is no such file or folder"),
             _ => Self::new(path, error.to_string()),
         }
+    }
+}
+
+impl From<SpillError> for SourceError {
+    fn from(error: SpillError) -> Self {
+        Self { reason: format!("its files are very many: {}", error.source), path: error.folder }
     }
 }
 
@@ -120,7 +127,7 @@ impl Sources {
         let mut tree = TreeHasher::new(found.len());
         for file in found.iter() {
             let entry = self.hash_file(&file.location, trusts)?;
-            files.push(&file.path, entry.size, entry.modified);
+            files.push(&file.path, entry.size, entry.modified)?;
             tree.add(&file.path, entry.size, entry.digest);
             each(&file.path, &entry);
         }

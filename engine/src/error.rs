@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use pipe_cache::SpillError;
+
 /// The classes by which failures are retried.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FailureClass {
@@ -84,6 +86,13 @@ pub enum StageError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+}
+
+impl From<SpillError> for StageError {
+    fn from(error: SpillError) -> Self {
+        let doing = format!("keeping what is too long for memory in `{}`", error.folder.display());
+        Self::Environment { doing, source: error.source }
+    }
 }
 
 impl StageError {

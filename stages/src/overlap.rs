@@ -15,9 +15,9 @@ use crate::artifact;
 use crate::ingest::checks::Checks;
 use crate::ingest::exact;
 use crate::ingest::seen::text_key;
-use crate::ingest::spill::{LIMIT, Spill};
 use crate::ingest::splits::SPLITS;
 use crate::table::{Table, read_each};
+use pipe_engine::cache::Spill;
 
 /// Parameters of `overlap`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -127,7 +127,12 @@ struct Rows {
 
 impl Rows {
     fn new(scratch: &Path) -> Self {
-        Self { keyed: Vec::new(), ids: Spill::new(scratch, LIMIT), ends: Vec::new(), parts: Vec::new() }
+        Self {
+            keyed: Vec::new(),
+            ids: Spill::new(scratch, Spill::LIMIT),
+            ends: Vec::new(),
+            parts: Vec::new(),
+        }
     }
 
     /// Reads the rows of a file.

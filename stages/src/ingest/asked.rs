@@ -1,6 +1,6 @@
 //! What the splits of a data set of questions share, counted while questions go by: their texts are not kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use pipe_engine::StageError;
@@ -10,10 +10,11 @@ use super::numbered::Numbered;
 use super::questions::{Question, exact};
 use super::seen::{Seen, key, text_key};
 use super::splits::{SPLITS, place};
+use super::tally::Tally;
 use pipe_engine::cache::Digest;
 
 /// Counts of a value by split.
-type Counts = [BTreeMap<String, u64>; SPLITS.len()];
+type Counts = [Tally<String>; SPLITS.len()];
 
 /// What is remembered of questions, which come in the order of splits.
 #[derive(Debug)]
@@ -56,11 +57,11 @@ impl Asked {
             answer_types: Counts::default(),
             phrase_types: Counts::default(),
             languages: Counts::default(),
-            images: Numbered::default(),
+            images: Numbered::new(scratch),
             images_of: Default::default(),
             shared: Default::default(),
-            answers: Numbered::default(),
-            wordings: Numbered::default(),
+            answers: Numbered::new(scratch),
+            wordings: Numbered::new(scratch),
             unknown_answers: Default::default(),
             known_questions: Default::default(),
             examples: Checks::default().examples(),
@@ -79,18 +80,18 @@ impl Asked {
             (&mut self.languages, one.lang.as_deref()),
         ] {
             if let Some(value) = value {
-                *counts[split].entry(value.to_owned()).or_default() += 1;
+                counts[split].add(value.to_owned(), 1);
             }
         }
-        self.image(&one.image, split);
+        self.image(&one.image, split)?;
         let (question, answer) = (text_key(&question), text_key(&answer));
         if one.split == "train" {
-            self.answers.set(answer, 1);
-            self.wordings.set(question, 1);
+            self.answers.set(answer, 1)?;
+            self.wordings.set(question, 1)?;
             return Ok(());
         }
         let (is_unknown, is_known) =
-            (self.answers.get(answer).is_none(), self.wordings.get(question).is_some());
+            (self.answers.get(answer)?.is_none(), self.wordings.get(question)?.is_some());
         for (place, kind) in KINDS.iter().enumerate() {
             if kind.is_none() || *kind == one.answer_type {
                 self.unknown_answers[split][place] += u64::from(is_unknown);
@@ -101,13 +102,13 @@ impl Asked {
     }
 
     /// Remembers that an image is asked about in a split.
-    fn image(&mut self, image: &str, split: usize) {
+    fn image(&mut self, image: &str, split: usize) -> Result<(), StageError> {
         let key = text_key(image);
-        let known = self.images.get(key).unwrap_or(0);
+        let known = self.images.get(key)?.unwrap_or(0);
         if known >> split & 1 == 1 {
-            return;
+            return Ok(());
         }
-        self.images.set(key, known | 1 << split);
+        self.images.set(key, known | 1 << split)?;
         self.images_of[split] += 1;
         for (other, (count, first)) in self.shared[split].iter_mut().enumerate() {
             if known >> other & 1 == 1 {
@@ -118,6 +119,7 @@ impl Asked {
                 }
             }
         }
+        Ok(())
     }
 
     /// Writes down the counts of questions by type, and what splits share: images, questions about one image, these
@@ -131,8 +133,12 @@ impl Asked {
                 ("phrase type", &self.phrase_types),
                 ("language", &self.languages),
             ] {
-                for (value, number) in &counts[place(split)] {
-                    checks.count(check, split, Some(value.clone()), *number);
+                let counts = &counts[place(split)];
+                for (value, number) in counts.iter() {
+                    checks.count(check, split, Some(value.clone()), number);
+                }
+                if counts.others() > 0 {
+                    checks.count(check, split, Some("others".to_owned()), counts.others());
                 }
             }
             checks.count("images asked about", split, None, self.images_of[place(split)]);

@@ -199,7 +199,7 @@ impl StageKind for IngestCtRate {
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::input(context, "source")?;
-        let mut rejects = Rejects::default();
+        let mut rejects = Rejects::new(context.scratch()?);
         let mut volumes = match tables::labelled_reports(&files)? {
             Some(file) => tables::read_labelled_reports(&file, &mut rejects)?,
             None => {
@@ -269,7 +269,7 @@ fn check_counts(
 ) -> Result<(), StageError> {
     for (split, published) in PUBLISHED.iter().filter(|_| !params.allow_partial) {
         let found = volumes.iter().filter(|volume| volume.split == *split).count();
-        if found.abs_diff(*published) > rejects.count() {
+        if found.abs_diff(*published) > rejects.count() as usize {
             let name = if *split == "val" { "validation" } else { split };
             return Err(files.error(format!(
                 "its tables name {found} volumes of the split `{name}`, {published} are published; `allow_partial = true` takes them all the same"

@@ -18,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::rows::{Caption, Images, Row, Said, labels, texts};
+use super::MOST_CLASSES;
 use super::checks::Checks;
 use super::origin::{source_md5, version};
 use super::parquet::ParquetRows;
@@ -245,8 +246,8 @@ impl StageKind for IngestHuggingFace {
             params,
             images,
             said,
-            rejects: Rejects::default(),
-            named: Images::default(),
+            rejects: Rejects::new(context.scratch()?),
+            named: Images::new(context.scratch()?),
             positions: [0; SPLITS.len()],
             classes: None,
             is_empty: true,
@@ -446,8 +447,8 @@ impl Ingest<'_> {
         let mut pictures = Vec::new();
         let mut of_pictures = Vec::new();
         for (row, digest) in rows.iter().zip(&digests) {
-            if self.named.get(&row.id).is_none() {
-                self.named.set(&row.id, digest, false);
+            if self.named.get(&row.id)?.is_none() {
+                self.named.set(&row.id, digest, false)?;
                 firsts.insert(row.number);
                 pictures.push(row.picture(split, file));
                 of_pictures.push(digest);
@@ -455,13 +456,13 @@ impl Ingest<'_> {
         }
         let kept = self.images.push(&pictures, &mut self.rejects)?;
         for ((picture, digest), _) in pictures.iter().zip(of_pictures).zip(kept).filter(|(_, kept)| *kept) {
-            self.named.set(&picture.id, digest, true);
+            self.named.set(&picture.id, digest, true)?;
             self.is_empty = false;
         }
         let (mut captions, mut questions) = (Vec::new(), Vec::new());
         for (row, digest) in rows.into_iter().zip(&digests) {
             let is_first = firsts.contains(&row.number);
-            let lost = match self.named.get(&row.id) {
+            let lost = match self.named.get(&row.id)? {
                 // Its own image was rejected as it was read.
                 Some(named) if is_first && !named.is_stored => continue,
                 Some(named) if !named.is(digest) => Some(format!(
@@ -480,6 +481,11 @@ impl Ingest<'_> {
             }
             if is_first && self.params.columns.label.is_some() {
                 self.said.labels(&row.id, split, row.labels)?;
+                if self.said.different_labels() > MOST_CLASSES {
+                    let reason =
+                        format!("there are more than {MOST_CLASSES} different labels: are they ids?");
+                    return Err(file.error(reason));
+                }
             }
             for caption in row.captions {
                 captions.push(Caption { image: row.id.clone(), split, caption, cuis: row.cuis.clone() });

@@ -6,6 +6,7 @@ mod tables;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::described::{Described, Rows};
 use self::tables::{Classes, Tables};
+use super::MOST_CLASSES;
 use super::checks::Checks;
 use super::numbered::Numbered;
 use super::origin::{source_md5, version};
@@ -236,8 +238,9 @@ impl StageKind for IngestImages {
             Some(file) => Rows::InCsv(file, &files),
             None => Rows::InFolders(&files),
         };
-        let mut rejects = Rejects::default();
-        let Survey { first, classes, count } = Survey::of(rows, params, &mut rejects)?;
+        let scratch = context.scratch()?.to_owned();
+        let mut rejects = Rejects::new(&scratch);
+        let Survey { mut first, classes, count } = Survey::of(rows, params, &scratch, &mut rejects)?;
         rejects.check(params.max_rejects)?;
         let sources: Vec<&SourceFiles> = std::iter::once(&files).chain(&table).collect();
         let metadata = [
@@ -254,10 +257,10 @@ impl StageKind for IngestImages {
         // Rows stand in the order of splits: they are read once for each, so that none has to be kept.
         for split in SPLITS {
             // What is wrong with rows was said in the survey.
-            let mut said = Rejects::default();
+            let mut said = Rejects::new(&scratch);
             rows.each(params, &mut said, &mut |row| {
                 let is_wanted = row.picture.split == split
-                    && first.get(text_key(&row.picture.id)) == Some(row.number())
+                    && first.get(text_key(&row.picture.id))? == Some(row.number())
                     && row.without_class(params).is_none();
                 if is_wanted {
                     ingest.waiting.push(row);
@@ -269,7 +272,7 @@ impl StageKind for IngestImages {
             })?;
         }
         ingest.write(context)?;
-        let Ingest { images, tables, rejects, .. } = ingest;
+        let Ingest { images, tables, mut rejects, .. } = ingest;
         rejects.check(params.max_rejects)?;
         let stored = images.finish(context.output("images")?)?;
         if tables.is_empty() {
@@ -297,30 +300,39 @@ struct Survey {
 impl Survey {
     /// Reads all rows once. Rejected are those that cannot be read, then those whose id stands twice, then those
     /// whose label is no class.
-    fn of(rows: Rows<'_>, params: &Params, rejects: &mut Rejects) -> Result<Self, StageError> {
-        let (mut first, mut count, mut found) = (Numbered::default(), 0, BTreeSet::new());
-        let mut repeated = Rejects::default();
-        let mut without_class = SPLITS.map(|_| Rejects::default());
+    fn of(
+        rows: Rows<'_>,
+        params: &Params,
+        scratch: &Path,
+        rejects: &mut Rejects,
+    ) -> Result<Self, StageError> {
+        let (mut first, mut count, mut found) = (Numbered::new(scratch), 0, BTreeSet::new());
+        let mut repeated = Rejects::new(scratch);
+        let mut without_class = SPLITS.map(|_| Rejects::new(scratch));
         rows.each(params, rejects, &mut |row| {
             let key = text_key(&row.picture.id);
-            if let Some(line) = first.get(key) {
+            if let Some(line) = first.get(key)? {
                 let reason = format!("the id `{}` stands twice, first in row {line}", row.picture.id);
                 row.reject(&mut repeated, reason);
                 return Ok(());
             }
-            first.set(key, row.number());
+            first.set(key, row.number())?;
             match row.without_class(params) {
                 Some(reason) => row.reject(&mut without_class[place(row.picture.split)], reason),
                 None => count += 1,
             }
-            for label in row.labels.into_iter().filter(|_| params.classes.is_empty()) {
-                found.insert(label);
+            for label in row.labels.iter().filter(|_| params.classes.is_empty()) {
+                found.insert(label.clone());
+            }
+            if found.len() > MOST_CLASSES {
+                let reason = format!("there are more than {MOST_CLASSES} different labels: are they ids?");
+                return Err(row.place.0.error(reason));
             }
             Ok(())
         })?;
-        rejects.append(repeated);
+        rejects.append(repeated)?;
         for lost in without_class {
-            rejects.append(lost);
+            rejects.append(lost)?;
         }
         let classes = params.has_labels().then(|| Classes::new(params, found));
         Ok(Self { first, classes, count })

@@ -4,10 +4,9 @@ use std::marker::PhantomData;
 use std::path::Path;
 
 use pipe_engine::StageError;
+use pipe_engine::cache::Spill;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use super::spill::{LIMIT, Spill};
 
 /// Rows in their order: in memory up to a limit, beyond it in a file.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ const LENGTH: u64 = 4;
 impl<T: Serialize + DeserializeOwned> Kept<T> {
     /// Nothing yet; a file will lie in `scratch`.
     pub(crate) fn new(scratch: &Path) -> Self {
-        Self { spill: Spill::new(scratch, LIMIT), rows: PhantomData }
+        Self { spill: Spill::new(scratch, Spill::LIMIT), rows: PhantomData }
     }
 
     /// Adds a row.
@@ -31,7 +30,7 @@ impl<T: Serialize + DeserializeOwned> Kept<T> {
         let broken = |error: &dyn std::fmt::Display| StageError::failed(format!("keeping a row: {error}"));
         let text = serde_json::to_vec(row).map_err(|error| broken(&error))?;
         let length = u32::try_from(text.len()).map_err(|error| broken(&error))?;
-        self.spill.append(&[&length.to_le_bytes()[..], &text].concat())
+        Ok(self.spill.append(&[&length.to_le_bytes()[..], &text].concat())?)
     }
 
     /// All rows in their order, `block` at a time.

@@ -321,7 +321,7 @@ impl Source {
         write(context.output("labels")?, &TableSchema::labels(), &labels, WriteOptions::text(&provenance))?;
         self.checks(&digests).write(context.output("checks")?, &provenance)?;
         sheets.write(context.output("sheets")?)?;
-        Rejects::default().write(0, "rejects", context)
+        Rejects::new(context.scratch()?).write(0, "rejects", context)
     }
 
     /// A sample to look at; of a volume, its middle slice.

@@ -28,10 +28,9 @@ mod roco;
 pub(crate) mod seen;
 mod sheets;
 mod slake;
-mod sorted;
 mod source;
-pub(crate) mod spill;
 pub(crate) mod splits;
+mod tally;
 #[cfg(test)]
 mod testing;
 mod vqa_rad;
@@ -46,3 +45,6 @@ pub(crate) use questions::exact;
 pub use roco::IngestRoco;
 pub use slake::IngestSlake;
 pub use vqa_rad::IngestVqaRad;
+
+/// Different labels that a data set can have: a column with more of them says what an image is called, not what it is.
+const MOST_CLASSES: usize = 1 << 16;

@@ -1,6 +1,6 @@
 //! Encoded images on their way into a table: stored as found, decoded once to know that they can be.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use super::rejects::Rejects;
 use super::seen::{Seen, key, text_key};
 use super::sheets::{Sheets, tile};
 use super::source::{RowPlace, SourceFile};
-use super::splits::place;
+use super::splits::{SPLITS, place};
+use super::tally::Tally;
 use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
 
 /// A longer file is no image of a study.
@@ -72,8 +73,8 @@ pub(crate) enum Content {
 #[derive(Debug)]
 pub(crate) struct StoredImages {
     seen: Seen,
-    /// How many have a height, width and number of channels, by split.
-    shapes: BTreeMap<(usize, [u32; 3]), u64>,
+    /// By split, how many have a height, width and number of channels.
+    shapes: [Tally<[u32; 3]>; SPLITS.len()],
     sheets: Sheets,
 }
 
@@ -81,7 +82,7 @@ impl StoredImages {
     fn new(scratch: &Path) -> Self {
         Self {
             seen: Seen::new(&["same file", "same image", "same group"], scratch),
-            shapes: BTreeMap::new(),
+            shapes: Default::default(),
             sheets: Sheets::default(),
         }
     }
@@ -90,7 +91,7 @@ impl StoredImages {
         let keys =
             [Some(key(&decoded.digest)), Some(key(&decoded.pixels)), picture.group.as_deref().map(text_key)];
         self.seen.add(&picture.id, picture.split, &keys)?;
-        *self.shapes.entry((place(picture.split), decoded.shape)).or_default() += 1;
+        self.shapes[place(picture.split)].add(decoded.shape, 1);
         if let Some(tile) = &decoded.tile {
             self.sheets.add(picture.split, tile.clone());
         }
@@ -106,9 +107,12 @@ impl StoredImages {
     pub(crate) fn check(&self, checks: &mut Checks) -> Result<(), StageError> {
         for split in self.seen.splits() {
             checks.count("images", split, None, self.seen.count(split));
-            let of_split = self.shapes.iter().filter(|((known, _), _)| *known == place(split));
-            for ((_, [height, width, channels]), count) in of_split {
-                checks.count("shape", split, Some(format!("{height} x {width} x {channels}")), *count);
+            let shapes = &self.shapes[place(split)];
+            for ([height, width, channels], count) in shapes.iter() {
+                checks.count("shape", split, Some(format!("{height} x {width} x {channels}")), count);
+            }
+            if shapes.others() > 0 {
+                checks.count("shape", split, Some("others".to_owned()), shapes.others());
             }
         }
         self.seen.check(checks)

@@ -21,10 +21,11 @@ use self::licences::Licences;
 use self::rows::{Found, Rows};
 use super::captions::{Pair, PairWriter};
 use super::checks::Checks;
+use super::numbered::Numbered;
 use super::origin::{source_md5, version};
 use super::pictures::{Content, ImageWriter, MissingImages, Picture};
 use super::rejects::Rejects;
-use super::seen::{Marked, text_key};
+use super::seen::text_key;
 use super::source::{SourceFile, SourceFiles};
 use super::splits::{SPLITS, drawn, named_in};
 use crate::artifact;
@@ -152,7 +153,7 @@ impl StageKind for IngestPmc {
         let files = SourceFiles::input(context, "source")?;
         let lists = lists(&files)?;
         check_count(&files, &lists, params, context)?;
-        let licences = Licences::read(&files)?;
+        let licences = Licences::read(&files, context.scratch()?)?;
         let metadata = [
             ("dataset", params.dataset.clone()),
             ("task", "retrieval".to_owned()),
@@ -167,8 +168,8 @@ impl StageKind for IngestPmc {
             licences,
             params,
             writer,
-            rejects: Rejects::default(),
-            images: Marked::default(),
+            rejects: Rejects::new(context.scratch()?),
+            images: Numbered::new(context.scratch()?),
             pairs: Vec::new(),
             scores: Vec::new(),
             written: 0,
@@ -266,8 +267,8 @@ struct Ingest<'a> {
     params: &'a Params,
     writer: PairWriter<'a>,
     rejects: Rejects,
-    /// Images that were written or rejected, by a key of their id, and whether they were kept.
-    images: Marked,
+    /// Images that were written or rejected, by a key of their id: 1 if they were kept.
+    images: Numbered,
     /// Pairs that wait for their block to be full, and what a pair's line says beyond them.
     pairs: Vec<Pair>,
     scores: Vec<(Option<String>, Option<f64>)>,
@@ -337,13 +338,13 @@ impl Ingest<'_> {
         if self.pairs.iter().any(|pair| pair.id == row.id) {
             self.flush()?;
         }
-        let picture = match self.images.get(key) {
-            Some(false) => {
+        let picture = match self.images.get(key)? {
+            Some(0) => {
                 let reason = format!("its image `{}` cannot be decoded", row.image);
                 self.rejects.add(file, Some(line), Some(&row.id), reason);
                 return self.rejects.check(self.params.max_rejects);
             }
-            Some(true) => None,
+            Some(_) => None,
             None => match row.file(self.files)? {
                 Some(image) => Some(Picture {
                     id: row.id.clone(),
@@ -352,7 +353,7 @@ impl Ingest<'_> {
                     content: Content::File(image),
                     modality: None,
                     region: None,
-                    licence: self.licences.of(row.article.as_deref()),
+                    licence: self.licences.of(row.article.as_deref())?,
                     group: row.article.clone(),
                     named_by: Some((Arc::clone(file), line)),
                 }),
@@ -391,7 +392,9 @@ impl Ingest<'_> {
         self.written += pairs.len() as u64;
         let kept = self.writer.push(pairs, further, &mut self.rejects)?;
         for (key, kept) in keys.into_iter().zip(kept) {
-            self.images.insert(key, kept);
+            if self.images.get(key)?.is_none() {
+                self.images.set(key, u64::from(kept))?;
+            }
         }
         self.rejects.check(self.params.max_rejects)
     }

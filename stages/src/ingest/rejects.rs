@@ -1,16 +1,21 @@
 //! Rows that cannot be used: counted, listed with their place, and too many of them are an error.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pipe_engine::{OutputWriter, StageContext, StageError};
+use serde::{Deserialize, Serialize};
 
 use super::checks::Checks;
+use super::kept::Kept;
 use super::source::SourceFile;
-use crate::table::{Column, Table, TableSchema, WriteOptions, write};
+use super::tally::Tally;
+use crate::table::{Column, Table, TableSchema, TableWriter, WriteOptions};
+
+/// Rows that are written at once.
+const BLOCK: usize = 4096;
 
 /// A row that is left out.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Reject {
     /// The path inside the source: where the source lies is no part of a result.
     file: String,
@@ -20,15 +25,25 @@ struct Reject {
     reason: String,
 }
 
-/// Collects what is left out.
-#[derive(Debug, Default)]
+/// Collects what is left out: in memory up to a limit, beyond it in a file.
+#[derive(Debug)]
 pub(crate) struct Rejects {
-    rows: Vec<Reject>,
-    /// Where the first one lies.
-    first: Option<PathBuf>,
+    rows: Kept<Reject>,
+    count: u64,
+    /// How often a row was left out for a reason, without what is particular to the row.
+    reasons: Tally<String>,
+    /// Where the first one lies, what it is called inside the source, and what is wrong with it.
+    first: Option<(PathBuf, String, String)>,
+    /// Why rows could not be kept: told by the next check.
+    failed: Option<StageError>,
 }
 
 impl Rejects {
+    /// Nothing yet; a file will lie in `scratch`.
+    pub(crate) fn new(scratch: &Path) -> Self {
+        Self { rows: Kept::new(scratch), count: 0, reasons: Tally::default(), first: None, failed: None }
+    }
+
     /// Leaves out row `row` (from 1) of `file`.
     pub(crate) fn add(
         &mut self,
@@ -37,74 +52,98 @@ impl Rejects {
         id: Option<&str>,
         reason: impl Into<String>,
     ) {
-        self.first.get_or_insert_with(|| file.shown());
-        self.rows.push(Reject {
+        let reject = Reject {
             file: file.path.clone(),
             row: row.map(|row| row as i64),
             id: id.map(str::to_owned),
             reason: reason.into(),
-        });
+        };
+        self.first.get_or_insert_with(|| (file.shown(), reject.file.clone(), reject.what()));
+        self.reasons.add(without_particulars(&reject.reason), 1);
+        self.keep(&reject);
+    }
+
+    fn keep(&mut self, reject: &Reject) {
+        self.count += 1;
+        if self.failed.is_none() {
+            self.failed = self.rows.push(reject).err();
+        }
     }
 
     /// Adds what was left out elsewhere, behind all that is here.
-    pub(crate) fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: Self) -> Result<(), StageError> {
+        self.failed = self.failed.take().or(other.failed);
         self.first = self.first.take().or(other.first);
-        self.rows.extend(other.rows);
+        self.reasons.append(other.reasons);
+        for rows in other.rows.blocks(BLOCK) {
+            rows?.iter().for_each(|reject| self.keep(reject));
+        }
+        Ok(())
     }
 
     /// How many rows are left out.
-    pub(crate) fn count(&self) -> usize {
-        self.rows.len()
+    pub(crate) fn count(&self) -> u64 {
+        self.count
     }
 
     /// Counts what is left out by what is wrong with it.
     pub(crate) fn count_reasons(&self, checks: &mut Checks) {
-        let mut counts = BTreeMap::new();
-        for reject in &self.rows {
-            *counts.entry(without_particulars(&reject.reason)).or_default() += 1;
-        }
-        for (reason, count) in counts {
-            checks.fact("left out", reason, count);
+        let others = (self.reasons.others() > 0).then(|| ("other reasons", self.reasons.others()));
+        let named = self.reasons.iter().map(|(reason, count)| (reason.as_str(), count));
+        for (reason, count) in named.chain(others) {
+            checks.fact("left out", reason.to_owned(), count);
         }
     }
 
     /// Fails if there are more than `most`, naming the first.
-    pub(crate) fn check(&self, most: i64) -> Result<(), StageError> {
-        let count = self.rows.len();
-        let (Some(first), Some(file)) = (self.rows.first(), &self.first) else { return Ok(()) };
-        if count as i64 <= most {
-            return Ok(());
+    pub(crate) fn check(&mut self, most: i64) -> Result<(), StageError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
+        let count = self.count;
+        let Some((place, _, what)) = self.first.as_ref().filter(|_| i128::from(count) > i128::from(most))
+        else {
+            return Ok(());
+        };
         let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-        let reason = format!("{}{more}; `max_rejects = {count}` leaves such rows out", first.what());
-        Err(StageError::input(file, reason))
+        let reason = format!("{what}{more}; `max_rejects = {count}` leaves such rows out");
+        Err(StageError::input(place, reason))
     }
 
     /// Checks a last time, warns if rows are left out, and writes the table.
     pub(crate) fn write(
-        self,
+        mut self,
         most: i64,
         port: &str,
         context: &mut StageContext<'_>,
     ) -> Result<(), StageError> {
         self.check(most)?;
-        if let Some(first) = self.rows.first() {
-            let count = self.rows.len();
+        if let Some((_, file, what)) = &self.first {
+            let count = self.count;
             let rows = if count == 1 { "1 row is" } else { &format!("{count} rows are") };
-            context.warn(&format!("{rows} left out; the first: `{}`: {}", first.file, first.what()));
+            context.warn(&format!("{rows} left out; the first: `{file}`: {what}"));
         }
         let provenance = context.provenance().to_owned();
         self.table(context.output(port)?, &provenance)
     }
 
     fn table(&self, output: &mut OutputWriter, provenance: &str) -> Result<(), StageError> {
-        let table = Table::new()
-            .with("file", Column::texts(self.rows.iter().map(|reject| reject.file.clone())))
-            .with("row", Column::Int64(self.rows.iter().map(|reject| reject.row).collect()))
-            .with("id", Column::Utf8(self.rows.iter().map(|reject| reject.id.clone()).collect()))
-            .with("reason", Column::texts(self.rows.iter().map(|reject| reject.reason.clone())));
-        write(output, &TableSchema::rejects(), &table, WriteOptions::text(provenance))
+        let schema = TableSchema::rejects();
+        let mut writer = TableWriter::new(output, &schema, WriteOptions::text(provenance));
+        writer.push(table(&[]))?;
+        for rows in self.rows.blocks(BLOCK) {
+            writer.push(table(&rows?))?;
+        }
+        writer.finish(output)
     }
+}
+
+fn table(rows: &[Reject]) -> Table {
+    Table::new()
+        .with("file", Column::texts(rows.iter().map(|reject| reject.file.clone())))
+        .with("row", Column::Int64(rows.iter().map(|reject| reject.row).collect()))
+        .with("id", Column::Utf8(rows.iter().map(|reject| reject.id.clone()).collect()))
+        .with("reason", Column::texts(rows.iter().map(|reject| reject.reason.clone())))
 }
 
 /// A reason without the names and numbers in it, which are those of a single row.

@@ -114,7 +114,7 @@ impl StageKind for IngestRoco {
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::input(context, "source")?;
-        let mut rejects = Rejects::default();
+        let mut rejects = Rejects::new(context.scratch()?);
         let (dataset, version, protocol, rows) = if v2::is_there(&files)? {
             ("rocov2", "Zenodo 10821435", "rocov2", v2::read(&files, params, &mut rejects)?)
         } else if mirror::is_there(&files)? {

@@ -4,11 +4,9 @@
 use std::path::Path;
 
 use pipe_engine::StageError;
-use pipe_engine::cache::Digest;
+use pipe_engine::cache::{Digest, Spill};
 
 use super::checks::Checks;
-use super::numbered::merge;
-use super::spill::{LIMIT, Spill};
 use super::splits::{SPLITS, place};
 
 /// Rows that a pass compares at most, sixteen bytes each.
@@ -76,7 +74,7 @@ impl Seen {
     /// Nothing yet; rows will be compared by the things that `checks` name. What is too long for memory goes to a
     /// file in `scratch`.
     pub(crate) fn new(checks: &[&'static str], scratch: &Path) -> Self {
-        Self::bounded(checks, scratch, LIMIT, PASS)
+        Self::bounded(checks, scratch, Spill::LIMIT, PASS)
     }
 
     fn bounded(checks: &[&'static str], scratch: &Path, limit: usize, pass: u64) -> Self {
@@ -113,7 +111,7 @@ impl Seen {
         row.push(place(split) as u8);
         self.counts[place(split)] += 1;
         self.ids.append(id.as_bytes())?;
-        self.rows.append(&row)
+        Ok(self.rows.append(&row)?)
     }
 
     /// The splits that there are, in their order.
@@ -218,41 +216,6 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(first)
 }
 
-/// Keys with a bit each, eight bytes a key.
-#[derive(Default)]
-pub(crate) struct Marked {
-    /// In their order; the last bit of a key is its mark.
-    sorted: Vec<u64>,
-    /// Those that came last.
-    recent: std::collections::BTreeMap<u64, bool>,
-}
-
-impl Marked {
-    /// Keys that wait to be sorted in.
-    const RECENT: usize = 1 << 17;
-
-    /// The mark of a key, if it is there.
-    pub(crate) fn get(&self, key: u64) -> Option<bool> {
-        let key = key >> 1;
-        self.recent.get(&key).copied().or_else(|| {
-            let place = self.sorted.binary_search_by_key(&key, |known| known >> 1).ok()?;
-            Some(self.sorted[place] & 1 == 1)
-        })
-    }
-
-    /// Adds a key, unless it is there.
-    pub(crate) fn insert(&mut self, key: u64, mark: bool) {
-        if self.get(key).is_some() {
-            return;
-        }
-        self.recent.insert(key >> 1, mark);
-        if self.recent.len() >= Self::RECENT {
-            let recent = std::mem::take(&mut self.recent);
-            merge(&mut self.sorted, recent.into_iter().map(|(key, mark)| key << 1 | u64::from(mark)));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -284,18 +247,5 @@ mod tests {
             }
             prop_assert_eq!(format!("{found:?}"), format!("{expected:?}"));
         }
-    }
-
-    #[test]
-    fn marks_are_kept() {
-        let key = |number: u64| key(&Digest::of(&number.to_le_bytes()));
-        let mut marked = Marked::default();
-        for number in 0..300_000 {
-            marked.insert(key(number), number % 3 == 0);
-            marked.insert(key(number / 2), true);
-        }
-        assert!((0..300_000).all(|number| marked.get(key(number)) == Some(number % 3 == 0)));
-        assert!((300_000..301_000).all(|number| marked.get(key(number)).is_none()));
-        assert_eq!(marked.sorted.len() + marked.recent.len(), 300_000);
     }
 }

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
+use pipe_engine::cache::{Pair, Sorted, Sorter, SpillError};
 use pipe_engine::{Artifact, StageContext, StageError};
 
 use super::archive::{Archive, Member, is_hidden};
 use super::origin::is_table;
-use super::sorted::{Pair, Sorted, Sorter};
 
 /// A file, on disk or in an archive.
 #[derive(Clone, Debug)]
@@ -141,7 +141,7 @@ impl SourceFiles {
         let (mut by_path, mut by_name) = (Sorter::new(scratch), Sorter::new(scratch));
         let mut add = |path: &str, written: Written<'_>| {
             by_path.push(path.as_bytes(), &written.bytes())?;
-            by_name.push(&names(path), path.as_bytes())
+            Ok::<_, StageError>(by_name.push(&names(path), path.as_bytes())?)
         };
         let (mut archives, mut tables) = (Vec::new(), Vec::new());
         for file in artifact.files.iter().filter(|file| !is_hidden(&file.path)) {
@@ -206,7 +206,7 @@ impl SourceFiles {
         &self,
         wanted: impl Fn(&str) -> bool,
     ) -> impl Iterator<Item = Result<Arc<SourceFile>, StageError>> {
-        let is_wanted = move |pair: &Result<Pair, StageError>| {
+        let is_wanted = move |pair: &Result<Pair, SpillError>| {
             // An error is none to be left out.
             pair.as_ref().map_or(true, |(path, _)| std::str::from_utf8(path).is_ok_and(&wanted))
         };

@@ -154,7 +154,7 @@ impl StageKind for IngestVqaRad {
 
     fn run(&self, params: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let files = SourceFiles::input(context, "source")?;
-        let mut rejects = Rejects::default();
+        let mut rejects = Rejects::new(context.scratch()?);
         let mut read = read(&files, params, &mut rejects)?;
         rejects.check(params.max_rejects)?;
         let images = by_name(&files)?;

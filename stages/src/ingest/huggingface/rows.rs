@@ -1,6 +1,7 @@
 //! What is kept of rows until all are read, and the tables that come of them.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use pipe_engine::cache::Digest;
@@ -86,8 +87,7 @@ pub(super) fn texts(table: &Table, column: Option<&str>, row: usize) -> Result<V
     Ok(all.into_iter().filter(|caption| !caption.trim().is_empty()).collect())
 }
 
-/// The images that ids name, in sixteen bytes an id.
-#[derive(Default)]
+/// The images that ids name.
 pub(super) struct Images {
     /// By the key of the id that of the image, whose last bit is whether it could be decoded.
     named: Numbered,
@@ -109,13 +109,18 @@ impl Named {
 }
 
 impl Images {
-    pub(super) fn get(&self, id: &str) -> Option<Named> {
-        let number = self.named.get(text_key(id))?;
-        Some(Named { image: number >> 1, is_stored: number & 1 == 1 })
+    /// None yet; what is too long for memory goes to a file in `scratch`.
+    pub(super) fn new(scratch: &Path) -> Self {
+        Self { named: Numbered::new(scratch) }
     }
 
-    pub(super) fn set(&mut self, id: &str, digest: &Digest, is_stored: bool) {
-        self.named.set(text_key(id), key(digest) & !1 | u64::from(is_stored));
+    pub(super) fn get(&mut self, id: &str) -> Result<Option<Named>, StageError> {
+        let number = self.named.get(text_key(id))?;
+        Ok(number.map(|number| Named { image: number >> 1, is_stored: number & 1 == 1 }))
+    }
+
+    pub(super) fn set(&mut self, id: &str, digest: &Digest, is_stored: bool) -> Result<(), StageError> {
+        self.named.set(text_key(id), key(digest) & !1 | u64::from(is_stored))
     }
 }
 
@@ -193,6 +198,11 @@ impl<'a> Said<'a> {
             }
         }
         self.labels.push(&(id.to_owned(), place(split), labels))
+    }
+
+    /// How many different labels there are.
+    pub(super) fn different_labels(&self) -> usize {
+        self.written.len()
     }
 
     /// Writes captions.

@@ -256,3 +256,30 @@ fn rows_of_several_splits_may_stand_in_any_order() {
     assert_eq!(checks("same caption")["test train"], 1);
     assert_eq!(checks("same caption")["val train"], 0);
 }
+
+#[test]
+fn a_column_of_ids_is_no_label() {
+    let folder = folder(&["a.png"]);
+    let rows = (0..=65_536).map(|row| format!("a.png,{row},case {row}\n"));
+    let csv: String = std::iter::once("image,id,finding\n".to_owned()).chain(rows).collect();
+    let params = json!({ "columns": { "id": "id", "label": "finding" } });
+    let error = ingest_csv(&folder, csv.as_bytes(), params).err().unwrap().to_string();
+    assert!(error.contains("more than 65536 different labels"), "{error}");
+}
+
+/// More than what waits in memory: ids, and rows that are left out.
+#[test]
+fn hundreds_of_thousands_of_rows_that_are_left_out_are_listed() {
+    let folder = folder(&["a.png"]);
+    let reason = "x".repeat(60);
+    let rows = (0..200_000).map(|row| format!("missing {reason} {row}.png,{row}\n"));
+    let csv: String = ["image,id\n".to_owned(), "a.png,a\n".to_owned()].into_iter().chain(rows).collect();
+    let params = |most| json!({ "columns": { "id": "id" }, "max_rejects": most });
+    let error = ingest_csv(&folder, csv.as_bytes(), params(199_999)).err().unwrap().to_string();
+    assert!(error.contains("(and 199999 more); `max_rejects = 200000`"), "{error}");
+    let made = ingest_csv(&folder, csv.as_bytes(), params(200_000)).unwrap();
+    let rejects = read(&made["rejects"]).unwrap();
+    assert_eq!(rejects.rows(), 200_000);
+    let rows = rejects.int64("row").unwrap();
+    assert!(rows.is_sorted() && rows.first().is_some_and(|row| *row == Some(3)), "{:?}", &rows[..3]);
+}

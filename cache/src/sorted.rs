@@ -3,75 +3,95 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use pipe_engine::StageError;
-
-use super::spill::Spill;
+use crate::spill::{Spill, SpillError, SpillReader};
 
 /// Bytes that are sorted at once.
 const RUN: usize = 16 << 20;
-/// Bytes of a run that wait to be written. There may be hundreds of runs.
-const WAITING: usize = 1 << 16;
+/// Bytes of runs that wait to be written.
+const WAITING: usize = 1 << 20;
 /// Bytes of all pairs that lie in memory.
 const LIMIT: usize = 8 << 20;
-/// Bytes between two keys that are remembered, and that a search reads.
+/// Bytes between two keys that are remembered at first, and that a search reads.
 const BLOCK: u64 = 8 << 10;
+/// Keys that are remembered at most: beyond it every second one is forgotten.
+const BLOCKS: usize = 1 << 16;
 /// Bytes before key and value: how long they are.
 const LENGTHS: usize = 8;
 
 /// A key and its value.
-pub(super) type Pair = (Vec<u8>, Vec<u8>);
+pub type Pair = (Vec<u8>, Vec<u8>);
 
 /// Pairs that come in any order.
 #[derive(Debug)]
-pub(super) struct Sorter {
+pub struct Sorter {
     scratch: PathBuf,
     limit: usize,
     /// Pairs that wait, each behind the lengths of key and value, and where each begins.
     waiting: Vec<u8>,
     starts: Vec<u32>,
-    /// Sorted runs.
-    runs: Vec<Spill>,
+    /// Sorted runs, one behind the other, and where each ends.
+    runs: Spill,
+    ends: Vec<u64>,
 }
 
 /// Pairs in the order of keys, and of values where keys are equal.
 #[derive(Debug)]
-pub(super) struct Sorted {
+pub struct Sorted {
     pairs: Spill,
     /// The first key of each block, and where the block begins.
     blocks: Vec<(Box<[u8]>, u64)>,
+    /// Bytes of a block, at least.
+    block: u64,
 }
 
 impl Sorter {
     /// Nothing yet; files will lie in `scratch`.
-    pub(super) fn new(scratch: &Path) -> Self {
+    pub fn new(scratch: &Path) -> Self {
         Self::bounded(scratch, RUN)
     }
 
     fn bounded(scratch: &Path, limit: usize) -> Self {
-        let (waiting, starts, runs) = (Vec::new(), Vec::new(), Vec::new());
-        Self { scratch: scratch.to_owned(), limit, waiting, starts, runs }
+        let (waiting, starts, runs) = (Vec::new(), Vec::new(), Spill::new(scratch, WAITING.min(limit)));
+        Self { scratch: scratch.to_owned(), limit, waiting, starts, runs, ends: Vec::new() }
     }
 
     /// Adds a pair.
-    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), StageError> {
+    ///
+    /// # Errors
+    /// If it is longer than 4 GiB, or what is too long for memory cannot be written.
+    pub fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), SpillError> {
         if self.waiting.len() + LENGTHS + key.len() + value.len() > self.limit && !self.starts.is_empty() {
-            let mut run = Spill::new(&self.scratch, WAITING);
-            self.sort();
-            for start in &self.starts {
-                run.append(record(&self.waiting, *start))?;
-            }
-            self.runs.push(run);
+            self.end_run()?;
             self.waiting.clear();
             self.starts.clear();
         }
-        self.starts.push(u32::try_from(self.waiting.len()).map_err(too_long)?);
-        for text in [key, value] {
-            self.waiting.extend(u32::try_from(text.len()).map_err(too_long)?.to_le_bytes());
-        }
+        let start = self.length(self.waiting.len())?;
+        let lengths = [self.length(key.len())?, self.length(value.len())?];
+        self.starts.push(start);
+        self.waiting.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
         self.waiting.extend_from_slice(key);
         self.waiting.extend_from_slice(value);
+        Ok(())
+    }
+
+    /// A length as it is written.
+    fn length(&self, bytes: usize) -> Result<u32, SpillError> {
+        u32::try_from(bytes).map_err(|error| {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, error);
+            SpillError { folder: self.scratch.clone(), source }
+        })
+    }
+
+    /// Writes what waits as a sorted run.
+    fn end_run(&mut self) -> Result<(), SpillError> {
+        self.sort();
+        for start in &self.starts {
+            self.runs.append(record(&self.waiting, *start))?;
+        }
+        self.ends.push(self.runs.len());
         Ok(())
     }
 
@@ -81,22 +101,24 @@ impl Sorter {
     }
 
     /// All pairs.
-    pub(super) fn finish(mut self) -> Result<Sorted, StageError> {
-        self.sort();
-        let mut sorted = Sorted { pairs: Spill::new(&self.scratch, LIMIT), blocks: Vec::new() };
-        if self.runs.is_empty() {
+    ///
+    /// # Errors
+    /// If what is too long for memory cannot be written or read.
+    pub fn finish(mut self) -> Result<Sorted, SpillError> {
+        let mut sorted = Sorted { pairs: Spill::new(&self.scratch, LIMIT), blocks: Vec::new(), block: BLOCK };
+        if self.ends.is_empty() {
+            self.sort();
             for start in &self.starts {
                 sorted.append(record(&self.waiting, *start))?;
             }
+            sorted.pairs.shrink();
             return Ok(sorted);
         }
-        let mut last = Spill::new(&self.scratch, WAITING);
-        for start in &self.starts {
-            last.append(record(&self.waiting, *start))?;
-        }
+        self.end_run()?;
         drop((self.waiting, self.starts));
-        self.runs.push(last);
-        let mut runs: Vec<Reader<'_>> = self.runs.iter().map(Reader::new).collect();
+        let begins = std::iter::once(&0).chain(&self.ends);
+        let mut runs: Vec<Reader<'_>> =
+            begins.zip(&self.ends).map(|(begin, end)| Reader(self.runs.reader(*begin..*end))).collect();
         let mut next = BinaryHeap::new();
         for (place, run) in runs.iter_mut().enumerate() {
             next.extend(run.next()?.map(|pair| Reverse((pair, place))));
@@ -107,10 +129,6 @@ impl Sorter {
         }
         Ok(sorted)
     }
-}
-
-fn too_long(error: std::num::TryFromIntError) -> StageError {
-    StageError::failed(format!("a key or a value is too long to be sorted: {error}"))
 }
 
 /// A pair behind the lengths of its two parts.
@@ -138,31 +156,39 @@ fn parts(record: &[u8]) -> (&[u8], &[u8]) {
 }
 
 impl Sorted {
-    fn append(&mut self, record: &[u8]) -> Result<(), StageError> {
+    fn append(&mut self, record: &[u8]) -> Result<(), SpillError> {
         let place = self.pairs.len();
-        if self.blocks.last().is_none_or(|(_, start)| place - start >= BLOCK) {
+        if self.blocks.last().is_none_or(|(_, start)| place - start >= self.block) {
+            if self.blocks.len() >= BLOCKS {
+                let mut number = 0usize;
+                self.blocks.retain(|_| {
+                    number += 1;
+                    number % 2 == 1
+                });
+                self.block *= 2;
+            }
             self.blocks.push((parts(record).0.into(), place));
         }
         self.pairs.append(record)
     }
 
     /// All pairs.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Result<Pair, StageError>> {
+    pub fn iter(&self) -> impl Iterator<Item = Result<Pair, SpillError>> {
         let mut reader = Reader::new(&self.pairs);
         std::iter::from_fn(move || reader.next().transpose())
     }
 
     /// The pairs whose key begins with `prefix`.
-    pub(super) fn beginning<'a>(
+    pub fn beginning<'a>(
         &'a self,
         prefix: &'a [u8],
-    ) -> impl Iterator<Item = Result<Pair, StageError>> + use<'a> {
+    ) -> impl Iterator<Item = Result<Pair, SpillError>> + use<'a> {
         // The block before the first that begins behind what is wanted may hold the first of it.
         let block = self.blocks.partition_point(|(first, _)| &first[..] < prefix).saturating_sub(1);
         let start = self.blocks.get(block).map_or(0, |(_, start)| *start);
-        let mut reader = Reader { place: start, ..Reader::new(&self.pairs) };
+        let mut reader = Reader(self.pairs.reader(start..self.pairs.len()));
         let mut failed = reader.skip_before(prefix).err();
-        let begins = move |pair: &Result<Pair, StageError>| {
+        let begins = move |pair: &Result<Pair, SpillError>| {
             pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix))
         };
         let next = move || failed.take().map(Err).or_else(|| reader.next().transpose());
@@ -171,58 +197,39 @@ impl Sorted {
 }
 
 /// Pairs as they are stored.
-struct Reader<'a> {
-    pairs: &'a Spill,
-    /// Where the next bytes are read.
-    place: u64,
-    /// Bytes that were read, and how many of them were given out.
-    block: Vec<u8>,
-    given: usize,
-}
+struct Reader<'a>(SpillReader<'a>);
 
 impl<'a> Reader<'a> {
     fn new(pairs: &'a Spill) -> Self {
-        Self { pairs, place: 0, block: Vec::new(), given: 0 }
+        Self(pairs.reader(0..pairs.len()))
     }
 
     /// The next pair.
-    fn next(&mut self) -> Result<Option<Pair>, StageError> {
+    fn next(&mut self) -> Result<Option<Pair>, SpillError> {
         let Some(record) = self.record()? else { return Ok(None) };
         let (key, value) = parts(record);
         let (pair, length) = ((key.to_vec(), value.to_vec()), record.len());
-        self.given += length;
+        self.0.skip(length);
         Ok(Some(pair))
     }
 
     /// Passes over the pairs whose key comes before another.
-    fn skip_before(&mut self, key: &[u8]) -> Result<(), StageError> {
+    fn skip_before(&mut self, key: &[u8]) -> Result<(), SpillError> {
         while let Some(length) = self.record()?.filter(|record| parts(record).0 < key).map(<[u8]>::len) {
-            self.given += length;
+            self.0.skip(length);
         }
         Ok(())
     }
 
     /// The bytes of the next pair, which stays the next.
-    fn record(&mut self) -> Result<Option<&[u8]>, StageError> {
-        if !self.has(LENGTHS)? {
+    fn record(&mut self) -> Result<Option<&[u8]>, SpillError> {
+        let start = self.0.peek(LENGTHS)?;
+        if start.is_empty() {
             return Ok(None);
         }
-        let [key, value] = lengths(&self.block[self.given..]);
+        let [key, value] = lengths(start);
         let length = LENGTHS + key + value;
-        Ok(self.has(length)?.then(|| &self.block[self.given..self.given + length]))
-    }
-
-    /// Whether so many bytes are left, which are in the block then.
-    fn has(&mut self, count: usize) -> Result<bool, StageError> {
-        if self.block.len() - self.given < count {
-            self.block.drain(..self.given);
-            self.given = 0;
-            let wanted = (count.max(BLOCK as usize) - self.block.len()) as u64;
-            let read = self.pairs.read(self.place, wanted.min(self.pairs.len() - self.place) as usize)?;
-            self.place += read.len() as u64;
-            self.block.extend(read);
-        }
-        Ok(self.block.len() - self.given >= count)
+        Ok(Some(&self.0.peek(length)?[..length]))
     }
 }
 
@@ -266,7 +273,7 @@ mod tests {
         for number in 0..200_000 {
             sorter.push(key(number).as_bytes(), &padding).unwrap();
         }
-        assert!(sorter.runs.len() > 10);
+        assert!(sorter.ends.len() > 10);
         let sorted = sorter.finish().unwrap();
         assert!(sorted.blocks.len() > 1000);
         for number in (0..200_000).step_by(997) {
