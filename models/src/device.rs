@@ -7,6 +7,7 @@ use std::str::FromStr;
 use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::first_line;
+use crate::ops::has_half_products;
 
 /// A device as a person names it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -189,6 +190,9 @@ const GPU_VERSION: u32 = 3;
 pub fn numerics_class(name: DeviceName, precision: Precision) -> String {
     let (device, version) = match name.gpu() {
         Ok(Some(gpu)) => (gpu.class, GPU_VERSION),
+        Ok(None) if precision == Precision::Bf16 && has_half_products() => {
+            (format!("{};bf16", cpu()), VERSION)
+        }
         Ok(None) => (cpu(), VERSION),
         // Nothing is computed on a device that is not there, so nothing is ever kept under its name.
         Err(_) => (format!("{name} is not there"), VERSION),

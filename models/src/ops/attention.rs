@@ -14,6 +14,7 @@ use super::elementwise::{dot, softmax_rows, vectorised};
 use super::gpu;
 use super::panels::{Panels, Start, multiply};
 use super::product::{self, Matrix};
+use super::weight::Terms;
 use super::{borrow, composed, contiguous, is_half_on_cpu, on_cpu, values, wide};
 
 /// How the scores of attention are made of queries and keys, and which of them count.
@@ -70,7 +71,7 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
     let (batch, tokens, triple) = packed.dims3()?;
     scores.check(batch, tokens, triple)?;
     if is_half_on_cpu(packed) {
-        return attention(&wide(packed)?, scores)?.to_dtype(packed.dtype());
+        return on_cpu_with(&wide(packed)?, scores, Terms::of(packed))?.to_dtype(packed.dtype());
     }
     if !on_cpu(packed) {
         #[cfg(feature = "cuda")]
@@ -79,7 +80,12 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
         }
         return composed::attention(packed, scores).map(|(out, _)| out);
     }
-    let op = Attention::new(scores, triple / 3)?;
+    on_cpu_with(packed, scores, Terms::Full)
+}
+
+/// [`attention`] for f32 on a CPU.
+fn on_cpu_with(packed: &Tensor, scores: &Scores<'_>, terms: Terms) -> Result<Tensor> {
+    let op = Attention::new(scores, packed.dim(2)? / 3, terms)?;
     match scores.bias {
         Some(bias) => packed.contiguous()?.apply_op2(&wide(bias)?.contiguous()?, op),
         None => packed.contiguous()?.apply_op1(op),
@@ -94,6 +100,8 @@ pub(super) struct Attention {
     causal: bool,
     /// `[batch, tokens]`.
     seen: Option<Arc<[bool]>>,
+    /// Of the products of the pass forward; back they are of f32.
+    terms: Terms,
 }
 
 /// `out = start + scale * a b`.
@@ -114,6 +122,7 @@ struct Sample<'a> {
     causal: bool,
     seen: Option<&'a [bool]>,
     bias: Option<&'a [f32]>,
+    terms: Terms,
 }
 
 impl<'a> Sample<'a> {
@@ -148,8 +157,8 @@ impl<'a> Sample<'a> {
         let Self { tokens, width, .. } = self;
         let mut scores = vec![0.0f32; QUERIES.min(tokens) * tokens];
         for head in 0..self.heads {
-            let keys = Panels::pack(self.part(packed, 1, head).transposed(), false);
-            let values = Panels::pack(self.part(packed, 2, head), false);
+            let keys = self.terms.pack(self.part(packed, 1, head).transposed());
+            let values = self.terms.pack(self.part(packed, 2, head));
             for first in (0..tokens).step_by(QUERIES) {
                 let count = QUERIES.min(tokens - first);
                 let scores = &mut scores[..count * tokens];
@@ -215,13 +224,13 @@ const GROUP: usize = 8;
 
 impl Attention {
     /// What `scores` say of values of this width.
-    pub(super) fn new(scores: &Scores<'_>, width: usize) -> Result<Self> {
+    pub(super) fn new(scores: &Scores<'_>, width: usize, terms: Terms) -> Result<Self> {
         let seen = match scores.mask {
             Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
             None => None,
         };
         let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
-        Ok(Self { heads: scores.heads, scale, causal: scores.causal, seen })
+        Ok(Self { heads: scores.heads, scale, causal: scores.causal, seen, terms })
     }
 
     fn sample<'a>(
@@ -232,7 +241,16 @@ impl Attention {
         bias: Option<&'a [f32]>,
     ) -> Sample<'a> {
         let seen = self.seen.as_deref().map(|seen| &seen[index * tokens..(index + 1) * tokens]);
-        Sample { tokens, width, heads: self.heads, scale: self.scale, causal: self.causal, seen, bias }
+        Sample {
+            tokens,
+            width,
+            heads: self.heads,
+            scale: self.scale,
+            causal: self.causal,
+            seen,
+            bias,
+            terms: self.terms,
+        }
     }
 
     /// The result `[batch, tokens, width]` of packed `[batch, tokens, 3 width]`.

@@ -16,7 +16,8 @@ use super::elementwise::vectorised;
 use super::layer_norm::{normalise_rows, rows_gradient};
 use super::panels::{DEPTH, Panels, Start, multiply, task_rows};
 use super::product::Matrix;
-use super::{borrow, contiguous, on_cpu};
+use super::weight::{Terms, View, pack_tensor};
+use super::{borrow, contiguous, on_cpu, wide};
 use crate::Activation;
 
 /// The parameters of a block that norms before its halves:
@@ -45,11 +46,31 @@ impl BlockWeights {
     fn all(&self) -> impl Iterator<Item = &Tensor> {
         [&self.norm1, &self.qkv, &self.out, &self.norm2, &self.fc1, &self.fc2].into_iter().flatten()
     }
+
+    /// The same, what is one row long in f32.
+    fn with_wide_rows(&self) -> Result<Self> {
+        let norm = |[gamma, beta]: &[Tensor; 2]| Ok::<_, candle_core::Error>([wide(gamma)?, wide(beta)?]);
+        let linear =
+            |[weight, bias]: &[Tensor; 2]| Ok::<_, candle_core::Error>([weight.clone(), wide(bias)?]);
+        Ok(Self {
+            norm1: norm(&self.norm1)?,
+            qkv: linear(&self.qkv)?,
+            out: linear(&self.out)?,
+            norm2: norm(&self.norm2)?,
+            fc1: linear(&self.fc1)?,
+            fc2: linear(&self.fc2)?,
+            ..*self
+        })
+    }
 }
 
-/// Whether [`frozen_block`] takes this input: f32 on a CPU, as all weights are, of which none is a variable.
+/// Whether [`frozen_block`] takes this input: f32 on a CPU, as all weights are, of which none is a variable; or bf16,
+/// where the machine multiplies that. (There probes see values that are rounded after each operation, and the block rounds
+/// what goes into its products, and its result.)
 pub fn takes_block(x: &Tensor, weights: &BlockWeights) -> bool {
-    on_cpu(x) && weights.all().all(|weight| on_cpu(weight) && !weight.track_op() && weight.is_contiguous())
+    let terms = Terms::of(x);
+    let takes = |weight: &Tensor| terms.take(weight) && !weight.track_op() && weight.is_contiguous();
+    (on_cpu(x) || terms == Terms::Half) && weights.all().all(takes)
 }
 
 /// The block's output for `x` `[batch, tokens, width]`; its gradient is that of `x` alone. Scores have no bias.
@@ -76,14 +97,16 @@ pub fn frozen_block(x: &Tensor, weights: &BlockWeights, scores: &Scores<'_>) -> 
     if !takes_block(x, weights) || scores.bias.is_some() || width == 0 || hidden == 0 {
         bail!("this block is computed by its parts");
     }
-    let attention = Attention::new(scores, width)?;
+    let attention = Attention::new(scores, width, Terms::of(x))?;
     let kept = if x.track_op() { Some(OnceLock::new()) } else { None };
-    x.contiguous()?.apply_op1(Block { weights: weights.clone(), attention, kept })
+    let block = Block { weights: weights.with_wide_rows()?, attention, terms: Terms::of(x), kept };
+    wide(x)?.contiguous()?.apply_op1(block)?.to_dtype(x.dtype())
 }
 
 struct Block {
     weights: BlockWeights,
     attention: Attention,
+    terms: Terms,
     /// What the backward pass needs, if there will be one.
     kept: Option<OnceLock<Kept>>,
 }
@@ -115,18 +138,37 @@ fn slices(hidden: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
 }
 
 impl Block {
+    /// The parts of the perceptron, packed: its first layer's and its second's; of the pass back, turned.
+    fn perceptron(
+        &self,
+        width: usize,
+        is_turned: bool,
+    ) -> Result<Vec<(std::ops::Range<usize>, Panels, Panels)>> {
+        let ([fc1, _], [fc2, _]) = (&self.weights.fc1, &self.weights.fc2);
+        let hidden = fc1.dims()[0];
+        let pack = |slice: std::ops::Range<usize>| {
+            let (first, length) = (slice.start, slice.len());
+            let first_layer =
+                View { first: first * width, rows: length, columns: width, row_stride: width, is_turned };
+            let second_layer = View { first, rows: width, columns: length, row_stride: hidden, is_turned };
+            let first_layer = pack_tensor(fc1, first_layer, self.terms)?;
+            Ok((slice, first_layer, pack_tensor(fc2, second_layer, self.terms)?))
+        };
+        slices(hidden).map(pack).collect()
+    }
+
     /// The output of rows, and what is kept of them.
     fn forward(&self, x: &[f32], tokens: usize, width: usize) -> Result<(Vec<f32>, Kept)> {
-        let Self { weights, attention, .. } = self;
+        let Self { weights, attention, terms, .. } = self;
         let epsilon = weights.epsilon as f32;
         let (rows, hidden) = (x.len() / width, weights.fc1[1].elem_count());
         let block = task_rows(rows);
         let mut packed = vec![0.0f32; rows * 3 * width];
         {
             let (gamma, beta) = (borrow(&weights.norm1[0])?, borrow(&weights.norm1[1])?);
-            let (weight, bias) = (borrow(&weights.qkv[0])?, borrow(&weights.qkv[1])?);
+            let bias = borrow(&weights.qkv[1])?;
             let (gamma, beta, bias): (&[f32], &[f32], &[f32]) = (&gamma, &beta, &bias);
-            let weight = Panels::pack(Matrix::new(&weight, 3 * width, width, width).transposed(), true);
+            let weight = pack_tensor(&weights.qkv[0], View::whole(3 * width, width).turned(), *terms)?;
             packed.par_chunks_mut(block * 3 * width).zip(x.par_chunks(block * width)).for_each(
                 |(packed, x)| {
                     let mut normed = vec![0.0f32; x.len()];
@@ -141,20 +183,13 @@ impl Block {
         let kept_rows = if keeps { rows } else { 0 };
         let (mut middle, mut arguments) = (vec![0.0f32; kept_rows * width], vec![0.0f32; kept_rows * hidden]);
         let mut y = vec![0.0f32; x.len()];
-        let (out, out_bias) = (borrow(&weights.out[0])?, borrow(&weights.out[1])?);
+        let out_bias = borrow(&weights.out[1])?;
         let (gamma, beta) = (borrow(&weights.norm2[0])?, borrow(&weights.norm2[1])?);
-        let (fc1, fc1_bias) = (borrow(&weights.fc1[0])?, borrow(&weights.fc1[1])?);
-        let (fc2, fc2_bias) = (borrow(&weights.fc2[0])?, borrow(&weights.fc2[1])?);
+        let (fc1_bias, fc2_bias) = (borrow(&weights.fc1[1])?, borrow(&weights.fc2[1])?);
         let (out_bias, gamma, beta): (&[f32], &[f32], &[f32]) = (&out_bias, &gamma, &beta);
         let (fc1_bias, fc2_bias): (&[f32], &[f32]) = (&fc1_bias, &fc2_bias);
-        let out = Panels::pack(Matrix::new(&out, width, width, width).transposed(), true);
-        let perceptron: Vec<_> = slices(hidden)
-            .map(|slice| {
-                let fc1 = Matrix::new(&fc1[slice.start * width..], slice.len(), width, width);
-                let fc2 = Matrix::new(&fc2[slice.start..], width, slice.len(), hidden);
-                (slice, Panels::pack(fc1.transposed(), true), Panels::pack(fc2.transposed(), true))
-            })
-            .collect();
+        let out = pack_tensor(&weights.out[0], View::whole(width, width).turned(), *terms)?;
+        let perceptron = self.perceptron(width, true)?;
         let work = |x: &[f32], attended: &[f32], y: &mut [f32], middle: &mut [f32], arguments: &mut [f32]| {
             let rows = x.len() / width;
             multiply(
@@ -206,7 +241,7 @@ impl Block {
 
     /// The gradient of the input.
     fn backward(&self, x: &[f32], kept: &Kept, dy: &[f32], tokens: usize, width: usize) -> Result<Vec<f32>> {
-        let Self { weights, attention, .. } = self;
+        let Self { weights, attention, terms, .. } = self;
         let epsilon = weights.epsilon as f32;
         let hidden = weights.fc1[1].elem_count();
         let block = task_rows(x.len() / width);
@@ -214,18 +249,10 @@ impl Block {
         let mut dx = vec![0.0f32; x.len()];
         let mut dattended = vec![0.0f32; x.len()];
         {
-            let (fc1, fc2, out) =
-                (borrow(&weights.fc1[0])?, borrow(&weights.fc2[0])?, borrow(&weights.out[0])?);
             let gamma = borrow(&weights.norm2[0])?;
             let gamma: &[f32] = &gamma;
-            let out = Panels::pack(Matrix::new(&out, width, width, width), true);
-            let perceptron: Vec<_> = slices(hidden)
-                .map(|slice| {
-                    let fc1 = Matrix::new(&fc1[slice.start * width..], slice.len(), width, width);
-                    let fc2 = Matrix::new(&fc2[slice.start..], width, slice.len(), hidden);
-                    (slice, Panels::pack(fc1, true), Panels::pack(fc2, true))
-                })
-                .collect();
+            let out = pack_tensor(&weights.out[0], View::whole(width, width), *terms)?;
+            let perceptron = self.perceptron(width, false)?;
             let chunk = block * width;
             let saved = kept.middle.par_chunks(chunk).zip(kept.hidden.par_chunks(block * hidden));
             let results = dx.par_chunks_mut(chunk).zip(dattended.par_chunks_mut(chunk));
@@ -255,9 +282,9 @@ impl Block {
         }
         let values = [kept.packed.as_slice(), &kept.attended, &dattended];
         let (dpacked, _) = attention.backward(values, tokens, width, None, false);
-        let (qkv, gamma) = (borrow(&weights.qkv[0])?, borrow(&weights.norm1[0])?);
+        let gamma = borrow(&weights.norm1[0])?;
         let gamma: &[f32] = &gamma;
-        let qkv = Panels::pack(Matrix::new(&qkv, 3 * width, width, width), true);
+        let qkv = pack_tensor(&weights.qkv[0], View::whole(3 * width, width), *terms)?;
         let rows = dpacked.par_chunks(block * 3 * width).zip(x.par_chunks(block * width));
         dx.par_chunks_mut(block * width).zip(rows).for_each(|(dx, (dpacked, x))| {
             let rows = x.len() / width;

@@ -7,6 +7,7 @@ use super::elementwise::vectorised;
 use super::gpu;
 use super::panels::{Panels, Start, multiply_parallel};
 use super::product::{self, Matrix};
+use super::weight::{self, Terms, View};
 use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
 /// `x W^T + b` for `x` `[..., in]`, `weight` `[out, in]` and `bias` `[out]`, giving `[..., out]`.
@@ -18,7 +19,7 @@ use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if is_half_on_cpu(x) {
-        return linear(&wide(x)?, weight, bias)?.to_dtype(x.dtype());
+        return on_cpu_with(&wide(x)?, weight, bias, Terms::of(x))?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         #[cfg(feature = "cuda")]
@@ -27,16 +28,27 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         }
         return composed::linear(x, weight, bias);
     }
-    let weight = wide(weight)?;
+    on_cpu_with(x, weight, bias, Terms::Full)
+}
+
+/// [`linear`] for `x` of f32 on a CPU.
+fn on_cpu_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, terms: Terms) -> Result<Tensor> {
+    let weight = taken(weight, terms)?;
     let (out, width) = weight.dims2()?;
     if x.dims().last() != Some(&width) {
         bail!("a linear layer of [{out}, {width}] cannot take {:?}", x.dims());
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let layer = Linear { stored: Stored::Rows, terms };
     match bias {
-        Some(bias) => x.apply_op3(&weight, &wide(bias)?.contiguous()?, Linear { stored: Stored::Rows }),
-        None => x.apply_op2(&weight, Linear { stored: Stored::Rows }),
+        Some(bias) => x.apply_op3(&weight, &wide(bias)?.contiguous()?, layer),
+        None => x.apply_op2(&weight, layer),
     }
+}
+
+/// A weight as it is packed: in f32 if it is learned, so that its gradient is.
+fn taken(weight: &Tensor, terms: Terms) -> Result<Tensor> {
+    if terms.take(weight) && !weight.track_op() { Ok(weight.clone()) } else { wide(weight) }
 }
 
 /// `x P` for `x` `[..., in]` and `projection` `[in, out]`, giving `[..., out]`; gradients as [`linear`].
@@ -45,17 +57,22 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// If the shapes do not fit.
 pub fn project(x: &Tensor, projection: &Tensor) -> Result<Tensor> {
     if is_half_on_cpu(x) {
-        return project(&wide(x)?, projection)?.to_dtype(x.dtype());
+        return project_with(&wide(x)?, projection, Terms::of(x))?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         return linear(x, &projection.t()?, None);
     }
-    let projection = wide(projection)?;
+    project_with(x, projection, Terms::Full)
+}
+
+/// [`project`] for `x` of f32 on a CPU.
+fn project_with(x: &Tensor, projection: &Tensor, terms: Terms) -> Result<Tensor> {
+    let projection = taken(projection, terms)?;
     let (width, out) = projection.dims2()?;
     if x.dims().last() != Some(&width) {
         bail!("a projection of [{width}, {out}] cannot take {:?}", x.dims());
     }
-    x.contiguous()?.apply_op2(&projection.contiguous()?, Linear { stored: Stored::Columns })
+    x.contiguous()?.apply_op2(&projection.contiguous()?, Linear { stored: Stored::Columns, terms })
 }
 
 /// How a weight lies in memory.
@@ -75,32 +92,28 @@ impl Stored {
     }
 
     /// The matrix `[out, in]`.
-    fn matrix(self, weight: &[f32], out: usize, width: usize) -> Matrix<'_> {
+    fn view(self, out: usize, width: usize) -> View {
         match self {
-            Self::Rows => Matrix::new(weight, out, width, width),
-            Self::Columns => Matrix::new(weight, width, out, out).transposed(),
+            Self::Rows => View::whole(out, width),
+            Self::Columns => View::whole(width, out).turned(),
         }
     }
 }
 
 struct Linear {
     stored: Stored,
+    terms: Terms,
 }
 
-fn forward(x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
+fn forward(x: &[f32], weight: &Panels, bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
     let rows = x.len() / width.max(1);
-    product(
-        Matrix::new(x, rows, width, width),
-        weight.transposed(),
-        bias.map_or(Start::Zero, Start::Row),
-        out,
-    )
+    product(Matrix::new(x, rows, width, width), weight, bias.map_or(Start::Zero, Start::Row), out)
 }
 
 /// `start + a b`, `[rows, columns]`.
-fn product(a: Matrix<'_>, b: Matrix<'_>, start: Start<'_>, columns: usize) -> Vec<f32> {
+fn product(a: Matrix<'_>, b: &Panels, start: Start<'_>, columns: usize) -> Vec<f32> {
     let mut out = vec![0.0; a.rows * columns];
-    multiply_parallel(a, &Panels::pack(b, true), 1.0, start, &mut out, columns);
+    multiply_parallel(a, b, 1.0, start, &mut out, columns);
     out
 }
 
@@ -125,8 +138,8 @@ impl CustomOp2 for Linear {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (out, width) = self.stored.sizes(w_layout.shape())?;
-        let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
-        let y = forward(contiguous(x, x_layout, "x")?, weight, None, out, width);
+        let weight = weight::pack(w, w_layout, self.stored.view(out, width).turned(), self.terms)?;
+        let y = forward(contiguous(x, x_layout, "x")?, &weight, None, out, width);
         Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
     }
 
@@ -161,8 +174,8 @@ impl CustomOp3 for Linear {
         if bias.len() != out {
             bail!("a bias of {} values cannot belong to {out} outputs", bias.len());
         }
-        let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
-        let y = forward(contiguous(x, x_layout, "x")?, weight, Some(bias), out, width);
+        let weight = weight::pack(w, w_layout, self.stored.view(out, width).turned(), self.terms)?;
+        let y = forward(contiguous(x, x_layout, "x")?, &weight, Some(bias), out, width);
         Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
     }
 
@@ -202,8 +215,8 @@ impl Linear {
         let rows = dy.len() / out.max(1);
         let dy_matrix = Matrix::new(dy, rows, out, out);
         let dx = if x.track_op() {
-            let weight = self.stored.matrix(contiguous(w, w_layout, "weight")?, out, width);
-            let dx = product(dy_matrix, weight, Start::Zero, width);
+            let weight = weight::pack(w, w_layout, self.stored.view(out, width), self.terms)?;
+            let dx = product(dy_matrix, &weight, Start::Zero, width);
             Some(Tensor::from_vec(dx, x.shape(), x.device())?)
         } else {
             None

@@ -6,7 +6,8 @@
 //! its composed twin in [`composed`], and a test compares the two and their gradients.
 //!
 //! Kernels are of f32. Of half types a CPU's operations widen their arguments and round the result; what
-//! sums over many values (norms, softmax, means) does so on every device. Parameters of another type than
+//! sums over many values (norms, softmax, means) does so on every device. Linear layers and frozen blocks of bf16
+//! multiply bf16 where the machine has an instruction for it, and sum in f32. Parameters of another type than
 //! the input's are taken in the input's.
 //!
 //! Results do not depend on the number of threads: parallel parts share nothing, and every sum has a
@@ -41,6 +42,7 @@ mod tanh;
 mod tests;
 mod transposed;
 mod unit;
+mod weight;
 mod weight_norm;
 
 use std::ops::{Deref, Range};
@@ -62,6 +64,7 @@ pub use linear::{linear, project};
 pub use masked::masked;
 pub use norm::frobenius_norm;
 pub(crate) use norm::sum_of_squares;
+pub(crate) use panels::has_half_products;
 pub use pool::{average_pool2d, max_pool2d};
 pub use recompute::{Part, recompute};
 pub use recurrent::{gru, lstm};

@@ -12,13 +12,18 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use pulp::{Arch, NullaryFnOnce};
+use half::bf16;
 use rayon::prelude::*;
 
+use self::tile::{Level, Target, Tile};
 use super::product::Matrix;
 
+mod half_tile;
 #[cfg(test)]
 mod tests;
+mod tile;
+
+pub(crate) use half_tile::has_half_products;
 
 /// Columns of a panel.
 const COLUMNS: usize = 32;
@@ -32,17 +37,21 @@ const TILE: usize = 12;
 const STRIDE: usize = DEPTH / COLUMNS + 1;
 
 /// One row of a panel: two cache lines.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 struct Line([f32; COLUMNS]);
 
-const EMPTY: Line = Line([0.0; COLUMNS]);
-
 /// The right side of a product, `[depth, columns]`, panel by panel; zeros fill the last one.
 pub(super) struct Panels {
-    lines: Vec<Line>,
+    lines: Lines,
     depth: usize,
     columns: usize,
+}
+
+enum Lines {
+    Full(Vec<Line>),
+    /// Of bf16: so the left side is rounded to that too, and the sums are of f32.
+    Half(Vec<half_tile::Pairs>),
 }
 
 /// Values that are packed sooner than other threads are woken.
@@ -62,33 +71,55 @@ pub(super) enum Start<'a> {
 impl Panels {
     /// Packs a matrix; with `parallel`, its panels side by side.
     pub(super) fn pack(b: Matrix<'_>, parallel: bool) -> Self {
-        let count = b.columns.div_ceil(COLUMNS) * b.rows;
-        let mut lines = Vec::with_capacity(count);
-        let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
-            let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
-            let mut packed = [EMPTY; GROUP];
-            for (group, lines) in lines.chunks_mut(GROUP).enumerate() {
-                pack_group(b, group * GROUP, columns.clone(), &mut packed[..lines.len()]);
-                for (line, packed) in lines.iter_mut().zip(packed) {
-                    line.write(packed);
-                }
-            }
-        };
-        let parallel = parallel && count * COLUMNS >= SMALL;
-        let empty = &mut lines.spare_capacity_mut()[..count];
-        if parallel && b.rows > 0 {
-            empty.par_chunks_exact_mut(b.rows).enumerate().for_each(pack);
-        } else if b.rows > 0 {
-            empty.chunks_exact_mut(b.rows).enumerate().for_each(pack);
-        }
-        // SAFETY: the chunks are whole panels, and each of their lines was written.
-        unsafe { lines.set_len(count) };
-        Self { lines, depth: b.rows, columns: b.columns }
+        let lines = packed(b.rows, b.columns, parallel, |group, columns, lines: &mut [Line]| {
+            pack_group(b, group * GROUP, columns, lines);
+        });
+        Self { lines: Lines::Full(lines), depth: b.rows, columns: b.columns }
+    }
+
+    /// Packs a matrix for a product in bf16, on a machine that [has such](has_half_products).
+    pub(super) fn pack_half<T: half_tile::Narrow>(b: Matrix<'_, T>, parallel: bool) -> Self {
+        let lines = packed(b.rows.div_ceil(2), b.columns, parallel, |group, columns, lines| {
+            half_tile::pack_group(b, 2 * group * GROUP, columns, lines);
+        });
+        Self { lines: Lines::Half(lines), depth: b.rows, columns: b.columns }
     }
 
     fn count(&self) -> usize {
         self.columns.div_ceil(COLUMNS)
     }
+}
+
+/// The lines of all panels of a matrix of so many columns, `depth` lines each: `pack` fills those of a group of rows and
+/// of the columns of a panel, which are empty before.
+fn packed<L: Copy + Default + Send>(
+    depth: usize,
+    columns: usize,
+    parallel: bool,
+    pack: impl Fn(usize, Range<usize>, &mut [L]) + Sync,
+) -> Vec<L> {
+    let count = columns.div_ceil(COLUMNS) * depth;
+    let mut lines = Vec::with_capacity(count);
+    let pack_panel = |(panel, lines): (usize, &mut [MaybeUninit<L>])| {
+        let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(columns);
+        for (group, lines) in lines.chunks_mut(GROUP).enumerate() {
+            let mut packed = [L::default(); GROUP];
+            pack(group, columns.clone(), &mut packed[..lines.len()]);
+            for (line, packed) in lines.iter_mut().zip(packed) {
+                line.write(packed);
+            }
+        }
+    };
+    let parallel = parallel && count * COLUMNS >= SMALL;
+    let empty = &mut lines.spare_capacity_mut()[..count];
+    if parallel && depth > 0 {
+        empty.par_chunks_exact_mut(depth).enumerate().for_each(pack_panel);
+    } else if depth > 0 {
+        empty.chunks_exact_mut(depth).enumerate().for_each(pack_panel);
+    }
+    // SAFETY: the chunks are whole panels, and each of their lines was written.
+    unsafe { lines.set_len(count) };
+    lines
 }
 
 /// Rows of the right side that are packed at a time: what a column has of them lies in one or two cache lines.
@@ -100,6 +131,14 @@ fn pack_group(b: Matrix<'_>, first: usize, columns: Range<usize>, lines: &mut [L
         for (row, line) in lines.iter_mut().enumerate() {
             let from = (first + row) * b.row_stride;
             copy_line(line, &b.values[from + columns.start..from + columns.end]);
+        }
+    } else if b.row_stride == 1 && columns.len() == COLUMNS && Level::of_machine().gathers(b.column_stride) {
+        let values = &b.values[columns.start * b.column_stride + first..];
+        assert!(values.len() >= (COLUMNS - 1) * b.column_stride + lines.len(), "columns have their terms");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine gathers, and every column has as many values as there are lines.
+        unsafe {
+            tile::gather(values, b.column_stride, lines);
         }
     } else if b.row_stride == 1 {
         let count = lines.len();
@@ -213,6 +252,8 @@ fn check(a: Matrix<'_>, b: &Panels, start: Start<'_>, length: usize, row_stride:
 thread_local! {
     /// The packed left side, kept for the next product. It is taken out while it is used, so that nothing is borrowed.
     static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// The same in bf16.
+    static PACKED_HALF: Cell<Vec<half_tile::Line>> = const { Cell::new(Vec::new()) };
 }
 
 /// The part of a product in these rows and panels.
@@ -231,50 +272,132 @@ unsafe fn rectangle(
     out: *mut f32,
     row_stride: usize,
 ) {
-    let level = Level::of_machine();
-    let mut packed = PACKED.take();
-    packed.resize(BLOCK * STRIDE, EMPTY);
-    let in_place = is_read_in_place(a);
+    match &b.lines {
+        Lines::Full(lines) => {
+            let packed = PACKED.take();
+            let mut kernel = FullKernel::new(a, lines, b.depth, packed);
+            // SAFETY: the caller's promise.
+            unsafe { walk(&mut kernel, a, rows, b, panels, scale, start, out, row_stride) };
+            PACKED.set(kernel.packed);
+        }
+        Lines::Half(lines) => {
+            let packed = PACKED_HALF.take();
+            let mut kernel = half_tile::HalfKernel::new(a, lines, b.depth, packed);
+            // SAFETY: the caller's promise.
+            unsafe { walk(&mut kernel, a, rows, b, panels, scale, start, out, row_stride) };
+            PACKED_HALF.set(kernel.packed);
+        }
+    }
+}
+
+/// What computes the tiles of a product.
+trait Kernel {
+    /// Rows of a full tile.
+    fn height(&self) -> usize;
+
+    /// Makes ready rows of the left side, and terms of them.
+    fn prepare(&mut self, rows: Range<usize>, depth: Range<usize>);
+
+    /// Computes a tile: from a row on, counted from the first one made ready, over the terms made ready.
+    ///
+    /// # Safety
+    /// The rows were made ready, and the target is valid for them and its columns.
+    unsafe fn tile(&self, row: usize, height: usize, panel: usize, to: Target<'_>);
+}
+
+/// Computes a rectangle tile by tile.
+///
+/// # Safety
+/// As [`rectangle`].
+#[allow(clippy::too_many_arguments, reason = "a product is all of this")]
+unsafe fn walk(
+    kernel: &mut impl Kernel,
+    a: Matrix<'_>,
+    rows: Range<usize>,
+    b: &Panels,
+    panels: Range<usize>,
+    scale: f32,
+    start: Start<'_>,
+    out: *mut f32,
+    row_stride: usize,
+) {
     for first in rows.clone().step_by(BLOCK) {
         let count = BLOCK.min(rows.end - first);
         // Without terms there still is a start.
         for from in (0..a.columns.max(1)).step_by(DEPTH) {
-            let depth = from..(from + DEPTH).min(a.columns);
-            let (left, left_stride) = if in_place {
-                (&a.values[(first * a.row_stride + from).min(a.values.len())..], a.row_stride)
-            } else {
-                pack_rows(a, first..first + count, depth.clone(), &mut packed)
-            };
+            kernel.prepare(first..first + count, from..(from + DEPTH).min(a.columns));
             for panel in panels.clone() {
-                let lines = &b.lines[panel * b.depth..][depth.clone()];
                 let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
                 let start = match start {
                     _ if from > 0 => Start::Kept,
                     Start::Row(row) => Start::Row(&row[columns.clone()]),
                     start => start,
                 };
-                let mut row = 0;
-                while row < count {
-                    let height = level.height().min(count - row);
-                    let tile = Tile {
-                        a: &left[(row * left_stride).min(left.len())..],
-                        a_stride: left_stride,
-                        panel: lines,
-                        columns: columns.len(),
-                        scale,
-                        start,
-                        // SAFETY: the place lies inside the result.
-                        out: unsafe { out.add((first + row) * row_stride + columns.start) },
-                        row_stride,
-                    };
-                    // SAFETY: the tile lies inside the rectangle, and the level is the machine's.
-                    unsafe { level.run(height, tile) };
-                    row += height;
+                for row in (0..count).step_by(kernel.height()) {
+                    let height = kernel.height().min(count - row);
+                    // SAFETY: the place lies inside the result.
+                    let out = unsafe { out.add((first + row) * row_stride + columns.start) };
+                    let to = Target { columns: columns.len(), scale, start, out, row_stride };
+                    // SAFETY: the tile lies inside the rectangle, and its rows were made ready.
+                    unsafe { kernel.tile(row, height, panel, to) };
                 }
             }
         }
     }
-    PACKED.set(packed);
+}
+
+/// Products of f32.
+struct FullKernel<'a> {
+    a: Matrix<'a>,
+    lines: &'a [Line],
+    /// Lines of a panel, and those of the terms made ready.
+    panel: usize,
+    depth: Range<usize>,
+    level: Level,
+    /// The rows made ready: where they lie, if they are read there, and how far apart.
+    in_place: Option<usize>,
+    stride: usize,
+    packed: Vec<Line>,
+}
+
+impl<'a> FullKernel<'a> {
+    fn new(a: Matrix<'a>, lines: &'a [Line], panel: usize, mut packed: Vec<Line>) -> Self {
+        packed.resize(BLOCK * STRIDE, Line::default());
+        Self { a, lines, panel, depth: 0..0, level: Level::of_machine(), in_place: None, stride: 0, packed }
+    }
+}
+
+impl Kernel for FullKernel<'_> {
+    fn height(&self) -> usize {
+        self.level.height()
+    }
+
+    fn prepare(&mut self, rows: Range<usize>, depth: Range<usize>) {
+        let a = self.a;
+        self.depth = depth.clone();
+        if is_read_in_place(a) {
+            self.in_place = Some((rows.start * a.row_stride + depth.start).min(a.values.len()));
+            self.stride = a.row_stride;
+        } else {
+            self.in_place = None;
+            self.stride = pack_rows(a, rows, depth, &mut self.packed);
+        }
+    }
+
+    unsafe fn tile(&self, row: usize, height: usize, panel: usize, to: Target<'_>) {
+        let left = match self.in_place {
+            Some(first) => &self.a.values[first..],
+            None => floats(&self.packed),
+        };
+        let tile = Tile {
+            a: &left[(row * self.stride).min(left.len())..],
+            a_stride: self.stride,
+            panel: &self.lines[panel * self.panel..][self.depth.clone()],
+            to,
+        };
+        // SAFETY: the caller's promise, and the level is the machine's.
+        unsafe { self.level.run(height, tile) };
+    }
 }
 
 /// Whether the left side is read where it lies: row by row, and not at a distance at which the rows of a tile would share
@@ -284,13 +407,8 @@ fn is_read_in_place(a: Matrix<'_>) -> bool {
     a.column_stride == 1 && !a.row_stride.is_multiple_of(CONFLICT)
 }
 
-/// Copies a block of the left side, row by row; returns it with the distance of its rows, which is an odd number of lines.
-fn pack_rows<'p>(
-    a: Matrix<'_>,
-    rows: Range<usize>,
-    depth: Range<usize>,
-    packed: &'p mut [Line],
-) -> (&'p [f32], usize) {
+/// Copies a block of the left side, row by row; returns the distance of its rows, which is an odd number of lines.
+fn pack_rows(a: Matrix<'_>, rows: Range<usize>, depth: Range<usize>, packed: &mut [Line]) -> usize {
     let terms = depth.len();
     let stride = terms.div_ceil(COLUMNS) | 1;
     if a.column_stride == 1 {
@@ -310,201 +428,11 @@ fn pack_rows<'p>(
             }
         }
     }
-    (floats(packed), stride * COLUMNS)
+    stride * COLUMNS
 }
 
 /// Lines as the numbers that they are.
 fn floats(lines: &[Line]) -> &[f32] {
     // SAFETY: a line is `COLUMNS` floats and nothing else.
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * COLUMNS) }
-}
-
-/// One tile of the result, of at most as many rows as the left side has.
-struct Tile<'a> {
-    /// Rows of the left side from the tile's first on, `a_stride` apart.
-    a: &'a [f32],
-    a_stride: usize,
-    panel: &'a [Line],
-    columns: usize,
-    scale: f32,
-    start: Start<'a>,
-    out: *mut f32,
-    row_stride: usize,
-}
-
-/// Which instructions compute tiles.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Level {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// What the compiler makes of loops, with fused multiply-adds.
-    Fused,
-    /// The same without.
-    Plain,
-}
-
-impl Level {
-    fn of_machine() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if std::is_x86_feature_detected!("avx512f") {
-                return Self::Avx512;
-            }
-            if std::is_x86_feature_detected!("fma") {
-                return Self::Fused;
-            }
-        }
-        if cfg!(target_arch = "aarch64") { Self::Fused } else { Self::Plain }
-    }
-
-    /// Rows of a full tile.
-    fn height(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => TILE,
-            // Twelve registers of sums, if a register holds eight values.
-            Self::Fused | Self::Plain => 3,
-        }
-    }
-
-    /// Computes a tile of `height` rows.
-    ///
-    /// # Safety
-    /// The machine has the instructions, and `tile.out` is valid for the tile's rows and columns.
-    unsafe fn run(self, height: usize, tile: Tile<'_>) {
-        #[cfg(target_arch = "x86_64")]
-        if self == Self::Avx512 {
-            // SAFETY: the caller's promise.
-            unsafe {
-                match height {
-                    1 => avx512::<1>(tile),
-                    2 => avx512::<2>(tile),
-                    3 => avx512::<3>(tile),
-                    4 => avx512::<4>(tile),
-                    5 => avx512::<5>(tile),
-                    6 => avx512::<6>(tile),
-                    7 => avx512::<7>(tile),
-                    8 => avx512::<8>(tile),
-                    9 => avx512::<9>(tile),
-                    10 => avx512::<10>(tile),
-                    11 => avx512::<11>(tile),
-                    _ => avx512::<12>(tile),
-                }
-            }
-            return;
-        }
-        let fused = self == Self::Fused;
-        match height {
-            1 => Arch::new().dispatch(Portable::<1> { tile, fused }),
-            2 => Arch::new().dispatch(Portable::<2> { tile, fused }),
-            _ => Arch::new().dispatch(Portable::<3> { tile, fused }),
-        }
-    }
-}
-
-/// A tile in the registers of AVX-512.
-///
-/// # Safety
-/// `tile.out` is valid for the tile's rows and columns.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512<const ROWS: usize>(tile: Tile<'_>) {
-    use std::arch::x86_64::{
-        __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-        _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
-    };
-    const HALF: usize = COLUMNS / 2;
-    assert!(
-        tile.panel.is_empty() || tile.a.len() >= (ROWS - 1) * tile.a_stride + tile.panel.len(),
-        "a tile has its rows"
-    );
-    let mut sums: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
-    let (a, stride) = (tile.a.as_ptr(), tile.a_stride);
-    for (place, line) in tile.panel.iter().enumerate() {
-        // SAFETY: a line is 32 floats at a multiple of 64 bytes.
-        let b = unsafe { [_mm512_load_ps(line.0.as_ptr()), _mm512_load_ps(line.0.as_ptr().add(HALF))] };
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the last row has as many values as the panel has lines, as was asserted.
-            let value = _mm512_set1_ps(unsafe { *a.add(row * stride + place) });
-            sums[0] = _mm512_fmadd_ps(value, b[0], sums[0]);
-            sums[1] = _mm512_fmadd_ps(value, b[1], sums[1]);
-        }
-    }
-    let scale = _mm512_set1_ps(tile.scale);
-    for (half, columns) in [tile.columns.min(HALF), tile.columns.saturating_sub(HALF)].into_iter().enumerate()
-    {
-        let mask = ((1u32 << columns) - 1) as u16;
-        let first = match tile.start {
-            // SAFETY: the mask is that of the row's values in this half.
-            Start::Row(row) => unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr().wrapping_add(half * HALF)) },
-            Start::Zero | Start::Kept => _mm512_setzero_ps(),
-        };
-        for (row, sums) in sums.iter().enumerate() {
-            let out = tile.out.wrapping_add(row * tile.row_stride + half * HALF);
-            // SAFETY: masked to the tile's columns, where the caller lets us read and write.
-            let first = match tile.start {
-                Start::Kept => unsafe { _mm512_maskz_loadu_ps(mask, out) },
-                Start::Zero | Start::Row(_) => first,
-            };
-            let value = _mm512_add_ps(first, _mm512_mul_ps(scale, sums[half]));
-            // SAFETY: as above.
-            unsafe { _mm512_mask_storeu_ps(out, mask, value) };
-        }
-    }
-}
-
-/// A tile by loops: the safe twin of [`avx512`], and the kernel of other machines.
-struct Portable<'a, const ROWS: usize> {
-    tile: Tile<'a>,
-    fused: bool,
-}
-
-impl<const ROWS: usize> NullaryFnOnce for Portable<'_, ROWS> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let Self { tile, fused } = self;
-        let sums = if fused {
-            sums::<ROWS, true>(tile.a, tile.a_stride, tile.panel)
-        } else {
-            sums::<ROWS, false>(tile.a, tile.a_stride, tile.panel)
-        };
-        for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: the caller of `Level::run` promises these places, and nobody else touches them.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(tile.out.wrapping_add(row * tile.row_stride), tile.columns)
-            };
-            for (column, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
-                let first = match tile.start {
-                    Start::Zero => 0.0,
-                    Start::Row(row) => row[column],
-                    Start::Kept => *out,
-                };
-                *out = first + tile.scale * sum;
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn sums<const ROWS: usize, const FUSED: bool>(
-    a: &[f32],
-    stride: usize,
-    panel: &[Line],
-) -> [[f32; COLUMNS]; ROWS] {
-    let mut sums = [[0.0f32; COLUMNS]; ROWS];
-    if panel.is_empty() {
-        return sums;
-    }
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &a[row * stride..][..panel.len()]);
-    for (place, line) in panel.iter().enumerate() {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let value = row[place];
-            for (sum, b) in sums.iter_mut().zip(line.0) {
-                *sum = if FUSED { value.mul_add(b, *sum) } else { value * b + *sum };
-            }
-        }
-    }
-    sums
 }

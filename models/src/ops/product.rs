@@ -6,8 +6,8 @@ use gemm::Parallelism;
 
 /// A matrix inside a slice.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) values: &'a [f32],
+pub(super) struct Matrix<'a, T = f32> {
+    pub(super) values: &'a [T],
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) row_stride: usize,
@@ -19,9 +19,9 @@ fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) 
     if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 }
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T> Matrix<'a, T> {
     /// `rows x columns`, rows `row_stride` values apart.
-    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub(super) fn new(values: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(values.len() >= extent(rows, columns, row_stride, 1), "a matrix lies inside its slice");
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }

@@ -86,7 +86,7 @@ pub struct Params {
     /// its attention too. Which ones is a function of `seed`, step and piece. The other towers drop none.
     pub dropout: bool,
     /// The data type in which the towers compute while they learn, `f32` or `bf16` (mixed precision: weights, their
-    /// gradients, norms, sums and losses are of f32). On a CPU `bf16` saves nothing.
+    /// gradients, norms, sums and losses are of f32). Of CPUs those with AVX512-BF16 gain by `bf16`.
     pub precision: Precision,
     /// AdamW and its schedule.
     pub optimiser: Optimiser,

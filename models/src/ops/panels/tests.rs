@@ -89,11 +89,7 @@ fn tiles_of_other_machines_agree_to_the_bit() {
                 a: &a[row * A_STRIDE..],
                 a_stride: A_STRIDE,
                 panel: &b[..500],
-                columns,
-                scale: 0.3,
-                start: Start::Kept,
-                out,
-                row_stride: 40,
+                to: Target { columns, scale: 0.3, start: Start::Kept, out, row_stride: 40 },
             };
             // SAFETY: `out` has 12 rows of 40 values, and the level is one of this machine.
             unsafe { level.run(height, tile) };
@@ -107,6 +103,84 @@ fn tiles_of_other_machines_agree_to_the_bit() {
         assert!(loops.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{columns}");
         for height in 1..=Level::of_machine().height() {
             assert_eq!(loops, run(Level::of_machine(), height, columns), "{height} rows, {columns} columns");
+        }
+    }
+}
+
+/// `first + scale * a b` of operands that are rounded to bf16: by three loops in f64.
+fn reference_in_half(a: &[f32], b: &[f32], sizes: [usize; 3], scale: f32, first: &[f32]) -> Vec<f64> {
+    let [rows, depth, columns] = sizes;
+    let narrow = |value: f32| f64::from(bf16::from_f32(value).to_f32());
+    let value = |place: usize| {
+        let (row, column) = (place / columns, place % columns);
+        let terms = (0..depth).map(|term| narrow(a[row * depth + term]) * narrow(b[term * columns + column]));
+        f64::from(first[place]) + f64::from(scale) * terms.sum::<f64>()
+    };
+    (0..rows * columns).map(value).collect()
+}
+
+#[test]
+fn products_of_bf16_are_those_of_three_loops_over_rounded_terms() {
+    if !has_half_products() {
+        println!("skipped: this machine does not multiply bf16");
+        return;
+    }
+    let shapes =
+        [[1, 1, 1], [12, 64, 32], [13, 7, 33], [97, 101, 31], [5, 0, 3], [3, 1601, 65], [203, 40, 16]];
+    for [rows, depth, columns] in shapes {
+        let (a, b) = (random(rows * depth, 1), random(depth * columns, 2));
+        let (bias, kept) = (random(columns, 3), random(rows * columns, 4));
+        let (a_turned, b_turned) = (turned(&a, rows, depth), turned(&b, depth, columns));
+        let narrow = |values: &[f32]| values.iter().map(|value| bf16::from_f32(*value)).collect::<Vec<_>>();
+        let (half, half_turned) = (narrow(&b), narrow(&b_turned));
+        let starts = [
+            (Start::Zero, vec![0.0; rows * columns]),
+            (Start::Row(&bias), bias.repeat(rows)),
+            (Start::Kept, kept.clone()),
+        ];
+        for (start, first) in starts {
+            let wanted = reference_in_half(&a, &b, [rows, depth, columns], 0.5, &first);
+            let mut results = Vec::new();
+            for parallel in [false, true] {
+                for panels in [
+                    Panels::pack_half(Matrix::new(&b, depth, columns, columns), parallel),
+                    Panels::pack_half(Matrix::new(&b_turned, columns, depth, depth).transposed(), parallel),
+                    Panels::pack_half(Matrix::new(&half, depth, columns, columns), parallel),
+                    Panels::pack_half(
+                        Matrix::new(&half_turned, columns, depth, depth).transposed(),
+                        parallel,
+                    ),
+                ] {
+                    for a in [
+                        Matrix::new(&a, rows, depth, depth),
+                        Matrix::new(&a_turned, depth, rows, rows).transposed(),
+                    ] {
+                        let multiply = if parallel { multiply_parallel } else { multiply };
+                        let mut out = kept.clone();
+                        multiply(a, &panels, 0.5, start, &mut out, columns);
+                        results.push(out);
+                    }
+                }
+            }
+            // The order of the terms is one, whatever lies how and whoever computes.
+            assert!(results.iter().all(|result| *result == results[0]), "{rows} {depth} {columns}");
+            for (found, wanted) in results[0].iter().zip(&wanted) {
+                let limit = 1e-5 * (1.0 + wanted.abs()) * (1.0 + depth as f64).sqrt();
+                assert!((f64::from(*found) - wanted).abs() < limit, "{found} {wanted}");
+            }
+            // A row alone has the bits that it has among others.
+            let panels = Panels::pack_half(Matrix::new(&b, depth, columns, columns), false);
+            let row = rows - 1;
+            let mut alone = kept[row * columns..].to_vec();
+            multiply(
+                Matrix::new(&a[row * depth..], 1, depth, depth),
+                &panels,
+                0.5,
+                start,
+                &mut alone,
+                columns,
+            );
+            assert_eq!(alone, results[0][row * columns..]);
         }
     }
 }

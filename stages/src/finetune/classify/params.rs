@@ -147,7 +147,7 @@ pub struct Params {
     /// another number) or `metal`.
     pub device: String,
     /// Adapters and full: the data type in which the tower computes while it learns, `f32` or `bf16` (mixed precision:
-    /// weights, their gradients, norms, sums and losses are of f32). On a CPU `bf16` saves nothing.
+    /// weights, their gradients, norms, sums and losses are of f32). Of CPUs those with AVX512-BF16 gain by `bf16`.
     pub precision: Precision,
     /// Adapters and full: changes of training images.
     pub augment: Augment,

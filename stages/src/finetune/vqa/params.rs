@@ -166,7 +166,7 @@ pub struct Params {
     /// another number) or `metal`.
     pub device: String,
     /// The data type in which the image encoder computes, `f32` or `bf16`; while it learns, its weights, their gradients,
-    /// norms and sums are of f32 (mixed precision). What answers is of f32. On a CPU `bf16` saves nothing.
+    /// norms and sums are of f32 (mixed precision). What answers is of f32. Of CPUs those with AVX512-BF16 gain by `bf16`.
     pub precision: Precision,
 }
 
