@@ -240,7 +240,7 @@ impl StageKind for IngestImages {
         };
         let scratch = context.scratch()?.to_owned();
         let mut rejects = Rejects::new(&scratch);
-        let Survey { mut first, classes, count } = Survey::of(rows, params, &scratch, &mut rejects)?;
+        let Survey { first, classes, count } = Survey::of(rows, params, &scratch, &mut rejects)?;
         rejects.check(params.max_rejects)?;
         let sources: Vec<&SourceFiles> = std::iter::once(&files).chain(&table).collect();
         let metadata = [

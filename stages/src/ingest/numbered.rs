@@ -1,192 +1,196 @@
-//! What is known of each id of a source, in bounded memory however many ids there are: a hash table with open
-//! addressing, in a temporary file once it is long.
+//! What is known of each id of a source, in bounded memory however many ids there are.
+//!
+//! What came last waits in memory; what came before lies sorted in runs on the disk, each at least [`GROWTH`] times as
+//! long as the next (a log-structured merge tree: O'Neil et al. 1996). Everything is written from beginning to end, and
+//! a key is found by reading one block of each of a few runs, or none: a filter knows most keys that are not there.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::collections::BTreeMap;
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 
 use pipe_engine::StageError;
-use pipe_engine::cache::SpillError;
+use pipe_engine::cache::Spill;
 
-/// A key and its number; the key 0 stands for none.
-type Slot = [u64; 2];
+/// Keys that wait in memory.
+const RECENT: usize = 1 << 18;
+/// How many times as long as the next a run is at least.
+const GROWTH: u64 = 8;
+/// Bytes of a key with its number.
+const PAIR: usize = 16;
+/// Pairs of a block, of which the first key is in memory.
+const BLOCK: usize = 256;
+/// Bytes of a run that wait to be written.
+const WAITING: usize = 1 << 16;
 
-/// Bytes of a slot.
-const SLOT: usize = size_of::<Slot>();
-/// Slots that are read and written at once.
-const PAGE: usize = 256;
-/// Slots of a new table, as a power of two.
-const FIRST: u32 = 8;
-/// Slots of a table in memory at most, as a power of two: 16 MiB.
-const IN_MEMORY: u32 = 20;
-
-/// Keys of ids (of [`super::seen::text_key`], none is 0) with a number each.
+/// Keys of ids (of [`super::seen::text_key`]: they are spread evenly) with a number each.
 #[derive(Debug)]
 pub(crate) struct Numbered {
     scratch: PathBuf,
-    in_memory: u32,
-    count: u64,
-    table: Table,
+    limit: usize,
+    recent: BTreeMap<u64, u64>,
+    /// From the oldest, which is the longest.
+    runs: Vec<Run>,
+    filter: Filter,
 }
 
 impl Numbered {
-    /// Nothing yet; a file will lie in `scratch`.
+    /// Nothing yet; files will lie in `scratch`.
     pub(crate) fn new(scratch: &Path) -> Self {
-        Self::bounded(scratch, IN_MEMORY)
+        Self::bounded(scratch, RECENT)
     }
 
-    fn bounded(scratch: &Path, in_memory: u32) -> Self {
-        let table = Table { bits: FIRST, slots: Slots::Memory(vec![[0, 0]; 1 << FIRST]) };
-        Self { scratch: scratch.to_owned(), in_memory, count: 0, table }
+    fn bounded(scratch: &Path, limit: usize) -> Self {
+        let (recent, runs, filter) = (BTreeMap::new(), Vec::new(), Filter::default());
+        Self { scratch: scratch.to_owned(), limit, recent, runs, filter }
     }
 
     /// The number of a key, if it is there.
-    pub(crate) fn get(&mut self, key: u64) -> Result<Option<u64>, StageError> {
-        let place = self.table.place(key).map_err(|error| self.failed(error))?;
-        let [found, number] = self.table.slots.get(place).map_err(|error| self.failed(error))?;
-        Ok((found == key).then_some(number))
+    pub(crate) fn get(&self, key: u64) -> Result<Option<u64>, StageError> {
+        if let Some(number) = self.recent.get(&key) {
+            return Ok(Some(*number));
+        }
+        if self.filter.may_have(key) {
+            for run in self.runs.iter().rev() {
+                if let Some(number) = run.get(key)? {
+                    return Ok(Some(number));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Gives a key a number, in the place of the one that it had.
     pub(crate) fn set(&mut self, key: u64, number: u64) -> Result<(), StageError> {
-        self.put(key, number).map_err(|error| self.failed(error))
-    }
-
-    fn put(&mut self, key: u64, number: u64) -> std::io::Result<()> {
-        // Beyond three quarters most searches would be long.
-        if self.count + 1 > (3 << self.table.bits) / 4 {
-            self.table = self.table.doubled(&self.scratch, self.in_memory)?;
+        self.recent.insert(key, number);
+        if self.recent.len() < self.limit {
+            return Ok(());
         }
-        let place = self.table.place(key)?;
-        let [found, _] = self.table.slots.get(place)?;
-        self.table.slots.set(place, [key, number])?;
-        self.count += u64::from(found != key);
+        let recent = std::mem::take(&mut self.recent);
+        recent.keys().for_each(|key| self.filter.add(*key));
+        let mut run = Run::write(&self.scratch, recent.into_iter().map(Ok))?;
+        while let Some(last) = self.runs.pop_if(|last| last.count < GROWTH * run.count) {
+            run = Run::write(&self.scratch, merged(last.pairs().peekable(), run.pairs().peekable()))?;
+        }
+        self.runs.push(run);
         Ok(())
     }
-
-    fn failed(&self, source: std::io::Error) -> StageError {
-        SpillError { folder: self.scratch.clone(), source }.into()
-    }
 }
 
-/// Slots by the first bits of their keys.
+/// Sorted pairs in a file.
 #[derive(Debug)]
-struct Table {
-    bits: u32,
-    slots: Slots,
+struct Run {
+    pairs: Spill,
+    count: u64,
+    /// The first key of each block.
+    firsts: Vec<u64>,
 }
 
-impl Table {
-    /// Where a key stands, or would stand.
-    fn place(&mut self, key: u64) -> std::io::Result<u64> {
-        let last = (1 << self.bits) - 1;
-        let mut place = key >> (64 - self.bits);
-        while ![0, key].contains(&self.slots.get(place)?[0]) {
-            place = (place + 1) & last;
+type Pair = (u64, u64);
+
+/// A pair as it is written.
+fn pair(bytes: &[u8; PAIR]) -> Pair {
+    let [key, number] = [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte])));
+    (key, number)
+}
+
+impl Run {
+    /// Writes pairs that come in the order of their keys.
+    fn write(
+        scratch: &Path,
+        pairs: impl Iterator<Item = Result<Pair, StageError>>,
+    ) -> Result<Self, StageError> {
+        let mut run = Self { pairs: Spill::new(scratch, WAITING), count: 0, firsts: Vec::new() };
+        for pair in pairs {
+            let (key, number) = pair?;
+            if run.count.is_multiple_of(BLOCK as u64) {
+                run.firsts.push(key);
+            }
+            run.pairs.append([key, number].map(u64::to_le_bytes).as_flattened())?;
+            run.count += 1;
         }
-        Ok(place)
+        Ok(run)
     }
 
-    /// The same in twice the slots. Keys keep their order, so the file is written from its beginning to its end.
-    fn doubled(&mut self, scratch: &Path, in_memory: u32) -> std::io::Result<Self> {
-        let bits = self.bits + 1;
-        let slots = match bits > in_memory {
-            true => Slots::File(Box::new(Paged::new(scratch, 1 << bits)?)),
-            false => Slots::Memory(vec![[0, 0]; 1 << bits]),
+    /// The bytes of the pairs of a block.
+    fn block(&self, number: usize) -> Result<Vec<u8>, StageError> {
+        let first = number * BLOCK;
+        let count = BLOCK.min(self.count as usize - first);
+        Ok(self.pairs.read((first * PAIR) as u64, count * PAIR)?)
+    }
+
+    fn get(&self, key: u64) -> Result<Option<u64>, StageError> {
+        let Some(block) = self.firsts.partition_point(|first| *first <= key).checked_sub(1) else {
+            return Ok(None);
         };
-        let mut doubled = Self { bits, slots };
-        for place in 0..1 << self.bits {
-            let slot = self.slots.get(place)?;
-            if slot[0] != 0 {
-                let place = doubled.place(slot[0])?;
-                doubled.slots.set(place, slot)?;
+        let bytes = self.block(block)?;
+        let pairs = bytes.as_chunks().0;
+        let place = pairs.binary_search_by_key(&key, |bytes| pair(bytes).0);
+        Ok(place.ok().map(|place| pair(&pairs[place]).1))
+    }
+
+    /// All pairs in their order.
+    fn pairs(&self) -> impl Iterator<Item = Result<Pair, StageError>> {
+        (0..self.firsts.len()).flat_map(|block| {
+            let (bytes, error) = match self.block(block) {
+                Ok(bytes) => (bytes, None),
+                Err(error) => (Vec::new(), Some(Err(error))),
+            };
+            let pairs: Vec<Pair> = bytes.as_chunks().0.iter().map(pair).collect();
+            pairs.into_iter().map(Ok).chain(error)
+        })
+    }
+}
+
+/// All pairs of two runs in their order; of a key that both have, the newer one.
+fn merged(
+    mut older: Peekable<impl Iterator<Item = Result<Pair, StageError>>>,
+    mut newer: Peekable<impl Iterator<Item = Result<Pair, StageError>>>,
+) -> impl Iterator<Item = Result<Pair, StageError>> {
+    let key =
+        |next: Option<&Result<Pair, StageError>>| next.and_then(|pair| pair.as_ref().ok()).map(|pair| pair.0);
+    std::iter::from_fn(move || match (key(older.peek()), key(newer.peek())) {
+        (Some(old), Some(new)) if old < new => older.next(),
+        (old, Some(new)) => {
+            if old == Some(new) {
+                older.next();
             }
+            newer.next()
         }
-        Ok(doubled)
-    }
+        // The end of one of them, or an error, which comes out first.
+        (_, None) => newer.next().or_else(|| older.next()),
+    })
 }
 
-#[derive(Debug)]
-enum Slots {
-    Memory(Vec<Slot>),
-    File(Box<Paged>),
+/// Keys that may be there (Bloom 1970): of fifteen million, one in twenty-five others is taken for one of them.
+#[derive(Debug, Default)]
+struct Filter {
+    /// None before the first key.
+    bits: Vec<u64>,
 }
 
-impl Slots {
-    fn get(&mut self, place: u64) -> std::io::Result<Slot> {
-        match self {
-            Self::Memory(slots) => Ok(slots[place as usize]),
-            Self::File(file) => file.get(place),
+impl Filter {
+    /// Words of 64 bits: 16 MiB.
+    const WORDS: usize = 1 << 21;
+
+    /// The two bits of a key, as word and bit.
+    fn places(key: u64) -> [(usize, u64); 2] {
+        [key, key >> 32].map(|bits| ((bits >> 6) as usize % Self::WORDS, 1 << (bits & 63)))
+    }
+
+    fn add(&mut self, key: u64) {
+        self.bits.resize(Self::WORDS, 0);
+        for (word, bit) in Self::places(key) {
+            self.bits[word] |= bit;
         }
     }
 
-    fn set(&mut self, place: u64, slot: Slot) -> std::io::Result<()> {
-        match self {
-            Self::Memory(slots) => slots[place as usize] = slot,
-            Self::File(file) => file.set(place, slot)?,
-        }
-        Ok(())
-    }
-}
-
-/// Slots in a file without a name, of which one page is in memory.
-#[derive(Debug)]
-struct Paged {
-    file: File,
-    number: u64,
-    page: [u8; PAGE * SLOT],
-    is_changed: bool,
-}
-
-impl Paged {
-    /// Empty slots.
-    fn new(scratch: &Path, slots: u64) -> std::io::Result<Self> {
-        let file = tempfile::tempfile_in(scratch)?;
-        file.set_len((slots * SLOT as u64).next_multiple_of((PAGE * SLOT) as u64))?;
-        Ok(Self { file, number: 0, page: [0; PAGE * SLOT], is_changed: false })
-    }
-
-    /// The bytes of a slot, in the page, which is changed if they are to be.
-    fn slot(&mut self, place: u64, is_changed: bool) -> std::io::Result<&mut [u8]> {
-        let number = place / PAGE as u64;
-        let start = |number: u64| number * (PAGE * SLOT) as u64;
-        if number != self.number {
-            if self.is_changed {
-                self.file.write_all_at(&self.page, start(self.number))?;
-            }
-            self.is_changed = false;
-            // Should reading fail, what is in the page then is no page.
-            self.number = u64::MAX;
-            self.file.read_exact_at(&mut self.page, start(number))?;
-            self.number = number;
-        }
-        self.is_changed |= is_changed;
-        let first = (place % PAGE as u64) as usize * SLOT;
-        Ok(&mut self.page[first..first + SLOT])
-    }
-
-    fn get(&mut self, place: u64) -> std::io::Result<Slot> {
-        let bytes = self.slot(place, false)?;
-        let mut slot = [0; 2];
-        for (number, bytes) in slot.iter_mut().zip(bytes.as_chunks().0) {
-            *number = u64::from_le_bytes(*bytes);
-        }
-        Ok(slot)
-    }
-
-    fn set(&mut self, place: u64, slot: Slot) -> std::io::Result<()> {
-        let bytes = self.slot(place, true)?;
-        for (number, bytes) in slot.iter().zip(bytes.as_chunks_mut().0) {
-            *bytes = number.to_le_bytes();
-        }
-        Ok(())
+    fn may_have(&self, key: u64) -> bool {
+        Self::places(key).iter().all(|(word, bit)| self.bits.get(*word).is_some_and(|bits| bits & bit != 0))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -194,49 +198,51 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-        /// As a map does, also where keys crowd at either end of the table.
+        /// As a map does.
         #[test]
         fn the_last_number_of_a_key_counts(
             pairs in prop::collection::vec((prop_oneof![1u64..400, (u64::MAX - 400)..=u64::MAX, 1..=u64::MAX], any::<u64>()), 0..1500),
-            in_memory in 6u32..12,
+            limit in 1usize..200,
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let mut numbered = Numbered::bounded(folder.path(), in_memory);
+            let mut numbered = Numbered::bounded(folder.path(), limit);
             let mut expected = BTreeMap::new();
             for (key, number) in pairs {
                 prop_assert_eq!(numbered.get(key).unwrap(), expected.get(&key).copied());
                 numbered.set(key, number).unwrap();
                 expected.insert(key, number);
+                let counts: Vec<u64> = numbered.runs.iter().map(|run| run.count).collect();
+                prop_assert!(counts.windows(2).all(|two| two[0] >= GROWTH * two[1]), "{counts:?}");
             }
             for (key, number) in &expected {
                 prop_assert_eq!(numbered.get(*key).unwrap(), Some(*number));
             }
-            prop_assert_eq!(numbered.count, expected.len() as u64);
             prop_assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         }
     }
 
+    /// Runs of many blocks, most of which lie in files.
     #[test]
-    fn many_keys_lie_in_a_file() {
+    fn many_keys_lie_in_files() {
         let folder = tempfile::tempdir().unwrap();
         let key = |id: u64| text_key(&id.to_string());
-        let mut numbered = Numbered::bounded(folder.path(), 12);
+        let mut numbered = Numbered::bounded(folder.path(), 1 << 12);
         for id in 0..300_000 {
             numbered.set(key(id), id).unwrap();
             numbered.set(key(id / 2), id + 1_000_000).unwrap();
         }
-        assert!(matches!(numbered.table.slots, Slots::File(_)));
-        let mut number = |id| numbered.get(key(id)).unwrap();
+        assert!(numbered.runs[0].firsts.len() > 500 && numbered.runs.len() < 5);
+        let number = |id| numbered.get(key(id)).unwrap();
         assert!((0..150_000).all(|id| number(id) == Some(2 * id + 1 + 1_000_000)));
         assert!((150_000..300_000).all(|id| number(id) == Some(id)));
-        assert_eq!(number(300_000), None);
+        assert!((300_000..310_000).all(|id| number(id).is_none()));
     }
 
     #[test]
     fn a_folder_that_is_not_there_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let mut numbered = Numbered::bounded(&folder.path().join("missing"), FIRST);
-        let error = (1..1000).find_map(|key| numbered.set(key, 0).err()).unwrap();
+        let mut numbered = Numbered::bounded(&folder.path().join("missing"), 1 << 13);
+        let error = (1..100_000).find_map(|key| numbered.set(key, 0).err()).unwrap();
         assert!(error.to_string().contains("missing"), "{error}");
     }
 }
