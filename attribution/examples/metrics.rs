@@ -3,7 +3,7 @@
 //! `cargo run --release -p pipe-attribution --example metrics METRIC [SAMPLES] [ROUNDS]`
 //!
 //! METRIC is `raw` (the bare network), `pixel_flipping`, `faithfulness_correlation`, `max_sensitivity` or
-//! `parameter_randomisation`. The batch of the model is 512 rows; SAMPLES are scored in one call.
+//! `parameter_randomisation`. The batch of the model is 64 rows; SAMPLES are scored in one call.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use pipe_models::{Layer, MaybeProbe};
 
 const SHAPE: Shape = Shape::flat(1, 28, 28);
 const CLASSES: usize = 10;
-const BATCH: usize = 512;
+const BATCH: usize = 64;
 /// Of pixel flipping.
 const FEATURES_IN_STEP: usize = 4;
 /// Of faithfulness correlation.
@@ -91,6 +91,8 @@ impl Score for ClassLogit<'_> {
 }
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { pipe_models::process::prepare() };
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let name = arguments.first().map_or("raw", String::as_str);
     let number = |place: usize, default: usize| {

@@ -4,6 +4,8 @@
 //! is multiplied by the kernel while it is in the cache. Channels last, the copies are runs, a 1 x 1
 //! convolution is a linear layer, and batch norm, pooling and attention pooling see rows of channels.
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -101,6 +103,9 @@ pub(super) struct Sizes {
 /// Values of a strip's matrix, if that makes enough pixels for a product to be worth packing the kernel.
 const STRIP_VALUES: usize = 1 << 18;
 const STRIP_PIXELS: [usize; 2] = [256, 4096];
+/// The same of the pass forward, whose strips lie in the cache of the second level, if a panel is used for two blocks of rows.
+const FORWARD_VALUES: usize = 1 << 15;
+const FORWARD_PIXELS: [usize; 2] = [288, 4096];
 
 impl Sizes {
     /// Output pixels of one image.
@@ -123,11 +128,32 @@ impl Sizes {
         (STRIP_VALUES / self.patch().max(1)).clamp(STRIP_PIXELS[0], STRIP_PIXELS[1])
     }
 
-    /// Calls `visit(place in the patch, place in the images, length)` for the runs of values that output
-    /// pixel `pixel` (counted over the batch) sees; what it does not call for is padding.
-    fn runs(self, pixel: usize, mut visit: impl FnMut(usize, usize, usize)) {
-        let (image, within) = (pixel / self.pixels(), pixel % self.pixels());
-        let (out_row, out_column) = (within / self.out_columns, within % self.out_columns);
+    /// As [`Self::strip`], of the pass forward, whose bits no strip decides.
+    fn forward_strip(self) -> usize {
+        (FORWARD_VALUES / self.patch().max(1)).clamp(FORWARD_PIXELS[0], FORWARD_PIXELS[1])
+    }
+
+    /// Image, row and column of the output pixels from one on, counted over the batch.
+    fn positions(self, first: usize) -> impl Iterator<Item = [usize; 3]> {
+        let within = first % self.pixels();
+        let mut next = [first / self.pixels(), within / self.out_columns, within % self.out_columns];
+        std::iter::from_fn(move || {
+            let position = next;
+            next[2] += 1;
+            if next[2] == self.out_columns {
+                next = [next[0], next[1] + 1, 0];
+            }
+            if next[1] == self.out_rows {
+                next = [next[0] + 1, 0, 0];
+            }
+            Some(position)
+        })
+    }
+
+    /// Calls `visit(place in the patch, place in the images, length)` for the runs of values that an output pixel
+    /// sees, given by image, row and column; what it does not call for is padding.
+    #[inline(always)]
+    fn runs(self, [image, out_row, out_column]: [usize; 3], mut visit: impl FnMut(usize, usize, usize)) {
         let [kernel_rows, kernel_columns] = self.kernel;
         let Window { stride, padding } = self.window;
         // The columns of the kernel that lie on the image: `first..last`.
@@ -150,23 +176,57 @@ impl Sizes {
 
     /// Writes the patches of output pixels from `first` on as the rows of `patches`.
     fn gather(self, x: &[f32], first: usize, patches: &mut [f32]) {
-        for (index, patch) in patches.chunks_exact_mut(self.patch()).enumerate() {
-            patch.fill(0.0);
-            self.runs(first + index, |to, from, length| {
-                patch[to..to + length].copy_from_slice(&x[from..from + length]);
+        for (patch, position) in patches.chunks_exact_mut(self.patch()).zip(self.positions(first)) {
+            if self.window.padding > 0 {
+                patch.fill(0.0);
+            }
+            self.runs(position, |to, from, length| {
+                copy_short(&x[from..from + length], &mut patch[to..to + length]);
             });
         }
     }
 
     /// Adds the rows of `patches`, those of output pixels from `first` on, to the images `dx`.
     fn scatter(self, patches: &[f32], first: usize, dx: &mut [f32]) {
-        for (index, patch) in patches.chunks_exact(self.patch()).enumerate() {
-            self.runs(first + index, |from, to, length| {
+        for (patch, position) in patches.chunks_exact(self.patch()).zip(self.positions(first)) {
+            self.runs(position, |from, to, length| {
                 let sums = dx[to..to + length].iter_mut();
                 sums.zip(&patch[from..from + length]).for_each(|(sum, value)| *sum += value);
             });
         }
     }
+}
+
+/// Copies a few values: of images with few channels most runs are shorter than a call takes.
+#[inline(always)]
+fn copy_short(from: &[f32], to: &mut [f32]) {
+    const LONG: usize = 64;
+    if from.len() >= LONG {
+        return to.copy_from_slice(from);
+    }
+    let ((eights, from), (to_eights, to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
+    for (to, from) in to_eights.iter_mut().zip(eights) {
+        *to = *from;
+    }
+    let ((fours, from), (to_fours, to)) = (from.as_chunks::<4>(), to.as_chunks_mut::<4>());
+    for (to, from) in to_fours.iter_mut().zip(fours) {
+        *to = *from;
+    }
+    // Three at most: not a loop that becomes a call.
+    if let ([a, rest @ ..], [to, to_rest @ ..]) = (from, to) {
+        *to = *a;
+        if let ([b, rest @ ..], [to, to_rest @ ..]) = (rest, to_rest) {
+            *to = *b;
+            if let ([c], [to]) = (rest, to_rest) {
+                *to = *c;
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The patches of a strip, kept for the next one. They are taken out while they are used, so that nothing is borrowed.
+    static PATCHES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 pub(super) struct Convolution {
@@ -182,7 +242,7 @@ impl Convolution {
     /// The result, row-major.
     pub(super) fn values(&self, x: &[f32], kernel: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let sizes = self.sizes;
-        let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.strip());
+        let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.forward_strip());
         let pixels = sizes.batch * sizes.pixels();
         let mut y = vec![0.0f32; pixels * out];
         let kernel = Panels::pack(Matrix::new(kernel, out, patch, patch).transposed(), true);
@@ -191,10 +251,13 @@ impl Convolution {
         let few = pixels.div_ceil(strip) < rayon::current_num_threads();
         let work = |(index, y): (usize, &mut [f32])| {
             let rows = y.len() / out;
-            let mut patches = vec![0.0f32; rows * patch];
-            sizes.gather(x, index * strip, &mut patches);
+            let mut kept = PATCHES.take();
+            kept.resize(kept.len().max(rows * patch), 0.0);
+            let patches = &mut kept[..rows * patch];
+            sizes.gather(x, index * strip, patches);
             let multiply = if few { multiply_parallel } else { multiply };
-            multiply(Matrix::new(&patches, rows, patch, patch), &kernel, 1.0, start, y, out);
+            multiply(Matrix::new(patches, rows, patch, patch), &kernel, 1.0, start, y, out);
+            PATCHES.set(kept);
         };
         if out > 0 && few {
             y.chunks_mut(strip * out).enumerate().for_each(work);

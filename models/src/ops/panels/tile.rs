@@ -41,8 +41,8 @@ macro_rules! store {
         };
         const HALF: usize = COLUMNS / 2;
         let scale = _mm512_set1_ps(to.scale);
-        for (half, columns) in [to.columns.min(HALF), to.columns.saturating_sub(HALF)].into_iter().enumerate()
-        {
+        let halves = [to.columns.min(HALF), to.columns.saturating_sub(HALF)];
+        for (half, columns) in halves.into_iter().enumerate().take(sums[0].len()) {
             let mask = ((1u32 << columns) - 1) as u16;
             let first = match to.start {
                 // SAFETY: the mask is that of the row's values in this half.
@@ -121,19 +121,10 @@ impl Level {
         if self == Self::Avx512 {
             // SAFETY: the caller's promise.
             unsafe {
-                match height {
-                    1 => avx512::<1>(tile),
-                    2 => avx512::<2>(tile),
-                    3 => avx512::<3>(tile),
-                    4 => avx512::<4>(tile),
-                    5 => avx512::<5>(tile),
-                    6 => avx512::<6>(tile),
-                    7 => avx512::<7>(tile),
-                    8 => avx512::<8>(tile),
-                    9 => avx512::<9>(tile),
-                    10 => avx512::<10>(tile),
-                    11 => avx512::<11>(tile),
-                    _ => avx512::<12>(tile),
+                // Half of a panel may be empty.
+                match tile.to.columns <= COLUMNS / 2 {
+                    true => tiles::<1>(height, tile),
+                    false => tiles::<2>(height, tile),
                 }
             }
             return;
@@ -170,29 +161,59 @@ pub(super) unsafe fn gather(values: &[f32], stride: usize, lines: &mut [Line]) {
     }
 }
 
-/// A tile in the registers of AVX-512.
+/// A tile of `height` rows, in the registers of AVX-512.
+///
+/// # Safety
+/// As [`avx512`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn tiles<const HALVES: usize>(height: usize, tile: Tile<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match height {
+            1 => avx512::<1, HALVES>(tile),
+            2 => avx512::<2, HALVES>(tile),
+            3 => avx512::<3, HALVES>(tile),
+            4 => avx512::<4, HALVES>(tile),
+            5 => avx512::<5, HALVES>(tile),
+            6 => avx512::<6, HALVES>(tile),
+            7 => avx512::<7, HALVES>(tile),
+            8 => avx512::<8, HALVES>(tile),
+            9 => avx512::<9, HALVES>(tile),
+            10 => avx512::<10, HALVES>(tile),
+            11 => avx512::<11, HALVES>(tile),
+            _ => avx512::<12, HALVES>(tile),
+        }
+    }
+}
+
+/// A tile in the registers of AVX-512, of the first half of a panel's columns or of both.
 ///
 /// # Safety
 /// `tile.to` is valid for the tile's rows and columns.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<const ROWS: usize>(tile: Tile<'_>) {
+unsafe fn avx512<const ROWS: usize, const HALVES: usize>(tile: Tile<'_>) {
     use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_load_ps, _mm512_set1_ps, _mm512_setzero_ps};
     const HALF: usize = COLUMNS / 2;
     assert!(
         tile.panel.is_empty() || tile.a.len() >= (ROWS - 1) * tile.a_stride + tile.panel.len(),
         "a tile has its rows"
     );
-    let mut sums: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
+    let mut sums: [[__m512; HALVES]; ROWS] = [[_mm512_setzero_ps(); HALVES]; ROWS];
     let (a, stride) = (tile.a.as_ptr(), tile.a_stride);
     for (place, line) in tile.panel.iter().enumerate() {
-        // SAFETY: a line is 32 floats at a multiple of 64 bytes.
-        let b = unsafe { [_mm512_load_ps(line.0.as_ptr()), _mm512_load_ps(line.0.as_ptr().add(HALF))] };
+        let mut b = [_mm512_setzero_ps(); HALVES];
+        for (half, b) in b.iter_mut().enumerate() {
+            // SAFETY: a line is 32 floats at a multiple of 64 bytes.
+            *b = unsafe { _mm512_load_ps(line.0.as_ptr().add(half * HALF)) };
+        }
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the last row has as many values as the panel has lines, as was asserted.
             let value = _mm512_set1_ps(unsafe { *a.add(row * stride + place) });
-            sums[0] = _mm512_fmadd_ps(value, b[0], sums[0]);
-            sums[1] = _mm512_fmadd_ps(value, b[1], sums[1]);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = _mm512_fmadd_ps(value, b, *sum);
+            }
         }
     }
     // The caller's promise is that of the macro.
