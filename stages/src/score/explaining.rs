@@ -98,7 +98,11 @@ impl Explaining<'_, '_> {
             .iter()
             .map(|metric| {
                 let steps = if metric.is_of_layers() { self.layers.len() } else { 0 };
-                ByMap { values: Vec::with_capacity(maps.len()), steps: vec![Vec::new(); steps] }
+                ByMap {
+                    values: Vec::with_capacity(maps.len()),
+                    kept: Vec::new(),
+                    steps: vec![Vec::new(); steps],
+                }
             })
             .collect();
         for (chunk, classes) in maps.chunks(size).zip(classes.chunks(size)) {
@@ -119,6 +123,7 @@ impl Explaining<'_, '_> {
                 targets: &targets,
                 failure: RefCell::default(),
                 sensitivity: RefCell::default(),
+                kept: RefCell::default(),
                 layers: RefCell::default(),
             };
             let unlike = chunk.is_another()?;
@@ -132,6 +137,8 @@ impl Explaining<'_, '_> {
                 for (step, own) in values.steps.iter_mut().enumerate() {
                     own.extend_from_slice(layers.get(step).unwrap_or(&outcomes));
                 }
+                let kept = chunk.kept.take().into_iter().map(Some);
+                values.kept.extend(kept.chain(std::iter::repeat(None)).take(outcomes.len()));
                 values.values.extend(outcomes);
             }
         }
@@ -140,8 +147,12 @@ impl Explaining<'_, '_> {
 }
 
 /// What a metric gave for each map.
+#[derive(Default)]
 pub(super) struct ByMap {
     pub(super) values: Vec<Outcome>,
+    /// Of metrics that draw changed images, for each map: the share of draws that left the predicted class, if that
+    /// matters.
+    pub(super) kept: Vec<Option<f64>>,
     /// `[step][map]`: metrics of parameter randomisation have a value for each further layer.
     pub(super) steps: Vec<Vec<Outcome>>,
 }
@@ -157,6 +168,9 @@ struct Chunk<'a, 'e, 'c> {
     failure: RefCell<Option<StageError>>,
     /// Max- and avg-sensitivity are read off the same draws.
     sensitivity: RefCell<Option<Drawn>>,
+    /// The share of draws of each sample that left the predicted class, of the metric that was computed last; empty where
+    /// that does not matter.
+    kept: RefCell<Vec<f64>>,
     /// `[step][sample]`, of the metric of parameter randomisation that was computed last.
     layers: RefCell<Vec<Vec<Outcome>>>,
 }
@@ -228,6 +242,7 @@ impl Chunk<'_, '_, '_> {
             let values: Vec<Vec<f32>> = rows_of_part.and_then(|rows| rows.to_vec2()).map_err(tensor_error)?;
             rows.extend(values.into_iter().map(|row| row.into_iter().map(f64::from).collect::<Vec<_>>()));
         }
+        count_passes(self.setting.context, Passes { forward: images.len() as u64, backward: 0 });
         Ok(rows)
     }
 

@@ -153,7 +153,10 @@ impl Faithfulness<'_, '_> {
         use Metric::*;
         let steps = steps(params, shape) as u64;
         let patches = patches(shape, params.patch_side(shape)).len() as u64;
+        let is_quantus = params.mode == super::Mode::Quantus;
         match metric {
+            MonotonicityCorrelation if is_quantus => steps * params.draws.max(1) as u64 + 1,
+            NonSensitivity if is_quantus => shape.features() as u64 + 1,
             Deletion | Insertion | PixelFlipping | PixelFlippingLeastFirst => steps + 1,
             PixelFlippingGap => 2 * (steps + 1),
             Irof if shape.depth.is_none() => params.segments.max(1) as u64 + 1,

@@ -165,7 +165,7 @@ impl Maps {
 }
 
 /// Columns of the table of scores, whose names an axis cannot have.
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "id",
     "method",
     "metric",
@@ -182,6 +182,7 @@ const COLUMNS: [&str; 16] = [
     "correct",
     "group_id",
     "step",
+    "kept_share",
 ];
 
 /// The axes of the study, by the names of their columns. The method has a column of its own.

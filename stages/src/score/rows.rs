@@ -23,6 +23,8 @@ pub(super) struct Row {
     /// Of a metric that is a mean over layers: how many of them were drawn anew, or which of them in turn.
     pub(super) step: Option<usize>,
     pub(super) value: Result<f64, String>,
+    /// Of a metric that draws changed images: the share of draws that left the predicted class, if that matters.
+    pub(super) kept: Option<f64>,
 }
 
 impl Row {
@@ -78,8 +80,9 @@ impl Rows<'_> {
             Metric::Road | Metric::RoadLeastFirst | Metric::RoadGap | Metric::RoadAgreementGap => {
                 "neighbours".to_owned()
             }
+            Metric::MonotonicityCorrelation if self.params.mode == Mode::Quantus => "uniform".to_owned(),
             _ if metric.needs() == Needs::Model && uses_baseline(metric) => {
-                self.params.baseline.name().to_owned()
+                self.params.removal().name().to_owned()
             }
             _ => return None,
         })
@@ -222,7 +225,8 @@ impl Rows<'_> {
             .with("parameters", text(&|scored, row| Some(self.parameters(row.metric, scored.prediction))))
             .with("correct", Column::Bool(rows().map(|(scored, row)| scored.is_right[row.subject]).collect()))
             .with("group_id", text(&|_, row| self.groups[row.subject].clone()))
-            .with("step", Column::Int64(rows().map(|(_, row)| row.step.map(|step| step as i64)).collect()));
+            .with("step", Column::Int64(rows().map(|(_, row)| row.step.map(|step| step as i64)).collect()))
+            .with("kept_share", number(&|row| row.kept));
         for axis in self.axes {
             table = table.with(axis, text(&|scored, _| scored.axes.get(axis).cloned()));
         }

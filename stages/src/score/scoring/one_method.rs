@@ -43,11 +43,13 @@ impl Scoring<'_, '_> {
             prediction,
         )?);
         let mut steps: BTreeMap<Metric, Vec<Vec<Result<f64, String>>>> = BTreeMap::new();
+        let mut kept: BTreeMap<Metric, Vec<Option<f64>>> = BTreeMap::new();
         for (metric, by_map) in
             self.explained_again(&of(Needs::Method), maps, asking.explaining.as_ref().copied())?
         {
             values.insert(metric, by_map.values);
             steps.insert(metric, by_map.steps);
+            kept.insert(metric, by_map.kept);
         }
         for metric in &self.metrics {
             let of_metric = match metric.needs() {
@@ -70,9 +72,13 @@ impl Scoring<'_, '_> {
                     metric: *metric,
                     step,
                     value,
+                    kept: None,
                 }
             };
-            rows.extend(maps.iter().zip(values).map(row(None)));
+            let kept = kept.remove(metric).unwrap_or_default();
+            let kept = kept.into_iter().chain(std::iter::repeat(None));
+            let own = maps.iter().zip(values).map(row(None)).zip(kept);
+            rows.extend(own.map(|(row, kept)| Row { kept, ..row }));
             // Why there is no value is said once, above.
             for (place, values) in steps.remove(metric).unwrap_or_default().into_iter().enumerate() {
                 let own = maps.iter().zip(values).filter(|(_, value)| value.is_ok());
@@ -195,9 +201,10 @@ impl Scoring<'_, '_> {
                 asked.iter().map(|asked| self.subjects[asked.subject].class.unwrap_or(0)).collect();
             let values = match explaining {
                 Ok(explaining) => explaining.values(&metrics, &asked, &classes)?,
-                Err(_) => metrics.iter().map(|_| ByMap { values: Vec::new(), steps: Vec::new() }).collect(),
+                Err(_) => metrics.iter().map(|_| ByMap::default()).collect(),
             };
             let of_all = |by_map: ByMap| ByMap {
+                kept: in_places(&outcomes, by_map.kept),
                 values: filled(&outcomes, by_map.values),
                 steps: by_map.steps.into_iter().map(|values| filled(&outcomes, values)).collect(),
             };
@@ -252,4 +259,10 @@ fn filled(
     let value =
         |outcome: &Result<(), String>| outcome.clone().and_then(|()| values.next().unwrap_or_else(missing));
     outcomes.iter().map(value).collect()
+}
+
+/// What is known of those maps that a metric is defined for, in the places of all.
+fn in_places(outcomes: &[Result<(), String>], known: Vec<Option<f64>>) -> Vec<Option<f64>> {
+    let mut known = known.into_iter();
+    outcomes.iter().map(|outcome| outcome.as_ref().ok().and_then(|()| known.next().flatten())).collect()
 }
