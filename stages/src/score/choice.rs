@@ -71,6 +71,8 @@ pub(super) struct Scanned {
     pub(super) of_answers: bool,
     /// Where maps lie on their images, if a file says so.
     pub(super) framing: Option<Framing>,
+    /// Of each input the class whose logit is subtracted, if one is.
+    pub(super) against: Vec<Option<String>>,
     /// Whether the model is right about what is explained, by subject, where a file says so.
     pub(super) correct: BTreeMap<Subject, bool>,
 }
@@ -154,7 +156,8 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
     let axes = varying_axes(&inputs);
-    Ok(Scanned { subjects: kept, sides, slices, axes, of_answers, framing, correct })
+    let against = inputs.into_iter().map(|maps| maps.against).collect();
+    Ok(Scanned { subjects: kept, sides, slices, axes, of_answers, framing, against, correct })
 }
 
 /// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and

@@ -59,8 +59,11 @@ pub(super) struct Asked<'a> {
 
 /// What the model is asked with.
 pub(super) struct Faithfulness<'a, 'c> {
-    /// The logit of each subject's class, its probability, and whether it is predicted.
+    /// The logit of each subject's class, or its margin over that of `against`.
     pub(super) logit: &'a ClassScore<'a>,
+    /// The class whose logit is subtracted, if one is.
+    pub(super) against: Option<usize>,
+    /// The class's probability, and whether it is predicted.
     pub(super) probability: &'a ClassScore<'a>,
     pub(super) agreement: &'a ClassScore<'a>,
     pub(super) images: &'a dyn Pixels,

@@ -115,7 +115,7 @@ pub enum Preset {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoreSpace {
-    /// The class's logit.
+    /// The class's logit; of maps that explain its margin over another class, that margin.
     Logit,
     /// Its probability.
     Probability,
@@ -200,7 +200,7 @@ pub struct Params {
     /// iterative removal of features takes each channel's mean. By default `zero`, in Quantus' mode `black`, which is
     /// the least value of the image there, as `mean` is its mean.
     pub baseline: Option<Baseline>,
-    /// What faithfulness follows; by default the probability for deletion, insertion, ROAD, iterative removal
+    /// What faithfulness follows, where `logit` is the margin of maps that explain one; by default the probability for deletion, insertion, ROAD, iterative removal
     /// of features, monotonicity and non-sensitivity, and the logit for the others. Deletion and insertion
     /// always follow the probability, and `road_agreement_gap` whether the class is predicted.
     pub score: Option<ScoreSpace>,

@@ -13,7 +13,7 @@ use super::faithfulness::{
 use super::map_metrics::{THRESHOLD, TOP_SHARE, epsilon};
 use super::maps::Subject;
 use super::metric::{Metric, Needs};
-use super::{Mode, Params};
+use super::{Mode, Params, ScoreSpace};
 use crate::table::{Column, Table};
 
 /// A row of the table.
@@ -48,6 +48,8 @@ pub(super) struct Scored {
     pub(super) axes: BTreeMap<String, String>,
     /// How its maps predict what a change costs.
     pub(super) prediction: Prediction,
+    /// Whether logits are margins over another class.
+    pub(super) of_margins: bool,
     /// Of each subject whether the model is right about it, if the maps say so.
     pub(super) is_right: Vec<Option<bool>>,
     pub(super) rows: Vec<Row>,
@@ -91,6 +93,12 @@ impl Rows<'_> {
     /// What a metric follows.
     fn score(&self, metric: Metric) -> Option<&'static str> {
         (metric.needs() == Needs::Model).then(|| score_space(metric, self.params).name())
+    }
+
+    /// The same of the maps of one method.
+    fn score_of(&self, scored: &Scored, metric: Metric) -> Option<&'static str> {
+        let is_margin = scored.of_margins && score_space(metric, self.params) == ScoreSpace::Logit;
+        self.score(metric).map(|name| if is_margin { "margin" } else { name })
     }
 
     /// The parameters that a metric's values depend on, as JSON: those that are in effect, whether they were given
@@ -220,7 +228,7 @@ impl Rows<'_> {
             .with("reason", text(&|_, row| reason(row)))
             .with("target", text(&|_, row| self.subjects[row.subject].target.clone()))
             .with("map_baseline", text(&|scored, _| scored.map_baseline.clone()))
-            .with("score", text(&|_, row| self.score(row.metric).map(str::to_owned)))
+            .with("score", text(&|scored, row| self.score_of(scored, row.metric).map(str::to_owned)))
             .with("better", text(&|_, row| Some(row.metric.better().name().to_owned())))
             .with("parameters", text(&|scored, row| Some(self.parameters(row.metric, scored.prediction))))
             .with("correct", Column::Bool(rows().map(|(scored, row)| scored.is_right[row.subject]).collect()))

@@ -26,7 +26,7 @@ use crate::images::{Pixels, count_passes};
 use crate::mean_image::MeanImages;
 use crate::model::{Model, tensor_error};
 use crate::table::Table;
-use crate::target::{ClassScore, ClassTarget};
+use crate::target::{ClassScore, ClassTarget, class_index};
 
 /// Everything that is read before the first map is scored.
 pub(super) struct Scoring<'a, 'c> {
@@ -39,6 +39,8 @@ pub(super) struct Scoring<'a, 'c> {
     subjects: Vec<Subject>,
     /// Of each subject whether the model is right about it, if a file says so.
     is_right: Vec<Option<bool>>,
+    /// Of each input the class whose logit is subtracted, if one is.
+    against: Vec<Option<usize>>,
     /// The images that the model is asked about; all if there is no limit.
     asked: Option<BTreeSet<String>>,
     /// The images whose maps are explained again; all if there is no limit.
@@ -76,12 +78,15 @@ impl<'a, 'c> Scoring<'a, 'c> {
         };
         let has_masks = context.optional_input("masks").is_some();
         let metrics = chosen(params, has_masks, model.is_some())?;
-        let Scanned { subjects, sides, slices, axes, of_answers, framing, correct } = scan(params, context)?;
+        let Scanned { subjects, sides, slices, axes, of_answers, framing, against, correct } =
+            scan(params, context)?;
         if of_answers && model.is_some() {
             let reason = "the maps explain answers to questions or similarities with texts, which no classifier gives: leave \
                  `checkpoint` out";
             return Err(StageError::input("saliency", reason));
         }
+        let against = against.iter().map(|name| subtracted(model.as_ref(), name.as_deref()));
+        let against = against.collect::<Result<_, _>>()?;
         let is_right = subjects.iter().map(|subject| correct.get(subject).copied()).collect();
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.image.as_str()).collect();
         let asked = first_images(&subjects, params.model_limit);
@@ -101,6 +106,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             asked,
             explained,
             is_right,
+            against,
             images,
             masks,
             removed,
@@ -115,16 +121,23 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// # Errors
     /// If a map cannot be read, the model fails, or the run is stopped.
     pub(super) fn table(&self) -> Result<Table, StageError> {
-        let targets: Vec<ClassTarget> = self
-            .subjects
-            .iter()
-            .map(|subject| ClassTarget { class: subject.class.unwrap_or(0), against: None })
-            .collect();
+        let targets_of = |against: Option<usize>| -> Vec<ClassTarget> {
+            let of = |subject: &Subject| ClassTarget { class: subject.class.unwrap_or(0), against };
+            self.subjects.iter().map(of).collect()
+        };
+        let targets = targets_of(None);
         let asks = |needs: Needs| self.metrics.iter().any(|metric| metric.needs() == needs);
+        // Controls follow what all maps explain, or where these differ the logit.
+        let of_controls = self.against.first().copied().flatten();
+        let of_controls = of_controls.filter(|class| self.against.iter().all(|other| *other == Some(*class)));
+        let wanted: BTreeSet<Option<usize>> = self.against.iter().copied().chain([of_controls]).collect();
+        let margins: BTreeMap<Option<usize>, Vec<ClassTarget>> =
+            wanted.into_iter().map(|against| (against, targets_of(against))).collect();
         let scores = match &self.model {
             Some(model) if asks(Needs::Model) => {
                 let score = || ClassScore::new(model, &targets);
-                Some([score()?, score()?.probability(), score()?.agreement()])
+                let logits = followed(model, &margins)?;
+                Some((logits, score()?.probability(), score()?.agreement()))
             }
             _ => None,
         };
@@ -137,24 +150,31 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let layer_count = layers.as_ref().map_or(0, RandomLayers::len);
         let total = self.images_in_all(inputs.len(), inputs.len() + controls.len(), layer_count);
         let done = Cell::new(0);
-        let faithfulness = scores.as_ref().map(|[logit, probability, agreement]| Faithfulness {
-            logit,
-            probability,
-            agreement,
-            images: self.images.as_ref(),
-            removed: &self.removed,
-            shape: self.shape,
-            params: self.params,
-            context: self.context,
-            done: &done,
-            total,
-        });
+        let faithfulness: BTreeMap<Option<usize>, Faithfulness<'_, '_>> = match &scores {
+            Some((logits, probability, agreement)) => {
+                let of = |against: Option<usize>, logit| Faithfulness {
+                    logit,
+                    against,
+                    probability,
+                    agreement,
+                    images: self.images.as_ref(),
+                    removed: &self.removed,
+                    shape: self.shape,
+                    params: self.params,
+                    context: self.context,
+                    done: &done,
+                    total,
+                };
+                logits.iter().map(|(against, logit)| (*against, of(*against, logit))).collect()
+            }
+            None => BTreeMap::new(),
+        };
         let predicted = match &self.model {
             Some(model) if asks(Needs::Predictions) => Some(self.predictions(model)?),
             _ => None,
         };
         let mut all = Vec::new();
-        for input in inputs {
+        for (input, against) in inputs.iter().zip(&self.against) {
             self.context.check_cancelled()?;
             let maps = Maps::read(input)?;
             let right_of: BTreeMap<&Subject, bool> = maps
@@ -207,7 +227,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             let asking = Asking {
                 faithfulness: match other {
                     Some(reason) => Err(reason),
-                    None => faithfulness.as_ref().ok_or_else(|| "there is no checkpoint".to_owned()),
+                    None => faithfulness.get(against).ok_or_else(|| "there is no checkpoint".to_owned()),
                 },
                 explaining: explaining.as_ref().map_err(String::clone),
                 predicted: predicted.as_deref(),
@@ -218,6 +238,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 map_baseline: maps.baseline,
                 axes: maps.axes,
                 prediction,
+                of_margins: against.is_some(),
                 is_right,
                 rows,
             });
@@ -225,7 +246,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
         for control in controls {
             let own = self.control_maps(control)?;
             let asking = Asking {
-                faithfulness: faithfulness.as_ref().ok_or_else(|| "there is no checkpoint".to_owned()),
+                faithfulness: faithfulness
+                    .get(&of_controls)
+                    .ok_or_else(|| "there is no checkpoint".to_owned()),
                 explaining: Err("a control explains nothing, and so nothing again".to_owned()),
                 predicted: predicted.as_deref(),
             };
@@ -235,6 +258,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 map_baseline: None,
                 axes: BTreeMap::new(),
                 prediction: Prediction::Global,
+                of_margins: of_controls.is_some(),
                 is_right: self.is_right.clone(),
                 rows,
             });
@@ -326,6 +350,22 @@ impl<'a, 'c> Scoring<'a, 'c> {
             Ok((index, Ok(control.map(&subject.id, seed, &pixels, reference, self.shape))))
         };
         self.subjects.par_iter().enumerate().map(map).collect()
+    }
+}
+
+/// The score of each list of targets.
+fn followed<'t>(
+    model: &'t Model,
+    targets: &'t BTreeMap<Option<usize>, Vec<ClassTarget>>,
+) -> Result<BTreeMap<Option<usize>, ClassScore<'t>>, StageError> {
+    targets.iter().map(|(against, targets)| Ok((*against, ClassScore::new(model, targets)?))).collect()
+}
+
+/// The class whose logit maps subtract. Without a model nothing is followed.
+fn subtracted(model: Option<&Model>, name: Option<&str>) -> Result<Option<usize>, StageError> {
+    match (model, name) {
+        (Some(model), Some(name)) => class_index(&model.head()?.description, name).map(Some),
+        _ => Ok(None),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The stage on hand-made maps and a tiny CLIP with random weights.
 
 mod again;
+mod margins;
 mod study;
 
 use std::collections::{BTreeMap, HashMap};
@@ -326,7 +327,7 @@ fn axes_and_references_tell_maps_apart() {
     let again = study.with_maps_of("ig", &axes("grey"), &[("baseline", "zero")], &maps_of(&map));
     assert!(again.error(&params).contains("no axis tells them apart"));
     let alone = Study::new().with_maps_of("ig", &axes("grey"), &[], &maps_of(&map)).run(&params);
-    assert_eq!(alone.table.columns().len(), 16);
+    assert_eq!(alone.table.columns().len(), 17);
 }
 
 #[test]

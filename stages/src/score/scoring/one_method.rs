@@ -6,12 +6,12 @@ use pipe_attribution::metrics::{Mask, Prediction};
 use pipe_engine::StageError;
 use rayon::prelude::*;
 
-use super::super::Mode;
 use super::super::explaining::{ByMap, Explaining};
-use super::super::faithfulness::{Asked, Faithfulness, uses_baseline};
+use super::super::faithfulness::{Asked, Faithfulness, score_space, uses_baseline};
 use super::super::map_metrics::Settings;
 use super::super::metric::{Metric, Needs};
 use super::super::rows::Row;
+use super::super::{Mode, ScoreSpace};
 use super::{Asking, MapOf, Scoring};
 
 impl Scoring<'_, '_> {
@@ -132,10 +132,14 @@ impl Scoring<'_, '_> {
         let places = self.places();
         let greatest = settings.together.map_or(1.0, |(greatest, _)| greatest);
         let mut all = Vec::new();
-        // Those that remove pixels are not defined where there is nothing to put in their place.
-        for removes in [true, false] {
-            let metrics: Vec<Metric> =
-                metrics.iter().copied().filter(|metric| uses_baseline(*metric) == removes).collect();
+        // Those that remove pixels are not defined where there is nothing to put in their place, nor those that follow a
+        // margin where it is one over the class itself.
+        for (removes, of_logits) in [(true, true), (true, false), (false, true), (false, false)] {
+            let is_one = |metric: &Metric| {
+                let is_of_logits = score_space(*metric, self.params) == ScoreSpace::Logit;
+                (uses_baseline(*metric), is_of_logits) == (removes, of_logits)
+            };
+            let metrics: Vec<Metric> = metrics.iter().copied().filter(is_one).collect();
             if metrics.is_empty() {
                 continue;
             }
@@ -143,6 +147,10 @@ impl Scoring<'_, '_> {
                 faithfulness.map_err(String::clone)?;
                 if self.subjects[subject].class.is_none() {
                     return Err("the map explains no class, so there is no score to follow".to_owned());
+                }
+                let against = faithfulness.ok().and_then(|faithfulness| faithfulness.against);
+                if of_logits && against.is_some() && against == self.subjects[subject].class {
+                    return Err("the class is the one whose logit is subtracted".to_owned());
                 }
                 if !self.is_asked_about(subject) {
                     let limit = self.params.model_limit.unwrap_or_default();
