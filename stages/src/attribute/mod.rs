@@ -32,6 +32,7 @@ pub(crate) use self::explanation::{GREAT_GAP, attribution_error, window};
 pub use self::method::Method;
 pub(crate) use self::method::Reduction;
 use self::pairs::Pairs;
+pub(crate) use self::pairs::similarity_head;
 pub use self::params::{Baseline, Params, Quadrature};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};

@@ -59,6 +59,8 @@ type Vectors = pipe_attribution::Result<Vec<Vec<f64>>>;
 pub(super) struct Explaining<'a, 'c> {
     pub(super) again: &'a Again<'a, 'c>,
     pub(super) model: &'a Model,
+    /// Whether the classes of the model are texts.
+    pub(super) of_texts: bool,
     pub(super) layers: &'a RandomLayers<'a>,
     pub(super) images: &'a dyn Pixels,
     pub(super) shape: Shape,

@@ -13,6 +13,7 @@ mod references;
 mod rows;
 mod scoring;
 mod seen;
+mod similarities;
 #[cfg(test)]
 mod tests;
 
@@ -115,7 +116,8 @@ pub enum Preset {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoreSpace {
-    /// The class's logit; of maps that explain its margin over another class, that margin.
+    /// The class's logit; of maps that explain its margin over another class, that margin; of maps of images with texts
+    /// their similarity.
     Logit,
     /// Its probability.
     Probability,
@@ -202,7 +204,8 @@ pub struct Params {
     pub baseline: Option<Baseline>,
     /// What faithfulness follows, where `logit` is the margin of maps that explain one; by default the probability for deletion, insertion, ROAD, iterative removal
     /// of features, monotonicity and non-sensitivity, and the logit for the others. Deletion and insertion
-    /// always follow the probability, and `road_agreement_gap` whether the class is predicted.
+    /// always follow the probability, and `road_agreement_gap` whether the class is predicted. Maps of images with texts
+    /// are judged by the similarity.
     pub score: Option<ScoreSpace>,
     /// Side of a patch in pixels, where patches are removed; by default 16 for images of 224, in proportion.
     #[schemars(range(min = 1, max = 4096))]

@@ -64,6 +64,8 @@ pub(super) struct Rows<'a> {
     pub(super) groups: Vec<Option<String>>,
     pub(super) masks: Option<&'a BTreeMap<String, Mask>>,
     pub(super) shape: Shape,
+    /// Whether they explain the similarity of images and texts.
+    pub(super) of_texts: bool,
     /// Axes that tell maps of one method apart.
     pub(super) axes: &'a [String],
 }
@@ -92,13 +94,16 @@ impl Rows<'_> {
 
     /// What a metric follows.
     fn score(&self, metric: Metric) -> Option<&'static str> {
-        (metric.needs() == Needs::Model).then(|| score_space(metric, self.params).name())
+        (metric.needs() == Needs::Model).then(|| match score_space(metric, self.params) {
+            ScoreSpace::Logit | ScoreSpace::Probability if self.of_texts => "similarity",
+            space => space.name(),
+        })
     }
 
     /// The same of the maps of one method.
     fn score_of(&self, scored: &Scored, metric: Metric) -> Option<&'static str> {
-        let is_margin = scored.of_margins && score_space(metric, self.params) == ScoreSpace::Logit;
-        self.score(metric).map(|name| if is_margin { "margin" } else { name })
+        let is_margin = |name| scored.of_margins && ["logit", "similarity"].contains(&name);
+        self.score(metric).map(|name| if is_margin(name) { "margin" } else { name })
     }
 
     /// The parameters that a metric's values depend on, as JSON: those that are in effect, whether they were given

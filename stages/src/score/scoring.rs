@@ -21,6 +21,7 @@ use super::metric::{Metric, Needs};
 use super::references::References;
 use super::rows::{Rows, Scored};
 use super::seen::{Seen, Shown};
+use super::similarities::{OTHERS, class_of, with_texts};
 use crate::attribute::{Again, Method};
 use crate::images::{Pixels, count_passes};
 use crate::mean_image::MeanImages;
@@ -37,6 +38,10 @@ pub(super) struct Scoring<'a, 'c> {
     /// The digest of the checkpoint.
     checkpoint: Option<String>,
     subjects: Vec<Subject>,
+    /// The class of each subject in the model's head.
+    classes: Vec<Option<usize>>,
+    /// Whether the maps explain the similarity of images and texts, which are classes here.
+    of_texts: bool,
     /// Of each subject whether the model is right about it, if a file says so.
     is_right: Vec<Option<bool>>,
     /// Of each input the class whose logit is subtracted, if one is.
@@ -72,19 +77,27 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// # Errors
     /// If an input is damaged, or does not fit the others.
     pub(super) fn read(params: &'a Params, context: &'a StageContext<'c>) -> Result<Self, StageError> {
-        let model = match context.optional_input("checkpoint") {
+        let mut model = match context.optional_input("checkpoint") {
             Some(artifact) => Some(Model::load(artifact, params.compute())?),
             None => None,
         };
         let has_masks = context.optional_input("masks").is_some();
         let metrics = chosen(params, has_masks, model.is_some())?;
-        let Scanned { subjects, sides, slices, axes, of_answers, framing, against, correct } =
+        let Scanned { subjects, sides, slices, axes, of_answers, of_texts, framing, against, correct } =
             scan(params, context)?;
         if of_answers && model.is_some() {
-            let reason = "the maps explain answers to questions or similarities with texts, which no classifier gives: leave \
-                 `checkpoint` out";
+            let reason =
+                "the maps explain answers to questions, which no classifier gives: leave `checkpoint` out";
             return Err(StageError::input("saliency", reason));
         }
+        if let Some(model) = model.as_mut().filter(|_| of_texts) {
+            with_texts(model, &subjects, &against, params.batch, context)?;
+        }
+        let class = |subject: &Subject| match (&model, &subject.target) {
+            (Some(model), Some(text)) if of_texts => class_of(model, text),
+            _ => subject.class,
+        };
+        let classes = subjects.iter().map(class).collect();
         let against = against.iter().map(|name| subtracted(model.as_ref(), name.as_deref()));
         let against = against.collect::<Result<_, _>>()?;
         let is_right = subjects.iter().map(|subject| correct.get(subject).copied()).collect();
@@ -103,6 +116,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
             model,
             checkpoint,
             subjects,
+            classes,
+            of_texts,
             asked,
             explained,
             is_right,
@@ -122,8 +137,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// If a map cannot be read, the model fails, or the run is stopped.
     pub(super) fn table(&self) -> Result<Table, StageError> {
         let targets_of = |against: Option<usize>| -> Vec<ClassTarget> {
-            let of = |subject: &Subject| ClassTarget { class: subject.class.unwrap_or(0), against };
-            self.subjects.iter().map(of).collect()
+            let of = |class: &Option<usize>| ClassTarget { class: class.unwrap_or(0), against };
+            self.classes.iter().map(of).collect()
         };
         let targets = targets_of(None);
         let asks = |needs: Needs| self.metrics.iter().any(|metric| metric.needs() == needs);
@@ -142,7 +157,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
             _ => None,
         };
         let layers = match &self.model {
-            Some(model) if asks(Needs::Method) => Some(RandomLayers::new(model, self.params.seed as u64)),
+            Some(model) if asks(Needs::Method) => {
+                Some(RandomLayers::new(model, self.params.seed as u64, self.of_texts))
+            }
             _ => None,
         };
         let controls = self.controls();
@@ -155,7 +172,8 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 let of = |against: Option<usize>, logit| Faithfulness {
                     logit,
                     against,
-                    probability,
+                    // A text alone has no probability.
+                    probability: if self.of_texts { logit } else { probability },
                     agreement,
                     images: self.images.as_ref(),
                     removed: &self.removed,
@@ -170,7 +188,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             None => BTreeMap::new(),
         };
         let predicted = match &self.model {
-            Some(model) if asks(Needs::Predictions) => Some(self.predictions(model)?),
+            Some(model) if asks(Needs::Predictions) && !self.of_texts => Some(self.predictions(model)?),
             _ => None,
         };
         let mut all = Vec::new();
@@ -196,6 +214,10 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 (Some(explained), Some(ours)) if explained != ours => {
                     Some("the map explains another model than `checkpoint`".to_owned())
                 }
+                _ if self.of_texts && maps.against.as_deref() == Some(OTHERS) => Some(
+                    "the map explains a lead over the captions of other images, which are no input here"
+                        .to_owned(),
+                ),
                 _ => None,
             };
             let again = match (&self.model, &other) {
@@ -213,6 +235,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 (Ok(again), Some(model), Some(layers)) => Ok(Explaining {
                     again,
                     model,
+                    of_texts: self.of_texts,
                     layers,
                     images: self.images.as_ref(),
                     shape: self.shape,
@@ -270,6 +293,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             groups: self.places().into_iter().map(|place| self.images.groups()[place].clone()).collect(),
             masks: self.masks.as_ref(),
             shape: self.shape,
+            of_texts: self.of_texts,
             axes: &self.axes,
         };
         Ok(rows.tabulate(&all))
@@ -364,6 +388,7 @@ fn followed<'t>(
 /// The class whose logit maps subtract. Without a model nothing is followed.
 fn subtracted(model: Option<&Model>, name: Option<&str>) -> Result<Option<usize>, StageError> {
     match (model, name) {
+        (Some(model), Some(OTHERS)) if class_of(model, OTHERS).is_none() => Ok(None),
         (Some(model), Some(name)) => class_index(&model.head()?.description, name).map(Some),
         _ => Ok(None),
     }

@@ -80,6 +80,11 @@ impl Chunk<'_, '_, '_> {
 
     pub(super) fn random_logit(&self) -> pipe_attribution::Result<Vec<Value>> {
         let not_applicable = |reason: &str| AttributionError::NotApplicable(reason.to_owned());
+        if self.setting.of_texts {
+            return Err(not_applicable(
+                "the map explains the similarity with a text, and there are no other classes",
+            ));
+        }
         if self.targets.iter().any(|target| target.against.is_some()) {
             return Err(not_applicable("the map explains a margin between two classes"));
         }

@@ -134,22 +134,29 @@ impl Scoring<'_, '_> {
         let mut all = Vec::new();
         // Those that remove pixels are not defined where there is nothing to put in their place, nor those that follow a
         // margin where it is one over the class itself.
-        for (removes, of_logits) in [(true, true), (true, false), (false, true), (false, false)] {
+        let spaces = [ScoreSpace::Logit, ScoreSpace::Probability, ScoreSpace::Agreement];
+        for (removes, space) in
+            [true, false].into_iter().flat_map(|removes| spaces.map(|space| (removes, space)))
+        {
             let is_one = |metric: &Metric| {
-                let is_of_logits = score_space(*metric, self.params) == ScoreSpace::Logit;
-                (uses_baseline(*metric), is_of_logits) == (removes, of_logits)
+                (uses_baseline(*metric), score_space(*metric, self.params)) == (removes, space)
             };
+            let follows_margin =
+                space == ScoreSpace::Logit || (self.of_texts && space == ScoreSpace::Probability);
             let metrics: Vec<Metric> = metrics.iter().copied().filter(is_one).collect();
             if metrics.is_empty() {
                 continue;
             }
             let (outcomes, asked) = self.applicable(maps, &|subject| {
                 faithfulness.map_err(String::clone)?;
-                if self.subjects[subject].class.is_none() {
+                if self.classes[subject].is_none() {
                     return Err("the map explains no class, so there is no score to follow".to_owned());
                 }
                 let against = faithfulness.ok().and_then(|faithfulness| faithfulness.against);
-                if of_logits && against.is_some() && against == self.subjects[subject].class {
+                if self.of_texts && space == ScoreSpace::Agreement {
+                    return Err("a text alone is not predicted".to_owned());
+                }
+                if follows_margin && against.is_some() && against == self.classes[subject] {
                     return Err("the class is the one whose logit is subtracted".to_owned());
                 }
                 if !self.is_asked_about(subject) {
@@ -187,7 +194,7 @@ impl Scoring<'_, '_> {
             }
             let (outcomes, asked) = self.applicable(maps, &|subject| {
                 let explaining = explaining.map_err(String::clone)?;
-                if self.subjects[subject].class.is_none() {
+                if self.classes[subject].is_none() {
                     return Err("the map explains no class that could be explained again".to_owned());
                 }
                 match (is_costly, &self.explained) {
@@ -206,7 +213,7 @@ impl Scoring<'_, '_> {
                 explaining.again.check(places[subject])
             });
             let classes: Vec<usize> =
-                asked.iter().map(|asked| self.subjects[asked.subject].class.unwrap_or(0)).collect();
+                asked.iter().map(|asked| self.classes[asked.subject].unwrap_or(0)).collect();
             let values = match explaining {
                 Ok(explaining) => explaining.values(&metrics, &asked, &classes)?,
                 Err(_) => metrics.iter().map(|_| ByMap::default()).collect(),
@@ -229,7 +236,10 @@ impl Scoring<'_, '_> {
         predicted: Option<&[usize]>,
         settings: &Settings,
     ) -> Vec<Result<f64, String>> {
-        let (outcomes, asked) = self.applicable(maps, &|_| Ok(()));
+        let (outcomes, asked) = self.applicable(maps, &|_| match self.of_texts {
+            true => Err("texts are no classes that could be predicted".to_owned()),
+            false => Ok(()),
+        });
         let classes: Vec<usize> =
             asked.iter().map(|asked| predicted.map_or(0, |predicted| predicted[asked.subject])).collect();
         let maps: Vec<&[f64]> = asked.iter().map(|asked| asked.map).collect();
