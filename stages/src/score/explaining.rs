@@ -76,7 +76,7 @@ impl Explaining<'_, '_> {
     pub(super) fn images_of(metric: Metric, params: &Params, layers: usize) -> u64 {
         let (draws, layers) = (params.draws.max(1) as u64, layers as u64);
         match metric {
-            Metric::ParameterRandomisation => layers,
+            Metric::ParameterRandomisation | Metric::EntropyCorrelation => layers,
             Metric::SmoothParameterRandomisation => (layers + 1) * (draws + 1),
             Metric::Completeness => 2,
             Metric::RandomLogit | Metric::InputInvariance | Metric::EfficientParameterRandomisation => 1,
@@ -248,6 +248,19 @@ impl Chunk<'_, '_, '_> {
         Ok(rows)
     }
 
+    /// The probabilities of all classes by a model with layers drawn anew.
+    fn random_probabilities(&self, layers: &[usize], images: &Images<'_>) -> Vectors {
+        let model = self.carried(self.setting.layers.model(layers))?;
+        let mut rows = self.carried(self.rows_of(images, |pixels| model.logits(pixels, None)))?;
+        for row in &mut rows {
+            let greatest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            row.iter_mut().for_each(|logit| *logit = libm::exp(*logit - greatest));
+            let sum: f64 = row.iter().sum();
+            row.iter_mut().for_each(|power| *power /= sum);
+        }
+        Ok(rows)
+    }
+
     fn logits(&self, images: &Images<'_>) -> Vectors {
         self.carried(self.rows_of(images, |pixels| self.setting.model.logits(pixels, None)))
     }
@@ -313,6 +326,7 @@ impl Chunk<'_, '_, '_> {
             Metric::RandomLogit => self.random_logit(),
             Metric::ParameterRandomisation
             | Metric::SmoothParameterRandomisation
+            | Metric::EntropyCorrelation
             | Metric::EfficientParameterRandomisation => self.randomisation(metric),
             other => self.robustness(other),
         };

@@ -187,6 +187,9 @@ impl Rows<'_> {
             Continuity => json!({ "draws": params.draws }),
             RandomLogit => json!({ "likeness": params.likeness_of(metric), "seed": params.seed }),
             EfficientParameterRandomisation => json!({ "bins": BINS, "seed": params.seed }),
+            EntropyCorrelation => json!({
+                "layer_order": params.order_of(metric), "bins": BINS, "seed": params.seed,
+            }),
             ParameterRandomisation => {
                 json!({
                     "layer_order": params.order_of(metric), "likeness": params.likeness_of(metric),

@@ -255,6 +255,7 @@ fn maps_of_similarities_are_judged_by_the_similarity() {
         "completeness",
         "road_agreement_gap",
         "random_logit",
+        "entropy_correlation",
         "sufficiency",
     ];
     for (params, name) in [
@@ -308,6 +309,7 @@ fn maps_of_similarities_are_judged_by_the_similarity() {
         for (metric, why) in [
             ("road_agreement_gap", "a text alone"),
             ("random_logit", "no other classes"),
+            ("entropy_correlation", "a text alone"),
             ("sufficiency", "no classes"),
         ] {
             let (value, reason, _) = row("integrated_gradients", metric);

@@ -41,7 +41,9 @@ fn every_metric_has_a_value_of_maps_that_can_be_made_again() {
     let (most, mean) =
         (scores.value("b", "gradient", "max_sensitivity"), scores.value("b", "gradient", "avg_sensitivity"));
     assert!(most >= mean && mean > 0.0);
-    for metric in ["parameter_randomisation", "smooth_parameter_randomisation", "random_logit"] {
+    for metric in
+        ["parameter_randomisation", "smooth_parameter_randomisation", "random_logit", "entropy_correlation"]
+    {
         assert!(scores.value("b", "gradient", metric).abs() <= 1.0, "{metric}");
     }
     assert!(scores.value("b", "gradient", "parameter_randomisation") < 0.99);
