@@ -60,6 +60,7 @@ mod occlusion_density;
 mod properties;
 mod quadrature;
 mod real_time_saliency;
+mod refined;
 mod resize;
 mod rise;
 mod score;
@@ -97,7 +98,7 @@ pub use iterative_saliency::IterativeSaliency;
 pub use joint::Joint;
 pub use mask_optimisation::{MaskStart, MeaningfulPerturbation, OptimisedMasks};
 pub use masker::{Masker, MaskerLayer, MaskerProbe, MaskerSizes, TrainedSaliency};
-pub use method::{Absolute, Attribution, Blurred, Inputs, Method};
+pub use method::{Absolute, Attribution, Blurred, Inputs, Method, relative_gap};
 pub use noise::{Average, Deviation, Noise, Smoothed};
 pub use occlusion::Occlusion;
 pub use occlusion_density::OcclusionDensity;
@@ -105,6 +106,7 @@ pub use quadrature::{Nodes, Quadrature};
 pub use real_time_saliency::{
     Asked, MaskerPrices, Wanted, area_loss, enlarged, margin_loss, smoothness_loss, without,
 };
+pub use refined::Refined;
 pub use resize::{Interpolation, resize};
 pub use rise::{Rise, RiseMask, RiseMasks, RiseScale};
 pub use score::Score;

@@ -128,6 +128,13 @@ pub struct Attribution {
     pub completeness_gaps: Option<Vec<f32>>,
 }
 
+/// A completeness gap as a share of the difference of scores that it is missing from; none where that is nearly 0,
+/// against the score.
+pub fn relative_gap(score: f32, baseline_score: f32, gap: f32) -> Option<f32> {
+    let way = (score - baseline_score).abs();
+    (way > 1e-3 * score.abs().max(1e-6)).then_some(gap.abs() / way)
+}
+
 /// The absolute values of another method's attribution.
 #[derive(Clone, Copy, Debug)]
 pub struct Absolute<M>(pub M);

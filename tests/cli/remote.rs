@@ -238,7 +238,7 @@ fn what_is_published_is_named_without_a_mistake() {
             answer.stderr
         );
     };
-    for name in ["models.toml", "planted.toml", "robustness.toml", "own-steps.toml"] {
+    for name in ["grids.toml", "models.toml", "planted.toml", "robustness.toml", "own-steps.toml"] {
         check(name, &[]);
     }
     for name in DATA_SETS {

@@ -73,22 +73,14 @@ fn hull_area(points: &[Point]) -> f64 {
     twice.abs() as f64 / 2.0
 }
 
-/// The length of the minimum spanning tree (a forest, where the graph has several parts), by Kruskal.
+/// The length of the minimum spanning tree (a forest, where the graph has several parts), by Kruskal. `points` are
+/// sorted.
 fn tree_length(points: &[Point]) -> f64 {
+    let field = Field::new(points);
     let mut edges: Vec<(i64, usize, usize)> = Vec::new();
-    for (from, a) in points.iter().enumerate() {
-        let distance = |b: &Point| (a.0 - b.0).pow(2) + (a.1 - b.1).pow(2);
-        let mut near: Vec<(i64, usize)> = points
-            .iter()
-            .enumerate()
-            .filter(|(to, _)| *to != from)
-            .map(|(to, point)| (distance(point), to))
-            .collect();
-        if near.len() > NEIGHBOURS {
-            near.select_nth_unstable(NEIGHBOURS - 1);
-            near.truncate(NEIGHBOURS);
-        }
-        edges.extend(near.into_iter().map(|(distance, to)| (distance, from.min(to), from.max(to))));
+    for from in 0..points.len() {
+        let near = field.nearest(points, from).into_iter();
+        edges.extend(near.map(|(distance, to)| (distance, from.min(to), from.max(to))));
     }
     edges.sort_unstable();
     let mut parents: Vec<usize> = (0..points.len()).collect();
@@ -101,6 +93,54 @@ fn tree_length(points: &[Point]) -> f64 {
         }
     }
     length
+}
+
+/// Which point stands at each place: a map with many equal values has as many points as pixels, of which only those
+/// around each are looked at.
+struct Field {
+    first: Point,
+    lengths: Point,
+    at: Vec<Option<usize>>,
+}
+
+impl Field {
+    fn new(points: &[Point]) -> Self {
+        let least = |of: fn(&Point) -> i64| points.iter().map(of).min().unwrap_or(0);
+        let most = |of: fn(&Point) -> i64| points.iter().map(of).max().unwrap_or(0);
+        let first = (least(|point| point.0), least(|point| point.1));
+        let lengths = (most(|point| point.0) - first.0 + 1, most(|point| point.1) - first.1 + 1);
+        let mut at = vec![None; (lengths.0 * lengths.1) as usize];
+        for (index, point) in points.iter().enumerate() {
+            at[((point.0 - first.0) * lengths.1 + point.1 - first.1) as usize] = Some(index);
+        }
+        Self { first, lengths, at }
+    }
+
+    fn point(&self, row: i64, column: i64) -> Option<usize> {
+        let (row, column) = (row - self.first.0, column - self.first.1);
+        let is_inside = (0..self.lengths.0).contains(&row) && (0..self.lengths.1).contains(&column);
+        is_inside.then(|| self.at[(row * self.lengths.1 + column) as usize]).flatten()
+    }
+
+    /// The nearest points of one of them with their squared distances, of equal ones the first: square rings around it
+    /// until no point further out can be nearer.
+    fn nearest(&self, points: &[Point], from: usize) -> Vec<(i64, usize)> {
+        let (row, column) = points[from];
+        let mut near: Vec<(i64, usize)> = Vec::new();
+        for reach in 1..self.lengths.0.max(self.lengths.1) {
+            let sides = (-reach..=reach).flat_map(|step| [(-reach, step), (reach, step)]);
+            let rest = (1 - reach..reach).flat_map(|step| [(step, -reach), (step, reach)]);
+            near.extend(sides.chain(rest).filter_map(|(down, right)| {
+                Some((down * down + right * right, self.point(row + down, column + right)?))
+            }));
+            if near.iter().filter(|(distance, _)| *distance <= reach * reach).count() >= NEIGHBOURS {
+                break;
+            }
+        }
+        near.sort_unstable();
+        near.truncate(NEIGHBOURS);
+        near
+    }
 }
 
 fn root(parents: &mut [usize], mut place: usize) -> usize {
@@ -123,6 +163,24 @@ mod tests {
         let block: Vec<usize> = (0..20).map(|index| 33 + index / 5 * 10 + index % 5).collect();
         let corners: Vec<usize> = (0..20).map(|index| [0, 5, 50, 55][index / 5] + index % 5).collect();
         assert!(compactness(&map(&block), 10).unwrap() > 1.5 * compactness(&map(&corners), 10).unwrap());
+    }
+
+    #[test]
+    fn the_nearest_are_those_of_all() {
+        let key = pipe_models::random::Key(3);
+        let points: Vec<Point> = (0..600)
+            .filter(|place| key.below(place + 1, 9) == 0)
+            .map(|place| (place as i64 / 30, place as i64 % 30))
+            .collect();
+        let field = Field::new(&points);
+        for from in 0..points.len() {
+            let distance =
+                |to: usize| (points[from].0 - points[to].0).pow(2) + (points[from].1 - points[to].1).pow(2);
+            let mut all: Vec<(i64, usize)> =
+                (0..points.len()).filter(|to| *to != from).map(|to| (distance(to), to)).collect();
+            all.sort_unstable();
+            assert_eq!(field.nearest(&points, from), all[..NEIGHBOURS]);
+        }
     }
 
     #[test]

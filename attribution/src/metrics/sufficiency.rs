@@ -16,8 +16,9 @@ pub enum Distance {
 /// samples whose map's standardised Euclidean distance, over the greatest distance of any two, is at most
 /// `threshold`. `maps` are magnitudes, normalised together; a figure depends on the whole set.
 ///
-/// A feature that does not vary is left out (reference) or makes every distance undefined, so that nobody has a
-/// neighbour (Quantus). Without a neighbour the value is undefined (reference) or 0 (Quantus).
+/// A feature that does not vary is left out (reference), so that maps that are all the same are neighbours, or makes
+/// every distance undefined, so that nobody has a neighbour (Quantus). Without a neighbour the value is undefined
+/// (reference) or 0 (Quantus).
 pub fn sufficiency(
     maps: &[Vec<f64>],
     predicted: &[usize],
@@ -48,7 +49,7 @@ pub fn sufficiency(
     let greatest = distances.iter().flatten().copied().fold(0.0, f64::max);
     (0..count)
         .map(|sample| {
-            let near = |other: &usize| *other != sample && distances[sample][*other] / greatest <= threshold;
+            let near = |other: &usize| *other != sample && distances[sample][*other] <= threshold * greatest;
             let neighbours: Vec<usize> = (0..count).filter(near).collect();
             let same = neighbours.iter().filter(|other| predicted[**other] == predicted[sample]).count();
             match (neighbours.len(), mode) {
@@ -89,6 +90,9 @@ mod tests {
         let flat = [vec![0.0, 1.0], vec![1.0, 1.0]];
         assert_eq!(share(&flat, &[0, 0], 1.0, Mode::Quantus), [Ok(0.0), Ok(0.0)]);
         assert_eq!(share(&flat, &[0, 0], 1.0, Mode::Reference)[0], Ok(1.0));
+        let same = [vec![0.3, 1.0], vec![0.3, 1.0], vec![0.3, 1.0]];
+        assert_eq!(share(&same, &[0, 0, 1], 0.6, Mode::Reference), [Ok(0.5), Ok(0.5), Ok(0.0)]);
+        assert_eq!(share(&same[..1], &[0], 0.6, Mode::Reference), [Err(Undefined::NoNeighbour)]);
         let plain = |mode| sufficiency(&flat, &[0, 0], 1.0, Distance::Euclidean, mode);
         assert!(plain(Mode::Quantus)[0].is_err() && plain(Mode::Reference)[0] == Ok(1.0));
     }

@@ -182,6 +182,11 @@ impl<'a, 'c> Again<'a, 'c> {
         if self.params.method.explains_choice() || !keeps_sum {
             return Ok(Err("the sum of such a map is no difference of scores".to_owned()));
         }
+        if self.params.method.repeats_values() {
+            let reason = "each pixel of a window or block has the value of the whole, so that the sum of the map is no \
+                          difference of scores";
+            return Ok(Err(reason.to_owned()));
+        }
         let baselines = self.baselines.of(&self.params, places)?;
         let inputs = self.inputs(images)?;
         let rows = baselines.of(&inputs).map_err(|error| StageError::failed(error.to_string()))?;

@@ -238,6 +238,12 @@ impl Method {
         )
     }
 
+    /// Whether each pixel of a window or block has the value of the whole: the sum of such a map counts it as often as
+    /// it has pixels.
+    pub(super) fn repeats_values(self) -> bool {
+        matches!(self, Self::Occlusion | Self::ShapleyValues | Self::KernelShap)
+    }
+
     /// Whether its values are like a gradient: what a change of a pixel costs, per unit of the change. Others say
     /// what the pixel itself costs.
     pub(crate) fn is_local(self) -> bool {

@@ -131,13 +131,9 @@ impl Pairs {
         batch: i64,
         context: &StageContext<'_>,
     ) -> Result<Head, StageError> {
-        let towers = model.dual_encoder()?;
-        let width = towers.text_tower().embedding_width();
         let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
-        let embeddings = model.embed_texts(&texts, batch, context)?;
-        let unit = Tensor::from_vec(embeddings, (texts.len(), width), &DEVICE)
-            .and_then(|embeddings| normalise(&embeddings))
-            .map_err(tensor_error)?;
+        let unit = units(model, &texts, batch, context)?;
+        let width = unit.dim(1).map_err(tensor_error)?;
         let mut classes = self.texts.clone();
         let rows = match self.others() {
             Some(captions) => {
@@ -150,14 +146,7 @@ impl Pairs {
             }
             None => unit,
         };
-        let scaled = || {
-            let scale = towers.logit_scale().to_device(&DEVICE)?.to_dtype(DType::F32)?.exp()?;
-            let bias = Tensor::zeros(rows.dim(0)?, DType::F32, &DEVICE)?;
-            Ok((rows.broadcast_mul(&scale)?, bias))
-        };
-        let (weight, bias) = scaled().map_err(tensor_error)?;
-        let description = HeadDescription { classes, task: "multi-class".to_owned() };
-        Ok(Head { input: HeadInput::Unit, description, weight, bias })
+        head_of(model, classes, &rows)
     }
 
     /// The captions, where the mean over those of other images is subtracted.
@@ -225,6 +214,47 @@ impl Pairs {
         }
         selection
     }
+}
+
+/// The head whose logits are the similarities with these texts.
+///
+/// # Errors
+/// If `model` reads no text or no images.
+pub(crate) fn similarity_head(
+    model: &Model,
+    texts: &[&str],
+    batch: i64,
+    context: &StageContext<'_>,
+) -> Result<Head, StageError> {
+    let units = units(model, texts, batch, context)?;
+    head_of(model, texts.iter().map(|text| (*text).to_owned()).collect(), &units)
+}
+
+/// Embeddings of unit length, `[texts, width]`.
+fn units(
+    model: &Model,
+    texts: &[&str],
+    batch: i64,
+    context: &StageContext<'_>,
+) -> Result<Tensor, StageError> {
+    let width = model.dual_encoder()?.text_tower().embedding_width();
+    let embeddings = model.embed_texts(texts, batch, context)?;
+    Tensor::from_vec(embeddings, (texts.len(), width), &DEVICE)
+        .and_then(|embeddings| normalise(&embeddings))
+        .map_err(tensor_error)
+}
+
+/// The head of classes whose embeddings these are.
+fn head_of(model: &Model, classes: Vec<String>, rows: &Tensor) -> Result<Head, StageError> {
+    let towers = model.dual_encoder()?;
+    let scaled = || {
+        let scale = towers.logit_scale().to_device(&DEVICE)?.to_dtype(DType::F32)?.exp()?;
+        let bias = Tensor::zeros(rows.dim(0)?, DType::F32, &DEVICE)?;
+        Ok((rows.broadcast_mul(&scale)?, bias))
+    };
+    let (weight, bias) = scaled().map_err(tensor_error)?;
+    let description = HeadDescription { classes, task: "multi-class".to_owned() };
+    Ok(Head { input: HeadInput::Unit, description, weight, bias })
 }
 
 /// Texts, each once.

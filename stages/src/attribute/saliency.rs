@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, BooleanArray, Float32Array, Int32Array, StringArray};
 use arrow_schema::{DataType, Field};
-use pipe_attribution::{Attribution, Interpolation, resize};
+use pipe_attribution::{Attribution, Interpolation, relative_gap, resize};
 use pipe_engine::{OutputWriter, StageError};
 
 use super::Reduction;
@@ -42,11 +42,9 @@ impl SaliencyMap {
         self.values.iter().all(|value| *value == 0.0)
     }
 
-    /// The gap as a share of the difference of scores; none where that is (nearly) 0.
+    /// The gap as a share of the difference of scores; none where that is nearly 0.
     pub(crate) fn relative_gap(&self) -> Option<f32> {
-        let score = self.score?;
-        let way = (score - self.baseline_score?).abs();
-        (way > 1e-3 * score.abs().max(1e-6)).then_some(self.completeness_gap?.abs() / way)
+        relative_gap(self.score?, self.baseline_score?, self.completeness_gap?)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod applicability;
 mod pairs;
+mod refining;
 mod selection;
 mod study;
 mod wrapping;

@@ -69,8 +69,12 @@ pub(super) struct Scanned {
     pub(super) axes: Vec<String>,
     /// Whether they explain answers to questions: models of these see images stretched to the square.
     pub(super) of_answers: bool,
+    /// Whether they explain the similarity of images and texts.
+    pub(super) of_texts: bool,
     /// Where maps lie on their images, if a file says so.
     pub(super) framing: Option<Framing>,
+    /// Of each input the class whose logit is subtracted, if one is.
+    pub(super) against: Vec<Option<String>>,
     /// Whether the model is right about what is explained, by subject, where a file says so.
     pub(super) correct: BTreeMap<Subject, bool>,
 }
@@ -127,8 +131,8 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
         inputs.push(maps);
     }
     let sides = sides.ok_or_else(|| StageError::input("saliency", "there are no maps"))?;
-    let of_answers = inputs.iter().any(|maps| maps.of_answers);
-    if of_answers && inputs.iter().any(|maps| !maps.of_answers) {
+    let of_no_classes = inputs.iter().any(|maps| maps.of_answers);
+    if of_no_classes && inputs.iter().any(|maps| !maps.of_answers) {
         let reason = "some maps explain answers or similarities with texts and some classes of images: score them apart";
         return Err(StageError::input("saliency", reason));
     }
@@ -153,8 +157,11 @@ pub(super) fn scan(params: &Params, context: &StageContext<'_>) -> Result<Scanne
     if kept.is_empty() && !context.is_part() {
         context.warn("no map is of an image of the chosen splits: there are no scores");
     }
+    let of_answers = of_no_classes && kept.iter().any(|subject| subject.question.is_some());
+    let of_texts = of_no_classes && !of_answers;
     let axes = varying_axes(&inputs);
-    Ok(Scanned { subjects: kept, sides, slices, axes, of_answers, framing, correct })
+    let against = inputs.into_iter().map(|maps| maps.against).collect();
+    Ok(Scanned { subjects: kept, sides, slices, axes, of_answers, of_texts, framing, against, correct })
 }
 
 /// The axes that differ among the inputs. Those that do not are the axes of this stage's own folder, and

@@ -59,6 +59,8 @@ type Vectors = pipe_attribution::Result<Vec<Vec<f64>>>;
 pub(super) struct Explaining<'a, 'c> {
     pub(super) again: &'a Again<'a, 'c>,
     pub(super) model: &'a Model,
+    /// Whether the classes of the model are texts.
+    pub(super) of_texts: bool,
     pub(super) layers: &'a RandomLayers<'a>,
     pub(super) images: &'a dyn Pixels,
     pub(super) shape: Shape,
@@ -74,7 +76,7 @@ impl Explaining<'_, '_> {
     pub(super) fn images_of(metric: Metric, params: &Params, layers: usize) -> u64 {
         let (draws, layers) = (params.draws.max(1) as u64, layers as u64);
         match metric {
-            Metric::ParameterRandomisation => layers,
+            Metric::ParameterRandomisation | Metric::EntropyCorrelation => layers,
             Metric::SmoothParameterRandomisation => (layers + 1) * (draws + 1),
             Metric::Completeness => 2,
             Metric::RandomLogit | Metric::InputInvariance | Metric::EfficientParameterRandomisation => 1,
@@ -98,7 +100,11 @@ impl Explaining<'_, '_> {
             .iter()
             .map(|metric| {
                 let steps = if metric.is_of_layers() { self.layers.len() } else { 0 };
-                ByMap { values: Vec::with_capacity(maps.len()), steps: vec![Vec::new(); steps] }
+                ByMap {
+                    values: Vec::with_capacity(maps.len()),
+                    kept: Vec::new(),
+                    steps: vec![Vec::new(); steps],
+                }
             })
             .collect();
         for (chunk, classes) in maps.chunks(size).zip(classes.chunks(size)) {
@@ -119,6 +125,7 @@ impl Explaining<'_, '_> {
                 targets: &targets,
                 failure: RefCell::default(),
                 sensitivity: RefCell::default(),
+                kept: RefCell::default(),
                 layers: RefCell::default(),
             };
             let unlike = chunk.is_another()?;
@@ -132,6 +139,8 @@ impl Explaining<'_, '_> {
                 for (step, own) in values.steps.iter_mut().enumerate() {
                     own.extend_from_slice(layers.get(step).unwrap_or(&outcomes));
                 }
+                let kept = chunk.kept.take().into_iter().map(Some);
+                values.kept.extend(kept.chain(std::iter::repeat(None)).take(outcomes.len()));
                 values.values.extend(outcomes);
             }
         }
@@ -140,8 +149,12 @@ impl Explaining<'_, '_> {
 }
 
 /// What a metric gave for each map.
+#[derive(Default)]
 pub(super) struct ByMap {
     pub(super) values: Vec<Outcome>,
+    /// Of metrics that draw changed images, for each map: the share of draws that left the predicted class, if that
+    /// matters.
+    pub(super) kept: Vec<Option<f64>>,
     /// `[step][map]`: metrics of parameter randomisation have a value for each further layer.
     pub(super) steps: Vec<Vec<Outcome>>,
 }
@@ -157,6 +170,9 @@ struct Chunk<'a, 'e, 'c> {
     failure: RefCell<Option<StageError>>,
     /// Max- and avg-sensitivity are read off the same draws.
     sensitivity: RefCell<Option<Drawn>>,
+    /// The share of draws of each sample that left the predicted class, of the metric that was computed last; empty where
+    /// that does not matter.
+    kept: RefCell<Vec<f64>>,
     /// `[step][sample]`, of the metric of parameter randomisation that was computed last.
     layers: RefCell<Vec<Vec<Outcome>>>,
 }
@@ -228,6 +244,20 @@ impl Chunk<'_, '_, '_> {
             let values: Vec<Vec<f32>> = rows_of_part.and_then(|rows| rows.to_vec2()).map_err(tensor_error)?;
             rows.extend(values.into_iter().map(|row| row.into_iter().map(f64::from).collect::<Vec<_>>()));
         }
+        count_passes(self.setting.context, Passes { forward: images.len() as u64, backward: 0 });
+        Ok(rows)
+    }
+
+    /// The probabilities of all classes by a model with layers drawn anew.
+    fn random_probabilities(&self, layers: &[usize], images: &Images<'_>) -> Vectors {
+        let model = self.carried(self.setting.layers.model(layers))?;
+        let mut rows = self.carried(self.rows_of(images, |pixels| model.logits(pixels, None)))?;
+        for row in &mut rows {
+            let greatest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            row.iter_mut().for_each(|logit| *logit = libm::exp(*logit - greatest));
+            let sum: f64 = row.iter().sum();
+            row.iter_mut().for_each(|power| *power /= sum);
+        }
         Ok(rows)
     }
 
@@ -296,6 +326,7 @@ impl Chunk<'_, '_, '_> {
             Metric::RandomLogit => self.random_logit(),
             Metric::ParameterRandomisation
             | Metric::SmoothParameterRandomisation
+            | Metric::EntropyCorrelation
             | Metric::EfficientParameterRandomisation => self.randomisation(metric),
             other => self.robustness(other),
         };

@@ -59,8 +59,11 @@ pub(super) struct Asked<'a> {
 
 /// What the model is asked with.
 pub(super) struct Faithfulness<'a, 'c> {
-    /// The logit of each subject's class, its probability, and whether it is predicted.
+    /// The logit of each subject's class, or its margin over that of `against`.
     pub(super) logit: &'a ClassScore<'a>,
+    /// The class whose logit is subtracted, if one is.
+    pub(super) against: Option<usize>,
+    /// The class's probability, and whether it is predicted.
     pub(super) probability: &'a ClassScore<'a>,
     pub(super) agreement: &'a ClassScore<'a>,
     pub(super) images: &'a dyn Pixels,
@@ -153,7 +156,10 @@ impl Faithfulness<'_, '_> {
         use Metric::*;
         let steps = steps(params, shape) as u64;
         let patches = patches(shape, params.patch_side(shape)).len() as u64;
+        let is_quantus = params.mode == super::Mode::Quantus;
         match metric {
+            MonotonicityCorrelation if is_quantus => steps * params.draws.max(1) as u64 + 1,
+            NonSensitivity if is_quantus => shape.features() as u64 + 1,
             Deletion | Insertion | PixelFlipping | PixelFlippingLeastFirst => steps + 1,
             PixelFlippingGap => 2 * (steps + 1),
             Irof if shape.depth.is_none() => params.segments.max(1) as u64 + 1,

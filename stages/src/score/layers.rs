@@ -18,14 +18,16 @@ pub(super) struct RandomLayers<'a> {
     seed: u64,
     /// Names of tensors, layer by layer from the input on.
     layers: Vec<Vec<String>>,
+    /// Whether the head stays: it is no layer of the image side where its classes are texts.
+    keeps_head: bool,
     /// The model asked for last, and the layers that are random in it.
     last: RefCell<Option<(Vec<usize>, Rc<Model>)>>,
 }
 
 impl<'a> RandomLayers<'a> {
-    pub(super) fn new(model: &'a Model, seed: u64) -> Self {
+    pub(super) fn new(model: &'a Model, seed: u64, keeps_head: bool) -> Self {
         let names = model.network.tensors().into_keys();
-        Self { model, seed, layers: layers_of(names), last: RefCell::new(None) }
+        Self { model, seed, layers: layers_of(names), keeps_head, last: RefCell::new(None) }
     }
 
     /// The number of layers.
@@ -52,7 +54,7 @@ impl<'a> RandomLayers<'a> {
             for name in &self.layers[*layer] {
                 self.draw(name, &mut tensors)?;
             }
-            if layer + 1 == self.layers.len() {
+            if layer + 1 == self.layers.len() && !self.keeps_head {
                 head = head.map(|head| self.head(&head)).transpose()?;
             }
         }

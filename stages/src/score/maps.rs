@@ -41,6 +41,8 @@ pub(crate) struct Maps {
     pub(crate) rows: Vec<(Subject, Result<Vec<f64>, String>)>,
     /// Of each row whether the model is right about the sample, if the file says so.
     pub(crate) correct: Vec<Option<bool>>,
+    /// The class whose logit is subtracted from that of what they explain, if one is.
+    pub(crate) against: Option<String>,
     /// Where the maps lie on their images, if the file says so.
     pub(crate) framing: Option<Framing>,
     /// Whether they explain answers to questions, or the likeness of images and texts: no classes.
@@ -143,6 +145,7 @@ impl Maps {
         }
         let checkpoint = metadata.get("pipe").and_then(|text| checkpoint_of(text));
         let baseline = metadata.get("baseline").filter(|name| *name != "none").cloned();
+        let against = metadata.get("against").cloned();
         let params = metadata.get("params").cloned();
         let framing = Framing::read(|key| metadata.get(key));
         let axes = axes(input);
@@ -156,6 +159,7 @@ impl Maps {
             slices,
             rows,
             correct,
+            against,
             framing,
             of_answers,
             checkpoint,
@@ -165,7 +169,7 @@ impl Maps {
 }
 
 /// Columns of the table of scores, whose names an axis cannot have.
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "id",
     "method",
     "metric",
@@ -182,6 +186,7 @@ const COLUMNS: [&str; 16] = [
     "correct",
     "group_id",
     "step",
+    "kept_share",
 ];
 
 /// The axes of the study, by the names of their columns. The method has a column of its own.

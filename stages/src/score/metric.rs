@@ -181,6 +181,9 @@ metrics! {
     RelativeRepresentationStability = "relative_representation_stability": Method, Lower, Both;
     /// The relative rise of the map's entropy when the whole model is random.
     EfficientParameterRandomisation = "efficient_parameter_randomisation": Method, Higher, Both;
+    /// Spearman's correlation, over the model with more and more layers random, of the map's entropy with that of the
+    /// prediction.
+    EntropyCorrelation = "entropy_correlation": Method, Higher, Both;
     /// The mean likeness of the map and those of the model with more and more layers random.
     ParameterRandomisation = "parameter_randomisation": Method, Lower, Both;
     /// The same with maps averaged over noisy images.

@@ -13,6 +13,7 @@ mod references;
 mod rows;
 mod scoring;
 mod seen;
+mod similarities;
 #[cfg(test)]
 mod tests;
 
@@ -115,7 +116,8 @@ pub enum Preset {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoreSpace {
-    /// The class's logit.
+    /// The class's logit; of maps that explain its margin over another class, that margin; of maps of images with texts
+    /// their similarity.
     Logit,
     /// Its probability.
     Probability,
@@ -197,12 +199,13 @@ pub struct Params {
     #[schemars(range(min = 1, max = 100_000))]
     pub steps: i64,
     /// What removed pixels become. Insertion starts from a blurred image, ROAD fills in from neighbours, and
-    /// iterative removal of features takes each channel's mean. In Quantus' mode `black` is the least value of
-    /// the image and `mean` its mean.
-    pub baseline: Baseline,
-    /// What faithfulness follows; by default the probability for deletion, insertion, ROAD, iterative removal
+    /// iterative removal of features takes each channel's mean. By default `zero`, in Quantus' mode `black`, which is
+    /// the least value of the image there, as `mean` is its mean.
+    pub baseline: Option<Baseline>,
+    /// What faithfulness follows, where `logit` is the margin of maps that explain one; by default the probability for deletion, insertion, ROAD, iterative removal
     /// of features, monotonicity and non-sensitivity, and the logit for the others. Deletion and insertion
-    /// always follow the probability, and `road_agreement_gap` whether the class is predicted.
+    /// always follow the probability, and `road_agreement_gap` whether the class is predicted. Maps of images with texts
+    /// are judged by the similarity.
     pub score: Option<ScoreSpace>,
     /// Side of a patch in pixels, where patches are removed; by default 16 for images of 224, in proportion.
     #[schemars(range(min = 1, max = 4096))]
@@ -275,6 +278,14 @@ impl Params {
         }
     }
 
+    /// What removed pixels become.
+    fn removal(&self) -> Baseline {
+        self.baseline.unwrap_or(match self.mode {
+            Mode::Reference => Baseline::Zero,
+            Mode::Quantus => Baseline::Black,
+        })
+    }
+
     /// The number of images whose maps are explained again.
     fn explained(&self) -> Option<usize> {
         let by_preset = self.metrics.is_empty() && self.preset == Preset::Thesis;
@@ -318,7 +329,7 @@ impl Default for Params {
             tolerance: None,
             regions: Vec::new(),
             steps: 50,
-            baseline: Baseline::Zero,
+            baseline: None,
             score: None,
             patch: None,
             segments: 100,
@@ -350,7 +361,7 @@ impl StageKind for Score {
         KindDescription {
             name: "score",
             summary: "how well saliency maps point at lesions and at what the model uses, beside maps that know nothing",
-            implementation: 6,
+            implementation: 7,
             schema_version: 1,
             numerics: Numerics::Tensor,
             cpu: DefaultCpu::All,
@@ -407,9 +418,9 @@ impl StageKind for Score {
             Some(ParameterProblem { path: format!("metrics[{index}]"), message, help: None })
         });
         let baseline =
-            (params.mode == Mode::Quantus && !params.baseline.is_in_quantus()).then(|| ParameterProblem {
+            (params.mode == Mode::Quantus && !params.removal().is_in_quantus()).then(|| ParameterProblem {
                 path: "baseline".to_owned(),
-                message: format!("Quantus has no `{}` for whole batches", params.baseline.name()),
+                message: format!("Quantus has no `{}` for whole batches", params.removal().name()),
                 help: Some("`zero`, `black` or `mean`; or leave out `mode`".to_owned()),
             });
         wrong.chain(baseline).chain(compute::check(&params.device)).collect()
@@ -418,7 +429,7 @@ impl StageKind for Score {
     /// Not with a limit, which counts images of all maps, nor with metrics that compare images, nor as Quantus
     /// does it, which divides by the greatest value of all maps. Maps of several methods are scored together, their images once.
     fn is_row_wise(&self, params: &Params, has: &dyn Fn(&str) -> bool) -> bool {
-        let needs_all = params.baseline == Baseline::Mean && !has("reference");
+        let needs_all = params.removal() == Baseline::Mean && !has("reference");
         let is_limited =
             params.limit.is_some() || params.model_limit.is_some() || params.explained().is_some();
         let compares_images = params.wanted().iter().any(|metric| metric.needs() == Needs::Predictions);

@@ -13,7 +13,7 @@ use super::faithfulness::{
 use super::map_metrics::{THRESHOLD, TOP_SHARE, epsilon};
 use super::maps::Subject;
 use super::metric::{Metric, Needs};
-use super::{Mode, Params};
+use super::{Mode, Params, ScoreSpace};
 use crate::table::{Column, Table};
 
 /// A row of the table.
@@ -23,6 +23,8 @@ pub(super) struct Row {
     /// Of a metric that is a mean over layers: how many of them were drawn anew, or which of them in turn.
     pub(super) step: Option<usize>,
     pub(super) value: Result<f64, String>,
+    /// Of a metric that draws changed images: the share of draws that left the predicted class, if that matters.
+    pub(super) kept: Option<f64>,
 }
 
 impl Row {
@@ -46,6 +48,8 @@ pub(super) struct Scored {
     pub(super) axes: BTreeMap<String, String>,
     /// How its maps predict what a change costs.
     pub(super) prediction: Prediction,
+    /// Whether logits are margins over another class.
+    pub(super) of_margins: bool,
     /// Of each subject whether the model is right about it, if the maps say so.
     pub(super) is_right: Vec<Option<bool>>,
     pub(super) rows: Vec<Row>,
@@ -60,6 +64,8 @@ pub(super) struct Rows<'a> {
     pub(super) groups: Vec<Option<String>>,
     pub(super) masks: Option<&'a BTreeMap<String, Mask>>,
     pub(super) shape: Shape,
+    /// Whether they explain the similarity of images and texts.
+    pub(super) of_texts: bool,
     /// Axes that tell maps of one method apart.
     pub(super) axes: &'a [String],
 }
@@ -78,8 +84,9 @@ impl Rows<'_> {
             Metric::Road | Metric::RoadLeastFirst | Metric::RoadGap | Metric::RoadAgreementGap => {
                 "neighbours".to_owned()
             }
+            Metric::MonotonicityCorrelation if self.params.mode == Mode::Quantus => "uniform".to_owned(),
             _ if metric.needs() == Needs::Model && uses_baseline(metric) => {
-                self.params.baseline.name().to_owned()
+                self.params.removal().name().to_owned()
             }
             _ => return None,
         })
@@ -87,7 +94,16 @@ impl Rows<'_> {
 
     /// What a metric follows.
     fn score(&self, metric: Metric) -> Option<&'static str> {
-        (metric.needs() == Needs::Model).then(|| score_space(metric, self.params).name())
+        (metric.needs() == Needs::Model).then(|| match score_space(metric, self.params) {
+            ScoreSpace::Logit | ScoreSpace::Probability if self.of_texts => "similarity",
+            space => space.name(),
+        })
+    }
+
+    /// The same of the maps of one method.
+    fn score_of(&self, scored: &Scored, metric: Metric) -> Option<&'static str> {
+        let is_margin = |name| scored.of_margins && ["logit", "similarity"].contains(&name);
+        self.score(metric).map(|name| if is_margin(name) { "margin" } else { name })
     }
 
     /// The parameters that a metric's values depend on, as JSON: those that are in effect, whether they were given
@@ -171,6 +187,9 @@ impl Rows<'_> {
             Continuity => json!({ "draws": params.draws }),
             RandomLogit => json!({ "likeness": params.likeness_of(metric), "seed": params.seed }),
             EfficientParameterRandomisation => json!({ "bins": BINS, "seed": params.seed }),
+            EntropyCorrelation => json!({
+                "layer_order": params.order_of(metric), "bins": BINS, "seed": params.seed,
+            }),
             ParameterRandomisation => {
                 json!({
                     "layer_order": params.order_of(metric), "likeness": params.likeness_of(metric),
@@ -217,12 +236,13 @@ impl Rows<'_> {
             .with("reason", text(&|_, row| reason(row)))
             .with("target", text(&|_, row| self.subjects[row.subject].target.clone()))
             .with("map_baseline", text(&|scored, _| scored.map_baseline.clone()))
-            .with("score", text(&|_, row| self.score(row.metric).map(str::to_owned)))
+            .with("score", text(&|scored, row| self.score_of(scored, row.metric).map(str::to_owned)))
             .with("better", text(&|_, row| Some(row.metric.better().name().to_owned())))
             .with("parameters", text(&|scored, row| Some(self.parameters(row.metric, scored.prediction))))
             .with("correct", Column::Bool(rows().map(|(scored, row)| scored.is_right[row.subject]).collect()))
             .with("group_id", text(&|_, row| self.groups[row.subject].clone()))
-            .with("step", Column::Int64(rows().map(|(_, row)| row.step.map(|step| step as i64)).collect()));
+            .with("step", Column::Int64(rows().map(|(_, row)| row.step.map(|step| step as i64)).collect()))
+            .with("kept_share", number(&|row| row.kept));
         for axis in self.axes {
             table = table.with(axis, text(&|scored, _| scored.axes.get(axis).cloned()));
         }

@@ -21,12 +21,13 @@ use super::metric::{Metric, Needs};
 use super::references::References;
 use super::rows::{Rows, Scored};
 use super::seen::{Seen, Shown};
+use super::similarities::{OTHERS, class_of, with_texts};
 use crate::attribute::{Again, Method};
 use crate::images::{Pixels, count_passes};
 use crate::mean_image::MeanImages;
 use crate::model::{Model, tensor_error};
 use crate::table::Table;
-use crate::target::{ClassScore, ClassTarget};
+use crate::target::{ClassScore, ClassTarget, class_index};
 
 /// Everything that is read before the first map is scored.
 pub(super) struct Scoring<'a, 'c> {
@@ -37,8 +38,14 @@ pub(super) struct Scoring<'a, 'c> {
     /// The digest of the checkpoint.
     checkpoint: Option<String>,
     subjects: Vec<Subject>,
+    /// The class of each subject in the model's head.
+    classes: Vec<Option<usize>>,
+    /// Whether the maps explain the similarity of images and texts, which are classes here.
+    of_texts: bool,
     /// Of each subject whether the model is right about it, if a file says so.
     is_right: Vec<Option<bool>>,
+    /// Of each input the class whose logit is subtracted, if one is.
+    against: Vec<Option<usize>>,
     /// The images that the model is asked about; all if there is no limit.
     asked: Option<BTreeSet<String>>,
     /// The images whose maps are explained again; all if there is no limit.
@@ -70,18 +77,29 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// # Errors
     /// If an input is damaged, or does not fit the others.
     pub(super) fn read(params: &'a Params, context: &'a StageContext<'c>) -> Result<Self, StageError> {
-        let model = match context.optional_input("checkpoint") {
+        let mut model = match context.optional_input("checkpoint") {
             Some(artifact) => Some(Model::load(artifact, params.compute())?),
             None => None,
         };
         let has_masks = context.optional_input("masks").is_some();
         let metrics = chosen(params, has_masks, model.is_some())?;
-        let Scanned { subjects, sides, slices, axes, of_answers, framing, correct } = scan(params, context)?;
+        let Scanned { subjects, sides, slices, axes, of_answers, of_texts, framing, against, correct } =
+            scan(params, context)?;
         if of_answers && model.is_some() {
-            let reason = "the maps explain answers to questions or similarities with texts, which no classifier gives: leave \
-                 `checkpoint` out";
+            let reason =
+                "the maps explain answers to questions, which no classifier gives: leave `checkpoint` out";
             return Err(StageError::input("saliency", reason));
         }
+        if let Some(model) = model.as_mut().filter(|_| of_texts) {
+            with_texts(model, &subjects, &against, params.batch, context)?;
+        }
+        let class = |subject: &Subject| match (&model, &subject.target) {
+            (Some(model), Some(text)) if of_texts => class_of(model, text),
+            _ => subject.class,
+        };
+        let classes = subjects.iter().map(class).collect();
+        let against = against.iter().map(|name| subtracted(model.as_ref(), name.as_deref()));
+        let against = against.collect::<Result<_, _>>()?;
         let is_right = subjects.iter().map(|subject| correct.get(subject).copied()).collect();
         let wanted: BTreeSet<&str> = subjects.iter().map(|subject| subject.image.as_str()).collect();
         let asked = first_images(&subjects, params.model_limit);
@@ -98,9 +116,12 @@ impl<'a, 'c> Scoring<'a, 'c> {
             model,
             checkpoint,
             subjects,
+            classes,
+            of_texts,
             asked,
             explained,
             is_right,
+            against,
             images,
             masks,
             removed,
@@ -115,21 +136,30 @@ impl<'a, 'c> Scoring<'a, 'c> {
     /// # Errors
     /// If a map cannot be read, the model fails, or the run is stopped.
     pub(super) fn table(&self) -> Result<Table, StageError> {
-        let targets: Vec<ClassTarget> = self
-            .subjects
-            .iter()
-            .map(|subject| ClassTarget { class: subject.class.unwrap_or(0), against: None })
-            .collect();
+        let targets_of = |against: Option<usize>| -> Vec<ClassTarget> {
+            let of = |class: &Option<usize>| ClassTarget { class: class.unwrap_or(0), against };
+            self.classes.iter().map(of).collect()
+        };
+        let targets = targets_of(None);
         let asks = |needs: Needs| self.metrics.iter().any(|metric| metric.needs() == needs);
+        // Controls follow what all maps explain, or where these differ the logit.
+        let of_controls = self.against.first().copied().flatten();
+        let of_controls = of_controls.filter(|class| self.against.iter().all(|other| *other == Some(*class)));
+        let wanted: BTreeSet<Option<usize>> = self.against.iter().copied().chain([of_controls]).collect();
+        let margins: BTreeMap<Option<usize>, Vec<ClassTarget>> =
+            wanted.into_iter().map(|against| (against, targets_of(against))).collect();
         let scores = match &self.model {
             Some(model) if asks(Needs::Model) => {
                 let score = || ClassScore::new(model, &targets);
-                Some([score()?, score()?.probability(), score()?.agreement()])
+                let logits = followed(model, &margins)?;
+                Some((logits, score()?.probability(), score()?.agreement()))
             }
             _ => None,
         };
         let layers = match &self.model {
-            Some(model) if asks(Needs::Method) => Some(RandomLayers::new(model, self.params.seed as u64)),
+            Some(model) if asks(Needs::Method) => {
+                Some(RandomLayers::new(model, self.params.seed as u64, self.of_texts))
+            }
             _ => None,
         };
         let controls = self.controls();
@@ -137,24 +167,32 @@ impl<'a, 'c> Scoring<'a, 'c> {
         let layer_count = layers.as_ref().map_or(0, RandomLayers::len);
         let total = self.images_in_all(inputs.len(), inputs.len() + controls.len(), layer_count);
         let done = Cell::new(0);
-        let faithfulness = scores.as_ref().map(|[logit, probability, agreement]| Faithfulness {
-            logit,
-            probability,
-            agreement,
-            images: self.images.as_ref(),
-            removed: &self.removed,
-            shape: self.shape,
-            params: self.params,
-            context: self.context,
-            done: &done,
-            total,
-        });
+        let faithfulness: BTreeMap<Option<usize>, Faithfulness<'_, '_>> = match &scores {
+            Some((logits, probability, agreement)) => {
+                let of = |against: Option<usize>, logit| Faithfulness {
+                    logit,
+                    against,
+                    // A text alone has no probability.
+                    probability: if self.of_texts { logit } else { probability },
+                    agreement,
+                    images: self.images.as_ref(),
+                    removed: &self.removed,
+                    shape: self.shape,
+                    params: self.params,
+                    context: self.context,
+                    done: &done,
+                    total,
+                };
+                logits.iter().map(|(against, logit)| (*against, of(*against, logit))).collect()
+            }
+            None => BTreeMap::new(),
+        };
         let predicted = match &self.model {
-            Some(model) if asks(Needs::Predictions) => Some(self.predictions(model)?),
+            Some(model) if asks(Needs::Predictions) && !self.of_texts => Some(self.predictions(model)?),
             _ => None,
         };
         let mut all = Vec::new();
-        for input in inputs {
+        for (input, against) in inputs.iter().zip(&self.against) {
             self.context.check_cancelled()?;
             let maps = Maps::read(input)?;
             let right_of: BTreeMap<&Subject, bool> = maps
@@ -176,6 +214,10 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 (Some(explained), Some(ours)) if explained != ours => {
                     Some("the map explains another model than `checkpoint`".to_owned())
                 }
+                _ if self.of_texts && maps.against.as_deref() == Some(OTHERS) => Some(
+                    "the map explains a lead over the captions of other images, which are no input here"
+                        .to_owned(),
+                ),
                 _ => None,
             };
             let again = match (&self.model, &other) {
@@ -193,6 +235,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 (Ok(again), Some(model), Some(layers)) => Ok(Explaining {
                     again,
                     model,
+                    of_texts: self.of_texts,
                     layers,
                     images: self.images.as_ref(),
                     shape: self.shape,
@@ -207,7 +250,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             let asking = Asking {
                 faithfulness: match other {
                     Some(reason) => Err(reason),
-                    None => faithfulness.as_ref().ok_or_else(|| "there is no checkpoint".to_owned()),
+                    None => faithfulness.get(against).ok_or_else(|| "there is no checkpoint".to_owned()),
                 },
                 explaining: explaining.as_ref().map_err(String::clone),
                 predicted: predicted.as_deref(),
@@ -218,6 +261,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 map_baseline: maps.baseline,
                 axes: maps.axes,
                 prediction,
+                of_margins: against.is_some(),
                 is_right,
                 rows,
             });
@@ -225,7 +269,9 @@ impl<'a, 'c> Scoring<'a, 'c> {
         for control in controls {
             let own = self.control_maps(control)?;
             let asking = Asking {
-                faithfulness: faithfulness.as_ref().ok_or_else(|| "there is no checkpoint".to_owned()),
+                faithfulness: faithfulness
+                    .get(&of_controls)
+                    .ok_or_else(|| "there is no checkpoint".to_owned()),
                 explaining: Err("a control explains nothing, and so nothing again".to_owned()),
                 predicted: predicted.as_deref(),
             };
@@ -235,6 +281,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
                 map_baseline: None,
                 axes: BTreeMap::new(),
                 prediction: Prediction::Global,
+                of_margins: of_controls.is_some(),
                 is_right: self.is_right.clone(),
                 rows,
             });
@@ -246,6 +293,7 @@ impl<'a, 'c> Scoring<'a, 'c> {
             groups: self.places().into_iter().map(|place| self.images.groups()[place].clone()).collect(),
             masks: self.masks.as_ref(),
             shape: self.shape,
+            of_texts: self.of_texts,
             axes: &self.axes,
         };
         Ok(rows.tabulate(&all))
@@ -326,6 +374,23 @@ impl<'a, 'c> Scoring<'a, 'c> {
             Ok((index, Ok(control.map(&subject.id, seed, &pixels, reference, self.shape))))
         };
         self.subjects.par_iter().enumerate().map(map).collect()
+    }
+}
+
+/// The score of each list of targets.
+fn followed<'t>(
+    model: &'t Model,
+    targets: &'t BTreeMap<Option<usize>, Vec<ClassTarget>>,
+) -> Result<BTreeMap<Option<usize>, ClassScore<'t>>, StageError> {
+    targets.iter().map(|(against, targets)| Ok((*against, ClassScore::new(model, targets)?))).collect()
+}
+
+/// The class whose logit maps subtract. Without a model nothing is followed.
+fn subtracted(model: Option<&Model>, name: Option<&str>) -> Result<Option<usize>, StageError> {
+    match (model, name) {
+        (Some(model), Some(OTHERS)) if class_of(model, OTHERS).is_none() => Ok(None),
+        (Some(model), Some(name)) => class_index(&model.head()?.description, name).map(Some),
+        _ => Ok(None),
     }
 }
 

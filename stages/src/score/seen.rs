@@ -70,7 +70,7 @@ impl Shown<'_, '_> {
             Some(artifact) => Some(read_means(artifact)?),
             None => None,
         };
-        let removed = match params.baseline {
+        let removed = match params.removal() {
             Baseline::Mean if images.len() > 0 => References::Mean(match &means {
                 Some(means) => means.clone(),
                 None => read_means(own)?,
@@ -97,7 +97,7 @@ impl Shown<'_, '_> {
                 "`mode = \"quantus\"` is defined for flat images; these are volumes",
             ));
         }
-        if params.baseline == Baseline::Mean || context.optional_input("reference").is_some() {
+        if params.removal() == Baseline::Mean || context.optional_input("reference").is_some() {
             return Err(StageError::failed(
                 "a mean image (baseline `mean`, input `reference`) is one of flat images; these are volumes",
             ));
@@ -169,7 +169,7 @@ impl Shown<'_, '_> {
     fn removed(&self, images: &dyn Pixels, shape: Shape) -> References {
         let params = self.params;
         let pixels = shape.pixels();
-        match params.baseline {
+        match params.removal() {
             Baseline::Zero | Baseline::Mean => {
                 References::Plain { channels: vec![0.0; shape.channels], pixels }
             }

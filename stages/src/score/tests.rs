@@ -1,6 +1,7 @@
 //! The stage on hand-made maps and a tiny CLIP with random weights.
 
 mod again;
+mod margins;
 mod study;
 
 use std::collections::{BTreeMap, HashMap};
@@ -163,13 +164,13 @@ fn deletion_and_insertion_follow_the_probability() {
     let baselines = |scores: &Scores| scores.distinct("baseline");
     let black: Vec<f32> =
         Preprocessor::clip(SIDE).black().iter().flat_map(|value| [*value; PIXELS]).collect();
-    let params = Params { metrics, steps: 16, baseline: Baseline::Black, ..Params::default() };
+    let params = Params { metrics, steps: 16, baseline: Some(Baseline::Black), ..Params::default() };
     let scores = study.run(&params);
     assert_eq!(baselines(&scores), ["black", "blur"]);
     let expected = naive(&study, "b", &map, true, &black, 4);
     assert!((scores.value("b", "noise", "deletion") - expected).abs() < 1e-5);
     // The mean of the training images is that of the one in their middle.
-    let scores = study.run(&Params { baseline: Baseline::Mean, ..params });
+    let scores = study.run(&Params { baseline: Some(Baseline::Mean), ..params });
     assert_eq!(baselines(&scores), ["blur", "mean"]);
     let artifact = &study.inputs["images"][0].artifact;
     let host = Host::default();
@@ -207,12 +208,12 @@ fn pixels_become_what_the_baseline_says() {
         (Baseline::Uniform, References::Uniform { seed: 0 }),
         (Baseline::Neighbourhood, References::Neighbourhood { shape, patch: 4 }),
     ] {
-        let scores = study.run(&Params { baseline, ..params.clone() });
+        let scores = study.run(&Params { baseline: Some(baseline), ..params.clone() });
         assert_eq!(scores.distinct("baseline"), [baseline.name()]);
         let removed = references.image(0, "b", &image).unwrap();
         let expected = naive(&study, "b", &map, true, &removed, 4);
         assert!((scores.value("b", "noise", "deletion") - expected).abs() < 1e-5, "{baseline:?}");
-        let quantus = Params { baseline, mode: Mode::Quantus, ..Params::default() };
+        let quantus = Params { baseline: Some(baseline), mode: Mode::Quantus, ..Params::default() };
         let problems = StageKind::check(&Score, &quantus);
         assert_eq!(problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(), ["baseline"]);
     }
@@ -315,6 +316,7 @@ fn axes_and_references_tell_maps_apart() {
         "correct",
         "group_id",
         "step",
+        "kept_share",
         "axis_baseline",
     ];
     assert_eq!(columns[8..], last);
@@ -325,7 +327,7 @@ fn axes_and_references_tell_maps_apart() {
     let again = study.with_maps_of("ig", &axes("grey"), &[("baseline", "zero")], &maps_of(&map));
     assert!(again.error(&params).contains("no axis tells them apart"));
     let alone = Study::new().with_maps_of("ig", &axes("grey"), &[], &maps_of(&map)).run(&params);
-    assert_eq!(alone.table.columns().len(), 16);
+    assert_eq!(alone.table.columns().len(), 17);
 }
 
 #[test]

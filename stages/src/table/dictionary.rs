@@ -62,6 +62,11 @@ const ENTRIES: &[Entry] = &[
                 "int64",
                 "of metrics `..._step`: the layers that were drawn anew, or which one; null: no such metric",
             ),
+            (
+                "kept_share",
+                "float64",
+                "of robustness: the share of changed images whose predicted class stayed; null: no such metric",
+            ),
         ],
     },
     Entry {

@@ -233,9 +233,89 @@ fn controls_are_of_other_towers_and_maps_go_on() {
     let saliency = ("saliency", &made["saliency"]);
     let scores = run(&ScoreMaps, &json!({}), &[saliency, images]).unwrap();
     assert!(read(&scores["scores"]).unwrap().rows() > 0);
+}
+
+/// What the model says of changed images is the similarity with the text that a map explains.
+#[test]
+fn maps_of_similarities_are_judged_by_the_similarity() {
+    let study = Study::new();
+    let images = ("images", &study.phantoms["images"]);
     let checkpoint = ("checkpoint", &study.checkpoint["checkpoint"]);
-    let error = run(&ScoreMaps, &json!({}), &[saliency, images, checkpoint]).err().unwrap().to_string();
-    assert!(error.contains("similarities"), "{error}");
+    let method = json!({ "method": "integrated_gradients", "steps": 2, "limit": 2 });
+    let with = |key: &str, value: &str| {
+        let mut params = method.clone();
+        params[key] = value.into();
+        params
+    };
+    let metrics = [
+        "region_perturbation",
+        "deletion",
+        "max_sensitivity",
+        "parameter_randomisation",
+        "completeness",
+        "road_agreement_gap",
+        "random_logit",
+        "entropy_correlation",
+        "sufficiency",
+    ];
+    for (params, name) in [
+        (method.clone(), "similarity"),
+        (with("text", "a round nodule"), "similarity"),
+        (with("against", "no finding"), "margin"),
+        (with("against", "others"), "similarity"),
+    ] {
+        let captions = params.get("text").is_none().then_some(&study.phantoms);
+        let made = study.made(&params, captions).unwrap();
+        let explained = maps(&made);
+        let [own, empty] = ["score", "score_baseline"].map(|column| explained.numbers(column)[0].unwrap());
+        // The only patch is the whole image.
+        let settings = json!({ "metrics": metrics, "patch": 28, "steps": 1, "draws": 1 });
+        let made =
+            run(&ScoreMaps, &settings, &[("saliency", &made["saliency"]), images, checkpoint]).unwrap();
+        let table = read(&made["scores"]).unwrap();
+        let text = |column: &str| table.as_text(column).unwrap();
+        let row = |method: &str, metric: &str| {
+            let (methods, names) = (text("method"), text("metric"));
+            let is_it = |row: &usize| {
+                methods[*row].as_deref() == Some(method) && names[*row].as_deref() == Some(metric)
+            };
+            let row = (0..table.rows()).find(is_it).unwrap();
+            (table.float64("value").unwrap()[row], text("reason")[row].clone(), text("score")[row].clone())
+        };
+        if params.get("against") == Some(&"others".into()) {
+            for metric in ["region_perturbation", "max_sensitivity"] {
+                let (value, reason, _) = row("integrated_gradients", metric);
+                assert!(value.is_none() && reason.unwrap().contains("captions of other images"), "{metric}");
+            }
+            continue;
+        }
+        let half = f64::from(own - empty) / 2.0;
+        for method in ["integrated_gradients", "random"] {
+            let (value, reason, score) = row(method, "region_perturbation");
+            let value = value.unwrap_or_else(|| panic!("{params}: {reason:?}"));
+            assert!((value - half).abs() < 1e-3 * half.abs().max(1.0), "{params}: {value} {half}");
+            assert_eq!(score.as_deref(), Some(name));
+            // Deletion in one step goes the same way.
+            let (value, _, score) = row(method, "deletion");
+            assert!(
+                (value.unwrap() - f64::from(own + empty) / 2.0).abs() < 1e-3 * f64::from(own).abs().max(1.0)
+            );
+            assert_eq!(score.as_deref(), Some(name));
+        }
+        for metric in ["max_sensitivity", "parameter_randomisation", "completeness"] {
+            let (value, reason, _) = row("integrated_gradients", metric);
+            assert!(value.is_some(), "{params} {metric}: {reason:?}");
+        }
+        for (metric, why) in [
+            ("road_agreement_gap", "a text alone"),
+            ("random_logit", "no other classes"),
+            ("entropy_correlation", "a text alone"),
+            ("sufficiency", "no classes"),
+        ] {
+            let (value, reason, _) = row("integrated_gradients", metric);
+            assert!(value.is_none() && reason.as_ref().unwrap().contains(why), "{metric}: {reason:?}");
+        }
+    }
 }
 
 #[test]

@@ -32,7 +32,9 @@ impl Chunk<'_, '_, '_> {
         let quantus = self.is_quantus();
         let preparation = match metric {
             // The histogram's bins follow the map.
-            Metric::EfficientParameterRandomisation => Preparation { scale: Scale::None, part: Part::Signed },
+            Metric::EfficientParameterRandomisation | Metric::EntropyCorrelation => {
+                Preparation { scale: Scale::None, part: Part::Signed }
+            }
             Metric::SmoothParameterRandomisation if quantus => {
                 Preparation { scale: Scale::SecondMoment, part: Part::Absolute }
             }
@@ -56,6 +58,20 @@ impl Chunk<'_, '_, '_> {
         let mode = self.mode();
         match metric {
             Metric::EfficientParameterRandomisation => randomisation.entropy_rise(BINS),
+            Metric::EntropyCorrelation if self.setting.of_texts => Err(AttributionError::NotApplicable(
+                "a text alone has no distribution over classes".to_owned(),
+            )),
+            Metric::EntropyCorrelation
+                if self.carried(self.setting.model.head())?.description.is_multi_label() =>
+            {
+                let reason = "independent labels have no distribution over classes";
+                Err(AttributionError::NotApplicable(reason.to_owned()))
+            }
+            Metric::EntropyCorrelation => {
+                let outputs =
+                    |layers: &[usize], images: &Images<'_>| self.random_probabilities(layers, images);
+                Ok(randomisation.entropies(BINS, &outputs)?.correlations())
+            }
             Metric::SmoothParameterRandomisation => {
                 let noisy = |step: usize, draw: usize, place: usize| {
                     let image = self.samples[place].image;
@@ -80,6 +96,11 @@ impl Chunk<'_, '_, '_> {
 
     pub(super) fn random_logit(&self) -> pipe_attribution::Result<Vec<Value>> {
         let not_applicable = |reason: &str| AttributionError::NotApplicable(reason.to_owned());
+        if self.setting.of_texts {
+            return Err(not_applicable(
+                "the map explains the similarity with a text, and there are no other classes",
+            ));
+        }
         if self.targets.iter().any(|target| target.against.is_some()) {
             return Err(not_applicable("the map explains a margin between two classes"));
         }

@@ -51,27 +51,27 @@ impl Chunk<'_, '_, '_> {
             preparation,
             outputs: if watched { Some(&outputs) } else { None },
         };
-        Ok(match metric {
-            Metric::MaxSensitivity | Metric::AvgSensitivity => {
-                let mut known = self.sensitivity.borrow_mut();
-                if known.is_none() {
-                    *known = Some(robustness.sensitivity()?);
-                }
-                match &*known {
-                    Some(drawn) if metric == Metric::AvgSensitivity => drawn.average(mode),
-                    Some(drawn) => drawn.greatest(mode),
-                    None => Vec::new(),
-                }
-            }
-            Metric::LocalLipschitzEstimate => robustness.local_lipschitz()?.greatest(mode),
-            Metric::RelativeInputStability => robustness.relative_input_stability(mode)?.greatest(mode),
-            Metric::RelativeOutputStability => {
-                robustness.relative_output_stability(&outputs, mode)?.greatest(mode)
-            }
+        let drawn = match metric {
+            Metric::MaxSensitivity | Metric::AvgSensitivity => match self.sensitivity.take() {
+                Some(drawn) => drawn,
+                None => robustness.sensitivity()?,
+            },
+            Metric::LocalLipschitzEstimate => robustness.local_lipschitz()?,
+            Metric::RelativeInputStability => robustness.relative_input_stability(mode)?,
+            Metric::RelativeOutputStability => robustness.relative_output_stability(&outputs, mode)?,
             Metric::RelativeRepresentationStability => {
-                robustness.relative_representation_stability(&representations, mode)?.greatest(mode)
+                robustness.relative_representation_stability(&representations, mode)?
             }
-            _ => robustness.continuity()?.greatest(mode),
-        })
+            _ => robustness.continuity()?,
+        };
+        if watched {
+            *self.kept.borrow_mut() = drawn.kept_shares();
+        }
+        let values =
+            if metric == Metric::AvgSensitivity { drawn.average(mode) } else { drawn.greatest(mode) };
+        if matches!(metric, Metric::MaxSensitivity | Metric::AvgSensitivity) {
+            *self.sensitivity.borrow_mut() = Some(drawn);
+        }
+        Ok(values)
     }
 }

@@ -17,7 +17,7 @@ impl Part<'_, '_, '_> {
         let setting = self.setting;
         let (params, samples, shape) = (setting.params, self.samples, setting.shape);
         let space = score_space(metric, params);
-        let baseline = match params.baseline {
+        let baseline = match params.removal() {
             Named::Zero => Baseline::Constant(0.0),
             Named::Black => Baseline::Black,
             Named::Mean => Baseline::Mean,

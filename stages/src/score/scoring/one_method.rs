@@ -6,12 +6,12 @@ use pipe_attribution::metrics::{Mask, Prediction};
 use pipe_engine::StageError;
 use rayon::prelude::*;
 
-use super::super::Mode;
 use super::super::explaining::{ByMap, Explaining};
-use super::super::faithfulness::{Asked, Faithfulness, uses_baseline};
+use super::super::faithfulness::{Asked, Faithfulness, score_space, uses_baseline};
 use super::super::map_metrics::Settings;
 use super::super::metric::{Metric, Needs};
 use super::super::rows::Row;
+use super::super::{Mode, ScoreSpace};
 use super::{Asking, MapOf, Scoring};
 
 impl Scoring<'_, '_> {
@@ -43,11 +43,13 @@ impl Scoring<'_, '_> {
             prediction,
         )?);
         let mut steps: BTreeMap<Metric, Vec<Vec<Result<f64, String>>>> = BTreeMap::new();
+        let mut kept: BTreeMap<Metric, Vec<Option<f64>>> = BTreeMap::new();
         for (metric, by_map) in
             self.explained_again(&of(Needs::Method), maps, asking.explaining.as_ref().copied())?
         {
             values.insert(metric, by_map.values);
             steps.insert(metric, by_map.steps);
+            kept.insert(metric, by_map.kept);
         }
         for metric in &self.metrics {
             let of_metric = match metric.needs() {
@@ -70,9 +72,13 @@ impl Scoring<'_, '_> {
                     metric: *metric,
                     step,
                     value,
+                    kept: None,
                 }
             };
-            rows.extend(maps.iter().zip(values).map(row(None)));
+            let kept = kept.remove(metric).unwrap_or_default();
+            let kept = kept.into_iter().chain(std::iter::repeat(None));
+            let own = maps.iter().zip(values).map(row(None)).zip(kept);
+            rows.extend(own.map(|(row, kept)| Row { kept, ..row }));
             // Why there is no value is said once, above.
             for (place, values) in steps.remove(metric).unwrap_or_default().into_iter().enumerate() {
                 let own = maps.iter().zip(values).filter(|(_, value)| value.is_ok());
@@ -126,17 +132,32 @@ impl Scoring<'_, '_> {
         let places = self.places();
         let greatest = settings.together.map_or(1.0, |(greatest, _)| greatest);
         let mut all = Vec::new();
-        // Those that remove pixels are not defined where there is nothing to put in their place.
-        for removes in [true, false] {
-            let metrics: Vec<Metric> =
-                metrics.iter().copied().filter(|metric| uses_baseline(*metric) == removes).collect();
+        // Those that remove pixels are not defined where there is nothing to put in their place, nor those that follow a
+        // margin where it is one over the class itself.
+        let spaces = [ScoreSpace::Logit, ScoreSpace::Probability, ScoreSpace::Agreement];
+        for (removes, space) in
+            [true, false].into_iter().flat_map(|removes| spaces.map(|space| (removes, space)))
+        {
+            let is_one = |metric: &Metric| {
+                (uses_baseline(*metric), score_space(*metric, self.params)) == (removes, space)
+            };
+            let follows_margin =
+                space == ScoreSpace::Logit || (self.of_texts && space == ScoreSpace::Probability);
+            let metrics: Vec<Metric> = metrics.iter().copied().filter(is_one).collect();
             if metrics.is_empty() {
                 continue;
             }
             let (outcomes, asked) = self.applicable(maps, &|subject| {
                 faithfulness.map_err(String::clone)?;
-                if self.subjects[subject].class.is_none() {
+                if self.classes[subject].is_none() {
                     return Err("the map explains no class, so there is no score to follow".to_owned());
+                }
+                let against = faithfulness.ok().and_then(|faithfulness| faithfulness.against);
+                if self.of_texts && space == ScoreSpace::Agreement {
+                    return Err("a text alone is not predicted".to_owned());
+                }
+                if follows_margin && against.is_some() && against == self.classes[subject] {
+                    return Err("the class is the one whose logit is subtracted".to_owned());
                 }
                 if !self.is_asked_about(subject) {
                     let limit = self.params.model_limit.unwrap_or_default();
@@ -173,7 +194,7 @@ impl Scoring<'_, '_> {
             }
             let (outcomes, asked) = self.applicable(maps, &|subject| {
                 let explaining = explaining.map_err(String::clone)?;
-                if self.subjects[subject].class.is_none() {
+                if self.classes[subject].is_none() {
                     return Err("the map explains no class that could be explained again".to_owned());
                 }
                 match (is_costly, &self.explained) {
@@ -192,12 +213,13 @@ impl Scoring<'_, '_> {
                 explaining.again.check(places[subject])
             });
             let classes: Vec<usize> =
-                asked.iter().map(|asked| self.subjects[asked.subject].class.unwrap_or(0)).collect();
+                asked.iter().map(|asked| self.classes[asked.subject].unwrap_or(0)).collect();
             let values = match explaining {
                 Ok(explaining) => explaining.values(&metrics, &asked, &classes)?,
-                Err(_) => metrics.iter().map(|_| ByMap { values: Vec::new(), steps: Vec::new() }).collect(),
+                Err(_) => metrics.iter().map(|_| ByMap::default()).collect(),
             };
             let of_all = |by_map: ByMap| ByMap {
+                kept: in_places(&outcomes, by_map.kept),
                 values: filled(&outcomes, by_map.values),
                 steps: by_map.steps.into_iter().map(|values| filled(&outcomes, values)).collect(),
             };
@@ -214,7 +236,10 @@ impl Scoring<'_, '_> {
         predicted: Option<&[usize]>,
         settings: &Settings,
     ) -> Vec<Result<f64, String>> {
-        let (outcomes, asked) = self.applicable(maps, &|_| Ok(()));
+        let (outcomes, asked) = self.applicable(maps, &|_| match self.of_texts {
+            true => Err("texts are no classes that could be predicted".to_owned()),
+            false => Ok(()),
+        });
         let classes: Vec<usize> =
             asked.iter().map(|asked| predicted.map_or(0, |predicted| predicted[asked.subject])).collect();
         let maps: Vec<&[f64]> = asked.iter().map(|asked| asked.map).collect();
@@ -252,4 +277,10 @@ fn filled(
     let value =
         |outcome: &Result<(), String>| outcome.clone().and_then(|()| values.next().unwrap_or_else(missing));
     outcomes.iter().map(value).collect()
+}
+
+/// What is known of those maps that a metric is defined for, in the places of all.
+fn in_places(outcomes: &[Result<(), String>], known: Vec<Option<f64>>) -> Vec<Option<f64>> {
+    let mut known = known.into_iter();
+    outcomes.iter().map(|outcome| outcome.as_ref().ok().and_then(|()| known.next().flatten())).collect()
 }

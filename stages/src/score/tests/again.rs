@@ -12,7 +12,8 @@ fn every_metric_has_a_value_of_maps_that_can_be_made_again() {
     let study = Study::new()
         .with_checkpoint()
         .with_explained(serde_json::json!({ "method": "input_x_gradient" }))
-        .with_explained(serde_json::json!({ "method": "gradient" }));
+        .with_explained(serde_json::json!({ "method": "gradient" }))
+        .with_explained(serde_json::json!({ "method": "occlusion" }));
     let params = Params { preset: Preset::All, steps: 8, patch: Some(4), draws: 3, ..Params::default() };
     let scores = study.run(&params);
     for metric in Metric::ALL {
@@ -29,6 +30,8 @@ fn every_metric_has_a_value_of_maps_that_can_be_made_again() {
     assert_eq!(scores.value("a", "input_x_gradient", "input_invariance"), 0.0);
     let (value, reason) = scores.row("a", "gradient", "completeness");
     assert!(value.is_none() && reason.unwrap().contains("compares the image with nothing"));
+    let (value, reason) = scores.row("a", "occlusion", "completeness");
+    assert!(value.is_none() && reason.unwrap().contains("the value of the whole"));
     for metric in ["max_sensitivity", "parameter_randomisation", "random_logit"] {
         assert!(
             scores.row("a", "random", metric).1.unwrap().contains("a control explains nothing"),
@@ -38,7 +41,9 @@ fn every_metric_has_a_value_of_maps_that_can_be_made_again() {
     let (most, mean) =
         (scores.value("b", "gradient", "max_sensitivity"), scores.value("b", "gradient", "avg_sensitivity"));
     assert!(most >= mean && mean > 0.0);
-    for metric in ["parameter_randomisation", "smooth_parameter_randomisation", "random_logit"] {
+    for metric in
+        ["parameter_randomisation", "smooth_parameter_randomisation", "random_logit", "entropy_correlation"]
+    {
         assert!(scores.value("b", "gradient", metric).abs() <= 1.0, "{metric}");
     }
     assert!(scores.value("b", "gradient", "parameter_randomisation") < 0.99);
@@ -127,6 +132,88 @@ fn rows_say_the_parameters_in_effect() {
         of(&quantus, "gradient", "max_sensitivity")["noise"],
         serde_json::json!({ "uniform": [-0.2, 0.2] })
     );
+}
+
+#[test]
+fn quantus_mode_has_a_value_or_says_what_fails() {
+    let study =
+        Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "input_x_gradient" }));
+    let mode = Mode::Quantus;
+    let params =
+        Params { preset: Preset::All, steps: 8, patch: Some(4), draws: 3, mode, ..Params::default() };
+    let scores = study.run(&params);
+    for metric in Metric::ALL.iter().filter(|metric| metric.is_in_quantus()) {
+        let (value, reason) = scores.row("a", "input_x_gradient", metric.name());
+        match metric {
+            Metric::Focus => assert!(reason.unwrap().contains("mosaic")),
+            Metric::PointingGameWeighted
+            | Metric::FaithfulnessCorrelation
+            | Metric::SensitivityN
+            | Metric::Irof
+            | Metric::Road
+            | Metric::InputInvariance => {
+                assert!(value.is_none() && reason.unwrap().starts_with("Quantus 0.6.0"), "{}", metric.name());
+            }
+            Metric::RelativeInputStability
+            | Metric::RelativeOutputStability
+            | Metric::RelativeRepresentationStability
+                if value.is_none() =>
+            {
+                assert!(reason.unwrap().contains("another class"), "{}", metric.name());
+            }
+            _ => assert!(value.is_some(), "{}: {reason:?}", metric.name()),
+        }
+    }
+}
+
+/// What Quantus takes where nothing is said: the least value of the image, and uniform draws.
+#[test]
+fn quantus_removes_to_black_unless_told_otherwise() {
+    let study = Study::new().with_checkpoint().with_maps("noise", &maps_of(&noise(3)));
+    let metrics = vec![Metric::PixelFlipping, Metric::MonotonicityCorrelation];
+    let params = Params { metrics, steps: 4, draws: 2, mode: Mode::Quantus, ..Params::default() };
+    let baselines = |params: &Params| {
+        let scores = study.run(params);
+        ["pixel_flipping", "monotonicity_correlation"].map(|metric| {
+            let names = scores.table.strings("metric").unwrap();
+            let row = names.iter().position(|name| *name == metric).unwrap();
+            scores.table.utf8("baseline").unwrap()[row].clone().unwrap()
+        })
+    };
+    assert_eq!(baselines(&params), ["black", "uniform"]);
+    assert_eq!(baselines(&Params { baseline: Some(Baseline::Zero), ..params }), ["zero", "uniform"]);
+}
+
+/// Of draws that change the predicted class none counts, and each row says how many did.
+#[test]
+fn rows_of_robustness_say_how_many_draws_count() {
+    let study = Study::new().with_checkpoint().with_explained(serde_json::json!({ "method": "gradient" }));
+    let metrics = vec![
+        Metric::MaxSensitivity,
+        Metric::AvgSensitivity,
+        Metric::RelativeInputStability,
+        Metric::RandomLogit,
+    ];
+    // Noise beyond the range of the image changes what is seen.
+    let params = Params { metrics, draws: 8, noise: 5.0, ..Params::default() };
+    let kept = |params: &Params, metric: &str| -> Vec<Option<f64>> {
+        let scores = study.run(params);
+        let names = ["metric", "method"].map(|name| scores.table.as_text(name).unwrap());
+        let kept = scores.table.float64("kept_share").unwrap();
+        let own = |row: &usize| {
+            names[0][*row].as_deref() == Some(metric) && names[1][*row].as_deref() == Some("gradient")
+        };
+        (0..scores.table.rows()).filter(own).map(|row| kept[row]).collect()
+    };
+    let shares = kept(&params, "max_sensitivity");
+    assert_eq!(shares, kept(&params, "avg_sensitivity"));
+    assert!(shares.iter().any(|share| share.unwrap() < 1.0), "{shares:?}");
+    assert!(shares.iter().all(|share| (share.unwrap() * 8.0).fract() == 0.0), "{shares:?}");
+    assert!(kept(&params, "random_logit").iter().all(Option::is_none));
+    let quantus = Params { mode: Mode::Quantus, ..params };
+    // Quantus minds changed predictions of relative stabilities alone.
+    assert!(kept(&quantus, "max_sensitivity").iter().all(Option::is_none));
+    assert!(kept(&quantus, "relative_input_stability").iter().all(Option::is_some));
 }
 
 /// The same values are a better prediction of costs as what they are: a gradient times the change.
