@@ -49,7 +49,8 @@ pub struct Params {
     /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
     /// another number) or `metal`.
     pub device: String,
-    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    /// The data type of the model's weights and activations; on a CPU half types save memory (`bf16`
+    /// also time, with AVX512-BF16).
     pub precision: Precision,
     /// Draws the resamples of intervals within classes: for test sets so small that a resample may lack a class. The
     /// intervals then take the shares of the classes for given, and each says so. Not of several labels at once.

@@ -92,7 +92,8 @@ pub struct Params {
     /// Where the model computes: `auto` (the first GPU that can be used, else the CPU), `cpu`, `cuda:0` (or
     /// another number) or `metal`.
     pub device: String,
-    /// The data type of the model's weights and activations; on a CPU half types save memory, not time.
+    /// The data type of the model's weights and activations; on a CPU half types save memory (`bf16`
+    /// also time, with AVX512-BF16).
     pub precision: Precision,
     /// A loss against the full model that is less than this, in points of the figure as a share, counts as none: two
     /// one-sided tests say whether it is. To be fixed before the figures are known.
