@@ -191,8 +191,9 @@ pub(super) fn multiply(
     row_stride: usize,
 ) {
     check(a, b, start, out.len(), row_stride);
+    let product = Product { a, b, scale, start, out: out.as_mut_ptr(), row_stride };
     // SAFETY: `check` compared the sizes, and `out` is borrowed mutably.
-    unsafe { rectangle(a, 0..a.rows, b, 0..b.count(), scale, start, out.as_mut_ptr(), row_stride) }
+    unsafe { product.rectangle(0..a.rows, 0..b.count()) }
 }
 
 /// As [`multiply`], by all threads of the pool.
@@ -218,8 +219,9 @@ pub(super) fn multiply_parallel(
         let (block, group) = (task / groups, task % groups);
         let rows = block * height..((block + 1) * height).min(a.rows);
         let panels = (group * width).min(b.count())..((group + 1) * width).min(b.count());
+        let product = Product { a, b, scale, start, out: out.pointer(), row_stride };
         // SAFETY: as in `multiply`; tasks write to rectangles that do not overlap.
-        unsafe { rectangle(a, rows, b, panels, scale, start, out.pointer(), row_stride) }
+        unsafe { product.rectangle(rows, panels) }
     });
 }
 
@@ -256,36 +258,69 @@ thread_local! {
     static PACKED_HALF: Cell<Vec<half_tile::Line>> = const { Cell::new(Vec::new()) };
 }
 
-/// The part of a product in these rows and panels.
-///
-/// # Safety
-/// `out` is valid for the rows of `a` and the columns of `b` at this stride, and nobody else touches the rectangle
-/// meanwhile.
-#[allow(clippy::too_many_arguments, reason = "a product is all of this")]
-unsafe fn rectangle(
-    a: Matrix<'_>,
-    rows: Range<usize>,
-    b: &Panels,
-    panels: Range<usize>,
+/// A product, and where it goes.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    a: Matrix<'a>,
+    b: &'a Panels,
     scale: f32,
-    start: Start<'_>,
+    start: Start<'a>,
     out: *mut f32,
     row_stride: usize,
-) {
-    match &b.lines {
-        Lines::Full(lines) => {
-            let packed = PACKED.take();
-            let mut kernel = FullKernel::new(a, lines, b.depth, packed);
-            // SAFETY: the caller's promise.
-            unsafe { walk(&mut kernel, a, rows, b, panels, scale, start, out, row_stride) };
-            PACKED.set(kernel.packed);
+}
+
+impl Product<'_> {
+    /// The part in these rows and panels.
+    ///
+    /// # Safety
+    /// `out` is valid for the rows of `a` and the columns of `b` at this stride, and nobody else touches the rectangle
+    /// meanwhile.
+    unsafe fn rectangle(self, rows: Range<usize>, panels: Range<usize>) {
+        let Self { a, b, .. } = self;
+        match &b.lines {
+            Lines::Full(lines) => {
+                let mut kernel = FullKernel::new(a, lines, b.depth, PACKED.take());
+                // SAFETY: the caller's promise.
+                unsafe { self.walk(&mut kernel, rows, panels) };
+                PACKED.set(kernel.packed);
+            }
+            Lines::Half(lines) => {
+                let mut kernel = half_tile::HalfKernel::new(a, lines, b.depth, PACKED_HALF.take());
+                // SAFETY: the caller's promise.
+                unsafe { self.walk(&mut kernel, rows, panels) };
+                PACKED_HALF.set(kernel.packed);
+            }
         }
-        Lines::Half(lines) => {
-            let packed = PACKED_HALF.take();
-            let mut kernel = half_tile::HalfKernel::new(a, lines, b.depth, packed);
-            // SAFETY: the caller's promise.
-            unsafe { walk(&mut kernel, a, rows, b, panels, scale, start, out, row_stride) };
-            PACKED_HALF.set(kernel.packed);
+    }
+
+    /// Computes a rectangle tile by tile.
+    ///
+    /// # Safety
+    /// As [`Self::rectangle`].
+    unsafe fn walk(self, kernel: &mut impl Kernel, rows: Range<usize>, panels: Range<usize>) {
+        let Self { a, b, scale, start, out, row_stride } = self;
+        for first in rows.clone().step_by(BLOCK) {
+            let count = BLOCK.min(rows.end - first);
+            // Without terms there still is a start.
+            for from in (0..a.columns.max(1)).step_by(DEPTH) {
+                kernel.prepare(first..first + count, from..(from + DEPTH).min(a.columns));
+                for panel in panels.clone() {
+                    let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
+                    let start = match start {
+                        _ if from > 0 => Start::Kept,
+                        Start::Row(row) => Start::Row(&row[columns.clone()]),
+                        start => start,
+                    };
+                    for row in (0..count).step_by(kernel.height()) {
+                        let height = kernel.height().min(count - row);
+                        // SAFETY: the place lies inside the result.
+                        let out = unsafe { out.add((first + row) * row_stride + columns.start) };
+                        let to = Target { columns: columns.len(), scale, start, out, row_stride };
+                        // SAFETY: the tile lies inside the rectangle, and its rows were made ready.
+                        unsafe { kernel.tile(row, height, panel, to) };
+                    }
+                }
+            }
         }
     }
 }
@@ -303,47 +338,6 @@ trait Kernel {
     /// # Safety
     /// The rows were made ready, and the target is valid for them and its columns.
     unsafe fn tile(&self, row: usize, height: usize, panel: usize, to: Target<'_>);
-}
-
-/// Computes a rectangle tile by tile.
-///
-/// # Safety
-/// As [`rectangle`].
-#[allow(clippy::too_many_arguments, reason = "a product is all of this")]
-unsafe fn walk(
-    kernel: &mut impl Kernel,
-    a: Matrix<'_>,
-    rows: Range<usize>,
-    b: &Panels,
-    panels: Range<usize>,
-    scale: f32,
-    start: Start<'_>,
-    out: *mut f32,
-    row_stride: usize,
-) {
-    for first in rows.clone().step_by(BLOCK) {
-        let count = BLOCK.min(rows.end - first);
-        // Without terms there still is a start.
-        for from in (0..a.columns.max(1)).step_by(DEPTH) {
-            kernel.prepare(first..first + count, from..(from + DEPTH).min(a.columns));
-            for panel in panels.clone() {
-                let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
-                let start = match start {
-                    _ if from > 0 => Start::Kept,
-                    Start::Row(row) => Start::Row(&row[columns.clone()]),
-                    start => start,
-                };
-                for row in (0..count).step_by(kernel.height()) {
-                    let height = kernel.height().min(count - row);
-                    // SAFETY: the place lies inside the result.
-                    let out = unsafe { out.add((first + row) * row_stride + columns.start) };
-                    let to = Target { columns: columns.len(), scale, start, out, row_stride };
-                    // SAFETY: the tile lies inside the rectangle, and its rows were made ready.
-                    unsafe { kernel.tile(row, height, panel, to) };
-                }
-            }
-        }
-    }
 }
 
 /// Products of f32.
