@@ -5,6 +5,7 @@ use std::path::Path;
 
 use pipe_cache::{ActionKey, Digest, KeyArtifact, KeyInput, Record, Source, Sources, Store, Value};
 
+use crate::ancestry::{self, Ancestor};
 use crate::kind::Numerics;
 use crate::pipeline::{InputSource, Node, NodeId, NodeInput, Origin, Pipeline};
 use crate::remote::Remote;
@@ -174,13 +175,15 @@ fn looked_at<'a>(nodes: &[&'a Node]) -> BTreeSet<&'a Path> {
     looked_at.collect()
 }
 
-/// The key of a node, if the contents of all its inputs are known.
+/// The key of a node, if the contents of all its inputs are known. `ancestry` is how these came about, if its kind shows
+/// that.
 pub(crate) fn key(
     pipeline: &Pipeline,
     node: &Node,
     records: &[Option<Record>],
     sources: &SourceDigests,
     numerics: &str,
+    ancestry: &[Ancestor],
 ) -> Option<ActionKey> {
     let mut inputs = Vec::with_capacity(node.inputs.len());
     for input in &node.inputs {
@@ -205,11 +208,15 @@ pub(crate) fn key(
         }
         inputs.push(KeyInput { name: input.name.clone(), artifacts });
     }
+    let mut params = node.params.canonical.clone();
+    if let (false, Value::Table(entries)) = (ancestry.is_empty(), &mut params) {
+        entries.insert(ancestry::IN_KEY.to_owned(), Value::Digest(ancestry::digest(ancestry)));
+    }
     Some(ActionKey {
         kind: node.description.name.to_owned(),
         implementation: node.description.implementation,
         schema_version: node.description.schema_version,
-        params: node.params.canonical.clone(),
+        params,
         inputs,
         shard: None,
         numerics: match node.description.numerics {
@@ -257,6 +264,23 @@ pub(crate) fn producers(node: &Node) -> impl Iterator<Item = NodeId> {
         InputSource::Node { node, .. } => Some(*node),
         _ => None,
     })
+}
+
+/// The nodes whose results have to be known before the key of a node is: those that it reads, once per reference, or all
+/// above, if its kind shows them.
+pub(crate) fn awaited(pipeline: &Pipeline, node: &Node) -> Vec<NodeId> {
+    if node.kind.shows_ancestry() { ancestry::above(pipeline, node) } else { producers(node).collect() }
+}
+
+/// The nodes that wait for each node.
+pub(crate) fn waiting(pipeline: &Pipeline) -> Vec<Vec<NodeId>> {
+    let mut waiting = vec![Vec::new(); pipeline.nodes.len()];
+    for (index, node) in pipeline.nodes.iter().enumerate() {
+        for awaited in awaited(pipeline, node) {
+            waiting[awaited.0].push(NodeId(index));
+        }
+    }
+    waiting
 }
 
 /// The nodes that read each node, once per reference.

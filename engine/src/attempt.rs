@@ -383,7 +383,8 @@ impl Attempt {
                 .with_checkpoints(Checkpoints::new(self.checkpoints(), self.brief.checkpoint.every))
                 .with_gpus(self.gpus.clone())
                 .with_memory(self.brief.memory)
-                .with_lists(self.brief.lists.clone());
+                .with_lists(self.brief.lists.clone())
+                .with_ancestry(self.brief.ancestry.clone());
         match &self.task {
             Task::Whole => {}
             Task::Part(_) => context = context.of_part(),
@@ -435,6 +436,7 @@ impl Attempt {
             memory: self.brief.memory,
             scratch: scratch.to_owned(),
             provenance: provenance(&self.key, &self.brief.params),
+            ancestry: self.brief.ancestry.clone(),
             checkpoints: isolate::CheckpointRequest {
                 store: self.store.root().to_owned(),
                 is_durable: self.store.is_durable(),

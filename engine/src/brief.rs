@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::ancestry::Ancestor;
 use crate::kind::{OutputPort, ResolvedParams};
 use crate::pipeline::{CheckpointPolicy, Node};
 
@@ -24,6 +25,8 @@ pub(crate) struct Brief {
     pub(crate) time: Option<u64>,
     pub(crate) isolate: bool,
     pub(crate) checkpoint: CheckpointPolicy,
+    /// How its inputs came about, of kinds that show it.
+    pub(crate) ancestry: Vec<Ancestor>,
 }
 
 /// An output that an attempt writes.
@@ -34,7 +37,8 @@ pub(crate) struct Port {
 }
 
 impl Brief {
-    pub(crate) fn of(node: &Node) -> Self {
+    /// `ancestry` is that of the node; see [`crate::ancestry::ancestry`].
+    pub(crate) fn new(node: &Node, ancestry: Vec<Ancestor>) -> Self {
         let lists = node.inputs.iter().filter(|input| input.is_list);
         Self {
             node: node.name.clone(),
@@ -45,6 +49,7 @@ impl Brief {
             time: node.resources.time,
             isolate: node.isolate,
             checkpoint: node.checkpoint,
+            ancestry,
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pipe_cache::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::ancestry::Ancestor;
 use crate::artifact::{Artifact, InputArtifact};
 use crate::checkpoints::{Checkpoints, Resumed};
 use crate::error::StageError;
@@ -108,6 +109,7 @@ pub struct StageContext<'a> {
     pub(crate) partials: BTreeMap<String, Vec<Artifact>>,
     pub(crate) is_part: bool,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) ancestry: Vec<Ancestor>,
 }
 
 impl<'a> StageContext<'a> {
@@ -133,7 +135,14 @@ impl<'a> StageContext<'a> {
             partials: BTreeMap::new(),
             is_part: false,
             checkpoints: Checkpoints::none(),
+            ancestry: Vec::new(),
         }
+    }
+
+    /// The same context, which tells these stages above.
+    #[must_use]
+    pub fn with_ancestry(self, ancestry: Vec<Ancestor>) -> Self {
+        Self { ancestry, ..self }
     }
 
     /// The same context with a bound of memory, in bytes.
@@ -291,6 +300,12 @@ impl<'a> StageContext<'a> {
     /// implementation version, parameters and input digests.
     pub fn provenance(&self) -> &str {
         &self.provenance
+    }
+
+    /// How the inputs came about, each stage behind what it reads and the own one last: for kinds that show it, see
+    /// [`crate::StageKind::shows_ancestry`]; empty for others.
+    pub fn ancestry(&self) -> &[Ancestor] {
+        &self.ancestry
     }
 
     /// The host, for work that outlives a borrow of the context.

@@ -19,6 +19,7 @@ use pipe_cache::{Digest, Durability, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::ancestry::Ancestor;
 use crate::artifact::{Artifact, InputArtifact};
 use crate::attempt::{AttemptError, chain, is_no_space, panic_text};
 use crate::checkpoints::Checkpoints;
@@ -56,6 +57,7 @@ pub(crate) struct Request {
     pub(crate) memory: Option<u64>,
     pub(crate) scratch: PathBuf,
     pub(crate) provenance: String,
+    pub(crate) ancestry: Vec<Ancestor>,
     pub(crate) checkpoints: CheckpointRequest,
 }
 
@@ -211,6 +213,7 @@ fn run(
     .with_gpus(request.gpus.clone())
     .with_memory(request.memory)
     .with_lists(request.lists.clone())
+    .with_ancestry(request.ancestry.clone())
     .with_checkpoints(Checkpoints::new(store.checkpoints(key, *keep), *every));
     if request.is_part {
         context = context.of_part();

@@ -237,10 +237,10 @@ pub trait StageKind: Send + Sync + 'static {
         BTreeMap::new()
     }
 
-    /// The parameter, a list of [`crate::Ancestor`], that the engine fills with the stages above: of kinds that show how
-    /// a result came about. It is in the key; nobody else writes it. None by default.
-    fn ancestry_parameter(&self) -> Option<&'static str> {
-        None
+    /// Whether it shows how its inputs came about: then [`StageContext::ancestry`] tells, and the key holds that too, so
+    /// it runs whenever a stage above was made anew, though with an equal result. `false` by default.
+    fn shows_ancestry(&self) -> bool {
+        false
     }
 
     /// The numerics class of results with these parameters, where they choose it (the device, the data
@@ -324,8 +324,8 @@ pub trait AnyKind: Send + Sync {
     fn resolve(&self, params: &serde_json::Value) -> Result<ResolvedParams, Vec<ParameterProblem>>;
     /// The output ports under resolved parameters.
     fn outputs(&self, resolved: &ResolvedParams) -> Vec<OutputPort>;
-    /// The parameter that holds the stages above; see [`StageKind::ancestry_parameter`].
-    fn ancestry_parameter(&self) -> Option<&'static str>;
+    /// Whether it shows how its inputs came about; see [`StageKind::shows_ancestry`].
+    fn shows_ancestry(&self) -> bool;
     /// What it promises of its results.
     fn determinism(&self) -> Determinism;
     /// Whether the kind is row-wise; see [`StageKind::is_row_wise`].
@@ -412,8 +412,8 @@ impl<K: StageKind> AnyKind for K {
         }
     }
 
-    fn ancestry_parameter(&self) -> Option<&'static str> {
-        StageKind::ancestry_parameter(self)
+    fn shows_ancestry(&self) -> bool {
+        StageKind::shows_ancestry(self)
     }
 
     fn determinism(&self) -> Determinism {

@@ -46,7 +46,7 @@ mod stage_table;
 mod why;
 mod workers;
 
-pub use ancestry::Ancestor;
+pub use ancestry::{Ancestor, AncestorResult};
 pub use answers::{
     Answer, Cell, Figure, Grid, GridRequest, QueryError, ResultTables, Runs, StudyResult, StudyTables,
     TableSummary,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pipe_cache::{ActionKey, Digest, Record, Store, StoreError, Verify};
 
 use crate::action::{self, EXACT, SourceDigests};
+use crate::ancestry::{self, Ancestor};
 use crate::history::History;
 use crate::pipeline::{Node, NodeId, Pipeline};
 use crate::read_ahead::ReadAhead;
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) status: Vec<Status>,
     pub(crate) keys: Vec<Option<(Digest, ActionKey)>>,
     pub(crate) records: Vec<Option<Record>>,
+    /// How nodes came about whose kinds show it, as it stands in their keys.
+    pub(crate) ancestries: BTreeMap<NodeId, Vec<Ancestor>>,
     /// Of row-wise nodes that run: how many parts they have.
     pub(crate) shards: Vec<Option<ShardCount>>,
     /// The nodes that were asked for by name: of what else is wanted somebody has to read the files. `None`: all.
@@ -111,6 +114,23 @@ impl Wanted {
 }
 
 impl Plan {
+    /// The key of a node, once everything that it is made of is known.
+    pub(crate) fn key(
+        &mut self,
+        pipeline: &Pipeline,
+        id: NodeId,
+        sources: &SourceDigests,
+        numerics: &str,
+    ) -> Option<ActionKey> {
+        let node = &pipeline.nodes[id.0];
+        let ancestry = ancestry::ancestry(pipeline, node, &self.records)?;
+        let key = action::key(pipeline, node, &self.records, sources, numerics, &ancestry)?;
+        if !ancestry.is_empty() {
+            self.ancestries.insert(id, ancestry);
+        }
+        Some(key)
+    }
+
     /// Looks every wanted node up, in topological order, first among what was read `ahead`. Without a store
     /// everything runs.
     pub(crate) fn make(
@@ -128,6 +148,7 @@ impl Plan {
             status: vec![Status::NotWanted; count],
             keys: vec![None; count],
             records: vec![None; count],
+            ancestries: BTreeMap::new(),
             shards: vec![None; count],
             asked: wanted.asked.clone(),
             forced: wanted.forced.iter().copied().filter(|id| wanted.contains(*id)).collect(),
@@ -144,7 +165,7 @@ impl Plan {
                 continue;
             }
             let node = &pipeline.nodes[id.0];
-            let key = action::key(pipeline, node, &plan.records, sources, numerics);
+            let key = plan.key(pipeline, id, sources, numerics);
             plan.computed += usize::from(key.is_some());
             if !wanted.contains(id) {
                 // Left out with `--only`: what it gave earlier is still read.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pipe_cache::{ActionKey, Digest, KeyInput, OutputRecord, Record, Store};
 
+use crate::ancestry;
 use crate::difference::{ParamChange, param_changes};
 use crate::history::{History, PastFailure};
 use crate::pipeline::{InputSource, Node, NodeId, Origin, Pipeline};
@@ -25,6 +26,8 @@ pub(crate) enum DirtyReason {
     Param { name: String, old: Option<String>, new: Option<String>, origin: Option<Origin> },
     /// An input has another content than `before`; `producer` is the node it comes from, if any.
     Input { name: String, producer: Option<NodeId>, file: Option<String>, before: Digest },
+    /// Its inputs came about in another way, which it shows.
+    Ancestry,
     /// An input is named differently, is new or is gone.
     Wiring { name: String },
     /// The arithmetic of this machine differs.
@@ -102,6 +105,7 @@ fn compare(node: &Node, old: &ActionKey, new: Option<&ActionKey>, reasons: &mut 
         reasons.push(DirtyReason::Kind { old: old.kind.clone(), new: kind.to_owned() });
         return;
     }
+    let new_params = new.map_or(&node.params.canonical, |new| &new.params);
     if old.implementation != node.description.implementation
         || old.schema_version != node.description.schema_version
     {
@@ -110,7 +114,10 @@ fn compare(node: &Node, old: &ActionKey, new: Option<&ActionKey>, reasons: &mut 
             new: node.description.implementation,
         });
     }
-    for ParamChange { name, old, new } in param_changes(&old.params, &node.params.canonical) {
+    let changes = param_changes(&old.params, new_params);
+    let (above, changes): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|change| change.name == ancestry::IN_KEY);
+    for ParamChange { name, old, new } in changes {
         let origin = nearest_origin(node, &name);
         reasons.push(DirtyReason::Param { name, old, new, origin });
     }
@@ -157,6 +164,10 @@ fn compare(node: &Node, old: &ActionKey, new: Option<&ActionKey>, reasons: &mut 
             };
             reasons.push(DirtyReason::Input { name: input.name.clone(), producer, file, before });
         }
+    }
+    // Where something else changed, that tells more.
+    if !above.is_empty() && reasons.is_empty() {
+        reasons.push(DirtyReason::Ancestry);
     }
 }
 
@@ -283,6 +294,7 @@ impl DirtyReason {
                 format!("input `{name}` changed: `{file}` has another content")
             }
             Self::Input { name, .. } => format!("input `{name}` changed"),
+            Self::Ancestry => "its inputs came about by other results, which it shows".to_owned(),
             Self::Wiring { name } => format!("input `{name}` is wired differently"),
             Self::Numerics { old, new } => format!("numerics class {old} -> {new}"),
             Self::Damaged => "its outputs are missing or damaged".to_owned(),
@@ -307,6 +319,7 @@ impl DirtyReason {
             Self::Implementation { .. } => "implementation",
             Self::Param { .. } => "param",
             Self::Input { .. } => "input",
+            Self::Ancestry => "ancestry",
             Self::Wiring { .. } => "wiring",
             Self::Numerics { .. } => "numerics",
             Self::Damaged => "damaged",

@@ -65,6 +65,24 @@ fn a_page_shows_the_stages_above_it() {
     }
     assert!(first.contains(">finetune.contrastive</text>") && first.contains(">embed \u{d7} 2</text>"));
     assert!(!first.contains(">shapes</text>"), "what it does not come from");
+    // Every result above stands there with its key and what came out, and no other.
+    for node in study.json("plan", &[])["nodes"].as_array().expect("nodes") {
+        let (name, key) = (node["node"].as_str().expect("a name"), node["key"].as_str().expect("a key"));
+        let is_above = first.contains(&format!("<th scope=\"row\">{name}</th><td><span"));
+        assert_eq!(first.contains(key), is_above, "{name}");
+        assert_eq!(is_above, !["shapes", "page"].contains(&name), "{name}");
+        if is_above {
+            for (port, output) in
+                study.json("show", &[name])["nodes"][0]["outputs"].as_object().expect("outputs")
+            {
+                assert!(first.contains(output["digest"].as_str().expect("a digest")), "{name}.{port}");
+            }
+        }
+    }
+    // It is told in a process of its own too.
+    study.write(&format!("{SMALL}\n{page}isolate = true\n"));
+    let again = study.run(&["page", "--force", "page"]).expect(0);
+    assert_eq!(again.events_of("reproduced")[0]["equal"], true);
     // Another name above is another picture, and nothing else is made.
     let (started, second) =
         shown(&SMALL.replace("stage.pairs", "stage.couples").replace("\"pairs.", "\"couples."));

@@ -1,5 +1,6 @@
 //! The program with kinds made for tests: stages that panic, fail and count how often they run.
 
+mod ancestry;
 mod edits;
 mod estimate;
 mod evict;
@@ -144,6 +145,7 @@ fn registry() -> Registry {
         .with(rows::Find)
         .with(rows::Count)
         .with(rows::Two)
+        .with(ancestry::Told)
 }
 
 thread_local! {

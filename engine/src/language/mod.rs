@@ -47,7 +47,6 @@ pub use schema::schema;
 pub use select::select;
 pub(crate) use select::{means, parts_of};
 
-use crate::ancestry;
 use crate::kind::Registry;
 use crate::pipeline::{Limits, Pipeline, SourceFile};
 
@@ -103,7 +102,7 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     keep_first_of_broken_lines(&mut diagnostics, &sources);
     let mut loaded = Loaded { pipeline: None, diagnostics, sources };
     if !loaded.has_errors() {
-        let mut pipeline = Pipeline {
+        let pipeline = Pipeline {
             name: files.document.name.unwrap_or_default(),
             path: path.to_owned(),
             project: project_root(path),
@@ -114,7 +113,6 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
             stages: expanded.stages,
             nodes: expanded.nodes,
         };
-        ancestry::tell(&mut pipeline);
         loaded.pipeline = Some(pipeline);
     }
     loaded

@@ -7,7 +7,6 @@ use pipe_cache::{CommitOutcome, Committed, Record};
 use serde_json::json;
 
 use super::{Failure, OnFailure, Scheduler, State, TaskId, Work};
-use crate::action;
 use crate::attempt::{AttemptError, Finished, chain, is_no_space};
 use crate::error::StageError;
 use crate::exit;
@@ -225,8 +224,7 @@ impl Scheduler<'_> {
         if *known < producers.len() {
             return Ok(false);
         }
-        let Some(key) = action::key(self.pipeline, node, &work.plan.records, self.sources, self.numerics)
-        else {
+        let Some(key) = work.plan.key(self.pipeline, id, self.sources, self.numerics) else {
             return Ok(false);
         };
         work.plan.computed += 1;

@@ -186,8 +186,9 @@ pub(crate) struct Scheduler<'a> {
 /// What changes while a run goes on.
 struct Work<'p> {
     plan: &'p mut Plan,
+    /// For each node, the nodes that wait for its result.
     consumers: Vec<Vec<NodeId>>,
-    /// For each node, the nodes that it reads, and how many of them, from the first, are known to have
+    /// For each node, the nodes whose results it waits for, and how many of them, from the first, are known to have
     /// results: so a node that reads thousands looks at each of them once.
     producers: Vec<(Vec<NodeId>, usize)>,
     state: States,
@@ -274,7 +275,7 @@ impl Scheduler<'_> {
         cluster: Option<Cluster>,
     ) -> Outcome {
         let (sender, receiver) = mpsc::channel::<(TaskId, News)>();
-        let consumers = action::consumers(self.pipeline);
+        let consumers = action::waiting(self.pipeline);
         let urgency = urgency(plan, &consumers, &durations);
         let state = plan
             .status
@@ -298,7 +299,7 @@ impl Scheduler<'_> {
         }
         let nodes = self.pipeline.nodes.iter();
         let mut work = Work {
-            producers: nodes.map(|node| (action::producers(node).collect(), 0)).collect(),
+            producers: nodes.map(|node| (action::awaited(self.pipeline, node), 0)).collect(),
             plan,
             consumers,
             state: States::new(state, &urgency),

@@ -52,14 +52,23 @@ impl Scheduler<'_> {
         work.cluster.as_ref().is_some_and(|cluster| cluster.is_adoptable(digest))
     }
 
+    /// What attempts at a node have to know of it.
+    pub(super) fn brief(&self, id: NodeId, work: &mut Work<'_>) -> Arc<Brief> {
+        let node = &self.pipeline.nodes[id.0];
+        if let Some(ancestry) = work.plan.ancestries.get(&id) {
+            return Arc::new(Brief::new(node, ancestry.clone()));
+        }
+        Arc::clone(work.briefs.entry(id).or_insert_with(|| Arc::new(Brief::new(node, Vec::new()))))
+    }
+
     /// Orders an action from the cluster.
     pub(super) fn order(&self, id: TaskId, action: Action, work: &mut Work<'_>) {
         let node = &self.pipeline.nodes[id.node.0];
         let digest = action.key.digest();
-        let brief = work.briefs.entry(id.node).or_insert_with(|| Arc::new(Brief::of(node)));
+        let brief = self.brief(id.node, work);
         let order = Order {
             stage: node.stage.clone(),
-            brief: Arc::clone(brief),
+            brief,
             common: action.inputs.common,
             part: action.inputs.part,
             outputs: action.outputs.iter().map(Port::from).collect(),

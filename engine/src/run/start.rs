@@ -13,7 +13,7 @@ use super::{Demand, News, Running, Scheduler, State, TaskId, Work};
 use crate::action;
 use crate::artifact::{Artifact, ArtifactFile, ArtifactFiles, InputArtifact};
 use crate::attempt::{Absent, Attempt, AttemptError, Task};
-use crate::brief::{Brief, Port};
+use crate::brief::Port;
 use crate::error::StageError;
 use crate::kind::{DefaultCpu, OutputPort};
 use crate::pipeline::{InputSource, Node, NodeId, Place};
@@ -353,7 +353,7 @@ impl Scheduler<'_> {
         let grant = work.admission.take(&demand);
         let Action { key, inputs, outputs, log, .. } = action;
         let attempt = Attempt {
-            brief: Arc::new(Brief::of(node)),
+            brief: self.brief(id.node, work),
             kind: Arc::clone(&node.kind),
             key,
             inputs: inputs.all(),
@@ -428,7 +428,7 @@ impl Scheduler<'_> {
             work.plan.status[id.0] = Status::Run(vec![reason]);
             // What is made here is of this machine's class.
             if work.plan.foreign.remove(&id) {
-                let key = action::key(self.pipeline, node, &work.plan.records, self.sources, self.numerics);
+                let key = work.plan.key(self.pipeline, id, self.sources, self.numerics);
                 work.plan.keys[id.0] = key.map(|key| (key.digest(), key));
             }
             asked.push(id);

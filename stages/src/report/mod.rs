@@ -40,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 use pipe_engine::{
-    Ancestor, ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
+    ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, ParameterProblem,
     StageContext, StageError, StageKind,
 };
 use schemars::JsonSchema;
@@ -84,10 +84,6 @@ pub(crate) struct ReportParams {
     /// Pictures are embedded up to this number of bytes in total; the others lie beside the page.
     #[schemars(range(min = 0))]
     pub(crate) embed_limit_bytes: i64,
-    /// The stages that the inputs came about by, which the engine tells.
-    #[schemars(skip)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) ancestry: Vec<Ancestor>,
 }
 
 impl Default for ReportParams {
@@ -99,7 +95,6 @@ impl Default for ReportParams {
             max_samples: 200,
             sheets: false,
             embed_limit_bytes: 15_000_000,
-            ancestry: Vec::new(),
         }
     }
 }
@@ -133,7 +128,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 8,
+            implementation: 9,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,
@@ -142,8 +137,8 @@ impl StageKind for Report {
         }
     }
 
-    fn ancestry_parameter(&self) -> Option<&'static str> {
-        Some("ancestry")
+    fn shows_ancestry(&self) -> bool {
+        true
     }
 
     fn outputs(&self, _params: &ReportParams) -> Vec<OutputPort> {
@@ -266,7 +261,7 @@ fn sections(
         section("queries", "Queries: what was asked of the tables", queries::queries(collected)?),
         section("facts", "Data sets: what there is, and what splits share", facts::facts(collected)?),
         section("data", "Data behind this page", vec![data_links(files)]),
-        section("provenance", "Provenance", provenance::provenance(&params.ancestry, collected)),
+        section("provenance", "Provenance", provenance::provenance(context.ancestry(), collected)),
         section("limits", "Limits", vec![limits()]),
     ])
 }

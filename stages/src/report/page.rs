@@ -88,7 +88,7 @@ caption{text-align:left;color:var(--soft);padding-bottom:.35rem;font-size:.875re
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;overflow-wrap:normal}
 thead th{border-bottom:2px solid var(--line);background:var(--fill)}
 th[scope=row]{font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-td.best{color:var(--best)}td.digest{font-family:ui-monospace,monospace;font-size:.8rem}
+td.best{color:var(--best)}.digest{font-family:ui-monospace,monospace;font-size:.8rem}
 td .reason{white-space:normal}
 .sort{all:unset;cursor:pointer;font-weight:inherit}.sort:focus-visible{outline:3px solid var(--best)}
 .sort::after{content:' \\2195';color:var(--soft)}th[aria-sort=ascending] .sort::after{content:' \\2191';color:var(--ink)}

@@ -1,29 +1,32 @@
 //! What the page was made from, and the truths that a generator planted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, PreEscaped, html};
 use pipe_engine::Ancestor;
+use pipe_engine::cache::Digest;
 use pipe_engine::drawing::{Colours, Drawn, svg};
 
 use super::collect::Collected;
 use super::columns::{numbers, texts};
 use super::words::{number, title};
 
-/// How the page came about: the stages above it as a picture and as a table, and its inputs.
+/// How the page came about: the stages above it as a picture and as a table, what each of them gave, and the inputs.
 pub(super) fn provenance(ancestry: &[Ancestor], collected: &Collected) -> Vec<Markup> {
     let mut parts = Vec::new();
     if !ancestry.is_empty() {
         parts.push(picture(ancestry));
         parts.push(stages(ancestry));
+        parts.push(results(ancestry));
+        parts.push(environment(ancestry));
     }
     parts.push(inputs(collected));
     parts.push(html! {
         p .note {
-            "What each stage did when, on which machine, and the keys of its results stand in the study's store: "
-            code { "pipe graph --status" } " draws how they stand, " code { "pipe show" } " tells of one result, "
-            code { "pipe run" } " makes the page again from the study's file, and " code { "pipe export" }
-            " packs results with how they came about."
+            "To make this page again: " code { "pipe run" } " with the study's file; " code { "pipe run --reproduce" }
+            " computes every result once more and compares the digests, and " code { "pipe export" }
+            " packs results with how they came about. " code { "pipe show" }
+            " tells of a result, by its node, when and on which machine it was made."
         }
     });
     parts
@@ -51,14 +54,20 @@ fn picture(ancestry: &[Ancestor]) -> Markup {
             div role="img" aria-label="Each stage as a box, behind the stages that it reads; the table below says the same" {
                 (PreEscaped(svg))
             }
-            figcaption { "The stages that this page came about by: each reads those that lines come from." }
+            figcaption {
+                "The stages that this page came about by: each reads those that lines come from, and each was complete when "
+                "the page was made."
+            }
         }
     }
 }
 
 /// Its kind, and how often it stands there.
 fn words(one: &Ancestor) -> String {
-    if one.nodes == 1 { one.kind.clone() } else { format!("{} \u{d7} {}", one.kind, one.nodes) }
+    match one.results.len() {
+        0 | 1 => one.kind.clone(),
+        count => format!("{} \u{d7} {count}", one.kind),
+    }
 }
 
 fn stages(ancestry: &[Ancestor]) -> Markup {
@@ -73,7 +82,7 @@ fn stages(ancestry: &[Ancestor]) -> Markup {
                     caption { "Stages" }
                     thead {
                         tr {
-                            @for name in ["Stage", "Kind", "Nodes", "Reads"] { th scope="col" { (name) } }
+                            @for name in ["Stage", "Kind", "Version", "Results", "Reads"] { th scope="col" { (name) } }
                         }
                     }
                     tbody {
@@ -81,12 +90,76 @@ fn stages(ancestry: &[Ancestor]) -> Markup {
                             tr {
                                 th scope="row" { (one.stage) }
                                 td { (one.kind) }
-                                td .number { (one.nodes) }
+                                td .number { (one.implementation) }
+                                td .number { (one.results.len()) }
                                 td { (reads(one).join(", ")) }
                             }
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// What each node above gave, under which key.
+fn results(ancestry: &[Ancestor]) -> Markup {
+    let digest = |digest: &Digest| html! { span .digest title=(digest.to_hex()) { (digest.to_short()) } };
+    html! {
+        details {
+            summary { "Keys and digests of all results above" }
+            p .note {
+                "A key names an action: its kind with version, its parameters, the digests of what it read, and the "
+                "arithmetic. A digest names the content of what came out."
+            }
+            div .scroll tabindex="0" role="region" aria-label="Results above" {
+                table {
+                    caption { "Results above" }
+                    thead {
+                        tr {
+                            @for name in ["Node", "Key", "Outputs"] { th scope="col" { (name) } }
+                        }
+                    }
+                    tbody {
+                        @for one in ancestry.iter().flat_map(|stage| &stage.results) {
+                            tr {
+                                th scope="row" { (one.node) }
+                                td { (digest(&one.key)) }
+                                td {
+                                    @for (place, (port, content)) in one.outputs.iter().enumerate() {
+                                        @if place > 0 { ", " }
+                                        (port) " " (digest(content))
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The arithmetic that results above were computed with: equal on all machines of one class.
+fn environment(ancestry: &[Ancestor]) -> Markup {
+    let mut classes: BTreeMap<&str, usize> = BTreeMap::new();
+    for class in ancestry.iter().flat_map(|stage| &stage.results).filter_map(|one| one.numerics.as_deref()) {
+        *classes.entry(class).or_insert(0) += 1;
+    }
+    let words: Vec<Markup> = (classes.iter())
+        .map(|(class, count)| html! { code { (class) } " (" (count) @if *count == 1 { " result" } @else { " results" } ")" })
+        .collect();
+    html! {
+        p .note {
+            @if words.is_empty() {
+                "Nothing above was computed with floating-point arithmetic that differs between machines."
+            } @else {
+                "Arithmetic of what was computed: "
+                @for (place, class) in words.iter().enumerate() {
+                    @if place > 0 { ", " }
+                    (class)
+                }
+                ". Machines of one class give the same bits."
             }
         }
     }
@@ -171,17 +244,30 @@ pub(super) fn expected(collected: &Collected) -> Vec<Markup> {
 
 #[cfg(test)]
 mod tests {
+    use pipe_engine::AncestorResult;
+
     use super::*;
 
     #[test]
     fn stages_are_drawn_behind_what_they_read_and_told_as_a_table() {
-        let stage = |name: &str, nodes, reads: &[usize]| Ancestor {
+        let result = |name: &str| AncestorResult {
+            node: name.to_owned(),
+            key: Digest::of(name.as_bytes()),
+            numerics: (name != "first").then(|| "cpu;v2".to_owned()),
+            outputs: [("out".to_owned(), Digest::of(b"content"))].into(),
+        };
+        let stage = |name: &str, nodes: &[&str], reads: &[usize]| Ancestor {
             stage: name.to_owned(),
             kind: "kind".to_owned(),
-            nodes,
+            implementation: 7,
             reads: reads.iter().copied().collect(),
+            results: nodes.iter().map(|node| result(node)).collect(),
         };
-        let ancestry = [stage("first", 1, &[]), stage("second", 3, &[0]), stage("<b>", 1, &[0, 1])];
+        let ancestry = [
+            stage("first", &["first"], &[]),
+            stage("second", &["second[a=1]", "second[a=2]", "second[a=<b>]"], &[0]),
+            stage("<b>", &[], &[0, 1]),
+        ];
         let picture = picture(&ancestry).into_string();
         assert_eq!((picture.matches("<rect").count(), picture.matches("<path").count()), (4, 3));
         assert!(!picture.contains("http"));
@@ -193,5 +279,11 @@ mod tests {
         };
         assert!(left("first") < left("second") && left("second") < left("&lt;b&gt;"));
         assert!(stages(&ancestry).into_string().contains("<td>first, second</td>"));
+        let results = results(&ancestry).into_string();
+        assert_eq!(results.matches("<tr>").count(), 1 + 4);
+        assert!(results.contains(&Digest::of(b"second[a=1]").to_hex()));
+        assert!(results.contains(&Digest::of(b"content").to_hex()) && !results.contains("<b>"));
+        let environment = environment(&ancestry).into_string();
+        assert!(environment.contains("<code>cpu;v2</code> (3 results)"), "{environment}");
     }
 }

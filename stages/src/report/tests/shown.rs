@@ -57,7 +57,6 @@ const BESIDE: ReportParams = ReportParams {
     max_samples: 8,
     sheets: false,
     embed_limit_bytes: 0,
-    ancestry: Vec::new(),
 };
 
 #[test]
