@@ -1,68 +1,116 @@
 """A run with its remote cache on an S3 server: an emptied store, damaged and missing objects, a server that goes away.
 
-    python tests/readers/use_s3.py PIPE
+    python tests/readers/use_s3.py PIPE [S3S_FS]
 
-PIPE is the program. The server is moto's, on this machine, from PyPI (`moto[server]`).
+PIPE is the program. The server is moto's, from PyPI (`moto[server]`): its objects are in memory, and one writer of several
+wins. With S3S_FS, the program of the crate `s3s-fs`, it is that one: its objects are files that outlive it, it refuses what
+does not have the checksum that it comes with, and several writers of one object may all win.
 """
 
 import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from xml.etree import ElementTree
+
+import boto3
+import botocore.config
+import botocore.exceptions
 
 STAGES = 30
 BUCKET = "lab"
+KEY, SECRET = "test", "a-secret-of-the-lab"
+# From 64 MiB on a file is sent in parts.
+LARGE = 70 << 20
 
 
 class Server:
-    """moto, on a free port of this machine."""
+    """An S3 server on a free port of this machine."""
 
     def __init__(self):
-        import socket
-
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        program = Path(sys.executable).with_name("moto_server")
-        self.process = subprocess.Popen(
-            [program, "-H", "127.0.0.1", "-p", str(self.port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        self.client = boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1",
+            config=botocore.config.Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"}),
         )
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(300):
             try:
-                self.ask("PUT", BUCKET)
+                self.client.list_buckets()
                 return
-            except (urllib.error.URLError, ConnectionError):
+            except botocore.exceptions.BotoCoreError:
                 time.sleep(0.1)
         raise SystemExit("the S3 server did not start")
-
-    def ask(self, method, path, body=None):
-        request = urllib.request.Request(f"{self.url}/{path}", data=body, method=method)
-        request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=test/20300101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0")
-        return urllib.request.urlopen(request, timeout=20).read()
-
-    def keys(self, prefix):
-        keys, token = [], ""
-        while True:
-            page = ElementTree.fromstring(self.ask("GET", f"{BUCKET}?list-type=2&prefix={prefix}{token}"))
-            space = page.tag.partition("}")[0] + "}"
-            keys += [one.text for one in page.iter(f"{space}Key")]
-            following = page.find(f"{space}NextContinuationToken")
-            if following is None:
-                return keys
-            token = f"&continuation-token={urllib.request.quote(following.text)}"
 
     def stop(self):
         self.process.kill()
         self.process.wait()
+
+
+class Moto(Server):
+    """Objects in memory."""
+
+    name = "moto"
+    creates_once = True
+
+    def __init__(self):
+        super().__init__()
+        self.client.create_bucket(Bucket=BUCKET)
+
+    def command(self):
+        return [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def keys(self, prefix):
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return sorted(one["Key"] for page in pages for one in page.get("Contents", []))
+
+    def read(self, key):
+        return self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+    def write(self, key, content):
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    def remove(self, key):
+        self.client.delete_object(Bucket=BUCKET, Key=key)
+
+
+class Files(Server):
+    """Objects in files, which are looked at and damaged where they lie."""
+
+    name = "s3s-fs"
+    creates_once = False
+
+    def __init__(self, program, folder):
+        self.program, self.folder = program, folder
+        (folder / BUCKET).mkdir(parents=True)
+        super().__init__()
+
+    def command(self):
+        return [self.program, "--host", "127.0.0.1", "--port", str(self.port), "--access-key", KEY, "--secret-key", SECRET, self.folder]
+
+    def keys(self, prefix):
+        place = self.folder / BUCKET / prefix
+        return sorted(str(path.relative_to(self.folder / BUCKET)) for path in place.rglob("*") if path.is_file())
+
+    def read(self, key):
+        return (self.folder / BUCKET / key).read_bytes()
+
+    def write(self, key, content):
+        (self.folder / BUCKET / key).write_bytes(content)
+
+    def remove(self, key):
+        (self.folder / BUCKET / key).unlink()
 
 
 def study(folder, sleep):
@@ -77,16 +125,48 @@ def study(folder, sleep):
     (folder / "in.txt").write_text("begin\n")
 
 
-def run(program, folder, *arguments, environment):
-    started = time.monotonic()
-    done = subprocess.run(
-        [program, "run", "study.toml", "--json", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+def one_stage(folder, command):
+    folder.mkdir()
+    (folder / "study.toml").write_text(
+        '[pipeline]\nname = "far"\nformat = 1\n[stage.one]\nkind = "command"\n'
+        f'params = {{ argv = ["sh", "-c", "{command}"], outputs = {{ out = "out.txt" }} }}\n'
     )
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    said = lambda name: [one for one in events if one["ev"] == name]
-    executed = sorted(one["node"] for one in said("action_started"))
-    return done, executed, said, time.monotonic() - started
+
+
+class Program:
+    """`pipe`, with the remote cache of a server."""
+
+    def __init__(self, path, server):
+        self.path, self.server = path, server
+        self.environment = {
+            **os.environ, "PIPE_REMOTE": f"s3://{BUCKET}/studies", "PIPE_REMOTE_MODE": "read-write", "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+        }
+        self.environment.pop("PIPE_STORE", None)
+        self.environment.pop("PIPE_RESULTS", None)
+
+    def start(self, folder, *arguments):
+        return subprocess.Popen(
+            [self.path, *arguments], cwd=folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, folder, *arguments):
+        """What it executed, and all that it said; it has to end well."""
+        child = self.start(folder, "run", "study.toml", "--json", *arguments)
+        return self.ended(child)
+
+    def ended(self, child):
+        out, error = child.communicate(timeout=300)
+        assert child.returncode == 0, error
+        events = [json.loads(line) for line in out.splitlines()]
+        said = lambda *names: [one for one in events if one["ev"] in names]
+        return sorted(one["node"] for one in said("action_started")), said
+
+    def push(self, folder):
+        child = self.start(folder, "push", "study.toml", "--json")
+        out, error = child.communicate(timeout=300)
+        assert child.returncode == 0, error
+        return json.loads(out)
 
 
 def results(folder):
@@ -99,77 +179,160 @@ def forget(folder):
     shutil.rmtree(folder / "results")
 
 
-def main():
-    program = str(Path(sys.argv[1]).resolve())
-    folder = Path(tempfile.mkdtemp(prefix="pipe-s3-"))
-    server = Server()
-    environment = {
-        **os.environ, "PIPE_REMOTE": f"s3://{BUCKET}/studies", "PIPE_REMOTE_MODE": "read-write", "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-lab", "AWS_REGION": "us-east-1",
-    }
-    environment.pop("PIPE_STORE", None)
-    environment.pop("PIPE_RESULTS", None)
-    here = lambda *arguments: run(program, folder, *arguments, environment=environment)
+def damage(server, chance, key, how):
+    content = bytearray(server.read(key))
+    if how == "bit":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    elif how == "cut":
+        del content[chance.randrange(len(content)):]
+    server.write(key, bytes(content))
+
+
+def emptied_store(program, server, folder):
+    study(folder, 0)
+    executed, said = program.run(folder)
+    assert len(executed) == STAGES and not said("warning"), said("warning")
+    first = results(folder)
+    assert len(server.keys("studies/v1/ac/")) == STAGES and not server.keys("studies/v1/probe/")
+    forget(folder)
+    executed, said = program.run(folder)
+    assert executed == [] and not said("warning") and results(folder) == first
+    # The secret is nowhere in the store.
+    for path in (folder / ".pipe").rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    return first
+
+
+def damaged_objects(program, server, folder, first):
+    """Ten objects go, and ten are damaged: who made them runs again, and no other."""
+    chance = random.Random(7)
+    chosen = chance.sample(server.keys("studies/v1/cas/"), 20)
+    for key in chosen[:10]:
+        server.remove(key)
+    for key in chosen[10:]:
+        damage(server, chance, key, chance.choice(["bit", "cut"]))
+    forget(folder)
+    executed, said = program.run(folder)
+    digests = {key.rsplit("/", 1)[1] for key in chosen}
+    outputs = {}
+    for path in (folder / ".pipe" / "ac").rglob("*.json"):
+        record = json.loads(path.read_text())
+        outputs[record["key"]] = {file[2] for port in record["outputs"].values() for file in port["files"]}
+    node_of = {one["key"]: one["node"] for one in said("action_finished", "action_hit")}
+    producers = sorted({node_of[key] for key, files in outputs.items() if files & digests})
+    assert executed == producers, (executed, producers)
+    assert results(folder) == first and not said("warning")
+    forget(folder)
+    executed, _ = program.run(folder)
+    assert executed == [], "what ran has mended the server"
+    return len(producers)
+
+
+def damaged_records(program, server, folder, first):
+    """Records that cannot be read are none, and are replaced."""
+    chance = random.Random(8)
+    for key in chance.sample(server.keys("studies/v1/ac/"), 3):
+        damage(server, chance, key, "cut")
+    forget(folder)
+    executed, said = program.run(folder)
+    assert len(executed) == 3 and results(folder) == first and not said("warning")
+    forget(folder)
+    executed, _ = program.run(folder)
+    assert executed == []
+
+
+def two_results(program, server, folder):
+    """Of two results of one action the first stands where the server lets one writer win, and the last where it does
+    not; either is whole."""
+    one, other, third = folder / "one", folder / "other", folder / "third"
+    for place in (one, other, third):
+        one_stage(place, "date +%N > out.txt; echo $$ >> out.txt")
+    program.run(one)
+    program.run(other, "--remote", "off")
+    assert results(one) != results(other)
+    program.push(other)
+    executed, _ = program.run(third)
+    stands, aside = (one, 1) if server.creates_once else (other, 0)
+    assert executed == [] and results(third) == results(stands)
+    assert len(server.keys("studies/v1/alt/")) == aside
+
+
+def large_file(program, server, folder):
+    """One that goes there in parts, and loses a bit there."""
+    place = folder / "large"
+    one_stage(place, f"head -c {LARGE} /dev/zero > out.txt")
+    program.run(place)
+    [key] = [key for key in server.keys("studies/v1/cas/") if len(server.read(key)) == LARGE]
+    forget(place)
+    executed, _ = program.run(place)
+    assert executed == [] and [len(content) for content in results(place).values()] == [LARGE]
+    damage(server, random.Random(9), key, "bit")
+    forget(place)
+    executed, _ = program.run(place)
+    assert executed == ["one"] and server.read(key) == bytes(LARGE)
+
+
+def server_gone(program, server, folder, first):
+    study(folder, 0.2)
+    forget(folder)
+    child = program.start(folder, "run", "study.toml", "--json")
+    time.sleep(1.5)
+    server.stop()
+    _, said = program.ended(child)
+    assert sum(one["status"] == "ok" for one in said("action_finished")) == STAGES
+    warnings = said("warning")
+    assert len(warnings) == 1 and "remote cache" in warnings[0]["subject"], warnings
+    assert results(folder) == first
+    began = time.monotonic()
+    executed, _ = program.run(folder)
+    assert executed == [] and time.monotonic() - began < 60
+
+
+def files_outlive_the_server(program, server, folder, first):
+    server.stop()
+    server.start()
+    forget(folder)
+    executed, said = program.run(folder)
+    assert executed == [] and results(folder) == first and not said("warning")
+
+
+def checksums_are_checked(server):
+    """So whatever the program has put there came as it was meant."""
+    wrong = {"Bucket": BUCKET, "Key": "wrong", "Body": b"text", "ChecksumSHA256": "A" * 43 + "="}
     try:
-        study(folder, 0)
-        done, executed, said, _ = here()
-        assert done.returncode == 0 and len(executed) == STAGES, done.stderr
-        assert not said("warning"), said("warning")
-        first = results(folder)
-        assert len(server.keys("studies/v1/ac/")) == STAGES and not server.keys("studies/v1/probe/")
+        server.client.put_object(**wrong)
+    except botocore.exceptions.ClientError as error:
+        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400, error
+        assert not server.keys("wrong")
+    else:
+        raise AssertionError("a wrong checksum was taken")
 
-        forget(folder)
-        done, executed, said, _ = here()
-        assert done.returncode == 0 and executed == [], (executed, done.stderr)
-        assert results(folder) == first
-        print(f"emptied store: {STAGES} results taken, nothing executed")
 
-        # The secret is nowhere in the store, and nowhere on the server.
-        for path in (folder / ".pipe").rglob("*"):
-            assert not path.is_file() or b"a-secret-of-the-lab" not in path.read_bytes(), path
-
-        chance = random.Random(7)
-        blobs = server.keys("studies/v1/cas/")
-        chosen = chance.sample(blobs, 20)
-        for key in chosen[:10]:
-            server.ask("DELETE", f"{BUCKET}/{key}")
-        for key in chosen[10:]:
-            content = bytearray(server.ask("GET", f"{BUCKET}/{key}"))
-            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-            server.ask("PUT", f"{BUCKET}/{key}", bytes(content))
-        forget(folder)
-        done, executed, said, _ = here()
-        digests = {key.rsplit("/", 1)[1] for key in chosen}
-        outputs = {}
-        for path in (folder / ".pipe" / "ac").rglob("*.json"):
-            record = json.loads(path.read_text())
-            outputs[record["key"]] = {file[2] for port in record["outputs"].values() for file in port["files"]}
-        node_of = {one["key"]: one["node"] for one in said("action_finished") + said("action_hit")}
-        producers = sorted({node_of[key] for key, files in outputs.items() if files & digests})
-        assert done.returncode == 0 and executed == producers, (executed, producers, done.stderr)
-        assert results(folder) == first and not said("warning")
-        forget(folder)
-        done, executed, said, _ = here()
-        assert done.returncode == 0 and executed == [], "what ran has mended the server"
-        print(f"10 objects gone and 10 damaged: {len(producers)} producers ran, and mended them")
-
-        # The server goes in the middle of a run.
-        study(folder, 0.2)
-        forget(folder)
-        child = subprocess.Popen([program, "run", "study.toml", "--json"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(1.5)
-        server.stop()
-        out, err = child.communicate(timeout=300)
-        events = [json.loads(line) for line in out.splitlines()]
-        warnings = [one for one in events if one["ev"] == "warning"]
-        assert child.returncode == 0, err
-        assert sum(one["ev"] == "action_finished" and one["status"] == "ok" for one in events) == STAGES
-        assert len(warnings) == 1 and "remote cache" in warnings[0]["subject"], warnings
-        assert results(folder) == first
-        print("server gone in the middle: the run ended well, with one warning")
-        done, executed, said, seconds = here()
-        assert done.returncode == 0 and executed == [] and seconds < 60, (seconds, done.stderr)
-        print("server not there at all: nothing asked, nothing failed")
+def main():
+    path = str(Path(sys.argv[1]).resolve())
+    folder = Path(tempfile.mkdtemp(prefix="pipe-s3-"))
+    server = Files(Path(sys.argv[2]).resolve(), folder / "server") if len(sys.argv) > 2 else Moto()
+    program = Program(path, server)
+    tell = lambda what: print(f"{server.name}: {what}")
+    work = folder / "study"
+    work.mkdir()
+    try:
+        first = emptied_store(program, server, work)
+        tell(f"emptied store: {STAGES} results taken, nothing executed")
+        count = damaged_objects(program, server, work, first)
+        tell(f"10 objects gone and 10 damaged: {count} producers ran, and mended them")
+        damaged_records(program, server, work, first)
+        tell("3 records cut: 3 actions ran, and mended them")
+        two_results(program, server, folder)
+        tell(f"two results of one action: the {'first' if server.creates_once else 'last'} stands")
+        large_file(program, server, folder)
+        tell("a file in parts: taken whole, and made again when it lost a bit")
+        if isinstance(server, Files):
+            files_outlive_the_server(program, server, work, first)
+            checksums_are_checked(server)
+            tell("started anew: nothing executed; a wrong checksum is refused")
+        server_gone(program, server, work, first)
+        tell("gone in the middle: the run ended well, with one warning; not there at all: nothing asked, nothing failed")
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
