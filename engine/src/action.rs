@@ -208,15 +208,11 @@ pub(crate) fn key(
         }
         inputs.push(KeyInput { name: input.name.clone(), artifacts });
     }
-    let mut params = node.params.canonical.clone();
-    if let (false, Value::Table(entries)) = (ancestry.is_empty(), &mut params) {
-        entries.insert(ancestry::IN_KEY.to_owned(), Value::Digest(ancestry::digest(ancestry)));
-    }
     Some(ActionKey {
         kind: node.description.name.to_owned(),
         implementation: node.description.implementation,
         schema_version: node.description.schema_version,
-        params,
+        params: params_in_key(&node.params.canonical, ancestry),
         inputs,
         shard: None,
         numerics: match node.description.numerics {
@@ -264,6 +260,15 @@ pub(crate) fn producers(node: &Node) -> impl Iterator<Item = NodeId> {
         InputSource::Node { node, .. } => Some(*node),
         _ => None,
     })
+}
+
+/// Parameters as they stand in a key: with the ancestry that its kind shows, if it shows one.
+pub(crate) fn params_in_key(canonical: &Value, ancestry: &[Ancestor]) -> Value {
+    let mut params = canonical.clone();
+    if let (false, Value::Table(entries)) = (ancestry.is_empty(), &mut params) {
+        entries.insert(ancestry::IN_KEY.to_owned(), Value::Digest(ancestry::digest(ancestry)));
+    }
+    params
 }
 
 /// The nodes whose results have to be known before the key of a node is: those that it reads, once per reference, or all

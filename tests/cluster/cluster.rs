@@ -81,6 +81,7 @@ fn study(parts: usize, millis: u64, steps: usize) -> String {
          [stage.doubled]\nkind = \"double\"\ninputs = {{ rows = \"numbers\" }}\nparams = {{ millis = {millis} }}\n\
          resources = {{ mem = \"100MiB\", time = \"5min\" }}\n\
          [stage.sum]\nkind = \"total\"\ninputs = {{ rows = \"doubled\" }}\n\
+         [stage.story]\nkind = \"story\"\ninputs = {{ rows = \"sum\" }}\n\
          [stage.trained]\nkind = \"steps\"\nparams = {{ count = {steps}, millis = 50, text = \"a\" }}\n\
          [stage.after]\nkind = \"steps\"\nparams = {{ text = \"b\" }}\ninputs = {{ start = \"trained\" }}\n"
     )

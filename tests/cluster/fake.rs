@@ -37,6 +37,12 @@ fn too_many_jobs_are_submitted_later() {
     let world = World::with_fake_slurm(&[quota], ONE);
     let told = world.pipe(&["run", "--executor", "slurm"]).expect(1);
     assert!(told.contains("job submit limit"), "{told}");
+    // Those of another run of ours will leave.
+    let world = World::with_fake_slurm(&[quota], ONE);
+    world.queue_another_job();
+    world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    assert_eq!(world.submissions().len(), 2);
+    world.expect_marks(1);
 }
 
 fn too_large_arrays_are_halved() {

@@ -32,7 +32,7 @@ impl Default for Params {
 }
 
 pub(crate) fn registry() -> Registry {
-    Registry::new().with(Numbers).with(Double).with(Total).with(Steps)
+    Registry::new().with(Numbers).with(Double).with(Total).with(Steps).with(Story)
 }
 
 fn description(name: &'static str, inputs: Vec<InputPort>) -> KindDescription {
@@ -188,5 +188,30 @@ impl StageKind for Steps {
         }
         std::fs::write(context.output("out")?.path("state.txt")?, &state).map_err(failed)?;
         mark(&format!("steps{}", params.text))
+    }
+}
+
+/// How what it reads came about.
+struct Story;
+
+impl StageKind for Story {
+    type Params = Params;
+
+    fn describe(&self) -> KindDescription {
+        description("story", vec![InputPort::required("rows", &[NUMBERS], "numbers")])
+    }
+
+    fn outputs(&self, _: &Params) -> Vec<OutputPort> {
+        vec![OutputPort::new("out", ArtifactType::TREE, "the stages above and their keys")]
+    }
+
+    fn shows_ancestry(&self) -> bool {
+        true
+    }
+
+    fn run(&self, _: &Params, context: &mut StageContext<'_>) -> Result<(), StageError> {
+        let text = format!("{:#?}", context.ancestry());
+        std::fs::write(context.output("out")?.path("story.txt")?, text)
+            .map_err(|error| StageError::environment("writing", error))
     }
 }

@@ -106,6 +106,12 @@ impl World {
         std::fs::read_to_string(self.path("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
+    /// The user has a job that is not of this study, as long as this process lives.
+    pub(crate) fn queue_another_job(&self) {
+        let line = format!("{} 99|99|N/A|other|RUNNING|None|N/A|here\n", std::process::id());
+        std::fs::write(self.path("queue"), line).unwrap();
+    }
+
     pub(crate) fn new(cluster: &str, stages: &str) -> Self {
         let world = Self { folder: TempDir::new().unwrap(), cluster: cluster.to_owned(), has_fake: false };
         world.write(stages);

@@ -382,7 +382,8 @@ impl Session<'_> {
         let words: Vec<String> =
             std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
         let settings = &self.study.pipeline.executor.slurm;
-        let id = relay::submit(&self.store, self.folder.id(), &jobs, settings, &words).map_err(|error| {
+        let (run, stop) = (self.folder.id(), &self.signals.stop);
+        let id = relay::submit(&self.store, run, &jobs, settings, &words, stop).map_err(|error| {
             let mut failure = CliError::environment("the rest of the run cannot be submitted", &error);
             failure.hint = Some("what was submitted goes on; run again when it is done".to_owned());
             failure

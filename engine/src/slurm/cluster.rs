@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use pipe_cache::{ArrayFolder, Digest, Store};
 use serde_json::json;
 
+pub(super) use self::submit::{BACKOFF, LONGEST_BACKOFF, LOST_ANSWER, UNKNOWN};
 use super::batching::Bucket;
 use super::manifest::{Intent, Order};
 use super::verdict::Tries;
@@ -28,6 +29,8 @@ use crate::pipeline::{Origin, SlurmSettings, SourceFile};
 const QUIET: Duration = Duration::from_millis(300);
 /// The longest time between two looks at the queue.
 const LONGEST_POLL: Duration = Duration::from_secs(120);
+/// After so long without an answer of the controller it is told once more.
+const LONG_SILENCE: Duration = Duration::from_secs(600);
 
 /// What a cluster has to know of the run.
 pub(crate) struct Surroundings {
@@ -62,6 +65,8 @@ pub(crate) struct Cluster {
     arrays: BTreeMap<String, Array>,
     /// Actions that jobs of earlier runs are to execute: the array, and the task.
     adoptable: BTreeMap<Digest, (String, usize)>,
+    /// Whether the queue has told of them.
+    has_looked_back: bool,
     tries: BTreeMap<Digest, Tries>,
     /// Seconds that parts took and how many there were, by kind.
     measured: BTreeMap<String, (f64, u32)>,
@@ -72,8 +77,10 @@ pub(crate) struct Cluster {
     /// Nothing is submitted before.
     hold: Instant,
     backoff: Duration,
-    /// Since when the controller gives no answer, and whether that was told.
+    /// Since when the controller gives no answer.
     silent: Option<Instant>,
+    /// Whether it was told that this lasts.
+    is_long_silent: bool,
     /// Tasks of an array at most; asked for once.
     size: Option<usize>,
     max_submitted: usize,
@@ -144,6 +151,7 @@ impl Cluster {
             flying: BTreeMap::new(),
             arrays: BTreeMap::new(),
             adoptable: BTreeMap::new(),
+            has_looked_back: false,
             tries: BTreeMap::new(),
             measured: BTreeMap::new(),
             bucket: Bucket::new(around.settings.submit_rate),
@@ -151,8 +159,9 @@ impl Cluster {
             next_look: now,
             poll: Duration::from_secs(around.settings.poll),
             hold: now,
-            backoff: submit::BACKOFF,
+            backoff: BACKOFF,
             silent: None,
+            is_long_silent: false,
             size: None,
             max_submitted: around.settings.max_submitted,
             number: 0,
@@ -315,7 +324,7 @@ impl Cluster {
     fn note_answer(&mut self, answered: bool, now: Instant) {
         match (answered, self.silent) {
             (true, Some(since)) => {
-                self.silent = None;
+                (self.silent, self.is_long_silent) = (None, false);
                 self.warn(&format!("the controller answers again, after {} s", since.elapsed().as_secs()));
             }
             (false, None) => {
@@ -323,6 +332,13 @@ impl Cluster {
                 self.warn(
                     "the controller gives no answer; jobs that run are not affected, and it is asked again",
                 );
+            }
+            (false, Some(since)) if !self.is_long_silent && since.elapsed() >= LONG_SILENCE => {
+                self.is_long_silent = true;
+                self.warn(&format!(
+                    "the controller has given no answer for {} minutes; is it to be reached from this machine?",
+                    since.elapsed().as_secs() / 60
+                ));
             }
             _ => {}
         }

@@ -117,14 +117,14 @@ pub(crate) fn meaning(reason: &str) -> Waiting {
     known.map_or(Waiting::Unknown, |(_, about)| Waiting::Permanent(about))
 }
 
-/// One look at the queue for jobs of these names.
+/// One look at the queue for jobs of these names; for all of the user's without any.
 ///
 /// # Errors
 /// If `squeue` cannot be started; none if the controller gives no answer.
 pub(crate) fn look(names: &[&str]) -> Result<Option<Vec<Listed>>, StageError> {
     let mut arguments: Vec<String> =
         ["--me", "-h", "-r", "-t", "all", "-o", FORMAT].map(str::to_owned).to_vec();
-    if names.len() <= MOST_NAMES {
+    if (1..=MOST_NAMES).contains(&names.len()) {
         arguments.push(format!("--name={}", names.join(",")));
     }
     let said = command::run("squeue", &arguments, "")?;

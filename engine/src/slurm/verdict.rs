@@ -20,8 +20,11 @@ pub(crate) struct Signs {
     pub(crate) completing: bool,
     /// Somebody has the lease of its action.
     pub(crate) held: bool,
-    /// The worker of its task has ended.
+    /// The worker of its task has ended, and did not say that all of its actions have results: those may not be seen yet.
     pub(crate) exited: bool,
+    /// It has ended before it was done, and the queue does not say yet why: at the end of its time, or because a person
+    /// cancelled it.
+    pub(crate) unexplained: bool,
     /// In how many looks at the queue nothing of all this was seen, and for how long.
     pub(crate) unseen: (u32, Duration),
 }
@@ -38,11 +41,14 @@ pub(crate) enum Verdict {
 /// Judges an attempt.
 pub(crate) fn judge(signs: &Signs) -> Verdict {
     let (looks, silence) = signs.unseen;
+    let is_over = looks >= LOOKS && silence >= SILENCE;
     if signs.recorded {
         Verdict::Done
+    } else if signs.unexplained && !signs.held && !is_over {
+        Verdict::Doubtful
     } else if (signs.live && !(signs.completing && signs.exited)) || signs.held {
         Verdict::Alive
-    } else if signs.exited || (looks >= LOOKS && silence >= SILENCE) {
+    } else if signs.exited || is_over {
         Verdict::Lost
     } else {
         Verdict::Doubtful
@@ -140,6 +146,23 @@ mod tests {
             ("requeued after an exit", Signs { live: true, exited: true, ..nothing }, Verdict::Alive),
             ("at its end", Signs { live: true, completing: true, ..nothing }, Verdict::Alive),
             ("ended", Signs { live: true, completing: true, exited: true, ..nothing }, Verdict::Lost),
+            (
+                "ended, nobody says why",
+                Signs { live: true, completing: true, exited: true, unexplained: true, ..nothing },
+                Verdict::Doubtful,
+            ),
+            (
+                "ended, and nobody ever says why",
+                Signs {
+                    live: true,
+                    completing: true,
+                    exited: true,
+                    unexplained: true,
+                    unseen: unseen(9, 60),
+                    ..nothing
+                },
+                Verdict::Lost,
+            ),
             ("forgotten by Slurm", Signs { held: true, unseen: unseen(9, 900), ..nothing }, Verdict::Alive),
             ("taken by another worker", Signs { held: true, exited: true, ..nothing }, Verdict::Alive),
             ("just not seen", Signs { unseen: unseen(1, 0), ..nothing }, Verdict::Doubtful),

@@ -324,7 +324,7 @@ impl Worker<'_> {
                 action.key.numerics
             )));
         }
-        if resolved.canonical != action.key.params {
+        if action::params_in_key(&resolved.canonical, &brief.ancestry) != action.key.params {
             return Err(StageError::failed(
                 "the environment of this node gives other parameters than that of `pipe run`; `export` of \
                  `[executor.slurm]` passes variables on",

@@ -1,11 +1,13 @@
 //! Jobs of earlier runs that still go on: their actions are not submitted again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use pipe_cache::ArrayFolder;
 
-use super::super::manifest::{Intent, Manifest, VERSION};
+use super::super::manifest::{Intent, Job, Manifest, VERSION};
 use super::super::queue;
+use super::super::worker::json as bytes_of;
 use super::{Array, Cluster, State};
 use crate::error::StageError;
 
@@ -13,7 +15,7 @@ use crate::error::StageError;
 const RECENT: usize = 256;
 
 impl Cluster {
-    /// Looks for them, once.
+    /// Looks for them, until the queue has told of them.
     pub(super) fn find_jobs(&mut self) -> Result<(), StageError> {
         let arrays = self.around.store.arrays();
         let read = |folder: &ArrayFolder| -> Option<Intent> {
@@ -30,20 +32,26 @@ impl Cluster {
         // Also without a name: that there is no `squeue` is to be known before anything is written.
         let listed = queue::look(if names.is_empty() { &["pipe"] } else { &names })?;
         let Some(listed) = listed else {
-            self.note_answer(false, self.began);
+            self.note_answer(false, Instant::now());
             return Ok(());
         };
-        let mut live: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        self.has_looked_back = true;
+        let mut live: BTreeMap<&str, (&str, BTreeSet<usize>)> = BTreeMap::new();
         for one in listed.iter().filter(|one| one.is_live()) {
-            live.entry(&one.name).or_default().insert(one.task);
+            live.entry(&one.name).or_insert_with(|| (&one.job, BTreeSet::new())).1.insert(one.task);
         }
         for (folder, intent) in known {
-            let Some(tasks) = live.get(intent.name.as_str()) else { continue };
+            let Some((job, tasks)) = live.get(intent.name.as_str()) else { continue };
             let manifest = folder.manifest().ok().flatten();
             let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
             let is_ours =
                 |manifest: &Manifest| manifest.version == VERSION && manifest.program == self.digest;
             let Some(manifest) = manifest.filter(is_ours) else { continue };
+            // Who submitted it was killed before it was told the number.
+            if folder.read("job.json").is_none() {
+                let job = Job { id: (*job).to_owned(), time: crate::events::now() };
+                let _ = self.around.store.write_in_array(&folder, "job.json", &bytes_of(&job));
+            }
             // What failed there is to be tried again, not to be waited for.
             let over: BTreeSet<String> = folder.names("ended").into_iter().collect();
             for task in tasks {

@@ -17,13 +17,18 @@ use crate::attempt::AttemptError;
 use crate::slurm::manifest::absolute_path;
 
 /// The delay after a first transient refusal.
-pub(super) const BACKOFF: Duration = Duration::from_secs(5);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+pub(crate) const BACKOFF: Duration = Duration::from_secs(5);
+pub(crate) const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
 /// After a lost answer the job is looked for in the queue so long before it is submitted again: the controller's time-out,
 /// and a minute.
-const LOST_ANSWER: Duration = Duration::from_secs(70);
+pub(crate) const LOST_ANSWER: Duration = Duration::from_secs(70);
 /// Refusals that nobody knows are tried again so often.
-const UNKNOWN: u32 = 3;
+pub(crate) const UNKNOWN: u32 = 3;
+
+/// Bytes that differ from process to process and from time to time.
+fn noise(of: &str) -> [u8; 32] {
+    *Digest::of(format!("{of}{:?}{}", Instant::now(), std::process::id()).as_bytes()).as_bytes()
+}
 
 impl Cluster {
     /// Submits what is due.
@@ -35,6 +40,16 @@ impl Cluster {
             self.send_again(&id, now);
         }
         if self.waiting.is_empty() || now.duration_since(self.quiet_since) < QUIET || now < self.hold {
+            return;
+        }
+        // What jobs of an earlier run do already is not submitted.
+        if !self.has_looked_back {
+            self.hold = now + self.pause("");
+            if self.find_jobs().is_ok() && self.has_looked_back {
+                self.note_answer(true, now);
+                (self.hold, self.backoff) = (now, BACKOFF);
+                std::mem::take(&mut self.waiting).into_iter().for_each(|order| self.enqueue(order));
+            }
             return;
         }
         while let Some(tasks) = self.choose() {
@@ -187,11 +202,10 @@ impl Cluster {
 
     /// The name of a job, which no other has: by it alone it is found again.
     fn name(&self, array: &str) -> String {
-        let noise =
-            Digest::of(format!("{array}{:?}{}", Instant::now(), std::process::id()).as_bytes()).to_hex();
         let run = &self.around.run;
         let short = &run[run.len().saturating_sub(8)..];
-        format!("pipe-{short}-{}-{}", self.number - 1, &noise[..6])
+        let [a, b, c, ..] = noise(array);
+        format!("pipe-{short}-{}-{a:02x}{b:02x}{c:02x}", self.number - 1)
     }
 
     /// Submits an array once more, unless it is in the queue all the same.
@@ -238,7 +252,13 @@ impl Cluster {
             Refusal::Quota => {
                 let others = self.queued().saturating_sub(self.arrays[id].tasks);
                 if others == 0 {
-                    return self.refuse_array(id, &said.err, &["qos", "account"]);
+                    // Those of another run, or of another program, leave too.
+                    return match queue::look(&[]) {
+                        Ok(Some(listed)) if !listed.iter().any(queue::Listed::is_live) => {
+                            self.refuse_array(id, &said.err, &["qos", "account"]);
+                        }
+                        _ => self.later(id, now),
+                    };
                 }
                 self.max_submitted = others;
                 self.withdraw(id);
@@ -280,10 +300,16 @@ impl Cluster {
         self.around.events.emit("submitted", event);
     }
 
-    /// Tries again after a while, a longer one each time.
-    fn later(&mut self, id: &str, now: Instant) {
-        let pause = self.backoff;
+    /// A while, a longer one each time, and not that of all other drivers.
+    fn pause(&mut self, id: &str) -> Duration {
+        let pause = self.backoff.mul_f64(1.0 + f64::from(noise(id)[0]) / 1024.0);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        pause
+    }
+
+    /// Tries again after a while.
+    fn later(&mut self, id: &str, now: Instant) {
+        let pause = self.pause(id);
         self.hold = now + pause;
         if let Some(array) = self.arrays.get_mut(id) {
             array.state = State::Unsent(now + pause);

@@ -82,7 +82,7 @@ impl Cluster {
         let result = match ended.outcome {
             Ok(done) => match self.around.store.lookup(&key) {
                 Ok(Some(record)) => Ok(Committed { record, outcome: done.into() }),
-                Ok(None) => return,
+                Ok(None) => return self.look_anew(&key),
                 Err(error) => Err(error.into()),
             },
             Err(failure) => Err(failure.into_error()),
@@ -97,6 +97,12 @@ impl Cluster {
         let wall = Duration::try_from_secs_f64(ended.wall).unwrap_or_default();
         self.poll = Duration::from_secs(self.around.settings.poll);
         self.end(key, Finished { result, wall, cpu, is_taken: false }, ended.peak);
+    }
+
+    /// Lists the folder of a record: a network file system that remembers that there was none asks its server again.
+    fn look_anew(&self, key: &Digest) {
+        let path = self.around.store.record_path(key);
+        let _ = path.parent().map(std::fs::read_dir).map(|entries| entries.into_iter().flatten().count());
     }
 
     /// One look at the queue, and a judgement of all that was submitted.
@@ -152,12 +158,20 @@ impl Cluster {
         // A result of somebody else's is one too.
         let record = if flying.order.forced { None } else { self.around.store.lookup(&key).ok().flatten() };
         let (since, looks) = flying.unseen.map_or((now, 1), |(since, looks)| (since, looks + 1));
+        let exit = array.exits.get(&flying.task).map(|(_, code)| *code);
+        let exit = exit.filter(|_| self.has_no_later_worker(array, flying.task));
+        let promised = exit == Some(exit::DONE);
+        if promised && record.is_none() {
+            self.look_anew(&key);
+        }
+        let completing = listed.is_some_and(|one| one.state == "COMPLETING");
         let signs = Signs {
             recorded: record.is_some(),
             live,
-            completing: listed.is_some_and(|one| one.state == "COMPLETING"),
+            completing,
             held,
-            exited: array.exits.contains_key(&flying.task) && self.has_no_later_worker(array, flying.task),
+            unexplained: completing && exit == Some(exit::OUT_OF_TIME),
+            exited: exit.is_some() && !promised,
             unseen: (looks, now.duration_since(since)),
         };
         match judge(&signs) {
