@@ -207,7 +207,11 @@ fn answer(pipeline: &Pipeline, plan: &Plan, history: &History, id: NodeId) -> St
     }
     let is_stored = history.last_record(name, None).is_some();
     if is_stored && reasons.iter().any(|reason| matches!(reason, DirtyReason::Upstream { .. })) {
-        text.push_str("  (it runs only if their results differ from the stored ones)\n");
+        text.push_str(if pipeline.nodes[id.0].kind.shows_ancestry() {
+            "  (it shows under which keys its inputs came about, so it runs even if these are as before)\n"
+        } else {
+            "  (it runs only if their results differ from the stored ones)\n"
+        });
     }
     text
 }

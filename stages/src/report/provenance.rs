@@ -117,19 +117,17 @@ fn results(ancestry: &[Ancestor]) -> Markup {
                     caption { "Results above" }
                     thead {
                         tr {
-                            @for name in ["Node", "Key", "Outputs"] { th scope="col" { (name) } }
+                            @for name in ["Node", "Key", "Output", "Digest"] { th scope="col" { (name) } }
                         }
                     }
                     tbody {
                         @for one in ancestry.iter().flat_map(|stage| &stage.results) {
-                            tr {
-                                th scope="row" { (one.node) }
-                                td { (digest(&one.key)) }
-                                td {
-                                    @for (place, (port, content)) in one.outputs.iter().enumerate() {
-                                        @if place > 0 { ", " }
-                                        (port) " " (digest(content))
-                                    }
+                            @for (port, content) in &one.outputs {
+                                tr {
+                                    th scope="row" { (one.node) }
+                                    td { (digest(&one.key)) }
+                                    td { (port) }
+                                    td { (digest(content)) }
                                 }
                             }
                         }
@@ -169,7 +167,7 @@ fn environment(ancestry: &[Ancestor]) -> Markup {
 fn inputs(collected: &Collected) -> Markup {
     html! {
         p .note {
-            "Each digest names the content of one input; the same inputs and parameters give this very page."
+            "Each digest names the content of one input; equal inputs, parameters and results above give this very page."
         }
         div .scroll tabindex="0" role="region" aria-label="Inputs of this report" {
             table {

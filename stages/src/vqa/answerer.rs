@@ -13,7 +13,7 @@ use pipe_models::{Trainable, Weights};
 use serde::{Deserialize, Serialize};
 
 use super::architecture::{Architecture, moved};
-use super::senses::{Modality, Readings, Sight, Sights, VisualTokens};
+use super::senses::{Modality, Readings, Sight, Sights, Standard, VisualTokens};
 use super::{AnswerSource, Asked, Examples, QuestionVocabulary, UnknownWord, normalise};
 use crate::compute::Compute;
 use crate::ingest::exact;
@@ -22,6 +22,8 @@ use crate::model::{DEVICE, Model, checkpoint_error, files, tensor_error, write_t
 const DESCRIPTION: &str = "answers.json";
 const WEIGHTS: &str = "model.safetensors";
 const TYPES: &str = "types.safetensors";
+/// The layer over the codes of the auto-encoder.
+const CONVERT: [&str; 2] = ["convert.weight", "convert.bias"];
 /// The folder of the encoder's files.
 pub(crate) const ENCODER: &str = "encoder";
 /// The version of the description.
@@ -296,6 +298,20 @@ impl Answerer {
         let json = serde_json::to_string_pretty(&self.description)
             .map_err(|error| StageError::because("writing answers.json", error))?;
         write_text(&folder.join(DESCRIPTION), &format!("{json}\n"))
+    }
+
+    /// Lets the layer over the codes of the auto-encoder, which learned on standardised ones, see them as they are.
+    ///
+    /// # Errors
+    /// If the model has no such layer.
+    pub(crate) fn see_codes_as_they_are(&self, standard: &Standard) -> Result<(), StageError> {
+        let variables = self.model.parameters().variables();
+        let [Some(weight), Some(bias)] = CONVERT.map(|name| variables.get(name)) else {
+            return Err(StageError::failed("the model has no layer over the codes of its auto-encoder"));
+        };
+        let changed = standard.over_codes(&weight.as_detached_tensor(), &bias.as_detached_tensor());
+        let set = changed.and_then(|(over, constant)| weight.set(&over).and_then(|()| bias.set(&constant)));
+        set.map_err(tensor_error)
     }
 
     /// Everything that the model is shown of `examples`.

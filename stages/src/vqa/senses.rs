@@ -1,7 +1,7 @@
 //! What a model of visual question answering is shown: images and questions in the forms that its parts take, made
 //! once for all steps, but for what passes through an encoder that learns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{D, DType, Tensor};
 use pipe_engine::{StageContext, StageError};
@@ -137,7 +137,52 @@ fn scrambled(squares: &[u8], side: usize) -> Vec<u8> {
     squares.flat_map(|square| (0..plane).flat_map(move |place| pixel(square, place))).collect()
 }
 
+/// How codes became standardised ones: `(code - mean) * scale`.
+pub(crate) struct Standard {
+    mean: Vec<f32>,
+    scale: f64,
+}
+
+impl Standard {
+    /// The weight `[out, code]` and the bias `[out]` of a linear layer over codes as they are that gives what these give
+    /// over standardised ones.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub(crate) fn over_codes(&self, weight: &Tensor, bias: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
+        let weight = (weight * self.scale)?;
+        let mean = Tensor::from_slice(&self.mean, (self.mean.len(), 1), weight.device())?;
+        let bias = (bias - weight.matmul(&mean)?.squeeze(1)?)?;
+        Ok((weight, bias))
+    }
+}
+
 impl Sights {
+    /// Centres the codes of a frozen auto-encoder on the mean of those of `images`, and scales them so that these are of
+    /// length one on average. None without codes.
+    pub(crate) fn standardise(&mut self, images: &BTreeSet<usize>) -> Option<Standard> {
+        let codes = self.codes.as_mut()?;
+        let length: usize = codes.shape.iter().product();
+        let mut mean = vec![0.0; length];
+        for image in images {
+            let code = &codes.values[image * length..(image + 1) * length];
+            mean.iter_mut().zip(code).for_each(|(mean, value)| *mean += f64::from(*value));
+        }
+        let mean: Vec<f32> = mean.iter().map(|sum| (sum / images.len() as f64) as f32).collect();
+        for code in codes.values.chunks_exact_mut(length.max(1)) {
+            code.iter_mut().zip(&mean).for_each(|(value, mean)| *value -= mean);
+        }
+        let lengths = images.iter().map(|image| {
+            let code = &codes.values[image * length..(image + 1) * length];
+            code.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+        });
+        let average = lengths.sum::<f64>() / images.len() as f64;
+        // Such codes tell nothing, centred or not.
+        let scale = if average > 0.0 { average.recip() } else { 1.0 };
+        codes.values.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+        Some(Standard { mean, scale })
+    }
+
     /// Looks at all images.
     ///
     /// # Errors
@@ -429,7 +474,7 @@ pub(crate) fn batch(images: Images, questions: Questions) -> Batch {
 
 #[cfg(test)]
 mod tests {
-    use super::scrambled;
+    use super::*;
 
     #[test]
     fn scrambled_pixels_are_the_same_values_in_another_order() {
@@ -441,5 +486,45 @@ mod tests {
         assert_eq!(red, square[..4]);
         assert_eq!(seen[..3], [square[0], square[4], square[8]]);
         assert_eq!(seen[12..], seen[..12]);
+    }
+
+    #[test]
+    fn a_layer_over_standardised_codes_says_the_same_over_codes_as_they_are() {
+        let values: Vec<f32> = (0..24).map(|value| 100.0 + (value * value % 17) as f32).collect();
+        let codes = |values: &[f32]| Sights {
+            features: Features::None,
+            meta: None,
+            grey: None,
+            codes: Some(Rows { values: values.to_vec(), shape: vec![2, 3] }),
+            tokens: VisualTokens::Pooled,
+        };
+        let (raw, mut standard) = (codes(&values), codes(&values));
+        // The last image is none of training.
+        let told = standard.standardise(&BTreeSet::from([0, 1, 2])).unwrap();
+        let pick = |sights: &Sights, rows: &[usize]| {
+            sights.codes.as_ref().unwrap().pick(rows).unwrap().flatten_from(1).unwrap()
+        };
+        let trained = pick(&standard, &[0, 1, 2]).to_vec2::<f32>().unwrap();
+        let mean = |column: usize| trained.iter().map(|row| row[column]).sum::<f32>() / 3.0;
+        assert!((0..6).all(|column| mean(column).abs() < 1e-6));
+        let length = |row: &Vec<f32>| row.iter().map(|value| value * value).sum::<f32>().sqrt();
+        assert!((trained.iter().map(length).sum::<f32>() / 3.0 - 1.0).abs() < 1e-6);
+        let weight =
+            Tensor::from_vec((0..12).map(|value| value as f32 - 5.5).collect(), (2, 6), &DEVICE).unwrap();
+        let bias = Tensor::new(&[0.25f32, -3.0], &DEVICE).unwrap();
+        let all = [0, 1, 2, 3];
+        let layer = |sights: &Sights, weight: &Tensor, bias: &Tensor| {
+            let product = pick(sights, &all).matmul(&weight.t().unwrap()).unwrap();
+            product.broadcast_add(bias).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let expected = layer(&standard, &weight, &bias);
+        let (weight, bias) = told.over_codes(&weight, &bias).unwrap();
+        for (found, expected) in layer(&raw, &weight, &bias).iter().flatten().zip(expected.iter().flatten()) {
+            assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+        }
+        // Codes that are all alike stay finite.
+        let mut alike = codes(&[7.0; 24]);
+        alike.standardise(&BTreeSet::from([0, 3])).unwrap();
+        assert!(pick(&alike, &all).to_vec2::<f32>().unwrap().iter().flatten().all(|value| *value == 0.0));
     }
 }

@@ -1,5 +1,7 @@
 //! Trained and asked, through the stages.
 
+use std::collections::BTreeMap;
+
 use pipe_engine::{InputArtifact, StageError};
 use serde_json::{Value as Json, json};
 
@@ -435,6 +437,30 @@ fn encoders_compute_in_half_types() {
             assert!((whole - half).abs() < 0.05 * whole, "{method} {encoder}: {whole} {half}");
         }
     }
+}
+
+/// The auto-encoder stays as it began; only what the layer above it sees while it learns is another.
+#[test]
+fn codes_of_a_frozen_autoencoder_may_be_standardised() {
+    let study = Study::new();
+    let learned = |autoencoder: &str| {
+        let params = json!({ "autoencoder": autoencoder, "epochs": 2 });
+        let trained = study.train(&small("mevf", &params));
+        let file = trained["model"].file("model.safetensors").unwrap().location.clone();
+        let mut tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+        tensors.retain(|name, _| name.starts_with("ae_v_emb."));
+        let values = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let encoder: BTreeMap<_, _> =
+            tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect();
+        let scored = study.ask(&trained, &json!({}));
+        let accuracy = figure(&read(&scored["metrics"]).unwrap(), "accuracy", None);
+        assert!((0.0..=1.0).contains(&accuracy));
+        (encoder, losses(&trained))
+    };
+    let (frozen, standardised) = (learned("frozen"), learned("standardised"));
+    assert!(!frozen.0.is_empty());
+    assert_eq!(frozen.0, standardised.0);
+    assert_ne!(frozen.1, standardised.1);
 }
 
 #[test]

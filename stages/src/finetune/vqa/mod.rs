@@ -4,6 +4,8 @@ mod held_out;
 mod learning;
 mod params;
 
+use std::collections::BTreeSet;
+
 use pipe_engine::{
     ArtifactType, DefaultCpu, InputPort, KindDescription, Numerics, OutputPort, OutputWriter,
     ParameterProblem, StageContext, StageError, StageKind,
@@ -139,7 +141,12 @@ impl StageKind for FinetuneVqa {
         };
         let answerer = begin(params, &examples, &train, encoder, context)?;
         let live = params.encoder == Encoder::Tuned && answerer.encoder.is_some();
-        let (sights, readings) = answerer.prepare(&examples, live, context)?;
+        let (mut sights, readings) = answerer.prepare(&examples, live, context)?;
+        let images: BTreeSet<usize> = train.iter().map(|row| examples.asked[*row].image).collect();
+        let standard = match params.autoencoder {
+            AutoencoderUse::Standardised => sights.standardise(&images),
+            _ => None,
+        };
         let mut log = TrainingLog::default();
         if let Some(types) = &answerer.types {
             let rows = TypeRows { train: &train, val: &val };
@@ -148,6 +155,9 @@ impl StageKind for FinetuneVqa {
         let data =
             Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
         let log = learn(params, &answerer, live, &data, log, context)?;
+        if let Some(standard) = &standard {
+            answerer.see_codes_as_they_are(standard)?;
+        }
         let checkpoint = context.optional_input("checkpoint").cloned();
         let output = context.output("model")?;
         if let (Some(encoder), Some(checkpoint)) = (&answerer.encoder, &checkpoint) {
@@ -253,7 +263,7 @@ fn begin(
         params.visual_tokens,
         params.modality,
         params.scrambled_pixels,
-        params.autoencoder == AutoencoderUse::Frozen,
+        matches!(params.autoencoder, AutoencoderUse::Frozen | AutoencoderUse::Standardised),
         types,
     );
     let types = match &description.types {

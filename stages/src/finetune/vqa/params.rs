@@ -24,6 +24,9 @@ pub enum AutoencoderUse {
     None,
     /// It stays as it begins, and sees every image once; the layer above it learns.
     Frozen,
+    /// As `frozen`, but its codes are centred on those of the training images and of length one on average while the layer
+    /// above learns: as they are, they are too large for the published learning rates.
+    Standardised,
     /// Its encoder learns.
     Trained,
     /// It learns, and its reconstruction counts in the loss, as published.
