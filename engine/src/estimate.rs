@@ -161,7 +161,6 @@ impl Estimate {
         given: &BTreeMap<NodeId, u64>,
     ) -> Self {
         let results = Results::read(history);
-        let target = pipeline.executor.slurm.task_target as f64;
         // Rows of the largest table that each node has given or will give.
         let mut rows: Vec<Option<f64>> = vec![None; pipeline.nodes.len()];
         let mut costs = Vec::new();
@@ -203,6 +202,7 @@ impl Estimate {
                 (None, false) => sized.map(|_| 1),
             };
             let jobs = actions.map(|actions| {
+                let target = node.resources.jobs.task_target as f64;
                 let each = seconds.map(|seconds| seconds / actions.max(1) as f64);
                 batching::tasks(&vec![each; actions], target, usize::MAX).len()
             });

@@ -303,6 +303,19 @@ pub struct Executor {
 /// `[executor.slurm]`: how jobs are submitted. Nothing of it is in a key.
 #[derive(Clone, PartialEq, Debug)]
 pub struct SlurmSettings {
+    /// What holds of every job whose stage says nothing else.
+    pub jobs: JobSettings,
+    /// Tasks of ours in the queue at any time.
+    pub max_submitted: usize,
+    /// Submissions per second.
+    pub submit_rate: f64,
+    /// Seconds between two looks at the queue, while something changes.
+    pub poll: u64,
+}
+
+/// How the jobs of one stage are submitted: what it says under `resources`, and otherwise `[executor.slurm]`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct JobSettings {
     /// What jobs ask for by name, as options of `sbatch` without their dashes: `partition`, `account`, `qos`, `constraint`,
     /// `reservation`.
     pub names: BTreeMap<String, String>,
@@ -314,24 +327,36 @@ pub struct SlurmSettings {
     pub setup: String,
     /// Tasks of an array that may run at one time.
     pub max_tasks: usize,
-    /// Tasks of ours in the queue at any time.
-    pub max_submitted: usize,
     /// The planned length of a task, in seconds.
     pub task_target: u64,
-    /// Submissions per second.
-    pub submit_rate: f64,
-    /// Seconds between two looks at the queue, while something changes.
-    pub poll: u64,
     /// Seconds before the end of a task at which its work stops.
     pub time_margin: u64,
 }
 
-impl SlurmSettings {
-    /// What jobs ask for by name.
-    pub const NAMES: [&str; 5] = ["partition", "account", "qos", "constraint", "reservation"];
+impl JobSettings {
+    /// All that a stage may say of its jobs, as it stands in a pipeline file.
+    pub const KEYS: [&str; 11] = [
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "reservation",
+        "extra_args",
+        "export",
+        "setup",
+        "max_tasks",
+        "task_target",
+        "time_margin",
+    ];
 }
 
 impl Default for SlurmSettings {
+    fn default() -> Self {
+        Self { jobs: JobSettings::default(), max_submitted: 500, submit_rate: 1.0, poll: 20 }
+    }
+}
+
+impl Default for JobSettings {
     fn default() -> Self {
         Self {
             names: BTreeMap::new(),
@@ -339,10 +364,7 @@ impl Default for SlurmSettings {
             export: Vec::new(),
             setup: String::new(),
             max_tasks: 64,
-            max_submitted: 500,
             task_target: 40 * 60,
-            submit_rate: 1.0,
-            poll: 20,
             time_margin: 180,
         }
     }
@@ -374,8 +396,10 @@ pub struct Resources {
     pub time: Option<u64>,
     /// Tokens that the study defines: name to how many.
     pub tokens: BTreeMap<String, usize>,
-    /// What its jobs on a cluster ask for by name, in the place of what [`SlurmSettings::names`] says.
-    pub names: BTreeMap<String, String>,
+    /// How its jobs on a cluster are submitted.
+    pub jobs: JobSettings,
+    /// What of that the stage says itself, as names and values of its file.
+    pub said: BTreeMap<String, serde_json::Value>,
 }
 
 /// What lies between two checkpoints of an action that keeps its state.
@@ -457,7 +481,7 @@ impl Resources {
         ]
         .into_iter()
         .chain(tokens)
-        .chain(self.names.iter().map(|(name, value)| (name.as_str(), Some(value.as_str().into()))))
+        .chain(self.said.iter().map(|(name, value)| (name.as_str(), Some(value.clone()))))
         .filter_map(|(name, value)| Some((name, value?)))
     }
 }

@@ -174,7 +174,7 @@ fn a_detached_run_goes_on_by_itself(cluster: &str) {
     let world = World::new(cluster, &study(20, 20, 40));
     world.pipe(&["run", "--executor", "slurm", "--detach"]).expect(0);
     wait_for("all is done", || world.has_result("after").then_some(()));
-    wait_for("all is done", || world.has_result("sum").then_some(()));
+    wait_for("all is done", || world.has_result("story").then_some(()));
     wait_for("the last part of the run ends", || world.running_job().is_none().then_some(()));
     world.expect_marks(20 + 3);
     world.expect_results_of_a_local_run();

@@ -3,12 +3,13 @@
 use crate::study;
 use crate::world::World;
 
-pub(crate) const TESTS: [(&str, fn()); 5] = [
+pub(crate) const TESTS: [(&str, fn()); 6] = [
     ("parts_that_others_made_are_not_ordered", parts_that_others_made_are_not_ordered),
     ("a_lost_answer_is_no_second_submission", a_lost_answer_is_no_second_submission),
     ("too_many_jobs_are_submitted_later", too_many_jobs_are_submitted_later),
     ("too_large_arrays_are_halved", too_large_arrays_are_halved),
     ("what_nobody_knows_is_tried_three_times", what_nobody_knows_is_tried_three_times),
+    ("a_stage_says_how_its_own_jobs_are_submitted", a_stage_says_how_its_own_jobs_are_submitted),
 ];
 
 const ONE: &str = "[stage.one]\nkind = \"steps\"\nparams = { text = \"one\" }\n";
@@ -43,6 +44,19 @@ fn too_many_jobs_are_submitted_later() {
     world.pipe(&["run", "--executor", "slurm"]).expect(0);
     assert_eq!(world.submissions().len(), 2);
     world.expect_marks(1);
+}
+
+fn a_stage_says_how_its_own_jobs_are_submitted() {
+    let own = "resources = { setup = \"touch set-up\", extra_args = [\"--exclusive\"], max_tasks = 3, time_margin = 7 }\n";
+    let two = "[stage.two]\nkind = \"steps\"\nparams = { text = \"two\" }\n";
+    let world = World::with_fake_slurm(&[], &format!("{ONE}{own}{two}"));
+    world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    let calls = world.submissions();
+    let of = |words: &str| calls.iter().filter(|call| call.contains(words)).count();
+    assert_eq!((calls.len(), of("--exclusive"), of("%3"), of("USR1@7")), (2, 1, 1, 1), "{calls:?}");
+    assert!(world.path("set-up").is_file());
+    world.expect_marks(2);
+    world.expect_results_of_a_local_run();
 }
 
 fn too_large_arrays_are_halved() {

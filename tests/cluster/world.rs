@@ -138,7 +138,7 @@ impl World {
         std::fs::remove_dir_all(self.path(".pipe")).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, Table};
 use super::quantity::bytes;
-use super::resources::{IO, RESOURCES, count, quantity};
+use super::resources::{IO, count, meanings, quantity};
 use super::slurm;
 use super::template::Scope;
 use super::{NAME_HELP, is_name, suggestion};
@@ -75,7 +75,7 @@ fn table<'a>(name: &str, item: &'a Item, diagnostics: &mut Vec<Diagnostic>) -> O
 
 /// Whether a token may have its name.
 fn is_legal(token: &Entry, diagnostics: &mut Vec<Diagnostic>) -> bool {
-    let help = if RESOURCES.contains(&token.key.as_str()) {
+    let help = if meanings().any(|name| name == token.key) {
         format!("`{}` has a meaning of its own", token.key)
     } else if is_name(&token.key) {
         return true;

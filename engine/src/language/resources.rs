@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, ItemValue, Table};
 use super::quantity::{bytes, seconds};
-use super::suggestion;
-use crate::pipeline::{Executor, Place, Resources, SlurmSettings};
+use super::{slurm, suggestion};
+use crate::pipeline::{Executor, JobSettings, Place, Resources};
 
-/// The resources that have a meaning of their own; all others are tokens.
-pub(crate) const RESOURCES: [&str; 9] =
-    ["cpu", "gpu", "mem", "time", "partition", "account", "qos", "constraint", "reservation"];
+/// What an action asks for wherever it runs.
+const OWN: [&str; 4] = ["cpu", "gpu", "mem", "time"];
+
+/// All names that have a meaning of their own, with those that tell of jobs on a cluster; all others are tokens.
+pub(crate) fn meanings() -> impl Iterator<Item = &'static str> {
+    OWN.into_iter().chain(JobSettings::KEYS)
+}
 
 /// The token that every executor has, as many as cores unless the study says otherwise: for actions that would
 /// hinder each other at a disk or a network.
@@ -24,7 +28,8 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
         memory: None,
         time: None,
         tokens: BTreeMap::new(),
-        names: BTreeMap::new(),
+        jobs: executor.slurm.jobs.clone(),
+        said: BTreeMap::new(),
     };
     for entry in table.iter().filter(|entry| !entry.item.is_invalid()) {
         let understood = match entry.key.as_str() {
@@ -32,8 +37,10 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
             "gpu" => count(&entry.item).map(|gpu| resources.gpu = gpu),
             "mem" => quantity(&entry.item, bytes).map(|bytes| resources.memory = Some(bytes)),
             "time" => quantity(&entry.item, seconds).map(|time| resources.time = Some(time)),
-            name if SlurmSettings::NAMES.contains(&name) => {
-                word(&entry.item).map(|value| _ = resources.names.insert(name.to_owned(), value))
+            key if JobSettings::KEYS.contains(&key) => {
+                slurm::read_job("`resources`", key, &entry.item, &mut resources.jobs, diagnostics);
+                resources.said.insert(key.to_owned(), entry.item.json());
+                continue;
             }
             token if executor.limits.tokens.contains_key(token) => {
                 count(&entry.item).map(|count| _ = resources.tokens.insert(token.to_owned(), count))
@@ -41,9 +48,12 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
             unknown => {
                 let message = format!("unknown resource `{unknown}`");
                 let tokens = executor.limits.tokens.keys().map(String::as_str);
-                let help = suggestion(unknown, RESOURCES.into_iter().chain(tokens));
-                let token =
-                    format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`");
+                let help = suggestion(unknown, meanings().map(|name| name as &str).chain(tokens));
+                let token = if slurm::OF_THE_DRIVER.contains(&unknown) {
+                    format!("`{unknown}` holds of all jobs together: write it in `[executor.slurm]`")
+                } else {
+                    format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`")
+                };
                 diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help).help(token));
                 continue;
             }
@@ -52,7 +62,6 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
             let message = format!("resource `{}` cannot be {}", entry.key, entry.item.display());
             let help = match entry.key.as_str() {
                 token if executor.limits.tokens.contains_key(token) => format!("write `{token} = 1`"),
-                name if SlurmSettings::NAMES.contains(&name) => format!("write a name: `{name} = \"...\"`"),
                 _ => "write `cpu = 4`, `gpu = 1`, `mem = \"16GiB\"`, `time = \"4h\"`".to_owned(),
             };
             diagnostics.push(Diagnostic::new("E003", &entry.item.origin, message).help(help));

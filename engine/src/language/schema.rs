@@ -1,6 +1,6 @@
 //! The JSON Schema of pipeline files, for completion and checks in editors.
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use crate::error::FailureClass;
 use crate::kind::Registry;
@@ -41,6 +41,19 @@ pub fn schema(registry: &Registry) -> Json {
             } },
         }));
     }
+    let mut resources = of_jobs();
+    resources.extend([
+        ("cpu".to_owned(), count("cores")),
+        ("gpu".to_owned(), or_template(json!({ "type": "integer", "minimum": 0 }))),
+        (
+            "mem".to_owned(),
+            json!({ "type": ["string", "integer"], "description": "bytes, or such as \"16GiB\"" }),
+        ),
+        (
+            "time".to_owned(),
+            json!({ "type": ["string", "integer"], "description": "seconds, or such as \"4h\"" }),
+        ),
+    ]);
     let axis_value = json!({ "type": ["string", "integer", "boolean", "object"] });
     let assignments = json!({ "type": "array", "items": { "type": "object" } });
     let stage = json!({
@@ -79,43 +92,20 @@ pub fn schema(registry: &Registry) -> Json {
             "isolate": or_template(json!({ "type": "boolean", "default": false,
                 "description": "run in a process of its own; never in a key" })),
             "resources": or_template(json!({ "type": "object",
-                "additionalProperties": or_template(json!({ "type": "integer", "minimum": 0, "description": "a token that `[executor.local]` defines" })), "properties": {
-                "cpu": or_template(json!({ "type": "integer", "minimum": 1 })),
-                "gpu": or_template(json!({ "type": "integer", "minimum": 0 })),
-                "mem": { "type": ["string", "integer"], "description": "bytes, or such as \"16GiB\"" },
-                "time": { "type": ["string", "integer"], "description": "seconds, or such as \"4h\"" },
-                "partition": { "type": "string", "description": "of its jobs on a cluster" },
-                "account": { "type": "string", "description": "of its jobs on a cluster" },
-                "qos": { "type": "string", "description": "of its jobs on a cluster" },
-                "constraint": { "type": "string", "description": "of its jobs on a cluster" },
-                "reservation": { "type": "string", "description": "of its jobs on a cluster" } } })),
+                "additionalProperties": or_template(json!({ "type": "integer", "minimum": 0, "description": "a token that `[executor.local]` defines" })),
+                "properties": resources })),
         },
         "allOf": rules,
     });
-    let duration = |description: &str| json!({ "type": ["string", "integer"], "description": description });
-    let name = |description: &str| json!({ "type": "string", "description": description });
-    let count = |description: &str| {
-        or_template(json!({ "type": "integer", "minimum": 1, "description": description }))
-    };
-    let list = |description: &str| {
-        or_template(json!({ "type": "array", "items": { "type": "string" }, "description": description }))
-    };
+    let mut slurm = of_jobs();
+    slurm.extend([
+        ("max_submitted".to_owned(), count("tasks of ours in the queue at any time; by default 500")),
+        ("submit_rate".to_owned(), json!({ "type": ["string", "number"], "description": "submissions, such as \"1/s\" (the default) or \"30/min\"; five at once" })),
+        ("poll".to_owned(), duration("between two looks at the queue; by default \"20s\", and up to 120 s while nothing changes")),
+    ]);
     let slurm = json!({ "type": "object", "additionalProperties": false,
-        "description": "how jobs of a cluster are submitted; never in a key", "properties": {
-        "partition": name("of all jobs; a stage may say another one under `resources`"),
-        "account": name("of all jobs; a stage may say another one under `resources`"),
-        "qos": name("of all jobs; a stage may say another one under `resources`"),
-        "constraint": name("of all jobs; a stage may say another one under `resources`"),
-        "reservation": name("of all jobs; a stage may say another one under `resources`"),
-        "extra_args": list("further arguments of `sbatch`"),
-        "export": list("further variables of the environment that jobs are given"),
-        "setup": name("a line for the shell before the work, such as \"module load cuda\""),
-        "max_tasks": count("tasks of an array that run at one time; by default 64"),
-        "max_submitted": count("tasks of ours in the queue at any time; by default 500"),
-        "task_target": duration("planned length of a task; by default \"40min\""),
-        "submit_rate": { "type": ["string", "number"], "description": "submissions, such as \"1/s\" (the default) or \"30/min\"; five at once" },
-        "poll": duration("between two looks at the queue; by default \"20s\", and up to 120 s while nothing changes"),
-        "time_margin": duration("before the end of its time a task stops its work; by default \"180s\", at most a quarter of the time") } });
+        "description": "how jobs of a cluster are submitted; of a stage, what it says itself under `resources` goes first; never in a key",
+        "properties": slurm });
     let executor = json!({ "type": "object", "additionalProperties": false, "properties": {
         "use": { "enum": ["local", "slurm"], "description": "where actions run; by default \"local\"; `pipe run --executor` says otherwise" },
         "slurm": slurm,
@@ -184,6 +174,42 @@ fn with_templates_inside(schema: Json) -> Json {
         }
     }
     Json::Object(table)
+}
+
+fn duration(description: &str) -> Json {
+    json!({ "type": ["string", "integer"], "description": description })
+}
+
+fn count(description: &str) -> Json {
+    or_template(json!({ "type": "integer", "minimum": 1, "description": description }))
+}
+
+/// What the section of a cluster and the `resources` of a stage say of jobs.
+fn of_jobs() -> Map<String, Json> {
+    let name = |description: &str| json!({ "type": "string", "description": description });
+    let list = |description: &str| {
+        or_template(json!({ "type": "array", "items": { "type": "string" }, "description": description }))
+    };
+    let option = "the option of `sbatch`, of jobs on a cluster";
+    [
+        ("partition", name(option)),
+        ("account", name(option)),
+        ("qos", name(option)),
+        ("constraint", name(option)),
+        ("reservation", name(option)),
+        ("extra_args", list("further arguments of `sbatch`")),
+        ("export", list("further variables of the environment that jobs are given")),
+        ("setup", name("a line for the shell before the work, such as \"module load cuda\"")),
+        ("max_tasks", count("tasks of an array that run at one time; by default 64")),
+        ("task_target", duration("planned length of a task; by default \"40min\"")),
+        (
+            "time_margin",
+            duration("before the end of its time a task stops its work; by default \"180s\", at most a quarter of the time"),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
 }
 
 /// The same schema, or a template. Keywords count only for values of their type, so that most schemas

@@ -13,7 +13,7 @@ use crate::attempt::AttemptError;
 use crate::brief::{Brief, Port};
 use crate::isolate::Failure;
 use crate::kind::DefaultCpu;
-use crate::pipeline::{Node, Origin};
+use crate::pipeline::{JobSettings, Node, Origin};
 
 /// The version of these files.
 pub(crate) const VERSION: u32 = 1;
@@ -31,8 +31,8 @@ pub(crate) struct Ask {
     pub(crate) gpu: usize,
     /// Seconds.
     pub(crate) time: Option<u64>,
-    /// By name: `partition` and the like.
-    pub(crate) names: BTreeMap<String, String>,
+    /// How it is submitted.
+    pub(crate) jobs: JobSettings,
 }
 
 impl Ask {
@@ -48,7 +48,7 @@ impl Ask {
             memory: resources.memory,
             gpu: resources.gpu.max(on_gpu),
             time: resources.time,
-            names: resources.names.clone(),
+            jobs: resources.jobs.clone(),
         }
     }
 
@@ -58,7 +58,8 @@ impl Ask {
     }
 
     /// Seconds before the end of a task at which its work stops, of which a short one does not lose more than a quarter.
-    pub(crate) fn margin(&self, wanted: u64) -> u64 {
+    pub(crate) fn margin(&self) -> u64 {
+        let wanted = self.jobs.time_margin;
         self.limit().map_or(wanted, |limit| wanted.min(limit / 4))
     }
 }
@@ -247,6 +248,9 @@ pub(crate) struct Intent {
     pub(crate) tasks: usize,
     pub(crate) actions: usize,
     pub(crate) arguments: Vec<String>,
+    /// The line for the shell before the work.
+    #[serde(default)]
+    pub(crate) setup: String,
     pub(crate) time: String,
 }
 

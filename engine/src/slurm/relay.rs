@@ -14,7 +14,7 @@ use super::worker::json as bytes_of;
 use super::{command, own_program, program_digest, queue};
 use crate::attempt::AttemptError;
 use crate::error::StageError;
-use crate::pipeline::SlurmSettings;
+use crate::pipeline::JobSettings;
 
 /// What its array is called in the place of a stage.
 const STAGE: &str = "the next part of the run";
@@ -29,7 +29,7 @@ pub(crate) fn submit(
     store: &Store,
     run: &str,
     jobs: &[String],
-    settings: &SlurmSettings,
+    settings: &JobSettings,
     arguments: &[String],
     stop: &AtomicBool,
 ) -> Result<String, AttemptError> {
@@ -62,6 +62,7 @@ pub(crate) fn submit(
         tasks: 1,
         actions: 0,
         arguments: submission.clone(),
+        setup: String::new(),
         time: crate::events::now(),
     };
     store.write_in_array(&folder, "intent.json", &bytes_of(&intent))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::manifest::Ask;
-use crate::pipeline::SlurmSettings;
+use crate::pipeline::JobSettings;
 
 /// Variables of the environment that jobs are given. Others, such as `CUDA_VISIBLE_DEVICES` of this process, would change
 /// what they do.
@@ -37,35 +37,35 @@ pub(crate) struct Array<'a> {
 }
 
 /// The arguments.
-pub(crate) fn arguments(array: &Array<'_>, settings: &SlurmSettings) -> Vec<String> {
+pub(crate) fn arguments(array: &Array<'_>) -> Vec<String> {
     let Array { name, run, tasks, ask, log } = array;
+    let jobs = &ask.jobs;
     let mut arguments = vec![
         "--parsable".to_owned(),
         format!("--job-name={name}"),
         format!("--comment={run}"),
         format!("--output={}", log.display()),
         "--open-mode=append".to_owned(),
-        exported(settings, &[]),
+        exported(jobs, &[]),
         "--requeue".to_owned(),
-        format!("--signal=B:USR1@{}", ask.margin(settings.time_margin)),
-        format!("--array=0-{}%{}", tasks - 1, settings.max_tasks),
+        format!("--signal=B:USR1@{}", ask.margin()),
+        format!("--array=0-{}%{}", tasks - 1, jobs.max_tasks),
     ];
     arguments.extend(ask.cpu.map(|cpu| format!("--cpus-per-task={cpu}")));
     arguments.extend(ask.memory.map(|bytes| format!("--mem={}M", bytes.div_ceil(1 << 20))));
     // Whoever writes `--gpus-per-task` counts them so.
-    let says_gpus = settings.extra_args.iter().any(|argument| argument.starts_with("--gpus"));
+    let says_gpus = jobs.extra_args.iter().any(|argument| argument.starts_with("--gpus"));
     if ask.gpu > 0 && !says_gpus {
         arguments.push(format!("--gres=gpu:{}", ask.gpu));
     }
     arguments.extend(ask.limit().map(|seconds| format!("--time={}", seconds / 60)));
-    let names = SlurmSettings::NAMES.into_iter();
-    arguments.extend(names.filter_map(|name| Some(format!("--{name}={}", name_of(name, ask, settings)?))));
-    arguments.extend(settings.extra_args.iter().cloned());
+    arguments.extend(jobs.names.iter().map(|(name, value)| format!("--{name}={value}")));
+    arguments.extend(jobs.extra_args.iter().cloned());
     arguments
 }
 
 /// The variables that a job is given.
-fn exported(settings: &SlurmSettings, further: &[&str]) -> String {
+fn exported(settings: &JobSettings, further: &[&str]) -> String {
     let known = EXPORTED.iter().chain(further).copied().filter(|name| std::env::var_os(name).is_some());
     let names: Vec<&str> = known.chain(settings.export.iter().map(String::as_str)).collect();
     format!("--export={}", names.join(","))
@@ -77,7 +77,7 @@ pub(crate) fn relay_arguments(
     run: &str,
     jobs: &[String],
     log: &Path,
-    settings: &SlurmSettings,
+    settings: &JobSettings,
 ) -> Vec<String> {
     let mut arguments = vec![
         "--parsable".to_owned(),
@@ -100,15 +100,10 @@ pub(crate) fn relay_script(program: &Path, arguments: &[String]) -> String {
     format!("#!/bin/bash\nexec {} {}\n", quoted(&program.to_string_lossy()), words.join(" "))
 }
 
-/// What a job asks for by name: what its stage says, else what all jobs ask for.
-fn name_of<'a>(name: &str, ask: &'a Ask, settings: &'a SlurmSettings) -> Option<&'a String> {
-    ask.names.get(name).or_else(|| settings.names.get(name))
-}
-
-/// The script: the worker is the batch process itself, so that it gets the signals.
-pub(crate) fn script(program: &Path, store: &Path, array: &str, settings: &SlurmSettings) -> String {
+/// The script: the worker is the batch process itself, so that it gets the signals. `setup` is a line before it.
+pub(crate) fn script(program: &Path, store: &Path, array: &str, setup: &str) -> String {
     // A login shell knows modules; without a line of the user's it would only take time.
-    let (shell, setup) = match settings.setup.as_str() {
+    let (shell, setup) = match setup {
         "" => ("#!/bin/bash", String::new()),
         line => ("#!/bin/bash -l", format!("{line}\n")),
     };
@@ -133,21 +128,16 @@ mod tests {
 
     #[test]
     fn what_a_stage_asks_for_becomes_arguments() {
-        let mut settings = SlurmSettings {
-            names: [("partition".to_owned(), "cpu".to_owned()), ("qos".to_owned(), "low".to_owned())].into(),
+        let jobs = JobSettings {
+            names: [("partition".to_owned(), "gpu".to_owned()), ("qos".to_owned(), "low".to_owned())].into(),
             extra_args: vec!["--exclusive".to_owned()],
             export: vec!["SEED".to_owned()],
-            ..SlurmSettings::default()
+            max_tasks: 7,
+            ..JobSettings::default()
         };
-        let ask = Ask {
-            cpu: Some(8),
-            memory: Some((1 << 30) + 1),
-            gpu: 2,
-            time: Some(3601),
-            names: [("partition".to_owned(), "gpu".to_owned())].into(),
-        };
+        let mut ask = Ask { cpu: Some(8), memory: Some((1 << 30) + 1), gpu: 2, time: Some(3601), jobs };
         let array = Array { name: "pipe-x", run: "run-id", tasks: 9, ask: &ask, log: Path::new("/s/%a.out") };
-        let found = arguments(&array, &settings);
+        let found = arguments(&array);
         for expected in [
             "--parsable",
             "--job-name=pipe-x",
@@ -155,7 +145,7 @@ mod tests {
             "--output=/s/%a.out",
             "--requeue",
             "--signal=B:USR1@180",
-            "--array=0-8%64",
+            "--array=0-8%7",
             "--cpus-per-task=8",
             "--mem=1025M",
             "--gres=gpu:2",
@@ -168,10 +158,11 @@ mod tests {
         }
         let export = found.iter().find_map(|argument| argument.strip_prefix("--export=")).unwrap();
         assert!(export.split(',').any(|name| name == "SEED") && !export.contains("CUDA"), "{export}");
-        settings.extra_args = vec!["--gpus-per-task=2".to_owned()];
-        assert!(!arguments(&array, &settings).iter().any(|argument| argument.starts_with("--gres")));
-        let bare = Ask { cpu: None, memory: None, gpu: 0, time: None, names: Default::default() };
-        let found = arguments(&Array { ask: &bare, ..array }, &SlurmSettings::default());
+        ask.jobs.extra_args = vec!["--gpus-per-task=2".to_owned()];
+        let array = Array { name: "pipe-x", run: "run-id", tasks: 9, ask: &ask, log: Path::new("/s/%a.out") };
+        assert!(!arguments(&array).iter().any(|argument| argument.starts_with("--gres")));
+        let bare = Ask { cpu: None, memory: None, gpu: 0, time: None, jobs: JobSettings::default() };
+        let found = arguments(&Array { ask: &bare, ..array });
         for absent in ["--cpus-per-task", "--mem", "--gres", "--time", "--partition"] {
             assert!(!found.iter().any(|argument| argument.starts_with(absent)), "{absent} in {found:?}");
         }
@@ -179,26 +170,22 @@ mod tests {
 
     #[test]
     fn short_tasks_lose_no_more_than_a_quarter() {
-        let ask = |time| Ask { cpu: None, memory: None, gpu: 0, time, names: Default::default() };
+        let ask = |time| Ask { cpu: None, memory: None, gpu: 0, time, jobs: JobSettings::default() };
         assert_eq!(
             (ask(Some(1)).limit(), ask(Some(61)).limit(), ask(None).limit()),
             (Some(60), Some(120), None)
         );
-        assert_eq!(
-            (ask(Some(1)).margin(180), ask(Some(7200)).margin(180), ask(None).margin(180)),
-            (15, 180, 180)
-        );
+        assert_eq!((ask(Some(1)).margin(), ask(Some(7200)).margin(), ask(None).margin()), (15, 180, 180));
     }
 
     #[test]
     fn scripts_and_answers() {
-        let settings = SlurmSettings { setup: "module load cuda".to_owned(), ..SlurmSettings::default() };
         assert_eq!(
-            script(Path::new("/a b/it's"), Path::new("/s"), "r-1", &settings),
+            script(Path::new("/a b/it's"), Path::new("/s"), "r-1", "module load cuda"),
             "#!/bin/bash -l\nmodule load cuda\nexec '/a b/it'\\''s' worker --store '/s' --batch r-1\n"
         );
         let jobs = ["7".to_owned(), "9".to_owned()];
-        let relay = relay_arguments("pipe-r", "run", &jobs, Path::new("/l"), &settings);
+        let relay = relay_arguments("pipe-r", "run", &jobs, Path::new("/l"), &JobSettings::default());
         assert!(relay.contains(&"--dependency=afterany:7:9".to_owned()), "{relay:?}");
         let words = ["run".to_owned(), "a b.toml".to_owned()];
         assert_eq!(relay_script(Path::new("/p"), &words), "#!/bin/bash\nexec '/p' 'run' 'a b.toml'\n");

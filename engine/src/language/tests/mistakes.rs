@@ -416,9 +416,20 @@ fn a_cluster_is_chosen_by_a_profile_and_has_what_this_machine_has_not() {
     let pipeline = Study::new(text).profile("big").pipeline();
     let executor = &pipeline.executor;
     assert_eq!(executor.place, crate::pipeline::Place::Slurm);
-    assert_eq!((executor.slurm.names["partition"].as_str(), executor.slurm.max_tasks), ("cpu", 9));
-    assert_eq!(pipeline.nodes[0].resources.names["partition"], "gpu");
-    check("[stage.a]\nkind = \"make\"\nresources = { qos = 5 }\n", &[("E003", "5")]);
+    assert_eq!((executor.slurm.jobs.names["partition"].as_str(), executor.slurm.jobs.max_tasks), ("cpu", 9));
+    let jobs = &pipeline.nodes[0].resources.jobs;
+    assert_eq!((jobs.names["partition"].as_str(), jobs.max_tasks), ("gpu", 9));
+    let stage = |resources: &str, wrong: &[(&str, &str)]| {
+        check(&format!("[stage.a]\nkind = \"make\"\nresources = {{ {resources} }}\n"), wrong)
+    };
+    stage("qos = 5", &[("E003", "5")]);
+    let all = "extra_args = [\"--exclusive\"], export = [\"SEED\"], setup = \"module load cuda\", max_tasks = 2, \
+               task_target = \"5min\", time_margin = 60";
+    stage(all, &[]);
+    stage("extra_args = [\"--wrap=x\"]", &[("E003", "[\"--wrap=x\"]")]);
+    stage("task_target = \"soon\"", &[("E003", "\"soon\"")]);
+    let found = stage("poll = 5", &[("E002", "poll")]);
+    assert!(helps(&found[0], "`poll` holds of all jobs together: write it in `[executor.slurm]`"));
 }
 
 #[test]

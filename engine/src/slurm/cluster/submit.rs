@@ -119,7 +119,7 @@ impl Cluster {
                 })
                 .collect();
             let seconds: Vec<Option<f64>> = orders.iter().map(|order| self.seconds(order)).collect();
-            let target = self.around.settings.task_target as f64;
+            let target = group.1.jobs.task_target as f64;
             let tasks = batching::tasks(&seconds, target, room.min(size));
             if !tasks.is_empty() {
                 let keys = |task: Vec<usize>| task.into_iter().map(|place| orders[place].digest).collect();
@@ -154,7 +154,7 @@ impl Cluster {
             threads: ask.cpu,
             gpus: ask.gpu,
             limit: ask.limit(),
-            margin: ask.margin(self.around.settings.time_margin),
+            margin: ask.margin(),
             longest,
             nodes,
             actions,
@@ -171,7 +171,7 @@ impl Cluster {
             ask: &ask,
             log: &absolute_path(&folder.log_pattern()),
         };
-        let arguments = arguments(&array, &self.around.settings);
+        let arguments = arguments(&array);
         let intent = Intent {
             name: name.clone(),
             run: self.around.run.clone(),
@@ -179,6 +179,7 @@ impl Cluster {
             tasks: manifest.tasks.len(),
             actions: manifest.actions.len(),
             arguments,
+            setup: ask.jobs.setup.clone(),
             time: crate::events::now(),
         };
         store.write_in_array(&folder, "intent.json", &bytes_of(&intent))?;
@@ -228,8 +229,8 @@ impl Cluster {
     fn sbatch(&mut self, id: &str, further: &[String], now: Instant) {
         let Some(array) = self.arrays.get(id) else { return };
         let arguments = [array.intent.arguments.as_slice(), further].concat();
-        let script =
-            script(&self.program, &absolute_path(self.around.store.root()), id, &self.around.settings);
+        let store = absolute_path(self.around.store.root());
+        let script = script(&self.program, &store, id, &array.intent.setup);
         let said = match command::run("sbatch", &arguments, &script) {
             Ok(said) => said,
             Err(error) => {
