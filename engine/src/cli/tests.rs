@@ -356,7 +356,7 @@ fn nodes_of_one_key_run_once_and_wait_for_nobody() {
     assert_eq!(world.started().len(), 1);
     assert_eq!(world.of("action_hit").len(), 5);
     assert!(world.of("waiting").is_empty());
-    assert!(world.of("run_finished")[0]["wall"].as_f64().unwrap() < 2.0);
+    assert!(world.of("run_finished")[0]["wall"].as_f64().unwrap() < 0.25);
 }
 
 /// The reason that is given when an action starts is the one that `why` would give then.
