@@ -33,7 +33,9 @@ pub struct RemoteGarbage {
     pub records: Vec<String>,
     /// Paths of files that no remaining record needs, and what probes left.
     pub blobs: Vec<String>,
-    /// The bytes of all of these.
+    /// Marks of uploads that nobody goes on with, of which parts are kept there; of so many bytes as only the server knows.
+    pub uploads: Vec<String>,
+    /// The bytes of records and files.
     pub bytes: u64,
 }
 
@@ -63,7 +65,9 @@ pub(crate) async fn garbage(objects: &Objects, limits: &RemoteLimits) -> Result<
     });
     let probes = list("v1/probe").await?.into_iter().filter(|one| age(one.modified) > limits.grace);
     let blobs: Vec<Listed> = blobs.chain(probes).collect();
+    let uploads = objects.abandoned_uploads(limits.grace).await.map_err(words)?;
     Ok(RemoteGarbage {
+        uploads: uploads.into_iter().map(|one| one.path).collect(),
         bytes: old.iter().chain(&blobs).map(|one| one.bytes).sum(),
         records: old.into_iter().map(|one| one.path).collect(),
         blobs: blobs.into_iter().map(|one| one.path).collect(),
@@ -78,6 +82,9 @@ pub(crate) async fn remove(objects: &Objects, garbage: &RemoteGarbage) -> Result
         while let Some(removed) = removals.next().await {
             removed.map_err(words)?;
         }
+    }
+    for mark in &garbage.uploads {
+        objects.end_upload(mark).await.map_err(words)?;
     }
     Ok(())
 }

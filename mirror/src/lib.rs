@@ -5,6 +5,7 @@
 //! | `v1/cas/ab/<digest>` | a blob, under its digest |
 //! | `v1/ac/ab/<key>` | a record, under the key of its action: the same text as in the store |
 //! | `v1/alt/<key>/<digest>` | a record that came too late with other outputs |
+//! | `v1/uploads/<digest>/...` | that a blob is being sent in parts, and the id of that upload |
 //! | `v1/probe/...` | what shows how the server keeps its promises; removed at once |
 //!
 //! A record is written after its blobs, and every blob is verified when it comes down, so what stands there can be
@@ -19,6 +20,7 @@ mod collect;
 mod credentials;
 mod download;
 mod objects;
+mod parts;
 mod place;
 mod probe;
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Objects at a place: few operations, with answers that tell what is missing from what failed.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
     Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
@@ -13,14 +15,12 @@ use object_store::{
 };
 use pipe_cache::{Digest, Record};
 
+use crate::parts::{PART, PARTS_AT_A_TIME};
+
 /// A record of ten thousand parts takes a few megabytes.
 const LONGEST_RECORD: u64 = 256 << 20;
-/// A larger file is sent in parts.
-pub(crate) const PART: u64 = 16 << 20;
-/// From this length on.
+/// From this length on a file is sent in parts.
 const LARGE: u64 = 64 << 20;
-/// Parts of one file that are on their way at a time.
-const PARTS_AT_A_TIME: usize = 4;
 
 /// Why there is no answer of the kind that was asked for.
 #[derive(Debug)]
@@ -35,12 +35,20 @@ pub(crate) enum Refusal {
 }
 
 /// A place that holds objects below a prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
+    /// The same place, where it keeps parts of files.
+    parts: Option<Arc<dyn MultipartStore>>,
     prefix: Path,
     /// As people write it.
     name: String,
+}
+
+impl fmt::Debug for Objects {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Objects").field(&self.name).finish()
+    }
 }
 
 /// A short object as it stands.
@@ -82,16 +90,30 @@ pub(crate) fn alternative_path(key: &Digest, ours: &Digest) -> String {
 }
 
 impl Objects {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: Path, name: String) -> Self {
-        Self { store, prefix, name }
+    /// A folder.
+    pub(crate) fn of_folder(store: Arc<dyn ObjectStore>, name: String) -> Self {
+        Self { store, parts: None, prefix: Path::default(), name }
+    }
+
+    /// A bucket.
+    pub(crate) fn of_bucket<S: ObjectStore + MultipartStore>(
+        store: Arc<S>,
+        prefix: Path,
+        name: String,
+    ) -> Self {
+        Self { parts: Some(Arc::clone(&store) as Arc<dyn MultipartStore>), store, prefix, name }
+    }
+
+    pub(crate) fn parts(&self) -> Option<&Arc<dyn MultipartStore>> {
+        self.parts.as_ref()
     }
 
     /// `path` below the prefix.
-    fn at(&self, path: &str) -> Path {
+    pub(crate) fn at(&self, path: &str) -> Path {
         self.prefix.parts().chain(Path::from(path).parts()).collect()
     }
 
-    fn refusal(&self, error: Error) -> Refusal {
+    pub(crate) fn refusal(&self, error: Error) -> Refusal {
         match error {
             Error::NotFound { .. } => Refusal::Missing,
             Error::AlreadyExists { .. } => Refusal::Exists,
@@ -147,32 +169,34 @@ impl Objects {
         put.map(drop).map_err(|error| self.refusal(error))
     }
 
-    /// Puts a file of `length` bytes there, a large one in parts.
+    /// Puts the file of a blob of `length` bytes there, a large one in parts.
     pub(crate) async fn put_file(
         &self,
-        path: &str,
+        blob: &Digest,
         file: &std::path::Path,
         length: u64,
     ) -> Result<(), Sending> {
+        let path = blob_path(blob);
         if length < LARGE {
             let bytes = std::fs::read(file).map_err(|_| Sending::Unreadable)?;
-            return Ok(self.put(path, bytes.into(), PutMode::Overwrite).await?);
+            return Ok(self.put(&path, bytes.into(), PutMode::Overwrite).await?);
         }
         let mut file = std::fs::File::open(file).map_err(|_| Sending::Unreadable)?;
-        let upload = self.store.put_multipart(&self.at(path)).await.map_err(|error| self.refusal(error))?;
+        if let Some(to) = &self.parts {
+            return self.put_in_parts(to, blob, &file, length).await;
+        }
+        let upload = self.store.put_multipart(&self.at(&path)).await.map_err(|error| self.refusal(error))?;
         let mut upload = WriteMultipart::new_with_chunk_size(upload, PART as usize);
-        let sent = self.put_parts(&mut upload, &mut file).await;
-        match sent {
+        match self.write(&mut upload, &mut file).await {
             Ok(()) => upload.finish().await.map(drop).map_err(|error| self.refusal(error).into()),
             Err(error) => {
-                // Otherwise the parts stay there and cost money.
                 let _ = upload.abort().await;
                 Err(error)
             }
         }
     }
 
-    async fn put_parts(&self, upload: &mut WriteMultipart, file: &mut std::fs::File) -> Result<(), Sending> {
+    async fn write(&self, upload: &mut WriteMultipart, file: &mut std::fs::File) -> Result<(), Sending> {
         use std::io::Read as _;
         loop {
             let mut part = Vec::with_capacity(PART as usize);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use url::Url;
 
 use crate::credentials::{self, Credentials};
@@ -82,14 +82,14 @@ impl Place {
                 .map_err(|error| refuse(format!("making `{}`: {error}", folder.display())))?;
             let store =
                 LocalFileSystem::new_with_prefix(&folder).map_err(|error| refuse(error.to_string()))?;
-            return Ok(Objects::new(Arc::new(store), Path::default(), self.url.to_string()));
+            return Ok(Objects::of_folder(Arc::new(store), self.url.to_string()));
         }
         let prefix = Path::from_url_path(self.url.path()).map_err(|error| refuse(error.to_string()))?;
         let store = self.bucket()?;
-        Ok(Objects::new(store, prefix, self.url.to_string()))
+        Ok(Objects::of_bucket(store, prefix, self.url.to_string()))
     }
 
-    fn bucket(&self) -> Result<Arc<dyn ObjectStore>, PlaceError> {
+    fn bucket(&self) -> Result<Arc<AmazonS3>, PlaceError> {
         // Once per process; who was first has chosen well enough.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

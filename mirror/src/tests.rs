@@ -1,8 +1,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use object_store::ObjectStoreExt as _;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt as _};
 use pipe_cache::{ActionKey, Digest, Durability, Record, RecordMeta, StagedOutput, Store, Value};
 
 use crate::objects::{Objects, blob_path, record_path};
@@ -24,8 +24,7 @@ impl Bench {
 
     fn mirror(&self, mode: Mode) -> Mirror {
         let prefix = object_store::path::Path::from("lab/cache");
-        let objects =
-            Objects::new(Arc::clone(&self.memory) as Arc<dyn ObjectStore>, prefix, "memory".to_owned());
+        let objects = Objects::of_bucket(Arc::clone(&self.memory), prefix, "memory".to_owned());
         Mirror::with_objects(objects, mode).unwrap()
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::objects::{Refusal, Sending, alternative_path, blob_path, record_path};
+use crate::parts::ABANDONED;
 use crate::{Shared, probe};
 
 /// Results that are on their way at a time.
@@ -116,6 +117,9 @@ async fn work(
             Some(known) => known,
             None => {
                 let known = shared.answered(probe::creates_once(&shared.objects).await).unwrap_or(false);
+                if !shared.is_off.load(Ordering::Relaxed) {
+                    shared.objects.end_abandoned_uploads(ABANDONED).await;
+                }
                 *creates_once.insert(known)
             }
         };
@@ -169,7 +173,7 @@ async fn blob(shared: &Shared, file: &FileRecord, store: &Store, count: &Count) 
             Err(refusal) => return Err(refusal.into()),
         }
     }
-    shared.objects.put_file(&path, &store.blob_path(&file.blob), file.bytes).await?;
+    shared.objects.put_file(&file.blob, &store.blob_path(&file.blob), file.bytes).await?;
     shared.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&file.blob);
     count.blobs.fetch_add(1, Ordering::Relaxed);
     count.bytes.fetch_add(file.bytes, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-"""A run with its remote cache on an S3 server: an emptied store, damaged and missing objects, a server that goes away.
+"""A run with its remote cache on an S3 server: an emptied store, damaged and missing objects, uploads that break off, a server that goes away.
 
     python tests/readers/use_s3.py PIPE [S3S_FS]
 
@@ -63,6 +63,7 @@ class Moto(Server):
 
     name = "moto"
     creates_once = True
+    tells_of_ended = True
 
     def __init__(self):
         super().__init__()
@@ -84,12 +85,17 @@ class Moto(Server):
     def remove(self, key):
         self.client.delete_object(Bucket=BUCKET, Key=key)
 
+    def uploads(self):
+        return len(self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []))
+
 
 class Files(Server):
     """Objects in files, which are looked at and damaged where they lie."""
 
     name = "s3s-fs"
     creates_once = False
+    # An upload that it does not know it forbids to end.
+    tells_of_ended = False
 
     def __init__(self, program, folder):
         self.program, self.folder = program, folder
@@ -111,6 +117,9 @@ class Files(Server):
 
     def remove(self, key):
         (self.folder / BUCKET / key).unlink()
+
+    def uploads(self):
+        return len(list(self.folder.glob(".upload-*.json")))
 
 
 def study(folder, sleep):
@@ -272,6 +281,32 @@ def large_file(program, server, folder):
     assert executed == ["one"] and server.read(key) == bytes(LARGE)
 
 
+def broken_off(program, server, folder):
+    """Killed while it sends a file in parts: these are ended later, and no others."""
+    place = folder / "broken-off"
+    one_stage(place, f"head -c {3 * LARGE} /dev/zero > out.txt")
+    child = program.start(place, "run", "study.toml", "--json")
+    marks = lambda: server.keys("studies/v1/uploads/")
+    while not marks():
+        assert child.poll() is None, "it was sent too fast"
+        time.sleep(0.001)
+    child.kill()
+    child.communicate()
+    assert server.uploads() == 1 and len(marks()) == 1
+    # A day has to pass, or somebody says otherwise.
+    program.push(place)
+    assert server.uploads() == 1 and len(marks()) == 1
+    if server.tells_of_ended:
+        server.write(f"{marks()[0].rsplit('/', 1)[0]}/{'0' * 64}", b"no-such-upload")
+    child = program.start(place, "gc", "study.toml", "--remote", "--grace", "0s", "--apply")
+    out, error = child.communicate(timeout=300)
+    assert child.returncode == 0 and "broken-off" in out, (out, error)
+    assert server.uploads() == 0 and not marks()
+    forget(place)
+    executed, _ = program.run(place)
+    assert executed == [] and [len(content) for content in results(place).values()] == [3 * LARGE]
+
+
 def server_gone(program, server, folder, first):
     study(folder, 0.2)
     forget(folder)
@@ -327,6 +362,8 @@ def main():
         tell(f"two results of one action: the {'first' if server.creates_once else 'last'} stands")
         large_file(program, server, folder)
         tell("a file in parts: taken whole, and made again when it lost a bit")
+        broken_off(program, server, folder)
+        tell("killed while it sent a file in parts: what was left there is ended")
         if isinstance(server, Files):
             files_outlive_the_server(program, server, work, first)
             checksums_are_checked(server)

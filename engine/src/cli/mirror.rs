@@ -223,12 +223,16 @@ pub(crate) fn gc(arguments: &Arguments, gc: &GcArguments, registry: &Registry) -
     if arguments.global.json {
         return print_json(&json!({
             "version": 1, "applied": gc.apply, "records": garbage.records.len(), "blobs": garbage.blobs.len(),
-            "bytes": garbage.bytes,
+            "bytes": garbage.bytes, "uploads": garbage.uploads.len(),
         }));
     }
     let would = if gc.apply { "were removed" } else { "would be removed; `--apply` does it" };
+    let uploads = match garbage.uploads.len() {
+        0 => String::new(),
+        count => format!(", and what {count} broken-off uploads left"),
+    };
     print(&format!(
-        "{} results and {} files that nothing needs there, {}, {would}\n",
+        "{} results and {} files that nothing needs there, {}{uploads}, {would}\n",
         garbage.records.len(),
         garbage.blobs.len(),
         size(garbage.bytes)
