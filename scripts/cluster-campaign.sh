@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Faults of a cluster, one after the other, on a Slurm of this machine's own: dead drivers, workers, nodes and controllers, a
-# controller that forgets, refused submissions, cancelled jobs, the end of time, what is never to be had, a stopped driver, two
-# drivers, and a remote cache on an S3 server that is damaged and goes away; then the thesis pipeline beside a local run.
+# controller that forgets, refused submissions, cancelled jobs, the end of time, too little memory, what is never to be had, a stopped
+# driver, two drivers, and a remote cache on an S3 server that is damaged and goes away; then the thesis pipeline beside a local run.
 # Needs root, Debian's slurm-wlm and munge, and a Python with `moto[server]` (PIPE_PYTHON); takes about 40 minutes.
 # `cargo test` has the short form.
 # usage: cluster-campaign.sh [PART...]      parts are the functions below; all of them without one
@@ -193,6 +193,24 @@ limit() { # A training that takes three times the time of its task.
   check
 }
 
+memory() { # An action takes more memory than its stage said: Slurm kills it, and with half as much on top it comes to its end.
+  export PIPE_SLURM_SAMPLER=1
+  up
+  unset PIPE_SLURM_SAMPLER
+  study "$work/memory" 5 50 5
+  cat >>study.toml <<'TOML'
+[stage.large]
+kind = "steps"
+params = { count = 50, millis = 100, text = "m", megabytes = 500 }
+resources = { cpu = 1, mem = "400MiB" }
+TOML
+  run
+  grep -h 'exceeded memory limit' .pipe/batches/*/logs/*.err >/dev/null || die "Slurm killed nobody"
+  asked=$(grep -oh 'mem=[0-9]*M' .pipe/batches/*/intent.json | sort | paste -sd ' ')
+  [ "$asked" = 'mem=400M mem=600M' ] || die "memory was asked for so: $asked"
+  check
+}
+
 never() { # No such partition, and more cores than any node has: told at their lines within 90 s; the rest goes on.
   up
   study "$work/never" 5 100 5
@@ -260,7 +278,7 @@ thesis() { # The thesis pipeline, record for record.
   "$here/scripts/cluster-thesis.sh" "$pipe"
 }
 
-[ $# -gt 0 ] || set -- drivers workers node controller refused cancelled limit never asleep two remote thesis
+[ $# -gt 0 ] || set -- drivers workers node controller refused cancelled limit memory never asleep two remote thesis
 for part; do
   began=$SECONDS
   "$part"

@@ -8,7 +8,7 @@
 //! | `exits/<task>.<restart>` | the exit code of a worker |
 //! | `ended/<key>.json` | how an action ended |
 //! | `events/<job>_<task>.<restart>.jsonl` | what a worker tells |
-//! | `logs/` | what jobs print |
+//! | `logs/<task>.<job>.out`, `.err` | what jobs print, on standard output and standard error |
 //! | `cancelled` | that somebody cancelled it |
 //!
 //! One process writes each file, and once; a reader on another host that misses one asks again.
@@ -68,9 +68,10 @@ impl ArrayFolder {
         names
     }
 
-    /// Where the log of the jobs of this array goes, as `sbatch` writes it.
-    pub fn log_pattern(&self) -> PathBuf {
-        self.path.join("logs").join("%a.%A.out")
+    /// Where what its jobs print goes: standard output and standard error of each, of which `name` tells jobs apart as
+    /// `sbatch` writes it.
+    pub fn logs(&self, name: &str) -> [PathBuf; 2] {
+        ["out", "err"].map(|stream| self.path.join("logs").join(format!("{name}.{stream}")))
     }
 }
 

@@ -5,8 +5,9 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +80,7 @@ impl Drop for Lease {
 }
 
 impl Store {
-    /// The leases of the store by key, dead ones included: what `status` shows.
+    /// The leases of the store by key, dead ones included.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -94,12 +95,31 @@ impl Store {
             })
             .collect())
     }
+
+    /// The leases of owners that live, as far as can be seen from here.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or the store's clock not be asked for.
+    pub fn living_leases(&self) -> Result<Vec<(Digest, LeaseInfo)>, StoreError> {
+        self.living_leases_at(server_now(&self.shared.disk, &self.folder("tmp"))?)
+    }
+
+    /// The same at this time of the file server.
+    pub(crate) fn living_leases_at(&self, now: SystemTime) -> Result<Vec<(Digest, LeaseInfo)>, StoreError> {
+        let mut leases = self.leases()?;
+        leases.retain(|(key, info)| !info.owner.is_dead(self.owner(), age(&path_of(self, key), now)));
+        Ok(leases)
+    }
+}
+
+fn path_of(store: &Store, key: &Digest) -> PathBuf {
+    store.folder("lease").join(format!("{key}.json"))
 }
 
 pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAttempt, StoreError> {
     let session = store.session()?;
     let disk = &store.shared.disk;
-    let path = store.folder("lease").join(format!("{key}.json"));
+    let path = path_of(store, key);
     let info = LeaseInfo {
         nonce: nonce(),
         run: run.to_owned(),
@@ -111,7 +131,7 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
     // Each round either wins, meets a living owner, or removes a dead one.
     loop {
         if disk.link_new(&staged.path, &path)? {
-            session.heartbeat().watch(path.clone());
+            session.heartbeat().watch(path.clone(), staged.identity.clone());
             let file = LeaseFile { path, ..staged };
             return Ok(LeaseAttempt::Acquired(Lease { session, key: *key, file, info }));
         }
@@ -129,7 +149,7 @@ pub(crate) fn acquire(store: &Store, key: &Digest, run: &str) -> Result<LeaseAtt
 
 /// Who has the lease of an action and lives.
 pub(crate) fn living(store: &Store, key: &Digest) -> Result<Option<LeaseInfo>, StoreError> {
-    let path = store.folder("lease").join(format!("{key}.json"));
+    let path = path_of(store, key);
     let Some(holder) = read(&path) else { return Ok(None) };
     Ok((!is_dead(store, &path, Some(&holder))?).then_some(holder))
 }

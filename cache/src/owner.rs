@@ -1,5 +1,6 @@
 //! Who owns a lease or a staging folder, and whether that process still lives.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::fs::nonce;
+use crate::slurm::{self, SlurmTask};
 
 /// A process, named so that a reused process id is not mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,13 +23,20 @@ pub struct Owner {
     pub pid: u32,
     /// When the process started, in clock ticks after the boot.
     pub started: u64,
+    /// The job of a cluster that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<SlurmTask>,
 }
 
 /// After this long without a heartbeat an owner that cannot be observed is taken for dead.
 pub(crate) const SILENCE: Duration = Duration::from_secs(300);
 
+/// After this long one in a job of a cluster is, unless the cluster says before that there is no such job any more: writing
+/// a large file can stall a node for minutes.
+const SILENCE_IN_A_JOB: Duration = Duration::from_secs(900);
+
 /// How often owners give a sign of life.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(20);
 
 impl Owner {
     /// This process.
@@ -41,6 +50,7 @@ impl Owner {
                 .unwrap_or_default(),
             pid,
             started: start_time(pid).unwrap_or(0),
+            slurm: SlurmTask::current(),
         }
     }
 
@@ -70,18 +80,36 @@ impl Owner {
     /// sign of life on the clock of the file server.
     pub fn is_dead(&self, observer: &Self, silence: Duration) -> bool {
         if self.host != observer.host {
-            return silence > SILENCE;
+            return self.is_silent(silence, slurm::is_listed);
         }
         if self.boot != observer.boot {
             return true;
         }
         if self.namespace != observer.namespace {
-            return silence > SILENCE;
+            return self.is_silent(silence, slurm::is_listed);
         }
         match start_time(self.pid) {
             Some(started) => started != self.started,
             None => has_ended(self.pid),
         }
+    }
+
+    /// Whether an owner that cannot be observed has been silent for too long. `is_listed` tells of a job that may be over
+    /// whether its cluster still has it, if that answers.
+    fn is_silent(&self, silence: Duration, is_listed: impl FnOnce(&SlurmTask) -> Option<bool>) -> bool {
+        match &self.slurm {
+            _ if silence <= SILENCE => false,
+            Some(task) if silence <= SILENCE_IN_A_JOB => is_listed(task) == Some(false),
+            _ => true,
+        }
+    }
+}
+
+/// Where it is, for people: `n1:4711`, or `n1:4711, job 17_3`.
+impl fmt::Display for Owner {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.host, self.pid)?;
+        self.slurm.iter().try_for_each(|task| write!(formatter, ", {task}"))
     }
 }
 
@@ -159,8 +187,33 @@ mod tests {
     fn another_boot_is_dead_and_another_host_only_after_silence() {
         let me = Owner::current();
         assert!(Owner { boot: "earlier".to_owned(), ..me.clone() }.is_dead(&me, Duration::ZERO));
-        let elsewhere = Owner { host: "elsewhere".to_owned(), ..me.clone() };
+        let elsewhere = Owner { host: "elsewhere".to_owned(), slurm: None, ..me.clone() };
         assert!(!elsewhere.is_dead(&me, Duration::from_secs(299)));
         assert!(elsewhere.is_dead(&me, Duration::from_secs(301)));
+    }
+
+    #[test]
+    fn a_silent_job_is_dead_when_its_cluster_says_so_or_after_a_long_time() {
+        let owner = Owner { slurm: Some(SlurmTask::default()), ..Owner::current() };
+        let is_silent = |seconds, listed| owner.is_silent(Duration::from_secs(seconds), |_| listed);
+        assert!(!is_silent(299, Some(false)));
+        assert_eq!(
+            [Some(false), Some(true), None].map(|listed| is_silent(301, listed)),
+            [true, false, false]
+        );
+        assert_eq!([Some(false), Some(true), None].map(|listed| is_silent(901, listed)), [true; 3]);
+    }
+
+    #[test]
+    fn an_owner_of_an_earlier_program_is_read() {
+        let text = r#"{"host":"n1","boot":"b","namespace":"pid:[1]","pid":7,"started":9}"#;
+        let owner: Owner = serde_json::from_str(text).unwrap();
+        assert_eq!((owner.to_string().as_str(), &owner.slurm), ("n1:7", &None));
+        let task = SlurmTask { job: "5".to_owned(), ..SlurmTask::default() };
+        let in_a_job = Owner { slurm: Some(task), ..owner.clone() };
+        assert_eq!(in_a_job.to_string(), "n1:7, job 5");
+        let again = serde_json::to_string(&in_a_job).unwrap();
+        assert_eq!(serde_json::from_str::<Owner>(&again).unwrap(), in_a_job);
+        assert_eq!(serde_json::to_string(&owner).unwrap(), text);
     }
 }

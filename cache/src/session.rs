@@ -3,7 +3,7 @@
 //! The folder says by its name and in `owner.json` whose it is, so that a later start can tell a dead owner's
 //! leftovers from a living one's work.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -54,7 +54,7 @@ impl Session {
         let text = serde_json::to_vec(owner).expect("an owner is strings and integers");
         disk.write_passing(&folder.join(OWNER_FILE), &text)?;
         let heartbeat = Heartbeat::start(disk.clone());
-        heartbeat.watch(folder.join(OWNER_FILE));
+        heartbeat.watch(folder.join(OWNER_FILE), None);
         Ok(Self { disk: disk.clone(), folder, next: AtomicU64::new(0), heartbeat, spares: Mutex::default() })
     }
 
@@ -120,8 +120,9 @@ impl Session {
 
     /// Removes its leases and its staging folder, though threads may still be at work in it.
     pub(crate) fn abandon(&self) {
-        for file in self.heartbeat.files() {
-            let _ = self.disk.remove_file(&file);
+        let files = self.heartbeat.files();
+        for (file, _) in files.iter().filter(|(file, ours)| is_ours(file, ours.as_ref())) {
+            let _ = self.disk.remove_file(file);
         }
         // What a thread writes meanwhile goes in the next round.
         for _ in 0..3 {
@@ -221,7 +222,20 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     stopped: bool,
-    files: BTreeSet<PathBuf>,
+    /// With what tells them from the files of other processes under the same names, where that is known.
+    files: BTreeMap<PathBuf, Option<Identity>>,
+}
+
+/// Touches the files that are still ours: another process' lease must not seem to live by us. A lost lease costs time,
+/// never correctness, so there is nothing to report.
+fn beat(disk: &Disk, files: &BTreeMap<PathBuf, Option<Identity>>) {
+    for (file, _) in files.iter().filter(|(file, ours)| is_ours(file, ours.as_ref())) {
+        let _ = disk.touch(file);
+    }
+}
+
+fn is_ours(file: &Path, ours: Option<&Identity>) -> bool {
+    ours.is_none_or(|ours| Identity::of(file).as_ref() == Some(ours))
 }
 
 impl Heartbeat {
@@ -235,10 +249,11 @@ impl Heartbeat {
                 let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
                 state = woken;
                 if timeout.timed_out() {
-                    for file in &state.files {
-                        // A lost lease costs time, never correctness: nothing to report.
-                        let _ = disk.touch(file);
-                    }
+                    // Whoever takes or gives back a lease does not wait for a slow file system.
+                    let files = state.files.clone();
+                    drop(state);
+                    beat(&disk, &files);
+                    state = beating.state.lock().unwrap_or_else(PoisonError::into_inner);
                 }
             }
         });
@@ -246,11 +261,11 @@ impl Heartbeat {
         Self { shared, thread: Mutex::new(thread.ok()) }
     }
 
-    pub(crate) fn watch(&self, file: PathBuf) {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).files.insert(file);
+    pub(crate) fn watch(&self, file: PathBuf, identity: Option<Identity>) {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).files.insert(file, identity);
     }
 
-    fn files(&self) -> BTreeSet<PathBuf> {
+    fn files(&self) -> BTreeMap<PathBuf, Option<Identity>> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).files.clone()
     }
 
@@ -265,5 +280,33 @@ impl Heartbeat {
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::Durability;
+
+    #[test]
+    fn a_beat_does_not_keep_the_lease_of_another_process_young() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new(Durability::Rename);
+        let long_ago = SystemTime::now() - Duration::from_secs(1000);
+        let old_file = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+            path
+        };
+        let (ours, lost, unknown) = (old_file("ours"), old_file("lost"), old_file("unknown"));
+        let files = BTreeMap::from([
+            (ours.clone(), Identity::of(&ours)),
+            (lost.clone(), Identity::of(&ours)),
+            (unknown.clone(), None),
+        ]);
+        beat(&disk, &files);
+        let is_young = |path| age(path, SystemTime::now()) < Duration::from_secs(500);
+        assert_eq!([&ours, &lost, &unknown].map(|path| is_young(path)), [true, false, true]);
     }
 }

@@ -101,11 +101,8 @@ impl Store {
         }
         let retained = checkpoints.keys().filter(|key| self.retains(key)).copied().collect();
         let mut all = self.pins()?;
-        for (key, info) in self.leases()? {
-            let path = self.folder("lease").join(format!("{key}.json"));
-            if !info.owner.is_dead(self.owner(), crate::session::age(&path, now)) {
-                all.push(Root { name: format!("lease of run {}", info.run), keys: vec![key] });
-            }
+        for (key, info) in self.living_leases_at(now)? {
+            all.push(Root { name: format!("lease of run {}", info.run), keys: vec![key] });
         }
         all.extend(roots()?);
         Ok(Survey { now, blobs, records, checkpoints, retained, roots: all })

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pipe_cache::Digest;
 use serde::{Deserialize, Serialize};
@@ -294,26 +295,13 @@ pub struct Executor {
     /// How much there is on this machine.
     pub limits: Limits,
     /// How jobs are submitted.
-    pub slurm: SlurmSettings,
+    pub slurm: JobSettings,
     /// Where each value was written, by its name in `[executor.local]` (`cpu`, `tokens.licence`), or in `[executor.slurm]`
     /// with that in front (`slurm.partition`).
     pub origins: BTreeMap<String, Origin>,
 }
 
-/// `[executor.slurm]`: how jobs are submitted. Nothing of it is in a key.
-#[derive(Clone, PartialEq, Debug)]
-pub struct SlurmSettings {
-    /// What holds of every job whose stage says nothing else.
-    pub jobs: JobSettings,
-    /// Tasks of ours in the queue at any time.
-    pub max_submitted: usize,
-    /// Submissions per second.
-    pub submit_rate: f64,
-    /// Seconds between two looks at the queue, while something changes.
-    pub poll: u64,
-}
-
-/// How the jobs of one stage are submitted: what it says under `resources`, and otherwise `[executor.slurm]`.
+/// How jobs of a cluster are submitted: of a stage what it says under `resources`, and otherwise `[executor.slurm]`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct JobSettings {
     /// What jobs ask for by name, as options of `sbatch` without their dashes: `partition`, `account`, `qos`, `constraint`,
@@ -331,11 +319,17 @@ pub struct JobSettings {
     pub task_target: u64,
     /// Seconds before the end of a task at which its work stops.
     pub time_margin: u64,
+    /// Tasks in the queue at any time: of the stage, and of all of them as `[executor.slurm]` has it.
+    pub max_submitted: usize,
+    /// What one submission takes of the time, so that there are no more: those of the stage, and all.
+    pub submit_every: Duration,
+    /// Seconds between two looks at the queue, while something changes: the least of what stages say whose jobs are there.
+    pub poll: u64,
 }
 
 impl JobSettings {
     /// All that a stage may say of its jobs, as it stands in a pipeline file.
-    pub const KEYS: [&str; 11] = [
+    pub const KEYS: [&str; 14] = [
         "partition",
         "account",
         "qos",
@@ -347,13 +341,10 @@ impl JobSettings {
         "max_tasks",
         "task_target",
         "time_margin",
+        "max_submitted",
+        "submit_rate",
+        "poll",
     ];
-}
-
-impl Default for SlurmSettings {
-    fn default() -> Self {
-        Self { jobs: JobSettings::default(), max_submitted: 500, submit_rate: 1.0, poll: 20 }
-    }
 }
 
 impl Default for JobSettings {
@@ -366,6 +357,9 @@ impl Default for JobSettings {
             max_tasks: 64,
             task_target: 40 * 60,
             time_margin: 180,
+            max_submitted: 500,
+            submit_every: Duration::from_secs(1),
+            poll: 20,
         }
     }
 }

@@ -149,6 +149,12 @@ fn a_run_is_cancelled(cluster: &str) {
     wait_for("the task runs", || world.running_job());
     let status = world.pipe(&["status"]).expect(0);
     assert!(status.contains("1 running") && status.contains("of trained"), "{status}");
+    // Who works on it: the process, and its place in the cluster.
+    let at_work = wait_for("it is worked on", || {
+        let status = world.pipe(&["status"]).expect(0);
+        status.lines().find(|line| line.starts_with("at work  trained")).map(str::to_owned)
+    });
+    assert!(at_work.contains(", job ") && at_work.contains("_0, run "), "{at_work}");
     let told = world.pipe(&["cancel", "last"]).expect(0);
     assert!(told.contains("1 tasks cancelled; 0 of 1 actions"), "{told}");
     assert!(!driver.wait().unwrap().success());

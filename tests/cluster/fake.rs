@@ -1,15 +1,16 @@
 //! Submissions that are refused, or of which the answer is lost; a script plays Slurm's part.
 
 use crate::study;
-use crate::world::World;
+use crate::world::{World, wait_for};
 
-pub(crate) const TESTS: [(&str, fn()); 6] = [
+pub(crate) const TESTS: [(&str, fn()); 7] = [
     ("parts_that_others_made_are_not_ordered", parts_that_others_made_are_not_ordered),
     ("a_lost_answer_is_no_second_submission", a_lost_answer_is_no_second_submission),
     ("too_many_jobs_are_submitted_later", too_many_jobs_are_submitted_later),
     ("too_large_arrays_are_halved", too_large_arrays_are_halved),
     ("what_nobody_knows_is_tried_three_times", what_nobody_knows_is_tried_three_times),
     ("a_stage_says_how_its_own_jobs_are_submitted", a_stage_says_how_its_own_jobs_are_submitted),
+    ("a_stage_bounds_its_own_jobs", a_stage_bounds_its_own_jobs),
 ];
 
 const ONE: &str = "[stage.one]\nkind = \"steps\"\nparams = { text = \"one\" }\n";
@@ -56,6 +57,36 @@ fn a_stage_says_how_its_own_jobs_are_submitted() {
     assert_eq!((calls.len(), of("--exclusive"), of("%3"), of("USR1@7")), (2, 1, 1, 1), "{calls:?}");
     assert!(world.path("set-up").is_file());
     world.expect_marks(2);
+    world.expect_results_of_a_local_run();
+}
+
+/// One task at a time, and after the first five no more for an hour; what is another stage's goes on.
+fn a_stage_bounds_its_own_jobs() {
+    let many = |stage: &str, resources: &str| {
+        format!(
+            "[stage.{stage}]\nkind = \"steps\"\nmatrix = {{ i = \"${{n}}\" }}\nparams = {{ text = \"{stage}${{i}}\" }}\n\
+             resources = {{ {resources} }}\n"
+        )
+    };
+    let stages = |own: &str| {
+        let vars = "[vars]\nn = [0, 1, 2, 3, 4, 5, 6]\n";
+        format!("{vars}{}{}", many("bounded", own), many("free", "extra_args = [\"--free\"]"))
+    };
+    let world = World::with_fake_slurm(&[], &stages("max_submitted = 1, submit_rate = \"1/h\""));
+    let mut driver = world.start(&["run", "--executor", "slurm", "--grace", "1"]);
+    let bounded = || world.submissions().into_iter().filter(|call| !call.contains("--free")).count();
+    wait_for("five are submitted, and the others are done", || {
+        (bounded() == 5 && world.marks().len() == 5 + 7).then_some(())
+    });
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let calls = world.submissions();
+    assert_eq!((bounded(), calls.len()), (5, 6), "{calls:?}");
+    assert_eq!(calls.iter().filter(|call| call.contains("--array=0-0%")).count(), 5, "{calls:?}");
+    world.interrupt(&driver);
+    assert_eq!(driver.wait().unwrap().code(), Some(130));
+    world.write(&stages("cpu = 1"));
+    world.pipe(&["run", "--executor", "slurm"]).expect(0);
+    world.expect_marks(7 + 7);
     world.expect_results_of_a_local_run();
 }
 

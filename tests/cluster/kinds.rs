@@ -23,11 +23,13 @@ struct Params {
     millis: u64,
     /// Tells stages apart.
     text: String,
+    /// How much memory steps take, in MiB.
+    megabytes: usize,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { count: 1, millis: 0, text: String::new() }
+        Self { count: 1, millis: 0, text: String::new(), megabytes: 0 }
     }
 }
 
@@ -178,6 +180,8 @@ impl StageKind for Steps {
             step = kept.step;
             state = std::fs::read_to_string(kept.folder.join("state")).map_err(failed)?;
         }
+        // Of zeros nothing would be taken before they are changed.
+        let _memory = std::hint::black_box(vec![1_u8; params.megabytes << 20]);
         while step < params.count as u64 {
             context
                 .safe_point(step, |folder| std::fs::write(folder.join("state"), &state).map_err(failed))?;

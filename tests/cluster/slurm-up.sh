@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A Slurm cluster of two nodes on this machine alone, as root: munged, slurmctld and two slurmd, told apart by their ports.
 # usage: slurm-up.sh FOLDER      afterwards SLURM_CONF=FOLDER/slurm.conf finds it; slurm-down.sh FOLDER stops it
-# PIPE_SLURM_PORT: the first of three ports (17817); PIPE_SLURM_MINJOBAGE: seconds that ended jobs are remembered (300).
+# PIPE_SLURM_PORT: the first of three ports (17817); PIPE_SLURM_MINJOBAGE: seconds that ended jobs are remembered (300);
+# PIPE_SLURM_SAMPLER: the memory of jobs is looked at so often, in seconds, and who takes more than he asked for is killed (never).
 set -euo pipefail
 folder=$(realpath -m "$1")
 port=${PIPE_SLURM_PORT:-17817}
@@ -12,6 +13,12 @@ mkdir -p "$folder"/{state,spool.a,spool.b}
 chmod 755 "$folder"
 
 export SLURM_CONF=$folder/slurm.conf
+sampler=JobAcctGatherType=jobacct_gather/none
+if [ -n "${PIPE_SLURM_SAMPLER:-}" ]; then
+  sampler="JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=$PIPE_SLURM_SAMPLER
+JobAcctGatherParams=OverMemoryKill"
+fi
 cat >"$SLURM_CONF" <<CONF
 ClusterName=check
 SlurmctldHost=$host(127.0.0.1)
@@ -32,7 +39,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
+${sampler}
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory

@@ -51,6 +51,10 @@ fn leave_dead(store: &Store, key: &Digest) {
 fn a_dead_owners_lease_is_taken_over_by_exactly_one() {
     let (_folder, store) = store();
     let key = Digest::of(b"key");
+    leave_dead(&store, &key);
+    let held = store.lease(&Digest::of(b"held"), "run").unwrap();
+    assert_eq!((store.leases().unwrap().len(), store.living_leases().unwrap().len()), (2, 1));
+    drop(held);
     for _ in 0..20 {
         leave_dead(&store, &key);
         let attempts: Vec<LeaseAttempt> = std::thread::scope(|scope| {

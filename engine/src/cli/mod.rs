@@ -42,6 +42,7 @@ pub(crate) use status::size;
 
 /// Runs the program with the kinds of `registry` and returns its exit code.
 pub fn main(registry: &Registry) -> ExitCode {
+    pipe_cache::ask_slurm_by(crate::slurm::queue::lists);
     ExitCode::from(answer(std::env::args_os(), registry))
 }
 

@@ -381,7 +381,7 @@ impl Session<'_> {
         let jobs: Vec<String> = outcome.jobs.iter().filter_map(|(_, id)| id.clone()).collect();
         let words: Vec<String> =
             std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-        let settings = &self.study.pipeline.executor.slurm.jobs;
+        let settings = &self.study.pipeline.executor.slurm;
         let (run, stop) = (self.folder.id(), &self.signals.stop);
         let id = relay::submit(&self.store, run, &jobs, settings, &words, stop).map_err(|error| {
             let mut failure = CliError::environment("the rest of the run cannot be submitted", &error);

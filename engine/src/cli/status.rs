@@ -1,7 +1,7 @@
 //! `pipe status`: what runs now, seen from any terminal, how the last run ended, what is up to date, and
 //! what the store takes.
 
-use pipe_cache::Store;
+use pipe_cache::{Digest, LeaseInfo, Owner, Store};
 use serde_json::json;
 
 use super::arguments::{Arguments, FileArguments};
@@ -26,7 +26,7 @@ pub(crate) fn status(
     let Some(store) = study.open_existing()? else {
         if arguments.global.json {
             return print_json(
-                &json!({ "version": 1, "store": null, "running": [], "waiting": [], "jobs": [], "last_run": null }),
+                &json!({ "version": 1, "store": null, "running": [], "waiting": [], "leases": [], "jobs": [], "last_run": null }),
             );
         }
         return print(&format!("no store at {}: nothing has run yet\n", study.store_path.display()));
@@ -46,6 +46,14 @@ pub(crate) fn status(
     let free = free_bytes(&store);
     // Where nothing was ever submitted nobody is asked; and who gives no answer is told apart from no jobs.
     let jobs = jobs::live(&jobs::arrays(&store, None)).ok().flatten();
+    let mut leases = held_in_jobs(&store, jobs.as_deref().unwrap_or_default(), |key| {
+        let place =
+            plan.keys.iter().position(|known| known.as_ref().is_some_and(|(digest, _)| digest == key));
+        place.map(|place| study.pipeline.nodes[place].name.clone())
+    });
+    // What a run does itself it tells itself.
+    let told: Vec<Owner> = recent.iter().filter(|journal| journal.alive).filter_map(owner).collect();
+    leases.retain(|lease| !told.contains(&lease.info.owner));
     if arguments.global.json {
         let json = |state: &str| -> Vec<serde_json::Value> {
             actions(state)
@@ -57,6 +65,7 @@ pub(crate) fn status(
         return print_json(&json!({
             "version": 1, "store": study.store_path, "uuid": store.uuid(), "hit": hit, "run": run, "maybe": maybe,
             "running": json("running"), "waiting": json("waiting"),
+            "leases": leases.iter().map(Held::json).collect::<Vec<_>>(),
             "jobs": jobs.map(|jobs| jobs.iter().map(LiveArray::json).collect::<Vec<_>>()), "last_run": last.map(Journal::json),
             "disk": { "blobs": usage.blobs, "bytes": usage.bytes, "free": free },
         }));
@@ -70,6 +79,7 @@ pub(crate) fn status(
             text.push_str(&action_text(journal, node, action));
         }
     }
+    text.extend(leases.iter().map(Held::words));
     match &jobs {
         Some(jobs) => text.extend(jobs.iter().map(LiveArray::words)),
         None => text.push_str("jobs     unknown: the cluster gives no answer\n"),
@@ -81,6 +91,11 @@ pub(crate) fn status(
     print(&text)
 }
 
+/// Who drives a run.
+fn owner(journal: &Journal) -> Option<Owner> {
+    serde_json::from_value(journal.began["owner"].clone()).ok()
+}
+
 fn action_text(journal: &Journal, node: &str, action: &Action) -> String {
     let progress = action
         .progress
@@ -88,12 +103,8 @@ fn action_text(journal: &Journal, node: &str, action: &Action) -> String {
         .map(|(done, total, unit)| format!("  {done}/{total} {unit}"))
         .unwrap_or_default();
     let (state, since) = (&action.state, &action.since);
-    let (host, pid) = (&journal.began["owner"]["host"], &journal.began["owner"]["pid"]);
-    format!(
-        "{state:<8} {node}{progress}  since {since}  ({}:{pid}, run {})\n",
-        host.as_str().unwrap_or("?"),
-        journal.run
-    )
+    let owner = owner(journal).map_or_else(|| "?".to_owned(), |owner| owner.to_string());
+    format!("{state:<8} {node}{progress}  since {since}  ({owner}, run {})\n", journal.run)
 }
 
 fn action_json(journal: &Journal, node: &str, action: &Action) -> serde_json::Value {
@@ -104,6 +115,42 @@ fn action_json(journal: &Journal, node: &str, action: &Action) -> serde_json::Va
         "done": progress.map(|(done, ..)| done), "total": progress.map(|(_, total, _)| total),
         "unit": progress.map(|(.., unit)| unit),
     })
+}
+
+/// An action that a job of a cluster works on.
+struct Held {
+    /// The node, or the stage where it is a part of one.
+    name: String,
+    key: Digest,
+    info: LeaseInfo,
+}
+
+/// The actions that jobs of a cluster work on, as their leases say.
+fn held_in_jobs(store: &Store, jobs: &[LiveArray], node: impl Fn(&Digest) -> Option<String>) -> Vec<Held> {
+    let leases = store.living_leases().unwrap_or_default().into_iter();
+    let held = leases.filter_map(|(key, info)| {
+        let task = info.owner.slurm.as_ref()?;
+        let id = task.array.as_ref().unwrap_or(&task.job);
+        let stage = jobs.iter().find(|array| array.job.as_ref() == Some(id));
+        let name = node(&key).or_else(|| stage.map(|array| format!("a part of {}", array.intent.stage)));
+        Some(Held { name: name.unwrap_or_else(|| key.to_short()), key, info })
+    });
+    held.collect()
+}
+
+impl Held {
+    fn words(&self) -> String {
+        let LeaseInfo { owner, run, since, .. } = &self.info;
+        format!("{:<8} {}  since {since}  ({owner}, run {run})\n", "at work", self.name)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let LeaseInfo { owner, run, since, .. } = &self.info;
+        json!({
+            "action": self.name, "key": self.key, "since": since, "run": run, "host": owner.host, "pid": owner.pid,
+            "slurm": owner.slurm,
+        })
+    }
 }
 
 fn free_bytes(store: &Store) -> Option<u64> {

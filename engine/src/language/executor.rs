@@ -10,7 +10,7 @@ use super::resources::{IO, count, meanings, quantity};
 use super::slurm;
 use super::template::Scope;
 use super::{NAME_HELP, is_name, suggestion};
-use crate::pipeline::{Executor, Limits, Place, SlurmSettings};
+use crate::pipeline::{Executor, JobSettings, Limits, Place};
 
 const KEYS: [&str; 4] = ["cpu", "mem", "gpu", "tokens"];
 
@@ -96,7 +96,7 @@ pub(crate) fn read(
     scope: &Scope<'_>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Executor {
-    let (place, slurm) = (Place::default(), SlurmSettings::default());
+    let (place, slurm) = (Place::default(), JobSettings::default());
     let mut executor = Executor { place, limits: machine, slurm, origins: BTreeMap::new() };
     executor.limits.tokens.entry(IO.to_owned()).or_insert(executor.limits.cpu);
     for entry in values.iter() {
@@ -105,7 +105,7 @@ pub(crate) fn read(
             continue;
         }
         if let Some(key) = entry.key.strip_prefix("slurm.") {
-            slurm::read(key, &item, &mut executor.slurm, diagnostics);
+            slurm::read("`executor.slurm`", key, &item, &mut executor.slurm, diagnostics);
             executor.origins.insert(entry.key.clone(), item.origin);
             continue;
         }

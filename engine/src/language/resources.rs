@@ -28,7 +28,7 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
         memory: None,
         time: None,
         tokens: BTreeMap::new(),
-        jobs: executor.slurm.jobs.clone(),
+        jobs: executor.slurm.clone(),
         said: BTreeMap::new(),
     };
     for entry in table.iter().filter(|entry| !entry.item.is_invalid()) {
@@ -38,7 +38,7 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
             "mem" => quantity(&entry.item, bytes).map(|bytes| resources.memory = Some(bytes)),
             "time" => quantity(&entry.item, seconds).map(|time| resources.time = Some(time)),
             key if JobSettings::KEYS.contains(&key) => {
-                slurm::read_job("`resources`", key, &entry.item, &mut resources.jobs, diagnostics);
+                slurm::read("`resources`", key, &entry.item, &mut resources.jobs, diagnostics);
                 resources.said.insert(key.to_owned(), entry.item.json());
                 continue;
             }
@@ -49,11 +49,8 @@ pub(crate) fn read(table: &Table, executor: &Executor, diagnostics: &mut Vec<Dia
                 let message = format!("unknown resource `{unknown}`");
                 let tokens = executor.limits.tokens.keys().map(String::as_str);
                 let help = suggestion(unknown, meanings().map(|name| name as &str).chain(tokens));
-                let token = if slurm::OF_THE_DRIVER.contains(&unknown) {
-                    format!("`{unknown}` holds of all jobs together: write it in `[executor.slurm]`")
-                } else {
-                    format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`")
-                };
+                let token =
+                    format!("a token has to be defined: `[executor.local]`, `tokens = {{ {unknown} = 1 }}`");
                 diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help).help(token));
                 continue;
             }

@@ -97,15 +97,9 @@ pub fn schema(registry: &Registry) -> Json {
         },
         "allOf": rules,
     });
-    let mut slurm = of_jobs();
-    slurm.extend([
-        ("max_submitted".to_owned(), count("tasks of ours in the queue at any time; by default 500")),
-        ("submit_rate".to_owned(), json!({ "type": ["string", "number"], "description": "submissions, such as \"1/s\" (the default) or \"30/min\"; five at once" })),
-        ("poll".to_owned(), duration("between two looks at the queue; by default \"20s\", and up to 120 s while nothing changes")),
-    ]);
     let slurm = json!({ "type": "object", "additionalProperties": false,
         "description": "how jobs of a cluster are submitted; of a stage, what it says itself under `resources` goes first; never in a key",
-        "properties": slurm });
+        "properties": of_jobs() });
     let executor = json!({ "type": "object", "additionalProperties": false, "properties": {
         "use": { "enum": ["local", "slurm"], "description": "where actions run; by default \"local\"; `pipe run --executor` says otherwise" },
         "slurm": slurm,
@@ -205,6 +199,16 @@ fn of_jobs() -> Map<String, Json> {
         (
             "time_margin",
             duration("before the end of its time a task stops its work; by default \"180s\", at most a quarter of the time"),
+        ),
+        ("max_submitted", count("tasks in the queue at any time, of a stage or of all; by default 500")),
+        (
+            "submit_rate",
+            json!({ "type": ["string", "number"],
+                "description": "submissions of a stage or of all, such as \"1/s\" (the default) or \"30/min\"; five at once" }),
+        ),
+        (
+            "poll",
+            duration("between two looks at the queue, the least of what stages say whose jobs are there; by default \"20s\", and up to 120 s while nothing changes"),
         ),
     ]
     .into_iter()

@@ -1,54 +1,49 @@
 //! `[executor.slurm]`: how jobs of a cluster are submitted.
 
+use std::time::Duration;
+
 use super::diagnostic::Diagnostic;
 use super::item::{Entry, Item, ItemValue, Table};
 use super::quantity::seconds;
 use super::resources::{count, quantity, word};
 use super::suggestion;
-use crate::pipeline::{JobSettings, SlurmSettings};
-
-/// What is said of the driver and its jobs together, and so of no stage.
-pub(crate) const OF_THE_DRIVER: [&str; 3] = ["max_submitted", "submit_rate", "poll"];
-
-/// All keys.
-pub(crate) fn keys_of_a_cluster() -> impl Iterator<Item = &'static str> {
-    JobSettings::KEYS.into_iter().chain(OF_THE_DRIVER)
-}
+use crate::pipeline::JobSettings;
 
 /// What of `sbatch` is decided here: an argument that says it once more would break how jobs are found again.
-const OURS: [&str; 9] =
-    ["--parsable", "--job-name", "-J", "--comment", "--array", "-a", "--signal", "--wrap", "--export"];
+const OURS: [&str; 14] = [
+    "--parsable",
+    "--job-name",
+    "-J",
+    "--comment",
+    "--array",
+    "-a",
+    "--signal",
+    "--wrap",
+    "--export",
+    "--output",
+    "-o",
+    "--error",
+    "-e",
+    "--open-mode",
+];
 
 /// The values of the section, each as `slurm.KEY`.
 pub(crate) fn flatten(keys: &Table, diagnostics: &mut Vec<Diagnostic>) -> Vec<Entry> {
     let mut values = Vec::new();
     for entry in keys.iter() {
-        if keys_of_a_cluster().any(|key| key == entry.key) {
+        if JobSettings::KEYS.contains(&entry.key.as_str()) {
             values.push(Entry { key: format!("slurm.{}", entry.key), ..entry.clone() });
         } else {
             let message = format!("unknown key `{}` of `executor.slurm`", entry.key);
-            let help = suggestion(&entry.key, keys_of_a_cluster());
+            let help = suggestion(&entry.key, JobSettings::KEYS);
             diagnostics.push(Diagnostic::new("E002", &entry.key_origin, message).help(help));
         }
     }
     values
 }
 
-/// Reads one value of the section, whose templates are resolved.
-pub(crate) fn read(key: &str, item: &Item, settings: &mut SlurmSettings, diagnostics: &mut Vec<Diagnostic>) {
-    let (understood, example) = match key {
-        "max_submitted" => (at_least_one(item).map(|count| settings.max_submitted = count), "500"),
-        "submit_rate" => (rate(item).map(|rate| settings.submit_rate = rate), "\"1/s\""),
-        "poll" => (quantity(item, seconds).map(|time| settings.poll = time), "\"20s\""),
-        key => return read_job("`executor.slurm`", key, item, &mut settings.jobs, diagnostics),
-    };
-    if understood.is_none() {
-        diagnostics.push(misread("`executor.slurm`", key, item, example));
-    }
-}
-
-/// Reads one value of [`JobSettings::KEYS`], which stands in `place`.
-pub(crate) fn read_job(
+/// Reads one value of [`JobSettings::KEYS`], which stands in `place` and whose templates are resolved.
+pub(crate) fn read(
     place: &str,
     key: &str,
     item: &Item,
@@ -77,16 +72,16 @@ pub(crate) fn read_job(
         "max_tasks" => (at_least_one(item).map(|count| jobs.max_tasks = count), "64"),
         "task_target" => (duration().map(|time| jobs.task_target = time), "\"40min\""),
         "time_margin" => (duration().map(|time| jobs.time_margin = time), "\"180s\""),
+        "max_submitted" => (at_least_one(item).map(|count| jobs.max_submitted = count), "500"),
+        "submit_rate" => (interval(item).map(|every| jobs.submit_every = every), "\"1/s\""),
+        "poll" => (duration().map(|time| jobs.poll = time), "\"20s\""),
         name => (word(item).map(|value| _ = jobs.names.insert(name.to_owned(), value)), "\"...\""),
     };
     if understood.is_none() {
-        diagnostics.push(misread(place, key, item, example));
+        let message = format!("`{key}` of {place} cannot be {}", item.display());
+        let help = format!("write `{key} = {example}`");
+        diagnostics.push(Diagnostic::new("E003", &item.origin, message).help(help));
     }
-}
-
-fn misread(place: &str, key: &str, item: &Item, example: &str) -> Diagnostic {
-    let message = format!("`{key}` of {place} cannot be {}", item.display());
-    Diagnostic::new("E003", &item.origin, message).help(format!("write `{key} = {example}`"))
 }
 
 fn at_least_one(item: &Item) -> Option<usize> {
@@ -107,8 +102,8 @@ fn is_variable(name: &str) -> bool {
     name.starts_with(letter) && name.chars().all(|c| letter(c) || c.is_ascii_digit())
 }
 
-/// `1/s`, `30/min`: per second.
-fn rate(item: &Item) -> Option<f64> {
+/// `1/s`, `30/min`: the time that one takes.
+fn interval(item: &Item) -> Option<Duration> {
     let per_second = match &item.value {
         ItemValue::Integer(number) => *number as f64,
         ItemValue::Float(number) => *number,
@@ -119,5 +114,6 @@ fn rate(item: &Item) -> Option<f64> {
         }
         _ => return None,
     };
-    (per_second.is_finite() && per_second > 0.0).then_some(per_second)
+    let positive = (per_second.is_finite() && per_second > 0.0).then_some(per_second)?;
+    Duration::try_from_secs_f64(positive.recip()).ok().filter(|every| !every.is_zero())
 }

@@ -237,10 +237,7 @@ impl Scheduler<'_> {
                         minutes => format!(", {minutes} min"),
                     };
                     let owner = info
-                        .map(|info| {
-                            let (run, owner) = (info.run, info.owner);
-                            format!("waits for run {run} ({}:{}){minutes}", owner.host, owner.pid)
-                        })
+                        .map(|info| format!("waits for run {} ({}){minutes}", info.run, info.owner))
                         .unwrap_or_else(|| format!("waits for another process{minutes}"));
                     self.events.emit(
                         "waiting",

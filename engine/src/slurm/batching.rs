@@ -1,5 +1,7 @@
 //! Which actions make a task: as many as fill its time.
 
+use std::time::Duration;
+
 /// The tasks for actions of which each takes so many seconds, in their order, as their places. One of which nothing is
 /// known is a task of its own. At most `most` tasks are made; what is left over waits.
 pub(crate) fn tasks(seconds: &[Option<f64>], target: f64, most: usize) -> Vec<Vec<usize>> {
@@ -33,15 +35,21 @@ pub(crate) struct Bucket {
 impl Bucket {
     const BURST: f64 = 5.0;
 
-    pub(crate) fn new(rate: f64) -> Self {
-        Self { rate, tokens: Self::BURST, filled: 0.0 }
+    /// One that gets a token `every` so often.
+    pub(crate) fn new(every: Duration) -> Self {
+        Self { rate: every.as_secs_f64().recip(), tokens: Self::BURST, filled: 0.0 }
     }
 
-    /// Takes one token at this time, in seconds, if there is one.
-    pub(crate) fn take(&mut self, now: f64) -> bool {
+    /// Whether there is a token at this time, in seconds.
+    pub(crate) fn has_one(&mut self, now: f64) -> bool {
         self.tokens = (self.tokens + (now - self.filled).max(0.0) * self.rate).min(Self::BURST);
         self.filled = now;
-        let has_one = self.tokens >= 1.0;
+        self.tokens >= 1.0
+    }
+
+    /// Takes one token at this time, if there is one.
+    pub(crate) fn take(&mut self, now: f64) -> bool {
+        let has_one = self.has_one(now);
         if has_one {
             self.tokens -= 1.0;
         }
@@ -73,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_bucket_gives_a_burst_and_then_its_rate() {
-        let mut bucket = Bucket::new(2.0);
+        let mut bucket = Bucket::new(Duration::from_millis(500));
         assert_eq!((0..9).filter(|_| bucket.take(0.0)).count(), 5);
         assert!(!bucket.take(0.4));
         assert!(bucket.take(0.6) && !bucket.take(0.7));

@@ -23,7 +23,7 @@ use super::{own_program, program_digest};
 use crate::attempt::{AttemptError, Finished};
 use crate::error::StageError;
 use crate::events::EventLog;
-use crate::pipeline::{Origin, SlurmSettings, SourceFile};
+use crate::pipeline::{JobSettings, Origin, SourceFile};
 
 /// How long orders are collected before they are submitted.
 const QUIET: Duration = Duration::from_millis(300);
@@ -34,7 +34,7 @@ const LONG_SILENCE: Duration = Duration::from_secs(600);
 
 /// What a cluster has to know of the run.
 pub(crate) struct Surroundings {
-    pub(crate) settings: SlurmSettings,
+    pub(crate) settings: JobSettings,
     pub(crate) store: Store,
     pub(crate) run: String,
     pub(crate) pipeline: String,
@@ -71,6 +71,8 @@ pub(crate) struct Cluster {
     /// Seconds that parts took and how many there were, by kind.
     measured: BTreeMap<String, (f64, u32)>,
     bucket: Bucket,
+    /// The same for each stage.
+    stage_buckets: BTreeMap<String, Bucket>,
     next_scan: Instant,
     next_look: Instant,
     poll: Duration,
@@ -154,7 +156,8 @@ impl Cluster {
             has_looked_back: false,
             tries: BTreeMap::new(),
             measured: BTreeMap::new(),
-            bucket: Bucket::new(around.settings.submit_rate),
+            bucket: Bucket::new(around.settings.submit_every),
+            stage_buckets: BTreeMap::new(),
             next_scan: now,
             next_look: now,
             poll: Duration::from_secs(around.settings.poll),
@@ -203,6 +206,12 @@ impl Cluster {
             order,
         };
         self.flying.insert(flying.order.digest, flying);
+    }
+
+    /// Time between two looks at the queue while something changes: the least that a stage asks for whose jobs are there.
+    fn shortest_poll(&self) -> Duration {
+        let asked = self.flying.values().map(|flying| flying.order.ask.jobs.poll).min();
+        Duration::from_secs(asked.unwrap_or(self.around.settings.poll))
     }
 
     /// The newest state that an action has kept.

@@ -1,5 +1,10 @@
 //! What `squeue` says, and what it means.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pipe_cache::SlurmTask;
+
 use super::command;
 use crate::error::StageError;
 
@@ -7,6 +12,8 @@ use crate::error::StageError;
 const FORMAT: &str = "%i|%F|%K|%j|%T|%r|%S|%N";
 /// With more names than this the whole queue of the user is asked for.
 const MOST_NAMES: usize = 100;
+/// So long an answer about all jobs of the account is good for who asks about one.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// A task in the queue, or one that ended a short time ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +61,12 @@ impl Listed {
             "TIMEOUT",
         ];
         !ENDED.contains(&self.state.as_str())
+    }
+
+    /// Whether it is this task.
+    fn is(&self, task: &SlurmTask) -> bool {
+        let job = task.array.as_ref().unwrap_or(&task.job);
+        (&self.job, self.task) == (job, task.task.unwrap_or(0))
     }
 
     /// What its reason to wait means; passing if it does not wait.
@@ -131,6 +144,23 @@ pub(crate) fn look(names: &[&str]) -> Result<Option<Vec<Listed>>, StageError> {
     Ok(said.succeeded.then(|| parse(&said.out)))
 }
 
+/// Whether the queue has a task in a state in which it may still work; none if nobody answers, or if it is another
+/// account's, whose jobs are not looked at. For owners of leases from which nothing is heard: that is rare, and answers
+/// are good for a while.
+pub(crate) fn lists(task: &SlurmTask) -> Option<bool> {
+    type Answer = Option<Vec<Listed>>;
+    static LAST: Mutex<Option<(Instant, Answer)>> = Mutex::new(None);
+    if task.user != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.as_ref().is_none_or(|(asked, _)| asked.elapsed() > FRESH) {
+        *last = Some((Instant::now(), look(&[]).ok().flatten()));
+    }
+    let (_, listed) = last.as_ref()?;
+    listed.as_ref().map(|listed| listed.iter().any(|one| one.is_live() && one.is(task)))
+}
+
 /// The lines of `squeue -r` in the format above; a line of another form is left out.
 pub(crate) fn parse(text: &str) -> Vec<Listed> {
     let line = |line: &str| {
@@ -169,6 +199,22 @@ mod tests {
         assert!(listed[0].is_live() && listed[1].is_live());
         assert_eq!(listed[1].waiting(), Waiting::Permanent(&["cpu", "mem", "gpu", "time", "partition"]));
         assert_eq!(listed[0].waiting(), Waiting::Passing);
+    }
+
+    #[test]
+    fn a_task_is_found_by_its_array_and_its_place() {
+        let listed = parse("8_3|8|3|a|RUNNING|None||n1\n12|12|N/A|b|RUNNING|None||n2\n");
+        let task = |job: &str, array: Option<(&str, usize)>| SlurmTask {
+            job: job.to_owned(),
+            array: array.map(|(id, _)| id.to_owned()),
+            task: array.map(|(_, task)| task),
+            ..SlurmTask::default()
+        };
+        assert!(listed[0].is(&task("10", Some(("8", 3)))) && !listed[0].is(&task("10", Some(("8", 4)))));
+        assert!(listed[1].is(&task("12", None)) && !listed[1].is(&task("8", None)));
+        // Of another account nothing is known.
+        let user = rustix::process::geteuid().as_raw() + 1;
+        assert_eq!(lists(&SlurmTask { user, ..SlurmTask::default() }), None);
     }
 
     #[test]

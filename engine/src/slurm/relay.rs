@@ -53,8 +53,8 @@ pub(crate) fn submit(
     };
     let folder = store.new_array(&format!("{run}-relay"), &bytes_of(&manifest))?;
     let name = format!("pipe-{run}-relay");
-    let log = absolute_path(&folder.path().join("logs").join("relay.%A.out"));
-    let submission = relay_arguments(&name, run, jobs, &log, settings);
+    let logs = folder.logs("relay.%A").map(|path| absolute_path(&path));
+    let submission = relay_arguments(&name, run, jobs, &logs, settings);
     let intent = Intent {
         name,
         run: run.to_owned(),

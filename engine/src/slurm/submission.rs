@@ -1,6 +1,6 @@
 //! What `sbatch` is told: its arguments and its script.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::manifest::Ask;
 use crate::pipeline::JobSettings;
@@ -33,18 +33,20 @@ pub(crate) struct Array<'a> {
     pub(crate) run: &'a str,
     pub(crate) tasks: usize,
     pub(crate) ask: &'a Ask,
-    pub(crate) log: &'a Path,
+    /// Where standard output and standard error go.
+    pub(crate) logs: &'a [PathBuf; 2],
 }
 
 /// The arguments.
 pub(crate) fn arguments(array: &Array<'_>) -> Vec<String> {
-    let Array { name, run, tasks, ask, log } = array;
+    let Array { name, run, tasks, ask, logs } = array;
     let jobs = &ask.jobs;
     let mut arguments = vec![
         "--parsable".to_owned(),
         format!("--job-name={name}"),
         format!("--comment={run}"),
-        format!("--output={}", log.display()),
+        format!("--output={}", logs[0].display()),
+        format!("--error={}", logs[1].display()),
         "--open-mode=append".to_owned(),
         exported(jobs, &[]),
         "--requeue".to_owned(),
@@ -76,14 +78,15 @@ pub(crate) fn relay_arguments(
     name: &str,
     run: &str,
     jobs: &[String],
-    log: &Path,
+    logs: &[PathBuf; 2],
     settings: &JobSettings,
 ) -> Vec<String> {
     let mut arguments = vec![
         "--parsable".to_owned(),
         format!("--job-name={name}"),
         format!("--comment={run}"),
-        format!("--output={}", log.display()),
+        format!("--output={}", logs[0].display()),
+        format!("--error={}", logs[1].display()),
         "--open-mode=append".to_owned(),
         exported(settings, &["PIPE_STORE", "PIPE_RESULTS"]),
         "--requeue".to_owned(),
@@ -135,14 +138,16 @@ mod tests {
             max_tasks: 7,
             ..JobSettings::default()
         };
+        let logs = ["/s/%a.out", "/s/%a.err"].map(PathBuf::from);
         let mut ask = Ask { cpu: Some(8), memory: Some((1 << 30) + 1), gpu: 2, time: Some(3601), jobs };
-        let array = Array { name: "pipe-x", run: "run-id", tasks: 9, ask: &ask, log: Path::new("/s/%a.out") };
+        let array = Array { name: "pipe-x", run: "run-id", tasks: 9, ask: &ask, logs: &logs };
         let found = arguments(&array);
         for expected in [
             "--parsable",
             "--job-name=pipe-x",
             "--comment=run-id",
             "--output=/s/%a.out",
+            "--error=/s/%a.err",
             "--requeue",
             "--signal=B:USR1@180",
             "--array=0-8%7",
@@ -159,7 +164,7 @@ mod tests {
         let export = found.iter().find_map(|argument| argument.strip_prefix("--export=")).unwrap();
         assert!(export.split(',').any(|name| name == "SEED") && !export.contains("CUDA"), "{export}");
         ask.jobs.extra_args = vec!["--gpus-per-task=2".to_owned()];
-        let array = Array { name: "pipe-x", run: "run-id", tasks: 9, ask: &ask, log: Path::new("/s/%a.out") };
+        let array = Array { name: "pipe-x", run: "run-id", tasks: 9, ask: &ask, logs: &logs };
         assert!(!arguments(&array).iter().any(|argument| argument.starts_with("--gres")));
         let bare = Ask { cpu: None, memory: None, gpu: 0, time: None, jobs: JobSettings::default() };
         let found = arguments(&Array { ask: &bare, ..array });
@@ -185,8 +190,16 @@ mod tests {
             "#!/bin/bash -l\nmodule load cuda\nexec '/a b/it'\\''s' worker --store '/s' --batch r-1\n"
         );
         let jobs = ["7".to_owned(), "9".to_owned()];
-        let relay = relay_arguments("pipe-r", "run", &jobs, Path::new("/l"), &JobSettings::default());
-        assert!(relay.contains(&"--dependency=afterany:7:9".to_owned()), "{relay:?}");
+        let relay = relay_arguments(
+            "pipe-r",
+            "run",
+            &jobs,
+            &["/o", "/e"].map(PathBuf::from),
+            &JobSettings::default(),
+        );
+        for expected in ["--dependency=afterany:7:9", "--output=/o", "--error=/e"] {
+            assert!(relay.iter().any(|argument| argument == expected), "{relay:?}");
+        }
         let words = ["run".to_owned(), "a b.toml".to_owned()];
         assert_eq!(relay_script(Path::new("/p"), &words), "#!/bin/bash\nexec '/p' 'run' 'a b.toml'\n");
         assert_eq!(job_id("12").as_deref(), Some("12"));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
-use pipe_cache::{ArrayFolder, Digest, Durability, LeaseAttempt, Store};
+use pipe_cache::{ArrayFolder, Digest, Durability, LeaseAttempt, SlurmTask, Store};
 
 use super::manifest::{Action, Done, Ended, Manifest, VERSION, WorkerFile};
 use super::{own_program, program_digest};
@@ -58,14 +58,15 @@ pub(crate) struct Place {
 impl Place {
     /// From the environment of a task.
     pub(crate) fn new(store: &Path, array: &str, task: Option<usize>) -> Self {
-        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let own = SlurmTask::current();
+        let (place, restart) = own.as_ref().map_or((None, 0), |own| (own.task, own.restart));
         Self {
             store: store.to_owned(),
             array: array.to_owned(),
-            task: task.or_else(|| number("SLURM_ARRAY_TASK_ID")?.try_into().ok()).unwrap_or(0),
-            job: std::env::var("SLURM_JOB_ID").unwrap_or_else(|_| format!("p{}", std::process::id())),
-            restart: number("SLURM_RESTART_COUNT").and_then(|count| count.try_into().ok()).unwrap_or(0),
-            end: number("SLURM_JOB_END_TIME"),
+            task: task.or(place).unwrap_or(0),
+            job: own.map_or_else(|| format!("p{}", std::process::id()), |own| own.job),
+            restart,
+            end: std::env::var("SLURM_JOB_END_TIME").ok().and_then(|text| text.parse().ok()),
         }
     }
 }

@@ -356,6 +356,7 @@ fn executors_are_checked() {
         ("partition", "\"-p\""),
         ("extra_args", "\"--exclusive\""),
         ("extra_args", "[\"--array=0-5\"]"),
+        ("extra_args", "[\"-e\", \"here\"]"),
         ("export", "[\"a b\"]"),
         ("setup", "5"),
         ("max_tasks", "0"),
@@ -416,7 +417,7 @@ fn a_cluster_is_chosen_by_a_profile_and_has_what_this_machine_has_not() {
     let pipeline = Study::new(text).profile("big").pipeline();
     let executor = &pipeline.executor;
     assert_eq!(executor.place, crate::pipeline::Place::Slurm);
-    assert_eq!((executor.slurm.jobs.names["partition"].as_str(), executor.slurm.jobs.max_tasks), ("cpu", 9));
+    assert_eq!((executor.slurm.names["partition"].as_str(), executor.slurm.max_tasks), ("cpu", 9));
     let jobs = &pipeline.nodes[0].resources.jobs;
     assert_eq!((jobs.names["partition"].as_str(), jobs.max_tasks), ("gpu", 9));
     let stage = |resources: &str, wrong: &[(&str, &str)]| {
@@ -424,12 +425,12 @@ fn a_cluster_is_chosen_by_a_profile_and_has_what_this_machine_has_not() {
     };
     stage("qos = 5", &[("E003", "5")]);
     let all = "extra_args = [\"--exclusive\"], export = [\"SEED\"], setup = \"module load cuda\", max_tasks = 2, \
-               task_target = \"5min\", time_margin = 60";
+               task_target = \"5min\", time_margin = 60, max_submitted = 3, submit_rate = \"2/min\", poll = 5";
     stage(all, &[]);
     stage("extra_args = [\"--wrap=x\"]", &[("E003", "[\"--wrap=x\"]")]);
     stage("task_target = \"soon\"", &[("E003", "\"soon\"")]);
-    let found = stage("poll = 5", &[("E002", "poll")]);
-    assert!(helps(&found[0], "`poll` holds of all jobs together: write it in `[executor.slurm]`"));
+    stage("submit_rate = 1e-300", &[("E003", "1e-300")]);
+    stage("submit_rate = 1e300", &[("E003", "1e300")]);
 }
 
 #[test]

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use pipe_cache::Digest;
 use serde_json::json;
 
-use super::super::batching;
-use super::super::manifest::{Intent, Job, Manifest, Order, VERSION};
+use super::super::batching::{self, Bucket};
+use super::super::manifest::{Ask, Intent, Job, Manifest, Order, VERSION};
 use super::super::refusal::{self, Refusal};
 use super::super::submission::{self, arguments, job_id, script};
 use super::super::worker::json as bytes_of;
 use super::super::{command, queue};
 use super::{Array, Cluster, QUIET, State};
 use crate::attempt::AttemptError;
+use crate::pipeline::JobSettings;
 use crate::slurm::manifest::absolute_path;
 
 /// The delay after a first transient refusal.
@@ -52,9 +53,13 @@ impl Cluster {
             }
             return;
         }
-        while let Some(tasks) = self.choose() {
-            if !self.bucket.take(self.began.elapsed().as_secs_f64()) {
+        while let Some((stage, tasks)) = self.choose() {
+            let clock = self.began.elapsed().as_secs_f64();
+            if !self.bucket.take(clock) {
                 return;
+            }
+            if let Some(bucket) = self.stage_buckets.get_mut(&stage) {
+                bucket.take(clock);
             }
             if let Err(error) = self.send_new(&tasks, now) {
                 // The store cannot be written: whoever waits for it fails.
@@ -72,11 +77,24 @@ impl Cluster {
         }
     }
 
-    /// Tasks of ours that are in the queue.
-    fn queued(&self) -> usize {
+    /// Tasks of ours that are in the queue, of one stage or of all.
+    fn queued(&self, stage: Option<&str>) -> usize {
+        let flying =
+            self.flying.values().filter(|flying| stage.is_none_or(|stage| flying.order.stage == stage));
         let tasks: BTreeSet<(&str, usize)> =
-            self.flying.values().map(|flying| (flying.array.as_str(), flying.task)).collect();
+            flying.map(|flying| (flying.array.as_str(), flying.task)).collect();
         tasks.len()
+    }
+
+    /// How many tasks of a stage may be submitted now, of so many in all.
+    fn room_of(&mut self, stage: &str, jobs: &JobSettings, room: usize) -> usize {
+        let clock = self.began.elapsed().as_secs_f64();
+        let bucket =
+            self.stage_buckets.entry(stage.to_owned()).or_insert_with(|| Bucket::new(jobs.submit_every));
+        if !bucket.has_one(clock) {
+            return 0;
+        }
+        room.min(jobs.max_submitted.saturating_sub(self.queued(Some(stage))))
     }
 
     /// Seconds that an order takes, as far as it is known.
@@ -87,20 +105,24 @@ impl Cluster {
         })
     }
 
-    /// The tasks of the next array, as keys of waiting orders: of one stage, and of what they ask for.
-    fn choose(&mut self) -> Option<Vec<Vec<Digest>>> {
-        let room = self.max_submitted.saturating_sub(self.queued());
+    /// The next stage that may submit, and the tasks of its next array, as keys of waiting orders which ask for the same.
+    fn choose(&mut self) -> Option<(String, Vec<Vec<Digest>>)> {
+        let room = self.max_submitted.saturating_sub(self.queued(None));
         if room == 0 || self.waiting.is_empty() {
             return None;
         }
         let size = *self.size.get_or_insert_with(command::max_array_size);
-        let mut tried: Vec<(&str, &super::super::manifest::Ask)> = Vec::new();
-        for first in &self.waiting {
-            let group = (first.stage.as_str(), &first.ask);
-            if tried.contains(&group) {
+        let mut groups: Vec<(String, Ask)> = Vec::new();
+        for order in &self.waiting {
+            if !groups.iter().any(|(stage, ask)| (stage, ask) == (&order.stage, &order.ask)) {
+                groups.push((order.stage.clone(), order.ask.clone()));
+            }
+        }
+        for (stage, ask) in groups {
+            let room = self.room_of(&stage, &ask.jobs, room);
+            if room == 0 {
                 continue;
             }
-            tried.push(group);
             // Of parts of which nothing is known one is measured first.
             let is_measured = |order: &&Order| {
                 let kind = &order.brief.kind;
@@ -110,7 +132,7 @@ impl Cluster {
             let orders: Vec<&Order> = self
                 .waiting
                 .iter()
-                .filter(|order| (order.stage.as_str(), &order.ask) == group)
+                .filter(|order| (&order.stage, &order.ask) == (&stage, &ask))
                 .filter(|order| {
                     let is_unknown = order.part.is_some() && self.seconds(order).is_none();
                     let waits = is_unknown && (measures || is_measured(order));
@@ -119,11 +141,11 @@ impl Cluster {
                 })
                 .collect();
             let seconds: Vec<Option<f64>> = orders.iter().map(|order| self.seconds(order)).collect();
-            let target = group.1.jobs.task_target as f64;
+            let target = ask.jobs.task_target as f64;
             let tasks = batching::tasks(&seconds, target, room.min(size));
             if !tasks.is_empty() {
                 let keys = |task: Vec<usize>| task.into_iter().map(|place| orders[place].digest).collect();
-                return Some(tasks.into_iter().map(keys).collect());
+                return Some((stage, tasks.into_iter().map(keys).collect()));
             }
         }
         None
@@ -169,7 +191,7 @@ impl Cluster {
             run: &self.around.run,
             tasks: manifest.tasks.len(),
             ask: &ask,
-            log: &absolute_path(&folder.log_pattern()),
+            logs: &folder.logs("%a.%A").map(|path| absolute_path(&path)),
         };
         let arguments = arguments(&array);
         let intent = Intent {
@@ -251,7 +273,7 @@ impl Cluster {
                 self.later(id, now);
             }
             Refusal::Quota => {
-                let others = self.queued().saturating_sub(self.arrays[id].tasks);
+                let others = self.queued(None).saturating_sub(self.arrays[id].tasks);
                 if others == 0 {
                     // Those of another run, or of another program, leave too.
                     return match queue::look(&[]) {
@@ -294,7 +316,7 @@ impl Cluster {
         // Without it the job is found by its name.
         let _ = self.around.store.write_in_array(&folder, "job.json", &bytes_of(&written));
         self.backoff = BACKOFF;
-        self.poll = Duration::from_secs(self.around.settings.poll);
+        self.poll = self.shortest_poll();
         self.next_look = Instant::now() + self.poll;
         let event = json!({ "subject": name, "job": job, "array": id, "tasks": tasks, "actions": actions,
             "detail": format!("job {job}: {actions} actions in {tasks} tasks") });

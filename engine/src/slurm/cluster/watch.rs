@@ -27,6 +27,8 @@ const UNKNOWN: Duration = Duration::from_secs(3600);
 const PASSED_ON: [&str; 5] = ["progress", "checkpoint", "resume", "warning", "nondeterminism"];
 /// Bytes of a job's log that are looked through for what ended it.
 const LOG_END: u64 = 16 << 10;
+/// Characters of the last line of a job's standard error that are told.
+const LONGEST_WORDS: usize = 200;
 
 impl Cluster {
     /// Takes what workers have written.
@@ -95,7 +97,7 @@ impl Cluster {
         }
         let cpu = ended.cpu.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let wall = Duration::try_from_secs_f64(ended.wall).unwrap_or_default();
-        self.poll = Duration::from_secs(self.around.settings.poll);
+        self.poll = self.shortest_poll();
         self.end(key, Finished { result, wall, cpu, is_taken: false }, ended.peak);
     }
 
@@ -192,7 +194,7 @@ impl Cluster {
                     flying.unseen = Some((since, looks));
                 }
                 // To be sure soon, and not after a long pause.
-                self.next_look = self.next_look.min(now + Duration::from_secs(self.around.settings.poll));
+                self.next_look = self.next_look.min(now + self.shortest_poll());
             }
             Verdict::Lost => self.lost(key),
         }
@@ -261,6 +263,9 @@ impl Cluster {
         let detail = match &cause {
             Cause::OutOfTime => "its task came to the end of its time; another one goes on".to_owned(),
             Cause::Lost(what) => format!("its task gave no result ({what}); another one tries"),
+            Cause::OutOfMemory => {
+                "its task had too little memory; another one gets half as much on top".to_owned()
+            }
             _ => format!("{cause:?}"),
         };
         if self.stopped || self.cancelled {
@@ -291,37 +296,53 @@ impl Array {
         if state == Some("OUT_OF_MEMORY") || self.log_tells_of_memory(task) {
             return Cause::OutOfMemory;
         }
-        match (state, exit) {
-            (Some("CANCELLED"), _) => Cause::Cancelled,
-            (Some("TIMEOUT"), _) | (_, Some(exit::OUT_OF_TIME)) => Cause::OutOfTime,
-            (Some(state), Some(code)) => Cause::Lost(format!("{state}, exit code {code}")),
-            (None, Some(code)) => Cause::Lost(format!("exit code {code}")),
-            (Some(state), None) => Cause::Lost(state.to_owned()),
+        let how = match (state, exit) {
+            (Some("CANCELLED"), _) => return Cause::Cancelled,
+            (Some("TIMEOUT"), _) | (_, Some(exit::OUT_OF_TIME)) => return Cause::OutOfTime,
+            (Some(state), Some(code)) => format!("{state}, exit code {code}"),
+            (None, Some(code)) => format!("exit code {code}"),
+            (Some(state), None) => state.to_owned(),
             // Whoever keeps accounts knows more, and may be asked: it is rare.
-            (None, None) => Cause::Lost(
-                accounts::end_of(&self.intent.name, task)
-                    .unwrap_or_else(|| "the queue does not know it".to_owned()),
-            ),
-        }
+            (None, None) => accounts::end_of(&self.intent.name, task)
+                .unwrap_or_else(|| "the queue does not know it".to_owned()),
+        };
+        Cause::Lost(match self.last_words(task) {
+            Some(words) => format!("{how}; its job said at last: {words}"),
+            None => how,
+        })
     }
 
-    /// Whether the last lines of a job's log say that it had too little memory: without control groups nothing else does.
+    /// The names of the logs of a task, of its standard output and its standard error.
+    fn logs(&self, task: usize) -> impl Iterator<Item = String> {
+        let begin = format!("{task}.");
+        self.folder.names("logs").into_iter().filter(move |name| name.starts_with(&begin))
+    }
+
+    /// The end of a log.
+    fn log_end(&self, name: &str) -> Option<String> {
+        let mut file = std::fs::File::open(self.folder.path().join("logs").join(name)).ok()?;
+        let length = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
+        let mut bytes = Vec::new();
+        file.take(LOG_END).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Whether the last lines of a job's logs say that it had too little memory: without control groups nothing else does.
     fn log_tells_of_memory(&self, task: usize) -> bool {
-        let names =
-            self.folder.names("logs").into_iter().filter(|name| name.starts_with(&format!("{task}.")));
-        let read = |name: String| -> Option<String> {
-            let mut file = std::fs::File::open(self.folder.path().join("logs").join(name)).ok()?;
-            let length = file.metadata().ok()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
-            let mut bytes = Vec::new();
-            file.take(LOG_END).read_to_end(&mut bytes).ok()?;
-            Some(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        names.filter_map(read).any(|text| {
+        self.logs(task).filter_map(|name| self.log_end(&name)).any(|text| {
             ["exceeded memory limit", "oom-kill", "oom_kill", "Exceeded job memory"]
                 .iter()
                 .any(|mark| text.contains(mark))
         })
+    }
+
+    /// The last line on the standard error of a task: what a set-up that fails has to say stands nowhere else.
+    fn last_words(&self, task: usize) -> Option<String> {
+        let newest = self.logs(task).filter(|name| name.ends_with(".err")).max()?;
+        let text = self.log_end(&newest)?;
+        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+        Some(line.chars().filter(|c| !c.is_control()).take(LONGEST_WORDS).collect())
     }
 
     /// What workers have told since the last look.
@@ -346,5 +367,51 @@ impl Array {
                 .extend(events.filter(|event| PASSED_ON.contains(&event["ev"].as_str().unwrap_or_default())));
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipe_cache::{Durability, Store};
+
+    use super::super::State;
+    use super::*;
+    use crate::slurm::manifest::Intent;
+
+    #[test]
+    fn both_streams_of_a_job_tell_how_it_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_with_cache(&folder.path().join("s"), Durability::Rename, None).unwrap();
+        let intent = Intent {
+            name: "pipe-x".to_owned(),
+            run: "r".to_owned(),
+            stage: "s".to_owned(),
+            tasks: 20,
+            actions: 20,
+            arguments: Vec::new(),
+            setup: String::new(),
+            time: String::new(),
+        };
+        let of = |task: usize, state: &str| {
+            let mut array = Array::new(store.array("a").unwrap(), intent.clone(), 20, State::Accepted);
+            array.over.insert(task, state.to_owned());
+            array.cause(task)
+        };
+        let array = store.new_array("a", b"{}").unwrap();
+        let log =
+            |name: &str, text: &str| std::fs::write(array.path().join("logs").join(name), text).unwrap();
+        log("1.7.out", "words\n");
+        log("1.7.err", "slurmstepd: error: StepId=7.batch exceeded memory limit (9 > 8), being killed\n");
+        log("2.7.out", "slurmstepd: Exceeded job memory limit\n");
+        log("3.7.out", "all is well\n");
+        log("3.7.err", "first\nmodule: command not found\u{7}\n\n");
+        log("13.7.err", "of another task\n");
+        log("4.7.out", "all is well\n");
+        log("4.7.err", "");
+        assert_eq!([of(1, "FAILED"), of(2, "FAILED")], [Cause::OutOfMemory, Cause::OutOfMemory]);
+        let lost = |text: &str| Cause::Lost(text.to_owned());
+        assert_eq!(of(3, "FAILED"), lost("FAILED; its job said at last: module: command not found"));
+        assert_eq!(of(4, "NODE_FAIL"), lost("NODE_FAIL"));
+        assert_eq!(of(3, "CANCELLED"), Cause::Cancelled);
     }
 }
