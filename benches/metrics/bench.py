@@ -7,7 +7,8 @@ times gradient. Pixel flipping removes 4 features a step, faithfulness correlati
 explains 50 noisy images, parameter randomisation 5 layers. 32 samples are scored in one call, and one alone. Every
 measurement is a process of its own, and the sides take turns; the time is the least of the rounds after the first.
 `of raw` is the rate of forward passes as a share of the bare network's, where a metric makes nothing else. On a busy
-machine only ratios within one run say something.
+machine only ratios within one run say something; `--cores` compares the seconds that the cores computed instead of those
+that passed.
 """
 
 import argparse
@@ -24,7 +25,7 @@ TARGETS = {32: 2.5, 1: 15}
 METRICS = ["pixel_flipping", "faithfulness_correlation", "max_sensitivity", "parameter_randomisation"]
 
 
-def run_peer(name, samples, rounds, threads):
+def run_peer(name, samples, rounds, threads, cores):
     """Prints the seconds of each round."""
     import time
     import warnings
@@ -63,20 +64,23 @@ def run_peer(name, samples, rounds, threads):
         "max_sensitivity": lambda: quantus.MaxSensitivity(nr_samples=50, **quiet),
         "parameter_randomisation": lambda: quantus.MPRT(layer_order="bottom_up", **quiet),
     }[name]
+    now = time.process_time if cores else time.perf_counter
     for place in range(rounds):
-        start = time.perf_counter()
+        start = now()
         metric()(model=model, x_batch=x, y_batch=y, a_batch=a.copy(), explain_func=explain, batch_size=samples)
-        print(f"{name} samples {samples} round {place}: {time.perf_counter() - start:.4f} s", flush=True)
+        print(f"{name} samples {samples} round {place}: {now() - start:.5f} s", flush=True)
 
 
-def seconds(command, threads):
+def seconds(command, threads, cores):
+    """The least seconds of the rounds after the first, and forward passes per second, of a program that tells them."""
     environment = dict(os.environ)
     if threads:
         environment.update({name: str(threads) for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")})
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    times = [float(found) for found in re.findall(r"round \d+: ([\d.]+) s", text)]
-    rates = [float(found) for found in re.findall(r"([\d.]+) passes per second", text)]
-    return min(times[1:] or times), max(rates[1:] or rates or [0.0])
+    rounds = re.findall(r"round \d+: ([\d.]+) s(?:, ([\d.]+) s of all cores, (\d+) passes)?", text)
+    times = [float(busy if cores and busy else passed) for passed, busy, _ in rounds]
+    least = min(times[1:] or times)
+    return least, float(rounds[0][2] or 0) / least
 
 
 def main():
@@ -87,10 +91,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="rounds of a measurement (3)")
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side (3)")
     parser.add_argument("--threads", type=int, default=1, help="of both sides (1); 0: all cores")
+    parser.add_argument("--cores", action="store_true", help="seconds of the cores instead of those that pass")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        run_peer(arguments.peer, arguments.samples[0], arguments.rounds, arguments.threads)
+        run_peer(arguments.peer, arguments.samples[0], arguments.rounds, arguments.threads, arguments.cores)
         return
     python = peers.interpreter(arguments, PEERS)
     peers.print_machine()
@@ -102,18 +107,20 @@ def main():
             ours, theirs, raw = [], [], []
             command = [python, os.path.abspath(__file__), "--peer", name, "--samples", str(samples)]
             command += ["--rounds", *tail, "--threads", str(arguments.threads)]
+            command += ["--cores"] if arguments.cores else []
+            same = (arguments.threads, arguments.cores)
             for _ in range(arguments.pairs):
-                ours.append(seconds([arguments.program, name, str(samples), *tail], arguments.threads))
-                raw.append(seconds([arguments.program, "raw", "32", *tail], arguments.threads))
+                ours.append(seconds([arguments.program, name, str(samples), *tail], *same))
+                raw.append(seconds([arguments.program, "raw", "32", *tail], *same))
                 if python:
-                    theirs.append(seconds(command, arguments.threads))
+                    theirs.append(seconds(command, *same))
             share = max(rate for _, rate in ours) / max(rate for _, rate in raw)
             forward_only = name in ("pixel_flipping", "faithfulness_correlation")
-            cells = [name, str(samples), f"{min(ours)[0]:.4f}", "-", "-", f"{share:.0%}" if forward_only else "-"]
+            cells = [name, str(samples), f"{min(ours)[0]:.5f}", "-", "-", f"{share:.0%}" if forward_only else "-"]
             if python:
                 ratio = peers.Ratio([time for time, _ in ours], [time for time, _ in theirs])
                 peers.record(arguments.json, f"metric {name} samples {samples}", ratio, TARGETS.get(samples))
-                cells[3:5] = [f"{min(theirs)[0]:.4f}", str(ratio)]
+                cells[3:5] = [f"{min(theirs)[0]:.5f}", str(ratio)]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

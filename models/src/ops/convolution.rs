@@ -1,19 +1,22 @@
 //! Convolution over channels-last images, as products over pixels.
 //!
-//! A strip of output pixels becomes a matrix `[pixels, kernel rows * kernel columns * channels]`, which
-//! is multiplied by the kernel while it is in the cache. Channels last, the copies are runs, a 1 x 1
-//! convolution is a linear layer, and batch norm, pooling and attention pooling see rows of channels.
+//! A strip of output pixels is a matrix `[pixels, kernel rows * kernel columns * channels]`, which is multiplied by the
+//! kernel: read where it lies in the image, or else copied while it is in the cache. Channels last, a row of it is a
+//! few runs of the image, a 1 x 1 convolution is a linear layer, and batch norm, pooling and attention pooling see rows
+//! of channels.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::panels::{Panels, Start, multiply, multiply_parallel};
+use super::panels::{DEPTH, Panels, SMALL_PRODUCT, Start, Windows, multiply, multiply_parallel};
 use super::product::{self, Matrix};
 use super::rows::column_sums;
+use super::written::written;
 use super::{borrow, composed, contiguous, is_half_on_cpu, linear, on_cpu, wide};
 
 /// How a window moves over an image: stride and zero padding, the same in both directions.
@@ -133,6 +136,59 @@ impl Sizes {
         (FORWARD_VALUES / self.patch().max(1)).clamp(FORWARD_PIXELS[0], FORWARD_PIXELS[1])
     }
 
+    /// Whether the pass forward reads patches where they lie. Either way gives the same bits. A matrix of patches is for
+    /// what is summed in parts, for patches that do not overlap, whose copy is no larger than the image, and for rows of
+    /// so few pixels that tiles would be half empty.
+    fn is_read_in_place(self) -> bool {
+        const FEW: usize = 8;
+        (1..=DEPTH).contains(&self.patch())
+            && self.window.stride < self.kernel[1]
+            && self.out_columns >= FEW
+            && self.out > 0
+            && self.image() > 0
+    }
+
+    /// Output rows of an image that are computed at a time, as [`Self::forward_strip`].
+    fn forward_rows(self) -> usize {
+        self.forward_strip().div_ceil(self.out_columns).min(self.out_rows)
+    }
+
+    /// Calls `work` with what the window sees of output rows of an image from `first` on. Padding is copied around the
+    /// rows.
+    fn seen<R>(self, image: &[f32], first: usize, rows: usize, work: impl FnOnce(Windows<'_>) -> R) -> R {
+        let Window { stride, padding } = self.window;
+        let windows = |values, columns: usize| Windows {
+            values,
+            columns: self.out_columns,
+            step: stride * self.channels,
+            row_step: stride * columns * self.channels,
+            run: self.kernel[1] * self.channels,
+            run_step: columns * self.channels,
+        };
+        let row = self.columns * self.channels;
+        if padding == 0 {
+            return work(windows(&image[first * stride * row..], self.columns));
+        }
+        let (columns, side) = (self.columns + 2 * padding, padding * self.channels);
+        let padded_rows = (rows - 1) * stride + self.kernel[0];
+        let mut kept = PATCHES.take();
+        kept.clear();
+        kept.reserve(padded_rows * columns * self.channels);
+        for padded in first * stride..first * stride + padded_rows {
+            match padded.checked_sub(padding).filter(|row| *row < self.rows) {
+                Some(place) => {
+                    kept.resize(kept.len() + side, 0.0);
+                    kept.extend_from_slice(&image[place * row..(place + 1) * row]);
+                    kept.resize(kept.len() + side, 0.0);
+                }
+                None => kept.resize(kept.len() + columns * self.channels, 0.0),
+            }
+        }
+        let result = work(windows(&kept, columns));
+        PATCHES.set(kept);
+        result
+    }
+
     /// Image, row and column of the output pixels from one on, counted over the batch.
     fn positions(self, first: usize) -> impl Iterator<Item = [usize; 3]> {
         let within = first % self.pixels();
@@ -241,12 +297,45 @@ impl Convolution {
 
     /// The result, row-major.
     pub(super) fn values(&self, x: &[f32], kernel: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let (sizes, patch) = (self.sizes, self.sizes.patch());
+        let length = sizes.batch * sizes.pixels() * sizes.out;
+        let kernel = Panels::pack(Matrix::new(kernel, sizes.out, patch, patch).transposed(), true);
+        let start = bias.map_or(Start::Zero, Start::Row);
+        if sizes.is_read_in_place() {
+            // SAFETY: the strips cover all output rows of all images, and each value of a strip is written.
+            return unsafe { written(length, |y| self.in_place(x, &kernel, start, y)) };
+        }
+        let mut y = vec![0.0; length];
+        self.by_patches(x, &kernel, start, &mut y);
+        y
+    }
+
+    /// [`Self::values`] without a matrix of patches.
+    fn in_place(&self, x: &[f32], kernel: &Panels, start: Start<'_>, y: &mut [MaybeUninit<f32>]) {
+        let (sizes, rows) = (self.sizes, self.sizes.forward_rows());
+        let row = sizes.out_columns * sizes.out;
+        let strips: Vec<_> = y
+            .chunks_exact_mut(sizes.pixels() * sizes.out)
+            .zip(x.chunks_exact(sizes.image()))
+            .flat_map(|(y, image)| {
+                y.chunks_mut(rows * row).enumerate().map(move |(strip, y)| (image, strip * rows, y))
+            })
+            .collect();
+        let few = sizes.batch * sizes.pixels() * sizes.patch() * sizes.out < SMALL_PRODUCT;
+        let work = |(image, first, y): (&[f32], usize, &mut [MaybeUninit<f32>])| {
+            sizes.seen(image, first, y.len() / row, |windows| windows.multiply(kernel, start, y));
+        };
+        match few {
+            true => strips.into_iter().for_each(work),
+            false => strips.into_par_iter().for_each(work),
+        }
+    }
+
+    /// [`Self::values`] by products over strips of patches.
+    fn by_patches(&self, x: &[f32], kernel: &Panels, start: Start<'_>, y: &mut [f32]) {
         let sizes = self.sizes;
         let (out, patch, strip) = (sizes.out, sizes.patch(), sizes.forward_strip());
         let pixels = sizes.batch * sizes.pixels();
-        let mut y = vec![0.0f32; pixels * out];
-        let kernel = Panels::pack(Matrix::new(kernel, out, patch, patch).transposed(), true);
-        let start = bias.map_or(Start::Zero, Start::Row);
         // Few strips: the threads share each product instead. The bits are the same.
         let few = pixels.div_ceil(strip) < rayon::current_num_threads();
         let work = |(index, y): (usize, &mut [f32])| {
@@ -256,7 +345,7 @@ impl Convolution {
             let patches = &mut kept[..rows * patch];
             sizes.gather(x, index * strip, patches);
             let multiply = if few { multiply_parallel } else { multiply };
-            multiply(Matrix::new(patches, rows, patch, patch), &kernel, 1.0, start, y, out);
+            multiply(Matrix::new(patches, rows, patch, patch), kernel, 1.0, start, y, out);
             PATCHES.set(kept);
         };
         if out > 0 && few {
@@ -264,7 +353,6 @@ impl Convolution {
         } else if out > 0 {
             y.par_chunks_mut(strip * out).enumerate().for_each(work);
         }
-        y
     }
 
     /// The gradient of the images: per image, strips of gradient patches are added to where they came
@@ -398,5 +486,64 @@ impl CustomOp3 for Convolution {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         self.backward(x, kernel, Some(bias), grad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Key;
+
+    fn random(count: usize, key: u64) -> Vec<f32> {
+        (1..=count).map(|counter| Key(key).normal(counter as u64) as f32).collect()
+    }
+
+    /// By a matrix of patches.
+    fn by_patches(convolution: &Convolution, x: &[f32], kernel: &[f32], bias: &[f32]) -> Vec<f32> {
+        let (sizes, patch) = (convolution.sizes, convolution.sizes.patch());
+        let kernel = Panels::pack(Matrix::new(kernel, sizes.out, patch, patch).transposed(), false);
+        let mut y = vec![0.0; sizes.batch * sizes.pixels() * sizes.out];
+        convolution.by_patches(x, &kernel, Start::Row(bias), &mut y);
+        y
+    }
+
+    #[test]
+    fn patches_read_in_place_give_the_bits_of_a_matrix_of_patches() {
+        let mut read_in_place = 0;
+        for draw in 0..120 {
+            let pick = |place: u64, choices: usize| {
+                1 + (Key(draw).uniform(place) * choices as f64).min(choices as f64 - 1.0) as usize
+            };
+            let kernel = [pick(1, 5), pick(2, 5)];
+            let window = Window { stride: pick(3, 3), padding: pick(4, 3) - 1 };
+            let (rows, columns) = (kernel[0] + pick(5, 20), kernel[1] + pick(6, 30));
+            let sizes = Sizes {
+                batch: pick(7, 3),
+                rows,
+                columns,
+                channels: pick(8, 9),
+                kernel,
+                window,
+                out_rows: window.positions(rows, kernel[0]).unwrap(),
+                out_columns: window.positions(columns, kernel[1]).unwrap(),
+                out: pick(9, 40),
+            };
+            read_in_place += usize::from(sizes.is_read_in_place());
+            let convolution = Convolution { sizes };
+            let x = random(sizes.batch * sizes.image(), 1);
+            let (kernel, bias) = (random(sizes.out * sizes.patch(), 2), random(sizes.out, 3));
+            let wanted = by_patches(&convolution, &x, &kernel, &bias);
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let found = pool.install(|| convolution.values(&x, &kernel, Some(&bias)));
+                assert_eq!(found, wanted, "{threads} threads, {draw}");
+            }
+            // An image alone has the bits that it has among others.
+            let alone = Convolution { sizes: Sizes { batch: 1, ..sizes } };
+            let last = &x[(sizes.batch - 1) * sizes.image()..];
+            let found = alone.values(last, &kernel, Some(&bias));
+            assert_eq!(found, wanted[(sizes.batch - 1) * sizes.pixels() * sizes.out..], "{draw}");
+        }
+        assert!(read_in_place > 30, "only {read_in_place} were read in place");
     }
 }

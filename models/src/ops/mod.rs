@@ -44,6 +44,7 @@ mod transposed;
 mod unit;
 mod weight;
 mod weight_norm;
+mod written;
 
 use std::ops::{Deref, Range};
 

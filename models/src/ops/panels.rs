@@ -15,15 +15,19 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use self::tile::{Level, Target, Tile};
+use self::tile::{Level, Runs, Target, Tile};
 use super::product::Matrix;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod half_tile;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod windows;
 
 pub(crate) use half_tile::has_half_products;
+pub(super) use windows::Windows;
 
 /// Columns of a panel.
 const COLUMNS: usize = 32;
@@ -56,6 +60,8 @@ enum Lines {
 
 /// Values that are packed sooner than other threads are woken.
 const SMALL: usize = 1 << 13;
+/// Multiplications that are done sooner than other threads are woken.
+pub(super) const SMALL_PRODUCT: usize = SMALL * COLUMNS;
 
 /// What a product is added to.
 #[derive(Clone, Copy)]
@@ -132,14 +138,9 @@ fn pack_group(b: Matrix<'_>, first: usize, columns: Range<usize>, lines: &mut [L
             let from = (first + row) * b.row_stride;
             copy_line(line, &b.values[from + columns.start..from + columns.end]);
         }
-    } else if b.row_stride == 1 && columns.len() == COLUMNS && Level::of_machine().gathers(b.column_stride) {
+    } else if b.row_stride == 1 && Level::of_machine().gathers(columns.len(), b.column_stride) {
         let values = &b.values[columns.start * b.column_stride + first..];
-        assert!(values.len() >= (COLUMNS - 1) * b.column_stride + lines.len(), "columns have their terms");
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the machine gathers, and every column has as many values as there are lines.
-        unsafe {
-            tile::gather(values, b.column_stride, lines);
-        }
+        Level::of_machine().gather(values, columns.len(), b.column_stride, lines);
     } else if b.row_stride == 1 {
         let count = lines.len();
         let column = |column: usize| &b.values[column * b.column_stride + first..][..count];
@@ -205,7 +206,7 @@ pub(super) fn multiply_parallel(
     out: &mut [f32],
     row_stride: usize,
 ) {
-    if a.rows * a.columns * b.columns < SMALL * COLUMNS {
+    if a.rows * a.columns * b.columns < SMALL_PRODUCT {
         return multiply(a, b, scale, start, out, row_stride);
     }
     check(a, b, start, out.len(), row_stride);
@@ -311,8 +312,9 @@ impl Product<'_> {
                         Start::Row(row) => Start::Row(&row[columns.clone()]),
                         start => start,
                     };
-                    for row in (0..count).step_by(kernel.height()) {
-                        let height = kernel.height().min(count - row);
+                    let full = kernel.height(columns.len());
+                    for row in (0..count).step_by(full) {
+                        let height = full.min(count - row);
                         // SAFETY: the place lies inside the result.
                         let out = unsafe { out.add((first + row) * row_stride + columns.start) };
                         let to = Target { columns: columns.len(), scale, start, out, row_stride };
@@ -327,8 +329,8 @@ impl Product<'_> {
 
 /// What computes the tiles of a product.
 trait Kernel {
-    /// Rows of a full tile.
-    fn height(&self) -> usize;
+    /// Rows of a full tile of so many columns.
+    fn height(&self, columns: usize) -> usize;
 
     /// Makes ready rows of the left side, and terms of them.
     fn prepare(&mut self, rows: Range<usize>, depth: Range<usize>);
@@ -362,8 +364,8 @@ impl<'a> FullKernel<'a> {
 }
 
 impl Kernel for FullKernel<'_> {
-    fn height(&self) -> usize {
-        self.level.height()
+    fn height(&self, columns: usize) -> usize {
+        self.level.height(columns)
     }
 
     fn prepare(&mut self, rows: Range<usize>, depth: Range<usize>) {
@@ -386,6 +388,7 @@ impl Kernel for FullKernel<'_> {
         let tile = Tile {
             a: &left[(row * self.stride).min(left.len())..],
             a_stride: self.stride,
+            runs: Runs::one(self.depth.len()),
             panel: &self.lines[panel * self.panel..][self.depth.clone()],
             to,
         };

@@ -1,13 +1,45 @@
 //! Pooling over channels-last images.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-use super::elementwise::vectorised;
+use super::written::written;
 use super::{Window, borrow, composed, contiguous, is_half, on_cpu, wide};
+
+/// What is computed of the channels of an output pixel, so many from one on at a time that they stay in registers.
+trait Piece {
+    fn piece<const CHANNELS: usize>(&mut self, first: usize);
+}
+
+/// Computes all channels, in pieces as large as there are.
+#[inline(always)]
+fn in_pieces(channels: usize, of: &mut impl Piece) {
+    let mut first = 0;
+    while channels - first >= 16 {
+        of.piece::<16>(first);
+        first += 16;
+    }
+    let rest = channels - first;
+    if rest & 8 != 0 {
+        of.piece::<8>(first);
+        first += 8;
+    }
+    if rest & 4 != 0 {
+        of.piece::<4>(first);
+        first += 4;
+    }
+    if rest & 2 != 0 {
+        of.piece::<2>(first);
+        first += 2;
+    }
+    if rest & 1 != 0 {
+        of.piece::<1>(first);
+    }
+}
 
 /// The means of squares of `side` pixels that do not overlap: `[batch, rows, columns, channels]` to
 /// `[batch, rows / side, columns / side, channels]`. Pixels that fill no square are left out.
@@ -44,13 +76,114 @@ impl Average {
         [self.rows / self.side, self.columns / self.side]
     }
 
-    /// Calls `visit(output pixel, input pixel)` for all pairs of one image, in order of the output.
-    fn pairs(&self, mut visit: impl FnMut(usize, usize)) {
+    /// Values of an image, and of its output.
+    fn lengths(&self) -> [usize; 2] {
         let [out_rows, out_columns] = self.out();
-        for row in 0..out_rows * self.side {
-            for column in 0..out_columns * self.side {
-                let out = row / self.side * out_columns + column / self.side;
-                visit(out, row * self.columns + column);
+        [self.rows * self.columns * self.channels, out_rows * out_columns * self.channels]
+    }
+
+    /// Values of a row of the image, and from one square to the next.
+    #[inline(always)]
+    fn steps(&self) -> [usize; 2] {
+        [self.columns * self.channels, self.side * self.channels]
+    }
+
+    fn factor(&self) -> f32 {
+        1.0 / (self.side * self.side) as f32
+    }
+}
+
+// Methods of named types, not closures: only a method can be forced into the caller that is compiled for the machine's
+// vectors.
+
+/// The means of one image.
+struct Means<'a> {
+    op: &'a Average,
+    x: &'a [f32],
+    y: &'a mut [MaybeUninit<f32>],
+}
+
+/// The mean of one square, which begins `x`.
+struct Mean<'a> {
+    op: &'a Average,
+    factor: f32,
+    x: &'a [f32],
+    y: &'a mut [MaybeUninit<f32>],
+}
+
+impl NullaryFnOnce for Means<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { op, x, y } = self;
+        let ([line, step], factor) = (op.steps(), op.factor());
+        let rows = y.chunks_exact_mut(op.out()[1] * op.channels);
+        for (y, x) in rows.zip(x.chunks_exact(op.side * line)) {
+            for (column, y) in y.chunks_exact_mut(op.channels).enumerate() {
+                in_pieces(op.channels, &mut Mean { op, factor, x: &x[column * step..], y });
+            }
+        }
+    }
+}
+
+impl Piece for Mean<'_> {
+    #[inline(always)]
+    fn piece<const CHANNELS: usize>(&mut self, first: usize) {
+        let mut sums = [0.0; CHANNELS];
+        let ([line, _], side) = (self.op.steps(), self.op.side);
+        for row in 0..side {
+            for column in 0..side {
+                let x = &self.x[row * line + column * self.op.channels + first..][..CHANNELS];
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+            }
+        }
+        for (y, sum) in self.y[first..][..CHANNELS].iter_mut().zip(sums) {
+            y.write(sum * self.factor);
+        }
+    }
+}
+
+/// Gives the pixels of one image their part of the gradients of the means.
+struct MeansBack<'a> {
+    op: &'a Average,
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+/// The same of one square, which begins `dx`.
+struct MeanBack<'a> {
+    op: &'a Average,
+    factor: f32,
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl NullaryFnOnce for MeansBack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { op, dy, dx } = self;
+        let ([line, step], factor) = (op.steps(), op.factor());
+        let rows = dy.chunks_exact(op.out()[1] * op.channels);
+        for (dy, dx) in rows.zip(dx.chunks_exact_mut(op.side * line)) {
+            for (column, dy) in dy.chunks_exact(op.channels).enumerate() {
+                in_pieces(op.channels, &mut MeanBack { op, factor, dy, dx: &mut dx[column * step..] });
+            }
+        }
+    }
+}
+
+impl Piece for MeanBack<'_> {
+    #[inline(always)]
+    fn piece<const CHANNELS: usize>(&mut self, first: usize) {
+        let dy: [f32; CHANNELS] = std::array::from_fn(|place| self.dy[first + place] * self.factor);
+        let ([line, _], side) = (self.op.steps(), self.op.side);
+        for row in 0..side {
+            for column in 0..side {
+                let place = row * line + column * self.op.channels + first;
+                self.dx[place..][..CHANNELS].copy_from_slice(&dy);
             }
         }
     }
@@ -63,43 +196,26 @@ impl CustomOp1 for Average {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(x, layout, "x")?;
-        let [out_rows, out_columns] = self.out();
-        let channels = self.channels;
-        let mut y = vec![0.0f32; self.batch * out_rows * out_columns * channels];
-        let factor = 1.0 / (self.side * self.side) as f32;
-        x.par_chunks_exact((self.rows * self.columns * channels).max(1))
-            .zip(y.par_chunks_exact_mut((out_rows * out_columns * channels).max(1)))
-            .for_each(|(x, y)| {
-                vectorised(|| {
-                    self.pairs(|out, pixel| {
-                        let sums = y[out * channels..(out + 1) * channels].iter_mut();
-                        let x = &x[pixel * channels..(pixel + 1) * channels];
-                        sums.zip(x).for_each(|(sum, value)| *sum += value);
-                    });
-                    y.iter_mut().for_each(|value| *value *= factor);
+        let ([out_rows, out_columns], [image, out]) = (self.out(), self.lengths());
+        // SAFETY: each image has its output, and each square its mean in all channels.
+        let y = unsafe {
+            written(self.batch * out, |y| {
+                y.par_chunks_exact_mut(out.max(1)).enumerate().for_each(|(index, y)| {
+                    Arch::new().dispatch(Means { op: self, x: &x[index * image..][..image], y });
                 });
-            });
-        Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, channels))))
+            })
+        };
+        Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, self.channels))))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let dy: &[f32] = &borrow(&grad)?;
-        let [out_rows, out_columns] = self.out();
-        let channels = self.channels;
+        let [image, out] = self.lengths();
         let mut dx = vec![0.0f32; x.elem_count()];
-        let factor = 1.0 / (self.side * self.side) as f32;
-        dx.par_chunks_exact_mut((self.rows * self.columns * channels).max(1))
-            .zip(dy.par_chunks_exact((out_rows * out_columns * channels).max(1)))
-            .for_each(|(dx, dy)| {
-                vectorised(|| {
-                    self.pairs(|out, pixel| {
-                        let dx = dx[pixel * channels..(pixel + 1) * channels].iter_mut();
-                        let dy = &dy[out * channels..(out + 1) * channels];
-                        dx.zip(dy).for_each(|(dx, dy)| *dx = dy * factor);
-                    });
-                });
-            });
+        dx.par_chunks_exact_mut(image.max(1))
+            .zip(dy.par_chunks_exact(out.max(1)))
+            .for_each(|(dx, dy)| Arch::new().dispatch(MeansBack { op: self, dy, dx }));
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
 }
@@ -147,14 +263,21 @@ impl Greatest {
     }
 }
 
-// Methods of named types, not closures: only a method can be forced into the caller that is compiled for the machine's
-// vectors.
-
 /// The greatest values of one image.
 struct Values<'a> {
     op: &'a Greatest,
     x: &'a [f32],
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
+}
+
+/// The greatest values of one window of an image.
+struct Value<'a> {
+    channels: usize,
+    x: &'a [f32],
+    /// The pixels of the window.
+    pixels: [Range<usize>; 2],
+    columns: usize,
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 /// Like PyTorch, a NaN is the greatest; of equal values the first is.
@@ -169,15 +292,29 @@ impl NullaryFnOnce for Values<'_> {
     #[inline(always)]
     fn call(self) {
         let Self { op, x, y } = self;
-        for (place, values) in y.chunks_exact_mut(op.channels).enumerate() {
-            values.fill(f32::NEG_INFINITY);
-            let [rows, columns] = op.seen(place / op.out[1], place % op.out[1]);
-            for pixel in rows.flat_map(|row| columns.clone().map(move |column| row * op.columns + column)) {
-                let input = &x[pixel * op.channels..][..op.channels];
-                for (value, x) in values.iter_mut().zip(input) {
+        for (place, y) in y.chunks_exact_mut(op.channels).enumerate() {
+            let pixels = op.seen(place / op.out[1], place % op.out[1]);
+            let mut value = Value { channels: op.channels, x, pixels, columns: op.columns, y };
+            in_pieces(op.channels, &mut value);
+        }
+    }
+}
+
+impl Piece for Value<'_> {
+    #[inline(always)]
+    fn piece<const CHANNELS: usize>(&mut self, first: usize) {
+        let mut values = [f32::NEG_INFINITY; CHANNELS];
+        let [rows, columns] = self.pixels.clone();
+        for row in rows {
+            for column in columns.clone() {
+                let x = &self.x[(row * self.columns + column) * self.channels + first..][..CHANNELS];
+                for (value, x) in values.iter_mut().zip(x) {
                     *value = if is_greater(*x, *value) { *x } else { *value };
                 }
             }
+        }
+        for (y, value) in self.y[first..][..CHANNELS].iter_mut().zip(values) {
+            y.write(value);
         }
     }
 }
@@ -232,10 +369,15 @@ impl CustomOp1 for Greatest {
         let x = contiguous(x, layout, "x")?;
         let [out_rows, out_columns] = self.out;
         let channels = self.channels;
-        let mut y = vec![0.0f32; self.batch * out_rows * out_columns * channels];
-        x.par_chunks_exact((self.rows * self.columns * channels).max(1))
-            .zip(y.par_chunks_exact_mut((out_rows * out_columns * channels).max(1)))
-            .for_each(|(x, y)| Arch::new().dispatch(Values { op: self, x, y }));
+        let (image, out) = (self.rows * self.columns * channels, out_rows * out_columns * channels);
+        // SAFETY: each image has its output, and each window its value in all channels.
+        let y = unsafe {
+            written(self.batch * out, |y| {
+                y.par_chunks_exact_mut(out.max(1)).enumerate().for_each(|(index, y)| {
+                    Arch::new().dispatch(Values { op: self, x: &x[index * image..][..image], y });
+                });
+            })
+        };
         Ok((CpuStorage::F32(y), Shape::from((self.batch, out_rows, out_columns, channels))))
     }
 

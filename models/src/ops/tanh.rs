@@ -1,9 +1,12 @@
 //! The hyperbolic tangent, by vectors.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+use super::written::written;
 use super::{contiguous, elementwise, is_half_on_cpu, on_cpu, wide};
 
 /// Values per task.
@@ -25,7 +28,7 @@ struct Tanh;
 /// y = tanh(x).
 struct Values<'a> {
     x: &'a [f32],
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl NullaryFnOnce for Values<'_> {
@@ -34,7 +37,7 @@ impl NullaryFnOnce for Values<'_> {
     #[inline(always)]
     fn call(self) {
         for (y, x) in self.y.iter_mut().zip(self.x) {
-            *y = elementwise::tanh(*x);
+            y.write(elementwise::tanh(*x));
         }
     }
 }
@@ -46,10 +49,14 @@ impl CustomOp1 for Tanh {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(x, layout, "x")?;
-        let mut y = vec![0.0f32; x.len()];
-        y.par_chunks_mut(BLOCK)
-            .zip(x.par_chunks(BLOCK))
-            .for_each(|(y, x)| Arch::new().dispatch(Values { x, y }));
+        // SAFETY: the chunks cover all values, and each is written.
+        let y = unsafe {
+            written(x.len(), |y| {
+                y.par_chunks_mut(BLOCK)
+                    .zip(x.par_chunks(BLOCK))
+                    .for_each(|(y, x)| Arch::new().dispatch(Values { x, y }));
+            })
+        };
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 

@@ -142,7 +142,7 @@ impl<'a> HalfKernel<'a> {
 }
 
 impl Kernel for HalfKernel<'_> {
-    fn height(&self) -> usize {
+    fn height(&self, _: usize) -> usize {
         TILE
     }
 

@@ -80,7 +80,7 @@ fn tiles_of_other_machines_agree_to_the_bit() {
         values.as_chunks::<COLUMNS>().0.iter().map(|values| Line(*values)).collect()
     };
     let b = lines(&b);
-    let run = |level: Level, height: usize, columns: usize| {
+    let run = |level: Level, height: usize, columns: usize, runs: Runs| {
         let mut out = kept.clone();
         for row in (0..12).step_by(height) {
             let height = height.min(12 - row);
@@ -88,6 +88,7 @@ fn tiles_of_other_machines_agree_to_the_bit() {
             let tile = Tile {
                 a: &a[row * A_STRIDE..],
                 a_stride: A_STRIDE,
+                runs,
                 panel: &b[..500],
                 to: Target { columns, scale: 0.3, start: Start::Kept, out, row_stride: 40 },
             };
@@ -96,13 +97,62 @@ fn tiles_of_other_machines_agree_to_the_bit() {
         }
         out
     };
-    for columns in [1, 15, 16, 17, 31, 32] {
-        let loops = run(Level::Fused, 3, columns);
-        assert_eq!(loops, run(Level::Fused, 1, columns));
-        let plain = run(Level::Plain, 2, columns);
-        assert!(loops.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{columns}");
-        for height in 1..=Level::of_machine().height() {
-            assert_eq!(loops, run(Level::of_machine(), height, columns), "{height} rows, {columns} columns");
+    for runs in [Runs::one(500), Runs { length: 15, stride: 10 }, Runs { length: 1, stride: 1 }] {
+        for columns in [1, 6, 8, 9, 15, 16, 17, 24, 31, 32] {
+            let loops = run(Level::Fused, 3, columns, runs);
+            assert_eq!(loops, run(Level::Fused, 1, columns, runs));
+            let plain = run(Level::Plain, 2, columns, runs);
+            assert!(loops.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{columns}");
+            for level in Level::all_of_machine() {
+                for height in 1..=level.height(columns) {
+                    let found = run(level, height, columns, runs);
+                    assert_eq!(loops, found, "{level:?}: {height} rows, {columns} columns");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_are_multiplied_as_by_loops_to_the_bit() {
+    let fused = Level::of_machine() != Level::Plain;
+    // Columns and channels of an image; stride; rows and columns of the window; outputs.
+    for [columns, channels, stride, kernel_rows, kernel_columns, outputs] in [
+        [28, 1, 1, 5, 5, 6],
+        [12, 6, 1, 5, 5, 16],
+        [9, 3, 2, 3, 3, 8],
+        [17, 2, 3, 1, 4, 70],
+        [200, 1, 1, 2, 3, 33],
+        [5, 7, 1, 3, 5, 1],
+    ] {
+        let (out_rows, out_columns) = (7, (columns - kernel_columns) / stride + 1);
+        let (line, run) = (columns * channels, kernel_columns * channels);
+        let depth = kernel_rows * run;
+        let image = random(((out_rows - 1) * stride + kernel_rows) * line, 1);
+        let (kernel, bias) = (random(depth * outputs, 2), random(outputs, 3));
+        let windows = Windows {
+            values: &image,
+            columns: out_columns,
+            step: stride * channels,
+            row_step: stride * line,
+            run,
+            run_step: line,
+        };
+        for (start, first) in [(Start::Zero, &vec![0.0; outputs]), (Start::Row(&bias), &bias)] {
+            let panels = Panels::pack(Matrix::new(&kernel, depth, outputs, outputs), false);
+            let mut out = vec![MaybeUninit::new(f32::NAN); out_rows * out_columns * outputs];
+            windows.multiply(&panels, start, &mut out);
+            for (place, out) in out.iter().enumerate() {
+                let (pixel, output) = (place / outputs, place % outputs);
+                let corner = (pixel / out_columns * columns + pixel % out_columns) * stride * channels;
+                let terms = (0..depth).map(|term| {
+                    (image[corner + term / run * line + term % run], kernel[term * outputs + output])
+                });
+                let sum =
+                    terms.fold(0.0f32, |sum, (a, b)| if fused { a.mul_add(b, sum) } else { a * b + sum });
+                // SAFETY: it was a number from the beginning.
+                assert_eq!(unsafe { out.assume_init() }, first[output] + sum, "{columns} {outputs} {place}");
+            }
         }
     }
 }

@@ -5,6 +5,8 @@ use std::arch::x86_64::__m512;
 
 use pulp::{Arch, NullaryFnOnce};
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::{COLUMNS, Line, Start, TILE};
 
 /// One tile of a product of f32, of at most as many rows as the left side has.
@@ -12,8 +14,41 @@ pub(super) struct Tile<'a> {
     /// Rows of the left side from the tile's first on, `a_stride` apart.
     pub(super) a: &'a [f32],
     pub(super) a_stride: usize,
+    pub(super) runs: Runs,
     pub(super) panel: &'a [Line],
     pub(super) to: Target<'a>,
+}
+
+/// Where the terms of a row lie: runs of so many beside each other, the first of each so far from that of the one before.
+#[derive(Clone, Copy)]
+pub(super) struct Runs {
+    pub(super) length: usize,
+    pub(super) stride: usize,
+}
+
+impl Runs {
+    /// All terms beside each other.
+    pub(super) fn one(terms: usize) -> Self {
+        Self { length: terms.max(1), stride: 0 }
+    }
+}
+
+impl Tile<'_> {
+    /// Lines of the panel for each run, and where its terms begin in the first row.
+    ///
+    /// # Panics
+    /// If the left side does not have so many rows with all terms.
+    #[inline(always)]
+    pub(super) fn runs(&self, rows: usize) -> impl Iterator<Item = (usize, &[Line])> {
+        let Runs { length, stride } = self.runs;
+        let last = self.panel.len().div_ceil(length).saturating_sub(1);
+        let terms = self.panel.len().min(length);
+        assert!(
+            self.panel.is_empty() || self.a.len() >= (rows - 1) * self.a_stride + last * stride + terms,
+            "a tile has its rows"
+        );
+        self.panel.chunks(length).enumerate().map(move |(run, lines)| (run * stride, lines))
+    }
 }
 
 /// Where the sums of a tile go.
@@ -74,6 +109,8 @@ pub(super) use store;
 pub(super) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
     /// What the compiler makes of loops, with fused multiply-adds.
     Fused,
     /// The same without.
@@ -87,6 +124,9 @@ impl Level {
             if std::is_x86_feature_detected!("avx512f") {
                 return Self::Avx512;
             }
+            if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
             if std::is_x86_feature_detected!("fma") {
                 return Self::Fused;
             }
@@ -94,19 +134,56 @@ impl Level {
         if cfg!(target_arch = "aarch64") { Self::Fused } else { Self::Plain }
     }
 
-    /// Whether columns this far apart are gathered.
-    pub(super) fn gathers(self, stride: usize) -> bool {
+    /// All whose instructions this machine has, but for the one that is not fused.
+    #[cfg(test)]
+    pub(super) fn all_of_machine() -> Vec<Self> {
+        let mut all = vec![Self::of_machine(), Self::Fused];
         #[cfg(target_arch = "x86_64")]
-        return self == Self::Avx512 && stride * COLUMNS < i32::MAX as usize;
-        #[cfg(not(target_arch = "x86_64"))]
-        return stride == 0 && false;
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            all.push(Self::Avx2);
+        }
+        all
     }
 
-    /// Rows of a full tile.
-    pub(super) fn height(self) -> usize {
+    /// Whether so many columns, this far apart, are [gathered](Self::gather).
+    pub(super) fn gathers(self, columns: usize, stride: usize) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => columns == COLUMNS && stride * COLUMNS < i32::MAX as usize,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => true,
+            Self::Fused | Self::Plain => columns == 0 && stride == 0,
+        }
+    }
+
+    /// Packs rows of so many columns of a panel, which lie `stride` values apart.
+    ///
+    /// # Panics
+    /// If a column has fewer values than there are lines, or this level does not [gather](Self::gathers) them.
+    pub(super) fn gather(self, values: &[f32], columns: usize, stride: usize, lines: &mut [Line]) {
+        assert!(
+            columns <= COLUMNS && values.len() >= columns.saturating_sub(1) * stride + lines.len(),
+            "columns have their terms"
+        );
+        assert!(self.gathers(columns, stride), "only levels that gather do");
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a level is the machine's, and every column has as many values as there are lines.
+            Self::Avx512 => unsafe { gather(values, stride, lines) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx2 => unsafe { avx2::gather(values, columns, stride, lines) },
+            Self::Fused | Self::Plain => {}
+        }
+    }
+
+    /// Rows of a full tile of so many columns.
+    pub(super) fn height(self, columns: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => TILE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::height(columns),
             // Twelve registers of sums, if a register holds eight values.
             Self::Fused | Self::Plain => 3,
         }
@@ -115,19 +192,23 @@ impl Level {
     /// Computes a tile of `height` rows.
     ///
     /// # Safety
-    /// The machine has the instructions, and `tile.to` is valid for the tile's rows and columns.
+    /// The machine has the instructions, and `tile.to` is valid for the tile's rows and columns; it has values there if
+    /// it starts with them.
     pub(super) unsafe fn run(self, height: usize, tile: Tile<'_>) {
         #[cfg(target_arch = "x86_64")]
-        if self == Self::Avx512 {
+        match self {
             // SAFETY: the caller's promise.
-            unsafe {
+            Self::Avx512 => unsafe {
                 // Half of a panel may be empty.
                 match tile.to.columns <= COLUMNS / 2 {
                     true => tiles::<1>(height, tile),
                     false => tiles::<2>(height, tile),
                 }
-            }
-            return;
+                return;
+            },
+            // SAFETY: the caller's promise.
+            Self::Avx2 => unsafe { return avx2::run(height, tile) },
+            Self::Fused | Self::Plain => {}
         }
         let fused = self == Self::Fused;
         match height {
@@ -144,7 +225,7 @@ impl Level {
 /// Every column has as many values as there are lines.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn gather(values: &[f32], stride: usize, lines: &mut [Line]) {
+unsafe fn gather(values: &[f32], stride: usize, lines: &mut [Line]) {
     use std::arch::x86_64::{_mm512_i32gather_ps, _mm512_loadu_si512, _mm512_store_ps};
     const HALF: usize = COLUMNS / 2;
     let places: [i32; COLUMNS] = std::array::from_fn(|column| (column * stride) as i32);
@@ -196,23 +277,23 @@ unsafe fn tiles<const HALVES: usize>(height: usize, tile: Tile<'_>) {
 unsafe fn avx512<const ROWS: usize, const HALVES: usize>(tile: Tile<'_>) {
     use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_load_ps, _mm512_set1_ps, _mm512_setzero_ps};
     const HALF: usize = COLUMNS / 2;
-    assert!(
-        tile.panel.is_empty() || tile.a.len() >= (ROWS - 1) * tile.a_stride + tile.panel.len(),
-        "a tile has its rows"
-    );
     let mut sums: [[__m512; HALVES]; ROWS] = [[_mm512_setzero_ps(); HALVES]; ROWS];
-    let (a, stride) = (tile.a.as_ptr(), tile.a_stride);
-    for (place, line) in tile.panel.iter().enumerate() {
-        let mut b = [_mm512_setzero_ps(); HALVES];
-        for (half, b) in b.iter_mut().enumerate() {
-            // SAFETY: a line is 32 floats at a multiple of 64 bytes.
-            *b = unsafe { _mm512_load_ps(line.0.as_ptr().add(half * HALF)) };
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the last row has as many values as the panel has lines, as was asserted.
-            let value = _mm512_set1_ps(unsafe { *a.add(row * stride + place) });
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = _mm512_fmadd_ps(value, b, *sum);
+    let stride = tile.a_stride;
+    for (first, lines) in tile.runs(ROWS) {
+        // SAFETY: the runs of all rows lie in the left side, as was asserted.
+        let a = unsafe { tile.a.as_ptr().add(first) };
+        for (place, line) in lines.iter().enumerate() {
+            let mut b = [_mm512_setzero_ps(); HALVES];
+            for (half, b) in b.iter_mut().enumerate() {
+                // SAFETY: a line is 32 floats at a multiple of 64 bytes.
+                *b = unsafe { _mm512_load_ps(line.0.as_ptr().add(half * HALF)) };
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let value = _mm512_set1_ps(unsafe { *a.add(row * stride + place) });
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = _mm512_fmadd_ps(value, b, *sum);
+                }
             }
         }
     }
@@ -220,7 +301,7 @@ unsafe fn avx512<const ROWS: usize, const HALVES: usize>(tile: Tile<'_>) {
     store!(&sums, tile.to);
 }
 
-/// A tile by loops: the safe twin of [`avx512`], and the kernel of other machines.
+/// A tile by loops: the safe twin of [`avx512`] and of those of AVX2, and the kernel of other machines.
 struct Portable<'a, const ROWS: usize> {
     tile: Tile<'a>,
     fused: bool,
@@ -232,47 +313,35 @@ impl<const ROWS: usize> NullaryFnOnce for Portable<'_, ROWS> {
     #[inline(always)]
     fn call(self) {
         let Self { tile, fused } = self;
-        let sums = if fused {
-            sums::<ROWS, true>(tile.a, tile.a_stride, tile.panel)
-        } else {
-            sums::<ROWS, false>(tile.a, tile.a_stride, tile.panel)
-        };
+        let sums = if fused { sums::<ROWS, true>(&tile) } else { sums::<ROWS, false>(&tile) };
         for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: the caller of `Level::run` promises these places, and nobody else touches them.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(
-                    tile.to.out.wrapping_add(row * tile.to.row_stride),
-                    tile.to.columns,
-                )
-            };
-            for (column, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+            for (column, sum) in sums.iter().enumerate().take(tile.to.columns) {
+                let out = tile.to.out.wrapping_add(row * tile.to.row_stride + column);
                 let first = match tile.to.start {
                     Start::Zero => 0.0,
                     Start::Row(row) => row[column],
-                    Start::Kept => *out,
+                    // SAFETY: the caller of `Level::run` promises this place, and that there is a value.
+                    Start::Kept => unsafe { out.read() },
                 };
-                *out = first + tile.to.scale * sum;
+                // SAFETY: as above; nobody else touches it.
+                unsafe { out.write(first + tile.to.scale * sum) };
             }
         }
     }
 }
 
 #[inline(always)]
-fn sums<const ROWS: usize, const FUSED: bool>(
-    a: &[f32],
-    stride: usize,
-    panel: &[Line],
-) -> [[f32; COLUMNS]; ROWS] {
+fn sums<const ROWS: usize, const FUSED: bool>(tile: &Tile<'_>) -> [[f32; COLUMNS]; ROWS] {
     let mut sums = [[0.0f32; COLUMNS]; ROWS];
-    if panel.is_empty() {
-        return sums;
-    }
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &a[row * stride..][..panel.len()]);
-    for (place, line) in panel.iter().enumerate() {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let value = row[place];
-            for (sum, b) in sums.iter_mut().zip(line.0) {
-                *sum = if FUSED { value.mul_add(b, *sum) } else { value * b + *sum };
+    for (first, lines) in tile.runs(ROWS) {
+        let rows: [&[f32]; ROWS] =
+            std::array::from_fn(|row| &tile.a[row * tile.a_stride + first..][..lines.len()]);
+        for (place, line) in lines.iter().enumerate() {
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                let value = row[place];
+                for (sum, b) in sums.iter_mut().zip(line.0) {
+                    *sum = if FUSED { value.mul_add(b, *sum) } else { value * b + *sum };
+                }
             }
         }
     }
