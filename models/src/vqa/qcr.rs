@@ -234,12 +234,15 @@ impl AnswerModel for Qcr {
         let mut rows: Vec<Option<Tensor>> = vec![None; count];
         for branch in &answers {
             let (first, own) = self.columns(branch.kind);
+            // A GPU makes no tensor without elements.
             let rest = |columns: usize| {
-                Tensor::full(f32::NEG_INFINITY, (branch.rows.len(), columns), branch.logits.device())?
-                    .to_dtype(branch.logits.dtype())
+                let shape = (branch.rows.len(), columns);
+                let full = || Tensor::full(f32::NEG_INFINITY, shape, branch.logits.device());
+                (columns > 0).then(|| full()?.to_dtype(branch.logits.dtype())).transpose()
             };
             let (before, behind) = (rest(first)?, rest(self.answers() - first - own)?);
-            let all = Tensor::cat(&[&before, &branch.logits, &behind], 1)?;
+            let all: Vec<&Tensor> = before.iter().chain([&branch.logits]).chain(&behind).collect();
+            let all = Tensor::cat(&all, 1)?;
             for (place, row) in branch.rows.iter().enumerate() {
                 rows[*row as usize] = Some(all.narrow(0, place, 1)?);
             }
