@@ -250,6 +250,28 @@ fn images_of_another_size_have_positions_between_those_of_the_weights() {
     }
 }
 
+/// PubMedCLIP shows images of 250 pixels to a tower of 224 whose cells are of 32: seven a side, as before, and 26 pixels
+/// that no cell covers.
+#[test]
+fn pixels_beside_whole_cells_are_not_seen_and_move_no_position() {
+    let model = random(&clip());
+    let folder = folder(&[("config.json", &serde_json::from_str(&clip().to_json()).unwrap())]);
+    write_tensors(&folder.path().join("model.safetensors"), &model.tensors()).unwrap();
+    let files = CheckpointFiles::folder(folder.path()).unwrap();
+    let config = json!({ "vision_config": { "image_size": 39 } });
+    let options = ImportOptions { config, ..ImportOptions::default() };
+    let mut imported = import(&files, &options, &Device::Cpu).unwrap();
+    let wider = imported.build(Trainable::Frozen).unwrap();
+    let (own, wider) = (model.as_image_tower().unwrap(), wider.as_image_tower().unwrap());
+    assert_eq!((wider.geometry().image, wider.geometry().grid()), ([39, 39], own.geometry().grid()));
+    let pixels = Tensor::randn(0f32, 1.0, (2, 3, 39, 39), &Device::Cpu).unwrap();
+    let covered = pixels.narrow(2, 0, 32).unwrap().narrow(3, 0, 32).unwrap().contiguous().unwrap();
+    let seen = wider.embed_images(&pixels, None).unwrap();
+    assert_eq!(values(&seen), values(&own.embed_images(&covered, None).unwrap()));
+    // Images of the own size are not stretched to it on the way.
+    assert!(wider.embed_images(&covered, None).is_err());
+}
+
 fn merge_into(base: &mut Json, changes: &Json) {
     for (name, change) in changes.as_object().unwrap() {
         match change.is_object() {
