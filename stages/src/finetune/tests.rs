@@ -47,6 +47,9 @@ impl StageHost for Host {
             self.done.store(done, Ordering::Relaxed);
             assert!(!matches!(self.end, End::Kill(step) if done >= step), "killed");
         }
+        if unit == "steps of question types" {
+            assert_eq!(self.resumed.load(Ordering::Relaxed), 0, "what was learned before is kept");
+        }
     }
     fn log(&self, _: &str) {}
     fn warn(&self, _: &str) {}

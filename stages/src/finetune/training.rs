@@ -21,7 +21,7 @@ use crate::model::{DEVICE, checkpoint_error, tensor_error};
 const TENSORS: &str = "state.safetensors";
 const FACTS: &str = "state.json";
 /// The version of both files.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where a training stands.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -61,6 +61,8 @@ pub(super) struct Training<'a> {
     /// Running statistics, which passes change and no gradient reaches.
     running: BTreeMap<String, Var>,
     pub(super) update: Update,
+    /// It goes on where an earlier attempt stood.
+    pub(super) is_resumed: bool,
     pub(super) position: Position,
     pub(super) best: Option<Best>,
     pub(super) log: TrainingLog,
@@ -102,11 +104,13 @@ impl<'a> Training<'a> {
         let parameters: usize = variables.values().map(|variable| variable.elem_count()).sum();
         context.host().count("trainable_parameters", parameters as u64);
         let (position, log) = (Position::default(), TrainingLog::default());
-        let mut training = Self { variables, running, update: update.into(), position, best: None, log };
-        if let Some(resumed) = context.resume()?
-            && !training.restore(&resumed.folder)?
-        {
-            context.host().log("the state that was kept is of another format: training begins again");
+        let update = update.into();
+        let mut training = Self { variables, running, update, is_resumed: false, position, best: None, log };
+        if let Some(resumed) = context.resume()? {
+            training.is_resumed = training.restore(&resumed.folder)?;
+            if !training.is_resumed {
+                context.host().log("the state that was kept is of another format: training begins again");
+            }
         }
         Ok(training)
     }

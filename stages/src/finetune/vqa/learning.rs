@@ -29,24 +29,17 @@ pub(super) struct Data {
     pub(super) val: Vec<usize>,
 }
 
+/// Before the names of its parameters in the state of a training.
+const TYPES: &str = "types";
+
 /// Questions per step of the classifier of question types (QCR).
 const TYPE_BATCH: i64 = 32;
 
-/// The questions that a classifier of types learns from, and those on which its epoch may be chosen.
-#[derive(Clone, Copy)]
-pub(super) struct TypeRows<'a> {
-    pub(super) train: &'a [usize],
-    pub(super) val: &'a [usize],
-}
-
-/// Trains the classifier that tells closed questions from open ones. It is small beside what follows, so a training
-/// that goes on begins it again.
-pub(super) fn train_types(
+/// Trains the classifier that tells closed questions from open ones.
+fn train_types(
     params: &Params,
     types: &QuestionTypeClassifier,
-    examples: &Examples,
-    readings: &Readings,
-    TypeRows { train, val }: TypeRows<'_>,
+    Data { examples, readings, train, val, .. }: &Data,
     log: &mut TrainingLog,
     context: &StageContext<'_>,
 ) -> Result<(), StageError> {
@@ -58,6 +51,7 @@ pub(super) fn train_types(
     };
     let mut best: Option<(f64, Vec<Tensor>)> = None;
     let mut step = 0;
+    let total = train.len().div_ceil(TYPE_BATCH as usize) as u64 * params.type_epochs as u64;
     for epoch in 0..params.type_epochs {
         let (mut sum, order) = (0.0, epoch_order(params.seed, epoch, train));
         for rows in batches(&order, TYPE_BATCH) {
@@ -68,8 +62,10 @@ pub(super) fn train_types(
                 .map_err(tensor_error)?;
             let gradients = loss.backward().map_err(tensor_error)?;
             rule.step(&gradients, params.type_lr, 1.0).map_err(tensor_error)?;
-            sum += f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?) * rows.len() as f64;
+            let value = f64::from(loss.to_scalar::<f32>().map_err(tensor_error)?);
+            sum += value * rows.len() as f64;
             step += 1;
+            context.progress(step, total, "steps of question types", &[("loss", value)]);
         }
         log.add(epoch + 1, step as i64, "train", "type_loss", sum / train.len() as f64);
         if val.is_empty() {
@@ -131,7 +127,6 @@ pub(super) fn learn(
     answerer: &Answerer,
     live: bool,
     data: &Data,
-    log: TrainingLog,
     context: &StageContext<'_>,
 ) -> Result<TrainingLog, StageError> {
     let own = answerer.model.variables().clone();
@@ -164,10 +159,13 @@ pub(super) fn learn(
     let epochs = params.epochs();
     let total = data.train.len().div_ceil(params.batch() as usize) as u64 * epochs as u64;
     let rates = rates(params, total);
-    let running = answerer.model.parameters().buffers().clone();
+    let mut running = answerer.model.parameters().buffers().clone();
+    // What tells types apart has learned before the first step, and is kept with the state of those that follow.
+    let of_types = answerer.types.iter().flat_map(|types| types.parameters().variables());
+    running.extend(of_types.map(|(name, variable)| (format!("{TYPES}.{name}"), variable.clone())));
     let mut training = Training::begin_with(&variables, running, update, context)?;
-    if training.position.step == 0 {
-        training.log = log;
+    if let Some(types) = answerer.types.as_ref().filter(|_| !training.is_resumed) {
+        train_types(params, types, data, &mut training.log, context)?;
     }
     while training.position.epoch < epochs {
         let epoch = training.position.epoch;

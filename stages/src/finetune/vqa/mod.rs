@@ -14,9 +14,8 @@ use pipe_models::Trainable;
 use pipe_models::vqa::{QuestionTypeClassifier, QuestionTypeConfig};
 
 use self::held_out::hold_out;
-use self::learning::{Data, TypeRows, learn, train_types};
+use self::learning::{Data, learn};
 use self::params::{AutoencoderUse, Encoder, Keep, Mixture, Params, WordVectors};
-use super::TrainingLog;
 use crate::artifact;
 use crate::compute::{self, OUTSIDE_KEY};
 use crate::model::{Model, checkpoint_error};
@@ -147,14 +146,9 @@ impl StageKind for FinetuneVqa {
             AutoencoderUse::Standardised => sights.standardise(&images),
             _ => None,
         };
-        let mut log = TrainingLog::default();
-        if let Some(types) = &answerer.types {
-            let rows = TypeRows { train: &train, val: &val };
-            train_types(params, types, &examples, &readings, rows, &mut log, context)?;
-        }
         let data =
             Data { labels: answerer.description.labels(&examples), examples, sights, readings, train, val };
-        let log = learn(params, &answerer, live, &data, log, context)?;
+        let log = learn(params, &answerer, live, &data, context)?;
         if let Some(standard) = &standard {
             answerer.see_codes_as_they_are(standard)?;
         }
