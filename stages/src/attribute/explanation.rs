@@ -8,9 +8,9 @@ use candle_core::{DType, Tensor};
 use pipe_attribution::{
     Ablated, AttentionRule, AttributionError, Average, Cam, CamWeights, Coalitions, DeepLift, Deviation,
     Evaluator, ExcitationBackprop, ExcitationStart, Features, FullGradient, Gradient, GradientShap,
-    GuidedGradient, InputXGradient, Inputs, IntegratedGradients, IterativeSaliency, KernelShap, Masker,
-    MeaningfulPerturbation, Method as _, Noise, Occlusion, Passes, Places, PoolRelevance, Refined, Rise,
-    Rule, ShapleyValues, Smoothed, TrainedSaliency,
+    GuidedGradient, InputXGradient, Inputs, IterativeSaliency, KernelShap, Masker, MeaningfulPerturbation,
+    Method as _, Noise, Occlusion, Passes, Places, PoolRelevance, Rise, Rule, ShapleyValues, Smoothed,
+    TrainedSaliency,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
@@ -197,21 +197,7 @@ impl Explanation<'_, '_> {
         let method: Box<dyn pipe_attribution::Method> = match params.method {
             Method::Gradient => Box::new(Gradient),
             Method::InputXGradient => Box::new(InputXGradient { baseline: baseline()? }),
-            Method::IntegratedGradients => {
-                let method = IntegratedGradients {
-                    steps: params.steps.max(1) as usize,
-                    quadrature: params.quadrature.into(),
-                    baseline: baseline()?,
-                    multiply_by_inputs: true,
-                };
-                match params.most_steps {
-                    Some(most) => {
-                        let most_steps = most.max(1) as usize;
-                        Box::new(Refined { method, most_steps, tolerance: GREAT_GAP })
-                    }
-                    None => Box::new(method),
-                }
-            }
+            Method::IntegratedGradients => params.integration().method(baseline()?),
             Method::Occlusion => {
                 let [side, stride] =
                     window([params.window, params.stride], geometry.image[0], geometry.patch[0])?;

@@ -9,6 +9,7 @@ mod pairs;
 mod params;
 pub(crate) mod saliency;
 mod selection;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod wrapper;
@@ -36,6 +37,7 @@ pub(crate) use self::pairs::similarity_head;
 pub use self::params::{Baseline, Params, Quadrature};
 pub(crate) use self::saliency::{About, SaliencyFile, SaliencyMap, maps};
 use self::selection::{Selection, select};
+pub(crate) use self::steps::Steps;
 pub use self::wrapper::Wrapper;
 pub(crate) use self::wrapper::{check_words, names, noise_of_words, wrapped};
 use crate::artifact;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pairs::class_parameters;
 use super::wrapper::check_noise;
-use super::{Method, Reduction, Wrapper};
+use super::{Method, Reduction, Steps, Wrapper};
 use crate::compute::{self, Compute, Precision, auto};
 
 /// The rule that places the steps of Integrated Gradients; names are Captum's.
@@ -238,6 +238,11 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Params {
+    /// The steps of Integrated Gradients.
+    pub(super) fn integration(&self) -> Steps {
+        Steps { first: self.steps, most: self.most_steps, quadrature: self.quadrature }
+    }
+
     /// How the values of an attribution become one map.
     pub(crate) fn reduction(&self) -> Reduction {
         if self.per_channel { Reduction::Sum } else { self.method.reduction() }
@@ -253,28 +258,10 @@ impl Params {
     /// What is wrong with them, whatever the inputs are.
     pub(super) fn problems(&self) -> Vec<ParameterProblem> {
         let mut problems: Vec<ParameterProblem> = compute::check(&self.device).into_iter().collect();
+        problems.extend(self.integration().problems(self.method.name()));
         let mut wrong = |path: &str, message: String, help: &str| {
             problems.push(ParameterProblem { path: path.to_owned(), message, help: Some(help.to_owned()) });
         };
-        let trapezoid = matches!(self.quadrature, Quadrature::RiemannTrapezoid | Quadrature::Trapezoid);
-        if self.method == Method::IntegratedGradients && trapezoid && self.steps < 2 {
-            wrong("steps", "a trapezoid has two ends".to_owned(), "give at least 2 steps");
-        }
-        if let Some(most) = self.most_steps {
-            if self.method != Method::IntegratedGradients {
-                wrong(
-                    "most_steps",
-                    format!("`{}` has no steps that could be doubled", self.method.name()),
-                    "leave it out, or choose `integrated_gradients`",
-                );
-            } else if most < self.steps {
-                wrong(
-                    "most_steps",
-                    format!("{most} is less than the {} steps that are taken first", self.steps),
-                    "200 to 300 are usual after 50",
-                );
-            }
-        }
         for (path, window, stride) in
             [("stride", self.window, self.stride), ("slice_stride", self.slices, self.slice_stride)]
         {

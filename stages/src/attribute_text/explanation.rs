@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use pipe_attribution::{
     AttentionRelevance, AttentionRule, Attribution, AttributionError, Baseline, Coalitions, Deviation,
-    Evaluator, FeatureAblation, Features, InputXGradient, Inputs, IntegratedGradients, KernelShap, Method,
-    Passes, ShapleyValues, TextSimilarity, Word, absent_ids, token_values, word_values, words,
+    Evaluator, FeatureAblation, Features, InputXGradient, Inputs, KernelShap, Method, Passes, ShapleyValues,
+    TextSimilarity, Word, absent_ids, token_values, word_values, words,
 };
 use pipe_engine::{StageContext, StageError};
 use pipe_models::Encoded;
@@ -221,12 +221,7 @@ impl Explanation<'_, '_> {
         let baseline = baseline.clone();
         match self.params.method {
             WordMethod::InputXGradient => Some(Box::new(InputXGradient { baseline })),
-            WordMethod::IntegratedGradients => Some(Box::new(IntegratedGradients {
-                steps: self.params.steps.max(1) as usize,
-                quadrature: self.params.quadrature.into(),
-                baseline,
-                multiply_by_inputs: true,
-            })),
+            WordMethod::IntegratedGradients => Some(self.params.integration().method(baseline)),
             WordMethod::Occlusion
             | WordMethod::ShapleyValues
             | WordMethod::KernelShap

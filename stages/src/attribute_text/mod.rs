@@ -19,7 +19,7 @@ pub(crate) use self::explanation::absent_id;
 use self::explanation::{Captions, Counts, Explanation};
 pub(crate) use self::file::{Row, WordFile, WordValues};
 use crate::artifact;
-use crate::attribute::{Quadrature, Wrapper, check_words, names};
+use crate::attribute::{Quadrature, Steps, Wrapper, check_words, names};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::images::{count_passes, read_pixels_of};
 use crate::lookup::{LookedUp, image_ids};
@@ -103,6 +103,11 @@ pub struct Params {
     /// Integrated Gradients: points between baseline and caption.
     #[schemars(range(min = 1, max = 10_000))]
     pub steps: i64,
+    /// Integrated Gradients: where the sum of the words of a caption misses the difference of scores by more than 5 %, the steps are
+    /// doubled until it does not, up to so many. By default they stay what they are.
+    #[schemars(range(min = 1, max = 100_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub most_steps: Option<i64>,
     /// Integrated Gradients: the rule that places them.
     pub quadrature: Quadrature,
     /// Kernel SHAP: subsets of words.
@@ -138,6 +143,11 @@ impl Params {
     fn compute(&self) -> Compute {
         Compute::new(&self.device, self.precision)
     }
+
+    /// The steps of Integrated Gradients.
+    fn integration(&self) -> Steps {
+        Steps { first: self.steps, most: self.most_steps, quadrature: self.quadrature }
+    }
 }
 
 impl Default for Params {
@@ -149,6 +159,7 @@ impl Default for Params {
             noise: None,
             absent: Absent::Word,
             steps: 50,
+            most_steps: None,
             quadrature: Quadrature::GaussLegendre,
             samples: 200,
             last_layers: None,
@@ -197,14 +208,7 @@ impl StageKind for AttributeText {
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
         let mut problems: Vec<ParameterProblem> = compute::check(&params.device).into_iter().collect();
-        let trapezoid = matches!(params.quadrature, Quadrature::RiemannTrapezoid | Quadrature::Trapezoid);
-        if params.method == WordMethod::IntegratedGradients && trapezoid && params.steps < 2 {
-            problems.push(ParameterProblem {
-                path: "steps".to_owned(),
-                message: "a trapezoid has two ends".to_owned(),
-                help: Some("give at least 2 steps".to_owned()),
-            });
-        }
+        problems.extend(params.integration().problems(params.method.name()));
         problems.extend(check_words(&params.wrap));
         if params.method == WordMethod::AttentionRelevance && !params.wrap.is_empty() {
             problems.push(ParameterProblem {

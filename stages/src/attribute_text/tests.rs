@@ -106,6 +106,22 @@ fn words_are_named_with_their_place_and_values() {
     }
 }
 
+/// One point of a path tells little; the steps are doubled for the captions that need it.
+#[test]
+fn steps_are_doubled_until_words_hold_the_difference_of_scores() {
+    let study = Study::new();
+    let misses = |most: Json| -> usize {
+        let words = study.explain(&json!({ "quadrature": "riemann_left", "steps": 1, "most_steps": most }));
+        let [scores, baselines, gaps] =
+            ["score", "score_baseline", "completeness_gap"].map(|name| words.numbers(name));
+        let relative = |row: usize| gaps[row].unwrap() / (scores[row].unwrap() - baselines[row].unwrap());
+        (0..scores.len()).filter(|row| relative(*row).abs() > 0.05).count()
+    };
+    // Where the scores hardly differ no number of steps is enough.
+    let (one, doubled) = (misses(Json::Null), misses(json!(1024)));
+    assert!(one > 2 && doubled < 2, "{one}, {doubled}");
+}
+
 #[test]
 fn limits_and_controls_are_kept() {
     let study = Study::new();

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use pipe_attribution::{
-    AttentionRule, Attribution, Baseline, Deviation, Evaluator, InputXGradient, Inputs, IntegratedGradients,
-    Method as _, Passes, Score, token_values,
+    AttentionRule, Attribution, Baseline, Deviation, Evaluator, InputXGradient, Inputs, Method as _, Passes,
+    Score, token_values,
 };
 use pipe_engine::cache::Digest;
 use pipe_engine::{StageContext, StageError};
@@ -353,12 +353,7 @@ impl Samples<'_, '_> {
         let inputs = Inputs::new(&join(self.shown)?).map_err(attribution_error)?;
         let baseline = Baseline::Tensor(join(self.absent)?);
         let method: Box<dyn pipe_attribution::Method> = match params.method {
-            AnswerMethod::IntegratedGradients => Box::new(IntegratedGradients {
-                steps: params.steps.max(1) as usize,
-                quadrature: params.quadrature.into(),
-                baseline,
-                multiply_by_inputs: true,
-            }),
+            AnswerMethod::IntegratedGradients => params.integration().method(baseline),
             _ => Box::new(InputXGradient { baseline }),
         };
         let noise = || {

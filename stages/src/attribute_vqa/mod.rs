@@ -27,7 +27,7 @@ use self::explanation::{Counts, Explained, Explanation};
 use self::rows::Rows;
 use self::shown::Pictures;
 use crate::artifact;
-use crate::attribute::{Quadrature, Reduction, SaliencyFile, Wrapper, check_words, names};
+use crate::attribute::{Quadrature, Reduction, SaliencyFile, Steps, Wrapper, check_words, names};
 use crate::attribute_text::{Absent, Row, WordFile};
 use crate::compute::{self, Compute, OUTSIDE_KEY, Precision, auto};
 use crate::framing::Framing;
@@ -179,6 +179,11 @@ pub struct Params {
     /// Integrated Gradients: points between baseline and input.
     #[schemars(range(min = 1, max = 10_000))]
     pub steps: i64,
+    /// Integrated Gradients: where the sum of the maps of an answer misses the difference of scores by more than 5 %, the steps are
+    /// doubled until it does not, up to so many. By default they stay what they are.
+    #[schemars(range(min = 1, max = 100_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub most_steps: Option<i64>,
     /// Integrated Gradients: the rule that places them.
     pub quadrature: Quadrature,
     /// Occlusion: side of the window in pixels; by default the multiple of the patch that is nearest to 32 in 224, at
@@ -222,6 +227,11 @@ impl Params {
     fn compute(&self) -> Compute {
         Compute::new(&self.device, self.precision)
     }
+
+    /// The steps of Integrated Gradients.
+    fn integration(&self) -> Steps {
+        Steps { first: self.steps, most: self.most_steps, quadrature: self.quadrature }
+    }
 }
 
 impl Default for Params {
@@ -236,6 +246,7 @@ impl Default for Params {
             blur_sigma: 10.0,
             absent: Absent::Word,
             steps: 50,
+            most_steps: None,
             quadrature: Quadrature::GaussLegendre,
             window: None,
             stride: None,
@@ -292,13 +303,10 @@ impl StageKind for AttributeVqa {
 
     fn check(&self, params: &Params) -> Vec<ParameterProblem> {
         let mut problems: Vec<ParameterProblem> = compute::check(&params.device).into_iter().collect();
+        problems.extend(params.integration().problems(params.method.name()));
         let mut wrong = |path: &str, message: String, help: &str| {
             problems.push(ParameterProblem { path: path.to_owned(), message, help: Some(help.to_owned()) });
         };
-        let trapezoid = matches!(params.quadrature, Quadrature::RiemannTrapezoid | Quadrature::Trapezoid);
-        if params.method == AnswerMethod::IntegratedGradients && trapezoid && params.steps < 2 {
-            wrong("steps", "a trapezoid has two ends".to_owned(), "give at least 2 steps");
-        }
         if let (Some(window), Some(stride)) = (params.window, params.stride)
             && stride > window
         {
@@ -463,7 +471,7 @@ fn summarise(params: &Params, counts: &Counts, sees: bool, context: &StageContex
     if counts.incomplete > 0 {
         context.warn(&format!(
             "{} of {} questions: the sum over image and question misses the difference of scores by more than 5 %; \
-             more `steps` come closer",
+             more `steps` come closer, and `most_steps` takes more where they are needed",
             counts.incomplete, counts.questions
         ));
     }

@@ -140,6 +140,24 @@ fn models() -> Vec<(&'static str, Json)> {
     ]
 }
 
+/// One point of a path tells little; the steps are doubled for the questions that need it.
+#[test]
+fn steps_are_doubled_until_both_sides_hold_the_difference_of_scores() {
+    let study = Study::new();
+    let model = study.train("mevf", &json!({}));
+    let misses = |most: Json| -> usize {
+        let params = json!({ "quadrature": "riemann_left", "steps": 1, "most_steps": most });
+        let maps = study.explain(&model, &params).maps;
+        let [scores, baselines, gaps] =
+            ["score", "score_baseline", "completeness_gap"].map(|name| numbers(&maps, name));
+        let relative = |row: usize| gaps[row].unwrap() / (scores[row].unwrap() - baselines[row].unwrap());
+        (0..scores.len()).filter(|row| relative(*row).abs() > 0.05).count()
+    };
+    // Where the scores hardly differ no number of steps is enough.
+    let (one, doubled) = (misses(Json::Null), misses(json!(1024)));
+    assert!(one > 2 && doubled < 2, "{one}, {doubled}");
+}
+
 /// Marks and padding have no part in what is attributed: words and pixels hold the whole difference of scores.
 #[test]
 fn integrated_gradients_of_image_and_question_are_complete_together() {
