@@ -17,7 +17,7 @@ echo 'mod ops; mod random;' >"$work/src/lib.rs"
 echo 'mod panels; mod product;' >"$work/src/ops/mod.rs"
 {
   printf '[package]\nname = "kernels"\nversion = "0.0.0"\nedition = "2024"\n\n[dependencies]\n'
-  sed -n '/^\(blake3\|gemm\|libm\|pulp\|rayon\) = /p' "$here/Cargo.toml"
+  sed -n '/^\(blake3\|gemm\|half\|libm\|pulp\|rayon\) = /p' "$here/Cargo.toml"
   printf '\n[profile.release]\ndebug-assertions = true\n'
 } >"$work/Cargo.toml"
 cp "$here/Cargo.lock" "$work/Cargo.lock"
