@@ -2,7 +2,7 @@
 # Faults of a cluster, one after the other, on a Slurm of this machine's own: dead drivers, workers, nodes and controllers, a
 # controller that forgets, refused submissions, cancelled jobs, the end of time, too little memory, what is never to be had, a stopped
 # driver, two drivers, and a remote cache on an S3 server that is damaged and goes away; then the thesis pipeline beside a local run.
-# Needs root, Debian's slurm-wlm and munge, and a Python with `moto[server]` (PIPE_PYTHON); takes about 40 minutes.
+# Needs root, Debian's slurm-wlm and munge, and a Python with `moto[server]` (PIPE_PYTHON); takes about an hour.
 # `cargo test` has the short form.
 # usage: cluster-campaign.sh [PART...]      parts are the functions below; all of them without one
 set -euo pipefail

@@ -302,6 +302,7 @@ impl Convolution {
         let kernel = Panels::pack(Matrix::new(kernel, sizes.out, patch, patch).transposed(), true);
         let start = bias.map_or(Start::Zero, Start::Row);
         if sizes.is_read_in_place() {
+            assert_eq!(x.len(), sizes.batch * sizes.image(), "an image for each result");
             // SAFETY: the strips cover all output rows of all images, and each value of a strip is written.
             return unsafe { written(length, |y| self.in_place(x, &kernel, start, y)) };
         }
