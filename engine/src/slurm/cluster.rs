@@ -289,11 +289,14 @@ impl Cluster {
         }
     }
 
-    /// The order has ended.
+    /// The order has ended, whoever said so first; a part that gave its result tells how long others of its kind take.
     fn end(&mut self, key: Digest, finished: Finished, peak: u64) {
-        if self.flying.remove(&key).is_some() {
-            self.endings.push(Ending { key, finished, peak });
+        let Some(Flying { order, .. }) = self.flying.remove(&key) else { return };
+        if finished.result.is_ok() && order.part.is_some() {
+            let (sum, count) = self.measured.entry(order.brief.kind.clone()).or_default();
+            (*sum, *count) = (*sum + finished.wall.as_secs_f64(), *count + 1);
         }
+        self.endings.push(Ending { key, finished, peak });
     }
 
     fn fail(&mut self, key: Digest, error: AttemptError) {

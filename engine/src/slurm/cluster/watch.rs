@@ -91,10 +91,6 @@ impl Cluster {
         };
         array.ended.insert(name.to_owned());
         *array.given.entry(flying.task).or_default() += 1;
-        if result.is_ok() && flying.order.part.is_some() {
-            let (sum, count) = self.measured.entry(flying.order.brief.kind.clone()).or_default();
-            (*sum, *count) = (*sum + ended.wall, *count + 1);
-        }
         let cpu = ended.cpu.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let wall = Duration::try_from_secs_f64(ended.wall).unwrap_or_default();
         self.poll = self.shortest_poll();
