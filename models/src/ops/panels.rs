@@ -1,4 +1,5 @@
-//! Matrix products by a kernel of our own, over a right side that lies packed in panels of 32 columns.
+//! Matrix products by a kernel of our own, over a right side that lies packed in panels of 32 columns, those of f32 in
+//! two strips of 16.
 //!
 //! A value of the result is a sum over the inner dimension in its order: fused multiply-adds from 0 on, in blocks of
 //! [`DEPTH`] terms that are added in order. So its bits depend neither on the number of threads, nor on how many
@@ -6,7 +7,8 @@
 //! twice; their class of digits is another.)
 //!
 //! The tile of 12 rows and 32 columns is the largest whose sums stay in the registers of AVX-512 (Goto and van de Geijn
-//! 2008): 24 of sums, two of the panel, the rest for broadcasts of the left side.
+//! 2008): 24 of sums, two of the panel, the rest for broadcasts of the left side. That of AVX2 has the width of a strip, so
+//! that a strip stays near while all rows of a block pass by it.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -31,6 +33,8 @@ pub(super) use windows::Windows;
 
 /// Columns of a panel.
 const COLUMNS: usize = 32;
+/// Columns of a strip: a cache line of f32.
+const STRIP: usize = 16;
 /// Terms of a partial sum: a panel of that depth fits into the cache of the second level beside the rows.
 pub(super) const DEPTH: usize = 768;
 /// The most rows of a block: those that a panel is used for while it is in the cache.
@@ -38,14 +42,14 @@ const BLOCK: usize = 144;
 /// Rows of a full tile where registers are widest.
 const TILE: usize = 12;
 /// Lines from one packed row to the next; not a power of two, whose rows would share the sets of the cache.
-const STRIDE: usize = DEPTH / COLUMNS + 1;
+const STRIDE: usize = DEPTH / STRIP + 1;
 
-/// One row of a panel: two cache lines.
+/// One row of a strip: a cache line.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
-struct Line([f32; COLUMNS]);
+struct Line([f32; STRIP]);
 
-/// The right side of a product, `[depth, columns]`, panel by panel; zeros fill the last one.
+/// The right side of a product, `[depth, columns]`, strip by strip or panel by panel; zeros fill the last one.
 pub(super) struct Panels {
     lines: Lines,
     depth: usize,
@@ -53,8 +57,9 @@ pub(super) struct Panels {
 }
 
 enum Lines {
+    /// Strips.
     Full(Vec<Line>),
-    /// Of bf16: so the left side is rounded to that too, and the sums are of f32.
+    /// Panels of bf16: so the left side is rounded to that too, and the sums are of f32.
     Half(Vec<half_tile::Pairs>),
 }
 
@@ -77,7 +82,7 @@ pub(super) enum Start<'a> {
 impl Panels {
     /// Packs a matrix; with `parallel`, its panels side by side.
     pub(super) fn pack(b: Matrix<'_>, parallel: bool) -> Self {
-        let lines = packed(b.rows, b.columns, parallel, |group, columns, lines: &mut [Line]| {
+        let lines = packed(b.rows, b.columns, STRIP, parallel, |group, columns, lines: &mut [Line]| {
             pack_group(b, group * GROUP, columns, lines);
         });
         Self { lines: Lines::Full(lines), depth: b.rows, columns: b.columns }
@@ -85,7 +90,7 @@ impl Panels {
 
     /// Packs a matrix for a product in bf16, on a machine that [has such](has_half_products).
     pub(super) fn pack_half<T: half_tile::Narrow>(b: Matrix<'_, T>, parallel: bool) -> Self {
-        let lines = packed(b.rows.div_ceil(2), b.columns, parallel, |group, columns, lines| {
+        let lines = packed(b.rows.div_ceil(2), b.columns, COLUMNS, parallel, |group, columns, lines| {
             half_tile::pack_group(b, 2 * group * GROUP, columns, lines);
         });
         Self { lines: Lines::Half(lines), depth: b.rows, columns: b.columns }
@@ -96,18 +101,19 @@ impl Panels {
     }
 }
 
-/// The lines of all panels of a matrix of so many columns, `depth` lines each: `pack` fills those of a group of rows and
-/// of the columns of a panel, which are empty before.
+/// The lines of a matrix of so many columns, `width` of them together, `depth` lines each: `pack` fills those of a group of
+/// rows and of columns that are together, which are empty before.
 fn packed<L: Copy + Default + Send>(
     depth: usize,
     columns: usize,
+    width: usize,
     parallel: bool,
     pack: impl Fn(usize, Range<usize>, &mut [L]) + Sync,
 ) -> Vec<L> {
-    let count = columns.div_ceil(COLUMNS) * depth;
+    let count = columns.div_ceil(width) * depth;
     let mut lines = Vec::with_capacity(count);
-    let pack_panel = |(panel, lines): (usize, &mut [MaybeUninit<L>])| {
-        let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(columns);
+    let pack_together = |(place, lines): (usize, &mut [MaybeUninit<L>])| {
+        let columns = place * width..((place + 1) * width).min(columns);
         for (group, lines) in lines.chunks_mut(GROUP).enumerate() {
             let mut packed = [L::default(); GROUP];
             pack(group, columns.clone(), &mut packed[..lines.len()]);
@@ -116,14 +122,14 @@ fn packed<L: Copy + Default + Send>(
             }
         }
     };
-    let parallel = parallel && count * COLUMNS >= SMALL;
+    let parallel = parallel && count * width >= SMALL;
     let empty = &mut lines.spare_capacity_mut()[..count];
     if parallel && depth > 0 {
-        empty.par_chunks_exact_mut(depth).enumerate().for_each(pack_panel);
+        empty.par_chunks_exact_mut(depth).enumerate().for_each(pack_together);
     } else if depth > 0 {
-        empty.chunks_exact_mut(depth).enumerate().for_each(pack_panel);
+        empty.chunks_exact_mut(depth).enumerate().for_each(pack_together);
     }
-    // SAFETY: the chunks are whole panels, and each of their lines was written.
+    // SAFETY: the chunks are all lines of columns that are together, and each of their lines was written.
     unsafe { lines.set_len(count) };
     lines
 }
@@ -131,7 +137,7 @@ fn packed<L: Copy + Default + Send>(
 /// Rows of the right side that are packed at a time: what a column has of them lies in one or two cache lines.
 const GROUP: usize = 16;
 
-/// Rows of the right side from `first` on, in the columns of a panel.
+/// Rows of the right side from `first` on, in the columns of a strip.
 fn pack_group(b: Matrix<'_>, first: usize, columns: Range<usize>, lines: &mut [Line]) {
     if b.column_stride == 1 {
         for (row, line) in lines.iter_mut().enumerate() {
@@ -169,7 +175,7 @@ fn pack_group(b: Matrix<'_>, first: usize, columns: Range<usize>, lines: &mut [L
 
 /// Copies at most a line of values.
 fn copy_line(line: &mut Line, values: &[f32]) {
-    match values.as_array::<COLUMNS>() {
+    match values.as_array::<STRIP>() {
         Some(values) => line.0 = *values,
         None => line.0[..values.len()].copy_from_slice(values),
     }
@@ -305,8 +311,9 @@ impl Product<'_> {
             // Without terms there still is a start.
             for from in (0..a.columns.max(1)).step_by(DEPTH) {
                 kernel.prepare(first..first + count, from..(from + DEPTH).min(a.columns));
-                for panel in panels.clone() {
-                    let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
+                let (width, end) = (kernel.width(), (panels.end * COLUMNS).min(b.columns));
+                for column in (panels.start * COLUMNS..end).step_by(width) {
+                    let columns = column..(column + width).min(end);
                     let start = match start {
                         _ if from > 0 => Start::Kept,
                         Start::Row(row) => Start::Row(&row[columns.clone()]),
@@ -319,7 +326,7 @@ impl Product<'_> {
                         let out = unsafe { out.add((first + row) * row_stride + columns.start) };
                         let to = Target { columns: columns.len(), scale, start, out, row_stride };
                         // SAFETY: the tile lies inside the rectangle, and its rows were made ready.
-                        unsafe { kernel.tile(row, height, panel, to) };
+                        unsafe { kernel.tile(row, height, column, to) };
                     }
                 }
             }
@@ -329,25 +336,29 @@ impl Product<'_> {
 
 /// What computes the tiles of a product.
 trait Kernel {
+    /// Columns of a full tile, a part of those of a panel.
+    fn width(&self) -> usize;
+
     /// Rows of a full tile of so many columns.
     fn height(&self, columns: usize) -> usize;
 
     /// Makes ready rows of the left side, and terms of them.
     fn prepare(&mut self, rows: Range<usize>, depth: Range<usize>);
 
-    /// Computes a tile: from a row on, counted from the first one made ready, over the terms made ready.
+    /// Computes a tile: from a row on, counted from the first one made ready, and from a column on, over the terms made
+    /// ready.
     ///
     /// # Safety
     /// The rows were made ready, and the target is valid for them and its columns.
-    unsafe fn tile(&self, row: usize, height: usize, panel: usize, to: Target<'_>);
+    unsafe fn tile(&self, row: usize, height: usize, column: usize, to: Target<'_>);
 }
 
 /// Products of f32.
 struct FullKernel<'a> {
     a: Matrix<'a>,
     lines: &'a [Line],
-    /// Lines of a panel, and those of the terms made ready.
-    panel: usize,
+    /// Lines of a strip, and those of the terms made ready.
+    strip: usize,
     depth: Range<usize>,
     level: Level,
     /// The rows made ready: where they lie, if they are read there, and how far apart.
@@ -357,13 +368,17 @@ struct FullKernel<'a> {
 }
 
 impl<'a> FullKernel<'a> {
-    fn new(a: Matrix<'a>, lines: &'a [Line], panel: usize, mut packed: Vec<Line>) -> Self {
+    fn new(a: Matrix<'a>, lines: &'a [Line], strip: usize, mut packed: Vec<Line>) -> Self {
         packed.resize(BLOCK * STRIDE, Line::default());
-        Self { a, lines, panel, depth: 0..0, level: Level::of_machine(), in_place: None, stride: 0, packed }
+        Self { a, lines, strip, depth: 0..0, level: Level::of_machine(), in_place: None, stride: 0, packed }
     }
 }
 
 impl Kernel for FullKernel<'_> {
+    fn width(&self) -> usize {
+        self.level.width()
+    }
+
     fn height(&self, columns: usize) -> usize {
         self.level.height(columns)
     }
@@ -380,7 +395,7 @@ impl Kernel for FullKernel<'_> {
         }
     }
 
-    unsafe fn tile(&self, row: usize, height: usize, panel: usize, to: Target<'_>) {
+    unsafe fn tile(&self, row: usize, height: usize, column: usize, to: Target<'_>) {
         let left = match self.in_place {
             Some(first) => &self.a.values[first..],
             None => floats(&self.packed),
@@ -389,12 +404,25 @@ impl Kernel for FullKernel<'_> {
             a: &left[(row * self.stride).min(left.len())..],
             a_stride: self.stride,
             runs: Runs::one(self.depth.len()),
-            panel: &self.lines[panel * self.panel..][self.depth.clone()],
+            strips: strips(self.lines, self.strip, column, to.columns, self.depth.clone()),
             to,
         };
         // SAFETY: the caller's promise, and the level is the machine's.
         unsafe { self.level.run(height, tile) };
     }
+}
+
+/// The terms of a tile's columns from `column` on: of its one or two strips, which have so many lines each.
+fn strips(
+    lines: &[Line],
+    strip: usize,
+    column: usize,
+    columns: usize,
+    terms: Range<usize>,
+) -> [&[Line]; 2] {
+    let of = |place: usize| &lines[place * strip..][terms.clone()];
+    let first = column / STRIP;
+    [of(first), if columns > STRIP { of(first + 1) } else { &[] }]
 }
 
 /// Whether the left side is read where it lies: row by row, and not at a distance at which the rows of a tile would share
@@ -407,11 +435,11 @@ fn is_read_in_place(a: Matrix<'_>) -> bool {
 /// Copies a block of the left side, row by row; returns the distance of its rows, which is an odd number of lines.
 fn pack_rows(a: Matrix<'_>, rows: Range<usize>, depth: Range<usize>, packed: &mut [Line]) -> usize {
     let terms = depth.len();
-    let stride = terms.div_ceil(COLUMNS) | 1;
+    let stride = terms.div_ceil(STRIP) | 1;
     if a.column_stride == 1 {
         for (row, lines) in rows.zip(packed.chunks_exact_mut(stride)) {
             let from = row * a.row_stride;
-            let values = a.values[from + depth.start..from + depth.end].chunks(COLUMNS);
+            let values = a.values[from + depth.start..from + depth.end].chunks(STRIP);
             lines.iter_mut().zip(values).for_each(|(line, values)| copy_line(line, values));
         }
     } else {
@@ -420,16 +448,16 @@ fn pack_rows(a: Matrix<'_>, rows: Range<usize>, depth: Range<usize>, packed: &mu
             for term in group..(group + GROUP).min(terms) {
                 let from = (depth.start + term) * a.column_stride;
                 for (row, lines) in rows.clone().zip(packed.chunks_exact_mut(stride)) {
-                    lines[term / COLUMNS].0[term % COLUMNS] = a.values[from + row * a.row_stride];
+                    lines[term / STRIP].0[term % STRIP] = a.values[from + row * a.row_stride];
                 }
             }
         }
     }
-    stride * COLUMNS
+    stride * STRIP
 }
 
 /// Lines as the numbers that they are.
 fn floats(lines: &[Line]) -> &[f32] {
-    // SAFETY: a line is `COLUMNS` floats and nothing else.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * COLUMNS) }
+    // SAFETY: a line is `STRIP` floats and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * STRIP) }
 }

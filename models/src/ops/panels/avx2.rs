@@ -1,7 +1,7 @@
 //! Tiles of a product of f32 in the registers of AVX2: twelve of sums, whatever the width.
 //!
 //! A register holds eight columns. A product of few columns, as most convolutions of small networks are, takes one
-//! register a row, and so twice the rows; the empty part of a panel is not computed.
+//! register a row, and so twice the rows; the empty part of a strip is not computed.
 
 use std::arch::x86_64::{
     __m256, _mm_castps_pd, _mm_movehl_ps, _mm_store_ss, _mm_storel_pd, _mm_storeu_ps, _mm256_add_ps,
@@ -16,64 +16,59 @@ use super::{Line, Start};
 /// Columns of a register.
 const EIGHT: usize = 8;
 
-/// Columns of a tile at most. A panel is computed in two halves: a tile of twice the rows reads half as much of it.
-const SIXTEEN: usize = 2 * EIGHT;
-
 /// Rows of a full tile of so many columns.
 pub(super) fn height(columns: usize) -> usize {
     if columns <= EIGHT { 12 } else { 6 }
 }
 
-/// Computes a tile of `height` rows, at most as many as [`height`] says.
+/// Computes a tile of `height` rows, at most as many as [`height`] says, and of one strip.
 ///
 /// # Safety
 /// The machine has AVX2 and fused multiply-adds, and `tile.to` is valid for the tile's rows and columns.
 pub(super) unsafe fn run(height: usize, tile: Tile<'_>) {
     debug_assert!(height <= self::height(tile.to.columns), "a tile of {height} rows");
-    for first in (0..tile.to.columns).step_by(SIXTEEN) {
-        let is_narrow = tile.to.columns - first <= EIGHT;
-        // SAFETY: the caller's promise, and the columns from `first` on are some of the tile's.
-        unsafe {
-            match (is_narrow, height) {
-                (true, 1) => sums::<1, 1>(&tile, first),
-                (true, 2) => sums::<2, 1>(&tile, first),
-                (true, 3) => sums::<3, 1>(&tile, first),
-                (true, 4) => sums::<4, 1>(&tile, first),
-                (true, 5) => sums::<5, 1>(&tile, first),
-                (true, 6) => sums::<6, 1>(&tile, first),
-                (true, 7) => sums::<7, 1>(&tile, first),
-                (true, 8) => sums::<8, 1>(&tile, first),
-                (true, 9) => sums::<9, 1>(&tile, first),
-                (true, 10) => sums::<10, 1>(&tile, first),
-                (true, 11) => sums::<11, 1>(&tile, first),
-                (true, _) => sums::<12, 1>(&tile, first),
-                (false, 1) => sums::<1, 2>(&tile, first),
-                (false, 2) => sums::<2, 2>(&tile, first),
-                (false, 3) => sums::<3, 2>(&tile, first),
-                (false, 4) => sums::<4, 2>(&tile, first),
-                (false, 5) => sums::<5, 2>(&tile, first),
-                (false, _) => sums::<6, 2>(&tile, first),
-            }
+    let is_narrow = tile.to.columns <= EIGHT;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (is_narrow, height) {
+            (true, 1) => sums::<1, 1>(&tile),
+            (true, 2) => sums::<2, 1>(&tile),
+            (true, 3) => sums::<3, 1>(&tile),
+            (true, 4) => sums::<4, 1>(&tile),
+            (true, 5) => sums::<5, 1>(&tile),
+            (true, 6) => sums::<6, 1>(&tile),
+            (true, 7) => sums::<7, 1>(&tile),
+            (true, 8) => sums::<8, 1>(&tile),
+            (true, 9) => sums::<9, 1>(&tile),
+            (true, 10) => sums::<10, 1>(&tile),
+            (true, 11) => sums::<11, 1>(&tile),
+            (true, _) => sums::<12, 1>(&tile),
+            (false, 1) => sums::<1, 2>(&tile),
+            (false, 2) => sums::<2, 2>(&tile),
+            (false, 3) => sums::<3, 2>(&tile),
+            (false, 4) => sums::<4, 2>(&tile),
+            (false, 5) => sums::<5, 2>(&tile),
+            (false, _) => sums::<6, 2>(&tile),
         }
     }
 }
 
-/// The columns of a tile from `first` on, as many as so many registers hold.
+/// A tile of as many columns as so many registers hold.
 ///
 /// # Safety
-/// `tile.to` is valid for the tile's rows and columns, and `first` is one of them and a multiple of [`SIXTEEN`].
+/// `tile.to` is valid for the tile's rows and columns.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn sums<const ROWS: usize, const EIGHTS: usize>(tile: &Tile<'_>, first: usize) {
+unsafe fn sums<const ROWS: usize, const EIGHTS: usize>(tile: &Tile<'_>) {
     let mut sums = [[_mm256_setzero_ps(); EIGHTS]; ROWS];
     let stride = tile.a_stride;
-    for (run, lines) in tile.runs(ROWS) {
+    for (run, [lines, _]) in tile.runs(ROWS) {
         // SAFETY: the runs of all rows lie in the left side, as was asserted.
         let a = unsafe { tile.a.as_ptr().add(run) };
         for (place, line) in lines.iter().enumerate() {
             let mut b = [_mm256_setzero_ps(); EIGHTS];
             for (eight, b) in b.iter_mut().enumerate() {
-                // SAFETY: a line is 32 floats at a multiple of 64 bytes.
-                *b = unsafe { _mm256_load_ps(line.0.as_ptr().add(first + eight * EIGHT)) };
+                // SAFETY: a line is 16 floats at a multiple of 64 bytes.
+                *b = unsafe { _mm256_load_ps(line.0.as_ptr().add(eight * EIGHT)) };
             }
             for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
@@ -93,10 +88,10 @@ unsafe fn sums<const ROWS: usize, const EIGHTS: usize>(tile: &Tile<'_>, first: u
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { store(&values, tile.to, first) };
+    unsafe { store(&values, tile.to) };
 }
 
-/// Writes `start + scale * sums` in the columns from `first` on.
+/// Writes `start + scale * sums`.
 ///
 /// # Safety
 /// The target is valid for the rows of the sums and its columns.
@@ -105,11 +100,10 @@ unsafe fn sums<const ROWS: usize, const EIGHTS: usize>(tile: &Tile<'_>, first: u
 unsafe fn store<const ROWS: usize, const EIGHTS: usize>(
     sums: &[[[f32; EIGHT]; EIGHTS]; ROWS],
     to: Target<'_>,
-    first: usize,
 ) {
     let scale = _mm256_set1_ps(to.scale);
     for eight in 0..EIGHTS {
-        let place = first + eight * EIGHT;
+        let place = eight * EIGHT;
         let columns = to.columns.saturating_sub(place).min(EIGHT);
         let start = match to.start {
             // SAFETY: a row has a value for each column.
@@ -179,7 +173,7 @@ unsafe fn store_first(to: *mut f32, count: usize, value: __m256) {
     }
 }
 
-/// Packs rows of so many columns of a panel, which lie `stride` values apart: squares of eight are turned in registers.
+/// Packs rows of so many columns of a strip, which lie `stride` values apart: squares of eight are turned in registers.
 ///
 /// # Safety
 /// The machine has AVX2, and every column has as many values as there are lines.
@@ -194,7 +188,7 @@ pub(super) unsafe fn gather(values: &[f32], columns: usize, stride: usize, lines
                 unsafe { _mm256_loadu_ps(values.as_ptr().add((first + column) * stride + square * EIGHT)) }
             });
             for (line, row) in lines.iter_mut().zip(transposed(columns)) {
-                // SAFETY: a line is 32 floats at a multiple of 64 bytes.
+                // SAFETY: a line is 16 floats at a multiple of 64 bytes.
                 unsafe { _mm256_store_ps(line.0.as_mut_ptr().add(first), row) };
             }
         }

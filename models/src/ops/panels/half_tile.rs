@@ -142,6 +142,10 @@ impl<'a> HalfKernel<'a> {
 }
 
 impl Kernel for HalfKernel<'_> {
+    fn width(&self) -> usize {
+        COLUMNS
+    }
+
     fn height(&self, _: usize) -> usize {
         TILE
     }
@@ -165,9 +169,9 @@ impl Kernel for HalfKernel<'_> {
         }
     }
 
-    unsafe fn tile(&self, row: usize, height: usize, panel: usize, to: Target<'_>) {
-        let (left, panel) =
-            (&self.packed[row * STRIDE..], &self.lines[panel * self.panel..][self.depth.clone()]);
+    unsafe fn tile(&self, row: usize, height: usize, column: usize, to: Target<'_>) {
+        let panel = &self.lines[column / COLUMNS * self.panel..][self.depth.clone()];
+        let left = &self.packed[row * STRIDE..];
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promise; panels of bf16 are made only where the machine multiplies them.
         unsafe {

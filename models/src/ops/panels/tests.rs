@@ -76,20 +76,20 @@ fn products_are_those_of_three_loops_to_the_bit() {
 fn tiles_of_other_machines_agree_to_the_bit() {
     const A_STRIDE: usize = 517;
     let (a, b, kept) = (random(12 * A_STRIDE, 1), random(DEPTH * COLUMNS, 2), random(12 * 40, 3));
-    let lines = |values: &[f32]| -> Vec<Line> {
-        values.as_chunks::<COLUMNS>().0.iter().map(|values| Line(*values)).collect()
-    };
-    let b = lines(&b);
+    let b: Vec<Line> = b.as_chunks::<STRIP>().0.iter().map(|values| Line(*values)).collect();
     let run = |level: Level, height: usize, columns: usize, runs: Runs| {
         let mut out = kept.clone();
-        for row in (0..12).step_by(height) {
-            let height = height.min(12 - row);
-            let out = out[row * 40..].as_mut_ptr();
+        for (row, first) in (0..12)
+            .step_by(height)
+            .flat_map(|row| (0..columns).step_by(level.width()).map(move |first| (row, first)))
+        {
+            let (height, columns) = (height.min(12 - row), (columns - first).min(level.width()));
+            let out = out[row * 40 + first..].as_mut_ptr();
             let tile = Tile {
                 a: &a[row * A_STRIDE..],
                 a_stride: A_STRIDE,
                 runs,
-                panel: &b[..500],
+                strips: strips(&b, DEPTH, first, columns, 0..500),
                 to: Target { columns, scale: 0.3, start: Start::Kept, out, row_stride: 40 },
             };
             // SAFETY: `out` has 12 rows of 40 values, and the level is one of this machine.
@@ -104,7 +104,7 @@ fn tiles_of_other_machines_agree_to_the_bit() {
             let plain = run(Level::Plain, 2, columns, runs);
             assert!(loops.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{columns}");
             for level in Level::all_of_machine() {
-                for height in 1..=level.height(columns) {
+                for height in 1..=level.height(columns.min(level.width())) {
                     let found = run(level, height, columns, runs);
                     assert_eq!(loops, found, "{level:?}: {height} rows, {columns} columns");
                 }

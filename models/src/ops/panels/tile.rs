@@ -7,7 +7,7 @@ use pulp::{Arch, NullaryFnOnce};
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
-use super::{COLUMNS, Line, Start, TILE};
+use super::{COLUMNS, Line, STRIP, Start, TILE};
 
 /// One tile of a product of f32, of at most as many rows as the left side has.
 pub(super) struct Tile<'a> {
@@ -15,7 +15,8 @@ pub(super) struct Tile<'a> {
     pub(super) a: &'a [f32],
     pub(super) a_stride: usize,
     pub(super) runs: Runs,
-    pub(super) panel: &'a [Line],
+    /// The terms of the right side: one strip, or two of equally many lines.
+    pub(super) strips: [&'a [Line]; 2],
     pub(super) to: Target<'a>,
 }
 
@@ -34,20 +35,28 @@ impl Runs {
 }
 
 impl Tile<'_> {
-    /// Lines of the panel for each run, and where its terms begin in the first row.
+    /// Lines of both strips for each run, and where its terms begin in the first row.
     ///
     /// # Panics
-    /// If the left side does not have so many rows with all terms.
+    /// If the left side does not have so many rows with all terms, or a second strip is shorter than the first.
     #[inline(always)]
-    pub(super) fn runs(&self, rows: usize) -> impl Iterator<Item = (usize, &[Line])> {
+    pub(super) fn runs(&self, rows: usize) -> impl Iterator<Item = (usize, [&[Line]; 2])> {
         let Runs { length, stride } = self.runs;
-        let last = self.panel.len().div_ceil(length).saturating_sub(1);
-        let terms = self.panel.len().min(length);
+        let [first, second] = self.strips;
+        let last = first.len().div_ceil(length).saturating_sub(1);
+        let terms = first.len().min(length);
         assert!(
-            self.panel.is_empty() || self.a.len() >= (rows - 1) * self.a_stride + last * stride + terms,
+            first.is_empty() || self.a.len() >= (rows - 1) * self.a_stride + last * stride + terms,
             "a tile has its rows"
         );
-        self.panel.chunks(length).enumerate().map(move |(run, lines)| (run * stride, lines))
+        assert!(
+            if self.to.columns > STRIP { second.len() == first.len() } else { second.is_empty() },
+            "a tile has its strips"
+        );
+        // Of one strip the other has no lines, and no chunks.
+        let mut second = second.chunks(length);
+        let with_second = move |(run, lines)| (run * stride, [lines, second.next().unwrap_or_default()]);
+        first.chunks(length).enumerate().map(with_second)
     }
 }
 
@@ -152,7 +161,7 @@ impl Level {
     pub(super) fn gathers(self, columns: usize, stride: usize) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => columns == COLUMNS && stride * COLUMNS < i32::MAX as usize,
+            Self::Avx512 => columns == STRIP && stride * STRIP < i32::MAX as usize,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => true,
             // Neither does; where there are no others, what they would be asked for has no use.
@@ -163,13 +172,13 @@ impl Level {
         }
     }
 
-    /// Packs rows of so many columns of a panel, which lie `stride` values apart.
+    /// Packs rows of so many columns of a strip, which lie `stride` values apart.
     ///
     /// # Panics
     /// If a column has fewer values than there are lines, or this level does not [gather](Self::gathers) them.
     pub(super) fn gather(self, values: &[f32], columns: usize, stride: usize, lines: &mut [Line]) {
         assert!(
-            columns <= COLUMNS && values.len() >= columns.saturating_sub(1) * stride + lines.len(),
+            columns <= STRIP && values.len() >= columns.saturating_sub(1) * stride + lines.len(),
             "columns have their terms"
         );
         assert!(self.gathers(columns, stride), "only levels that gather do");
@@ -181,6 +190,15 @@ impl Level {
             // SAFETY: as above.
             Self::Avx2 => unsafe { avx2::gather(values, columns, stride, lines) },
             Self::Fused | Self::Plain => {}
+        }
+    }
+
+    /// Columns of a full tile: one strip or two.
+    pub(super) fn width(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => STRIP,
+            _ => COLUMNS,
         }
     }
 
@@ -196,7 +214,7 @@ impl Level {
         }
     }
 
-    /// Computes a tile of `height` rows.
+    /// Computes a tile of `height` rows, of at most so many columns as the level's [width](Self::width).
     ///
     /// # Safety
     /// The machine has the instructions, and `tile.to` is valid for the tile's rows and columns; it has values there if
@@ -206,12 +224,10 @@ impl Level {
         match self {
             // SAFETY: the caller's promise.
             Self::Avx512 => unsafe {
-                // Half of a panel may be empty.
-                match tile.to.columns <= COLUMNS / 2 {
+                return match tile.to.columns <= STRIP {
                     true => tiles::<1>(height, tile),
                     false => tiles::<2>(height, tile),
-                }
-                return;
+                };
             },
             // SAFETY: the caller's promise.
             Self::Avx2 => unsafe { return avx2::run(height, tile) },
@@ -226,7 +242,7 @@ impl Level {
     }
 }
 
-/// Packs rows of all columns of a panel, which lie `stride` values apart.
+/// Packs rows of all columns of a strip, which lie `stride` values apart.
 ///
 /// # Safety
 /// Every column has as many values as there are lines.
@@ -234,17 +250,14 @@ impl Level {
 #[target_feature(enable = "avx512f")]
 unsafe fn gather(values: &[f32], stride: usize, lines: &mut [Line]) {
     use std::arch::x86_64::{_mm512_i32gather_ps, _mm512_loadu_si512, _mm512_store_ps};
-    const HALF: usize = COLUMNS / 2;
-    let places: [i32; COLUMNS] = std::array::from_fn(|column| (column * stride) as i32);
+    let places: [i32; STRIP] = std::array::from_fn(|column| (column * stride) as i32);
     // SAFETY: sixteen numbers of 32 bits each.
-    let places = [0, HALF].map(|half| unsafe { _mm512_loadu_si512(places[half..].as_ptr().cast()) });
+    let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
     for (row, line) in lines.iter_mut().enumerate() {
-        for (half, places) in places.into_iter().enumerate() {
-            // SAFETY: the caller's promise, and a line is 32 floats at a multiple of 64 bytes.
-            unsafe {
-                let from = values.as_ptr().add(row);
-                _mm512_store_ps(line.0.as_mut_ptr().add(half * HALF), _mm512_i32gather_ps::<4>(places, from));
-            }
+        // SAFETY: the caller's promise, and a line is 16 floats at a multiple of 64 bytes.
+        unsafe {
+            let from = values.as_ptr().add(row);
+            _mm512_store_ps(line.0.as_mut_ptr(), _mm512_i32gather_ps::<4>(places, from));
         }
     }
 }
@@ -255,45 +268,46 @@ unsafe fn gather(values: &[f32], stride: usize, lines: &mut [Line]) {
 /// As [`avx512`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn tiles<const HALVES: usize>(height: usize, tile: Tile<'_>) {
+unsafe fn tiles<const STRIPS: usize>(height: usize, tile: Tile<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match height {
-            1 => avx512::<1, HALVES>(tile),
-            2 => avx512::<2, HALVES>(tile),
-            3 => avx512::<3, HALVES>(tile),
-            4 => avx512::<4, HALVES>(tile),
-            5 => avx512::<5, HALVES>(tile),
-            6 => avx512::<6, HALVES>(tile),
-            7 => avx512::<7, HALVES>(tile),
-            8 => avx512::<8, HALVES>(tile),
-            9 => avx512::<9, HALVES>(tile),
-            10 => avx512::<10, HALVES>(tile),
-            11 => avx512::<11, HALVES>(tile),
-            _ => avx512::<12, HALVES>(tile),
+            1 => avx512::<1, STRIPS>(tile),
+            2 => avx512::<2, STRIPS>(tile),
+            3 => avx512::<3, STRIPS>(tile),
+            4 => avx512::<4, STRIPS>(tile),
+            5 => avx512::<5, STRIPS>(tile),
+            6 => avx512::<6, STRIPS>(tile),
+            7 => avx512::<7, STRIPS>(tile),
+            8 => avx512::<8, STRIPS>(tile),
+            9 => avx512::<9, STRIPS>(tile),
+            10 => avx512::<10, STRIPS>(tile),
+            11 => avx512::<11, STRIPS>(tile),
+            _ => avx512::<12, STRIPS>(tile),
         }
     }
 }
 
-/// A tile in the registers of AVX-512, of the first half of a panel's columns or of both.
+/// A tile in the registers of AVX-512, of one strip or two.
 ///
 /// # Safety
 /// `tile.to` is valid for the tile's rows and columns.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<const ROWS: usize, const HALVES: usize>(tile: Tile<'_>) {
+unsafe fn avx512<const ROWS: usize, const STRIPS: usize>(tile: Tile<'_>) {
     use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_load_ps, _mm512_set1_ps, _mm512_setzero_ps};
-    const HALF: usize = COLUMNS / 2;
-    let mut sums: [[__m512; HALVES]; ROWS] = [[_mm512_setzero_ps(); HALVES]; ROWS];
+    let mut sums: [[__m512; STRIPS]; ROWS] = [[_mm512_setzero_ps(); STRIPS]; ROWS];
     let stride = tile.a_stride;
-    for (first, lines) in tile.runs(ROWS) {
+    for (first, strips) in tile.runs(ROWS) {
         // SAFETY: the runs of all rows lie in the left side, as was asserted.
         let a = unsafe { tile.a.as_ptr().add(first) };
-        for (place, line) in lines.iter().enumerate() {
-            let mut b = [_mm512_setzero_ps(); HALVES];
-            for (half, b) in b.iter_mut().enumerate() {
-                // SAFETY: a line is 32 floats at a multiple of 64 bytes.
-                *b = unsafe { _mm512_load_ps(line.0.as_ptr().add(half * HALF)) };
+        let terms = strips[0].len();
+        for place in 0..terms {
+            let mut b = [_mm512_setzero_ps(); STRIPS];
+            for (strip, b) in strips.iter().zip(&mut b) {
+                // SAFETY: a second strip has as many lines as the first, as was asserted; each is 16 floats at a multiple of 64
+                // bytes.
+                *b = unsafe { _mm512_load_ps(strip.as_ptr().add(place).cast()) };
             }
             for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
@@ -319,35 +333,52 @@ impl<const ROWS: usize> NullaryFnOnce for Portable<'_, ROWS> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { tile, fused } = self;
-        let sums = if fused { sums::<ROWS, true>(&tile) } else { sums::<ROWS, false>(&tile) };
-        for (row, sums) in sums.iter().enumerate() {
-            for (column, sum) in sums.iter().enumerate().take(tile.to.columns) {
-                let out = tile.to.out.wrapping_add(row * tile.to.row_stride + column);
-                let first = match tile.to.start {
+        match (self.tile.to.columns <= STRIP, self.fused) {
+            (true, true) => self.write::<1, true>(),
+            (true, false) => self.write::<1, false>(),
+            (false, true) => self.write::<2, true>(),
+            (false, false) => self.write::<2, false>(),
+        }
+    }
+}
+
+impl<const ROWS: usize> Portable<'_, ROWS> {
+    #[inline(always)]
+    fn write<const STRIPS: usize, const FUSED: bool>(self) {
+        let to = self.tile.to;
+        for (row, sums) in sums::<ROWS, STRIPS, FUSED>(&self.tile).iter().enumerate() {
+            for (column, sum) in sums.as_flattened().iter().enumerate().take(to.columns) {
+                let out = to.out.wrapping_add(row * to.row_stride + column);
+                let first = match to.start {
                     Start::Zero => 0.0,
                     Start::Row(row) => row[column],
                     // SAFETY: the caller of `Level::run` promises this place, and that there is a value.
                     Start::Kept => unsafe { out.read() },
                 };
                 // SAFETY: as above; nobody else touches it.
-                unsafe { out.write(first + tile.to.scale * sum) };
+                unsafe { out.write(first + to.scale * sum) };
             }
         }
     }
 }
 
 #[inline(always)]
-fn sums<const ROWS: usize, const FUSED: bool>(tile: &Tile<'_>) -> [[f32; COLUMNS]; ROWS] {
-    let mut sums = [[0.0f32; COLUMNS]; ROWS];
-    for (first, lines) in tile.runs(ROWS) {
+fn sums<const ROWS: usize, const STRIPS: usize, const FUSED: bool>(
+    tile: &Tile<'_>,
+) -> [[[f32; STRIP]; STRIPS]; ROWS] {
+    let mut sums = [[[0.0f32; STRIP]; STRIPS]; ROWS];
+    for (first, strips) in tile.runs(ROWS) {
+        let terms = strips[0].len();
+        let strips: [&[Line]; STRIPS] = std::array::from_fn(|strip| &strips[strip][..terms]);
         let rows: [&[f32]; ROWS] =
-            std::array::from_fn(|row| &tile.a[row * tile.a_stride + first..][..lines.len()]);
-        for (place, line) in lines.iter().enumerate() {
+            std::array::from_fn(|row| &tile.a[row * tile.a_stride + first..][..terms]);
+        for place in 0..terms {
             for (sums, row) in sums.iter_mut().zip(rows) {
                 let value = row[place];
-                for (sum, b) in sums.iter_mut().zip(line.0) {
-                    *sum = if FUSED { value.mul_add(b, *sum) } else { value * b + *sum };
+                for (sums, strip) in sums.iter_mut().zip(strips) {
+                    for (sum, b) in sums.iter_mut().zip(strip[place].0) {
+                        *sum = if FUSED { value.mul_add(b, *sum) } else { value * b + *sum };
+                    }
                 }
             }
         }

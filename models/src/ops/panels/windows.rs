@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use super::tile::{Level, Runs, Target, Tile};
-use super::{BLOCK, COLUMNS, DEPTH, Lines, Panels, Start};
+use super::{BLOCK, DEPTH, Lines, Panels, Start, strips};
 
 /// What a window sees of some rows of an image that has its padding.
 #[derive(Clone, Copy)]
@@ -43,12 +43,13 @@ impl Windows<'_> {
         #[cfg(test)]
         crate::ops::product::count();
         let runs = Runs { length: self.run, stride: self.run_step };
-        // A panel is used for as many rows as stay in the cache beside it.
+        // A tile's columns are used for as many rows as stay in the cache beside it.
         let block = BLOCK.div_ceil(self.columns) * row_values;
         for (index, out) in out.chunks_mut(block).enumerate() {
             let first = index * BLOCK.div_ceil(self.columns);
-            for (panel, lines) in lines.chunks_exact(b.depth).enumerate() {
-                let columns = panel * COLUMNS..((panel + 1) * COLUMNS).min(b.columns);
+            for first_column in (0..b.columns).step_by(level.width()) {
+                let columns = first_column..(first_column + level.width()).min(b.columns);
+                let strips = strips(lines, b.depth, first_column, columns.len(), 0..b.depth);
                 let start = match start {
                     Start::Row(row) => Start::Row(&row[columns.clone()]),
                     start => start,
@@ -64,7 +65,7 @@ impl Windows<'_> {
                             a: &self.values[(first + row) * self.row_step + column * self.step..],
                             a_stride: self.step,
                             runs,
-                            panel: lines,
+                            strips,
                             to: Target {
                                 columns: columns.len(),
                                 scale: 1.0,
