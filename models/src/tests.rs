@@ -18,7 +18,7 @@ use crate::pmc_clip::{FusionConfig, LossWeights, PmcClip, PmcClipConfig};
 use crate::random::Key;
 use crate::resnet::{Form, PlainResNetConfig, ResNetConfig};
 use crate::train::{Dropout, loss};
-use crate::{Activation, ClipConfig, FoundationModel, MaybeProbe, ModelConfig, Trainable};
+use crate::{Activation, ClipConfig, FoundationModel, MaybeProbe, ModelConfig, Probe, Trainable};
 
 fn vision(activation: Activation) -> VisionConfig {
     VisionConfig {
@@ -223,6 +223,52 @@ fn attribution_costs_no_gradients_of_weights() {
             let counts = tensor.rank() > 1 && !added.iter().any(|part| name.contains(part));
             assert!(!counts || gradients.get(&tensor).is_none(), "{name} of {config:?}");
         }
+    }
+}
+
+/// A probe that sees everything, and changes nothing.
+struct Watching;
+
+impl Probe for Watching {}
+
+#[test]
+fn what_nobody_sees_of_a_frozen_model_changes_no_bit() {
+    for config in every_architecture() {
+        let model = config.random(3, &Device::Cpu, Trainable::Frozen).unwrap();
+        let pass = |probe: MaybeProbe<'_>| {
+            let pixels = pixels(model.as_ref()).map(|pixels| Var::from_tensor(&pixels).unwrap());
+            let images = model.as_image_tower().zip(pixels.as_ref());
+            let images = images.map(|(tower, pixels)| tower.embed_images(pixels, probe).unwrap());
+            let texts = model.as_text_tower().zip(ids(model.as_ref())).map(|(tower, ids)| {
+                let words = Var::from_tensor(&tower.token_embeddings(&ids).unwrap()).unwrap();
+                let texts = tower.embed_token_embeddings(&words, &ids, probe).unwrap();
+                assert_eq!(
+                    values(&texts),
+                    values(
+                        &tower
+                            .embed_hidden_states(
+                                &tower.hidden_states(&words, &ids, None).unwrap(),
+                                &ids,
+                                None
+                            )
+                            .unwrap()
+                    )
+                );
+                (words, texts)
+            });
+            let gradient = |y: &Tensor, x: &Var| {
+                let weights: Vec<f32> =
+                    (1..=y.elem_count() as u64).map(|c| Key(9).normal(c) as f32).collect();
+                let weights = Tensor::from_vec(weights, y.shape(), y.device()).unwrap();
+                let gradients =
+                    (y * weights).and_then(|y| y.sum_all()).and_then(|sum| sum.backward()).unwrap();
+                values(gradients.get(x).unwrap())
+            };
+            let of_images = images.zip(pixels).map(|(y, x)| [values(&y), gradient(&y, &x)]);
+            let of_texts = texts.map(|(x, y)| [values(&y), gradient(&y, &x)]);
+            [of_images, of_texts]
+        };
+        assert_eq!(pass(None), pass(Some(&Watching)), "{config:?}");
     }
 }
 

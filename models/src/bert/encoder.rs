@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::BertConfig;
 use crate::checkpoint::CheckpointError;
 use crate::layers::{LayerNorm, Linear, Qkv, observed_attention};
-use crate::ops::Scores;
+use crate::ops::{Scores, activate, attention_at};
 use crate::probe::{dropout, inside, nonlinearity, observe};
 use crate::weights::Weights;
 use crate::{Activation, MaybeProbe};
@@ -84,6 +84,31 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// What [`Self::forward`] gives for the first token of each sample, `[batch, width]`, without what only other tokens need.
+    /// None where it is not to be had alone: parameters are trained, or a probe looks.
+    fn frozen_first(
+        &self,
+        x: &Tensor,
+        config: &BertConfig,
+        mask: Option<&Tensor>,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Option<Tensor>> {
+        let is_frozen = self.qkv.is_frozen()
+            && [&self.attention_norm, &self.output_norm].into_iter().all(LayerNorm::is_frozen)
+            && [&self.attended, &self.intermediate, &self.output].into_iter().all(Linear::is_frozen);
+        // A GPU's products have other bits with other numbers of rows.
+        if probe.is_some() || !is_frozen || !x.device().is_cpu() {
+            return Ok(None);
+        }
+        let scores = Scores { mask, ..Scores::new(config.num_attention_heads) };
+        let attended = attention_at(&self.qkv.forward(x)?, &scores, &vec![0; x.dim(0)?])?;
+        let x = self.attention_norm.forward(&(self.attended.forward(&attended)? + first(x)?)?)?;
+        let hidden = activate(&self.intermediate.forward(&x)?, Activation::Gelu)?;
+        self.output_norm.forward(&(self.output.forward(&hidden)? + x)?).map(Some)
+    }
+}
+
 impl Bert {
     /// Takes the tensors of `prefix` (empty or ending in a dot). The pooler is taken if it is there and
     /// `with_pooler` says so; else it is carried along.
@@ -154,6 +179,31 @@ impl Bert {
         types: Option<&Tensor>,
         probe: MaybeProbe<'_>,
     ) -> Result<Tensor> {
+        let x = self.embedded(embeddings, types, probe)?;
+        self.behind(x, &self.layers, mask, probe)
+    }
+
+    /// The first of the [last hidden states](Self::hidden) of each text, `[batch, width]`; all tokens are of segment 0.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`].
+    pub fn first_hidden(
+        &self,
+        embeddings: &Tensor,
+        mask: Option<&Tensor>,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
+        let x = self.embedded(embeddings, None, probe)?;
+        let Some((last, before)) = self.layers.split_last() else { return first(&x) };
+        let x = self.behind(x, before, mask, probe)?;
+        match last.frozen_first(&x, &self.config, mask, probe)? {
+            Some(x) => Ok(x),
+            None => first(&last.forward(&x, &self.config, mask, &layer_name(before.len()), probe)?),
+        }
+    }
+
+    /// What the first layer sees.
+    fn embedded(&self, embeddings: &Tensor, types: Option<&Tensor>, probe: MaybeProbe<'_>) -> Result<Tensor> {
         let tokens = embeddings.dim(1)?;
         let positions = self.config.max_position_embeddings;
         if tokens > positions {
@@ -166,9 +216,19 @@ impl Bert {
             None => x.broadcast_add(&self.types.narrow(0, 0, 1)?.to_dtype(dtype)?)?,
         };
         let x = observe(probe, "text.embeddings", self.norm.forward(&x)?)?;
-        let mut x = dropout(probe, "text.embeddings", self.config.hidden_dropout_prob, x)?;
-        for (layer, block) in self.layers.iter().enumerate() {
-            x = block.forward(&x, &self.config, mask, &format!("text.layers.{layer}"), probe)?;
+        dropout(probe, "text.embeddings", self.config.hidden_dropout_prob, x)
+    }
+
+    /// The hidden states behind the first layers, which these are.
+    fn behind(
+        &self,
+        mut x: Tensor,
+        layers: &[Layer],
+        mask: Option<&Tensor>,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
+        for (layer, block) in layers.iter().enumerate() {
+            x = block.forward(&x, &self.config, mask, &layer_name(layer), probe)?;
         }
         Ok(x)
     }
@@ -178,14 +238,24 @@ impl Bert {
     /// # Errors
     /// If the checkpoint has no pooler.
     pub fn pool(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.pool_first(&first(hidden)?)
+    }
+
+    /// [`Self::pool`] of the first hidden state itself, `[batch, width]`.
+    pub(super) fn pool_first(&self, first: &Tensor) -> Result<Tensor> {
         let Some(pooler) = &self.pooler else { bail!("the checkpoint has no pooler") };
-        pooler.forward(&first(hidden)?)?.tanh()
+        pooler.forward(first)?.tanh()
     }
 }
 
 /// The hidden state of the first token, \[CLS\]: `[batch, tokens, width]` to `[batch, width]`.
 pub(super) fn first(hidden: &Tensor) -> Result<Tensor> {
     hidden.narrow(1, 0, 1)?.squeeze(1)
+}
+
+/// What probes know a layer by.
+fn layer_name(layer: usize) -> String {
+    format!("text.layers.{layer}")
 }
 
 fn lookup(table: &Tensor, ids: &Tensor) -> Result<Tensor> {

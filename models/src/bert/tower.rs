@@ -61,10 +61,27 @@ impl BertTower {
     /// # Errors
     /// If the pooler is wanted and the checkpoint has none.
     pub fn pool(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.pool_first(first(hidden)?)
+    }
+
+    /// [`Self::pool`] of the first hidden state itself, `[batch, width]`.
+    fn pool_first(&self, first: Tensor) -> Result<Tensor> {
         match self.pooling {
-            BertPooling::Cls => first(hidden),
-            BertPooling::Pooler => self.bert.pool(hidden),
+            BertPooling::Cls => Ok(first),
+            BertPooling::Pooler => self.bert.pool_first(&first),
         }
+    }
+
+    /// The mask of padding on the device of the tower, for token embeddings that fit.
+    fn mask_of(&self, embeddings: &Tensor, ids: &Tensor) -> Result<Option<Tensor>> {
+        let (batch, tokens, _) = embeddings.dims3()?;
+        if ids.dims() != [batch, tokens] {
+            bail!("ids of {:?} do not fit token embeddings of {:?}", ids.dims(), embeddings.dims());
+        }
+        if self.padding == Padding::Attended && tokens != self.context {
+            bail!("this tower attends padding: rows need {} ids, not {tokens}", self.context);
+        }
+        self.attention_mask(ids)?.map(|mask| mask.to_device(self.bert.words().device())).transpose()
     }
 
     /// The projection of pooled vectors `[batch, width]`.
@@ -114,16 +131,21 @@ impl TextTower for BertTower {
     }
 
     fn hidden_states(&self, embeddings: &Tensor, ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let (batch, tokens, _) = embeddings.dims3()?;
-        if ids.dims() != [batch, tokens] {
-            bail!("ids of {:?} do not fit token embeddings of {:?}", ids.dims(), embeddings.dims());
-        }
-        if self.padding == Padding::Attended && tokens != self.context {
-            bail!("this tower attends padding: rows need {} ids, not {tokens}", self.context);
-        }
-        let words = self.bert.words();
-        let mask = self.attention_mask(ids)?.map(|mask| mask.to_device(words.device())).transpose()?;
-        leave(&self.bert.hidden(&enter(embeddings, words)?, mask.as_ref(), None, probe)?)
+        let mask = self.mask_of(embeddings, ids)?;
+        leave(&self.bert.hidden(&enter(embeddings, self.bert.words())?, mask.as_ref(), None, probe)?)
+    }
+
+    /// Of the last layer only what the first token needs.
+    fn embed_token_embeddings(
+        &self,
+        embeddings: &Tensor,
+        ids: &Tensor,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
+        let mask = self.mask_of(embeddings, ids)?;
+        let first = self.bert.first_hidden(&enter(embeddings, self.bert.words())?, mask.as_ref(), probe)?;
+        let pooled = observe(probe, "text.pooled", self.pool_first(first)?)?;
+        leave(&self.project(&pooled, probe)?)
     }
 
     fn embed_hidden_states(&self, hidden: &Tensor, _ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {

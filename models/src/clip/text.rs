@@ -71,6 +71,11 @@ impl TextTransformer {
     /// # Errors
     /// If there are more tokens than positions, or the probe fails.
     pub fn hidden(&self, embeddings: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        self.norm.forward(&self.stream(embeddings, &self.blocks, probe)?)
+    }
+
+    /// The residual stream after the first blocks, which these are.
+    fn stream(&self, embeddings: &Tensor, blocks: &[Block], probe: MaybeProbe<'_>) -> Result<Tensor> {
         let tokens = embeddings.dim(1)?;
         if tokens > self.config.positions {
             bail!("{tokens} tokens do not fit into {} positions", self.config.positions);
@@ -78,10 +83,10 @@ impl TextTransformer {
         let positions = self.positions.narrow(0, 0, tokens)?.to_dtype(embeddings.dtype())?;
         let x = embeddings.broadcast_add(&positions)?;
         let mut x = observe(probe, "text.embeddings", x)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &format!("text.layers.{layer}"), probe)?;
+        for (layer, block) in blocks.iter().enumerate() {
+            x = block.forward(&x, &layer_name(layer), probe)?;
         }
-        self.norm.forward(&x)
+        Ok(x)
     }
 
     /// The hidden state at the end of each text, `[batch, width]`.
@@ -90,15 +95,26 @@ impl TextTransformer {
     /// If the shapes differ.
     pub fn pool(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = hidden.dims3()?;
-        if ids.dims() != [batch, tokens] {
-            bail!("ids of {:?} do not fit hidden states of {:?}", ids.dims(), hidden.dims());
-        }
+        check_ids(ids, hidden)?;
         let ends = self.pooled_positions(ids)?;
         let places: Vec<u32> =
             ends.iter().enumerate().map(|(row, end)| (row * tokens + end) as u32).collect();
         let places = Tensor::from_vec(places, batch, hidden.device())?;
         hidden.reshape(((), width))?.index_select(&places, 0)
     }
+}
+
+/// Fails unless each token of the states has its id.
+fn check_ids(ids: &Tensor, states: &Tensor) -> Result<()> {
+    if states.dims().get(..2) != Some(ids.dims()) {
+        bail!("ids of {:?} do not fit hidden states of {:?}", ids.dims(), states.dims());
+    }
+    Ok(())
+}
+
+/// What probes know a block by.
+fn layer_name(layer: usize) -> String {
+    format!("text.layers.{layer}")
 }
 
 fn blocks(
@@ -156,6 +172,31 @@ impl TextTower for TextTransformer {
         let (batch, tokens) = ids.dims2()?;
         let flat = ids.to_dtype(DType::U32)?.flatten_all()?.to_device(self.embedding.device())?;
         leave(&self.embedding.index_select(&flat, 0)?.reshape((batch, tokens, self.config.width))?)
+    }
+
+    /// Of the last block only what the ends of the texts need.
+    fn embed_token_embeddings(
+        &self,
+        embeddings: &Tensor,
+        ids: &Tensor,
+        probe: MaybeProbe<'_>,
+    ) -> Result<Tensor> {
+        check_ids(ids, embeddings)?;
+        let embeddings = enter(embeddings, &self.embedding)?;
+        let pooled = match self.blocks.split_last() {
+            None => self.pool(&self.hidden(&embeddings, probe)?, ids)?,
+            Some((last, before)) => {
+                let x = self.stream(&embeddings, before, probe)?;
+                match last.frozen_at(&x, &self.pooled_positions(ids)?, probe)? {
+                    Some(ends) => self.norm.forward(&ends)?,
+                    None => {
+                        let x = last.forward(&x, &layer_name(before.len()), probe)?;
+                        self.pool(&self.norm.forward(&x)?, ids)?
+                    }
+                }
+            }
+        };
+        leave(&self.projection.forward(&observe(probe, "text.pooled", pooled)?)?)
     }
 
     fn hidden_states(&self, embeddings: &Tensor, _ids: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {

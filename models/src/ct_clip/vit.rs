@@ -10,7 +10,9 @@ use super::position_bias::PositionBias;
 use crate::checkpoint::CheckpointError;
 use crate::device::{enter, leave};
 use crate::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook, Depth};
-use crate::ops::{layer_norm, linear, mean_keepdim, nearest_codes, recompute, straight_through};
+use crate::ops::{
+    layer_norm, linear, linear_of_images, mean_keepdim, nearest_codes, recompute, straight_through,
+};
 use crate::probe::observe;
 use crate::weights::Weights;
 use crate::{ImageTower, MaybeProbe, PatchGeometry};
@@ -108,9 +110,11 @@ impl CtVit {
                 .reshape(&[batch, steps, patch_slices, grid, patch, grid, patch])?
                 .permute([0, 1, 3, 5, 2, 4, 6])?
                 .contiguous()?
-                .reshape((batch, steps, grid, grid, voxels))?;
+                .reshape((batch, steps * grid * grid, voxels))?;
             let normed = layer_norm(&patches, norm, norm_bias, EPSILON)?;
-            layer_norm(&linear(&normed, weight, Some(bias))?, out_norm, out_bias, EPSILON)
+            let tokens = linear_of_images(&normed, weight, Some(bias))?;
+            let tokens = layer_norm(&tokens, out_norm, out_bias, EPSILON)?;
+            tokens.reshape((batch, steps, grid, grid, tokens.dim(2)?))
         };
         recompute(volumes, &self.patches, Arc::new(part))
     }

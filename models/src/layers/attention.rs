@@ -43,7 +43,7 @@ impl Qkv {
             Self::Packed(packed) => std::slice::from_ref(packed),
             Self::Separate(separate) => &separate.parts,
         };
-        !parts.iter().any(|part| part.weight.track_op() || part.bias.as_ref().is_some_and(Tensor::track_op))
+        parts.iter().all(Linear::is_frozen)
     }
 
     /// The layer that makes all three.

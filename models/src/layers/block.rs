@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::attention::{Qkv, observed_attention};
 use super::{LayerNorm, Linear};
 use crate::checkpoint::CheckpointError;
-use crate::ops::{BlockWeights, Scores, frozen_block, takes_block};
+use crate::ops::{BlockWeights, Scores, frozen_block, frozen_block_at, takes_block};
 use crate::probe::{dropout, inside, nonlinearity, observe};
 use crate::weights::Weights;
 use crate::{Activation, MaybeProbe};
@@ -92,7 +92,24 @@ impl Block {
         self.forward_masked(x, None, 0.0, name, probe)
     }
 
-    /// The same, seeing only tokens where `mask` `[batch, tokens]` is not 0; while training, attention and the
+    /// What [`Self::forward`] gives for one token of each sample, `[batch, width]`, without what only other tokens need: enough
+    /// of a last block of which a tower reads no more. None where it is not to be had alone: parameters are trained, or a
+    /// probe looks.
+    pub(crate) fn frozen_at(
+        &self,
+        x: &Tensor,
+        tokens: &[usize],
+        probe: MaybeProbe<'_>,
+    ) -> Result<Option<Tensor>> {
+        let Some(weights) = self.weights()?.filter(|weights| probe.is_none() && takes_block(x, weights))
+        else {
+            return Ok(None);
+        };
+        let scores = Scores { causal: self.shape.causal, ..Scores::new(self.shape.heads) };
+        frozen_block_at(x, &weights, &scores, tokens).map(Some)
+    }
+
+    /// [`Self::forward`], seeing only tokens where `mask` `[batch, tokens]` is not 0; while training, attention and the
     /// results of both halves lose values at `rate`.
     pub(crate) fn forward_masked(
         &self,

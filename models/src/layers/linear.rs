@@ -39,6 +39,11 @@ impl Linear {
         Ok(Self { weight: weights.take(&format!("{name}.weight"), &[out, width])?, bias: None })
     }
 
+    /// Whether no variable reaches the parameters.
+    pub(crate) fn is_frozen(&self) -> bool {
+        !self.weight.track_op() && !self.bias.as_ref().is_some_and(Tensor::track_op)
+    }
+
     /// `[..., in]` to `[..., out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())

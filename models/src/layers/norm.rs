@@ -17,6 +17,11 @@ pub(crate) struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// Whether no variable reaches the parameters.
+    pub(crate) fn is_frozen(&self) -> bool {
+        !self.weight.track_op() && !self.bias.track_op()
+    }
+
     /// Takes `{name}.weight` and `{name}.bias`.
     pub(crate) fn load(
         weights: &mut Weights,

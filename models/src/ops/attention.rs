@@ -4,6 +4,7 @@
 //! depends on the number of threads. The probabilities are computed again in the backward pass
 //! instead of being kept.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -71,7 +72,7 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
     let (batch, tokens, triple) = packed.dims3()?;
     scores.check(batch, tokens, triple)?;
     if is_half_on_cpu(packed) {
-        return on_cpu_with(&wide(packed)?, scores, Terms::of(packed))?.to_dtype(packed.dtype());
+        return on_cpu_with(&wide(packed)?, scores, None, Terms::of(packed))?.to_dtype(packed.dtype());
     }
     if !on_cpu(packed) {
         #[cfg(feature = "cuda")]
@@ -80,12 +81,45 @@ pub fn attention(packed: &Tensor, scores: &Scores<'_>) -> Result<Tensor> {
         }
         return composed::attention(packed, scores).map(|(out, _)| out);
     }
-    on_cpu_with(packed, scores, Terms::Full)
+    on_cpu_with(packed, scores, None, Terms::Full)
+}
+
+/// [`attention`] of one token of each sample, `[batch, width]`, with the bits that it gives it among others.
+///
+/// # Errors
+/// As [`attention`], or if a sample has no token there.
+pub fn attention_at(packed: &Tensor, scores: &Scores<'_>, tokens: &[usize]) -> Result<Tensor> {
+    let (batch, count, triple) = packed.dims3()?;
+    scores.check(batch, count, triple)?;
+    check_asked(tokens, batch, count)?;
+    if is_half_on_cpu(packed) {
+        let values = on_cpu_with(&wide(packed)?, scores, Some(tokens), Terms::of(packed))?;
+        return values.to_dtype(packed.dtype());
+    }
+    if on_cpu(packed) {
+        return on_cpu_with(packed, scores, Some(tokens), Terms::Full);
+    }
+    let rows: Vec<u32> = tokens.iter().enumerate().map(|(row, token)| (row * count + token) as u32).collect();
+    let rows = Tensor::from_vec(rows, batch, packed.device())?;
+    attention(packed, scores)?.reshape(((), triple / 3))?.index_select(&rows, 0)
+}
+
+/// Fails unless each sample has the token that is asked for.
+pub(super) fn check_asked(asked: &[usize], batch: usize, tokens: usize) -> Result<()> {
+    if asked.len() != batch || asked.iter().any(|token| *token >= tokens) {
+        bail!("{batch} samples of {tokens} tokens do not have the tokens {asked:?}");
+    }
+    Ok(())
 }
 
 /// [`attention`] for f32 on a CPU.
-fn on_cpu_with(packed: &Tensor, scores: &Scores<'_>, terms: Terms) -> Result<Tensor> {
-    let op = Attention::new(scores, packed.dim(2)? / 3, terms)?;
+fn on_cpu_with(
+    packed: &Tensor,
+    scores: &Scores<'_>,
+    asked: Option<&[usize]>,
+    terms: Terms,
+) -> Result<Tensor> {
+    let op = Attention::new(scores, asked, packed.dim(2)? / 3, terms)?;
     match scores.bias {
         Some(bias) => packed.contiguous()?.apply_op2(&wide(bias)?.contiguous()?, op),
         None => packed.contiguous()?.apply_op1(op),
@@ -95,6 +129,8 @@ fn on_cpu_with(packed: &Tensor, scores: &Scores<'_>, terms: Terms) -> Result<Ten
 /// Attention without its bias, over slices and as an operation.
 #[derive(Clone)]
 pub(super) struct Attention {
+    /// The token of each sample whose result is wanted; none if all are.
+    pub(super) asked: Option<Vec<usize>>,
     heads: usize,
     scale: f32,
     causal: bool,
@@ -107,6 +143,18 @@ pub(super) struct Attention {
 /// `out = start + scale * a b`.
 fn product(a: Matrix<'_>, b: Matrix<'_>, scale: f32, start: Start<'_>, out: &mut [f32], row_stride: usize) {
     multiply(a, &Panels::pack(b, false), scale, start, out, row_stride);
+}
+
+/// `out = scale * a^T b`, a sum over queries. Of one query the result is what it is among others that add nothing.
+fn over_queries(a: Matrix<'_>, b: Matrix<'_>, scale: f32, out: &mut [f32], row_stride: usize) {
+    if a.rows != 1 {
+        return product::product(a.transposed(), b, scale, false, out, row_stride, false);
+    }
+    for (a, out) in a.values.iter().take(a.columns).zip(out.chunks_mut(row_stride)) {
+        for (out, b) in out.iter_mut().zip(&b.values[..b.columns]) {
+            *out = scale * (a * b);
+        }
+    }
 }
 
 /// Queries whose scores are held at a time, in the cache.
@@ -153,50 +201,53 @@ impl<'a> Sample<'a> {
         softmax_rows(out, tokens, self.causal.then_some(first), self.seen);
     }
 
-    fn forward(self, packed: &[f32], out: &mut [f32]) {
+    /// What these queries attend to, `[queries, width]`.
+    fn forward(self, packed: &[f32], queries: Range<usize>, out: &mut [f32]) {
         let Self { tokens, width, .. } = self;
-        let mut scores = vec![0.0f32; QUERIES.min(tokens) * tokens];
+        let mut scores = vec![0.0f32; QUERIES.min(queries.len()) * tokens];
         for head in 0..self.heads {
             let keys = self.terms.pack(self.part(packed, 1, head).transposed());
             let values = self.terms.pack(self.part(packed, 2, head));
-            for first in (0..tokens).step_by(QUERIES) {
-                let count = QUERIES.min(tokens - first);
+            for first in queries.clone().step_by(QUERIES) {
+                let count = QUERIES.min(queries.end - first);
                 let scores = &mut scores[..count * tokens];
                 self.probabilities(packed, &keys, head, first, scores);
                 let scores = Matrix::new(scores, count, tokens, tokens);
-                let place = first * width + head * self.head();
+                let place = (first - queries.start) * width + head * self.head();
                 multiply(scores, &values, 1.0, Start::Zero, &mut out[place..], width);
             }
         }
     }
 
-    /// Writes the gradient of the packed values, and adds that of the scores to `dbias`, if it is wanted.
+    /// Writes the gradient of the packed values, those of queries that nobody asked for left at zero, and adds that of the
+    /// scores to `dbias`, if it is wanted. `out` and `dout` are of `asked`.
     fn backward(
         self,
         packed: &[f32],
+        asked: Range<usize>,
         out: &[f32],
         dout: &[f32],
         dpacked: &mut [f32],
         mut dbias: Option<&mut [f32]>,
     ) {
         let Self { tokens, width, .. } = self;
-        let (head_width, triple) = (self.head(), 3 * width);
-        let mut probabilities = vec![0.0f32; tokens * tokens];
-        let mut dscores = vec![0.0f32; tokens * tokens];
+        let (head_width, triple, count) = (self.head(), 3 * width, asked.len());
+        let mut probabilities = vec![0.0f32; count * tokens];
+        let mut dscores = vec![0.0f32; count * tokens];
         for head in 0..self.heads {
             let start = head * head_width;
             let keys = Panels::pack(self.part(packed, 1, head).transposed(), false);
-            self.probabilities(packed, &keys, head, 0, &mut probabilities);
-            let p = Matrix::new(&probabilities, tokens, tokens, tokens);
-            let dout_head = Matrix::new(&dout[start..], tokens, head_width, width);
+            self.probabilities(packed, &keys, head, asked.start, &mut probabilities);
+            let p = Matrix::new(&probabilities, count, tokens, tokens);
+            let dout_head = Matrix::new(&dout[start..], count, head_width, width);
             // dV = P^T dO.
             let dvalues = &mut dpacked[2 * width + start..];
-            product::product(p.transposed(), dout_head, 1.0, false, dvalues, triple, false);
+            over_queries(p, dout_head, 1.0, dvalues, triple);
             // dP = dO V^T, then dS = P * (dP - rowsum(dO * O)).
             let values = self.part(packed, 2, head);
             product(dout_head, values.transposed(), 1.0, Start::Zero, &mut dscores, tokens);
             vectorised(|| {
-                for token in 0..tokens {
+                for token in 0..count {
                     let place = token * width + start..token * width + start + head_width;
                     let correction = dot(&dout[place.clone()], &out[place]);
                     let row = token * tokens..(token + 1) * tokens;
@@ -206,15 +257,17 @@ impl<'a> Sample<'a> {
                 }
             });
             if let Some(dbias) = &mut dbias {
-                let area = head * tokens * tokens..(head + 1) * tokens * tokens;
-                dbias[area].iter_mut().zip(&dscores).for_each(|(sum, ds)| *sum += ds);
+                let area = (head * tokens + asked.start) * tokens;
+                dbias[area..area + count * tokens].iter_mut().zip(&dscores).for_each(|(sum, ds)| *sum += ds);
             }
-            let ds = Matrix::new(&dscores, tokens, tokens, tokens);
+            let ds = Matrix::new(&dscores, count, tokens, tokens);
             // dQ = scale dS K, dK = scale dS^T Q.
-            let (queries, keys) = (self.part(packed, 0, head), self.part(packed, 1, head));
-            product(ds, keys, self.scale, Start::Zero, &mut dpacked[start..], triple);
+            let first = asked.start * triple + start;
+            let queries = Matrix::new(&packed[first..], count, head_width, triple);
+            let keys = self.part(packed, 1, head);
+            product(ds, keys, self.scale, Start::Zero, &mut dpacked[first..], triple);
             let dkeys = &mut dpacked[width + start..];
-            product::product(ds.transposed(), queries, self.scale, false, dkeys, triple, false);
+            over_queries(ds, queries, self.scale, dkeys, triple);
         }
     }
 }
@@ -224,13 +277,25 @@ const GROUP: usize = 8;
 
 impl Attention {
     /// What `scores` say of values of this width.
-    pub(super) fn new(scores: &Scores<'_>, width: usize, terms: Terms) -> Result<Self> {
+    pub(super) fn new(
+        scores: &Scores<'_>,
+        asked: Option<&[usize]>,
+        width: usize,
+        terms: Terms,
+    ) -> Result<Self> {
         let seen = match scores.mask {
             Some(mask) => Some(values(mask)?.into_iter().map(|value| value != 0.0).collect()),
             None => None,
         };
         let scale = scores.scale.unwrap_or_else(|| ((width / scores.heads) as f64).powf(-0.5)) as f32;
-        Ok(Self { heads: scores.heads, scale, causal: scores.causal, seen, terms })
+        Ok(Self {
+            asked: asked.map(<[usize]>::to_vec),
+            heads: scores.heads,
+            scale,
+            causal: scores.causal,
+            seen,
+            terms,
+        })
     }
 
     fn sample<'a>(
@@ -253,7 +318,13 @@ impl Attention {
         }
     }
 
-    /// The result `[batch, tokens, width]` of packed `[batch, tokens, 3 width]`.
+    /// The queries of a sample.
+    fn queries(&self, sample: usize, tokens: usize) -> Range<usize> {
+        self.asked.as_ref().map_or(0..tokens, |asked| asked[sample]..asked[sample] + 1)
+    }
+
+    /// The result of packed `[batch, tokens, 3 width]`: `[batch, tokens, width]`, or `[batch, width]` of the tokens that were
+    /// asked for.
     pub(super) fn forward(
         &self,
         packed: &[f32],
@@ -261,12 +332,17 @@ impl Attention {
         width: usize,
         bias: Option<&[f32]>,
     ) -> Vec<f32> {
-        let mut out = vec![0.0f32; packed.len() / 3];
+        let samples = packed.len() / (tokens * 3 * width).max(1);
+        let count = if self.asked.is_some() { 1 } else { tokens };
+        let mut out = vec![0.0f32; samples * count * width];
         packed
             .par_chunks_exact((tokens * 3 * width).max(1))
-            .zip(out.par_chunks_exact_mut((tokens * width).max(1)))
+            .zip(out.par_chunks_exact_mut((count * width).max(1)))
             .enumerate()
-            .for_each(|(index, (packed, out))| self.sample(index, tokens, width, bias).forward(packed, out));
+            .for_each(|(index, (packed, out))| {
+                let sample = self.sample(index, tokens, width, bias);
+                sample.forward(packed, self.queries(index, tokens), out);
+            });
         out
     }
 
@@ -281,7 +357,8 @@ impl Attention {
     ) -> (Vec<f32>, Vec<f32>) {
         let mut dpacked = vec![0.0f32; packed.len()];
         let mut dbias = vec![0.0f32; if wants_bias { self.heads * tokens * tokens } else { 0 }];
-        let (small, large) = ((tokens * width).max(1), (tokens * 3 * width).max(1));
+        let count = if self.asked.is_some() { 1 } else { tokens };
+        let (small, large) = ((count * width).max(1), (tokens * 3 * width).max(1));
         for (group, dpacked) in dpacked.chunks_mut(GROUP * large).enumerate() {
             let partial: Vec<Vec<f32>> = dpacked
                 .par_chunks_exact_mut(large)
@@ -292,6 +369,7 @@ impl Attention {
                     let mut dbias = vec![0.0f32; dbias.len()];
                     self.sample(index, tokens, width, bias).backward(
                         &packed[index * large..(index + 1) * large],
+                        self.queries(index, tokens),
                         &out[narrow.clone()],
                         &dout[narrow],
                         dpacked,
@@ -311,7 +389,11 @@ impl Attention {
         let (batch, tokens, triple) = layout.shape().dims3()?;
         let packed = contiguous(packed, layout, "queries, keys and values")?;
         let out = self.forward(packed, tokens, triple / 3, bias);
-        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, triple / 3))))
+        let shape = match self.asked {
+            Some(_) => Shape::from((batch, triple / 3)),
+            None => Shape::from((batch, tokens, triple / 3)),
+        };
+        Ok((CpuStorage::F32(out), shape))
     }
 
     /// The gradients of the packed values and of the bias.

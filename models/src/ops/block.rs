@@ -5,13 +5,15 @@
 //! attention gave, the stream between the halves and the perceptron's argument. Every sum is made in the order of the
 //! separate operations, so that the bits are those of the path on which a probe sees every activation.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::{apply, times_slope};
-use super::attention::{Attention, Scores};
+use super::attention::{Attention, Scores, check_asked};
 use super::elementwise::vectorised;
 use super::layer_norm::{normalise_rows, rows_gradient};
 use super::panels::{DEPTH, Panels, Start, multiply, task_rows};
@@ -78,7 +80,33 @@ pub fn takes_block(x: &Tensor, weights: &BlockWeights) -> bool {
 /// # Errors
 /// If the shapes do not fit, or [`takes_block`] says no.
 pub fn frozen_block(x: &Tensor, weights: &BlockWeights, scores: &Scores<'_>) -> Result<Tensor> {
+    block_at(x, weights, scores, None)
+}
+
+/// The block's output `[batch, width]` for one token of each sample, as [`frozen_block`] gives it among others: all that is
+/// wanted of a tower's last block if one token stands for all. What only other tokens need is not computed.
+///
+/// # Errors
+/// As [`frozen_block`], or if a sample has no token there.
+pub fn frozen_block_at(
+    x: &Tensor,
+    weights: &BlockWeights,
+    scores: &Scores<'_>,
+    tokens: &[usize],
+) -> Result<Tensor> {
+    block_at(x, weights, scores, Some(tokens))
+}
+
+fn block_at(
+    x: &Tensor,
+    weights: &BlockWeights,
+    scores: &Scores<'_>,
+    asked: Option<&[usize]>,
+) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
+    if let Some(asked) = asked {
+        check_asked(asked, batch, tokens)?;
+    }
     let hidden = weights.fc1[1].elem_count();
     scores.check(batch, tokens, 3 * width)?;
     let shapes = [
@@ -97,7 +125,7 @@ pub fn frozen_block(x: &Tensor, weights: &BlockWeights, scores: &Scores<'_>) -> 
     if !takes_block(x, weights) || scores.bias.is_some() || width == 0 || hidden == 0 {
         bail!("this block is computed by its parts");
     }
-    let attention = Attention::new(scores, width, Terms::of(x))?;
+    let attention = Attention::new(scores, asked, width, Terms::of(x))?;
     let kept = if x.track_op() { Some(OnceLock::new()) } else { None };
     let block = Block { weights: weights.with_wide_rows()?, attention, terms: Terms::of(x), kept };
     wide(x)?.contiguous()?.apply_op1(block)?.to_dtype(x.dtype())
@@ -111,15 +139,15 @@ struct Block {
     kept: Option<OnceLock<Kept>>,
 }
 
-/// Values of all rows.
+/// Values of rows; behind the first product only of those whose output is wanted.
 struct Kept {
     /// Queries, keys and values, `[rows, 3 width]`.
     packed: Vec<f32>,
-    /// What attention made of them, `[rows, width]`.
+    /// What attention made of them, `[wanted, width]`.
     attended: Vec<f32>,
-    /// The residual stream between the halves, `[rows, width]`.
+    /// The residual stream between the halves, `[wanted, width]`.
     middle: Vec<f32>,
-    /// The argument of the nonlinearity, `[rows, hidden]`.
+    /// The argument of the nonlinearity, `[wanted, hidden]`.
     hidden: Vec<f32>,
 }
 
@@ -132,21 +160,22 @@ fn add(sums: &mut [f32], values: &[f32]) {
     });
 }
 
+/// Rows of `width` values, one after another.
+fn rows_of(x: &[f32], rows: &[usize], width: usize) -> Vec<f32> {
+    rows.iter().flat_map(|row| &x[row * width..(row + 1) * width]).copied().collect()
+}
+
 /// The parts of the hidden layer that are computed one after another: as long as a product's partial sums.
-fn slices(hidden: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn slices(hidden: usize) -> impl Iterator<Item = Range<usize>> {
     (0..hidden).step_by(DEPTH).map(move |first| first..(first + DEPTH).min(hidden))
 }
 
 impl Block {
     /// The parts of the perceptron, packed: its first layer's and its second's; of the pass back, turned.
-    fn perceptron(
-        &self,
-        width: usize,
-        is_turned: bool,
-    ) -> Result<Vec<(std::ops::Range<usize>, Panels, Panels)>> {
+    fn perceptron(&self, width: usize, is_turned: bool) -> Result<Vec<(Range<usize>, Panels, Panels)>> {
         let ([fc1, _], [fc2, _]) = (&self.weights.fc1, &self.weights.fc2);
         let hidden = fc1.dims()[0];
-        let pack = |slice: std::ops::Range<usize>| {
+        let pack = |slice: Range<usize>| {
             let (first, length) = (slice.start, slice.len());
             let first_layer =
                 View { first: first * width, rows: length, columns: width, row_stride: width, is_turned };
@@ -157,28 +186,55 @@ impl Block {
         slices(hidden).map(pack).collect()
     }
 
+    /// The rows whose output is wanted, of all `[samples, tokens]`; none if all are.
+    fn wanted(&self, tokens: usize) -> Option<Vec<usize>> {
+        let asked = self.attention.asked.as_ref()?;
+        Some(asked.iter().enumerate().map(|(sample, token)| sample * tokens + token).collect())
+    }
+
+    /// Queries, keys and values of rows, `[rows, 3 width]`, no queries of rows that are not wanted.
+    fn packed(&self, x: &[f32], wanted: Option<&[usize]>, width: usize) -> Result<Vec<f32>> {
+        let epsilon = self.weights.epsilon as f32;
+        let (gamma, beta) = (borrow(&self.weights.norm1[0])?, borrow(&self.weights.norm1[1])?);
+        let bias = borrow(&self.weights.qkv[1])?;
+        let (gamma, beta, bias): (&[f32], &[f32], &[f32]) = (&gamma, &beta, &bias);
+        let pack = |parts: Range<usize>| {
+            let view = View { first: parts.start * width * width, ..View::whole(parts.len() * width, width) };
+            pack_tensor(&self.weights.qkv[0], view.turned(), self.terms)
+        };
+        let product = |x: &[f32], weight: &Panels, bias: &[f32], out: &mut [f32], row_stride: usize| {
+            let mut normed = vec![0.0f32; x.len()];
+            normalise_rows(x, gamma, beta, epsilon, &mut normed);
+            let normed = Matrix::new(&normed, x.len() / width, width, width);
+            multiply(normed, weight, 1.0, Start::Row(bias), out, row_stride);
+        };
+        let first = if wanted.is_some() { 1 } else { 0 };
+        let (weight, place) = (pack(first..3)?, first * width);
+        let mut packed = vec![0.0f32; 3 * x.len()];
+        let block = task_rows(x.len() / width);
+        packed.par_chunks_mut(block * 3 * width).zip(x.par_chunks(block * width)).for_each(|(packed, x)| {
+            product(x, &weight, &bias[place..], &mut packed[place..], 3 * width);
+        });
+        if let Some(wanted) = wanted {
+            let mut queries = vec![0.0f32; wanted.len() * width];
+            product(&rows_of(x, wanted, width), &pack(0..1)?, &bias[..width], &mut queries, width);
+            for (row, queries) in wanted.iter().zip(queries.chunks_exact(width)) {
+                packed[row * 3 * width..][..width].copy_from_slice(queries);
+            }
+        }
+        Ok(packed)
+    }
+
     /// The output of rows, and what is kept of them.
     fn forward(&self, x: &[f32], tokens: usize, width: usize) -> Result<(Vec<f32>, Kept)> {
         let Self { weights, attention, terms, .. } = self;
-        let epsilon = weights.epsilon as f32;
-        let (rows, hidden) = (x.len() / width, weights.fc1[1].elem_count());
-        let block = task_rows(rows);
-        let mut packed = vec![0.0f32; rows * 3 * width];
-        {
-            let (gamma, beta) = (borrow(&weights.norm1[0])?, borrow(&weights.norm1[1])?);
-            let bias = borrow(&weights.qkv[1])?;
-            let (gamma, beta, bias): (&[f32], &[f32], &[f32]) = (&gamma, &beta, &bias);
-            let weight = pack_tensor(&weights.qkv[0], View::whole(3 * width, width).turned(), *terms)?;
-            packed.par_chunks_mut(block * 3 * width).zip(x.par_chunks(block * width)).for_each(
-                |(packed, x)| {
-                    let mut normed = vec![0.0f32; x.len()];
-                    normalise_rows(x, gamma, beta, epsilon, &mut normed);
-                    let normed = Matrix::new(&normed, x.len() / width, width, width);
-                    multiply(normed, &weight, 1.0, Start::Row(bias), packed, 3 * width);
-                },
-            );
-        }
+        let (epsilon, hidden) = (weights.epsilon as f32, weights.fc1[1].elem_count());
+        let wanted = self.wanted(tokens);
+        let packed = self.packed(x, wanted.as_deref(), width)?;
         let attended = attention.forward(&packed, tokens, width, None);
+        let x: &[f32] = &wanted.map_or(Cow::Borrowed(x), |wanted| Cow::Owned(rows_of(x, &wanted, width)));
+        let rows = x.len() / width;
+        let block = task_rows(rows);
         let keeps = self.kept.is_some();
         let kept_rows = if keeps { rows } else { 0 };
         let (mut middle, mut arguments) = (vec![0.0f32; kept_rows * width], vec![0.0f32; kept_rows * hidden]);
@@ -244,10 +300,9 @@ impl Block {
         let Self { weights, attention, terms, .. } = self;
         let epsilon = weights.epsilon as f32;
         let hidden = weights.fc1[1].elem_count();
-        let block = task_rows(x.len() / width);
-        // Of the stream between the halves, then of the input.
-        let mut dx = vec![0.0f32; x.len()];
-        let mut dattended = vec![0.0f32; x.len()];
+        let block = task_rows(dy.len() / width);
+        let mut dmiddle = vec![0.0f32; dy.len()];
+        let mut dattended = vec![0.0f32; dy.len()];
         {
             let gamma = borrow(&weights.norm2[0])?;
             let gamma: &[f32] = &gamma;
@@ -255,7 +310,7 @@ impl Block {
             let perceptron = self.perceptron(width, false)?;
             let chunk = block * width;
             let saved = kept.middle.par_chunks(chunk).zip(kept.hidden.par_chunks(block * hidden));
-            let results = dx.par_chunks_mut(chunk).zip(dattended.par_chunks_mut(chunk));
+            let results = dmiddle.par_chunks_mut(chunk).zip(dattended.par_chunks_mut(chunk));
             results.zip(dy.par_chunks(chunk)).zip(saved).for_each(
                 |(((dmiddle, dattended), dy), (middle, arguments))| {
                     let rows = dy.len() / width;
@@ -282,6 +337,18 @@ impl Block {
         }
         let values = [kept.packed.as_slice(), &kept.attended, &dattended];
         let (dpacked, _) = attention.backward(values, tokens, width, None, false);
+        // Of the stream between the halves, which is the input's too.
+        let mut dx = match self.wanted(tokens) {
+            None => dmiddle,
+            Some(wanted) => {
+                let mut dx = vec![0.0f32; x.len()];
+                for (row, dmiddle) in wanted.into_iter().zip(dmiddle.chunks_exact(width)) {
+                    dx[row * width..(row + 1) * width].copy_from_slice(dmiddle);
+                }
+                dx
+            }
+        };
+        let block = task_rows(x.len() / width);
         let gamma = borrow(&weights.norm1[0])?;
         let gamma: &[f32] = &gamma;
         let qkv = pack_tensor(&weights.qkv[0], View::whole(3 * width, width), *terms)?;
@@ -310,7 +377,11 @@ impl CustomOp1 for Block {
             // The operation is applied once.
             kept.get_or_init(|| values);
         }
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        let shape = match &self.attention.asked {
+            Some(asked) => Shape::from((asked.len(), width)),
+            None => layout.shape().clone(),
+        };
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

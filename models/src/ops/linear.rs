@@ -7,6 +7,7 @@ use super::elementwise::vectorised;
 use super::gpu;
 use super::panels::{Panels, Start, multiply_parallel};
 use super::product::{self, Matrix};
+use super::shared_rows::computed_once;
 use super::weight::{self, Terms, View};
 use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 
@@ -18,8 +19,22 @@ use super::{composed, contiguous, is_half_on_cpu, on_cpu, wide};
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_with(x, weight, bias, 1)
+}
+
+/// [`linear`] of images, `x` `[images, places, in]`: on a CPU a row that the image before has in the same place, as most are where
+/// one image comes with many windows hidden, is multiplied once. The values are those of [`linear`].
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn linear_of_images(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (images, _, _) = x.dims3()?;
+    linear_with(x, weight, bias, images)
+}
+
+fn linear_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, images: usize) -> Result<Tensor> {
     if is_half_on_cpu(x) {
-        return on_cpu_with(&wide(x)?, weight, bias, Terms::of(x))?.to_dtype(x.dtype());
+        return on_cpu_with(&wide(x)?, weight, bias, images, Terms::of(x))?.to_dtype(x.dtype());
     }
     if !on_cpu(x) {
         #[cfg(feature = "cuda")]
@@ -28,18 +43,24 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         }
         return composed::linear(x, weight, bias);
     }
-    on_cpu_with(x, weight, bias, Terms::Full)
+    on_cpu_with(x, weight, bias, images, Terms::Full)
 }
 
-/// [`linear`] for `x` of f32 on a CPU.
-fn on_cpu_with(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, terms: Terms) -> Result<Tensor> {
+/// [`linear_with`] for `x` of f32 on a CPU.
+fn on_cpu_with(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    images: usize,
+    terms: Terms,
+) -> Result<Tensor> {
     let weight = taken(weight, terms)?;
     let (out, width) = weight.dims2()?;
     if x.dims().last() != Some(&width) {
         bail!("a linear layer of [{out}, {width}] cannot take {:?}", x.dims());
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let layer = Linear { stored: Stored::Rows, terms };
+    let layer = Linear { stored: Stored::Rows, images, terms };
     match bias {
         Some(bias) => x.apply_op3(&weight, &wide(bias)?.contiguous()?, layer),
         None => x.apply_op2(&weight, layer),
@@ -72,7 +93,7 @@ fn project_with(x: &Tensor, projection: &Tensor, terms: Terms) -> Result<Tensor>
     if x.dims().last() != Some(&width) {
         bail!("a projection of [{width}, {out}] cannot take {:?}", x.dims());
     }
-    x.contiguous()?.apply_op2(&projection.contiguous()?, Linear { stored: Stored::Columns, terms })
+    x.contiguous()?.apply_op2(&projection.contiguous()?, Linear { stored: Stored::Columns, images: 1, terms })
 }
 
 /// How a weight lies in memory.
@@ -102,12 +123,9 @@ impl Stored {
 
 struct Linear {
     stored: Stored,
+    /// The images that the rows are of; 1 where none is to be compared with another.
+    images: usize,
     terms: Terms,
-}
-
-fn forward(x: &[f32], weight: &Panels, bias: Option<&[f32]>, out: usize, width: usize) -> Vec<f32> {
-    let rows = x.len() / width.max(1);
-    product(Matrix::new(x, rows, width, width), weight, bias.map_or(Start::Zero, Start::Row), out)
 }
 
 /// `start + a b`, `[rows, columns]`.
@@ -139,7 +157,7 @@ impl CustomOp2 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let (out, width) = self.stored.sizes(w_layout.shape())?;
         let weight = weight::pack(w, w_layout, self.stored.view(out, width).turned(), self.terms)?;
-        let y = forward(contiguous(x, x_layout, "x")?, &weight, None, out, width);
+        let y = self.forward(contiguous(x, x_layout, "x")?, &weight, Start::Zero, [width, out]);
         Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
     }
 
@@ -175,7 +193,7 @@ impl CustomOp3 for Linear {
             bail!("a bias of {} values cannot belong to {out} outputs", bias.len());
         }
         let weight = weight::pack(w, w_layout, self.stored.view(out, width).turned(), self.terms)?;
-        let y = forward(contiguous(x, x_layout, "x")?, &weight, Some(bias), out, width);
+        let y = self.forward(contiguous(x, x_layout, "x")?, &weight, Start::Row(bias), [width, out]);
         Ok((CpuStorage::F32(y), result_shape(x_layout, out)))
     }
 
@@ -194,6 +212,13 @@ impl CustomOp3 for Linear {
 type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
 
 impl Linear {
+    /// `[rows, out]`.
+    fn forward(&self, x: &[f32], weight: &Panels, start: Start<'_>, [width, out]: [usize; 2]) -> Vec<f32> {
+        let of =
+            |x: &[f32]| product(Matrix::new(x, x.len() / width.max(1), width, width), weight, start, out);
+        computed_once(x, self.images, [width, out], of)
+    }
+
     fn backward(
         &self,
         x: &Tensor,

@@ -37,6 +37,7 @@ mod recompute;
 mod recurrent;
 mod rows;
 mod scaled;
+mod shared_rows;
 mod tanh;
 #[cfg(test)]
 mod tests;
@@ -51,9 +52,9 @@ use std::ops::{Deref, Range};
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
 pub use activation::activate;
-pub use attention::{Scores, attention};
+pub use attention::{Scores, attention, attention_at};
 pub use batch_norm::{RunningStatistics, batch_norm, batch_norm_of_batch};
-pub use block::{BlockWeights, frozen_block, takes_block};
+pub use block::{BlockWeights, frozen_block, frozen_block_at, takes_block};
 pub use codes::{nearest_codes, straight_through};
 pub use convolution::{Window, conv2d};
 pub use convolution3d::{conv3d, stack_steps};
@@ -61,7 +62,7 @@ pub use depthwise::{Padding3, depthwise_conv3d};
 pub(crate) use elementwise::vectorised;
 pub use gated::geglu;
 pub use layer_norm::layer_norm;
-pub use linear::{linear, project};
+pub use linear::{linear, linear_of_images, project};
 pub use masked::masked;
 pub use norm::frobenius_norm;
 pub(crate) use norm::sum_of_squares;

@@ -413,13 +413,7 @@ impl Kernel for FullKernel<'_> {
 }
 
 /// The terms of a tile's columns from `column` on: of its one or two strips, which have so many lines each.
-fn strips(
-    lines: &[Line],
-    strip: usize,
-    column: usize,
-    columns: usize,
-    terms: Range<usize>,
-) -> [&[Line]; 2] {
+fn strips(lines: &[Line], strip: usize, column: usize, columns: usize, terms: Range<usize>) -> [&[Line]; 2] {
     let of = |place: usize| &lines[place * strip..][terms.clone()];
     let first = column / STRIP;
     [of(first), if columns > STRIP { of(first + 1) } else { &[] }]

@@ -6,7 +6,7 @@ use crate::checkpoint::CheckpointError;
 use crate::device::{enter, leave};
 use crate::layers::{Block, BlockLayout, BlockShape, LayerNorm, Projection};
 use crate::model::{ActivationLayout, AttentionHook, AttentionScope, CamHook};
-use crate::ops::linear;
+use crate::ops::linear_of_images;
 use crate::probe::observe;
 use crate::sizes::{check_epsilon, check_fits, check_heads, check_layers, check_sizes};
 use crate::weights::Weights;
@@ -193,7 +193,7 @@ impl VisionTransformer {
             .contiguous()?
             .reshape((batch, grid * grid, channels * patch * patch))?;
         let kernel = self.patch.reshape((width, channels * patch * patch))?;
-        let patches = linear(&patches, &kernel, self.patch_bias.as_ref())?;
+        let patches = linear_of_images(&patches, &kernel, self.patch_bias.as_ref())?;
         let class =
             self.class.to_dtype(patches.dtype())?.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
         let tokens =
@@ -209,9 +209,26 @@ impl VisionTransformer {
     /// # Errors
     /// If the image has another size, or the probe fails.
     pub fn hidden(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        self.stream(pixels, &self.blocks, probe)
+    }
+
+    /// The class token of [`Self::hidden`], `[batch, width]`.
+    fn class_token(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
+        let (x, last) = match self.blocks.split_last() {
+            Some((last, before)) => (self.stream(pixels, before, probe)?, last),
+            None => return class_of(&self.stream(pixels, &[], probe)?),
+        };
+        match last.frozen_at(&x, &vec![0; x.dim(0)?], probe)? {
+            Some(class) => Ok(class),
+            None => class_of(&last.forward(&x, &layer_name(self.blocks.len() - 1), probe)?),
+        }
+    }
+
+    /// The residual stream after the first blocks, which these are.
+    fn stream(&self, pixels: &Tensor, blocks: &[Block], probe: MaybeProbe<'_>) -> Result<Tensor> {
         let mut x = observe(probe, "vision.embeddings", self.embeddings(pixels)?)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &format!("vision.layers.{layer}"), probe)?;
+        for (layer, block) in blocks.iter().enumerate() {
+            x = block.forward(&x, &layer_name(layer), probe)?;
         }
         Ok(x)
     }
@@ -229,8 +246,18 @@ impl VisionTransformer {
     /// # Errors
     /// If a layer's shapes do not fit.
     pub fn pool(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.norm.forward(&hidden.narrow(1, 0, 1)?.squeeze(1)?)
+        self.norm.forward(&class_of(hidden)?)
     }
+}
+
+/// The first token, `[batch, width]`.
+fn class_of(hidden: &Tensor) -> Result<Tensor> {
+    hidden.narrow(1, 0, 1)?.squeeze(1)
+}
+
+/// What probes know a block by.
+fn layer_name(layer: usize) -> String {
+    format!("vision.layers.{layer}")
 }
 
 fn blocks(
@@ -260,8 +287,8 @@ impl ImageTower for VisionTransformer {
     }
 
     fn embed_images(&self, pixels: &Tensor, probe: MaybeProbe<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(&enter(pixels, &self.patch)?, probe)?;
-        let pooled = observe(probe, "vision.pooled", self.pool(&hidden)?)?;
+        let class = self.class_token(&enter(pixels, &self.patch)?, probe)?;
+        let pooled = observe(probe, "vision.pooled", self.norm.forward(&class)?)?;
         match &self.projection {
             Some(projection) => leave(&projection.forward(&pooled)?),
             None => leave(&pooled),

@@ -370,8 +370,7 @@ fn sums<const ROWS: usize, const STRIPS: usize, const FUSED: bool>(
     for (first, strips) in tile.runs(ROWS) {
         let terms = strips[0].len();
         let strips: [&[Line]; STRIPS] = std::array::from_fn(|strip| &strips[strip][..terms]);
-        let rows: [&[f32]; ROWS] =
-            std::array::from_fn(|row| &tile.a[row * tile.a_stride + first..][..terms]);
+        let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &tile.a[row * tile.a_stride + first..][..terms]);
         for place in 0..terms {
             for (sums, row) in sums.iter_mut().zip(rows) {
                 let value = row[place];

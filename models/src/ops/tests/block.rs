@@ -81,6 +81,40 @@ fn frozen_blocks_have_the_bits_of_their_parts() {
 }
 
 #[test]
+fn a_token_alone_has_the_bits_that_it_has_among_others() {
+    // More rows than a block of them, more hidden values than a slice; the last width is longer than a partial sum.
+    for (width, hidden) in [(24, 40), (32, 800), (776, 30)] {
+        let block = block(width, hidden, Activation::QuickGelu);
+        let x = random(&[3, 70, width], 20);
+        let mask = random(&[3, 70], 21).ge(-0.5f32).unwrap().to_dtype(DType::F32).unwrap();
+        let kinds = [
+            Scores::new(4),
+            Scores { causal: true, ..Scores::new(4) },
+            Scores { mask: Some(&mask), ..Scores::new(4) },
+        ];
+        for scores in kinds {
+            let asked = [0, 69, 31];
+            let alone = |x: &Tensor| frozen_block_at(x, &block, &scores, &asked);
+            let among = |x: &Tensor| {
+                let y = frozen_block(x, &block, &scores)?;
+                let rows: Vec<u32> =
+                    (0u32..).zip(asked).map(|(row, token)| row * 70 + token as u32).collect();
+                y.reshape(((), width))?.index_select(&Tensor::new(rows, x.device())?, 0)
+            };
+            let (found, wanted) = (pass(&x, alone), pass(&x, among));
+            assert!(found.0 == wanted.0, "{width}: values");
+            let (gradient, scale) =
+                (found.1, wanted.1.iter().fold(0.0f32, |max, value| max.max(value.abs())));
+            let worst = gradient.iter().zip(&wanted.1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst == 0.0, "{width}: gradients differ by {worst} of {scale}");
+            assert!(values(&alone(&x).unwrap()).unwrap() == wanted.0, "nothing is kept without a gradient");
+        }
+        assert!(frozen_block_at(&x, &block, &Scores::new(4), &[0, 1]).is_err(), "a token for each sample");
+        assert!(frozen_block_at(&x, &block, &Scores::new(4), &[0, 70, 0]).is_err(), "a token that is there");
+    }
+}
+
+#[test]
 fn neither_threads_nor_the_batch_change_a_bit_of_frozen_blocks() {
     let (block, scores) = (block(24, 40, Activation::QuickGelu), Scores::new(2));
     let x = random(&[5, 50, 24], 20);

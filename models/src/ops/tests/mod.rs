@@ -206,3 +206,30 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let single = run(1);
     assert!(single == run(3) && single == run(8));
 }
+
+#[test]
+fn images_that_share_patches_give_the_values_of_a_linear_layer() {
+    let (weight, bias) = (random(&[9, 6], 2), random(&[9], 3));
+    let image = random(&[1, 20, 6], 1);
+    let hidden = |from: usize| {
+        let parts = [
+            image.narrow(1, 0, from),
+            image.narrow(1, from, 3).and_then(|part| part * 0.0),
+            image.narrow(1, from + 3, 17 - from),
+        ];
+        Tensor::cat(&parts.map(Result::unwrap), 1).unwrap()
+    };
+    let images = Tensor::cat(&[hidden(0), hidden(4), image.clone(), hidden(17)], 0).unwrap();
+    for bias in [None, Some(&bias)] {
+        let bits = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(
+            bits(linear_of_images(&images, &weight, bias).unwrap()),
+            bits(linear(&images, &weight, bias).unwrap())
+        );
+    }
+    check(
+        &[&[3, 5, 7], &[4, 7], &[4]],
+        |a| linear_of_images(&a[0], &a[1], Some(&a[2])),
+        |a| composed::linear(&a[0], &a[1], Some(&a[2])),
+    );
+}
