@@ -46,7 +46,7 @@ slurm)
     shift
     cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --package pipe-engine --example shapes
     exec python3 "$here/engine/slurm.py" --program "$target/release/examples/shapes" \
-        --environment "$target/bench-slurm" --cluster "$here/../tests/cluster" "$@"
+        --environment "$target/bench-slurm" --cluster "$here/../engine/tests/cluster" "$@"
     ;;
 models)
     shift

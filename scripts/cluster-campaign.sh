@@ -19,7 +19,7 @@ cp "$built" "$program"
 cp "${CARGO_TARGET_DIR:-$here/target}/release/pipe" "$pipe"
 export SLURM_CONF=$work/slurm/slurm.conf PIPE_MARKS XDG_CACHE_HOME=$work/cache PIPE_SLURM_PORT=28817
 s3=
-trap '[ -z "$s3" ] || kill "$s3"; "$here/tests/cluster/slurm-down.sh" "$work/slurm"; rm -rf "$work"' EXIT
+trap '[ -z "$s3" ] || kill "$s3"; "$here/engine/tests/cluster/slurm-down.sh" "$work/slurm"; rm -rf "$work"' EXIT
 
 study() { # FOLDER PARTS MILLISECONDS STEPS [RESOURCES of the training]
   mkdir -p "$1/marks"
@@ -68,8 +68,8 @@ check() { # [MOST]: what came to its end did so once, but for MOST actions that 
   diff -r -x .published.json results local
 }
 up() { # [SECONDS that ended jobs are remembered]
-  "$here/tests/cluster/slurm-down.sh" "$work/slurm"
-  PIPE_SLURM_MINJOBAGE=${1:-300} "$here/tests/cluster/slurm-up.sh" "$work/slurm"
+  "$here/engine/tests/cluster/slurm-down.sh" "$work/slurm"
+  PIPE_SLURM_MINJOBAGE=${1:-300} "$here/engine/tests/cluster/slurm-up.sh" "$work/slurm"
 }
 running() { squeue -h -r -t RUNNING -o %A | head -1; } # a job that runs
 until_some() { # COMMAND...: what it prints, as soon as it prints something
@@ -274,7 +274,7 @@ remote() { # What jobs made is taken from S3 after the store is gone, and nothin
 }
 
 thesis() { # The thesis pipeline, record for record.
-  "$here/tests/cluster/slurm-down.sh" "$work/slurm"
+  "$here/engine/tests/cluster/slurm-down.sh" "$work/slurm"
   "$here/scripts/cluster-thesis.sh" "$pipe"
 }
 

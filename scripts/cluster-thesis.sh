@@ -8,7 +8,7 @@ program=$(realpath "$1")
 shift
 work=$(mktemp -d)
 export SLURM_CONF=$work/slurm/slurm.conf XDG_CACHE_HOME=$work/cache PIPE_SLURM_PORT=${PIPE_SLURM_PORT:-28917}
-trap '"$here/tests/cluster/slurm-down.sh" "$work/slurm"; rm -rf "$work"' EXIT
+trap '"$here/engine/tests/cluster/slurm-down.sh" "$work/slurm"; rm -rf "$work"' EXIT
 
 # The study with short looks at the queue: its actions take seconds here.
 mkdir "$work/study"
@@ -28,7 +28,7 @@ records() { (cd "$1/ac" && find . -type f -print0 | sort -z | xargs -0 grep -hE 
 began=$SECONDS
 run local "$@"
 printf 'local: %s s\n' $((SECONDS - began))
-"$here/tests/cluster/slurm-up.sh" "$work/slurm"
+"$here/engine/tests/cluster/slurm-up.sh" "$work/slurm"
 began=$SECONDS
 run slurm "$@"
 printf 'on Slurm: %s s\n' $((SECONDS - began))

@@ -2,7 +2,7 @@
 """What an action costs on a Slurm cluster, beside Snakemake's executor plugin for it. Started by `benches/run.sh slurm`.
 
 N jobs read one file and write one each, and one more reads all of them: what passes is overhead. The cluster is the one of
-`tests/cluster`: two nodes of two cores on this machine. Both look at their jobs as often (`--poll`). Programs of Slurm are
+`engine/tests/cluster`: two nodes of two cores on this machine. Both look at their jobs as often (`--poll`). Programs of Slurm are
 counted by wrappers: sites bound how often they may be called. Snakemake runs twice: a job for each of its jobs, as it does by
 default, and arrays. Needs root, and Debian's slurm-wlm and munge.
 """

@@ -17,7 +17,7 @@ pub(crate) struct Cluster {
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cluster").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster").join(name)
 }
 
 impl Cluster {
