@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::panels::{DEPTH, Panels, SMALL_PRODUCT, Start, Windows, multiply, multiply_parallel};
+use super::panels::{Panels, SMALL_PRODUCT, Start, Windows, multiply, multiply_parallel, sums_in_place};
 use super::product::{self, Matrix};
 use super::rows::column_sums;
 use super::written::written;
@@ -137,11 +137,12 @@ impl Sizes {
     }
 
     /// Whether the pass forward reads patches where they lie. Either way gives the same bits. A matrix of patches is for
-    /// what is summed in parts, for patches that do not overlap, whose copy is no larger than the image, and for rows of
+    /// partial sums that end between, for patches that do not overlap, whose copy is no larger than the image, and for rows of
     /// so few pixels that tiles would be half empty.
     fn is_read_in_place(self) -> bool {
         const FEW: usize = 8;
-        (1..=DEPTH).contains(&self.patch())
+        self.patch() > 0
+            && sums_in_place(self.kernel[1] * self.channels, self.patch())
             && self.window.stride < self.kernel[1]
             && self.out_columns >= FEW
             && self.out > 0
@@ -515,14 +516,16 @@ mod tests {
             let pick = |place: u64, choices: usize| {
                 1 + (Key(draw).uniform(place) * choices as f64).min(choices as f64 - 1.0) as usize
             };
-            let kernel = [pick(1, 5), pick(2, 5)];
+            // A few with several partial sums.
+            let is_deep = draw % 30 == 7;
+            let kernel = if is_deep { [3, 3] } else { [pick(1, 5), pick(2, 5)] };
             let window = Window { stride: pick(3, 3), padding: pick(4, 3) - 1 };
             let (rows, columns) = (kernel[0] + pick(5, 20), kernel[1] + pick(6, 30));
             let sizes = Sizes {
                 batch: pick(7, 3),
                 rows,
                 columns,
-                channels: pick(8, 9),
+                channels: if is_deep { 128 * pick(8, 2) } else { pick(8, 9) },
                 kernel,
                 window,
                 out_rows: window.positions(rows, kernel[0]).unwrap(),

@@ -29,7 +29,7 @@ mod tile;
 mod windows;
 
 pub(crate) use half_tile::has_half_products;
-pub(super) use windows::Windows;
+pub(super) use windows::{Windows, sums_in_place};
 
 /// Columns of a panel.
 const COLUMNS: usize = 32;

@@ -124,6 +124,10 @@ fn windows_are_multiplied_as_by_loops_to_the_bit() {
         [17, 2, 3, 1, 4, 70],
         [200, 1, 1, 2, 3, 33],
         [5, 7, 1, 3, 5, 1],
+        // Several partial sums: two rows of the window in each, one row, half a row.
+        [10, 128, 1, 3, 3, 17],
+        [9, 256, 2, 3, 3, 33],
+        [5, 512, 1, 2, 3, 3],
     ] {
         let (out_rows, out_columns) = (7, (columns - kernel_columns) / stride + 1);
         let (line, run) = (columns * channels, kernel_columns * channels);
@@ -145,13 +149,16 @@ fn windows_are_multiplied_as_by_loops_to_the_bit() {
             for (place, out) in out.iter().enumerate() {
                 let (pixel, output) = (place / outputs, place % outputs);
                 let corner = (pixel / out_columns * columns + pixel % out_columns) * stride * channels;
-                let terms = (0..depth).map(|term| {
-                    (image[corner + term / run * line + term % run], kernel[term * outputs + output])
+                let wanted = (0..depth).step_by(DEPTH).fold(first[output], |value, from| {
+                    let terms = (from..(from + DEPTH).min(depth)).map(|term| {
+                        (image[corner + term / run * line + term % run], kernel[term * outputs + output])
+                    });
+                    value
+                        + terms
+                            .fold(0.0f32, |sum, (a, b)| if fused { a.mul_add(b, sum) } else { a * b + sum })
                 });
-                let sum =
-                    terms.fold(0.0f32, |sum, (a, b)| if fused { a.mul_add(b, sum) } else { a * b + sum });
                 // SAFETY: it was a number from the beginning.
-                assert_eq!(unsafe { out.assume_init() }, first[output] + sum, "{columns} {outputs} {place}");
+                assert_eq!(unsafe { out.assume_init() }, wanted, "{columns} {outputs} {place}");
             }
         }
     }
