@@ -82,9 +82,7 @@ impl Layer {
         let hidden = dropout(probe, &format!("{name}.output"), rate, self.output.forward(&hidden)?)?;
         observe(outside, name, self.output_norm.forward(&(hidden + x)?)?)
     }
-}
 
-impl Layer {
     /// What [`Self::forward`] gives for the first token of each sample, `[batch, width]`, without what only other tokens need.
     /// None where it is not to be had alone: parameters are trained, or a probe looks.
     fn frozen_first(
