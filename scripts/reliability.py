@@ -5,11 +5,12 @@
     scripts/reliability.py PIPE crash       --trials 20 --study pipelines/thesis.toml   the same over one long run
     scripts/reliability.py PIPE concurrency --minutes 60   eight processes on one store, killed now and then
     scripts/reliability.py PIPE corruption  --trials 1000  flipped bits, cut and emptied files anywhere in a store
+    scripts/reliability.py PIPE reproduce   --study pipelines/thesis.toml   everything again, elsewhere and otherwise
 
 PIPE is the program. Each campaign prints one line per hundred trials and a summary in JSON, and ends with an error at the
 first promise that does not hold; `--seed` makes the same choices again. Needs Python 3 and nothing else.
 
-The study is small on purpose, and its steps are of every sort: data, training with checkpoints, row-wise steps,
+Without `--study` the study is small on purpose, and its steps are of every sort: data, training with checkpoints, row-wise steps,
 programs, a report. What a promise is, stands beside each check.
 """
 
@@ -96,6 +97,7 @@ class Place:
 
     def __init__(self, options, work, name):
         self.program, self.folder = options.pipe, Path(work) / name
+        self.given = [*(f"--var={variable}" for variable in options.var), *options.target]
         self.folder.mkdir()
         text = Path(options.study).read_text() if options.study else STUDY
         (self.folder / "study.toml").write_text(text)
@@ -104,14 +106,14 @@ class Place:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPE_")}
         self.environment["XDG_CACHE_HOME"] = str(self.folder / "cache")
 
-    def start(self, *arguments, **options):
+    def start(self, *arguments, folder=None, environment={}, stdout=subprocess.DEVNULL):
         return subprocess.Popen(
-            [self.program, *arguments], cwd=self.folder, env=self.environment, start_new_session=True, text=True,
-            stdout=options.get("stdout", subprocess.DEVNULL), stderr=subprocess.PIPE,
+            [self.program, *arguments], cwd=folder or self.folder, env=self.environment | environment,
+            start_new_session=True, text=True, stdout=stdout, stderr=subprocess.PIPE,
         )
 
-    def ask(self, *arguments, limit=7200):
-        child = self.start(*arguments, stdout=subprocess.PIPE)
+    def ask(self, *arguments, limit=7200, **elsewhere):
+        child = self.start(*arguments, stdout=subprocess.PIPE, **elsewhere)
         out, err = child.communicate(timeout=limit)
         # Whatever happens, nothing panics.
         if "panicked" in err or child.returncode < 0 or child.returncode == 101:
@@ -119,7 +121,7 @@ class Place:
         return child.returncode, out, err
 
     def run(self, *arguments):
-        return self.ask("run", "study.toml", "--quiet", *arguments)
+        return self.ask("run", "study.toml", "--quiet", *self.given, *arguments)
 
     def results(self):
         root = self.folder / "results" / self.pipeline
@@ -178,7 +180,7 @@ def crash(options, chance, work):
         collects = (place.folder / ".pipe" / "FORMAT").exists() and chance.random() < 0.15
         # What took minutes to make is kept as anybody would keep it.
         grace = "1h" if options.study else "0s"
-        arguments = ("gc", "study.toml", "--apply", "--now", "--grace", grace) if collects else ("run", "study.toml", "--quiet")
+        arguments = ("gc", "study.toml", "--apply", "--now", "--grace", grace) if collects else ("run", "study.toml", "--quiet", *place.given)
         child = place.start(*arguments)
         # Often early and never late, so that a run hardly ever comes to its end before its kill. A study of one's own takes
         # long: its kills share the time of one run, and each goes on where the last one was killed.
@@ -371,13 +373,65 @@ def corruption(options, chance, work):
     return {**counts, "by sort": by_sort, "by damage": by_how}
 
 
+# Where nothing is as it was: a zone a day ahead, and a language in which a small I has no dot.
+ELSEWHERE = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "LANGUAGE": "tr"}
+
+
+def events(text):
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def reproduce(options, chance, work):
+    """Makes every result again, with other threads, from another folder, in another zone and language: the bits are the same."""
+    place = Place(options, work, "study")
+    code, _, err = place.run()
+    if code != 0:
+        raise SystemExit(f"the study does not run: {err}")
+    truth = place.results()
+    # Again, beside what is stored, on one core.
+    study = str(place.folder / "study.toml")
+    arguments = ("run", study, "--json", "--reproduce", "--jobs", "1", *place.given)
+    code, out, err = place.ask(*arguments, folder="/", environment=ELSEWHERE)
+    again = [event for event in events(out) if event["ev"] == "reproduced"]
+    other = sorted(event["node"] for event in again if not event["equal"])
+    if code != 0 or other:
+        raise Broken(f"made again on one core, these differ: {other[:5]}; exit code {code}: {err}")
+    # By what was exported, on a machine that has nothing else.
+    code, _, err = place.ask("export", "study.toml", "last", "exported")
+    if code != 0:
+        raise Broken(f"`export` ends with {code}: {err}")
+    counts = {"nodes": len(again), "files": len(truth)}
+    for name, has_store, jobs in (("with its store", True, "2"), ("without", False, "4")):
+        machine = Place(options, work, name)
+        shutil.rmtree(machine.folder)
+        shutil.copytree(place.folder / "exported" / "study", machine.folder)
+        if (place.folder / "in.txt").exists():
+            shutil.copy(place.folder / "in.txt", machine.folder)
+        if has_store:
+            shutil.copytree(place.folder / ".pipe", machine.folder / ".pipe", symlinks=True)
+        code, out, err = machine.ask("run", "study.toml", "--json", "--jobs", jobs, *machine.given, environment=ELSEWHERE)
+        if code != 0:
+            raise Broken(f"imported {name}: the run ends with {code}: {err}")
+        executed = sum(event["ev"] == "action_started" for event in events(out))
+        if has_store and executed:
+            raise Broken(f"imported {name}: {executed} actions were executed")
+        found = machine.results()
+        if found != truth:
+            names = sorted(one for one in truth.keys() | found.keys() if truth.get(one) != found.get(one))
+            raise Broken(f"imported {name}: other results: {names[:5]}")
+        counts[f"executed {name}"] = executed
+    return counts
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipe", help="the program")
-    parser.add_argument("campaign", choices=["crash", "concurrency", "corruption"])
+    parser.add_argument("campaign", choices=["crash", "concurrency", "corruption", "reproduce"])
     parser.add_argument("--trials", type=int, default=300, help="kills, or damaged files")
     parser.add_argument("--minutes", type=float, default=60, help="of the campaign of many processes")
-    parser.add_argument("--study", help="a study for `crash` that reads nothing from outside, such as pipelines/thesis.toml, instead of the small one")
+    parser.add_argument("--study", help="a study for `crash` or `reproduce` that reads nothing beside it, such as pipelines/thesis.toml, instead of the small one")
+    parser.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of that study")
+    parser.add_argument("--target", action="append", default=[], help="a stage of that study; by default all")
     parser.add_argument("--seed", type=int, default=1, help="of all choices")
     parser.add_argument("--work", help="where stores are made; by default a temporary folder")
     options = parser.parse_args()
@@ -385,7 +439,7 @@ def main():
     work = tempfile.mkdtemp(prefix="pipe-reliability-", dir=options.work)
     started = time.monotonic()
     try:
-        campaign = {"crash": crash, "concurrency": concurrency, "corruption": corruption}[options.campaign]
+        campaign = {"crash": crash, "concurrency": concurrency, "corruption": corruption, "reproduce": reproduce}[options.campaign]
         counts = campaign(options, random.Random(options.seed), work)
         print(json.dumps({"campaign": options.campaign, "seed": options.seed, **counts, "seconds": round(time.monotonic() - started)}))
     except Broken as broken:
