@@ -1,5 +1,6 @@
 //! Why a node has to run: one enum, with old and new values, and one place that words it.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -306,7 +307,7 @@ impl DirtyReason {
                 format!("its last attempt failed{ago}: {first}")
             }
             Self::Fetch { source } => format!("its source `{source}` would be fetched first"),
-            Self::Upstream { nodes } => format!("waits for {}", nodes.join(", ")),
+            Self::Upstream { nodes } => format!("waits for {}", some_of(nodes)),
         }
     }
 
@@ -329,11 +330,41 @@ impl DirtyReason {
             Self::Upstream { .. } => "upstream",
         };
         let mut json = serde_json::json!({ "reason": code, "text": self.words(pipeline) });
-        if let (Self::Param { name, old, new, .. }, Some(json)) = (self, json.as_object_mut()) {
-            json.insert("param".to_owned(), name.clone().into());
-            json.insert("old".to_owned(), old.clone().into());
-            json.insert("new".to_owned(), new.clone().into());
+        match (self, json.as_object_mut()) {
+            (Self::Param { name, old, new, .. }, Some(json)) => {
+                json.insert("param".to_owned(), name.clone().into());
+                json.insert("old".to_owned(), old.clone().into());
+                json.insert("new".to_owned(), new.clone().into());
+            }
+            (Self::Upstream { nodes }, Some(json)) => {
+                json.insert("nodes".to_owned(), nodes.clone().into());
+            }
+            _ => (),
         }
         json
+    }
+}
+
+/// So many names stand in a sentence.
+const NAMED: usize = 4;
+
+/// Names as part of a sentence: a report may wait for hundreds of nodes, of which the first few say enough.
+pub(crate) fn some_of<N: Borrow<str>>(names: &[N]) -> String {
+    // "and 1 others" would be no shorter than the name.
+    if names.len() <= NAMED + 1 {
+        return names.join(", ");
+    }
+    format!("{} and {} others", names[..NAMED].join(", "), names.len() - NAMED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::some_of;
+
+    #[test]
+    fn of_many_names_the_first_are_told() {
+        assert_eq!(some_of::<&str>(&[]), "");
+        assert_eq!(some_of(&["a", "b", "c", "d", "e"]), "a, b, c, d, e");
+        assert_eq!(some_of(&["a", "b", "c", "d", "e", "f"]), "a, b, c, d and 2 others");
     }
 }

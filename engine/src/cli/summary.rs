@@ -16,6 +16,7 @@ use crate::pipeline::NodeId;
 use crate::publish::{self, PublishError};
 use crate::roots::{Uses, uses};
 use crate::run::{Outcome, free_bytes};
+use crate::why::some_of;
 
 /// Everything that is told.
 pub(crate) struct Summary<'a> {
@@ -71,7 +72,7 @@ impl Summary<'_> {
             by_cause.entry(*cause).or_default().push(&nodes[blocked.0].name);
         }
         for (cause, blocked) in by_cause {
-            eprintln!("{:>10}  {} (by `{}`)", "Blocked", blocked.join(", "), nodes[cause.0].name);
+            eprintln!("{:>10}  {} (by `{}`)", "Blocked", some_of(&blocked), nodes[cause.0].name);
         }
         if self.outcome.damaged > 0 {
             let them = if self.outcome.damaged == 1 { "result was" } else { "results were" };

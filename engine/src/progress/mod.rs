@@ -174,7 +174,12 @@ impl Display {
                     Some("ok") => self.line("Done", &format!("{node}  {seconds:.1} s")),
                     Some("cancelled") => self.line("Stopped", &node),
                     Some("left") => self.line("Left", &node),
-                    _ => self.line("Failed", &format!("{node}  {seconds:.1} s")),
+                    _ => {
+                        // A program's last words take further lines, which the end of the run tells.
+                        let first = fields["error"].as_str().and_then(|error| error.lines().next());
+                        let cause = first.map(|first| format!("  {first}")).unwrap_or_default();
+                        self.line("Failed", &format!("{node}  {seconds:.1} s{cause}"));
+                    }
                 }
                 self.advance();
             }
