@@ -52,6 +52,29 @@ fn biased_attention_agrees_with_its_twin_and_differences() {
     }
 }
 
+/// By the kernel of a CPU, and by operations composed as elsewhere, which f64 goes through.
+#[test]
+fn a_token_is_attended_alone_as_among_others() {
+    let packed = random(&[3, 5, 24], 1);
+    let rows = Tensor::new(&[4u32, 5, 12], &Device::Cpu).unwrap();
+    let mask =
+        Tensor::new(&[[1.0f32; 5], [1.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0]], &Device::Cpu)
+            .unwrap();
+    for kind in [candle_core::DType::F32, candle_core::DType::F64] {
+        let (packed, mask) = (packed.to_dtype(kind).unwrap(), mask.to_dtype(kind).unwrap());
+        for scores in
+            [Scores { causal: true, ..Scores::new(2) }, Scores { mask: Some(&mask), ..Scores::new(2) }]
+        {
+            let alone = attention_at(&packed, &scores, &[4, 0, 2]).unwrap();
+            let all = attention(&packed, &scores).unwrap().reshape(((), 8)).unwrap();
+            let difference = (alone - all.index_select(&rows, 0).unwrap()).unwrap().abs().unwrap();
+            let most = difference.max_all().unwrap().to_dtype(candle_core::DType::F64).unwrap();
+            assert!(most.to_scalar::<f64>().unwrap() == 0.0, "{kind:?}: {most}");
+            assert!(attention_at(&packed, &scores, &[4, 0, 5]).is_err(), "a token that is there");
+        }
+    }
+}
+
 #[test]
 fn options_that_do_not_fit_are_refused() {
     let packed = random(&[2, 5, 24], 1);
