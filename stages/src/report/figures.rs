@@ -151,6 +151,7 @@ fn better(metric: &str) -> Better {
         "floor",
         "ceiling",
         "count",
+        "left_out",
         "reliance",
         "rho",
         "complexity",
@@ -215,6 +216,20 @@ pub(super) fn headline<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) ->
         let ranked = |figure: &&Figure| figure.better() != Better::Neither;
         figures.filter(has_value).find(ranked).map(|figure| figure.metric.clone())
     })
+}
+
+/// The difference that stands for a table of differences in the summary: that of its most telling metric.
+pub(super) fn headline_difference<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) -> Option<String> {
+    HEADLINES
+        .iter()
+        .find_map(|name| {
+            let known = figures.clone().filter(|figure| figure.class.is_none() && figure.value.is_some());
+            known.map(|figure| &figure.metric).find(|metric| {
+                let base = metric.strip_suffix("_difference").unwrap_or_default();
+                base == *name || base.ends_with(&format!("_{name}"))
+            })
+        })
+        .cloned()
 }
 
 /// What the model with all its inputs is called in the tables of `ablate`.

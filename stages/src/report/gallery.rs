@@ -296,6 +296,12 @@ fn legend(shown: &[Shown<'_>], pictures: &mut Pictures) -> Markup {
             span .scale { (low) " " img src=(source) alt="colour scale" width="128" height="12"; " " (high) }
         }
     };
+    let mut pairs = Vec::new();
+    for pair in shown.iter().filter_map(sides) {
+        if !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
+    }
     html! {
         "Within a row all maps are drawn on one scale, after division by the value printed below each map: the \
          one under which 98 % of its absolute mass lies. Overlays are half map, half grey original, enlarged \
@@ -305,9 +311,8 @@ fn legend(shown: &[Shown<'_>], pictures: &mut Pictures) -> Markup {
              slices that share a scale; greys run from -1000 to 1000 HU, or over all values of 8-bit volumes, whatever \
              a model's window. "
         }
-        @if let Some([first, second]) = shown.first().and_then(sides) {
-            (bar(true, &format!("more in {second}"), &format!("more in {first}")))
-        } @else if shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
+        @for [first, second] in &pairs { (bar(true, &format!("more in {second}"), &format!("more in {first}"))) " " }
+        @if pairs.is_empty() && shown.iter().any(|one| one.signed) { (bar(true, "against the target", "for it")) }
         @if shown.iter().any(|one| !one.signed) { (bar(false, "0", "1")) }
     }
 }
@@ -327,6 +332,9 @@ fn case(
     label: Option<&str>,
     pictures: &mut Pictures,
 ) -> Markup {
+    // Maps of another data set's samples are no gap of this one's.
+    let dataset = |one: &Shown<'_>| one.maps.axes.get("dataset").cloned();
+    let datasets: Vec<_> = shown.iter().filter(|one| !one.of(id).is_empty()).map(dataset).collect();
     let question =
         shown.iter().flat_map(|one| one.of(id)).find_map(|explanation| explanation.question.clone());
     let flat = seen.originals.first().filter(|(_, slice)| slice.is_none());
@@ -358,7 +366,7 @@ fn case(
                     }
                 }
                 @for (one, volume) in shown.iter().zip(&seen.volumes) {
-                    @if one.of(id).is_empty() {
+                    @if one.of(id).is_empty() && datasets.contains(&dataset(one)) {
                         figure .pair {
                             p .reason { "not explained" }
                             figcaption { b { (one.name) } }

@@ -128,7 +128,7 @@ impl StageKind for Report {
         KindDescription {
             name: "report",
             summary: "Writes one page with tables, charts and maps of everything that is given to it",
-            implementation: 9,
+            implementation: 10,
             schema_version: 1,
             numerics: Numerics::Exact,
             cpu: DefaultCpu::One,

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::figures::{Better, Figure, Group, GroupRow, headline, names_control};
+use super::figures::{Better, Figure, Group, GroupRow, headline, headline_difference, names_control};
 use super::scores::{RIGHT, SAMPLES};
 use super::seeds::over_seeds;
 use super::words::{metric_name, number, title};
@@ -10,7 +10,10 @@ use super::words::{metric_name, number, title};
 /// The sentences above everything: per table the best row, its interval, and how clear the lead is; then
 /// what one modality alone reaches, and what the explanations point at.
 pub(super) fn answers(performance: &[Group], bias: &[Group], scores: &[Group], all: &[Figure]) -> Markup {
-    let mut answers: Vec<Markup> = performance.iter().filter_map(|group| answer(group, all)).collect();
+    let mut answers: Vec<Markup> = performance
+        .iter()
+        .filter_map(|group| answer(group, all).or_else(|| difference_answer(group)))
+        .collect();
     answers.extend(bias.iter().filter_map(bias_answer));
     answers.extend(scores.iter().filter_map(transparency_answer));
     html! {
@@ -20,6 +23,14 @@ pub(super) fn answers(performance: &[Group], bias: &[Group], scores: &[Group], a
             ul .answers { @for answer in &answers { li { (answer) } } }
         }
     }
+}
+
+/// So many rows of a table are told in a sentence; the table has the others.
+const TOLD: usize = 3;
+
+/// What is said of the rows behind those that are told.
+fn untold(count: usize) -> Markup {
+    html! { @if count > TOLD { "; " (count - TOLD) " more in the table" } "." }
 }
 
 /// The best row and the runner-up. What `compare` found of the two on the same samples decides how clear the lead
@@ -62,6 +73,35 @@ fn answer(group: &Group, all: &[Figure]) -> Option<Markup> {
         }
         "."
     })
+}
+
+/// What `compare` found, where nothing else is in the table: differences on the same samples.
+fn difference_answer(group: &Group) -> Option<Markup> {
+    let metric = headline_difference(group.rows.iter().flat_map(|row| row.figures.values()))?;
+    let values = group.values(&metric);
+    Some(html! {
+        b { (heading(group)) ": " }
+        @for (place, (row, figure)) in values.iter().take(TOLD).enumerate() {
+            @if place > 0 { "; " }
+            (metric_name(&metric)) " of " b { (compared(&group.rows[*row], figure)) } " " (cell_text(figure))
+            @match figure.low.zip(figure.high) {
+                Some((low, high)) if low > 0.0 || high < 0.0 => ", which leaves out 0",
+                Some(_) => ", which holds 0",
+                None => {},
+            }
+        }
+        (untold(values.len()))
+    })
+}
+
+/// What was compared: the pair, and in what this row differs from others beside that.
+fn compared(row: &GroupRow, figure: &Figure) -> String {
+    let mut parts: Vec<&str> = row.keys.iter().flatten().map(String::as_str).collect();
+    if let Some(pair) = figure.keys.get("method") {
+        parts.retain(|part| part != pair);
+        parts.insert(0, pair);
+    }
+    parts.join(" \u{b7} ")
 }
 
 /// A difference with its interval, the best minus the runner-up.
@@ -142,7 +182,7 @@ fn bias_answer(group: &Group) -> Option<Markup> {
     })
 }
 
-/// What the full model reaches, and what comes nearest to it with less to see.
+/// What the full models reach, the best ones first, and what comes nearest to each with less to see.
 fn ablation_answer(group: &Group, metric: &str, ablations: &[(usize, Vec<usize>)]) -> Markup {
     let value = |row: usize| group.rows[row].figures.get(metric).and_then(|figure| figure.value);
     let figure = |row: usize, metric: &str| group.rows[row].figures.get(metric);
@@ -151,9 +191,11 @@ fn ablation_answer(group: &Group, metric: &str, ablations: &[(usize, Vec<usize>)
         // Backwards, because of equal ones `max_by` takes the last.
         defined.rev().max_by(|a, b| value(*a).unwrap_or(0.0).total_cmp(&value(*b).unwrap_or(0.0)))
     };
+    let mut best: Vec<_> = ablations.iter().collect();
+    best.sort_by(|(a, _), (b, _)| value(*b).unwrap_or(0.0).total_cmp(&value(*a).unwrap_or(0.0)));
     html! {
         b { (heading(group)) ": " }
-        @for (place, (full, others)) in ablations.iter().enumerate() {
+        @for (place, (full, others)) in best.iter().take(TOLD).enumerate() {
             @if place > 0 { "; " }
             (metric_name(metric)) " of " b { (group.rows[*full].label()) } " "
             (figure(*full, metric).map_or_else(|| "\u{2013}".to_owned(), cell_text))
@@ -165,7 +207,7 @@ fn ablation_answer(group: &Group, metric: &str, ablations: &[(usize, Vec<usize>)
                 }
             }
         }
-        "."
+        (untold(best.len()))
     }
 }
 
@@ -265,7 +307,7 @@ pub(super) fn table(group: &Group, ranked: bool) -> Markup {
     }
 }
 
-/// A model x data set table of one metric, for groups of one input that differ in the data set.
+/// A model x data set table of one metric, for groups of one input that differ in the data set, and perhaps in the split.
 pub(super) fn across_datasets(groups: &[&Group], metric: &str) -> Markup {
     let mut labels: Vec<String> = Vec::new();
     for row in groups.iter().flat_map(|group| &group.rows) {
@@ -274,6 +316,7 @@ pub(super) fn across_datasets(groups: &[&Group], metric: &str) -> Markup {
         }
     }
     let best: Vec<Vec<usize>> = groups.iter().map(|group| group.best(metric)).collect();
+    let has_splits = groups.iter().any(|group| group.split != groups[0].split);
     html! {
         div .scroll tabindex="0" role="region" aria-label=(format!("{} per data set", metric_name(metric))) {
             table {
@@ -282,7 +325,10 @@ pub(super) fn across_datasets(groups: &[&Group], metric: &str) -> Markup {
                     tr {
                         th scope="col" { "Model" }
                         @for group in groups {
-                            th scope="col" .number { (group.dataset.as_deref().unwrap_or("\u{2013}")) }
+                            th scope="col" .number {
+                                (group.dataset.as_deref().unwrap_or("\u{2013}"))
+                                @if has_splits { ", " (group.split.as_deref().unwrap_or("all")) }
+                            }
                         }
                     }
                 }

@@ -384,8 +384,21 @@ fn an_ablation_is_answered_by_what_comes_nearest_with_less() {
         answer.contains("medical \u{b7} full \u{b7} image</b> 0.900, of what is given less to see at most")
     );
     assert!(answer.contains("medical \u{b7} border_only \u{b7} image 0.600 (gap 0.300)"), "{answer}");
+    assert!(answer.find("medical").unwrap() < answer.find("general").unwrap(), "the best first");
     let bias = &page[page.find("id=\"bias\"").unwrap()..page.find("id=\"data\"").unwrap()];
     assert!(bias.contains("border_only") && bias.contains("McNemar p"));
+    // A sentence is no table.
+    for (place, model) in ["a", "b", "c"].into_iter().enumerate() {
+        study.ablations(
+            "without",
+            &[("model", model)],
+            &[("full", "image", "accuracy", 0.5 + 0.01 * place as f64)],
+        );
+    }
+    let page = study.page();
+    let answer = &page[page.find("id=\"answer\"").unwrap()..page.find("id=\"bias\"").unwrap()];
+    assert!(answer.contains("of <b>c \u{b7}") && !answer.contains("of <b>b \u{b7}"), "{answer}");
+    assert!(answer.contains("; 2 more in the table."), "{answer}");
 }
 
 #[test]

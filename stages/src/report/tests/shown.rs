@@ -216,6 +216,11 @@ fn paired_differences_decide_the_answer() {
     let clear = answer(&study);
     assert!(clear.contains("the difference is 0.020 [0.010, 0.030], whose interval leaves out 0"), "{clear}");
     assert!(!clear.contains("overlap"));
+    // What was compared is told for itself too.
+    assert!(
+        clear.contains("<b>general - medical</b> -0.020 [-0.030, -0.010], which leaves out 0."),
+        "{clear}"
+    );
     let study = Study::new();
     two(&study);
     difference(&study, "classified/medical - classified/general", "auroc_difference", 0.02, [-0.01, 0.05]);
