@@ -185,7 +185,9 @@ def results(folder):
 
 def forget(folder):
     shutil.rmtree(folder / ".pipe")
-    shutil.rmtree(folder / "results")
+    # A run that was killed before it published anything has none.
+    if (folder / "results").exists():
+        shutil.rmtree(folder / "results")
 
 
 def damage(server, chance, key, how):
