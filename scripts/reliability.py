@@ -394,6 +394,8 @@ def reproduce(options, chance, work):
     code, out, err = place.ask(*arguments, folder="/", environment=ELSEWHERE)
     again = [event for event in events(out) if event["ev"] == "reproduced"]
     other = sorted(event["node"] for event in again if not event["equal"])
+    if code == 0 and not again:
+        raise Broken("nothing was made again")
     if code != 0 or other:
         raise Broken(f"made again on one core, these differ: {other[:5]}; exit code {code}: {err}")
     # By what was exported, on a machine that has nothing else.
@@ -413,7 +415,7 @@ def reproduce(options, chance, work):
         if code != 0:
             raise Broken(f"imported {name}: the run ends with {code}: {err}")
         executed = sum(event["ev"] == "action_started" for event in events(out))
-        if has_store and executed:
+        if has_store == (executed > 0):
             raise Broken(f"imported {name}: {executed} actions were executed")
         found = machine.results()
         if found != truth:
