@@ -20,50 +20,16 @@ cp "$here/pipelines/published.toml" "$work"
 cd "$work"
 export XDG_CACHE_HOME=$work/cache
 
-# What no golden gives: a tokeniser of CLIP's form for few words, a ResNet of OpenAI's for that many, and models of images alone.
-cat >standins.toml <<TOML
-[pipeline]
-name = "standins"
-format = 1
-
-[stage.pairs]
-kind = "ingest.roco"
-inputs = { source = "file:$data/rocov2" }
-params = { allow_partial = true }
-
-[stage.words]
-kind = "tokenizer"
-inputs = { text = "pairs.captions" }
-params = { vocab_size = 600 }
-
-[stage.clip]
-kind = "checkpoint"
-inputs = { tokenizer = "words.tokenizer" }
-params = { init = "random", architecture = "clip-rn50", config = { image = { res_net = { trunk = { width = 8, blocks = [1, 1, 1, 1], image = 64 }, pool_heads = 4 } }, text = { width = 64, hidden = 128, layers = 2, heads = 1, positions = 24, vocabulary = 602 }, projection = 32 } }
-
-[stage.images]
-kind = "checkpoint"
-matrix = { of = [
-    { id = "vit_b16", architecture = "vit-b-16", config = { width = 64, hidden = 128, layers = 2, heads = 1, image = 32, patch = 8 } },
-    { id = "resnet50", architecture = "resnet50", config = { width = 8, blocks = [1, 1, 1, 1], image = 64 } },
-] }
-params = { init = "random", architecture = "\${of.architecture}", config = "\${of.config}" }
-TOML
-"$pipe" run standins.toml --quiet --store store --results standins
-drawn=$work/standins/standins
-# The goldens' tables of words are shorter than their vocabulary.
-for words in 120 110 100; do
-  mkdir "bert-$words"
-  head -n "$words" "$models/bert-wordpiece-tiny/vocab.txt" >"bert-$words/vocab.txt"
-done
+"$here/scripts/stand-ins.sh" "$pipe" "$data" "$(dirname "$models")" "$work/drawn"
+drawn=$work/drawn
 
 small=(
   --var "models=[
-    { id = 'clip_vit_b16', inputs = { source = 'file:$models/hf-clip-tiny', tokenizer = 'file:$drawn/words/tokenizer' }, params = {} },
-    { id = 'biomed_clip', inputs = { source = 'file:$models/biomedclip-tiny', tokenizer = 'file:$work/bert-120' }, params = { config = { vision = { heads = 6 }, text = { num_attention_heads = 4 } } } },
-    { id = 'clip_rn50', inputs = { source = 'file:$drawn/clip/checkpoint' }, params = {} },
-    { id = 'pmc_clip', inputs = { source = 'file:$models/pmc-clip-tiny.pt', tokenizer = 'file:$work/bert-110' }, params = { config = { pool_heads = 4, context = 13, text = { num_attention_heads = 4 } } } },
-    { id = 'ct_clip', inputs = { source = 'file:$models/ct-clip-tiny.pt', tokenizer = 'file:$work/bert-100' }, params = { config = { adaptation = 'ct-2d', vision = { slices = 6 }, text = { num_attention_heads = 3 } } } },
+    { id = 'clip_vit_b16', inputs = { source = 'file:$models/hf-clip-tiny', tokenizer = 'file:$drawn/words' }, params = {} },
+    { id = 'biomed_clip', inputs = { source = 'file:$models/biomedclip-tiny', tokenizer = 'file:$drawn/bert-120' }, params = { config = { vision = { heads = 6 }, text = { num_attention_heads = 4 } } } },
+    { id = 'clip_rn50', inputs = { source = 'file:$drawn/clip' }, params = {} },
+    { id = 'pmc_clip', inputs = { source = 'file:$models/pmc-clip-tiny.pt', tokenizer = 'file:$drawn/bert-110' }, params = { config = { pool_heads = 4, context = 13, text = { num_attention_heads = 4 } } } },
+    { id = 'ct_clip', inputs = { source = 'file:$models/ct-clip-tiny.pt', tokenizer = 'file:$drawn/bert-100' }, params = { config = { adaptation = 'ct-2d', vision = { slices = 6 }, text = { num_attention_heads = 3 } } } },
   ]"
   --var "unimodal=[
     { id = 'vit_b16', inputs = { source = 'file:$drawn/images/checkpoint/of=vit_b16' } },

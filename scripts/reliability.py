@@ -97,7 +97,8 @@ class Place:
 
     def __init__(self, options, work, name):
         self.program, self.folder = options.pipe, Path(work) / name
-        self.given = [*(f"--var={variable}" for variable in options.var), *options.target]
+        changes = [*(f"--var={variable}" for variable in options.var), *(f"--set={path}" for path in options.set)]
+        self.given = [*changes, *options.target]
         self.folder.mkdir()
         text = Path(options.study).read_text() if options.study else STUDY
         (self.folder / "study.toml").write_text(text)
@@ -433,6 +434,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=60, help="of the campaign of many processes")
     parser.add_argument("--study", help="a study for `crash` or `reproduce` that reads nothing beside it, such as pipelines/thesis.toml, instead of the small one")
     parser.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of that study")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="another value of that study, as of `pipe run`")
     parser.add_argument("--target", action="append", default=[], help="a stage of that study; by default all")
     parser.add_argument("--seed", type=int, default=1, help="of all choices")
     parser.add_argument("--work", help="where stores are made; by default a temporary folder")

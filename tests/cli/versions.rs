@@ -1,11 +1,12 @@
 //! The implementation version of each kind is raised by hand when it gives other results. Here this is noticed when
 //! it was forgotten: `digests.tsv` holds what a small study gave by its action keys, and the same key must give the
 //! same results. Where the code of a kind changes what it gives, raise `implementation` in its description; then, as
-//! after every other change of keys, `PIPE_UPDATE_DIGESTS=1 cargo test --release --test cli versions` writes the
-//! file anew. It does not write another result under a key that it knows.
+//! after every other change of keys, `PIPE_UPDATE_DIGESTS=1 cargo test --release --test cli versions` writes what
+//! this machine gives. It does not write another result under a key that it knows.
 //!
-//! Floats are the same bits only on processors of one model: elsewhere the kinds that compute with tensors, and all
-//! that reads their results, are left out, and that is said.
+//! Floats are the same bits only on processors of one model, so the file has a part for each model that wrote one, the newest
+//! first. On others, and where an older part does not know a key, the kinds that compute with tensors, and all that reads
+//! their results, are left out, and that is said.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -196,6 +197,9 @@ const NOT_HERE: [&str; 7] = [
     "ingest.vqa_rad",
 ];
 
+/// The heading of what is the same on every processor.
+const EVERY: &str = "every processor";
+
 /// A picture of one pixel.
 const PICTURE: &[u8] = &[
     0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, 0, 0, 0, 13, b'I', b'H', b'D', b'R', 0, 0, 0, 1, 0, 0, 0,
@@ -264,38 +268,55 @@ fn the_same_key_gives_the_same_results() {
     assert!(missing.is_empty(), "add {missing:?} to the study of this test");
 
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cli/digests.tsv");
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    let mut lines = committed.lines();
     let processor = processor(&study);
-    let same_processor = lines.next().is_some_and(|line| line == format!("# {processor}"));
-    let known: BTreeMap<&str, &str> =
-        lines.filter_map(|line| line.split('\t').nth(2).zip(line.split('\t').nth(3))).collect();
-    let update = std::env::var_os("PIPE_UPDATE_DIGESTS").is_some();
+    let mut parts = parts(&std::fs::read_to_string(&path).unwrap_or_default());
+    let is_newest = parts.get(1).is_some_and(|(of, _)| *of == processor);
     let (mut unknown, mut skipped) = (Vec::new(), BTreeSet::new());
     for (name, node) in &nodes {
-        let comparable = !node.has_floats || same_processor;
-        match known.get(node.key.as_str()) {
-            _ if !comparable => _ = skipped.insert(node.kind.as_str()),
-            Some(outputs) => assert_eq!(
-                *outputs, node.outputs,
+        let of = if node.has_floats { processor.as_str() } else { EVERY };
+        let lines = parts.iter().filter(|(heading, _)| heading == of).flat_map(|(_, lines)| lines);
+        let mut noted = lines.filter_map(|line| line.split('\t').nth(2).zip(line.split('\t').nth(3)));
+        match noted.find(|(key, _)| *key == node.key) {
+            Some((_, outputs)) => assert_eq!(
+                outputs, node.outputs,
                 "`{name}` gives other results under the same key: raise `implementation` of `{}`",
                 node.kind
             ),
+            None if node.has_floats && !is_newest => _ = skipped.insert(node.kind.as_str()),
             None => unknown.push(name.as_str()),
         }
     }
-    if !skipped.is_empty() && !update {
-        println!("SKIPPED {skipped:?}: digests were noted on another processor than {processor}");
-    }
-    if update {
-        let lines = nodes
-            .iter()
-            .map(|(name, node)| format!("{name}\t{}\t{}\t{}\n", node.kind, node.key, node.outputs));
-        std::fs::write(&path, format!("# {processor}\n{}", lines.collect::<String>()))
-            .expect("it can be written");
+    if std::env::var_os("PIPE_UPDATE_DIGESTS").is_some() {
+        let lines = |has_floats: bool| {
+            let these = nodes.iter().filter(|(_, node)| node.has_floats == has_floats);
+            these
+                .map(|(name, node)| format!("{name}\t{}\t{}\t{}", node.kind, node.key, node.outputs))
+                .collect()
+        };
+        parts.retain(|(heading, _)| *heading != EVERY && *heading != processor);
+        parts.splice(..0, [(EVERY.to_owned(), lines(false)), (processor, lines(true))]);
+        let text = parts.iter().map(|(heading, lines)| format!("# {heading}\n{}\n", lines.join("\n")));
+        std::fs::write(&path, text.collect::<String>()).expect("it can be written");
         return;
     }
+    if !skipped.is_empty() {
+        println!("SKIPPED {skipped:?}: no digests of these keys were noted on {processor}");
+    }
     assert!(unknown.is_empty(), "no digests are noted for {unknown:?}: set PIPE_UPDATE_DIGESTS=1 once");
+}
+
+/// The parts of `digests.tsv`, each with its heading and its lines: what no float decides, then what each model of
+/// processor gives, the newest first.
+fn parts(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut parts: Vec<(String, Vec<String>)> = Vec::new();
+    for line in text.lines() {
+        match (line.strip_prefix("# "), parts.last_mut()) {
+            (Some(heading), _) => parts.push((heading.to_owned(), Vec::new())),
+            (None, Some((_, lines))) => lines.push(line.to_owned()),
+            (None, None) => panic!("`digests.tsv` begins with a heading"),
+        }
+    }
+    parts
 }
 
 /// The names of all kinds, as the schema of a pipeline lists them.
