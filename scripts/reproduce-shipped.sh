@@ -82,7 +82,7 @@ given() {
       ;;
     vqa-rad)
       given=(--var "data=$data/vqa-rad-mevf" "${clip[@]}" "${brief[@]}")
-      given+=(--set stage.published.params.hidden=64 --set stage.published_question_only.params.hidden=64)
+      given+=(--set stage.published.params.hidden=64 --set stage.published_question_only.params.hidden=64 --set 'stage.published.params.autoencoder="standardised"')
       given+=(--set stage.variants.params.hidden=64)
       ;;
     published) ;;

@@ -23,6 +23,7 @@ mod export;
 mod handover;
 mod history;
 mod host;
+mod interim;
 mod isolate;
 mod journal;
 mod kind;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use pipe_cache::{OutputRecord, RunFolder, Store, Verify};
@@ -21,6 +21,7 @@ use crate::attempt::chain;
 use crate::events::EventLog;
 use crate::exit;
 use crate::history::{self, History};
+use crate::interim::{self, Interim};
 use crate::kind::Registry;
 use crate::pipeline::{Limits, NodeId, Place};
 use crate::plan::{Plan, Status, Wanted};
@@ -331,6 +332,7 @@ impl Session<'_> {
             verify: Verify::from(run.verify),
             detach: run.detach,
         };
+        let (done, results) = mpsc::channel();
         let scheduler = Scheduler {
             pipeline,
             store: &self.store,
@@ -346,12 +348,27 @@ impl Session<'_> {
             run: &self.folder,
             stop: Arc::clone(&self.signals.stop),
             signals: Arc::clone(&self.signals.count),
+            done,
         };
         let cluster = match pipeline.executor.place {
             Place::Local => None,
             Place::Slurm => Some(self.cluster(&scheduler)?),
         };
-        let mut outcome = scheduler.execute(plan, durations, cluster);
+        let interim = Interim {
+            store: &self.store,
+            results: &self.study.results,
+            pipeline,
+            hard_links: run.hard_links,
+            every: interim::EVERY,
+        };
+        let known = plan.order.iter().filter(|id| plan.status[id.0] == Status::Hit);
+        let known = known.filter_map(|id| Some((*id, plan.keys[id.0].as_ref()?.0))).collect();
+        let mut outcome = std::thread::scope(|scope| {
+            scope.spawn(|| interim.publish(known, results));
+            let outcome = scheduler.execute(plan, durations, cluster);
+            drop(scheduler);
+            outcome
+        });
         outcome.damaged += lost.len();
         outcome.expected = bytes;
         Ok(outcome)

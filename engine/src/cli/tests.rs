@@ -5,6 +5,7 @@ mod edits;
 mod estimate;
 mod evict;
 mod growth;
+mod interim;
 mod numerics;
 mod random_edits;
 mod remote;

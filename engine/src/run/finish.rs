@@ -195,6 +195,10 @@ impl Scheduler<'_> {
     /// A node has its result: plan its consumers again.
     fn complete(&self, id: NodeId, record: Record, work: &mut Work<'_>) {
         work.state[id.0] = State::Done;
+        if work.plan.status[id.0] != Status::NotWanted {
+            // Whether anybody publishes them meanwhile is no concern of the run.
+            let _ = self.done.send((id, record.clone()));
+        }
         work.plan.records[id.0] = Some(record);
         work.plan.evicted.remove(&id);
         work.demanded.remove(&id);

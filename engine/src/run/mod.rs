@@ -181,6 +181,8 @@ pub(crate) struct Scheduler<'a> {
     pub(crate) stop: Arc<AtomicBool>,
     /// How many signals wanted the run to end.
     pub(crate) signals: Arc<AtomicUsize>,
+    /// Where results go as nodes get them.
+    pub(crate) done: mpsc::Sender<(NodeId, Record)>,
 }
 
 /// What changes while a run goes on.
