@@ -45,11 +45,18 @@ pub(crate) struct Files {
     pub(crate) document: Document,
     pub(crate) sources: Vec<SourceFile>,
     pub(crate) diagnostics: Vec<Diagnostic>,
+    /// Whether a file that is named could not be read.
+    pub(crate) lacks_some: bool,
 }
 
 /// Reads the file at `path` and its includes.
 pub(crate) fn read(path: &Path) -> Files {
-    let mut files = Files { document: Document::default(), sources: Vec::new(), diagnostics: Vec::new() };
+    let mut files = Files {
+        document: Document::default(),
+        sources: Vec::new(),
+        diagnostics: Vec::new(),
+        lacks_some: false,
+    };
     let Some(root) = files.open(path, &Origin::Default) else { return files };
     files.pipeline_section(&root);
     let section = root.get("pipeline").and_then(Item::as_table);
@@ -94,6 +101,7 @@ impl Files {
             Err(reason) => {
                 let message = format!("cannot read `{}`: {reason}", path.display());
                 self.diagnostics.push(Diagnostic::new("E011", from, message));
+                self.lacks_some = true;
                 None
             }
         }
@@ -285,6 +293,7 @@ impl Files {
             if paths.is_empty() {
                 let message = format!("no file matches `{}`", folder.join(text).display());
                 self.diagnostics.push(Diagnostic::new("E011", &pattern.origin, message));
+                self.lacks_some = true;
             }
             for path in paths {
                 let canonical = canonical(&path);

@@ -100,6 +100,10 @@ pub fn load(path: &Path, options: &LoadOptions, registry: &Registry) -> Loaded {
     diagnostics.sort_by(|a, b| a.place().cmp(&b.place()));
     diagnostics.dedup();
     keep_first_of_broken_lines(&mut diagnostics, &sources);
+    if files.lacks_some {
+        // Names that nothing has may be those of a file that cannot be read.
+        diagnostics.retain(|one| one.code != "E002");
+    }
     let mut loaded = Loaded { pipeline: None, diagnostics, sources };
     if !loaded.has_errors() {
         let pipeline = Pipeline {

@@ -310,6 +310,10 @@ fn e011_includes() {
     Study::new(&text("\"b.toml\", \"*b.toml\""))
         .file("b.toml", "")
         .expect(&[("E011", "\"*b.toml\" + \"b.toml\"")]);
+    // What the missing file may define is no mistake of its own.
+    let uses = |include: &str| format!("{}params = {{ size = \"${{size}}\" }}\n", text(include));
+    Study::new(&uses("\"no.toml\"")).expect(&[("E011", "\"no.toml\"")]);
+    Study::new(&uses("\"b.toml\"")).file("b.toml", "").expect(&[("E002", "\"${size}\"")]);
     let missing = super::load(std::path::Path::new("/nowhere.toml"), &Default::default(), &super::registry());
     assert_eq!(missing.diagnostics[0].code, "E011");
 }
