@@ -1,46 +1,23 @@
 //! A positive definite matrix as the product of a triangular one with its transpose, in f64, and equations with it. Every
 //! sum has one order on every machine.
 
+use super::lanes::{LANES, Lanes, TOGETHER, add_multiples, at, at_mut, pieces, products, values};
 use crate::ops::vectorised;
-
-/// Partial sums of a dot product.
-pub(super) const LANES: usize = 8;
-/// Products with one vector that are computed at a time.
-pub(super) const TOGETHER: usize = 4;
-
-/// The products of a vector with several; all have the same length, a multiple of [`LANES`].
-#[inline(always)]
-pub(super) fn dots<const N: usize>(x: &[f64], others: [&[f64]; N]) -> [f64; N] {
-    let x = x.as_chunks::<LANES>().0;
-    let others = others.map(|other| &other.as_chunks::<LANES>().0[..x.len()]);
-    let mut sums = [[0.0f64; LANES]; N];
-    for (place, x) in x.iter().enumerate() {
-        for (sums, other) in sums.iter_mut().zip(&others) {
-            // Values of their own stay in registers.
-            let (other, mut lanes) = (other[place], *sums);
-            for lane in 0..LANES {
-                lanes[lane] = x[lane].mul_add(other[lane], lanes[lane]);
-            }
-            *sums = lanes;
-        }
-    }
-    sums.map(|lanes| lanes.iter().sum())
-}
 
 /// The lower triangle L of M = L L'.
 #[derive(Clone, Debug)]
 pub(super) struct Cholesky {
-    /// `[size, stride]`, zero above the diagonal and behind `size`.
-    rows: Vec<f64>,
+    /// Row by row, zero above the diagonal and behind `size`.
+    rows: Vec<Lanes>,
     size: usize,
-    stride: usize,
+    /// Pieces of a row.
+    length: usize,
 }
 
 impl Cholesky {
-    /// Of a matrix `[size, stride]`, of which the lower triangle is read; `stride` is a multiple of [`LANES`]. Nothing, if
-    /// it is not positive definite.
-    pub(super) fn new(matrix: &[f64], size: usize, stride: usize) -> Option<Self> {
-        let mut this = Self { rows: vec![0.0; size * stride], size, stride };
+    /// Of a matrix `[size, length]`, of which the lower triangle is read. Nothing, if it is not positive definite.
+    pub(super) fn new(matrix: &[Lanes], size: usize, length: usize) -> Option<Self> {
+        let mut this = Self { rows: vec![Lanes::default(); size * length], size, length };
         vectorised(
             #[inline(always)]
             || this.factor(matrix),
@@ -48,72 +25,93 @@ impl Cholesky {
         .then_some(this)
     }
 
-    /// Column by column; what is still zero lets sums run over whole lanes.
+    /// Column by column; what is still zero lets sums run over whole pieces.
     #[inline(always)]
-    fn factor(&mut self, matrix: &[f64]) -> bool {
-        let Self { size, stride, .. } = *self;
+    fn factor(&mut self, matrix: &[Lanes]) -> bool {
+        let Self { size, length, .. } = *self;
         for column in 0..size {
-            let length = column.next_multiple_of(LANES);
-            let (above, below) = self.rows.split_at_mut((column + 1) * stride);
-            let own = &mut above[column * stride..];
-            let [square] = dots(&own[..length], [&own[..length]]);
-            let rest = matrix[column * stride + column] - square;
+            let done = column.div_ceil(LANES);
+            let (above, below) = self.rows.split_at_mut((column + 1) * length);
+            let own = &mut above[column * length..];
+            let [[square]] = products([&own[..done]], [&own[..done]]);
+            let rest = at(&matrix[column * length..], column) - square;
             if rest.is_nan() || rest <= 0.0 {
                 return false;
             }
             let pivot = rest.sqrt();
-            let given = |row: usize| matrix[(column + 1 + row) * stride + column];
-            let mut blocks = below.chunks_exact_mut(TOGETHER * stride);
+            let given = |row: usize| at(&matrix[(column + 1 + row) * length..], column);
+            let mut blocks = below.chunks_exact_mut(TOGETHER * length);
             let mut row = 0;
             for block in blocks.by_ref() {
-                let products = dots(
-                    &own[..length],
-                    std::array::from_fn::<_, TOGETHER, _>(|place| &block[place * stride..][..length]),
-                );
-                for (place, product) in products.into_iter().enumerate() {
-                    block[place * stride + column] = (given(row + place) - product) / pivot;
+                let four = std::array::from_fn::<_, TOGETHER, _>(|place| &block[place * length..][..done]);
+                let [found] = products([&own[..done]], four);
+                for (place, product) in found.into_iter().enumerate() {
+                    *at_mut(&mut block[place * length..], column) = (given(row + place) - product) / pivot;
                 }
                 row += TOGETHER;
             }
-            for other in blocks.into_remainder().chunks_exact_mut(stride) {
-                let [product] = dots(&own[..length], [&other[..length]]);
-                other[column] = (given(row) - product) / pivot;
+            for other in blocks.into_remainder().chunks_exact_mut(length) {
+                let [[product]] = products([&own[..done]], [&other[..done]]);
+                *at_mut(other, column) = (given(row) - product) / pivot;
                 row += 1;
             }
-            own[column] = pivot;
+            *at_mut(own, column) = pivot;
         }
         true
     }
 
-    /// Solves M x = b for several b: `[count, stride]`, in place; what lies behind `size` has to be 0 and stays so.
+    /// Solves M x = b for several b: `[count, length x LANES]`, in place; what lies behind `size` has to be 0 and stays
+    /// so.
     pub(super) fn solve(&self, vectors: &mut [f64]) {
+        let mut solved = pieces(vectors);
         vectorised(
             #[inline(always)]
             || {
-                for vector in vectors.chunks_exact_mut(self.stride) {
-                    self.solve_one(vector);
+                let mut groups = solved.chunks_exact_mut(TOGETHER * self.length);
+                for group in groups.by_ref() {
+                    self.solve_some::<TOGETHER>(group);
+                }
+                for vector in groups.into_remainder().chunks_exact_mut(self.length) {
+                    self.solve_some::<1>(vector);
                 }
             },
         );
+        vectors.iter_mut().zip(values(&solved)).for_each(|(vector, solved)| *vector = solved);
     }
 
+    /// The same for N of them, each of which reads the factor as it passes once.
     #[inline(always)]
-    fn solve_one(&self, vector: &mut [f64]) {
+    fn solve_some<const N: usize>(&self, vectors: &mut [Lanes]) {
+        let mut each = vectors.chunks_exact_mut(self.length);
+        let mut vectors: [&mut [Lanes]; N] = std::array::from_fn(|_| each.next().expect("as many as N"));
         for row in 0..self.size {
-            let own = &self.rows[row * self.stride..];
-            // Behind the row's diagonal the vector is not solved yet, and the row is zero.
-            let whole = row / LANES * LANES;
-            let [product] = dots(&own[..whole], [&vector[..whole]]);
-            let rest: f64 = (whole..row).map(|place| own[place] * vector[place]).sum();
-            vector[row] = (vector[row] - product - rest) / own[row];
+            let own = &self.rows[row * self.length..];
+            // Behind the row's diagonal the vectors are not solved yet, and the row is zero.
+            let whole = row / LANES;
+            let [found] = products([&own[..whole]], vectors.each_ref().map(|vector| &vector[..whole]));
+            for (vector, product) in vectors.iter_mut().zip(found) {
+                let mut rest = 0.0;
+                for place in whole * LANES..row {
+                    rest += at(own, place) * at(vector, place);
+                }
+                let value = at_mut(vector, row);
+                *value = (*value - product - rest) / at(own, row);
+            }
         }
         for row in (0..self.size).rev() {
-            let own = &self.rows[row * self.stride..];
-            let value = vector[row] / own[row];
-            vector[row] = value;
-            for (rest, own) in vector[..row].iter_mut().zip(own) {
-                *rest = (-own).mul_add(value, *rest);
+            let own = &self.rows[row * self.length..];
+            let whole = row / LANES;
+            let mut found = [[0.0]; N];
+            for (vector, [found]) in vectors.iter_mut().zip(&mut found) {
+                let value = at(vector, row) / at(own, row);
+                *at_mut(vector, row) = value;
+                for place in whole * LANES..row {
+                    let rest = at_mut(vector, place);
+                    *rest = (-value).mul_add(at(own, place), *rest);
+                }
+                *found = -value;
             }
+            add_multiples(vectors.each_mut().map(|vector| &mut vector[..whole]), [&own[..whole]], found);
         }
     }
 }
@@ -126,7 +124,7 @@ mod tests {
     #[test]
     fn equations_are_solved() {
         for size in [1usize, 7, 8, 13, 24] {
-            let stride = (size + 1).next_multiple_of(LANES);
+            let stride = usize::next_multiple_of(size + 1, LANES);
             let factor = |row: usize, column: usize| Key(3).normal((row * size + column + 1) as u64);
             let mut matrix = vec![0.0; size * stride];
             for row in 0..size {
@@ -135,10 +133,10 @@ mod tests {
                     matrix[row * stride + column] = product + f64::from(u8::from(row == column));
                 }
             }
-            let wanted: Vec<f64> = (0..2 * stride)
+            let wanted: Vec<f64> = (0..6 * stride)
                 .map(|place| if place % stride < size { (place as f64).sin() } else { 0.0 })
                 .collect();
-            let mut vectors: Vec<f64> = (0..2 * stride)
+            let mut vectors: Vec<f64> = (0..6 * stride)
                 .map(|place| match place % stride {
                     row if row < size => (0..size)
                         .map(|k| matrix[row * stride + k] * wanted[place / stride * stride + k])
@@ -146,7 +144,7 @@ mod tests {
                     _ => 0.0,
                 })
                 .collect();
-            Cholesky::new(&matrix, size, stride).unwrap().solve(&mut vectors);
+            Cholesky::new(&pieces(&matrix), size, stride / LANES).unwrap().solve(&mut vectors);
             for (found, wanted) in vectors.iter().zip(&wanted) {
                 assert!((found - wanted).abs() < 1e-9, "{size}: {found}, {wanted}");
             }
@@ -157,10 +155,10 @@ mod tests {
     fn what_is_not_positive_definite_has_no_factor() {
         let mut matrix = vec![0.0; 16];
         (matrix[0], matrix[8], matrix[9]) = (1.0, 2.0, 4.0);
-        assert!(Cholesky::new(&matrix, 2, 8).is_none());
+        assert!(Cholesky::new(&pieces(&matrix), 2, 1).is_none());
         matrix[9] = f64::NAN;
-        assert!(Cholesky::new(&matrix, 2, 8).is_none());
+        assert!(Cholesky::new(&pieces(&matrix), 2, 1).is_none());
         matrix[9] = 4.5;
-        assert!(Cholesky::new(&matrix, 2, 8).is_some());
+        assert!(Cholesky::new(&pieces(&matrix), 2, 1).is_some());
     }
 }

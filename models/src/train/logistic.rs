@@ -10,14 +10,13 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::cholesky::{Cholesky, LANES, TOGETHER, dots};
+use super::cholesky::Cholesky;
+use super::lanes::{LANES, Lanes, TOGETHER, add_multiples, at_mut, pieces, products, values};
 use super::quasi_newton::{Objective, Stop, minimise};
 use crate::ops::vectorised;
 
 /// Rows of the sum that one task adds up; partial sums are added in block order.
 const BLOCK: usize = 256;
-/// Rows of X'X that one task adds up.
-const BAND: usize = 8;
 const ITERATIONS: usize = 1000;
 /// On the norm of the gradient. The penalty alone makes the cost convex with modulus 1, so weights are
 /// within this distance of the optimum.
@@ -49,29 +48,32 @@ pub struct Logistic {
 }
 
 /// The samples as the cost reads them: in f64, each row followed by 1 (for the bias) and by zeros up to a
-/// whole number of lanes. Parameters are `[classes, stride]` in the same layout; those of the zeros stay 0.
+/// whole number of pieces. Parameters are `[classes, stride]` in the same layout; those of the zeros stay 0.
 struct Design<'a> {
-    rows: Vec<f64>,
+    rows: Vec<Lanes>,
+    /// Pieces of a row.
+    length: usize,
+    /// Values of a row.
     stride: usize,
     width: usize,
     labels: &'a [usize],
     classes: usize,
-    /// The lower triangle of X'X, `[width + 1, stride]`, once it was asked for.
-    products: OnceLock<Vec<f64>>,
+    /// The lower triangle of X'X, `[width + 1, length]`, once it was asked for.
+    products: OnceLock<Vec<Lanes>>,
 }
 
 impl<'a> Design<'a> {
     fn new(samples: Samples<'a>) -> Self {
         let Samples { features, width, labels, classes } = samples;
-        let stride = (width + 1).next_multiple_of(LANES);
-        let mut rows = vec![0.0; labels.len() * stride];
-        for (row, x) in rows.chunks_exact_mut(stride).zip(features.chunks_exact(width)) {
-            for (wide, x) in row.iter_mut().zip(x) {
+        let length = (width + 1).div_ceil(LANES);
+        let mut rows = vec![Lanes::default(); labels.len() * length];
+        for (row, x) in rows.chunks_exact_mut(length).zip(features.chunks_exact(width)) {
+            for (wide, x) in row.iter_mut().flat_map(|piece| &mut piece.0).zip(x) {
                 *wide = f64::from(*x);
             }
-            row[width] = 1.0;
+            *at_mut(row, width) = 1.0;
         }
-        Self { rows, stride, width, labels, classes, products: OnceLock::new() }
+        Self { rows, length, stride: length * LANES, width, labels, classes, products: OnceLock::new() }
     }
 
     /// Weights and biases of parameters.
@@ -84,49 +86,44 @@ impl<'a> Design<'a> {
         model
     }
 
-    /// Sum of cross entropies of some rows, and its gradient `[classes, stride]`.
+    /// Sum of cross entropies of some rows, and its gradient `[classes, length]`.
     #[inline(always)]
-    fn block(&self, rows: Range<usize>, parameters: &[f64]) -> (f64, Vec<f64>) {
-        let (stride, classes) = (self.stride, self.classes);
+    fn block(&self, rows: Range<usize>, parameters: &[Lanes]) -> (f64, Vec<Lanes>) {
+        let (length, classes) = (self.length, self.classes);
         let mut cost = 0.0;
-        let mut gradient = vec![0.0; classes * stride];
+        let mut gradient = vec![Lanes::default(); classes * length];
         let mut errors = vec![0.0; TOGETHER * classes];
-        let x = self.rows[rows.start * stride..rows.end * stride].chunks(TOGETHER * stride);
+        let x = self.rows[rows.start * length..rows.end * length].chunks(TOGETHER * length);
         for (x, labels) in x.zip(self.labels[rows].chunks(TOGETHER)) {
-            multiply(x, parameters, stride, &mut errors);
+            multiply(x, parameters, length, &mut errors);
             for (errors, label) in errors.chunks_exact_mut(classes).zip(labels) {
                 cost += cross_entropy(errors, *label);
             }
-            for (class, gradient) in gradient.chunks_exact_mut(stride).enumerate() {
-                add_multiples(gradient, x, stride, |row| errors[row * classes + class]);
-            }
+            add_rows(&mut gradient, x, length, |row, class| errors[row * classes + class]);
         }
         (cost, gradient)
     }
 
     /// The lower triangle of X'X.
-    fn products(&self) -> &[f64] {
+    fn products(&self) -> &[Lanes] {
         self.products.get_or_init(|| {
-            let mut sums = vec![0.0; (self.width + 1) * self.stride];
-            sums.par_chunks_mut(BAND * self.stride).enumerate().for_each(|(band, sums)| {
+            let mut sums = vec![Lanes::default(); (self.width + 1) * self.length];
+            sums.par_chunks_mut(LANES * self.length).enumerate().for_each(|(band, sums)| {
                 vectorised(
                     #[inline(always)]
-                    || self.band(band * BAND, sums),
+                    || self.band(band, sums),
                 );
             });
             sums
         })
     }
 
-    /// Some rows of it, from `first` on.
+    /// The rows of it whose diagonal lies in piece `band`: up to that piece they are read.
     #[inline(always)]
-    fn band(&self, first: usize, sums: &mut [f64]) {
-        let stride = self.stride;
-        for x in self.rows.chunks(TOGETHER * stride) {
-            for (column, sums) in (first..).zip(sums.chunks_exact_mut(stride)) {
-                let length = (column + 1).next_multiple_of(LANES);
-                add_multiples(&mut sums[..length], x, stride, |row| x[row * stride + column]);
-            }
+    fn band(&self, band: usize, sums: &mut [Lanes]) {
+        for x in self.rows.chunks(TOGETHER * self.length) {
+            let columns = |row: usize, column: usize| x[row * self.length + band].0[column];
+            add_parts(sums, x, self.length, band + 1, columns);
         }
     }
 }
@@ -134,46 +131,74 @@ impl<'a> Design<'a> {
 /// The products of each of `x` with each of `others`, `[x, others]`. Some of the latter stay near the processor while all
 /// of the former pass.
 #[inline(always)]
-fn multiply(x: &[f64], others: &[f64], stride: usize, results: &mut [f64]) {
-    let width = others.len() / stride;
-    for (group, others) in others.chunks(TOGETHER * stride).enumerate() {
-        for (x, results) in x.chunks_exact(stride).zip(results.chunks_exact_mut(width)) {
-            let results = &mut results[group * TOGETHER..];
-            match others.len() / stride {
-                TOGETHER => {
-                    let other = |place: usize| &others[place * stride..(place + 1) * stride];
-                    results[..TOGETHER].copy_from_slice(&dots::<TOGETHER>(x, std::array::from_fn(other)));
-                }
-                _ => {
-                    for (other, result) in others.chunks_exact(stride).zip(results) {
-                        [*result] = dots(x, [other]);
-                    }
-                }
+fn multiply(x: &[Lanes], others: &[Lanes], length: usize, results: &mut [f64]) {
+    let width = others.len() / length;
+    let row = |row: usize| &x[row * length..(row + 1) * length];
+    let other = |place: usize| &others[place * length..(place + 1) * length];
+    let count = x.len() / length;
+    let groups = width / TOGETHER * TOGETHER;
+    for group in (0..groups).step_by(TOGETHER) {
+        let others: [_; TOGETHER] = std::array::from_fn(|place| other(group + place));
+        let mut put = |row: usize, found: [f64; TOGETHER]| {
+            results[row * width + group..][..TOGETHER].copy_from_slice(&found);
+        };
+        let pairs = count / 2 * 2;
+        for first in (0..pairs).step_by(2) {
+            let [found, next] = products([row(first), row(first + 1)], others);
+            put(first, found);
+            put(first + 1, next);
+        }
+        if pairs < count {
+            let [found] = products([row(pairs)], others);
+            put(pairs, found);
+        }
+    }
+    for place in groups..width {
+        if count == TOGETHER {
+            let found = products(std::array::from_fn::<_, TOGETHER, _>(row), [other(place)]);
+            for (row, [found]) in found.into_iter().enumerate() {
+                results[row * width + place] = found;
             }
+            continue;
+        }
+        for index in 0..count {
+            [[results[index * width + place]]] = products([row(index)], [other(place)]);
         }
     }
 }
 
-/// Adds multiples of up to [`TOGETHER`] rows to `sum`, one after the other.
+/// Adds multiples of up to [`TOGETHER`] rows to each of `sums`, one after the other; `factor` is of a row for a sum.
 #[inline(always)]
-fn add_multiples(sum: &mut [f64], rows: &[f64], stride: usize, factor: impl Fn(usize) -> f64) {
-    #[inline(always)]
-    fn add<const N: usize>(sum: &mut [f64], rows: [&[f64]; N], factors: [f64; N]) {
-        for (place, sum) in sum.chunks_exact_mut(LANES).enumerate() {
-            let mut lanes = [0.0; LANES];
-            lanes.copy_from_slice(sum);
-            for (row, factor) in rows.iter().zip(factors) {
-                for (lane, x) in lanes.iter_mut().zip(&row[place * LANES..(place + 1) * LANES]) {
-                    *lane = factor.mul_add(*x, *lane);
+fn add_rows(sums: &mut [Lanes], rows: &[Lanes], length: usize, factor: impl Fn(usize, usize) -> f64) {
+    add_parts(sums, rows, length, length, factor);
+}
+
+/// The same of the first `part` pieces of each.
+#[inline(always)]
+fn add_parts(
+    sums: &mut [Lanes],
+    rows: &[Lanes],
+    length: usize,
+    part: usize,
+    factor: impl Fn(usize, usize) -> f64,
+) {
+    let row = |row: usize| &rows[row * length..][..part];
+    let factors = |sum: usize| std::array::from_fn::<_, TOGETHER, _>(|row| factor(row, sum));
+    let count = rows.len() / length;
+    for (pair, sums) in sums.chunks_mut(2 * length).enumerate() {
+        let (first, second) = sums.split_at_mut(length);
+        if count < TOGETHER {
+            for (place, sum) in [first, second].into_iter().enumerate().filter(|(_, sum)| !sum.is_empty()) {
+                for index in 0..count {
+                    add_multiples([&mut sum[..part]], [row(index)], [[factor(index, 2 * pair + place)]]);
                 }
             }
-            sum.copy_from_slice(&lanes);
+        } else if second.is_empty() {
+            add_multiples([&mut first[..part]], std::array::from_fn(row), [factors(2 * pair)]);
+        } else {
+            let both = [&mut first[..part], &mut second[..part]];
+            add_multiples(both, std::array::from_fn(row), [factors(2 * pair), factors(2 * pair + 1)]);
         }
-    }
-    let row = |row: usize| &rows[row * stride..(row + 1) * stride];
-    match rows.len() / stride {
-        TOGETHER => add::<TOGETHER>(sum, std::array::from_fn(row), std::array::from_fn(factor)),
-        count => (0..count).for_each(|place| add(sum, [row(place)], [factor(place)])),
     }
 }
 
@@ -201,12 +226,12 @@ struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     fn new(design: &'a Design<'a>, c: f64) -> Self {
-        let Design { stride, width, classes, .. } = *design;
+        let Design { length, width, classes, .. } = *design;
         let curvature = (design.labels.len() >= width).then(|| {
-            let mut matrix: Vec<f64> =
-                design.products().iter().map(|product| c / classes as f64 * product).collect();
-            (0..width).for_each(|place| matrix[place * stride + place] += 1.0);
-            Cholesky::new(&matrix, width + 1, stride)
+            let mut matrix = design.products().to_vec();
+            matrix.iter_mut().flat_map(|piece| &mut piece.0).for_each(|value| *value *= c / classes as f64);
+            (0..width).for_each(|place| *at_mut(&mut matrix[place * length..], place) += 1.0);
+            Cholesky::new(&matrix, width + 1, length)
         });
         Self { design, c, curvature: curvature.flatten() }
     }
@@ -221,13 +246,14 @@ impl Objective for Problem<'_> {
     fn evaluate(&self, parameters: &[f64]) -> (f64, Vec<f64>) {
         let Design { stride, width, classes, .. } = *self.design;
         let count = self.design.labels.len();
-        let blocks: Vec<(f64, Vec<f64>)> = (0..count.div_ceil(BLOCK))
+        let aligned = pieces(parameters);
+        let blocks: Vec<(f64, Vec<Lanes>)> = (0..count.div_ceil(BLOCK))
             .into_par_iter()
             .map(|block| {
                 let rows = block * BLOCK..((block + 1) * BLOCK).min(count);
                 vectorised(
                     #[inline(always)]
-                    || self.design.block(rows, parameters),
+                    || self.design.block(rows, &aligned),
                 )
             })
             .collect();
@@ -235,7 +261,7 @@ impl Objective for Problem<'_> {
         let mut gradient = vec![0.0; classes * stride];
         for (block_cost, block_gradient) in &blocks {
             cost += self.c * block_cost;
-            for (sum, value) in gradient.iter_mut().zip(block_gradient) {
+            for (sum, value) in gradient.iter_mut().zip(values(block_gradient)) {
                 *sum += self.c * value;
             }
         }

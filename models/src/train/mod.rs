@@ -5,6 +5,7 @@ mod adamw;
 mod cholesky;
 mod dropout;
 mod groups;
+mod lanes;
 pub mod logistic;
 mod lora;
 pub mod loss;
