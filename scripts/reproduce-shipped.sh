@@ -81,9 +81,22 @@ given() {
       given+=(--set 'stage.meta.params.classes=["modality"]')
       ;;
     vqa-rad)
-      given=(--var "data=$data/vqa-rad-mevf" "${clip[@]}" "${brief[@]}")
-      given+=(--set stage.published.params.hidden=64 --set stage.published_question_only.params.hidden=64 --set 'stage.published.params.autoencoder="standardised"')
-      given+=(--set stage.variants.params.hidden=64)
+      # Of the questions one in ten, for there are eighty trainings. Which of them are twins cannot be told then: without
+      # all templated wordings instead of those alone.
+      mkdir -p "$work/vqa-rad"
+      cp -r "$data"/vqa-rad-mevf/* "$work/vqa-rad"
+      chmod -R u+w "$work/vqa-rad"
+      python3 - "$work/vqa-rad" <<'PYTHON'
+import json, sys
+for name in ("trainset", "testset"):
+    path = f"{sys.argv[1]}/{name}.json"
+    records = json.load(open(path))[::10]
+    json.dump(records, open(path, "w"))
+PYTHON
+      given=(--var "data=$work/vqa-rad" --set stage.data.params.allow_partial=true "${clip[@]}" "${brief[@]}")
+      given+=(--var 'protocols=["mevf-3064", "published-1797"]' --var shown=published-1797 --var twins=answer_type)
+      given+=(--set 'stage.published_compared.params.equal_protocols=["mevf-3064", "published-1797"]')
+      given+=(--set stage.published.params.hidden=64 --set stage.published_question_only.params.hidden=64 --set stage.variants.params.hidden=64)
       ;;
     published) ;;
     *)

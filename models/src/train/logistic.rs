@@ -17,6 +17,10 @@ use crate::ops::vectorised;
 
 /// Rows of the sum that one task adds up; partial sums are added in block order.
 const BLOCK: usize = 256;
+/// Rows that are in f64 at a time.
+const BATCH: usize = 16;
+/// Pieces of the gradient of each class that rows are added to before the next ones.
+const NEAR: usize = 32;
 const ITERATIONS: usize = 1000;
 /// On the norm of the gradient. The penalty alone makes the cost convex with modulus 1, so weights are
 /// within this distance of the optimum.
@@ -50,56 +54,82 @@ pub struct Logistic {
 /// The samples as the cost reads them: in f64, each row followed by 1 (for the bias) and by zeros up to a
 /// whole number of pieces. Parameters are `[classes, stride]` in the same layout; those of the zeros stay 0.
 struct Design<'a> {
-    rows: Vec<Lanes>,
+    samples: Samples<'a>,
     /// Pieces of a row.
     length: usize,
     /// Values of a row.
     stride: usize,
-    width: usize,
-    labels: &'a [usize],
-    classes: usize,
     /// The lower triangle of X'X, `[width + 1, length]`, once it was asked for.
     products: OnceLock<Vec<Lanes>>,
 }
 
 impl<'a> Design<'a> {
     fn new(samples: Samples<'a>) -> Self {
-        let Samples { features, width, labels, classes } = samples;
-        let length = (width + 1).div_ceil(LANES);
-        let mut rows = vec![Lanes::default(); labels.len() * length];
-        for (row, x) in rows.chunks_exact_mut(length).zip(features.chunks_exact(width)) {
-            for (wide, x) in row.iter_mut().flat_map(|piece| &mut piece.0).zip(x) {
-                *wide = f64::from(*x);
-            }
-            *at_mut(row, width) = 1.0;
-        }
-        Self { rows, length, stride: length * LANES, width, labels, classes, products: OnceLock::new() }
+        let length = (samples.width + 1).div_ceil(LANES);
+        Self { samples, length, stride: length * LANES, products: OnceLock::new() }
     }
 
     /// Weights and biases of parameters.
     fn model(&self, parameters: &[f64]) -> Logistic {
+        let width = self.samples.width;
         let mut model = Logistic { weight: Vec::new(), bias: Vec::new() };
         for class in parameters.chunks_exact(self.stride) {
-            model.weight.extend_from_slice(&class[..self.width]);
-            model.bias.push(class[self.width]);
+            model.weight.extend_from_slice(&class[..width]);
+            model.bias.push(class[width]);
         }
         model
+    }
+
+    /// Writes the first pieces of some rows to `wide`, as many as it has room for.
+    #[inline(always)]
+    fn widen(&self, rows: Range<usize>, wide: &mut [Lanes]) {
+        let width = self.samples.width;
+        let part = wide.len() / rows.len();
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(part)) {
+            let row = &self.samples.features[row * width..(row + 1) * width];
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for (wide, x) in wide.iter_mut().zip(whole) {
+                for (wide, x) in wide.0.iter_mut().zip(x) {
+                    *wide = f64::from(*x);
+                }
+            }
+            if part == self.length {
+                let mut last = [0.0; LANES];
+                for (wide, x) in last.iter_mut().zip(rest) {
+                    *wide = f64::from(*x);
+                }
+                last[rest.len()] = 1.0;
+                wide[whole.len()] = Lanes(last);
+            }
+        }
     }
 
     /// Sum of cross entropies of some rows, and its gradient `[classes, length]`.
     #[inline(always)]
     fn block(&self, rows: Range<usize>, parameters: &[Lanes]) -> (f64, Vec<Lanes>) {
-        let (length, classes) = (self.length, self.classes);
+        let (length, classes) = (self.length, self.samples.classes);
         let mut cost = 0.0;
         let mut gradient = vec![Lanes::default(); classes * length];
-        let mut errors = vec![0.0; TOGETHER * classes];
-        let x = self.rows[rows.start * length..rows.end * length].chunks(TOGETHER * length);
-        for (x, labels) in x.zip(self.labels[rows].chunks(TOGETHER)) {
+        let mut errors = vec![0.0; BATCH * classes];
+        let mut wide = vec![Lanes::default(); BATCH * length];
+        for first in rows.clone().step_by(BATCH) {
+            let rows = first..rows.end.min(first + BATCH);
+            let x = &mut wide[..rows.len() * length];
+            self.widen(rows.clone(), x);
             multiply(x, parameters, length, &mut errors);
-            for (errors, label) in errors.chunks_exact_mut(classes).zip(labels) {
+            for (errors, label) in errors.chunks_exact_mut(classes).zip(&self.samples.labels[rows]) {
                 cost += cross_entropy(errors, *label);
             }
-            add_rows(&mut gradient, x, length, |row, class| errors[row * classes + class]);
+            // As much of the gradient as stays near the processor while the rows pass.
+            for begin in (0..length).step_by(NEAR) {
+                let part = begin..length.min(begin + NEAR);
+                for (place, x) in x.chunks(TOGETHER * length).enumerate() {
+                    let errors = &errors[place * TOGETHER * classes..];
+                    add_rows(&mut gradient, x, length, part.clone(), |row, class| {
+                        errors[row * classes + class]
+                    });
+                }
+            }
         }
         (cost, gradient)
     }
@@ -107,7 +137,7 @@ impl<'a> Design<'a> {
     /// The lower triangle of X'X.
     fn products(&self) -> &[Lanes] {
         self.products.get_or_init(|| {
-            let mut sums = vec![Lanes::default(); (self.width + 1) * self.length];
+            let mut sums = vec![Lanes::default(); (self.samples.width + 1) * self.length];
             sums.par_chunks_mut(LANES * self.length).enumerate().for_each(|(band, sums)| {
                 vectorised(
                     #[inline(always)]
@@ -121,9 +151,13 @@ impl<'a> Design<'a> {
     /// The rows of it whose diagonal lies in piece `band`: up to that piece they are read.
     #[inline(always)]
     fn band(&self, band: usize, sums: &mut [Lanes]) {
-        for x in self.rows.chunks(TOGETHER * self.length) {
-            let columns = |row: usize, column: usize| x[row * self.length + band].0[column];
-            add_parts(sums, x, self.length, band + 1, columns);
+        let (count, length) = (self.samples.labels.len(), self.length);
+        let mut wide = vec![Lanes::default(); TOGETHER * length];
+        for first in (0..count).step_by(TOGETHER) {
+            let rows = first..count.min(first + TOGETHER);
+            let x = &mut wide[..rows.len() * length];
+            self.widen(rows, x);
+            add_rows(sums, x, length, 0..band + 1, |row, column| x[row * length + band].0[column]);
         }
     }
 }
@@ -132,72 +166,71 @@ impl<'a> Design<'a> {
 /// of the former pass.
 #[inline(always)]
 fn multiply(x: &[Lanes], others: &[Lanes], length: usize, results: &mut [f64]) {
-    let width = others.len() / length;
+    let (count, width) = (x.len() / length, others.len() / length);
     let row = |row: usize| &x[row * length..(row + 1) * length];
     let other = |place: usize| &others[place * length..(place + 1) * length];
-    let count = x.len() / length;
     let groups = width / TOGETHER * TOGETHER;
     for group in (0..groups).step_by(TOGETHER) {
-        let others: [_; TOGETHER] = std::array::from_fn(|place| other(group + place));
-        let mut put = |row: usize, found: [f64; TOGETHER]| {
-            results[row * width + group..][..TOGETHER].copy_from_slice(&found);
-        };
-        let pairs = count / 2 * 2;
-        for first in (0..pairs).step_by(2) {
-            let [found, next] = products([row(first), row(first + 1)], others);
-            put(first, found);
-            put(first + 1, next);
-        }
-        if pairs < count {
-            let [found] = products([row(pairs)], others);
-            put(pairs, found);
+        let others = [other(group), other(group + 1), other(group + 2), other(group + 3)];
+        for first in (0..count).step_by(2) {
+            let place = first * width + group;
+            if first + 1 < count {
+                let [found, next] = products([row(first), row(first + 1)], others);
+                results[place..place + TOGETHER].copy_from_slice(&found);
+                results[place + width..][..TOGETHER].copy_from_slice(&next);
+            } else {
+                let [found] = products([row(first)], others);
+                results[place..place + TOGETHER].copy_from_slice(&found);
+            }
         }
     }
     for place in groups..width {
-        if count == TOGETHER {
-            let found = products(std::array::from_fn::<_, TOGETHER, _>(row), [other(place)]);
-            for (row, [found]) in found.into_iter().enumerate() {
-                results[row * width + place] = found;
+        for first in (0..count).step_by(TOGETHER) {
+            if first + TOGETHER <= count {
+                let rows = [row(first), row(first + 1), row(first + 2), row(first + 3)];
+                for (row, [found]) in products(rows, [other(place)]).into_iter().enumerate() {
+                    results[(first + row) * width + place] = found;
+                }
+            } else {
+                for index in first..count {
+                    [[results[index * width + place]]] = products([row(index)], [other(place)]);
+                }
             }
-            continue;
-        }
-        for index in 0..count {
-            [[results[index * width + place]]] = products([row(index)], [other(place)]);
         }
     }
 }
 
-/// Adds multiples of up to [`TOGETHER`] rows to each of `sums`, one after the other; `factor` is of a row for a sum.
+/// Adds multiples of up to [`TOGETHER`] rows to each of `sums`, one after the other, in `part` of their pieces; `factor` is
+/// of a row for a sum.
 #[inline(always)]
-fn add_rows(sums: &mut [Lanes], rows: &[Lanes], length: usize, factor: impl Fn(usize, usize) -> f64) {
-    add_parts(sums, rows, length, length, factor);
-}
-
-/// The same of the first `part` pieces of each.
-#[inline(always)]
-fn add_parts(
+fn add_rows(
     sums: &mut [Lanes],
     rows: &[Lanes],
     length: usize,
-    part: usize,
+    part: Range<usize>,
     factor: impl Fn(usize, usize) -> f64,
 ) {
-    let row = |row: usize| &rows[row * length..][..part];
-    let factors = |sum: usize| std::array::from_fn::<_, TOGETHER, _>(|row| factor(row, sum));
+    let row = |row: usize| &rows[row * length..][part.clone()];
+    let factors = |sum: usize| [factor(0, sum), factor(1, sum), factor(2, sum), factor(3, sum)];
     let count = rows.len() / length;
     for (pair, sums) in sums.chunks_mut(2 * length).enumerate() {
         let (first, second) = sums.split_at_mut(length);
         if count < TOGETHER {
-            for (place, sum) in [first, second].into_iter().enumerate().filter(|(_, sum)| !sum.is_empty()) {
-                for index in 0..count {
-                    add_multiples([&mut sum[..part]], [row(index)], [[factor(index, 2 * pair + place)]]);
+            for (place, sum) in [first, second].into_iter().enumerate() {
+                for index in 0..if sum.is_empty() { 0 } else { count } {
+                    add_multiples(
+                        [&mut sum[part.clone()]],
+                        [row(index)],
+                        [[factor(index, 2 * pair + place)]],
+                    );
                 }
             }
         } else if second.is_empty() {
-            add_multiples([&mut first[..part]], std::array::from_fn(row), [factors(2 * pair)]);
+            add_multiples([&mut first[part.clone()]], [row(0), row(1), row(2), row(3)], [factors(2 * pair)]);
         } else {
-            let both = [&mut first[..part], &mut second[..part]];
-            add_multiples(both, std::array::from_fn(row), [factors(2 * pair), factors(2 * pair + 1)]);
+            let both = [&mut first[part.clone()], &mut second[part.clone()]];
+            let factors = [factors(2 * pair), factors(2 * pair + 1)];
+            add_multiples(both, [row(0), row(1), row(2), row(3)], factors);
         }
     }
 }
@@ -226,8 +259,8 @@ struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     fn new(design: &'a Design<'a>, c: f64) -> Self {
-        let Design { length, width, classes, .. } = *design;
-        let curvature = (design.labels.len() >= width).then(|| {
+        let (length, Samples { width, labels, classes, .. }) = (design.length, design.samples);
+        let curvature = (labels.len() >= width).then(|| {
             let mut matrix = design.products().to_vec();
             matrix.iter_mut().flat_map(|piece| &mut piece.0).for_each(|value| *value *= c / classes as f64);
             (0..width).for_each(|place| *at_mut(&mut matrix[place * length..], place) += 1.0);
@@ -244,8 +277,8 @@ impl<'a> Problem<'a> {
 
 impl Objective for Problem<'_> {
     fn evaluate(&self, parameters: &[f64]) -> (f64, Vec<f64>) {
-        let Design { stride, width, classes, .. } = *self.design;
-        let count = self.design.labels.len();
+        let (stride, Samples { width, labels, classes, .. }) = (self.design.stride, self.design.samples);
+        let count = labels.len();
         let aligned = pieces(parameters);
         let blocks: Vec<(f64, Vec<Lanes>)> = (0..count.div_ceil(BLOCK))
             .into_par_iter()
@@ -298,7 +331,7 @@ pub struct LogisticError {
 /// If the cost is no finite number.
 pub fn fit(samples: Samples<'_>, c: f64) -> Result<Logistic, LogisticError> {
     let design = Design::new(samples);
-    let start = vec![0.0; design.classes * design.stride];
+    let start = vec![0.0; samples.classes * design.stride];
     Ok(design.model(&Problem::new(&design, c).minimise(&start, TOLERANCE, ITERATIONS)?))
 }
 
@@ -363,7 +396,7 @@ impl Sweep<'_> {
 
 /// On the gradient of the whole cost, which is C times the number of samples that of the mean.
 fn sweep_tolerance(design: &Design<'_>, c: f64) -> f64 {
-    SWEEP_TOLERANCE * c * design.labels.len() as f64
+    SWEEP_TOLERANCE * c * design.samples.labels.len() as f64
 }
 
 /// The C of best validation accuracy: seven decades apart, then halving the step in log space around
@@ -374,7 +407,7 @@ fn sweep_tolerance(design: &Design<'_>, c: f64) -> f64 {
 /// As [`fit`].
 pub fn sweep(train: Samples<'_>, validation: Samples<'_>) -> Result<f64, LogisticError> {
     let design = Design::new(train);
-    let mut parameters = vec![0.0; design.classes * design.stride];
+    let mut parameters = vec![0.0; train.classes * design.stride];
     let mut sweep = Sweep {
         design: &design,
         validation,
