@@ -80,27 +80,23 @@ impl<'a> Design<'a> {
         model
     }
 
-    /// Writes the first pieces of some rows to `wide`, as many as it has room for.
+    /// Writes some rows to `wide`.
     #[inline(always)]
     fn widen(&self, rows: Range<usize>, wide: &mut [Lanes]) {
         let width = self.samples.width;
-        let part = wide.len() / rows.len();
-        for (row, wide) in rows.zip(wide.chunks_exact_mut(part)) {
-            let row = &self.samples.features[row * width..(row + 1) * width];
-            let (whole, rest) = row.as_chunks::<LANES>();
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(self.length)) {
+            let (whole, rest) = self.samples.features[row * width..(row + 1) * width].as_chunks::<LANES>();
             for (wide, x) in wide.iter_mut().zip(whole) {
                 for (wide, x) in wide.0.iter_mut().zip(x) {
                     *wide = f64::from(*x);
                 }
             }
-            if part == self.length {
-                let mut last = [0.0; LANES];
-                for (wide, x) in last.iter_mut().zip(rest) {
-                    *wide = f64::from(*x);
-                }
-                last[rest.len()] = 1.0;
-                wide[whole.len()] = Lanes(last);
+            let mut last = [0.0; LANES];
+            for (wide, x) in last.iter_mut().zip(rest) {
+                *wide = f64::from(*x);
             }
+            last[rest.len()] = 1.0;
+            wide[whole.len()] = Lanes(last);
         }
     }
 
