@@ -37,7 +37,7 @@ given() {
     medmnist) given=(--var "data=$data/medmnist" --var partial=true) ;;
     vqa-data) given=(--var "vqa_rad=$data/vqa-rad" --var "slake=$data/fixture-slake" --var partial=true) ;;
     caption-data)
-      given=(--var "roco=$data/roco" --var "rocov2=$data/rocov2" --var "pmc_oa=$data/fixture-pmc-oa" --var partial=true --var max_rejects=10)
+      given=(--var "roco=$data/roco" --var "rocov2=$data/rocov2" --var "pmc_oa=$data/fixture-pmc-oa" --var partial=true --var max_rejects=10 --var missing_images=keep)
       given+=(--target roco --target rocov2 --target pmc_oa)
       ;;
     ct-rate) given=(--var "data=$data/fixture-ct-rate/dataset" --var partial=true) ;;
