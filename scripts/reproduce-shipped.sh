@@ -81,8 +81,8 @@ given() {
       given+=(--set 'stage.meta.params.classes=["modality"]')
       ;;
     vqa-rad)
-      # Of the questions one in ten, for there are eighty trainings. Which of them are twins cannot be told then: without
-      # all templated wordings instead of those alone.
+      # Of the questions one in ten, for there are eighty trainings. Which wordings are those of test questions cannot be told
+      # then (`clean-2773`), so the second protocol has no templated wordings at all.
       mkdir -p "$work/vqa-rad"
       cp -r "$data"/vqa-rad-mevf/* "$work/vqa-rad"
       chmod -R u+w "$work/vqa-rad"

@@ -51,7 +51,7 @@ pub struct Logistic {
     pub bias: Vec<f64>,
 }
 
-/// The samples as the cost reads them: in f64, each row followed by 1 (for the bias) and by zeros up to a
+/// The samples, and how the cost reads their rows: widened to f64, followed by 1 (for the bias) and by zeros up to a
 /// whole number of pieces. Parameters are `[classes, stride]` in the same layout; those of the zeros stay 0.
 struct Design<'a> {
     samples: Samples<'a>,
@@ -80,7 +80,7 @@ impl<'a> Design<'a> {
         model
     }
 
-    /// Writes some rows to `wide`.
+    /// Writes some rows to `wide`, `[rows, length]`, as the cost reads them.
     #[inline(always)]
     fn widen(&self, rows: Range<usize>, wide: &mut [Lanes]) {
         let width = self.samples.width;

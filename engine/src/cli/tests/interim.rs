@@ -24,8 +24,7 @@ fn appears(path: &Path) -> bool {
     true
 }
 
-/// What was there when the run began is published, and what it makes as it comes; another run's files stay, and so do a
-/// person's.
+/// What was there when the run began is published, and what it makes as it comes; a person's file stays.
 #[test]
 fn results_are_published_before_the_run_ends() {
     let stages =
